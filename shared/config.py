@@ -1,0 +1,318 @@
+"""The whole run in one frozen tree: every option, its default and its meaning.
+
+Defaults stand on the fields and nowhere else; an unknown key is refused. Reading YAML,
+overrides and suggestions for misspelt keys live in `shared.config_file`.
+Relative model, data and store paths are relative to `paths.root`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["float32", "bfloat16"]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(Section):
+    """Where things are read from and written to."""
+
+    root: str = "."
+    runs: str = "runs"
+    cache: str = "~/.cache/tutelage"
+
+
+class Teacher(Section):
+    """A causal language model, the PEFT adapter on it, and how many copies serve it."""
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    dtype: Dtype = "float32"
+    quantisation: Literal["none", "int8", "nf4"] = "none"
+    trust_remote_code: bool = False
+    replicas: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0, description="GPUs of one replica")
+    cpus: float = Field(default=1, ge=0, description="CPUs of one replica")
+
+
+class HubDataset(Section):
+    """A Hugging Face dataset by hub name or local path."""
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+Source = str | HubDataset
+
+
+class Domain(Section):
+    """Text of one kind. A string source is a file, a folder or a glob of .jsonl, .parquet or text."""
+
+    train: Source | list[Source]
+    validation: Source | list[Source] | None = None
+    columns: dict[Literal["text", "prompt", "response", "messages"], str] = Field(
+        default_factory=dict, description="our name -> the column's name in the source"
+    )
+
+
+class Data(Section):
+    """How text becomes rows."""
+
+    context: int = Field(default=512, ge=8, description="tokens in a row, at most")
+    loss_on: Literal["responses", "everything"] = "responses"
+    too_long: Literal["split", "cut", "refuse"] = "split"
+    validation_rows: int = Field(
+        default=24, ge=1, description="rows per domain; training never sees them"
+    )
+
+
+class FullTraining(Section):
+    """Every weight of the student trains."""
+
+    kind: Literal["full"] = "full"
+
+
+class LoRATraining(Section):
+    """Low-rank adapters train, the base is frozen."""
+
+    kind: Literal["lora"] = "lora"
+    r: int = Field(default=16, ge=1)
+    alpha: Positive = 32.0
+    dropout: Fraction = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class QLoRATraining(LoRATraining):
+    """Adapters on a base quantised to nf4 by bitsandbytes."""
+
+    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+
+
+class Student(Section):
+    """The model that learns, and the workers it trains on."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    train: Annotated[FullTraining | LoRATraining | QLoRATraining, Field(discriminator="kind")] = (
+        FullTraining()
+    )
+    dtype: Dtype = "float32"
+    zero: Literal[0, 1, 2, 3] = 2
+    activation_checkpointing: bool = False
+    workers: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0, description="GPUs of one worker")
+    cpus: float = Field(default=1, ge=0, description="CPUs of one worker")
+    max_restarts: int = Field(
+        default=3, ge=0, description="restarts of the worker group after a crash"
+    )
+
+
+class Batch(Section):
+    """Rows of one optimiser step over all workers, and rows of one forward pass."""
+
+    rows_per_step: int = Field(default=8, ge=1)
+    micro_batch: int = Field(default=4, ge=1)
+
+
+class Targets(Section):
+    """What the teacher ships per position (design: SoftTargets)."""
+
+    top_k: int = Field(default=64, ge=1)
+    encoding: Literal["fp16", "fp32"] = "fp16"
+    store: str | None = Field(
+        default=None, description="folder the answers are written to and read from"
+    )
+    teacher_free: bool = Field(
+        default=False, description="train from `store` with no teacher alive"
+    )
+
+
+class ForwardKL(Section):
+    """KL(teacher || student) over the kept ids and the tail bucket, times temperature squared."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+    weight: Positive = 1.0
+    temperature: Positive = 1.0
+    times_temperature_squared: bool = True
+
+
+class CrossEntropy(Section):
+    """Cross-entropy with the text's own next token."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    weight: Positive = 1.0
+
+
+class HiddenStates(Section):
+    """Match hidden states of chosen teacher layers through a learned projection.
+
+    Layer 0 is the embedding's output, layer L the last one, after the final norm.
+    """
+
+    kind: Literal["hidden_states"] = "hidden_states"
+    weight: Positive = 1.0
+    layers: dict[int, int] = Field(min_length=1, description="teacher layer -> student layer")
+    distance: Literal["mse", "cosine"] = "mse"
+
+
+Loss = Annotated[ForwardKL | CrossEntropy | HiddenStates, Field(discriminator="kind")]
+
+
+class Optimiser(Section):
+    """AdamW with warm-up and decay."""
+
+    lr: Positive = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    final_lr_fraction: Fraction = 0.1
+    clip_norm: Positive | None = 1.0
+
+
+class FixedMixture(Section):
+    """Domain weights that never change: shares of loss tokens."""
+
+    policy: Literal["fixed"] = "fixed"
+    weights: Literal["natural", "uniform"] | dict[str, float] = "natural"
+
+
+class DDKMixture(Section):
+    """Domain weights from the ratio of perplexities (DDK, arXiv 2407.16154, Eq. 1 and 2)."""
+
+    policy: Literal["ddk"] = "ddk"
+    interval: int = Field(default=1000, ge=1, description="K: steps between decisions")
+    alpha: Fraction = 0.5
+    start: Literal["natural", "ddk"] = Field(default="natural", description="weights of interval 0")
+    lag_steps: int = Field(
+        default=2, ge=0, description="steps from a decision to the first block it rules"
+    )
+    deadline_s: Positive = 600.0
+
+    @model_validator(mode="after")
+    def _interval_covers_lag(self) -> "DDKMixture":
+        if self.interval < self.lag_steps:
+            raise ValueError(
+                f"mixture.interval is {self.interval}, below mixture.lag_steps {self.lag_steps}; "
+                "raise the interval or lower the lag"
+            )
+        return self
+
+
+class Service(Section):
+    """How students talk to teachers."""
+
+    in_flight: int = Field(default=3, ge=1, le=16, description="scoring units under way per worker")
+    unit_deadline_s: Positive = 600.0
+    max_unit_failures: int = Field(
+        default=3, ge=1, description="failures of one unit before the run stops"
+    )
+
+
+class Evaluation(Section):
+    """Validation before and after training."""
+
+    kl: Literal["auto", "full", "bucketed"] = Field(
+        default="auto",
+        description="full vocabulary up to 32,768 tokens, else over top_k and the tail",
+    )
+
+
+class Checkpoints(Section):
+    """When the run is saved and how many checkpoints stay."""
+
+    every: int = Field(default=100, ge=1, description="steps")
+    keep: int = Field(default=2, ge=1)
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    steps: int = Field(ge=1)
+    log_every: int = Field(default=10, ge=1)
+    paths: Paths = Paths()
+    teachers: dict[str, Teacher] = Field(min_length=1)
+    student: Student
+    domains: dict[str, Domain] = Field(min_length=1)
+    data: Data = Data()
+    batch: Batch = Batch()
+    targets: Targets = Targets()
+    losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
+    optimiser: Optimiser = Optimiser()
+    mixture: Annotated[FixedMixture | DDKMixture, Field(discriminator="policy")] = FixedMixture()
+    service: Service = Service()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    baseline: bool = Field(
+        default=False,
+        description="also train a copy on hard labels alone, on identical rows and steps",
+    )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any loss learns from the teacher rather than from the text alone."""
+        return any(loss.kind != "cross_entropy" for loss in self.losses)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per worker and optimiser step."""
+        return self.batch.rows_per_step // (self.batch.micro_batch * self.student.workers)
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Teacher layers whose hidden states the losses ask for, ascending."""
+        asked = {t for loss in self.losses if isinstance(loss, HiddenStates) for t in loss.layers}
+        return tuple(sorted(asked))
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures whose tail mass the teacher ships: 1 first, then those of the losses."""
+        others = {loss.temperature for loss in self.losses if isinstance(loss, ForwardKL)} - {1.0}
+        return (1.0, *sorted(others))
+
+    @property
+    def prefetch_steps(self) -> int:
+        """Blocks whose units may be under way beyond the current one."""
+        lag = self.mixture.lag_steps if isinstance(self.mixture, DDKMixture) else 2
+        return min(2, lag)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        rows = self.batch.micro_batch * self.student.workers
+        if self.batch.rows_per_step % rows:
+            raise ValueError(
+                f"batch.rows_per_step is {self.batch.rows_per_step}, not a multiple of "
+                f"batch.micro_batch x student.workers = {rows}; change one of the three"
+            )
+        if len(self.teachers) > 1:
+            raise ValueError(
+                f"teachers has {len(self.teachers)} entries; a run learns from one, keep one of "
+                f"{', '.join(self.teachers)}"
+            )
+        if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
+            _check_weights(self.mixture.weights, self.domains)
+        if self.targets.teacher_free and self.targets.store is None:
+            raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
+        return self
+
+
+def _check_weights(weights: dict[str, float], domains: dict[str, Domain]) -> None:
+    if set(weights) != set(domains):
+        odd = sorted(set(weights) ^ set(domains))
+        raise ValueError(f"mixture.weights must name every domain once; {', '.join(odd)} differ")
+    if any(w < 0 for w in weights.values()) or sum(weights.values()) <= 0:
+        raise ValueError(f"mixture.weights must be non-negative with a positive sum, not {weights}")

@@ -1,0 +1,56 @@
+"""Every error a user can meet, each one sentence that names the value and the way out.
+
+All take a single string, so that they survive pickling between Ray processes.
+"""
+
+
+class TutelageError(Exception):
+    """Root of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UserError(TutelageError, ValueError):
+    """The input, the config or the cluster does not allow what was asked; nothing was lost."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config or an override that cannot be used."""
+
+
+class DataError(UserError):
+    """Text that cannot be read, or a domain without usable text."""
+
+
+class HandshakeError(UserError):
+    """A student that cannot learn from this teacher."""
+
+
+class PlacementError(UserError):
+    """The cluster lacks what a role needs."""
+
+
+class RunInUseError(UserError):
+    """Another process works in the same run directory."""
+
+
+class StorageError(UserError):
+    """The disk is full or not writable; the last good checkpoint survives."""
+
+
+class NonFiniteLossError(UserError):
+    """A loss became NaN or infinite; names the step, the domains and the rows."""
+
+
+class TeacherError(TutelageError, RuntimeError):
+    """The teacher service cannot answer, or answers something that must not be learnt from."""
+
+
+class ControllerError(TutelageError, RuntimeError):
+    """The controller did not decide in time."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be resumed from as asked."""

@@ -1,0 +1,85 @@
+"""Names, units and file format of what a run measures.
+
+One line of `metrics.jsonl` per logged step covers the steps since the line before. Lines are keyed
+by step; where a step occurs twice, after a resume, the last one counts.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class DomainMetrics:
+    """One domain over the steps of a line, all ranks."""
+
+    kl: float | None  # nats per loss token at temperature 1, bucketed; None without a teacher
+    tokens: int  # loss tokens
+    sequences: int  # rows
+    weight: float  # target share of loss tokens at the line's last step
+
+
+@dataclass(slots=True)
+class StepMetrics:
+    """One line of `metrics.jsonl`."""
+
+    step: int  # optimiser updates done
+    loss: float  # nats per loss token, all terms weighted
+    lr: float
+    grad_norm: float  # of the last step, before clipping
+    tokens: int  # loss tokens of the line's steps
+    captured_mass: float | None  # teacher mass on the kept ids, mean per loss token
+    terms: dict[str, float] = field(default_factory=dict)  # each loss unweighted, nats per token
+    domains: dict[str, DomainMetrics] = field(default_factory=dict)
+    # What follows depends on the machine, not on the run.
+    seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
+    teacher_wait_s: float = 0.0  # of that time, mean over ranks
+    units: int = 0  # scoring units answered
+    wire_bytes: int = 0  # serialised Tables, all ranks
+    retried_units: int = 0
+    cache_hits: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Loss tokens per second of training wall time."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+MACHINE_FIELDS = (
+    "seconds",
+    "teacher_wait_s",
+    "units",
+    "wire_bytes",
+    "retried_units",
+    "cache_hits",
+)
+
+
+@dataclass(slots=True)
+class DomainEvaluation:
+    """One domain's validation text, nats per loss token."""
+
+    student_nll: float
+    teacher_nll: float | None
+    kl: float | None  # KL(teacher || student)
+    kl_kind: str  # "full", "bucketed-K" or "none"
+    tokens: int
+
+
+def append_metrics(path: Path, line: StepMetrics) -> None:
+    """Append one line to `metrics.jsonl`."""
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(line)) + "\n")
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """The lines of a run in step order, the last attempt at each step; a torn line is skipped."""
+    by_step: dict[int, StepMetrics] = {}
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        fields["domains"] = {n: DomainMetrics(**d) for n, d in fields["domains"].items()}
+        by_step[fields["step"]] = StepMetrics(**fields)
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,40 @@
+"""RunPlan: everything a student worker is told, resolved once by the driver before it starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.config import Config
+from shared.domains import ControllerClient
+from shared.soft_targets import TargetReader, TargetSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedDomain:
+    """Where a domain's tokenised rows lie (Arrow files of `shared.rows.SCHEMA`)."""
+
+    name: str
+    train_path: str
+    validation_path: str
+    num_rows: int  # training rows
+    num_loss_tokens: int  # in the training rows
+    natural_weight: float  # share of the corpus's loss tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A resolved run; plain values only, so it pickles small."""
+
+    config: Config  # model, adapter and store paths are absolute here
+    run_dir: str
+    domains: tuple[PreparedDomain, ...]  # config order
+    target_spec: TargetSpec | None  # None: no loss needs a teacher
+    evaluation_spec: TargetSpec | None  # None: no teacher to compare with
+    kl_kind: str  # "full", "bucketed-K" or "none"
+    teacher: dict[str, str] | None  # the engine's fingerprint
+    packed: bool  # whether the student keeps packed documents apart
+    mode: Literal["train", "evaluate"] = "train"
+
+
+OpenReader = Callable[[int], TargetReader]  # rank -> reader; picklable
+OpenController = Callable[[], ControllerClient]  # called on rank 0 only; picklable

@@ -1,0 +1,101 @@
+"""Rows: tokenised sequences, the unit of everything that is drawn, scored and learnt.
+
+A row holds at most the context and one or more documents of one domain. A position has loss when
+it predicts a counted token of its own document: never a prompt, padding, a row's last token, or a
+position whose next token opens another document.
+
+R rows   T tokens of a row   N positions with loss, all rows end to end
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+SCHEMA = pa.schema(
+    {
+        "domain": pa.string(),
+        "index": pa.int64(),  # position of the row in its domain's file
+        "input_ids": pa.list_(pa.int32()),  # T
+        "doc_starts": pa.list_(pa.int32()),  # ascending, first is 0
+        "loss_mask": pa.list_(pa.uint8()),  # T; 1 where position t is trained to predict token t+1
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """An Arrow table of `SCHEMA` with views; what a scoring request carries."""
+
+    table: pa.Table
+
+    @staticmethod
+    def build(
+        *,
+        domains: Sequence[str],
+        indices: Sequence[int],
+        input_ids: Sequence[np.ndarray],
+        doc_starts: Sequence[np.ndarray],
+        loss_masks: Sequence[np.ndarray],
+    ) -> "Rows":
+        """Rows from ragged arrays, one entry of each argument per row."""
+        columns = [
+            pa.array(list(domains), pa.string()),
+            pa.array(list(indices), pa.int64()),
+            *(
+                _ragged(arrays, kind)
+                for arrays, kind in (
+                    (input_ids, np.int32),
+                    (doc_starts, np.int32),
+                    (loss_masks, np.uint8),
+                )
+            ),
+        ]
+        return Rows(pa.Table.from_arrays(columns, schema=SCHEMA))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def column(self, name: str) -> list[np.ndarray]:
+        """A ragged column as read-only arrays, one per row."""
+        return [_numpy(scalar.values) for scalar in self.table.column(name)]
+
+    def domains(self) -> list[str]:
+        """The domain of each row."""
+        return self.table.column("domain").to_pylist()
+
+    def names(self) -> list[str]:
+        """`domain/index` of each row, for messages."""
+        pairs = zip(self.domains(), self.table.column("index").to_pylist(), strict=True)
+        return [f"{domain}/{index}" for domain, index in pairs]
+
+    def num_loss_tokens(self) -> np.ndarray:
+        """Positions with loss in each row, int64 [R]."""
+        return np.array([int(mask.sum()) for mask in self.column("loss_mask")], dtype=np.int64)
+
+    def hashes(self) -> list[bytes]:
+        """16 bytes per row over token ids, document starts and loss mask: the row's identity."""
+        columns = (self.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+        return [_digest(parts) for parts in zip(*columns, strict=True)]
+
+
+def _digest(parts: Sequence[np.ndarray]) -> bytes:
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(np.ascontiguousarray(part).tobytes())
+    return state.digest()
+
+
+def _ragged(arrays: Sequence[np.ndarray], kind: type) -> pa.ListArray:
+    lengths = np.array([len(a) for a in arrays], dtype=np.int32)
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+    flat = np.concatenate([np.zeros(0, kind), *(np.asarray(a, kind) for a in arrays)])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(kind)))
+
+
+def _numpy(values: pa.Array | None) -> np.ndarray:
+    assert values is not None, "rows have no null lists"
+    return values.to_numpy(zero_copy_only=True)

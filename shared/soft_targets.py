@@ -1,0 +1,205 @@
+"""SoftTargets: what a teacher says about a scoring unit. The one value that crosses the wire.
+
+A row of the Table is a row of the unit; its lists hold one entry per position with loss, in the
+order of `shared.layout`. The Table describes itself in its metadata, so nothing about it is ever
+repeated in a config. The same Table travels, lies in the object store and on disk.
+
+N positions with loss, all rows end to end   K ids kept per position   S temperatures
+D hidden width
+Log-probabilities are nats at temperature 1, normalised over the teacher's whole vocabulary.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from shared.errors import TeacherError
+from shared.rows import Rows
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"tutelage.soft_targets"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """What is asked of the teacher; with the row and the teacher it determines the answer."""
+
+    top_k: int
+    shared_vocab: int  # ids both tokenizers know; only these are selected, the rest is tail
+    temperatures: tuple[float, ...] = (1.0,)
+    encoding: Literal["fp16", "fp32"] = "fp16"
+    hidden_layers: tuple[int, ...] = ()
+
+    @staticmethod
+    def from_dict(fields: Mapping) -> "TargetSpec":
+        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        tuples = {name: tuple(fields[name]) for name in ("temperatures", "hidden_layers")}
+        return TargetSpec(**{**fields, **tuples})
+
+
+@dataclass(frozen=True, slots=True)
+class TargetArrays:
+    """Flat views of a SoftTargets; read-only where they are views of shared memory."""
+
+    ids_NK: np.ndarray  # int64, most likely first
+    logprobs_NK: np.ndarray  # float32
+    log_tail_NS: np.ndarray  # float32, exact log-mass outside the kept ids at each temperature
+    label_logprob_N: np.ndarray  # float32
+    hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (encoding fp16)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftTargets:
+    """The teacher's answer to one scoring unit."""
+
+    table: pa.Table
+
+    @staticmethod
+    def build(
+        *,
+        spec: TargetSpec,
+        teacher: Mapping[str, str],
+        row_hashes: list[bytes],
+        num_targets_R: np.ndarray,
+        arrays: TargetArrays,
+    ) -> "SoftTargets":
+        """Encode flat arrays; the one place the teacher's precision is lost.
+
+        `teacher` is the engine's fingerprint. Raises TeacherError on a non-finite value.
+        """
+        _refuse_non_finite(arrays)
+        offsets = np.concatenate([[0], np.cumsum(num_targets_R)]).astype(np.int32)
+        flat = _encoded(spec, arrays)
+        columns: dict[str, pa.Array] = {"row_hash": pa.array(row_hashes, pa.binary(16))}
+        columns |= {
+            name: pa.ListArray.from_arrays(offsets, column) for name, column in flat.items()
+        }
+        described = {
+            "schema_version": SCHEMA_VERSION,
+            "teacher": dict(teacher),
+            "spec": asdict(spec),
+        }
+        table = pa.table(columns)
+        return SoftTargets(table.replace_schema_metadata({METADATA_KEY: json.dumps(described)}))
+
+    @property
+    def described(self) -> dict:
+        """Schema version, teacher fingerprint and spec, from the Table's own metadata."""
+        return json.loads((self.table.schema.metadata or {})[METADATA_KEY])
+
+    @property
+    def spec(self) -> TargetSpec:
+        """What was asked for."""
+        return TargetSpec.from_dict(self.described["spec"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the serialised Table."""
+        return self.table.nbytes
+
+    def check(self, rows: Rows, spec: TargetSpec, teacher: Mapping[str, str] | None = None) -> None:
+        """Refuse an answer to other rows, another question or from another teacher.
+
+        Raises TeacherError; the pool retries the unit elsewhere.
+        """
+        described = self.described
+        if described["schema_version"] != SCHEMA_VERSION:
+            raise TeacherError(
+                f"the answer has schema version {described['schema_version']}, this is "
+                f"{SCHEMA_VERSION}; restart the teacher service with the trainer's version"
+            )
+        if self.table.column("row_hash").to_pylist() != rows.hashes():
+            raise TeacherError(f"the answer is not about rows {', '.join(rows.names())}")
+        if self.spec != spec:
+            raise TeacherError(f"the answer was made for {self.spec}, asked was {spec}")
+        if teacher is not None and described["teacher"] != dict(teacher):
+            raise TeacherError("the answer comes from another teacher than the run started with")
+
+    def arrays(self) -> TargetArrays:
+        """Decode to flat arrays."""
+        spec = self.spec
+        logprobs = self._matrix("top_logprobs").astype(np.float32, copy=False)
+        hidden = {layer: self._matrix(hidden_column(layer)) for layer in spec.hidden_layers}
+        return TargetArrays(
+            ids_NK=self._matrix("top_ids").astype(np.int64),
+            logprobs_NK=logprobs,
+            log_tail_NS=self._matrix("log_tail"),
+            label_logprob_N=_flat(self.table.column("label_logprob")).to_numpy(),
+            hidden_ND=hidden,
+        )
+
+    def _matrix(self, name: str) -> np.ndarray:
+        lists = _flat(self.table.column(name))
+        return lists.flatten().to_numpy(zero_copy_only=True).reshape(-1, lists.type.list_size)
+
+
+class TargetReader(Protocol):
+    """Where SoftTargets come from: a pool of live teachers or a store on disk."""
+
+    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+        """Ask for a unit; never blocks. Answers come back in the order of submission."""
+        ...
+
+    def next(self) -> SoftTargets:
+        """The oldest answer not yet taken, waited for. Raises TeacherError, naming the rows."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is under way."""
+        ...
+
+    @property
+    def stats(self) -> "ReaderStats":
+        """Counters since the reader was made."""
+        ...
+
+
+@dataclass(slots=True)
+class ReaderStats:
+    """What a reader has done so far."""
+
+    units: int = 0
+    wait_s: float = 0.0  # time spent blocked in `next`
+    wire_bytes: int = 0
+    retried_units: int = 0
+    cache_hits: int = 0
+
+
+def hidden_column(layer: int) -> str:
+    """Name of the column of a teacher layer's hidden states."""
+    return f"hidden_{layer}"
+
+
+def _encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
+    id_type = np.uint16 if spec.shared_vocab <= 2**16 else np.int32
+    float_type = np.float16 if spec.encoding == "fp16" else np.float32
+    columns = {
+        "top_ids": _lists(arrays.ids_NK.astype(id_type)),
+        "top_logprobs": _lists(arrays.logprobs_NK.astype(float_type)),
+        "log_tail": _lists(arrays.log_tail_NS.astype(np.float32)),
+        "label_logprob": pa.array(arrays.label_logprob_N.astype(np.float32)),
+    }
+    hidden = {hidden_column(layer): _lists(values) for layer, values in arrays.hidden_ND.items()}
+    return columns | hidden
+
+
+def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks().flatten()
+
+
+def _refuse_non_finite(arrays: TargetArrays) -> None:
+    """Kept and label log-probabilities are finite; a tail is -inf where nothing is left (k = V)."""
+    for name in ("logprobs_NK", "label_logprob_N"):
+        if not np.isfinite(getattr(arrays, name)).all():
+            raise TeacherError(f"the teacher computed a non-finite {name.rsplit('_', 1)[0]}")
+    if np.isnan(arrays.log_tail_NS).any() or (arrays.log_tail_NS > 0).any():
+        raise TeacherError("the teacher computed a tail mass outside [0, 1]")
