@@ -56,7 +56,7 @@ Source = str | HubDataset
 
 
 class Domain(Section):
-    """Text of one kind. A string source is a file, a folder or a glob of .jsonl, .parquet or text."""
+    """Text of one kind. A string source is a file, folder or glob of .jsonl, .parquet or text."""
 
     train: Source | list[Source]
     validation: Source | list[Source] | None = None
