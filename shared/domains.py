@@ -2,10 +2,14 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
+
+from shared.config import Config, DDKMixture, FixedMixture
+from shared.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class WeightEntry:
     decided_at: int  # step
     effective_from: int  # block; a block is one optimiser step's rows
     weights: tuple[float, ...]  # config order, sum 1
+    factors: tuple[float, ...] | None = None  # the policy's state after this decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +62,64 @@ class ControllerClient(Protocol):
         ...
 
 
+def decision_steps(config: Config) -> range:
+    """Steps at which the trainer hands over a report: 0, K, 2K, ... while a block is left to rule.
+
+    Fixed weights are decided once, at step 0, without a report.
+    """
+    mixture = config.mixture
+    if isinstance(mixture, FixedMixture):
+        return range(1)
+    return range(0, max(1, config.steps - mixture.lag_steps), mixture.interval)
+
+
+def decision_index(mixture: FixedMixture | DDKMixture, step: int) -> int:
+    """Index of the last entry decided at or before `step`."""
+    return 0 if isinstance(mixture, FixedMixture) else step // mixture.interval
+
+
+def known_through(mixture: FixedMixture | DDKMixture, steps_done: int) -> int:
+    """The last block whose weights are settled once every decision up to `steps_done` is known."""
+    if isinstance(mixture, FixedMixture):
+        return sys.maxsize
+    next_decision = (decision_index(mixture, steps_done) + 1) * mixture.interval
+    return next_decision + mixture.lag_steps - 1
+
+
 def write_entry(path: Path, domains: Iterable[str], entry: WeightEntry) -> None:
-    """Append one line to `weight_log.jsonl` and flush it to disk."""
-    line = asdict(entry) | {"weights": dict(zip(domains, entry.weights, strict=True))}
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    """Append one line to `weight_log.jsonl`, in place of a torn one, and flush it to disk."""
+    names = tuple(domains)
+    line = asdict(entry)
+    for field in ("weights", "factors"):
+        if line[field] is not None:
+            line[field] = dict(zip(names, line[field], strict=True))
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_log(path: Path, domains: Iterable[str]) -> WeightLog:
     """The log of a run; an absent file is an empty log, a torn last line is dropped."""
-    names = tuple(domains)
-    log = WeightLog(names, ())
-    for line in path.read_text().splitlines() if path.exists() else []:
+    log = WeightLog(tuple(domains), ())
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            fields = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        fields["weights"] = tuple(fields["weights"][name] for name in names)
-        log = log.appended(WeightEntry(**fields))
+            entry = _entry(json.loads(line), log.domains)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}, line {number}, is no weight entry for {', '.join(log.domains)} "
+                f"({type(error).__name__}: {error}); put the file back or start with --fresh"
+            ) from error
+        log = log.appended(entry)
     return log
+
+
+def _entry(fields: dict, domains: tuple[str, ...]) -> WeightEntry:
+    for field in ("weights", "factors"):
+        if fields.get(field) is not None:
+            by_name = fields[field]
+            fields[field] = tuple(by_name[name] for name in domains)
+    return WeightEntry(**fields)

@@ -1,0 +1,226 @@
+"""The controller: observes where the student lags, decides the domain weights, keeps the log.
+
+`Controller` is plain and holds nothing that is not in `weight_log.jsonl`; `ControllerActor` puts it
+behind Ray; `RayControllerClient` is what rank 0 holds. Knows nothing of rows, models or devices.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from cluster.policies import Decision, Weights, policy_for
+from shared.config import DDKMixture, FixedMixture
+from shared.domains import DomainReport, WeightEntry, decision_index, read_log, write_entry
+from shared.errors import ControllerError, TutelageError
+
+_POLL_S = 5.0  # one long poll
+_RETRY_S = 0.2  # between attempts at an actor that is gone or restarting
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerPlan:
+    """Everything a controller is built from, again after every restart."""
+
+    mixture: FixedMixture | DDKMixture
+    domains: tuple[str, ...]  # config order
+    natural: Weights  # each domain's share of the corpus's loss tokens
+    log_path: str  # weight_log.jsonl
+
+
+class Controller:
+    """Turns reports into weight entries. Opening the same log again continues it."""
+
+    def __init__(self, plan: ControllerPlan) -> None:
+        self._plan = plan
+        self._policy = policy_for(plan.mixture, domains=plan.domains, natural=plan.natural)
+        self.log = read_log(Path(plan.log_path), plan.domains)
+        opening = self._policy.opening()
+        if opening and not self.log.entries:
+            self._record(opening, decided_at=0)
+
+    def observe(self, report: DomainReport) -> None:
+        """Decide from a report. A step already decided keeps its recorded decision."""
+        index, decided = decision_index(self._plan.mixture, report.step), len(self.log.entries)
+        if index < decided:
+            return
+        if index > decided:
+            raise ControllerError(
+                f"a report of step {report.step} came while decision {decided} is still missing in "
+                f"{self._plan.log_path}; put the whole log back or start with --fresh"
+            )
+        if index == 0:
+            decision = self._policy.first(report)
+        else:
+            decision = self._policy.next(self.log.entries[-1], report)
+        self._record(decision, decided_at=report.step)
+
+    def entry(self, index: int) -> WeightEntry:
+        """Entry `index` of the log, which must have been decided."""
+        if index >= len(self.log.entries):
+            raise ControllerError(
+                f"weight entry {index} is not decided yet; hand its report over first"
+            )
+        return self.log.entries[index]
+
+    def _record(self, decision: Decision, *, decided_at: int) -> None:
+        """Write the decision down, and only then show it."""
+        mixture = self._plan.mixture
+        lag = mixture.lag_steps if isinstance(mixture, DDKMixture) else 0
+        entry = WeightEntry(
+            index=len(self.log.entries),
+            decided_at=decided_at,
+            effective_from=decided_at + lag if decided_at else 0,
+            weights=decision.weights,
+            factors=decision.factors,
+        )
+        write_entry(Path(self._plan.log_path), self._plan.domains, entry)
+        self.log = self.log.appended(entry)
+
+
+class ControllerActor:
+    """A `Controller` in a process of its own; a restart replays the log."""
+
+    def __init__(self, plan: ControllerPlan) -> None:
+        self._controller = Controller(plan)
+        self._decided = asyncio.Condition()
+
+    async def observe(self, report: DomainReport) -> None:
+        """See `Controller.observe`."""
+        self._controller.observe(report)
+        async with self._decided:
+            self._decided.notify_all()
+
+    async def entry(self, index: int, wait_s: float) -> WeightEntry | None:
+        """Entry `index`, waited for up to `wait_s` seconds; None when it is not decided by then."""
+        async with self._decided:
+            known = self._decided.wait_for(lambda: index < len(self._controller.log.entries))
+            try:
+                await asyncio.wait_for(known, wait_s)
+            except TimeoutError:
+                return None
+        return self._controller.entry(index)
+
+    async def ready(self) -> None:
+        """Returns once the log is read."""
+
+
+_ACTOR = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ControllerActor)
+
+
+class RayControllerClient:
+    """The controller actor by name, with a deadline; calls are idempotent, so they are retried."""
+
+    def __init__(self, name: str, *, namespace: str, deadline_s: float) -> None:
+        self._name, self._namespace, self._deadline_s = name, namespace, deadline_s
+
+    def observe(self, report: DomainReport) -> None:
+        """See `shared.domains.ControllerClient`."""
+        what = f"take the report of step {report.step}"
+        self._until_deadline(what, lambda actor, _: actor.observe.remote(report))
+
+    def entry(self, index: int) -> WeightEntry:
+        """See `shared.domains.ControllerClient`."""
+
+        def ask(actor: Any, left_s: float) -> ray.ObjectRef:
+            return actor.entry.remote(index, min(_POLL_S, left_s))
+
+        return self._until_deadline(f"decide weight entry {index}", ask, until_found=True)
+
+    def _until_deadline(
+        self,
+        what: str,
+        call: Callable[[Any, float], ray.ObjectRef],
+        *,
+        until_found: bool = False,
+    ) -> Any:
+        """Call the actor until it answers, and with `until_found` until the answer is not None."""
+        deadline = time.monotonic() + self._deadline_s
+        last = "it answered but had not decided"
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                actor = ray.get_actor(self._name, namespace=self._namespace)
+                answer = ray.get(call(actor, left_s), timeout=left_s)
+            except RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, TutelageError) else error) from None
+            except (RayActorError, GetTimeoutError, ValueError) as error:
+                last = f"{type(error).__name__} last"
+                time.sleep(min(_RETRY_S, max(0.0, deadline - time.monotonic())))
+                continue
+            if answer is not None or not until_found:
+                return answer
+        raise ControllerError(
+            f"controller {self._name} in namespace {self._namespace} did not {what} within "
+            f"{self._deadline_s:g} s ({last}); see the run's logs, or raise mixture.deadline_s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayController:
+    """Serves the entries of another run's log, so that a run draws that run's rows.
+
+    Satisfies `shared.domains.ControllerClient`; needs no Ray, and every report is ignored.
+    """
+
+    log_path: str
+    domains: tuple[str, ...]
+
+    def observe(self, report: DomainReport) -> None:
+        """The decisions were made in the other run."""
+
+    def entry(self, index: int) -> WeightEntry:
+        """Entry `index` of the other run's log."""
+        entries = read_log(Path(self.log_path), self.domains).entries
+        if index >= len(entries):
+            raise ControllerError(
+                f"{self.log_path} has {len(entries)} entries and entry {index} is asked for; let "
+                "the run that writes it finish first"
+            )
+        return entries[index]
+
+
+def open_controller(name: str, *, namespace: str, deadline_s: float) -> RayControllerClient:
+    """A client; `functools.partial` of it is a `shared.plan.OpenController`."""
+    return RayControllerClient(name, namespace=namespace, deadline_s=deadline_s)
+
+
+def start_controller(
+    plan: ControllerPlan, *, name: str, namespace: str, deadline_s: float, detached: bool = False
+) -> ActorHandle:
+    """Start the actor, wait until it has read its log, and return its handle.
+
+    One left over under this name is replaced: all it knew is in the log, and its plan may be old.
+    Unless detached it ends with the handle, which the caller therefore keeps, or the driver.
+    """
+    read_log(Path(plan.log_path), plan.domains)  # a broken log is a sentence here, not a dead actor
+    stop_controller(name, namespace=namespace, deadline_s=deadline_s)
+    actor: Any = _ACTOR.options(
+        name=name, namespace=namespace, lifetime="detached" if detached else None
+    ).remote(plan)
+    try:
+        ray.get(actor.ready.remote(), timeout=deadline_s)
+    except (RayActorError, GetTimeoutError) as error:
+        raise ControllerError(
+            f"controller {name} did not start within {deadline_s:g} s ({type(error).__name__}); "
+            "see the logs of the Ray session"
+        ) from error
+    return actor
+
+
+def stop_controller(name: str, *, namespace: str, deadline_s: float = 30.0) -> None:
+    """End the actor and wait until its name is free; one that is not there is no error."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
+        except ValueError:
+            return
+        if time.monotonic() > deadline:
+            raise ControllerError(f"controller {name} did not stop within {deadline_s:g} s")
+        time.sleep(_RETRY_S / 4)
