@@ -1,0 +1,265 @@
+"""Plots as inline SVG: axes, ticks, lines, dots, and what the pointer reads.
+
+Colours are CSS classes of the page (`s0` .. `s7`, dashes beyond), so that one domain has one
+colour everywhere and both colour schemes are served. Built as an element tree: text is escaped
+by construction. Knows nothing of runs.
+
+x, y are data; px is the drawing's own unit, a pixel at full size.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 560, 270
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 40
+ROW_HEIGHT, NAME_PX = 24, 130
+COLOURS, MAX_POINTS, MAX_READINGS = 8, 240, 100
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+
+Point = tuple[float, float]
+Style = Literal["line", "steps", "dots"]
+Shape = Literal["hollow", "filled", "diamond", "bar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One named curve. `colour` counts on beyond the palette, with other dashes; -1 is ink."""
+
+    name: str
+    points: tuple[Point, ...]  # ascending x, finite
+    colour: int = -1
+    style: Style = "line"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One value of a row in `row_plot`."""
+
+    label: str
+    value: float
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A linear map from data to px."""
+
+    low: float
+    high: float
+    start_px: float
+    stop_px: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start_px + share * (self.stop_px - self.start_px), 1)
+
+
+def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) that cover [low, high]."""
+    span = (high - low) or abs(high) or 1.0
+    rough = span / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def compact(value: float) -> str:
+    """A tick's label: 0.25, 12, 3.4k, 1.2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
+    return f"{value:.4g}"
+
+
+def percent(value: float) -> str:
+    """A share as a tick's label."""
+    return f"{value * 100:.3g} %"
+
+
+def line_plot(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str = "step",
+    format_y: Callable[[float], str] = compact,
+    from_zero: bool = True,
+) -> Markup:
+    """Curves over steps, with readings of all curves at the pointer's step."""
+    series = [thinned(s) for s in series if s.points]
+    if not series:
+        return Markup('<p class="none">Nothing measured yet.</p>')
+    xs = sorted({x for s in series for x, _ in s.points})
+    ys = [y for s in series for _, y in s.points]
+    y_ticks = ticks(min(0.0, *ys) if from_zero else min(ys), max(ys), most=5)
+    x_ticks = [t for t in ticks(xs[0], xs[-1]) if xs[0] <= t <= xs[-1]] or [xs[0]]
+    lone = 0.5 if xs[0] == xs[-1] else 0.0
+    x = Scale(xs[0] - lone, xs[-1] + lone, LEFT, WIDTH - RIGHT)
+    y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    svg = _canvas(label, HEIGHT)
+    for tick in y_ticks:
+        _line(svg, "grid", LEFT, y(tick), WIDTH - RIGHT, y(tick))
+        _text(svg, "tick end", LEFT - 6, y(tick) + 4, format_y(tick))
+    for tick in x_ticks:
+        _line(svg, "axis", x(tick), HEIGHT - BOTTOM, x(tick), HEIGHT - BOTTOM + 4)
+        _text(svg, "tick middle", x(tick), HEIGHT - BOTTOM + 17, compact(tick))
+    _line(svg, "axis", LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM)
+    _text(svg, "label middle", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label)
+    for one in series:
+        _draw(svg, one, x, y)
+    _readings(svg, series, xs, x=x, format_y=format_y, x_label=x_label)
+    return _markup(svg)
+
+
+def thinned(series: Series) -> Series:
+    """At most MAX_POINTS points: means of equally many neighbours. Steps stay as they are."""
+    group = -(-len(series.points) // MAX_POINTS)
+    if group <= 1 or series.style == "steps":
+        return series
+    chunks = [series.points[i : i + group] for i in range(0, len(series.points), group)]
+    points = tuple((c[-1][0], sum(y for _, y in c) / len(c)) for c in chunks)
+    return Series(series.name, points, series.colour, series.style)
+
+
+def row_plot(rows: dict[str, list[Mark]], *, label: str, x_label: str) -> Markup:
+    """A line per name with its marks on a common axis; the span from first to last is drawn."""
+    values = [mark.value for marks in rows.values() for mark in marks]
+    if not values:
+        return Markup('<p class="none">Nothing measured yet.</p>')
+    x_ticks = ticks(0.0, max(values))
+    x = Scale(x_ticks[0], x_ticks[-1], NAME_PX, WIDTH - RIGHT - 8)
+    bottom = TOP + ROW_HEIGHT * len(rows)
+    svg = _canvas(label, bottom + BOTTOM)
+    for tick in x_ticks:
+        _line(svg, "grid", x(tick), TOP, x(tick), bottom)
+        _text(svg, "tick middle", x(tick), bottom + 15, compact(tick))
+    _text(svg, "label middle", (NAME_PX + WIDTH) / 2, bottom + 33, x_label)
+    for i, (name, marks) in enumerate(rows.items()):
+        _row(svg, name, marks, colour=i, x=x, y_px=TOP + ROW_HEIGHT * (i + 0.5))
+    return _markup(svg)
+
+
+def swatch(colour: int, *, style: Style = "line") -> Markup:
+    """A legend's sample of a series."""
+    svg = Element("svg", {"class": "swatch", "viewBox": "0 0 22 10", "aria-hidden": "true"})
+    if style == "dots":
+        SubElement(
+            svg, "circle", {"class": f"dot {_slot(colour)}", "cx": "11", "cy": "5", "r": "3"}
+        )
+    else:
+        _curve(svg, [(0, 5), (22, 5)], colour)
+    return _markup(svg)
+
+
+def shape_swatch(shape: Shape) -> Markup:
+    """A legend's sample of a mark."""
+    svg = Element("svg", {"class": "swatch", "viewBox": "0 0 22 14", "aria-hidden": "true"})
+    _shape(svg, shape, 11, 7, "ink")
+    return _markup(svg)
+
+
+def _canvas(label: str, height: float) -> Element:
+    box = f"0 0 {WIDTH} {height:g}"
+    return Element("svg", {"class": "plot", "viewBox": box, "role": "img", "aria-label": label})
+
+
+def _draw(svg: Element, series: Series, x: Scale, y: Scale) -> None:
+    points = [(x(px), y(py)) for px, py in series.points]
+    if series.style == "dots" or len(points) == 1:
+        for cx, cy in points:
+            radius = "2.1" if series.style == "dots" else "3"
+            place = {"cx": f"{cx:g}", "cy": f"{cy:g}", "r": radius}
+            SubElement(svg, "circle", {"class": f"dot {_slot(series.colour)}", **place})
+    elif series.style == "steps":
+        corners = [points[0]]
+        for (_, before), (cx, cy) in pairwise(points):
+            corners += [(cx, before), (cx, cy)]
+        _curve(svg, corners, series.colour)
+    else:
+        _curve(svg, points, series.colour)
+
+
+def _curve(svg: Element, points: Sequence[Point], colour: int) -> None:
+    path = " ".join(f"{x:g},{y:g}" for x, y in points)
+    dash = DASHES[max(0, colour) // COLOURS % len(DASHES)]
+    drawn = {"class": f"curve {_slot(colour)}", "points": path}
+    SubElement(svg, "polyline", drawn | ({"stroke-dasharray": dash} if dash else {}))
+
+
+def _readings(
+    svg: Element,
+    series: Sequence[Series],
+    xs: Sequence[float],
+    *,
+    x: Scale,
+    format_y: Callable[[float], str],
+    x_label: str,
+) -> None:
+    """Invisible strips whose titles list every curve's value there."""
+    shown = xs[:: -(-len(xs) // MAX_READINGS)]
+    edges = [LEFT, *((x(a) + x(b)) / 2 for a, b in pairwise(shown))]
+    edges.append(WIDTH - RIGHT)
+    for at, start, stop in zip(shown, edges, edges[1:], strict=False):
+        strip = SubElement(svg, "g", {"class": "strip"})
+        area = {"x": f"{start:g}", "width": f"{stop - start:g}"}
+        SubElement(strip, "rect", area | {"y": str(TOP), "height": str(HEIGHT - TOP - BOTTOM)})
+        _line(strip, "cursor", x(at), TOP, x(at), HEIGHT - BOTTOM)
+        lines = [
+            f"{s.name}: {format_y(value)}" for s in series if (value := _at(s, at)) is not None
+        ]
+        SubElement(strip, "title").text = "\n".join([f"{x_label} {at:g}", *lines])
+
+
+def _at(series: Series, x: float) -> float | None:
+    """The curve's value at x: the last point's at or before it."""
+    values = [y for px, y in series.points if px <= x]
+    return values[-1] if values else None
+
+
+def _row(svg: Element, name: str, marks: list[Mark], *, colour: int, x: Scale, y_px: float) -> None:
+    row = SubElement(svg, "g", {"class": "strip"})
+    area = {"x": "0", "y": f"{y_px - ROW_HEIGHT / 2:g}", "height": str(ROW_HEIGHT)}
+    SubElement(row, "rect", area | {"width": str(WIDTH)})
+    short = name if len(name) <= 18 else name[:17] + "\u2026"
+    _text(row, "name end", NAME_PX - 10, y_px + 4, short)
+    ends = [mark.value for mark in marks if mark.shape in ("hollow", "filled")]
+    if ends:
+        _line(row, f"span {_slot(colour)}", x(ends[0]), y_px, x(ends[-1]), y_px)
+    for mark in sorted(marks, key=lambda mark: mark.shape == "filled"):
+        _shape(row, mark.shape, x(mark.value), y_px, _slot(colour))
+    lines = [f"{mark.label}: {mark.value:.3f}" for mark in marks]
+    SubElement(row, "title").text = "\n".join([name, *lines])
+
+
+def _shape(svg: Element, shape: Shape, x: float, y: float, colour: str) -> None:
+    if shape == "bar":
+        _line(svg, "teacher", x, y - 8, x, y + 8)
+    elif shape == "diamond":
+        corners = f"{x - 5:g},{y:g} {x:g},{y - 5:g} {x + 5:g},{y:g} {x:g},{y + 5:g}"
+        SubElement(svg, "polygon", {"class": f"hollow {colour}", "points": corners})
+    else:
+        place = {"cx": f"{x:g}", "cy": f"{y:g}", "r": "4.5"}
+        SubElement(svg, "circle", {"class": f"{shape} {colour}", **place})
+
+
+def _slot(colour: int) -> str:
+    return "ink" if colour < 0 else f"s{colour % COLOURS}"
+
+
+def _line(svg: Element, kind: str, x1: float, y1: float, x2: float, y2: float) -> None:
+    place = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    SubElement(svg, "line", {"class": kind} | {k: f"{v:g}" for k, v in place.items()})
+
+
+def _text(svg: Element, kind: str, x: float, y: float, text: str) -> None:
+    SubElement(svg, "text", {"class": kind, "x": f"{x:g}", "y": f"{y:g}"}).text = text
+
+
+def _markup(svg: Element) -> Markup:
+    return Markup(tostring(svg, encoding="unicode"))
