@@ -1,0 +1,163 @@
+"""The handshake: whether a student can learn from a teacher token by token.
+
+Tokenizers are compared by content. What a model's embedding holds beyond its tokenizer (padding
+rows) is no difference, nor is the padding or unknown token: padding is never attended to or
+learnt from, and which id unknown text maps to is part of the compared encoding.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import xxhash
+
+from shared.errors import HandshakeError
+
+ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model")
+SPECIALS = ("bos", "eos", "pad", "unk")
+SPECIALS_THAT_MATTER = ("bos", "eos")
+
+
+class _Backend(Protocol):
+    def to_str(self) -> str: ...
+
+
+class IdentifiableTokenizer(Protocol):
+    """What is asked of a fast tokenizer; transformers' ones fit."""
+
+    chat_template: Any
+    name_or_path: str
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerIdentity:
+    """What a tokenizer does, as plain values that pickle and turn into JSON."""
+
+    tokens: tuple[str | None, ...]  # by id; None where an id names nothing
+    encoding_digest: str  # normaliser, pre-tokeniser, merges or scores
+    special_ids: dict[str, int | None]  # bos, eos, pad, unk
+    chat_template: str | None
+
+    @property
+    def num_ids(self) -> int:
+        """Largest id + 1."""
+        return len(self.tokens)
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that decides which ids a text becomes."""
+        return _digest(asdict(self))
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> "TokenizerIdentity":
+        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        return TokenizerIdentity(**{**fields, "tokens": tuple(fields["tokens"])})
+
+
+def identify(tokenizer: IdentifiableTokenizer) -> TokenizerIdentity:
+    """The identity of a transformers tokenizer. Raises HandshakeError without a fast backend."""
+    backend: _Backend | None = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise HandshakeError(
+            f"the tokenizer of {tokenizer.name_or_path} has no fast form (tokenizer.json); "
+            "convert it with transformers first"
+        )
+    described = json.loads(backend.to_str())
+    template = tokenizer.chat_template
+    return TokenizerIdentity(
+        tokens=_by_id(tokenizer.get_vocab()),
+        encoding_digest=_digest({part: described.get(part) for part in ENCODING_PARTS}),
+        special_ids={name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIALS},
+        chat_template=json.dumps(template) if isinstance(template, dict) else template,
+    )
+
+
+def refuse_unless_same(
+    teacher: TokenizerIdentity,
+    student: TokenizerIdentity,
+    *,
+    teacher_name: str,
+    student_name: str,
+    chat_rows: bool = True,
+) -> None:
+    """Raise HandshakeError, naming the first difference and the way out.
+
+    `chat_rows` False says that no row passes through a chat template; they may differ then.
+    """
+    names = f"{teacher_name} (teacher) and {student_name} (student)"
+    if (difference := _first_difference(teacher.tokens, student.tokens)) is not None:
+        raise HandshakeError(
+            f"{names} do not share a vocabulary: id {difference} is "
+            f"{_token(teacher, difference)} and {_token(student, difference)}; learning token by "
+            "token needs one vocabulary, so take both models from one family"
+        )
+    if teacher.encoding_digest != student.encoding_digest:
+        raise HandshakeError(
+            f"{names} share every id but split text differently (normaliser, pre-tokeniser or "
+            "merges); take both models from one family, or save one tokenizer into both folders"
+        )
+    for special in SPECIALS_THAT_MATTER:
+        if teacher.special_ids[special] != student.special_ids[special]:
+            raise HandshakeError(_special_differs(teacher, student, special, names))
+    if chat_rows and teacher.chat_template != student.chat_template:
+        raise HandshakeError(
+            f"{names} have different chat templates ({_template(teacher)} and "
+            f"{_template(student)}); save the teacher's tokenizer into the student's folder, or "
+            "use a student with the teacher's template"
+        )
+
+
+def shared_vocab(identity: TokenizerIdentity, *, teacher_rows: int, student_rows: int) -> int:
+    """Number of ids that the common tokenizer names and both embeddings hold; only these are
+    selected by the teacher, so that mass on padding rows belongs to the tail."""
+    return min(identity.num_ids, teacher_rows, student_rows)
+
+
+def _special_differs(
+    teacher: TokenizerIdentity, student: TokenizerIdentity, special: str, names: str
+) -> str:
+    theirs, ours = (i.special_ids[special] for i in (teacher, student))
+    return (
+        f"{names} disagree about the {special} token: {_named(teacher, theirs)} and "
+        f"{_named(student, ours)}; set {special}_token in the student's tokenizer_config.json to "
+        "the teacher's"
+    )
+
+
+def _by_id(vocab: Mapping[str, int]) -> tuple[str | None, ...]:
+    tokens: list[str | None] = [None] * (max(vocab.values(), default=-1) + 1)
+    for token, index in vocab.items():
+        tokens[index] = token
+    return tuple(tokens)
+
+
+def _first_difference(
+    teacher: tuple[str | None, ...], student: tuple[str | None, ...]
+) -> int | None:
+    if teacher == student:
+        return None
+    pairs = enumerate(zip(teacher, student, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(teacher), len(student)))
+
+
+def _token(identity: TokenizerIdentity, index: int) -> str:
+    token = identity.tokens[index] if index < identity.num_ids else None
+    return "nothing" if token is None else json.dumps(token, ensure_ascii=False)
+
+
+def _named(identity: TokenizerIdentity, index: int | None) -> str:
+    return "none" if index is None else f"{_token(identity, index)} ({index})"
+
+
+def _template(identity: TokenizerIdentity) -> str:
+    return "none" if identity.chat_template is None else _digest(identity.chat_template)[:8]
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
