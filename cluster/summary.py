@@ -1,6 +1,7 @@
 """What a run says at its end: `summary.json` for programs and a table for people."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def _change(record: RunRecord) -> list[str]:
     if rose:
         return [f"KL to the teacher did not fall in {', '.join(rose)}."]
     least = min(falls, key=lambda name: falls[name])
-    return [f"KL to the teacher fell by {100 * falls[least]:.0f} % or more in every domain."]
+    return [
+        f"KL to the teacher fell by {math.floor(100 * falls[least])} % or more in every domain."
+    ]
 
 
 def _lower(
@@ -106,7 +109,7 @@ def _table(record: RunRecord) -> list[str]:
     if record.baseline:
         heads[0].append("hard")
         heads[1].append("hard")
-    titles = ("NLL", f"KL to the teacher, {kinds}".rstrip(", "), "weight")
+    titles = ("NLL", "KL", "weight")
     width = min(NAME_WIDTH, max(len("domain"), *map(len, domains)))
     groups = [
         f" {title} ".center(CELL_WIDTH * len(head) - 1, "-")
@@ -114,6 +117,7 @@ def _table(record: RunRecord) -> list[str]:
     ]
     return [
         "Validation text, nats per token; lower is better.",
+        *([f"KL(teacher || student): {kinds}"] if kinds else []),
         "".join([" " * width, *(f"    {group}" for group in groups)]),
         "".join(["domain".ljust(width), *("   " + _cells(group) for group in heads)]),
         *(_line(record, name, domain, width=width) for name, domain in domains.items()),
