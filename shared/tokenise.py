@@ -21,6 +21,7 @@ from shared.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
 from shared.packing import Fit, Piece, chosen_rows, pack, pieces_of
 from shared.plan import PreparedDomain
 from shared.row_cache import TRAIN, VALIDATION, Built, intact, publish, storage_errors
+from shared.rows import SCHEMA
 from shared.sources import digest_sources, num_bytes, read_documents, sources_of
 
 log = logging.getLogger(__name__)
@@ -204,6 +205,7 @@ def _with_bar(
 def _digest(name: str, domain: Domain, *, data: Data, root: Path, tokenizer_digest: str) -> str:
     decides = {
         "framing": FRAMING_VERSION,
+        "schema": str(SCHEMA),
         "name": name,
         "train": digest_sources(sources_of(domain, "train"), root=root),
         "validation": digest_sources(sources_of(domain, "validation"), root=root),

@@ -1,0 +1,215 @@
+"""SoftTargets: the wire contract."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shared.errors import TeacherError
+from shared.rows import Rows
+from shared.soft_targets import METADATA_KEY, SoftTargets, TargetArrays, TargetSpec
+from tests.shared.test_rows import rows
+
+TEACHER = {"model": "a teacher", "dtype": "float32"}
+UNIT = rows([20, 1, 13])  # the row of one token has no target
+
+
+def random_arrays(spec: TargetSpec, num_targets: int, *, seed: int = 0) -> TargetArrays:
+    """Log-probabilities of a random softmax, descending, and a hidden state per layer."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(num_targets, 4 * spec.top_k)) * 4
+    logprobs = np.sort(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, ::-1]
+    tail = np.logaddexp.reduce(logprobs[:, spec.top_k :], axis=1)
+    return TargetArrays(
+        ids_NK=rng.integers(0, spec.shared_vocab, (num_targets, spec.top_k)),
+        logprobs_NK=logprobs[:, : spec.top_k].astype(np.float32),
+        log_tail_NS=np.stack([tail] * len(spec.temperatures), 1).astype(np.float32),
+        label_logprob_N=logprobs[:, 3].astype(np.float32),
+        hidden_ND={
+            layer: rng.normal(size=(num_targets, 6)).astype(np.float32)
+            for layer in spec.hidden_layers
+        },
+    )
+
+
+def answer(spec: TargetSpec, *, unit: Rows = UNIT, arrays: TargetArrays | None = None):
+    """The SoftTargets of a unit and the arrays they were made from."""
+    counts = unit.num_loss_tokens()
+    arrays = arrays or random_arrays(spec, int(counts.sum()))
+    built = SoftTargets.build(
+        spec=spec, teacher=TEACHER, row_hashes=unit.hashes(), num_targets_R=counts, arrays=arrays
+    )
+    return built, arrays
+
+
+def shipped(targets: SoftTargets) -> SoftTargets:
+    """Through an Arrow stream and back."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, targets.table.schema) as writer:
+        writer.write_table(targets.table)
+    return SoftTargets(pa.ipc.open_stream(sink.getvalue()).read_all())
+
+
+def test_fp32_arrives_bit_for_bit_with_hidden_states() -> None:
+    spec = TargetSpec(8, 512, temperatures=(1.0, 2.0), encoding="fp32", hidden_layers=(2, 4))
+    built, sent = answer(spec)
+    got = shipped(built).arrays()
+    for name in ("ids_NK", "logprobs_NK", "log_tail_NS", "label_logprob_N"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
+        assert getattr(got, name).dtype == getattr(sent, name).dtype
+    for layer in (2, 4):
+        np.testing.assert_array_equal(got.hidden_ND[layer], sent.hidden_ND[layer])
+
+
+def test_fp16_rounds_kept_logprobs_alone_and_by_half_a_unit_in_the_last_place() -> None:
+    spec = TargetSpec(64, 512)
+    built, sent = answer(spec)
+    got = built.arrays()
+    assert got.logprobs_NK.dtype == np.float32
+    exact = sent.logprobs_NK.astype(np.float64)
+    bound = np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25)
+    error = np.abs(got.logprobs_NK - exact)
+    assert (error <= bound).all()
+    assert error.max() > 0
+    np.testing.assert_array_equal(got.label_logprob_N, sent.label_logprob_N)
+    np.testing.assert_array_equal(got.log_tail_NS, sent.log_tail_NS)
+
+
+def test_fp16_changes_the_kept_mass_by_less_than_a_thousandth() -> None:
+    built, sent = answer(TargetSpec(64, 512), arrays=random_arrays(TargetSpec(64, 512), 31))
+    mass = [np.exp(a.logprobs_NK.astype(np.float64)).sum(1) for a in (built.arrays(), sent)]
+    assert np.abs(mass[0] - mass[1]).max() < 1e-3
+
+
+def test_hidden_states_travel_as_bfloat16_bits_in_fp16() -> None:
+    spec = TargetSpec(4, 512, hidden_layers=(1,))
+    plain = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
+    bits = (plain.hidden_ND[1].view(np.uint32) >> 16).astype(np.uint16)
+    built, _ = answer(spec, arrays=dataclasses.replace(plain, hidden_ND={1: bits}))
+    got = shipped(built).arrays().hidden_ND[1]
+    assert got.dtype == np.uint16
+    np.testing.assert_array_equal(got, bits)
+
+
+@pytest.mark.parametrize(("shared_vocab", "id_type"), [(65_536, pa.uint16()), (65_537, pa.int32())])
+def test_ids_take_two_bytes_up_to_65536_ids_and_four_beyond(
+    shared_vocab: int, id_type: pa.DataType
+) -> None:
+    spec = TargetSpec(4, shared_vocab)
+    arrays = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
+    arrays.ids_NK[0, 0] = shared_vocab - 1
+    built, sent = answer(spec, arrays=arrays)
+    assert built.table.schema.field("top_ids").type.value_type.value_type == id_type
+    np.testing.assert_array_equal(built.arrays().ids_NK, sent.ids_NK)
+
+
+def test_the_schema_and_its_metadata_are_frozen() -> None:
+    spec = TargetSpec(4, 512, temperatures=(1.0, 2.0), hidden_layers=(3,))
+    built, _ = answer(spec)
+    described = json.loads(built.table.schema.metadata[METADATA_KEY])
+    assert {f.name: str(f.type) for f in built.table.schema} == {
+        "row_hash": "fixed_size_binary[16]",
+        "top_ids": "list<item: fixed_size_list<item: uint16>[4]>",
+        "top_logprobs": "list<item: fixed_size_list<item: halffloat>[4]>",
+        "log_tail": "list<item: fixed_size_list<item: float>[2]>",
+        "label_logprob": "list<item: float>",
+        "hidden_3": "list<item: fixed_size_list<item: float>[6]>",
+    }
+    assert described == {
+        "schema_version": 1,
+        "teacher": TEACHER,
+        "spec": {
+            "top_k": 4,
+            "shared_vocab": 512,
+            "temperatures": [1.0, 2.0],
+            "encoding": "fp16",
+            "hidden_layers": [3],
+        },
+    }
+    assert shipped(built).spec == spec
+
+
+def test_an_answer_to_its_own_question_is_accepted() -> None:
+    spec = TargetSpec(4, 512)
+    built, _ = answer(spec)
+    assert shipped(built).check(UNIT, spec, TEACHER) is None
+    assert len(built.arrays().label_logprob_N) == UNIT.num_loss_tokens().sum()
+
+
+@pytest.mark.parametrize(
+    ("unit", "spec", "teacher", "says"),
+    [
+        (rows([20, 1, 13], seed=9), TargetSpec(4, 512), TEACHER, "not about rows math/0"),
+        (rows([20, 1]), TargetSpec(4, 512), TEACHER, "not about rows"),
+        (UNIT, TargetSpec(5, 512), TEACHER, "was made for"),
+        (UNIT, TargetSpec(4, 512, temperatures=(1.0, 3.0)), TEACHER, "was made for"),
+        (UNIT, TargetSpec(4, 512), {**TEACHER, "dtype": "bfloat16"}, "another teacher"),
+    ],
+)
+def test_an_answer_to_anything_else_is_refused(
+    unit: Rows, spec: TargetSpec, teacher: dict[str, str], says: str
+) -> None:
+    built, _ = answer(TargetSpec(4, 512))
+    with pytest.raises(TeacherError, match=says):
+        built.check(unit, spec, teacher)
+
+
+def test_another_schema_version_is_refused() -> None:
+    built, _ = answer(TargetSpec(4, 512))
+    described = built.described | {"schema_version": 99}
+    other = built.table.replace_schema_metadata({METADATA_KEY: json.dumps(described)})
+    with pytest.raises(TeacherError, match="schema version 99"):
+        SoftTargets(other).check(UNIT, TargetSpec(4, 512))
+
+
+@pytest.mark.parametrize("name", ["logprobs_NK", "label_logprob_N", "log_tail_NS"])
+def test_a_value_that_is_no_number_is_refused(name: str) -> None:
+    arrays = random_arrays(TargetSpec(4, 512), int(UNIT.num_loss_tokens().sum()))
+    getattr(arrays, name).reshape(-1)[5] = np.nan
+    with pytest.raises(TeacherError, match="teacher computed"):
+        answer(TargetSpec(4, 512), arrays=arrays)
+
+
+def test_a_tail_of_nothing_is_minus_infinity_and_survives() -> None:
+    arrays = random_arrays(TargetSpec(4, 512), int(UNIT.num_loss_tokens().sum()))
+    arrays.log_tail_NS[:] = -np.inf
+    built, _ = answer(TargetSpec(4, 512), arrays=arrays)
+    assert np.isneginf(shipped(built).arrays().log_tail_NS).all()
+
+
+def test_a_sliced_table_ships_and_decodes_only_its_slice() -> None:
+    unit = rows([200] * 50)
+    spec = TargetSpec(16, 512)
+    built, sent = answer(spec, unit=unit)
+    part = SoftTargets(built.table.slice(10, 1))
+    assert part.num_bytes < built.num_bytes / 40
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, part.table.schema) as writer:
+        writer.write_table(part.table)
+    assert sink.getvalue().size < built.num_bytes / 20
+    np.testing.assert_array_equal(part.arrays().ids_NK, sent.ids_NK[1990:2189])
+    assert part.check(Rows(unit.table.slice(10, 1)), spec, TEACHER) is None
+
+
+def test_tables_of_several_chunks_decode_as_one() -> None:
+    spec = TargetSpec(4, 512, encoding="fp32")
+    built, sent = answer(spec)
+    pieces = pa.concat_tables([built.table.slice(0, 1), built.table.slice(1)])
+    assert pieces.column("top_ids").num_chunks == 2
+    np.testing.assert_array_equal(SoftTargets(pieces).arrays().logprobs_NK, sent.logprobs_NK)
+
+
+def test_a_unit_without_rows_has_an_answer_without_entries() -> None:
+    built, _ = answer(TargetSpec(4, 512), unit=rows([]))
+    got = shipped(built).arrays()
+    assert got.ids_NK.shape == (0, 4)
+    assert got.log_tail_NS.shape == (0, 1)
+
+
+def test_bytes_per_token_at_64_ids_stay_below_400() -> None:
+    built, _ = answer(TargetSpec(64, 4096), unit=rows([512] * 8))
+    assert built.num_bytes / (8 * 511) < 270
+    wide, _ = answer(TargetSpec(64, 151_665), unit=rows([512] * 8))
+    assert wide.num_bytes / (8 * 511) < 400
