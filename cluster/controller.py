@@ -21,6 +21,7 @@ from shared.domains import DomainReport, WeightEntry, decision_index, read_log, 
 from shared.errors import ControllerError, TutelageError
 
 _POLL_S = 5.0  # one long poll
+_GRACE_S = 2.0  # an answer's way back after the last long poll
 _RETRY_S = 0.2  # between attempts at an actor that is gone or restarting
 
 
@@ -142,22 +143,22 @@ class RayControllerClient:
     ) -> Any:
         """Call the actor until it answers, and with `until_found` until the answer is not None."""
         deadline = time.monotonic() + self._deadline_s
-        last = "it answered but had not decided"
+        trouble = "it has no such entry yet"
         while (left_s := deadline - time.monotonic()) > 0:
             try:
                 actor = ray.get_actor(self._name, namespace=self._namespace)
-                answer = ray.get(call(actor, left_s), timeout=left_s)
+                answer = ray.get(call(actor, left_s), timeout=left_s + _GRACE_S)
             except RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, TutelageError) else error) from None
             except (RayActorError, GetTimeoutError, ValueError) as error:
-                last = f"{type(error).__name__} last"
+                trouble = f"last trouble: {type(error).__name__}"
                 time.sleep(min(_RETRY_S, max(0.0, deadline - time.monotonic())))
                 continue
             if answer is not None or not until_found:
                 return answer
         raise ControllerError(
             f"controller {self._name} in namespace {self._namespace} did not {what} within "
-            f"{self._deadline_s:g} s ({last}); see the run's logs, or raise mixture.deadline_s"
+            f"{self._deadline_s:g} s ({trouble}); see the run's logs, or raise mixture.deadline_s"
         )
 
 

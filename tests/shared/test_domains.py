@@ -1,0 +1,107 @@
+"""The weight log on disk, and which step decides about which block."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.config import Config, DDKMixture, FixedMixture
+from shared.domains import (
+    WeightEntry,
+    WeightLog,
+    decision_index,
+    decision_steps,
+    known_through,
+    read_log,
+    write_entry,
+)
+from shared.errors import CheckpointError
+
+NAMES = ("math", "code")
+FIRST = WeightEntry(0, 0, 0, (0.1 + 0.2, 0.7 - 1e-17), (1 / 3, 2 / 3))
+SECOND = WeightEntry(1, 20, 22, (0.25, 0.75))
+
+
+def _config(steps: int, mixture: FixedMixture | DDKMixture) -> Config:
+    return Config.model_validate(
+        {
+            "name": "run",
+            "steps": steps,
+            "teachers": {"big": {"model": "teacher"}},
+            "student": {"model": "student"},
+            "domains": {name: {"train": f"{name}.jsonl"} for name in NAMES},
+            "mixture": mixture.model_dump(),
+        }
+    )
+
+
+def test_the_log_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "weight_log.jsonl"
+    assert read_log(path, NAMES) == WeightLog(NAMES, ())
+    for entry in (FIRST, SECOND):
+        write_entry(path, NAMES, entry)
+    assert read_log(path, NAMES) == WeightLog(NAMES, (FIRST, SECOND))
+
+
+def test_weights_are_found_by_name_whatever_the_order_of_the_config(tmp_path: Path) -> None:
+    path = tmp_path / "weight_log.jsonl"
+    write_entry(path, NAMES, FIRST)
+    (entry,) = read_log(path, NAMES[::-1]).entries
+    assert entry.weights == FIRST.weights[::-1]
+    assert entry.factors == (2 / 3, 1 / 3)
+
+
+def test_a_torn_last_line_is_dropped_and_replaced_wherever_it_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "weight_log.jsonl"
+    write_entry(path, NAMES, FIRST)
+    first = path.read_bytes()
+    write_entry(path, NAMES, SECOND)
+    both = path.read_bytes()
+    for cut in range(len(first), len(both)):
+        path.write_bytes(both[:cut])
+        assert read_log(path, NAMES).entries == (FIRST,)
+        write_entry(path, NAMES, SECOND)
+        assert path.read_bytes() == both
+
+
+def test_a_broken_line_before_the_last_is_refused_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "weight_log.jsonl"
+    write_entry(path, NAMES, FIRST)
+    path.write_bytes(b"{}\n" + path.read_bytes())
+    with pytest.raises(CheckpointError, match=r"weight_log.jsonl, line 1, is no weight entry"):
+        read_log(path, NAMES)
+
+
+def test_a_log_of_other_domains_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weight_log.jsonl"
+    write_entry(path, NAMES, FIRST)
+    with pytest.raises(CheckpointError, match="line 1, is no weight entry for math, law"):
+        read_log(path, ("math", "law"))
+
+
+def test_the_ruling_entry_is_the_last_one_in_effect() -> None:
+    log = WeightLog(NAMES, (FIRST,)).appended(SECOND)
+    assert [log.ruling(block).index for block in (0, 21, 22, 500)] == [0, 0, 1, 1]
+
+
+def test_fixed_weights_are_decided_once() -> None:
+    mixture = FixedMixture()
+    assert list(decision_steps(_config(100, mixture))) == [0]
+    assert decision_index(mixture, 77) == 0
+    assert known_through(mixture, 0) > 10**12
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 5])
+@pytest.mark.parametrize("interval", [5, 7, 20])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 22, 23, 61])
+def test_decisions_settle_exactly_the_blocks_before_the_next_one_takes_effect(
+    steps: int, interval: int, lag: int
+) -> None:
+    mixture = DDKMixture(interval=interval, lag_steps=lag)
+    decided = decision_steps(_config(steps, mixture))
+    assert list(decided) == [s for s in range(0, steps, interval) if s == 0 or s + lag < steps]
+    assert [decision_index(mixture, s) for s in decided] == list(range(len(decided)))
+    for done in range(steps):
+        later = [s + lag for s in decided if s > done]
+        settled = [b for b in range(steps) if all(b < effect for effect in later)]
+        assert settled == list(range(min(steps, known_through(mixture, done) + 1)))
+        assert done in settled
