@@ -1,0 +1,260 @@
+"""HFEngine: a causal language model of transformers that scores rows.
+
+B lines   T tokens   N positions with loss   D hidden width   V head rows
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from shared.config import Dtype
+from shared.errors import ConfigError, HandshakeError, TutelageError
+from shared.fingerprint import identify
+from shared.layout import Layout, lay_out
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from teacher_service.description import TeacherDescription
+from teacher_service.loading import Loaded, load_model, merged, weights_digest
+from teacher_service.model_parts import Decoder, find_decoder, find_head, head_is_exact, len_vocab
+from teacher_service.scoring import Head, Selection, select
+
+PACKING_TOLERANCE = {"float32": 1e-4}  # relative, of the last hidden state; other types below
+COARSE_PACKING_TOLERANCE = 5e-2
+UNPACKED_NOTE = "The teacher lets packed documents attend to each other; it scores them one by one."
+
+
+class HFEngine:
+    """Scores one unit per forward pass with any causal model that transformers loads."""
+
+    def __init__(
+        self, decoder: Decoder, head: Head, fingerprint: dict[str, str], *, max_context: int | None
+    ) -> None:
+        self.decoder, self.head = decoder, head
+        self.notes: tuple[str, ...] = ()
+        self.packed = decoder.takes_positions and self._keeps_documents_apart(fingerprint["dtype"])
+        if not self.packed:
+            self.notes = (UNPACKED_NOTE,)
+        self.max_context = max_context
+        self.fingerprint = fingerprint | {"packed": str(self.packed)}
+
+    @staticmethod
+    def load(
+        model: str,
+        *,
+        revision: str | None = None,
+        adapter: str | None = None,
+        adapter_revision: str | None = None,
+        dtype: Dtype = "float32",
+        quantisation: Literal["none", "int8", "nf4"] = "none",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+    ) -> "HFEngine":
+        """Load, prove decoder and head, and probe packing. Raises ConfigError with the reason."""
+        loaded = load_model(
+            model,
+            revision=revision,
+            adapter=adapter,
+            adapter_revision=adapter_revision,
+            dtype=dtype,
+            quantisation=quantisation,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        decoder, head = _proven_parts(loaded, model, device, quantisation)
+        named = {
+            "model": _name(model),
+            "revision": loaded.commit or revision or "",
+            "adapter": _name(adapter) if adapter else "",
+            "dtype": dtype,
+            "quantisation": quantisation,
+            "tokenizer": _tokenizer_digest(model, revision),
+        }
+        fingerprint = named | _weights(loaded) | _machine(loaded, device)
+        config = loaded.model.config.get_text_config()  # type: ignore[union-attr]
+        context = getattr(config, "max_position_embeddings", None)
+        return HFEngine(decoder, head, fingerprint, max_context=context)
+
+    def describe(self) -> TeacherDescription:
+        """What was loaded."""
+        vocab_rows, hidden_width = self.head.weight_VD.shape
+        return TeacherDescription(
+            fingerprint=self.fingerprint,
+            vocab_rows=vocab_rows,
+            num_layers=self.decoder.num_layers,
+            hidden_width=hidden_width,
+            max_context=self.max_context,
+            packed=self.packed,
+            notes=self.notes,
+        )
+
+    def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+        """Answer one unit in one forward pass. Raises UserError for what can never be answered."""
+        self._refuse(rows, spec)
+        layout = lay_out(rows, packed=self.packed)
+        hidden = self._hidden(layout, spec.hidden_layers)
+        selection = select(
+            hidden[self.decoder.num_layers],
+            self.head,
+            torch.from_numpy(layout.label_N),
+            top_k=spec.top_k,
+            shared_vocab=spec.shared_vocab,
+            temperatures=spec.temperatures,
+        )
+        return SoftTargets.build(
+            spec=spec,
+            teacher=self.fingerprint,
+            row_hashes=rows.hashes(),
+            num_targets_R=rows.num_loss_tokens(),
+            arrays=_arrays(selection, {n: hidden[n] for n in spec.hidden_layers}, spec),
+        )
+
+    def last_hidden(self, rows: Rows) -> Tensor:
+        """The head's input [N, D] at the positions with loss."""
+        return self._hidden(lay_out(rows, packed=self.packed), ())[self.decoder.num_layers]
+
+    def _hidden(self, layout: Layout, layers: Sequence[int]) -> dict[int, Tensor]:
+        return self.decoder.hidden(
+            torch.from_numpy(layout.input_ids_BT),
+            torch.from_numpy(layout.position_ids_BT),
+            torch.from_numpy(layout.loss_index_N),
+            layers,
+        )
+
+    def _keeps_documents_apart(self, dtype: str) -> bool:
+        """Whether two packed documents give the hidden states that each gives alone."""
+        ids = np.arange(44) * 6151 % len(self.head.weight_VD)
+        rows = Rows.build(
+            domains=["probe"],
+            indices=[0],
+            input_ids=[ids],
+            doc_starts=[np.array([0, 21])],
+            loss_masks=[np.array([1] * 20 + [0] + [1] * 22 + [0])],
+        )
+        together_ND, apart_ND = (
+            self._hidden(lay_out(rows, packed=packed), ())[self.decoder.num_layers].float()
+            for packed in (True, False)
+        )
+        error = (together_ND - apart_ND).norm() / apart_ND.norm()
+        return bool(error <= PACKING_TOLERANCE.get(dtype, COARSE_PACKING_TOLERANCE))
+
+    def _refuse(self, rows: Rows, spec: TargetSpec) -> None:
+        """Questions that no retry can answer."""
+        vocab_rows = len(self.head.weight_VD)
+        if spec.shared_vocab > vocab_rows:
+            raise HandshakeError(
+                f"{spec.shared_vocab} ids are asked for and the teacher's head has {vocab_rows}; "
+                "use a student that shares its tokenizer"
+            )
+        if spec.top_k > spec.shared_vocab:
+            raise ConfigError(
+                f"targets.top_k is {spec.top_k}, above the {spec.shared_vocab} ids that teacher "
+                "and student share; lower it"
+            )
+        for layer in spec.hidden_layers:
+            if not 0 <= layer <= self.decoder.num_layers:
+                raise ConfigError(
+                    f"layer {layer} is asked for and the teacher's layers are 0 to "
+                    f"{self.decoder.num_layers}; change losses.layers"
+                )
+        self._refuse_rows(rows, vocab_rows)
+
+    def _refuse_rows(self, rows: Rows, vocab_rows: int) -> None:
+        for name, ids in zip(rows.names(), rows.column("input_ids"), strict=True):
+            if self.max_context is not None and len(ids) > self.max_context:
+                raise HandshakeError(
+                    f"row {name} has {len(ids)} tokens and the teacher's context is "
+                    f"{self.max_context}; lower data.context"
+                )
+            if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_rows:
+                raise HandshakeError(
+                    f"row {name} holds token id {ids.max()} and the teacher knows {vocab_rows}; "
+                    "use a student that shares its tokenizer"
+                )
+
+
+def _proven_parts(
+    loaded: Loaded, name: str, device: str, quantisation: str
+) -> tuple[Decoder, Head]:
+    """Decoder and head whose composition is the model; an adapter on the head is merged."""
+    model = loaded.model
+    head = find_head(model)
+    if loaded.adapter_folder is not None and quantisation == "none":
+        plain = type(model.get_output_embeddings()) is torch.nn.Linear  # type: ignore[operator]
+        head = head if plain else find_head(merged(model))
+    decoder = find_decoder(model, _input_device(model, device))
+    if head is None or len_vocab(model) > len(head.weight_VD):
+        raise ConfigError(f"the head of {name} is not one matrix product; use another teacher")
+    if not head_is_exact(model, decoder, head):
+        raise ConfigError(
+            f"the logits of {name} are not its head times its last hidden state; use another "
+            "teacher, or quantise less where an adapter changes the head"
+        )
+    return decoder, head
+
+
+def _input_device(model: torch.nn.Module, device: str) -> torch.device:
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    return embedding.weight.device if embedding is not None else torch.device(device)
+
+
+def _arrays(selection: Selection, hidden: dict[int, Tensor], spec: TargetSpec) -> TargetArrays:
+    return TargetArrays(
+        ids_NK=selection.ids_NK.cpu().numpy(),
+        logprobs_NK=selection.logprobs_NK.cpu().numpy(),
+        log_tail_NS=selection.log_tail_NS.cpu().numpy(),
+        label_logprob_N=selection.label_logprob_N.cpu().numpy(),
+        hidden_ND={layer: _shipped(state, spec) for layer, state in hidden.items()},
+    )
+
+
+def _shipped(hidden_ND: Tensor, spec: TargetSpec) -> np.ndarray:
+    if spec.encoding == "fp32":
+        return hidden_ND.float().cpu().numpy()
+    return hidden_ND.bfloat16().view(torch.uint16).cpu().numpy()
+
+
+def _name(model: str) -> str:
+    """Folders by their last part, so that a moved folder stays the same teacher."""
+    folder = Path(model).expanduser()
+    return folder.name if folder.is_dir() else model
+
+
+def _weights(loaded: Loaded) -> dict[str, str]:
+    adapter = loaded.adapter_folder
+    return {
+        "weights": weights_digest(loaded.folder),
+        "adapter_weights": weights_digest(adapter) if adapter else "",
+    }
+
+
+def _machine(loaded: Loaded, device: str) -> dict[str, str]:
+    """What decides the last bits of an answer besides weights and rows."""
+    if device == "cuda":
+        kind = torch.cuda.get_device_name()
+    else:
+        kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    versions = f"torch {torch.__version__} transformers {transformers.__version__}"
+    if loaded.adapter_folder is not None:
+        versions += f" peft {version('peft')}"
+    if getattr(loaded.model.config, "quantization_config", None) is not None:
+        versions += f" bitsandbytes {version('bitsandbytes')}"
+    return {
+        "engine": versions,
+        "device": kind,
+        "attention": str(getattr(loaded.model.config, "_attn_implementation", "")),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _tokenizer_digest(model: str, revision: str | None) -> str:
+    """Identity of the tokenizer in the teacher's folder, empty where it has none."""
+    try:
+        return identify(transformers.AutoTokenizer.from_pretrained(model, revision=revision)).digest
+    except (OSError, ValueError, KeyError, TutelageError):
+        return ""

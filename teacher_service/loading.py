@@ -1,0 +1,166 @@
+"""Load a causal language model from a folder or a hub, or refuse it with one sentence."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+import xxhash
+from torch import nn
+from transformers.utils.hub import cached_file
+
+from shared.errors import ConfigError
+
+BLOCK_BYTES = 2**24
+IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in evaluation mode and the folders its files lie in."""
+
+    model: nn.Module
+    folder: Path
+    adapter_folder: Path | None
+    commit: str | None  # of a hub model
+
+
+def load_model(
+    model: str,
+    *,
+    revision: str | None,
+    adapter: str | None,
+    adapter_revision: str | None,
+    dtype: str,
+    quantisation: Literal["none", "int8", "nf4"],
+    device: str,
+    trust_remote_code: bool,
+) -> Loaded:
+    """Load weights and adapter; only safetensors are read.
+
+    Raises ConfigError for a folder without (all) weights, a missing adapter or a GPU that is not
+    there.
+    """
+    _silence()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("the teacher asks for a GPU and this process sees none; set gpus: 0")
+    folder = local_folder(model, revision=revision, marker="config.json")
+    arguments: dict[str, Any] = {
+        "revision": revision,
+        "dtype": getattr(torch, dtype),
+        "device_map": _device_map(device),
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    if quantisation != "none":
+        arguments["quantization_config"] = _quantised(quantisation, getattr(torch, dtype))
+    auto_model: Any = transformers.AutoModelForCausalLM
+    try:
+        found, info = auto_model.from_pretrained(model, **arguments)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConfigError(f"the teacher {model} cannot be loaded: {first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(f"the teacher {model} lacks weights for {missing}; get the whole folder")
+    adapter_folder = None
+    if adapter is not None:
+        adapter_folder = local_folder(
+            adapter, revision=adapter_revision, marker="adapter_config.json"
+        )
+        found = _with_adapter(found, adapter, adapter_revision)
+    commit = getattr(found.config, "_commit_hash", None)
+    return Loaded(found.eval(), folder, adapter_folder, commit)
+
+
+def local_folder(name: str, *, revision: str | None, marker: str) -> Path:
+    """The folder that holds `marker`: the named one, or the hub's copy on this machine."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / marker).is_file():
+            raise ConfigError(f"the folder {name} has no {marker}; name a folder that has one")
+        if not any(folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"the folder {name} has no weights (*.safetensors); point at a whole model"
+            )
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise ConfigError(f"the folder {name} does not exist; check the path")
+    try:
+        return Path(str(cached_file(name, marker, revision=revision))).parent
+    except OSError as error:
+        raise ConfigError(
+            f"{name} is neither a folder here nor a model that the hub gives: {first_line(error)}"
+        ) from error
+
+
+def weights_digest(folder: Path) -> str:
+    """Hash over the content of the weights and configs of a folder."""
+    state = xxhash.xxh3_128()
+    files = {path for pattern in IDENTIFYING_FILES for path in folder.glob(pattern)}
+    for path in sorted(files):
+        state.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                state.update(block)
+    return state.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error, for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with its adapter layers folded into plain weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        layer: Any = module
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, layer.modules_to_save[layer.active_adapters[0]])
+        elif isinstance(module, BaseTunerLayer):
+            layer.merge()
+            model.set_submodule(name, layer.get_base_layer())
+    return model
+
+
+def _with_adapter(model: Any, adapter: str, revision: str | None) -> nn.Module:
+    import peft
+    from peft.tuners.tuners_utils import BaseTuner
+
+    try:
+        wrapped = peft.PeftModel.from_pretrained(model, adapter, revision=revision)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(f"the adapter {adapter} cannot be loaded: {first_line(error)}") from error
+    if not isinstance(wrapped.base_model, BaseTuner):
+        raise ConfigError(
+            f"the adapter {adapter} adds prompt tokens; only adapters on weights are supported"
+        )
+    return wrapped.get_base_model()
+
+
+def _quantised(quantisation: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    if quantisation == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _device_map(device: str) -> str | dict[str, str]:
+    """One device, or all GPUs of the replica, layer by layer, where it has several."""
+    several = device == "cuda" and torch.cuda.device_count() > 1
+    return "auto" if several else {"": device}
+
+
+def _silence() -> None:
+    """bitsandbytes warns once per product on CPU; transformers draws a bar per file."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
