@@ -1,0 +1,141 @@
+"""The README says what the code says. Run as a module it writes the file tree into the README."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from shared.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PACKAGES = ("shared", "teacher_service", "student_trainer", "cluster")
+
+
+def section(name: str) -> str:
+    """What stands between the marks of a part of the README."""
+    found = re.search(
+        rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", README.read_text(), re.S
+    )
+    assert found, f"the README has no part {name!r}"
+    return found[1]
+
+
+def modules(package: str) -> list[Path]:
+    """Every module of a package, without those that only mark a folder."""
+    files = sorted((ROOT / package).rglob("*.py"), key=lambda f: (f.parent, f.name))
+    return [f for f in files if f.name != "__init__.py"]
+
+
+def file_tree() -> str:
+    """One line per module: its path and the first sentence of its docstring."""
+    lines: list[str] = []
+    for package in PACKAGES:
+        files = modules(package)
+        width = max(len(str(f.relative_to(ROOT / package))) for f in files)
+        lines += ["", f"{package}/"] if lines else [f"{package}/"]
+        for file in files:
+            name = str(file.relative_to(ROOT / package))
+            lines.append(f"  {name:<{width}}  {purpose(file)}")
+    return "\n".join(["```", *lines, "```", ""])
+
+
+def purpose(file: Path) -> str:
+    """The first sentence of a module, in the width of a line."""
+    docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    sentence = " ".join(docstring.split("\n\n")[0].split()).split(". ")[0]
+    return sentence.rstrip(".")
+
+
+def options(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every option of the config by its path, NAME standing for keys of maps."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        found[prefix + name] = field
+        for kind in sections(field.annotation):
+            middle = "NAME." if "dict[" in str(field.annotation) else ""
+            for path, inner in options(kind, f"{prefix}{name}.{middle}").items():
+                found.setdefault(path, inner)
+    return found
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The parts of the config that an annotation mentions, in order."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [kind for part in get_args(annotation) for kind in sections(part)]
+
+
+def default_text(field: FieldInfo) -> str:
+    """A default as the README writes it."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, list):
+        return ", ".join(entry.kind for entry in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
+
+
+def test_every_module_is_listed_with_its_purpose():
+    assert section("files") == file_tree(), "run `python -m tests.test_readme` to write it anew"
+
+
+def test_every_option_of_the_table_exists_with_that_default():
+    known = options(Config)
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:4]] for line in section("options").splitlines()
+    ]
+    stated = {name.strip("`"): (default, meaning) for name, default, meaning in rows[2:]}
+    assert len(stated) > 30
+    for name, (default, meaning) in stated.items():
+        assert name in known, name
+        assert default == default_text(known[name]), name
+        assert meaning == (known[name].description or meaning), name
+
+
+def test_the_part_of_a_config_that_is_shown_is_valid():
+    shown = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)
+    rest = {"name": "x", "steps": 1, "teachers": {"t": {"model": "m"}}, "student": {"model": "m"}}
+    configs = [Config.model_validate(rest | yaml.safe_load(text)) for text in shown]
+    assert [set(config.domains) for config in configs] == [{"math", "chat"}]
+
+
+def test_files_that_the_readme_names_exist():
+    named = set(
+        re.findall(
+            r"`((?:cluster|shared|student_trainer|teacher_service)/[\w/.]+)`", README.read_text()
+        )
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert named
+    assert missing == []
+
+
+def test_every_command_of_the_readme_is_known_to_the_command_line():
+    cli = pytest.importorskip("cluster.cli")
+    from typer.main import get_command
+
+    command: Any = get_command(cli.app)
+    known = set(command.commands) | {
+        f"teacher {name}" for name in command.commands["teacher"].commands
+    }
+    stated = set(re.findall(r"^\| `tutelage ((?:teacher )?[a-z]+)", README.read_text(), re.M))
+    assert stated == known - {"teacher"}
+
+
+def write_file_tree() -> None:
+    """Replace the listing in the README."""
+    before, begin, rest = README.read_text().partition("<!-- files: begin -->\n")
+    _, end, after = rest.partition("<!-- files: end -->")
+    README.write_text(before + begin + file_tree() + end + after)
+
+
+if __name__ == "__main__":
+    write_file_tree()
