@@ -127,7 +127,7 @@ def _build(text: _Text) -> Built:
     _refuse_too_little(text.name, training, validation, text.domain)
     rows = pack(validation, context=text.data.context)
     num_rows = min(text.data.validation_rows, len(rows))
-    spread = [i * len(rows) // num_rows for i in range(num_rows)]
+    spread = [(2 * i + 1) * len(rows) // (2 * num_rows) for i in range(num_rows)]
     dropped = 0 if text.domain.validation is None else len(pieces) - len(training)
     return Built(pack(training, context=text.data.context), chosen_rows(rows, spread), fit, dropped)
 
