@@ -47,8 +47,10 @@ class ChunkWorkspace:
         self.head, self.temperatures = head, tuple(temperatures)
         self._keeps_logits = gradients and head.soft_cap is not None
         count = len(self.temperatures) if gradients else min(2, len(self.temperatures))
-        shape = (count + self._keeps_logits, rows, head.vocabulary)
-        self._buffers = like_ND.new_empty(shape, dtype=precision(like_ND))
+        self._buffers = [
+            like_ND.new_empty((rows, head.vocabulary), dtype=precision(like_ND))
+            for _ in range(count + self._keeps_logits)
+        ]
 
     def log_probs(self, hidden_nD: Tensor, ids_nM: Tensor, kept_nM: Tensor) -> list[LogProbs]:
         """Read the chunk's log-probabilities at every temperature.
@@ -68,7 +70,7 @@ class ChunkWorkspace:
         return self._student
 
     def logits_gradient(self, slopes: Sequence[Slopes | None]) -> Tensor:
-        """The gradient [n,V] of the product with the head, in a buffer; None: no dependence.
+        """The gradient [n,V] of the product with the head, in one of the buffers.
 
         On the complement, softmax = tail x softmax over the complement, so that one factor per
         position serves; the ids asked about are added on top.

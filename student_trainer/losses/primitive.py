@@ -64,7 +64,7 @@ def chunks(num_rows: int, *, rows_per_chunk: int) -> Iterator[slice]:
 def default_chunk_rows(vocabulary: int, *, num_ids: int) -> int:
     """Positions in a chunk: some tens of MB of float32 logits, fewer where many ids are kept."""
     floats = vocabulary + 8 * num_ids
-    smallest = MIN_CHUNK_ROWS * vocabulary // floats
+    smallest = -(-MIN_CHUNK_ROWS * vocabulary // floats)
     return max(1, smallest, CHUNK_BYTES // (4 * floats))
 
 
