@@ -50,8 +50,10 @@ class TokenizerIdentity:
 
     @property
     def digest(self) -> str:
-        """Hash of everything that decides which ids a text becomes."""
-        return _digest(asdict(self))
+        """Hash of everything that decides which ids a document becomes; equal for tokenizers
+        that `refuse_unless_same` accepts."""
+        specials = {name: self.special_ids[name] for name in SPECIALS_THAT_MATTER}
+        return _digest(asdict(self) | {"special_ids": specials})
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> "TokenizerIdentity":

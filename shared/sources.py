@@ -7,6 +7,7 @@ This module does not know tokenizers. Every defect is a DataError that names fil
 import difflib
 import glob
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ Columns = Mapping[Field, str]
 FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages")
 UNREAD_TABLES = (".json", ".csv", ".tsv", ".gz", ".zst", ".arrow")
 READ_BYTES = 1 << 20
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,7 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
 def _string(value: object, where: str, field: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {field} is {_kind(value)}, not a string; convert it")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and HALF_SURROGATE.search(value):
         raise DataError(f"{where}: {field} holds half a surrogate pair, no valid text; repair it")
     return value
 

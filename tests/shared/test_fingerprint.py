@@ -116,7 +116,9 @@ def test_another_padding_or_unknown_token_changes_nothing_learnt(
     identity: TokenizerIdentity, special: str
 ) -> None:
     ids = identity.special_ids | {special: 9}
-    assert shake(identity, dataclasses.replace(identity, special_ids=ids)) is None
+    other = dataclasses.replace(identity, special_ids=ids)
+    assert shake(identity, other) is None
+    assert other.digest == identity.digest
 
 
 def test_another_chat_template_is_refused_where_rows_pass_through_one(
