@@ -17,6 +17,7 @@ from shared.errors import PlacementError
 
 Bundle = dict[str, float]
 PATIENCE_S = 8.0
+ROLE_SHARE = 0.01  # of a role's resource: it says where, not how many
 
 
 def teacher_bundle(teacher: Teacher, declared: Mapping[str, float]) -> Bundle:
@@ -79,7 +80,7 @@ def _sees(path: str) -> bool:
 
 
 def _bundle(role: str, cpus: float, gpus: float, declared: Mapping[str, float]) -> Bundle:
-    bundle = {"CPU": cpus, "GPU": gpus, role: 1.0 if declared.get(role) else 0.0}
+    bundle = {"CPU": cpus, "GPU": gpus, role: ROLE_SHARE if declared.get(role) else 0.0}
     return {name: amount for name, amount in bundle.items() if amount}
 
 

@@ -4,6 +4,7 @@ Token authentication is on for every cluster started here and for its clients, w
 own: Ray's defaults differ between starting and joining once a token exists in its default place.
 """
 
+import importlib
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster import local_head
 from shared.errors import PlacementError
@@ -129,10 +131,9 @@ def _authenticate(*, own: bool) -> None:
             os.environ.update(local_head.token_environment())
         elif local_head.has_users_token():
             os.environ["RAY_AUTH_MODE"] = "token"
-    from ray import _raylet  # without type stubs
-
-    _raylet.Config.initialize("")  # Ray may have been imported before the variables were set
-    _raylet.AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")  # no type stubs
+    raylet.Config.initialize("")  # Ray may have been imported before the variables were set
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _join(address: str) -> None:

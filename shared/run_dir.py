@@ -93,7 +93,7 @@ class RunDir:
 
     @property
     def summary(self) -> Path:
-        """What other programs read; present once the run is finished."""
+        """What other programs read."""
         return self.path / "summary.json"
 
     @property
@@ -118,8 +118,11 @@ class RunDir:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its summary."""
-        return self.summary.exists()
+        """Whether the run's summary says so."""
+        try:
+            return json.loads(self.summary.read_text())["status"] == "finished"
+        except (OSError, ValueError, KeyError):
+            return False
 
     def recorded_config(self) -> Config:
         """The resolved config of the run. Raises ConfigError where there is none."""

@@ -1,0 +1,134 @@
+"""Before anything starts: whether this student can learn from this teacher on this text.
+
+Reads tokenizers and configs of both models, no weights.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shared.config import Config
+from shared.errors import ConfigError, HandshakeError
+from shared.fingerprint import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
+from shared.soft_targets import TargetSpec
+from shared.sources import read_documents, sources_of
+
+LARGEST_FULL_VOCABULARY = 32_768
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What both models agree on."""
+
+    tokenizer: Any  # the student's, of transformers
+    identity: TokenizerIdentity
+    shared_vocab: int
+
+
+def shake_hands(config: Config) -> Handshake:
+    """Compare the models of a resolved config.
+
+    Raises HandshakeError for models that do not fit each other, ConfigError for a model that
+    cannot be read, a context longer than a model's, or a `top_k` beyond the vocabulary.
+    """
+    (name, teacher), student = next(iter(config.teachers.items())), config.student
+    models = (
+        (f"teachers.{name}.model", teacher.model, teacher.revision, teacher.trust_remote_code),
+        ("student.model", student.model, student.revision, student.trust_remote_code),
+    )
+    for option, model, _, _ in models:
+        _refuse_empty_folder(option, model)
+    described = [_read(*model) for model in models]
+    identities = [identify(tokenizer) for tokenizer, _ in described]
+    refuse_unless_same(
+        identities[0],
+        identities[1],
+        teacher_name=teacher.model,
+        student_name=student.model,
+        chat_rows=_uses_chat_template(config),
+    )
+    rows = [model_config.vocab_size for _, model_config in described]
+    vocabulary = shared_vocab(identities[1], teacher_rows=rows[0], student_rows=rows[1])
+    for (option, model, _, _), (_, model_config) in zip(models, described, strict=True):
+        _refuse_short_context(option, model, config.data.context, model_config)
+    if config.targets.top_k > vocabulary:
+        raise ConfigError(
+            f"targets.top_k is {config.targets.top_k}, but teacher and student share "
+            f"{vocabulary:,} tokens; set targets.top_k={vocabulary} or lower"
+        )
+    return Handshake(described[1][0], identities[1], vocabulary)
+
+
+def target_spec(config: Config, vocabulary: int) -> TargetSpec | None:
+    """What is asked of the teacher in training; None where no loss asks for anything."""
+    if not config.needs_teacher:
+        return None
+    return TargetSpec(
+        top_k=config.targets.top_k,
+        shared_vocab=vocabulary,
+        temperatures=config.temperatures,
+        encoding=config.targets.encoding,
+        hidden_layers=config.hidden_layers,
+    )
+
+
+def evaluation_spec(config: Config, vocabulary: int) -> tuple[TargetSpec, str]:
+    """What is asked in validation, and how the KL computed from it is called."""
+    full = config.evaluation.kl == "full" or (
+        config.evaluation.kl == "auto" and vocabulary <= LARGEST_FULL_VOCABULARY
+    )
+    top_k = vocabulary if full else config.targets.top_k
+    spec = TargetSpec(top_k=top_k, shared_vocab=vocabulary, encoding="fp32")
+    return spec, "full" if full else f"bucketed-{top_k}"
+
+
+def _refuse_empty_folder(option: str, model: str) -> None:
+    folder = Path(model)
+    if not folder.is_absolute():
+        return  # a name on the hub
+    missing = [] if (folder / "config.json").exists() else ["config.json"]
+    if not any(found for pattern in WEIGHTS for found in folder.glob(pattern)):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise ConfigError(
+            f"{option} is {model}, a folder without {' and '.join(missing)}; name a folder "
+            "written by save_pretrained"
+        )
+
+
+def _read(option: str, model: str, revision: str | None, trusted: bool) -> tuple[Any, Any]:
+    """Tokenizer and text config of a model."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    asked = {"revision": revision or "main", "trust_remote_code": trusted}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, **asked)
+        return tokenizer, AutoConfig.from_pretrained(model, **asked).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ConfigError(
+            f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "
+            f"model the hub gives us: {reason}"
+        ) from None
+
+
+def _refuse_short_context(option: str, model: str, context: int, model_config: Any) -> None:
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and context > limit:
+        raise HandshakeError(
+            f"data.context is {context}, but {option} {model} reads at most {limit} tokens; "
+            f"set data.context={limit} or lower"
+        )
+
+
+def _uses_chat_template(config: Config) -> bool:
+    """Whether the first row of any source is a prompt or a conversation."""
+    root = Path(config.paths.root)
+    return any(
+        document.kind != "text"
+        for domain in config.domains.values()
+        for source in sources_of(domain, "train")
+        for document in islice(read_documents([source], root=root, columns=domain.columns), 1)
+    )

@@ -1,0 +1,81 @@
+"""Everything a run needs before any process starts: checked, tokenised, written down."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.handshake import Handshake, evaluation_spec, shake_hands, target_spec
+from shared.config import Config, Teacher
+from shared.errors import HandshakeError
+from shared.plan import PreparedDomain, RunPlan
+from shared.tokenise import prepare
+from teacher_service.description import TeacherDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A resolved config, known to be possible, and its rows on disk."""
+
+    config: Config
+    shared_vocab: int
+    domains: tuple[PreparedDomain, ...]
+    packed: bool  # whether the student keeps packed documents apart
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher the run learns from."""
+        return next(iter(self.config.teachers.values()))
+
+
+def check(config: Config) -> Handshake:
+    """Refuse what cannot work, reading no weights. Raises UserErrors."""
+    return shake_hands(config)
+
+
+def prepare_run(config: Config) -> Prepared:
+    """Check a resolved config and tokenise its domains, with bars on the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    hands = check(config)
+    domains = prepare(
+        config,
+        tokenizer=hands.tokenizer,
+        tokenizer_digest=hands.identity.digest,
+        cache=Path(config.paths.cache),
+    )
+    from student_trainer.student import student_packs
+
+    return Prepared(config, hands.shared_vocab, domains, student_packs(config))
+
+
+def run_plan(prepared: Prepared, *, run_dir: Path, teacher: TeacherDescription | None) -> RunPlan:
+    """What the workers are told, once the teacher is known."""
+    config = prepared.config
+    if teacher is not None:
+        refuse_unfit(config, teacher)
+    evaluation, kl_kind = evaluation_spec(config, prepared.shared_vocab)
+    return RunPlan(
+        config=config,
+        run_dir=str(run_dir),
+        domains=prepared.domains,
+        target_spec=target_spec(config, prepared.shared_vocab),
+        evaluation_spec=evaluation if teacher else None,
+        kl_kind=kl_kind if teacher else "none",
+        teacher=teacher.fingerprint if teacher else None,
+        packed=prepared.packed,
+        teacher_width=teacher.hidden_width if teacher and config.hidden_layers else None,
+    )
+
+
+def refuse_unfit(config: Config, teacher: TeacherDescription) -> None:
+    """What only a loaded teacher tells: its context and its layers."""
+    if teacher.max_context is not None and config.data.context > teacher.max_context:
+        raise HandshakeError(
+            f"data.context is {config.data.context}, but the teacher reads at most "
+            f"{teacher.max_context} tokens; set data.context={teacher.max_context} or lower"
+        )
+    beyond = [layer for layer in config.hidden_layers if not 0 <= layer <= teacher.num_layers]
+    if beyond:
+        raise HandshakeError(
+            f"a hidden_states loss asks for teacher layer {beyond[0]}, but the teacher has layers "
+            f"0 to {teacher.num_layers}; change losses"
+        )
