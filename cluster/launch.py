@@ -226,14 +226,14 @@ def _train(
     from cluster.training import train as train_students
 
     config, namespace = launch.config, _namespace(launch.run_dir)
-    names = tuple(config.domains)
+    names, actor = tuple(config.domains), None
     if replayed:
         open_controller = partial(
             controller.ReplayController, str(launch.run_dir.weight_log), names
         )
     else:
         deadline_s = getattr(config.mixture, "deadline_s", CONTROLLER_START_S)
-        controller.start_controller(
+        actor = controller.start_controller(
             controller.ControllerPlan(
                 mixture=config.mixture,
                 domains=names,
@@ -259,7 +259,7 @@ def _train(
         )
         _count(RunDir(Path(plan.run_dir)), "student_restarts", restarts)
     finally:
-        if not replayed:
+        if actor is not None:
             controller.stop_controller(CONTROLLER, namespace=namespace)
 
 

@@ -4,6 +4,7 @@ A service is a registry and replicas in a Ray namespace of its name, each replic
 group of its own. A detached service outlives its driver; another dies with it.
 """
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ ANSWER_S = 30.0
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
 TEACHER_SHARE = 0.01  # of the custom resource `teacher`: it says where, not how many
 GROUP_PREFIX = "tutelage-teacher:"
+
+# An actor that is not detached ends with its last owning handle, so this driver keeps them.
+_OWNED: dict[str, list[Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ def start(
     try:
         options = {"name": REGISTRY, "namespace": service, "lifetime": _lifetime(detached)}
         registry: Any = TeacherRegistry.options(**options).remote(service, request)  # type: ignore[attr-defined]
+        _OWNED[service] = [registry]
         _answer(registry.view.remote(), "the registry")
         return _add(service, request, range(teacher.replicas), deadline_s)
     except BaseException:
@@ -151,6 +156,7 @@ def stop(service: str) -> bool:
     actors = [actor for name in names if (actor := _actor(service, name)) is not None]
     for actor in actors:
         ray.kill(actor, no_restart=True)
+    _OWNED.pop(service, None)
     groups = _groups(f"{GROUP_PREFIX}{service}:")
     for group in groups.values():
         remove_placement_group(group)
@@ -173,8 +179,10 @@ def _add(
     names = [f"{REPLICA}{index}" for index in indices]
     try:
         groups = _place(service, names, request)
+        # It warns that a restart needs the group; the group lives as long as the actor.
+        logging.getLogger("ray.actor").setLevel(logging.ERROR)
         for name, group in zip(names, groups, strict=True):
-            TeacherReplica.options(  # type: ignore[attr-defined]
+            replica = TeacherReplica.options(  # type: ignore[attr-defined]
                 name=name,
                 namespace=service,
                 lifetime=_lifetime(request.detached),
@@ -185,6 +193,7 @@ def _add(
                     group, placement_group_bundle_index=0
                 ),
             ).remote(request.make_engine)
+            _OWNED.setdefault(service, []).append(replica)
         description = _described(service, names, deadline_s)
         _answer(_actor(service, REGISTRY).add.remote(names), "the registry")
     except BaseException:
@@ -195,23 +204,32 @@ def _add(
 
 def _place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
     bundle = _bundle(request.teacher)
-    groups = [
-        placement_group(
-            [bundle],
-            name=f"{GROUP_PREFIX}{service}:{name}",
-            lifetime=_lifetime(request.detached),
-        )
-        for name in names
-    ]
+    free = _free(bundle)
+    groups = []
+    if _some_node_is_large_enough(bundle):
+        groups = [
+            placement_group(
+                [bundle],
+                name=f"{GROUP_PREFIX}{service}:{name}",
+                lifetime=_lifetime(request.detached),
+            )
+            for name in names
+        ]
     deadline = time.monotonic() + PLACEMENT_WAIT_S
-    placed = [group.wait(max(0.0, deadline - time.monotonic())) for group in groups]
-    if not all(placed):
+    placed = sum(group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
+    if placed < len(names):
         raise PlacementError(
-            f"{placed.count(False)} of {len(names)} teacher replicas do not fit: each needs "
-            f"{_amounts(bundle)} on one node, and there is free: {_free(bundle)}; stop something, "
-            "add a node, or lower the replicas or what each asks for"
+            f"{len(names) - placed} of {len(names)} teacher replicas do not fit: each needs "
+            f"{_amounts(bundle)} on one node, and there was free: {free}; stop something, add a "
+            "node, or lower the replicas or what each asks for"
         )
     return groups
+
+
+def _some_node_is_large_enough(bundle: dict[str, float]) -> bool:
+    """Whether waiting can help at all."""
+    totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(total.get(n, 0.0) >= bundle[n] for n in bundle) for total in totals)
 
 
 def _bundle(teacher: Teacher) -> dict[str, float]:
