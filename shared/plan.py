@@ -34,6 +34,7 @@ class RunPlan:
     teacher: dict[str, str] | None  # the engine's fingerprint
     packed: bool  # whether the student keeps packed documents apart
     mode: Literal["train", "evaluate"] = "train"
+    teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
 
 
 OpenReader = Callable[[int], TargetReader]  # rank -> reader; picklable

@@ -1,0 +1,113 @@
+"""DeepSpeed behind a few functions: open, backward, step, gather.
+
+The loss of a micro-batch is a sum over its positions divided by the step's token count over all
+ranks, so DeepSpeed's own division by accumulation steps is off, and its mean over ranks is
+undone by the factor `world size` inside the loss.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from shared.config import Config, Optimiser
+from student_trainer.accelerator import deepspeed
+
+SMALLEST_SHARDED = 10_000  # elements; smaller tensors stay whole under ZeRO-3
+
+
+def open_engine(objective: nn.Module, config: Config) -> Any:
+    """A DeepSpeed engine around the objective, with a torch AdamW over what trains."""
+    engine, *_ = deepspeed.initialize(
+        model=objective,
+        optimizer=torch.optim.AdamW(
+            parameter_groups(objective, config.optimiser),
+            lr=config.optimiser.lr,
+            betas=config.optimiser.betas,
+            eps=config.optimiser.eps,
+        ),
+        config=deepspeed_config(config, world_size=dist.get_world_size()),
+    )
+    return engine
+
+
+def deepspeed_config(config: Config, *, world_size: int) -> dict:
+    """DeepSpeed's own configuration of a run."""
+    optimiser, student = config.optimiser, config.student
+    zero = {
+        "stage": student.zero,
+        "overlap_comm": False,
+        "stage3_param_persistence_threshold": SMALLEST_SHARDED,
+    }
+    described = {
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch,
+        "gradient_accumulation_steps": config.batch.rows_per_step
+        // (config.batch.micro_batch * world_size),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "zero_optimization": zero,
+    }
+    if not clips_here(config) and optimiser.clip_norm is not None:
+        described["gradient_clipping"] = optimiser.clip_norm
+    if student.dtype == "bfloat16":
+        described["bf16"] = {"enabled": True}
+        described["data_types"] = {"grad_accum_dtype": "fp32"}
+    return described
+
+
+def parameter_groups(objective: nn.Module, optimiser: Optimiser) -> list[dict]:
+    """Matrices decay; biases and norms do not. Frozen weights are in no group."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": optimiser.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def clips_here(config: Config) -> bool:
+    """DeepSpeed reports no gradient norm for plain fp32 data parallelism, so we clip there."""
+    return config.student.zero == 0 and config.student.dtype == "float32"
+
+
+def backward(engine: Any, loss: torch.Tensor, *, last: bool) -> None:
+    """Add the gradient of a micro-batch; `last` marks the final one of the step."""
+    engine.set_gradient_accumulation_boundary(last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+def take_step(engine: Any, config: Config, *, lr: float) -> float:
+    """Clip and update with learning rate `lr`; call after the step's last backward.
+
+    Returns the norm of the gradient over all ranks, before clipping.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    norm = None
+    if clips_here(config):
+        norm = nn.utils.clip_grad_norm_(
+            [p for p in engine.module.parameters() if p.grad is not None],
+            config.optimiser.clip_norm or math.inf,
+        )
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def gather_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Whole trained weights and persistent buffers of `module` on the CPU of rank 0.
+
+    Collective under every ZeRO stage; other ranks get an empty dict.
+    """
+    gathered = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if dist.get_rank() == 0:
+                gathered[name] = parameter.detach().to("cpu", copy=True)
+    return gathered if dist.get_rank() == 0 else {}

@@ -1,0 +1,130 @@
+"""Validation: nats per token and KL to the teacher, domain by domain.
+
+Units are dealt to the ranks in a fixed order and sums are reduced, never averages, so that the
+result does not depend on the number of ranks beyond rounding. Every rank makes the same number of
+forward passes; a rank without a unit left runs an empty one.
+
+G domains in config order
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from shared.metrics import DomainEvaluation
+from shared.row_store import RowStore
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets, TargetReader, TargetSpec
+from student_trainer.batches import Layouts
+from student_trainer.ranks import Ranks
+
+BULKY_TOP_K = 4096  # answers this wide travel one row at a time
+UNITS_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSums:
+    """Sums over all ranks and validation rows, float64 [G]; nats."""
+
+    student_nll_G: np.ndarray
+    teacher_nll_G: np.ndarray
+    kl_G: np.ndarray
+    tokens_G: np.ndarray
+
+    def evaluations(self, domains: Sequence[str], *, kl_kind: str) -> dict[str, DomainEvaluation]:
+        """Per token; without a teacher (`kl_kind` "none") there is no teacher_nll and no KL."""
+        tokens_G = np.maximum(self.tokens_G, 1)
+        compared = kl_kind != "none"
+        columns = (self.student_nll_G, self.teacher_nll_G, self.kl_G)
+        student, teacher, kl = ((column / tokens_G).tolist() for column in columns)
+        return {
+            name: DomainEvaluation(
+                student_nll=student[g],
+                teacher_nll=teacher[g] if compared else None,
+                kl=kl[g] if compared else None,
+                kl_kind=kl_kind,
+                tokens=int(self.tokens_G[g]),
+            )
+            for g, name in enumerate(domains)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Validation rows of every domain, and how to run the student on them."""
+
+    stores: tuple[RowStore, ...]
+    layouts: Layouts
+    ranks: Ranks
+    rows_per_unit: int
+
+    def sums(
+        self, engine: Any, reader: TargetReader | None = None, spec: TargetSpec | None = None
+    ) -> ValidationSums:
+        """Run over all validation rows; with a reader also against the teacher."""
+        size = self.rows_per_unit if spec is None or spec.top_k < BULKY_TOP_K else 1
+        units = list(self._own_units(size))
+        num_domains = len(self.stores)
+        totals = np.zeros((4, num_domains))
+        engine.eval()
+        with torch.no_grad():
+            answers = _answers(units, reader, spec)
+            bar = tqdm(answers, total=len(units), desc="validation", leave=False, disable=None)
+            for rows, targets in bar:
+                batch = self.layouts.batch(rows, targets)
+                (nll_kl_2G,) = engine(batch, mode="evaluate")
+                totals[[0, 2]] += nll_kl_2G.double().cpu().numpy()
+                totals[[1, 3]] += _teacher_and_tokens(batch, targets, num_domains)
+        engine.train()
+        return ValidationSums(*self.ranks.sum(totals))
+
+    def _own_units(self, size: int) -> Iterator[Rows]:
+        """This rank's units, padded with empty ones to the same number on every rank."""
+        world_size = self.ranks.world_size
+        chosen = [
+            (store, range(first, min(first + size, len(store))))
+            for store in self.stores
+            for first in range(0, len(store), size)
+        ]
+        for position in range(
+            self.ranks.rank, -(-len(chosen) // world_size) * world_size, world_size
+        ):
+            store, indices = chosen[position] if position < len(chosen) else (self.stores[0], ())
+            yield store.take(list(indices))
+
+
+def _answers(
+    units: Sequence[Rows], reader: TargetReader | None, spec: TargetSpec | None
+) -> Iterator[tuple[Rows, SoftTargets | None]]:
+    """Units with the teacher's answers, a few asked for ahead; empty units are never sent."""
+    if reader is None or spec is None:
+        yield from ((rows, None) for rows in units)
+        return
+    asked = [rows for rows in units if len(rows)]
+    for rows in asked[:UNITS_AHEAD]:
+        reader.submit(rows, spec)
+    taken = 0
+    for rows in units:
+        if not len(rows):
+            yield rows, None
+            continue
+        targets = reader.next()
+        taken += 1
+        if taken - 1 + UNITS_AHEAD < len(asked):
+            reader.submit(asked[taken - 1 + UNITS_AHEAD], spec)
+        yield rows, targets
+
+
+def _teacher_and_tokens(
+    batch: dict[str, torch.Tensor], targets: SoftTargets | None, num_domains: int
+) -> np.ndarray:
+    domain_N = batch["domain_N"].cpu().numpy()
+    tokens_G = np.bincount(domain_N, minlength=num_domains)
+    if targets is None:
+        return np.stack([np.zeros(num_domains), tokens_G])
+    nll_N = -targets.arrays().label_logprob_N.astype(np.float64)
+    return np.stack([np.bincount(domain_N, weights=nll_N, minlength=num_domains), tokens_G])

@@ -1,0 +1,152 @@
+"""What a run measures between two lines of `metrics.jsonl`, and the line itself.
+
+D domains in config order   L losses in config order
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.config import Config
+from shared.metrics import DomainMetrics, StepMetrics
+from shared.soft_targets import ReaderStats
+from student_trainer.batches import Step
+from student_trainer.losses.objective import term_names
+
+MACHINE = 6  # seconds, teacher wait, units, wire bytes, retried units, cache hits
+
+
+@dataclass(slots=True)
+class Interval:
+    """Sums over the steps since the last line.
+
+    `sums` and the counts cover all ranks and are kept in checkpoints, so that a line after a
+    resume equals the uninterrupted run's; `machine` is this rank's and this attempt's.
+    """
+
+    sums: np.ndarray  # weighted loss, captured mass, L terms, D KLs; nats
+    tokens_D: np.ndarray
+    rows_D: np.ndarray
+    machine: np.ndarray
+
+    @staticmethod
+    def empty(num_sums: int, num_domains: int) -> "Interval":
+        """Nothing measured yet."""
+        tokens_D, rows_D = np.zeros((2, num_domains), np.int64)
+        return Interval(np.zeros(num_sums), tokens_D, rows_D, np.zeros(MACHINE))
+
+    def add(self, step: Step, sums: np.ndarray, machine: np.ndarray) -> None:
+        """Count one step in."""
+        self.sums += sums
+        self.tokens_D += step.domain_tokens_D
+        self.rows_D += step.domain_rows_D
+        self.machine += machine
+
+    def state(self) -> dict[str, list]:
+        """What a checkpoint keeps; floats survive JSON exactly."""
+        return {name: getattr(self, name).tolist() for name in ("sums", "tokens_D", "rows_D")}
+
+    @staticmethod
+    def from_state(state: dict[str, list]) -> "Interval":
+        """The inverse of `state`."""
+        tokens_D, rows_D = (np.array(state[name], np.int64) for name in ("tokens_D", "rows_D"))
+        return Interval(np.array(state["sums"], np.float64), tokens_D, rows_D, np.zeros(MACHINE))
+
+
+class Stopwatch:
+    """Seconds and reader counters since it was made."""
+
+    def __init__(self, stats: ReaderStats | None) -> None:
+        self._start, self._stats = time.perf_counter(), stats
+        self._before = _counters(stats)
+
+    def machine(self) -> np.ndarray:
+        """In the order of `Interval.machine`."""
+        seconds = time.perf_counter() - self._start
+        return np.concatenate([[seconds], _counters(self._stats) - self._before])
+
+
+def metrics_line(
+    interval: Interval,
+    config: Config,
+    *,
+    step: int,
+    lr: float,
+    grad_norm: float,
+    weights: tuple[float, ...],
+    machine: np.ndarray,
+) -> StepMetrics:
+    """The line of an interval; `machine` is already reduced over ranks."""
+    tokens = int(interval.tokens_D.sum())
+    num_terms = len(config.losses)
+    means = interval.sums[: 2 + num_terms] / max(1, tokens)
+    kls = interval.sums[2 + num_terms :]
+    domains = {
+        name: DomainMetrics(
+            kl=float(kl / count) if config.needs_teacher and count else None,
+            tokens=int(count),
+            sequences=int(rows),
+            weight=weight,
+        )
+        for name, kl, count, rows, weight in zip(
+            config.domains, kls, interval.tokens_D, interval.rows_D, weights, strict=True
+        )
+    }
+    seconds, wait_s, units, wire_bytes, retried, hits = machine.tolist()
+    return StepMetrics(
+        step=step,
+        loss=float(means[0]),
+        lr=lr,
+        grad_norm=grad_norm,
+        tokens=tokens,
+        captured_mass=float(means[1]) if config.needs_teacher else None,
+        terms={
+            name: float(v) for name, v in zip(term_names(config.losses), means[2:], strict=True)
+        },
+        domains=domains,
+        seconds=seconds,
+        teacher_wait_s=wait_s,
+        units=round(units),
+        wire_bytes=round(wire_bytes),
+        retried_units=round(retried),
+        cache_hits=round(hits),
+    )
+
+
+def progress_line(line: StepMetrics, *, steps: int, steps_in_line: int) -> str:
+    """One human line, readable in a job's log."""
+    parts = [f"step {line.step}/{steps}", f"loss {line.loss:.3f}"]
+    kls = [f"{name} {_short(d.kl)}" for name, d in line.domains.items() if d.kl is not None]
+    if kls:
+        parts.append("kl " + " ".join(kls))
+    parts.append("mix " + " ".join(_short(d.weight) for d in line.domains.values()))
+    parts.append(f"{_thousands(line.tokens_per_s)} tok/s")
+    if line.units or line.teacher_wait_s:
+        parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
+    left_s = (steps - line.step) * line.seconds / max(1, steps_in_line)
+    parts.append(f"eta {_duration(left_s)}")
+    return " | ".join(parts)
+
+
+def _counters(stats: ReaderStats | None) -> np.ndarray:
+    if stats is None:
+        return np.zeros(MACHINE - 1)
+    counts = (stats.units, stats.wire_bytes, stats.retried_units, stats.cache_hits)
+    return np.array([stats.wait_s, *counts], np.float64)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

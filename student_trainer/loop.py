@@ -1,0 +1,114 @@
+"""The loop: draw sequences, get soft targets, take a step, tell the controller."""
+
+import logging
+
+import numpy as np
+import torch
+import xxhash
+
+from shared.errors import NonFiniteLossError
+from shared.plan import OpenController, OpenReader, RunPlan
+from shared.rows import Rows
+from student_trainer.batches import Step
+from student_trainer.engine import backward, take_step
+from student_trainer.interval import Stopwatch
+from student_trainer.run import Run, close_run, is_finished, open_run
+from student_trainer.schedule import learning_rate
+
+log = logging.getLogger(__name__)
+
+
+def run_plan(
+    plan: RunPlan, open_reader: OpenReader | None, open_controller: OpenController
+) -> None:
+    """Train, or evaluate, as the plan's mode says. A finished run is left alone."""
+    if is_finished(plan):
+        log.info("%s is finished already", plan.run_dir)
+        return
+    run = open_run(plan, open_reader, open_controller)
+    try:
+        if plan.mode == "train":
+            train(run)
+        else:
+            run.restore()
+            run.evaluate_only()
+    finally:
+        close_run(run)
+
+
+def train(run: Run) -> None:
+    """One run from its last checkpoint, or its beginning, to its export."""
+    config = run.config
+    step = run.restore()
+    run.evaluate("before")
+    while step < config.steps:
+        if step in run.decisions:
+            run.report(step)
+        watch = Stopwatch(run.reader_stats)
+        drawn = run.supply.step(step)
+        reseed(config.seed, step=step, rank=run.ranks.rank)
+        sums = learn(run, drawn)
+        lr = learning_rate(config.optimiser, step=step, steps=config.steps)
+        grad_norm = take_step(run.engine, config, lr=lr)
+        refuse_non_finite(run, drawn, grad_norm)
+        step += 1
+        run.interval.add(drawn, sums, watch.machine())
+        if run.due(config.log_every, step):
+            run.write_line(step, lr=lr, grad_norm=grad_norm)
+        if run.due(config.checkpoints.every, step):
+            run.save(step)
+    run.evaluate("after")
+    run.export()
+
+
+def learn(run: Run, drawn: Step) -> np.ndarray:
+    """Form the gradient of a step; returns its sums over all ranks, as `Objective` orders them.
+
+    Each micro-batch's loss is a sum over its positions times world size / tokens of the step: the
+    engine takes the mean over ranks, which makes it the mean over the step's tokens.
+    Raises NonFiniteLossError on every rank before any weight changes.
+    """
+    multiplier = run.ranks.world_size / max(1, drawn.tokens)
+    sums, weighted = torch.zeros(()), []
+    for number, rows in enumerate(drawn.units, start=1):
+        targets = run.supply.targets()
+        batch = run.layouts.batch(rows, targets)
+        loss, unit_sums, weighted_N = run.engine(batch, multiplier=multiplier)
+        backward(run.engine, loss, last=number == len(drawn.units))
+        sums = sums.to(unit_sums.device) + unit_sums
+        weighted.append((rows, weighted_N, batch["row_N"]))
+    total = run.ranks.sum(sums.cpu().numpy())
+    if not np.isfinite(total).all():
+        bad = [name for unit in weighted for name in rows_with_bad_loss(*unit)]
+        raise non_finite("the loss", drawn, run.ranks.gather(bad))
+    return total
+
+
+def refuse_non_finite(run: Run, drawn: Step, grad_norm: float) -> None:
+    """Raise NonFiniteLossError where the step just taken had no finite gradient."""
+    if not np.isfinite(grad_norm):
+        names = [name for rows in drawn.units for name in rows.names()]
+        raise non_finite("the gradient", drawn, run.ranks.gather(names))
+
+
+def rows_with_bad_loss(rows: Rows, weighted_N: torch.Tensor, row_N: torch.Tensor) -> list[str]:
+    """Names of the rows of a unit with a position whose loss is NaN or infinite."""
+    bad = row_N[~torch.isfinite(weighted_N)].unique().tolist()
+    names = rows.names()
+    return [names[row] for row in bad]
+
+
+def non_finite(what: str, drawn: Step, names_by_rank: list[list[str]]) -> NonFiniteLossError:
+    """The sentence for a step that must not be learnt from."""
+    names = sorted(name for own in names_by_rank for name in own)
+    domains = sorted({name.rpartition("/")[0] for name in names})
+    return NonFiniteLossError(
+        f"{what} of step {drawn.index + 1} is not finite, in {', '.join(domains)}, rows "
+        f"{', '.join(names)}; lower optimiser.lr or look at these rows, then run the same command "
+        "again: it resumes from the last checkpoint"
+    )
+
+
+def reseed(seed: int, *, step: int, rank: int) -> None:
+    """Set every random generator from (seed, step, rank), so that dropout survives a resume."""
+    torch.manual_seed(xxhash.xxh64_intdigest(f"{seed}/{step}/{rank}".encode()) >> 1)

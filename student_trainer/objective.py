@@ -1,0 +1,149 @@
+"""What the student is trained on: one module from the tensors of a unit to a loss and its sums.
+
+The whole loss runs inside its forward, so that the engine sees every use of every weight. Nothing
+of size [B, T, V] is ever made.
+
+B lines   T tokens   N positions with loss   D student width   E teacher width   V vocabulary
+K ids kept per position   S temperatures   L losses   G domains in config order
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from shared.config import Config, HiddenStates
+from student_trainer.accelerator import deepspeed
+from student_trainer.batches import Batch
+from student_trainer.losses.hidden_states import HiddenStatePairs, projection
+from student_trainer.losses.objective import (
+    TeacherTargets,
+    TokenLosses,
+    evaluate_tokens,
+    token_losses,
+)
+from student_trainer.losses.primitive import Head
+from student_trainer.student import Student
+
+Mode = Literal["train", "evaluate", "logits"]
+
+
+class Objective(nn.Module):
+    """Student and losses as one module."""
+
+    def __init__(self, student: Student, config: Config, *, teacher_width: int | None) -> None:
+        super().__init__()
+        self.student = student.saved
+        self.loss_head = LossHead(student, config, teacher_width=teacher_width)
+        self.vocab_size = student.vocab_size
+        self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
+
+    def forward(
+        self, batch: Batch, *, mode: Mode = "train", multiplier: float = 1.0
+    ) -> tuple[Tensor, ...]:
+        """`train`: the loss of the unit times `multiplier`, sums to report float64 [2+L+G], and
+        the weighted loss of each position [N]. The sums: weighted loss, captured mass, each loss
+        unweighted, KL by domain; nats.
+        `evaluate`: label NLL and KL by domain, float64 [2, G].
+        `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
+        """
+        output = self._decoder[0](
+            input_ids=batch["input_ids_BT"],
+            position_ids=batch["position_ids_BT"],
+            use_cache=False,
+            output_hidden_states=bool(self.loss_head.student_layers) and mode == "train",
+        )
+        index_N = batch["loss_index_N"]
+        hidden_ND = output.last_hidden_state.flatten(0, 1)[index_N]
+        inner_ND = {
+            f"student_{layer}_ND": output.hidden_states[layer].flatten(0, 1)[index_N]
+            for layer in (self.loss_head.student_layers if mode == "train" else ())
+        }
+        return self.loss_head(hidden_ND, batch | inner_ND, mode=mode, multiplier=multiplier)
+
+
+class LossHead(nn.Module):
+    """Output head and losses. Under ZeRO-3 the head is gathered when this module is entered,
+    once per micro-batch, and stays whole until its gradient is formed."""
+
+    def __init__(self, student: Student, config: Config, *, teacher_width: int | None) -> None:
+        super().__init__()
+        self.terms, self.temperatures = tuple(config.losses), config.temperatures
+        self.num_domains = len(config.domains)
+        self._student = (student,)
+        for parameter in student.head.parameters():
+            deepspeed.zero.register_external_parameter(self, parameter)
+        matched = [term for term in self.terms if isinstance(term, HiddenStates)]
+        self.student_layers = sorted({s for term in matched for s in term.layers.values()})
+        assert not matched or teacher_width is not None, "the plan knows the teacher's width"
+        self.projections = nn.ModuleDict(
+            {
+                str(layer): projection(student.width, teacher_width or 0)
+                for layer in config.hidden_layers
+            }
+        )
+
+    def forward(
+        self, hidden_ND: Tensor, batch: Batch, *, mode: Mode, multiplier: float
+    ) -> tuple[Tensor, ...]:
+        """See `Objective.forward`."""
+        head = self._head()
+        if mode == "logits":
+            return (head.logits(hidden_ND),)
+        if mode == "evaluate":
+            return (self._evaluated(hidden_ND, head, batch),)
+        found = token_losses(
+            hidden_ND,
+            head,
+            label_N=batch["label_N"],
+            terms=self.terms,
+            multiplier=multiplier,
+            targets=_targets(batch, self.temperatures),
+            hidden_states=self._pairs(batch),
+        )
+        weighted_N = self._weighted(found)
+        return found.loss, self._sums(found, weighted_N, batch["domain_N"]), weighted_N
+
+    def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
+        targets = _targets(batch, (1.0,))
+        nll_N, kl_N = evaluate_tokens(hidden_ND, head, label_N=batch["label_N"], targets=targets)
+        kl_N = torch.zeros_like(nll_N) if kl_N is None else kl_N
+        return torch.stack([self._by_domain(v, batch["domain_N"]) for v in (nll_N, kl_N)])
+
+    @torch.no_grad()
+    def _weighted(self, found: TokenLosses) -> Tensor:
+        weighted_N = torch.zeros_like(found.label_nll_N)
+        for term, value_N in zip(self.terms, found.terms.values(), strict=True):
+            weighted_N = weighted_N + term.weight * value_N
+        return weighted_N
+
+    @torch.no_grad()
+    def _sums(self, found: TokenLosses, weighted_N: Tensor, domain_N: Tensor) -> Tensor:
+        absent_N = torch.zeros_like(weighted_N)
+        captured_N = absent_N if found.captured_mass_N is None else found.captured_mass_N
+        kl_N = absent_N if found.kl_N is None else found.kl_N
+        totals = [v.double().sum() for v in (weighted_N, captured_N, *found.terms.values())]
+        return torch.cat([torch.stack(totals), self._by_domain(kl_N, domain_N)])
+
+    def _by_domain(self, value_N: Tensor, domain_N: Tensor) -> Tensor:
+        sums_G = torch.zeros(self.num_domains, dtype=torch.float64, device=value_N.device)
+        return sums_G.index_add_(0, domain_N, value_N.detach().double())
+
+    def _head(self) -> Head:
+        student = self._student[0]
+        linear = student.head
+        return Head(linear.weight, linear.bias, student.logit_scale, student.soft_cap)
+
+    def _pairs(self, batch: Batch) -> HiddenStatePairs | None:
+        if not self.projections:
+            return None
+        student_ND = {layer: batch[f"student_{layer}_ND"] for layer in self.student_layers}
+        teacher_NE = {int(name): batch[f"teacher_{name}_NE"] for name in self.projections}
+        return HiddenStatePairs(student_ND, teacher_NE, self.projections)
+
+
+def _targets(batch: Batch, temperatures: tuple[float, ...]) -> TeacherTargets | None:
+    """The teacher's part of a batch. Column s of the tails belongs to temperature s."""
+    if "ids_NK" not in batch:
+        return None
+    return TeacherTargets(batch["ids_NK"], batch["logprobs_NK"], batch["log_tail_NS"], temperatures)

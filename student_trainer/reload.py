@@ -1,0 +1,53 @@
+"""Load an exported folder as its users will and compare its logits; run as a script.
+
+    python -I reload.py FOLDER PROBE SETTINGS
+
+Runs in a process of its own with transformers and peft alone. SETTINGS is JSON: base, revision,
+dtype, quantisation, trust_remote_code. Prints JSON: the largest difference from the probe's
+logits, relative to the largest logit.
+
+T tokens   V vocabulary
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+OURS = {"shared", "student_trainer", "teacher_service", "cluster"}
+
+
+def load(folder: Path, settings: dict) -> PreTrainedModel | PeftModel:
+    """The exported model: whole, or an adapter on its base."""
+    dtype = getattr(torch, settings["dtype"])
+    options = {"dtype": dtype, "trust_remote_code": settings["trust_remote_code"]}
+    if settings["quantisation"] == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    if settings["base"] is None:
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    revision = settings["revision"] or "main"
+    base = AutoModelForCausalLM.from_pretrained(settings["base"], revision=revision, **options)
+    return PeftModel.from_pretrained(base, str(folder))
+
+
+def main(folder: str, probe: str, settings: str) -> None:
+    """Print how far the exported model's logits [T, V] are from the probe's."""
+    expected = np.load(probe)
+    AutoTokenizer.from_pretrained(folder)
+    model = load(Path(folder), json.loads(settings)).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(expected["ids"])[None]).logits[0]
+    difference = np.abs(logits.float().numpy() - expected["logits"]).max()
+    ours = sorted(OURS & {name.partition(".")[0] for name in sys.modules})
+    largest = np.abs(expected["logits"]).max()
+    print(json.dumps({"difference": float(difference / largest), "ours": ours}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -1,0 +1,296 @@
+"""Run: the parts the loop names, built once, and the few things that happen now and then.
+
+G domains in config order
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.config import Config
+from shared.domains import ControllerClient, DomainReport, decision_steps
+from shared.errors import TutelageError
+from shared.metrics import DomainEvaluation, append_metrics
+from shared.plan import OpenController, OpenReader, RunPlan
+from shared.row_store import RowStore
+from shared.run_dir import RunDir, write_atomically
+from shared.soft_targets import ReaderStats, TargetReader
+from student_trainer.accelerator import join, this_device
+from student_trainer.batches import Layouts
+from student_trainer.checkpoint import latest_checkpoint, read_state, refuse_changes, step_of
+from student_trainer.engine import open_engine
+from student_trainer.evaluate import Validation, ValidationSums
+from student_trainer.export import export_checkpoint, exported_step
+from student_trainer.interval import Interval, metrics_line, progress_line
+from student_trainer.objective import Objective
+from student_trainer.ranks import Ranks
+from student_trainer.shards import load_shards, write_checkpoint
+from student_trainer.student import Student, load_student
+from student_trainer.supply import Supply
+
+log = logging.getLogger(__name__)
+EVALUATIONS = "evaluations.json"
+ONE_EVALUATION = "evaluation.json"
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything a rank holds while it trains."""
+
+    plan: RunPlan
+    ranks: Ranks
+    student: Student
+    engine: Any  # a DeepSpeed engine around the Objective
+    layouts: Layouts
+    supply: Supply
+    validation: Validation
+    interval: Interval
+    reader: TargetReader | None
+    controller: ControllerClient | None  # on rank 0
+    lines_from: int = 0  # step of the last metrics line of this attempt
+
+    @property
+    def config(self) -> Config:
+        """The run's config."""
+        return self.plan.config
+
+    @property
+    def files(self) -> RunDir:
+        """Where the run writes."""
+        return RunDir(Path(self.plan.run_dir))
+
+    @property
+    def reader_stats(self) -> ReaderStats | None:
+        """Counters of this rank's reader."""
+        return None if self.reader is None else self.reader.stats
+
+    @property
+    def decisions(self) -> range:
+        """Steps before which the controller is told how the student does."""
+        return decision_steps(self.config)
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return step % every == 0 or step == self.config.steps
+
+    def restore(self) -> int:
+        """Load the newest whole checkpoint; returns the updates done, 0 for a fresh run.
+
+        Raises CheckpointError where the run's shape has changed since.
+        """
+        checkpoint = self._latest()
+        if checkpoint is None:
+            return 0
+        state = read_state(checkpoint)
+        refuse_changes(checkpoint, found=state["facts"], asked=self._facts())
+        load_shards(self.engine, checkpoint)
+        self.interval = Interval.from_state(state["interval"])
+        self.lines_from = step_of(checkpoint)
+        if self.ranks.leads:
+            log.info("resuming from %s", checkpoint.name)
+        return step_of(checkpoint)
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of `step`, unless it is there."""
+        state = {
+            "step": step,
+            "weight_entries": self.supply.num_weight_entries,
+            "interval": self.interval.state(),
+            "facts": self._facts(),
+        }
+        write_checkpoint(
+            self.engine,
+            self.student,
+            folder=self.files.checkpoints,
+            step=step,
+            state=state,
+            keep=self.config.checkpoints.keep,
+            ranks=self.ranks,
+        )
+
+    def report(self, step: int) -> None:
+        """Tell the controller how the student does on validation text; rank 0 alone talks."""
+        if self.config.mixture.policy == "fixed":
+            return
+        sums = self.validation.sums(self.engine)
+        error = None
+        if self.ranks.leads:
+            assert self.controller is not None, "rank 0 has a controller"
+            try:
+                self.controller.observe(self._domain_report(step, sums))
+            except TutelageError as failure:
+                error = failure
+        self.ranks.agree(error)
+
+    def evaluate(self, when: str) -> None:
+        """Compare student and teacher on validation text, once per run for `before` and `after`."""
+        written = self._evaluations() if self.ranks.leads else {}
+        if self.ranks.from_leader(when in written):
+            return
+        found = self._evaluated()
+        if self.ranks.leads:
+            written[when] = {name: asdict(value) for name, value in found.items()}
+            write_atomically(self.files.path / EVALUATIONS, json.dumps(written, indent=1))
+
+    def evaluate_only(self) -> None:
+        """Evaluate the student as it is and write `evaluation.json`."""
+        found = self._evaluated()
+        if self.ranks.leads:
+            values = {name: asdict(value) for name, value in found.items()}
+            write_atomically(self.files.path / ONE_EVALUATION, json.dumps(values, indent=1))
+
+    def write_line(self, step: int, *, lr: float, grad_norm: float) -> None:
+        """One line of metrics for programs and one for people; then start the next interval."""
+        machine = self.ranks.sum(self.interval.machine)
+        machine[:2] /= self.ranks.world_size  # seconds and waiting are means, the rest are sums
+        line = metrics_line(
+            self.interval,
+            self.config,
+            step=step,
+            lr=lr,
+            grad_norm=grad_norm,
+            weights=self.supply.weights(step - 1),
+            machine=machine,
+        )
+        if self.ranks.leads:
+            append_metrics(self.files.metrics, line)
+            done = step - max(self.lines_from, _line_before(step, self.config))
+            self._say(progress_line(line, steps=self.config.steps, steps_in_line=done))
+        self.interval = _empty_interval(self.config)
+
+    def export(self) -> None:
+        """Publish the trained student as a plain folder; rank 0 works, errors reach all."""
+        error = None
+        if self.ranks.leads and exported_step(self.files.export) != self.config.steps:
+            checkpoint = latest_checkpoint(self.files.checkpoints)
+            assert checkpoint is not None, "the last step was saved"
+            try:
+                export_checkpoint(checkpoint, config=self.config, run_dir=self.files)
+            except TutelageError as failure:
+                error = failure
+        self.ranks.agree(error)
+
+    def _latest(self) -> Path | None:
+        """Rank 0 looks for the checkpoint and the others follow, whatever they see themselves."""
+        found, error = None, None
+        if self.ranks.leads:
+            try:
+                found = latest_checkpoint(self.files.checkpoints)
+            except TutelageError as failure:
+                error = failure
+        self.ranks.agree(error)
+        return self.ranks.from_leader(found)
+
+    def _evaluated(self) -> dict[str, DomainEvaluation]:
+        spec = self.plan.evaluation_spec
+        sums = self.validation.sums(self.engine, self.reader, spec)
+        kind = "none" if self.reader is None or spec is None else self.plan.kl_kind
+        return sums.evaluations(tuple(self.config.domains), kl_kind=kind)
+
+    def _evaluations(self) -> dict[str, dict]:
+        path = self.files.path / EVALUATIONS
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _domain_report(self, step: int, sums: ValidationSums) -> DomainReport:
+        before = self._evaluations()["before"]
+        return DomainReport(
+            step=step,
+            student_nll_sums=tuple(sums.student_nll_G.tolist()),
+            num_tokens=tuple(int(n) for n in sums.tokens_G),
+            teacher_nlls=tuple(before[name]["teacher_nll"] for name in self.config.domains),
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint can only be resumed with."""
+        student, batch = self.config.student, self.config.batch
+        facts = {
+            "student.workers": self.ranks.world_size,
+            "student.zero": student.zero,
+            "student.dtype": student.dtype,
+            "student.train": student.train.model_dump(mode="json"),
+            "seed": self.config.seed,
+            "batch.rows_per_step": batch.rows_per_step,
+            "batch.micro_batch": batch.micro_batch,
+        }
+        rows = {f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in self.plan.domains}
+        return facts | rows
+
+    def _say(self, text: str) -> None:
+        log.info(text)
+        with self.files.progress.open("a") as file:
+            file.write(text + "\n")
+
+
+def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: OpenController) -> Run:
+    """Join the other ranks, load the student and build everything a run needs.
+
+    `open_reader` is None where nothing is asked of a teacher. Raises what `load_student` raises,
+    on all ranks together.
+    """
+    device = this_device()
+    join(device)
+    ranks = Ranks()
+    config = plan.config
+    student = _load_together(config, device, ranks)
+    objective = Objective(student, config, teacher_width=plan.teacher_width).to(device)
+    layouts = Layouts(tuple(config.domains), plan.packed, device)
+    reader = open_reader(ranks.rank) if open_reader is not None else None
+    controller = open_controller() if ranks.leads else None
+    train = tuple(RowStore.open(domain.train_path) for domain in plan.domains)
+    validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
+    for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)
+    return Run(
+        plan=plan,
+        ranks=ranks,
+        student=student,
+        engine=open_engine(objective, config),
+        layouts=layouts,
+        supply=Supply(plan, train, ranks=ranks, reader=reader, controller=controller),
+        validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
+        interval=_empty_interval(config),
+        reader=reader,
+        controller=controller,
+    )
+
+
+def close_run(run: Run) -> None:
+    """Let go of the teacher and the engine."""
+    if run.reader is not None:
+        run.reader.close()
+    run.engine.destroy()
+
+
+def is_finished(plan: RunPlan) -> bool:
+    """Whether nothing is left to do: evaluated, exported, and the last step is saved."""
+    files = RunDir(Path(plan.run_dir))
+    evaluations = files.path / EVALUATIONS
+    return (
+        plan.mode == "train"
+        and exported_step(files.export) == plan.config.steps
+        and evaluations.exists()
+        and "after" in json.loads(evaluations.read_text())
+    )
+
+
+def _load_together(config: Config, device: Any, ranks: Ranks) -> Student:
+    student, error = None, None
+    try:
+        student = load_student(config, device=device)
+    except TutelageError as failure:
+        error = failure
+    ranks.agree(error)
+    assert student is not None, "an error would have been raised"
+    return student
+
+
+def _empty_interval(config: Config) -> Interval:
+    num_domains = len(config.domains)
+    return Interval.empty(2 + len(config.losses) + num_domains, num_domains)
+
+
+def _line_before(step: int, config: Config) -> int:
+    """Step of the metrics line before the one at `step`."""
+    return (step - 1) // config.log_every * config.log_every

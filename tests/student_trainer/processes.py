@@ -1,0 +1,100 @@
+"""What the ranks of a test run do: each job of a file, by name, in one process group.
+
+The teacher is the real engine, in the student's own process.
+"""
+
+import json
+import sys
+import tempfile
+import traceback
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch.distributed as dist
+
+from shared.errors import TutelageError
+from shared.plan import RunPlan
+from shared.rows import Rows
+from shared.soft_targets import ReaderStats, SoftTargets, TargetSpec
+from student_trainer.accelerator import join, this_device
+from student_trainer.loop import run_plan
+from student_trainer.torchrun import StandingWeights, read_plan, write_plan
+from teacher_service.engine import HFEngine
+
+
+class LocalTeacher:
+    """A `TargetReader` around an engine in this process."""
+
+    def __init__(self, engine: HFEngine) -> None:
+        self._engine, self._asked = engine, deque[tuple[Rows, TargetSpec]]()
+        self.stats = ReaderStats()
+
+    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+        self._asked.append((rows, spec))
+
+    def next(self) -> SoftTargets:
+        rows, spec = self._asked.popleft()
+        targets = self._engine.score(rows, spec)
+        targets.check(rows, spec)
+        self.stats.units += 1
+        self.stats.wire_bytes += targets.num_bytes
+        return targets
+
+    def close(self) -> None:
+        self._asked.clear()
+
+
+@cache
+def teacher(folder: str) -> HFEngine:
+    return HFEngine.load(folder)
+
+
+def as_job(kind: str, plan: RunPlan, **arguments: object) -> dict:
+    """A plan as an entry of a job file."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        write_plan(Path(file.name), plan)
+        return {"kind": kind, "plan": json.loads(Path(file.name).read_text()), **arguments}
+
+
+def run(plan: RunPlan) -> None:
+    """Run a plan with its teacher in this process."""
+    folder = plan.config.teachers["t"].model
+    reader = (lambda rank: LocalTeacher(teacher(folder))) if plan.config.needs_teacher else None
+    run_plan(plan, reader, lambda: StandingWeights(plan))
+
+
+def job_train(plan: RunPlan) -> dict:
+    """Train; a refusal is a result."""
+    try:
+        run(plan)
+    except TutelageError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    return {"error": None}
+
+
+def main(job_file: str, result_file: str, jobs: dict[str, Callable[..., dict]]) -> None:
+    """Run every job; rank 0 writes the results after each."""
+    join(this_device())
+    results = []
+    for job in json.loads(Path(job_file).read_text()):
+        with tempfile.NamedTemporaryFile(suffix=".json", mode="w") as file:
+            json.dump(job.pop("plan"), file)
+            file.flush()
+            plan = read_plan(Path(file.name))
+        try:
+            results.append(jobs[job.pop("kind")](plan, **job))
+        except Exception:
+            traceback.print_exc()
+            raise
+        if dist.get_rank() == 0:
+            Path(result_file).write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    from tests.student_trainer import jobs
+
+    main(sys.argv[1], sys.argv[2], jobs.JOBS)

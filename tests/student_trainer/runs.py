@@ -1,0 +1,118 @@
+"""Small real runs for the trainer's tests: ragged rows of two domains, plans, torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from shared.config import Config
+from shared.plan import PreparedDomain, RunPlan
+from shared.row_store import RaggedRows, write_rows
+from shared.soft_targets import TargetSpec
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+DOMAINS = ("code", "prose")
+
+
+def ragged_rows(seed: int, *, count: int, low: int = 3) -> RaggedRows:
+    """Rows of 6 to 40 tokens in one to three documents, some of them with a prompt."""
+    generator = np.random.default_rng(seed)
+    rows = RaggedRows([], [], [])
+    for _ in range(count):
+        length = int(generator.integers(6, 41))
+        ids = generator.integers(low, tiny.VOCAB, length)
+        cuts = sorted({0, *generator.integers(2, length - 2, int(generator.integers(0, 3)))})
+        mask = np.ones(length, np.uint8)
+        mask[[c - 1 for c in cuts[1:]] + [length - 1]] = 0
+        if generator.random() < 0.5:
+            mask[: length // 3] = 0
+        rows.input_ids.append(ids)
+        rows.doc_starts.append(np.array(cuts))
+        rows.loss_masks.append(mask)
+    return rows
+
+
+def prepared_domains(folder: Path) -> tuple[PreparedDomain, ...]:
+    """Both domains' training and validation rows on disk."""
+    prepared = []
+    for seed, name in enumerate(DOMAINS):
+        train, validation = ragged_rows(seed, count=24), ragged_rows(100 + seed, count=5)
+        paths = [str(folder / f"{name}.{part}.arrow") for part in ("train", "validation")]
+        for path, rows in zip(paths, (train, validation), strict=True):
+            write_rows(Path(path), domain=name, rows=rows)
+        tokens = train.num_loss_tokens
+        prepared.append(PreparedDomain(name, *paths, len(train), tokens, natural_weight=0.5))
+    return tuple(prepared)
+
+
+def plan_of(
+    folder: Path, pair: tiny.Pair, domains: tuple[PreparedDomain, ...], **options: object
+) -> RunPlan:
+    """A plan of a short run in `folder`; options are sections or leaves of the config, merged."""
+    fields: dict = {
+        "name": folder.name,
+        "steps": 4,
+        "log_every": 3,
+        "paths": {"runs": str(folder.parent)},
+        "teachers": {"t": {"model": str(pair.teacher)}},
+        "student": {"model": str(pair.student), "workers": 2},
+        "domains": {domain.name: {"train": domain.train_path} for domain in domains},
+        "data": {"context": 64},
+        "batch": {"rows_per_step": 8, "micro_batch": 2},
+        "targets": {"top_k": 16, "encoding": "fp32"},
+        "losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.5}],
+        "optimiser": {"lr": 1e-2, "warmup_steps": 1, "weight_decay": 0.01},
+        "checkpoints": {"every": 2},
+    }
+    for name, value in options.items():
+        fields[name] = {**fields[name], **value} if isinstance(value, dict) else value
+    config = Config.model_validate(fields)
+    folder.mkdir(parents=True, exist_ok=True)
+    return RunPlan(
+        config=config,
+        run_dir=str(folder),
+        domains=domains,
+        target_spec=_spec(config, top_k=16, hidden_layers=config.hidden_layers),
+        evaluation_spec=_spec(config, top_k=tiny.VOCAB),
+        kl_kind="full",
+        teacher=None,
+        packed=True,
+        teacher_width=48 if config.hidden_layers else None,
+    )
+
+
+def mark_exported(plan: RunPlan) -> None:
+    """Let a run find its export in place, so that it spends no time on one."""
+    folder = Path(plan.run_dir) / "export"
+    folder.mkdir(exist_ok=True)
+    (folder / "tutelage.json").write_text(json.dumps({"step": plan.config.steps}))
+
+
+def torchrun(jobs: list[dict], folder: Path, *, ranks: int = 2, timeout_s: int = 580) -> list[dict]:
+    """Run jobs one after the other in one group of processes; returns rank 0's results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    job_file, result_file = folder / "jobs.json", folder / "results.json"
+    job_file.write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command += ["-m", "tests.student_trainer.processes", str(job_file), str(result_file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert done.returncode == 0, done.stderr[-9000:] + done.stdout[-2000:]
+    return json.loads(result_file.read_text())
+
+
+def _spec(config: Config, *, top_k: int, hidden_layers: tuple[int, ...] = ()) -> TargetSpec:
+    return TargetSpec(
+        top_k=top_k,
+        shared_vocab=tiny.VOCAB,
+        temperatures=config.temperatures,
+        encoding="fp32",
+        hidden_layers=hidden_layers,
+    )
