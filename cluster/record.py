@@ -46,13 +46,14 @@ class RunRecord:
         return dict(zip(self.domains, self.log.ruling(block).weights, strict=True))
 
 
-def read_record(directory: Path, config: Config | None = None) -> RunRecord:
-    """Read a run directory. `config` replaces the directory's own config.yaml.
+def read_record(directory: Path) -> RunRecord:
+    """Read a run directory, or the baseline's inside it, which has its run's config.
 
     Raises ConfigError if there is no readable config.yaml.
     """
     files = RunDir(directory)
-    config = config or files.recorded_config()
+    inside = directory.name == files.baseline.path.name and not files.config.exists()
+    config = RunDir(directory.parent if inside else directory).recorded_config()
     evaluations = read_json(directory / "evaluations.json")
     baseline = files.baseline.path
     return RunRecord(
@@ -62,7 +63,7 @@ def read_record(directory: Path, config: Config | None = None) -> RunRecord:
         log=read_log(files.weight_log, config.domains),
         before=_evaluations(evaluations.get("before")),
         after=_evaluations(evaluations.get("after")),
-        baseline=read_record(baseline, config) if baseline.is_dir() else None,
+        baseline=read_record(baseline) if baseline.is_dir() else None,
     )
 
 

@@ -146,6 +146,17 @@ def test_baseline_json_has_the_same_shape_and_both_students(tmp_path: Path):
     }
 
 
+def test_a_baseline_without_a_config_of_its_own_has_its_runs(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, baseline=True)
+    (run_dir / "baseline" / "config.yaml").unlink()
+    alone = summarise(run_dir / "baseline", status="failed", failures=NONE)
+    summarise(run_dir, status="finished", failures=NONE)
+    baseline = json.loads((run_dir / "baseline.json").read_text())
+    assert baseline["status"] == "failed"
+    assert {name: baseline[name] for name in alone} == alone
+
+
 @pytest.mark.parametrize("baseline", [False, True])
 def test_the_table_fits_100_columns_whatever_the_domains_are_called(tmp_path: Path, baseline: bool):
     run_dir = tmp_path / "run"
