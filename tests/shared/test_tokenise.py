@@ -1,5 +1,6 @@
 """Domains prepared: rows, borders, held-out text, the cache."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -19,6 +20,7 @@ from shared.plan import PreparedDomain
 from shared.row_store import RowStore
 from shared.tokenise import prepare, prepare_domain
 from tests import tiny
+from tests.shared.test_framing import CHATML
 from tests.shared.test_sources import write
 
 DATA = Data(context=64, validation_rows=4)
@@ -217,9 +219,12 @@ def test_a_second_call_writes_nothing_and_a_change_writes_anew(tmp_path: Path, t
         prepared(tmp_path, tokenizer, data=Data(context=32, validation_rows=4)),
         prepared(tmp_path, tokenizer, data=DATA.model_copy(update={"loss_on": "everything"})),
     ]
+    templated = copy.deepcopy(tokenizer)
+    templated.chat_template = CHATML
+    others.append(prepared(tmp_path, templated))
     write(tmp_path / "train.jsonl", *pairs(101))
     others.append(prepared(tmp_path, tokenizer))
-    assert len({first.train_path, *(other.train_path for other in others)}) == 4
+    assert len({first.train_path, *(other.train_path for other in others)}) == 5
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "garble"])
