@@ -2,7 +2,8 @@
 
 The comparison is the cheapest dense loss of the same kind: full logits, `log_softmax`, a gather of
 the kept ids, their tail by subtraction. Both compute forward KL with the gradients of hidden states
-and head, on one thread, in turns in one process. Memory is the peak of live tensor bytes above the
+and head, on one thread, in turns in one process; seconds are processor time, which other load on
+the machine disturbs least. Memory is the peak of live tensor bytes above the
 inputs, less the two gradients, in chunks of float32 logits.
 
     python -m tests.benchmarks.bench_losses [--rounds 5]
@@ -33,7 +34,7 @@ FORWARD_KL = SimpleNamespace(
 
 @dataclass(frozen=True)
 class Result:
-    """One size: seconds of each side, and memory in chunks of logits."""
+    """One size: processor seconds of each side, and memory in chunks of logits."""
 
     width: int
     vocabulary: int
@@ -91,11 +92,11 @@ class Problem:
         gc.collect()
 
     def seconds(self, call: Callable[[], None]) -> float:
-        """Wall time of one call from a clean state."""
+        """Processor time of one call from a clean state."""
         self.forget()
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     def extra_bytes(self, call: Callable[[], None]) -> int:
         """Peak of live tensor bytes in a call beyond the gradients of states and head."""
