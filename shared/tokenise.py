@@ -200,6 +200,8 @@ def _with_bar(
         for document in documents:
             bar.update(document.num_chars)
             yield document
+        bar.total = bar.n  # a file is a little larger than the text in it
+        bar.refresh()
 
 
 def _digest(name: str, domain: Domain, *, data: Data, root: Path, tokenizer_digest: str) -> str:
