@@ -25,6 +25,7 @@ class Handshake:
     tokenizer: Any  # the student's, of transformers
     identity: TokenizerIdentity
     shared_vocab: int
+    teacher_width: int  # of its hidden states
 
 
 def shake_hands(config: Config) -> Handshake:
@@ -38,8 +39,8 @@ def shake_hands(config: Config) -> Handshake:
         (f"teachers.{name}.model", teacher.model, teacher.revision, teacher.trust_remote_code),
         ("student.model", student.model, student.revision, student.trust_remote_code),
     )
-    for option, model, _, _ in models:
-        _refuse_empty_folder(option, model)
+    for option, model, _, _ in models[config.targets.teacher_free :]:
+        refuse_empty_folder(option, model)
     described = [_read(*model) for model in models]
     identities = [identify(tokenizer) for tokenizer, _ in described]
     refuse_unless_same(
@@ -58,7 +59,8 @@ def shake_hands(config: Config) -> Handshake:
             f"targets.top_k is {config.targets.top_k}, but teacher and student share "
             f"{vocabulary:,} tokens; set targets.top_k={vocabulary} or lower"
         )
-    return Handshake(described[1][0], identities[1], vocabulary)
+    width = getattr(described[0][1], "hidden_size", 0)
+    return Handshake(described[1][0], identities[1], vocabulary, width)
 
 
 def target_spec(config: Config, vocabulary: int) -> TargetSpec | None:
@@ -84,7 +86,8 @@ def evaluation_spec(config: Config, vocabulary: int) -> tuple[TargetSpec, str]:
     return spec, "full" if full else f"bucketed-{top_k}"
 
 
-def _refuse_empty_folder(option: str, model: str) -> None:
+def refuse_empty_folder(option: str, model: str) -> None:
+    """Refuse a local model folder that lacks config or weights. Raises ConfigError."""
     folder = Path(model)
     if not folder.is_absolute():
         return  # a name on the hub

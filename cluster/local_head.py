@@ -3,6 +3,7 @@
 It is remembered in one file; it is one process group, so stopping it touches no other cluster.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+import xxhash
 
 from shared.errors import PlacementError
 from shared.run_dir import write_atomically
@@ -84,6 +86,7 @@ def object_store_bytes() -> int:
 
 def start() -> str:
     """Start a head and return its address. Raises PlacementError when it does not come up."""
+    reap()
     environment = {**os.environ, **token_environment()}
     port = _free_port()
     state_file().parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +132,32 @@ def stop() -> bool:
     return True
 
 
+def orphans() -> list[psutil.Process]:
+    """Processes of heads of ours whose keeper is dead."""
+    head = remembered()
+    keeper = _process(head) if head else None
+    kept = {keeper.pid, *(p.pid for p in keeper.children(recursive=True))} if keeper else set()
+    marked = [p for p in psutil.process_iter(["cmdline"]) if _is_ours(p)]
+    return [process for process in marked if process.pid not in kept]
+
+
+def reap() -> int:
+    """End what dead heads left behind, processes and files; returns the number of processes."""
+    left = orphans()
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=STOP_DEADLINE_S)
+    if remembered() is None:
+        shutil.rmtree(_temp_dir(), ignore_errors=True)
+    return len(left)
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    command = process.info["cmdline"] or []
+    return process.pid != os.getpid() and any(f"{_temp_dir()}/" in part for part in command)
+
+
 def _process(head: Head) -> psutil.Process | None:
     try:
         process = psutil.Process(head.pid)
@@ -165,8 +194,9 @@ def _free_port() -> int:
 
 
 def _temp_dir() -> Path:
-    """Short, since socket paths are limited; apart from other clusters of this machine."""
-    return Path(tempfile.gettempdir()) / f"tutelage-ray-{os.getuid()}"
+    """Short, since socket paths are limited; apart from every other cluster of this machine."""
+    place = xxhash.xxh32_hexdigest(str(state_file()).encode())
+    return Path(tempfile.gettempdir()) / f"tutelage-{os.getuid()}-{place}"
 
 
 def _ray(*arguments: str) -> list[str]:

@@ -1,13 +1,17 @@
-"""Everything a run needs before any process starts: checked, tokenised, written down."""
+"""Everything a run needs before any process starts: checked, tokenised, locked, written down."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import xxhash
 
 from cluster.handshake import Handshake, evaluation_spec, shake_hands, target_spec
 from shared.config import Config, Teacher
 from shared.errors import HandshakeError
 from shared.plan import PreparedDomain, RunPlan
+from shared.run_dir import RunDir
 from shared.tokenise import prepare
 from teacher_service.description import TeacherDescription
 
@@ -18,6 +22,7 @@ class Prepared:
 
     config: Config
     shared_vocab: int
+    teacher_width: int  # of its hidden states
     domains: tuple[PreparedDomain, ...]
     packed: bool  # whether the student keeps packed documents apart
 
@@ -25,6 +30,27 @@ class Prepared:
     def teacher(self) -> Teacher:
         """The teacher the run learns from."""
         return next(iter(self.config.teachers.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command at work on a run directory, which it has locked."""
+
+    prepared: Prepared
+    run_dir: RunDir
+    attempt: Path  # logs/attempt-N
+    service: str | None  # a teacher service that is running; None: the run starts its own
+
+    @property
+    def config(self) -> Config:
+        """The run's resolved config."""
+        return self.prepared.config
+
+    @property
+    def namespace(self) -> str:
+        """One per run directory, so that runs of one name in different places do not meet."""
+        place = xxhash.xxh32_hexdigest(str(self.run_dir.path).encode())
+        return f"{self.run_dir.path.name}-{place}"
 
 
 def check(config: Config) -> Handshake:
@@ -35,6 +61,7 @@ def check(config: Config) -> Handshake:
 def prepare_run(config: Config) -> Prepared:
     """Check a resolved config and tokenise its domains, with bars on the terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hands = check(config)
     domains = prepare(
         config,
@@ -44,14 +71,18 @@ def prepare_run(config: Config) -> Prepared:
     )
     from student_trainer.student import student_packs
 
-    return Prepared(config, hands.shared_vocab, domains, student_packs(config))
+    return Prepared(
+        config=config,
+        shared_vocab=hands.shared_vocab,
+        teacher_width=hands.teacher_width,
+        domains=domains,
+        packed=student_packs(config),
+    )
 
 
-def run_plan(prepared: Prepared, *, run_dir: Path, teacher: TeacherDescription | None) -> RunPlan:
-    """What the workers are told, once the teacher is known."""
+def run_plan(prepared: Prepared, *, run_dir: Path, teacher: dict[str, str] | None) -> RunPlan:
+    """What the workers are told, once the teacher's fingerprint is known."""
     config = prepared.config
-    if teacher is not None:
-        refuse_unfit(config, teacher)
     evaluation, kl_kind = evaluation_spec(config, prepared.shared_vocab)
     return RunPlan(
         config=config,
@@ -60,14 +91,14 @@ def run_plan(prepared: Prepared, *, run_dir: Path, teacher: TeacherDescription |
         target_spec=target_spec(config, prepared.shared_vocab),
         evaluation_spec=evaluation if teacher else None,
         kl_kind=kl_kind if teacher else "none",
-        teacher=teacher.fingerprint if teacher else None,
+        teacher=teacher,
         packed=prepared.packed,
-        teacher_width=teacher.hidden_width if teacher and config.hidden_layers else None,
+        teacher_width=prepared.teacher_width if config.hidden_layers else None,
     )
 
 
 def refuse_unfit(config: Config, teacher: TeacherDescription) -> None:
-    """What only a loaded teacher tells: its context and its layers."""
+    """What only a loaded teacher tells: its context and its layers. Raises HandshakeError."""
     if teacher.max_context is not None and config.data.context > teacher.max_context:
         raise HandshakeError(
             f"data.context is {config.data.context}, but the teacher reads at most "

@@ -1,0 +1,219 @@
+"""The command line. Each command is a function of the same name elsewhere; heavy imports wait.
+
+Exit codes: 0 done, 2 the user's input, 1 the rest.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from shared.errors import TutelageError
+
+app = typer.Typer(
+    name="tutelage",
+    help="Distil a large language model into a small one. Options of a config are overridden by "
+    "trailing arguments such as steps=100 or optimiser.lr=1e-3.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+teacher = typer.Typer(
+    help="A teacher service that outlives a run.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(teacher, name="teacher")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides of the config.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of a Ray cluster, or `local` for a private one."),
+]
+Service = Annotated[str | None, typer.Option(help="Name of the teacher service.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is moved aside.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as runs/NAME.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    address: Address = None,
+) -> None:
+    """Distil: teacher, student, report. The same command again continues an unfinished run."""
+    from cluster import commands
+
+    commands.run(config, overrides or [], fresh=fresh, address=address)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    service: Service = None,
+    fresh: Fresh = False,
+    address: Address = None,
+) -> None:
+    """Like run, with a teacher that `tutelage teacher up` started."""
+    from cluster import commands
+
+    commands.train(config, overrides or [], service=service, fresh=fresh, address=address)
+
+
+@teacher.command("up")
+def teacher_up(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    service: Service = None,
+    address: Address = None,
+) -> None:
+    """Start the config's teacher; it serves until `teacher down`."""
+    from cluster import teachers
+
+    teachers.up(config, overrides or [], service=service, address=address)
+
+
+@teacher.command("scale")
+def teacher_scale(
+    replicas: Annotated[int, typer.Argument(help="How many replicas serve from now on.")],
+    service: Service = None,
+    address: Address = None,
+) -> None:
+    """Add or remove replicas while students train."""
+    from cluster import teachers
+
+    teachers.scale(replicas, service=service, address=address)
+
+
+@teacher.command("status")
+def teacher_status(service: Service = None, address: Address = None) -> None:
+    """What serves, and how much it has done."""
+    from cluster import teachers
+
+    teachers.status(service=service, address=address)
+
+
+@teacher.command("down")
+def teacher_down(
+    service: Service = None,
+    address: Address = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All services, and the cluster `teacher up` started.")
+    ] = False,
+) -> None:
+    """Stop a teacher service."""
+    from cluster import teachers
+
+    teachers.down(service=service, address=address, everything=everything)
+
+
+@app.command("eval")
+def evaluate(run: RunFolder, service: Service = None, address: Address = None) -> None:
+    """Compare a run's newest checkpoint with its teacher on validation text."""
+    from cluster import commands
+
+    commands.evaluate(run, service=service, address=address)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[Path | None, typer.Option(help="A new folder; default: RUN/export.")] = None,
+) -> None:
+    """Write a run's newest checkpoint as a folder that transformers or peft load by themselves."""
+    from cluster import commands
+
+    commands.export(run, to=to)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write RUN/report.html again and print the table."""
+    from cluster import commands
+
+    commands.report(run)
+
+
+@app.command()
+def status(
+    runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
+    address: Address = None,
+    reap: Annotated[bool, typer.Option("--reap", help="Remove what dead runs left.")] = False,
+) -> None:
+    """Services, runs and leftovers."""
+    from cluster import leftovers
+
+    leftovers.status(runs, address=address, reap=reap)
+
+
+@app.command()
+def init(
+    to: Annotated[Path, typer.Argument(metavar="[FILE]")] = Path("tutelage.yaml"),
+) -> None:
+    """Write a first config, with comments; an existing file stays."""
+    from cluster import commands
+
+    commands.init(to)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """`--debug` is taken out of the arguments by `main`, wherever it stands."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; every mistake is one sentence on stderr."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        app(args=[a for a in given if a != "--debug"], standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        _say(f"{error.format_message()} Try --help.")
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("Interrupted; the same command continues from the last checkpoint.")
+        return 1
+    except TutelageError as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"{type(error).__name__}, a fault of Tutelage; the traceback is in {_kept(error)}")
+        return 1
+    return 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _kept(error: Exception) -> Path:
+    """A file with the traceback, since the terminal shows one sentence."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    path = cache / "tutelage" / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)))
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Where answers come from: a service of the run's own, one that is running, or a store on disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from cluster.outcome import count
+from cluster.preparation import Launch, refuse_unfit, run_plan
+from shared.config import DDKMixture, Teacher
+from shared.errors import ConfigError, TutelageError
+from shared.plan import OpenReader, RunPlan
+from shared.soft_targets import TargetReader
+from shared.target_store import RecordingReader, StoreReader, stored_answers, stored_teacher
+from teacher_service import service
+from teacher_service.description import TeacherDescription
+from teacher_service.pool import open_pool
+
+
+@contextmanager
+def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
+    """The plan, and a way to the teacher that works for the length of a `with`."""
+    if launch.config.targets.teacher_free:
+        yield _from_store(launch)
+        return
+    name = launch.service or f"{launch.namespace}-teacher"
+    try:
+        description = _described(launch, name)
+        refuse_unfit(launch.config, description)
+        for note in description.notes:
+            print(note, flush=True)
+        fingerprint = description.fingerprint
+        plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher=fingerprint)
+        before = _restarts(name)
+        try:
+            yield plan, _reader(launch, name, fingerprint)
+        finally:
+            count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
+    finally:
+        if launch.service is None:
+            service.stop(name)
+
+
+def _described(launch: Launch, name: str) -> TeacherDescription:
+    teacher = launch.prepared.teacher
+    if launch.service is not None:
+        _refuse_other_teacher(name, teacher)
+        return service.describe(name)
+    copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
+    print(f"loading the teacher, {copies}{teacher.model}", flush=True)
+    return service.start(name, teacher, detached=False, cache=launch.config.paths.cache)
+
+
+def _refuse_other_teacher(name: str, asked: Teacher) -> None:
+    serving = service.status(name).teacher
+    if serving is None:
+        raise ConfigError(
+            f"teacher service {name} is half dead; remove it with `tutelage teacher down` and "
+            "start it again with `tutelage teacher up`"
+        )
+    decisive = ("model", "revision", "adapter", "adapter_revision", "dtype", "quantisation")
+    for option in decisive:
+        if getattr(serving, option) != getattr(asked, option):
+            raise ConfigError(
+                f"teacher service {name} serves {option} {getattr(serving, option)}, the config "
+                f"asks for {getattr(asked, option)}; name another service with --service, or "
+                "change teachers"
+            )
+
+
+def _reader(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
+    asked, store = launch.config.service, launch.config.targets.store
+    live = partial(
+        open_pool,
+        service=name,
+        teacher=fingerprint,
+        run=str(launch.run_dir.path),
+        in_flight=asked.in_flight,
+        unit_deadline_s=asked.unit_deadline_s,
+        max_unit_failures=asked.max_unit_failures,
+    )
+    if store is None:
+        return live
+    return partial(_open_recording, open_live=live, store=store, teacher=fingerprint)
+
+
+def _open_recording(
+    rank: int, *, open_live: OpenReader, store: str, teacher: dict[str, str]
+) -> TargetReader:
+    return RecordingReader(open_live(rank), store, teacher=teacher)
+
+
+def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> TargetReader:
+    return StoreReader(store, teacher=teacher)
+
+
+def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
+    """No teacher alive; validation is compared with one where its answers are stored too."""
+    config, store = launch.config, launch.config.targets.store
+    assert store is not None, "the config asks for a store with teacher_free"
+    plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher={"store": store})
+    teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
+    specs = [answers.spec for answers in stored_answers(store)]
+    if plan.evaluation_spec not in specs:
+        if isinstance(config.mixture, DDKMixture):
+            raise ConfigError(
+                f"mixture.policy is ddk, which compares with the teacher on validation text, but "
+                f"targets.store {store} has no answers to it; use fixed weights, or a live teacher"
+            )
+        plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher=None)
+    return plan, partial(_open_stored, store=store, teacher=teacher)
+
+
+def _restarts(name: str) -> int:
+    try:
+        return sum(replica.restarts for replica in service.status(name).replicas)
+    except TutelageError:
+        return 0  # the service is gone, and what it knew with it
