@@ -156,5 +156,6 @@ def _what_next(record: RunRecord) -> list[str]:
         f"Evaluate  tutelage eval {run}",
         f"Use it    from {library} import {loader}ModelForCausalLM",
         f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}")',
-        f"Next      tutelage run {REAL_RECIPE}",
+        f"Next      tutelage run {REAL_RECIPE} paths.root=FOLDER",
+        "          tutelage init my.yaml, for models and text of your own",
     ]
