@@ -1,7 +1,7 @@
 """DeepSpeed behind a few functions: open, backward, step, gather.
 
 The loss of a micro-batch is a sum over its positions divided by the step's token count over all
-ranks, so DeepSpeed's own division by accumulation steps is off, and its mean over ranks is
+ranks. DeepSpeed is not told of accumulation, by which it would divide, and its mean over ranks is
 undone by the factor `world size` inside the loss.
 """
 
@@ -28,12 +28,12 @@ def open_engine(objective: nn.Module, config: Config) -> Any:
             betas=config.optimiser.betas,
             eps=config.optimiser.eps,
         ),
-        config=deepspeed_config(config, world_size=dist.get_world_size()),
+        config=deepspeed_config(config),
     )
     return engine
 
 
-def deepspeed_config(config: Config, *, world_size: int) -> dict:
+def deepspeed_config(config: Config) -> dict:
     """DeepSpeed's own configuration of a run."""
     optimiser, student = config.optimiser, config.student
     zero = {
@@ -43,8 +43,8 @@ def deepspeed_config(config: Config, *, world_size: int) -> dict:
     }
     described = {
         "train_micro_batch_size_per_gpu": config.batch.micro_batch,
-        "gradient_accumulation_steps": config.batch.rows_per_step
-        // (config.batch.micro_batch * world_size),
+        # `backward` marks the end of a step itself: with a count here DeepSpeed would divide by it.
+        "gradient_accumulation_steps": 1,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,

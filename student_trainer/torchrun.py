@@ -18,6 +18,7 @@ from shared.errors import ConfigError, TutelageError
 from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir
 from shared.soft_targets import TargetSpec
+from shared.target_store import StoreReader
 from student_trainer.loop import run_plan
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,12 @@ def main(plan_file: str) -> int:
     """Run a plan file; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plan = read_plan(Path(plan_file))
+    store = plan.config.targets.store if plan.config.needs_teacher else None
     try:
-        run_plan(plan, None, lambda: StandingWeights(plan))
+        if plan.config.needs_teacher and store is None:
+            raise ConfigError("targets.store is not set, and there is no teacher here to ask")
+        open_reader = (lambda rank: StoreReader(store, teacher=plan.teacher)) if store else None
+        run_plan(plan, open_reader, lambda: StandingWeights(plan))
     except TutelageError as error:
         log.error("%s", error)
         return error.exit_code

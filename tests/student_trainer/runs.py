@@ -16,15 +16,16 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 DOMAINS = ("code", "prose")
+POISONED_ID = tiny.VOCAB - 1  # in no row
 
 
-def ragged_rows(seed: int, *, count: int, low: int = 3) -> RaggedRows:
+def ragged_rows(seed: int, *, count: int) -> RaggedRows:
     """Rows of 6 to 40 tokens in one to three documents, some of them with a prompt."""
     generator = np.random.default_rng(seed)
     rows = RaggedRows([], [], [])
     for _ in range(count):
         length = int(generator.integers(6, 41))
-        ids = generator.integers(low, tiny.VOCAB, length)
+        ids = generator.integers(3, POISONED_ID, length)
         cuts = sorted({0, *generator.integers(2, length - 2, int(generator.integers(0, 3)))})
         mask = np.ones(length, np.uint8)
         mask[[c - 1 for c in cuts[1:]] + [length - 1]] = 0

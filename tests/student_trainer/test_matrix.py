@@ -1,0 +1,133 @@
+"""The matrix of students: {full, LoRA, QLoRA} x ZeRO {0,1,2,3}, tied and untied, ragged shards."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from shared.metrics import MACHINE_FIELDS, read_metrics
+from tests import tiny
+from tests.student_trainer.processes import as_job
+from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains, torchrun
+
+LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.1}
+KINDS: dict[str, dict] = {"full": {"kind": "full"}, "lora": LORA, "qlora": LORA | {"kind": "qlora"}}
+HIDDEN = {"kind": "hidden_states", "weight": 0.1, "layers": {1: 1, 3: 2}}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student; every second one has a tied head."""
+
+    kind: str
+    zero: int
+    tied: bool
+    dtype: str = "float32"
+    checkpointing: bool = False
+    hidden: bool = False
+
+    @property
+    def name(self) -> str:
+        extras = [self.dtype] * (self.dtype != "float32") + ["checkpointing"] * self.checkpointing
+        parts = [self.kind, f"zero{self.zero}", "tied" if self.tied else "untied", *extras]
+        return "-".join(parts + ["hidden"] * self.hidden)
+
+
+CELLS = [
+    *(
+        Cell(kind, zero, tied=(zero + n) % 2 == 0)
+        for n, kind in enumerate(KINDS)
+        for zero in range(4)
+    ),
+    *(Cell("full", zero, tied=zero % 2 == 1, dtype="bfloat16") for zero in range(4)),
+    Cell("qlora", 3, tied=True, dtype="bfloat16"),
+    Cell("full", 3, tied=True, checkpointing=True),
+    Cell("lora", 3, tied=True, hidden=True),
+    Cell("full", 2, tied=False, hidden=True, dtype="bfloat16"),
+]
+EXPORTED = ("full-zero3-untied", "lora-zero3-tied", "qlora-zero2-tied", "full-zero1-tied-bfloat16")
+every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of every cell, and each run again, resumed at its middle."""
+    folder = tmp_path_factory.mktemp("matrix")
+    domains, jobs = prepared_domains(folder), []
+    pairs = {tied: tiny.save_pair(folder / f"tied-{tied}", tied=tied) for tied in (True, False)}
+    for cell in CELLS:
+        plan = plan_of(
+            folder / cell.name,
+            pairs[cell.tied],
+            domains,
+            student={
+                "train": KINDS[cell.kind],
+                "zero": cell.zero,
+                "dtype": cell.dtype,
+                "activation_checkpointing": cell.checkpointing,
+            },
+            losses=[{"kind": "forward_kl"}, {"kind": "cross_entropy"}] + [HIDDEN] * cell.hidden,
+        )
+        if cell.name not in EXPORTED:
+            mark_exported(plan)
+        jobs.append(as_job("resumed", plan, at=2))
+    torchrun(jobs, folder / "jobs")
+    return folder
+
+
+@every_cell
+def test_a_cell_trains_and_resumes_bit_for_bit(matrix: Path, cell: Cell) -> None:
+    straight, resumed = matrix / cell.name, matrix / f"{cell.name}-resumed"
+    weights, again = (final_weights(run) for run in (straight, resumed))
+    assert weights.keys() == again.keys()
+    assert all((weights[name] == again[name]).all() for name in weights)
+    assert comparable_lines(straight) == comparable_lines(resumed)
+    assert [line.step for line in read_metrics(straight / "metrics.jsonl")] == [3, 4]
+
+
+@every_cell
+def test_a_cell_learns(matrix: Path, cell: Cell) -> None:
+    found = json.loads((matrix / cell.name / "evaluations.json").read_text())
+    for domain in found["before"]:
+        assert found["after"][domain]["kl"] < found["before"][domain]["kl"]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_export_is_plain_and_says_what_it_is(matrix: Path, name: str) -> None:
+    export = matrix / name / "export"
+    base = {"config.json"} if name.startswith("full") else {"adapter_config.json"}
+    files = {path.name for path in export.iterdir()}
+    assert base | {"tokenizer.json", "generation_config.json", "README.md"} <= files
+    card = (export / "README.md").read_text()
+    assert "| code |" in card
+    assert "Licence" in card
+    found = json.loads((matrix / name / "evaluations.json").read_text())
+    assert f"{found['after']['prose']['kl']:.3f}" in card
+
+
+@pytest.mark.parametrize("name", EXPORTED[:1])
+def test_an_exported_model_generates_with_its_cache(matrix: Path, name: str) -> None:
+    config = json.loads((matrix / name / "export" / "config.json").read_text())
+    assert config.get("use_cache", True)
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_an_adapter_checkpoint_holds_no_base_weight(matrix: Path, kind: str) -> None:
+    for cell in (cell for cell in CELLS if cell.kind == kind):
+        names = final_weights(matrix / cell.name)
+        assert names
+        assert all("lora_" in name for name in names)
+
+
+def final_weights(run: Path) -> dict:
+    """Weights of the last checkpoint."""
+    (path,) = (run / "checkpoints" / "step-000004" / "weights").glob("*.safetensors")
+    return load_file(path)
+
+
+def comparable_lines(run: Path) -> list[dict]:
+    """Metrics lines without what depends on the machine."""
+    lines = [asdict(line) for line in read_metrics(run / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in MACHINE_FIELDS} for line in lines]

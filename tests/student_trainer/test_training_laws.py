@@ -1,0 +1,192 @@
+"""Laws of a step that need several ranks: normalisation, ZeRO, dropout, errors that stop all."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shared.row_store import write_rows
+from student_trainer.checkpoint import damage_of, latest_checkpoint
+from tests import tiny
+from tests.student_trainer.processes import as_job
+from tests.student_trainer.runs import (
+    POISONED_ID,
+    mark_exported,
+    plan_of,
+    prepared_domains,
+    ragged_rows,
+    torchrun,
+)
+
+LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.5}
+GRADIENTS = {
+    "reference": (1, 8, {}),
+    "1x8 one rank": (1, 1, {}),
+    "2x4 one rank": (1, 2, {}),
+    "1x4 two ranks": (2, 1, {}),
+    "2x2 two ranks": (2, 2, {}),
+    "4x1 two ranks": (2, 4, {}),
+    "zero 1": (2, 2, {"zero": 1}),
+    "zero 2": (2, 2, {"zero": 2}),
+    "zero 3": (2, 2, {"zero": 3}),
+    "checkpointing": (2, 2, {"activation_checkpointing": True}),
+}
+
+
+class Laws:
+    """Everything the tests look at, from one group of one process and one of two."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pair = tiny.save_pair(folder / "models", tied=False)
+        self.domains = prepared_domains(folder)
+        self.jobs: dict[int, dict[str, dict]] = {1: {}, 2: {}}
+        self.results: dict[str, dict] = {}
+
+    def add(self, name: str, kind: str, *, ranks: int = 2, **options: object) -> None:
+        arguments = options.pop("arguments", {})
+        domains = options.pop("prepared", self.domains)
+        where = options.pop("folder", name.replace(" ", "-"))
+        pair = options.pop("pair", self.pair)
+        plan = plan_of(self.folder / str(where), pair, domains, **options)  # type: ignore[arg-type]
+        mark_exported(plan)
+        self.jobs[ranks][name] = as_job(kind, plan, **arguments)  # type: ignore[arg-type]
+
+    def run(self) -> None:
+        for ranks in (2, 1):
+            jobs = self.jobs[ranks]
+            found = torchrun(list(jobs.values()), self.folder / f"jobs-{ranks}", ranks=ranks)
+            self.results |= dict(zip(jobs, found, strict=True))
+
+    def gradient(self, name: str) -> dict[str, torch.Tensor]:
+        return torch.load(self.folder / f"{name}.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def laws(tmp_path_factory: pytest.TempPathFactory) -> Laws:
+    """All jobs of this file, run."""
+    laws = Laws(tmp_path_factory.mktemp("laws"))
+    for name, (ranks, micro_batch, student) in GRADIENTS.items():
+        laws.add(
+            name,
+            "gradient",
+            ranks=ranks,
+            student={"workers": ranks, "zero": 0, **student},
+            batch={"rows_per_step": 8, "micro_batch": micro_batch},
+            arguments={"file": str(laws.folder / f"{name}.pt")},
+        )
+    laws.add("ranks agree", "ranks_agree", student={"zero": 2})
+    text_alone = [{"kind": "cross_entropy"}]
+    laws.add("dropout", "dropout", student={"train": LORA, "zero": 0}, losses=text_alone)
+    laws.add(
+        "norms",
+        "norms_around_evaluation",
+        student={"train": LORA | {"kind": "qlora", "dropout": 0.0}, "zero": 0},
+        losses=text_alone,
+    )
+    twin = tiny.Pair(laws.pair.teacher, laws.pair.teacher)
+    laws.add(
+        "same model",
+        "gradient",
+        pair=twin,
+        losses=[{"kind": "forward_kl"}],
+        targets={"top_k": 16, "encoding": "fp32"},
+        arguments={"file": str(laws.folder / "same model.pt")},
+    )
+    add_poisoned(laws)
+    laws.add("two steps", "train", folder="disk", steps=2)
+    laws.add("full disk", "full_disk", folder="disk", steps=4)
+    laws.add("one worker", "train", ranks=1, folder="disk", steps=4, student={"workers": 1})
+    laws.run()
+    return laws
+
+
+def add_poisoned(laws: Laws) -> None:
+    """A run whose student has no finite state for one token, which row code/7 alone holds."""
+    model = AutoModelForCausalLM.from_pretrained(laws.pair.student)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[POISONED_ID] = float("nan")
+    model.save_pretrained(laws.folder / "poisoned")
+    tiny.save_tokenizer(laws.folder / "poisoned")
+    rows = ragged_rows(0, count=24)
+    rows.input_ids[7][0] = POISONED_ID
+    path = laws.folder / "poisoned.arrow"
+    write_rows(path, domain="code", rows=rows)
+    code = replace(laws.domains[0], train_path=str(path))
+    laws.add(
+        "poisoned",
+        "train",
+        steps=6,
+        prepared=(code, laws.domains[1]),
+        pair=tiny.Pair(laws.pair.teacher, laws.folder / "poisoned"),
+        checkpoints={"every": 1, "keep": 9},
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in GRADIENTS if name != "reference"])
+def test_gradients_do_not_depend_on_how_a_step_is_cut(laws: Laws, name: str) -> None:
+    expected, found = laws.gradient("reference"), laws.gradient(name)
+    assert found.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert scale > 0
+    for weight, gradient in expected.items():
+        assert (found[weight] - gradient).abs().max() <= 1e-5 * scale, weight
+
+
+def test_sums_do_not_depend_on_how_a_step_is_cut(laws: Laws) -> None:
+    expected = laws.results["reference"]["sums"]
+    for name in GRADIENTS:
+        np.testing.assert_allclose(laws.results[name]["sums"], expected, rtol=1e-5)
+
+
+def test_every_rank_holds_the_same_bits_after_three_steps(laws: Laws) -> None:
+    first, second = laws.results["ranks agree"]["digests"]
+    assert first == second
+    assert laws.results["ranks agree"]["changed"]
+
+
+def test_dropout_is_on_while_training_and_repeats_with_its_seed(laws: Laws) -> None:
+    first, other, again = laws.results["dropout"]["losses"]
+    assert first == again
+    assert first != other
+
+
+def test_an_evaluation_pass_leaves_quantised_gradients_alone(laws: Laws) -> None:
+    before, after = laws.results["norms"]["norms"]
+    assert before > 0
+    assert before == after
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(laws: Laws) -> None:
+    loss = laws.results["same model"]["sums"][0]
+    assert abs(loss) < 1e-4
+    gradients = laws.gradient("same model")
+    assert max(float(gradient.abs().max()) for gradient in gradients.values()) < 1e-5
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_row(laws: Laws) -> None:
+    found = laws.results["poisoned"]
+    assert found["error"] == "NonFiniteLossError"
+    assert "in code, rows code/7;" in found["message"]
+    step = int(found["message"].split("step ")[1].split()[0])
+    last = latest_checkpoint(laws.folder / "poisoned" / "checkpoints")
+    assert (last is None) == (step == 1)
+    assert last is None or last.name == f"step-{step - 1:06d}"
+
+
+def test_a_full_disk_stops_all_ranks_and_keeps_the_checkpoint_before(laws: Laws) -> None:
+    found = laws.results["full disk"]
+    assert found["error"] == "StorageError"
+    assert "step-000004" in found["message"]
+    left = [p.name for p in (laws.folder / "disk" / "checkpoints").glob("step-*")]
+    assert left == ["step-000002"]
+    assert damage_of(laws.folder / "disk" / "checkpoints" / "step-000002") is None
+
+
+def test_a_checkpoint_of_other_workers_is_refused(laws: Laws) -> None:
+    found = laws.results["one worker"]
+    assert found["error"] == "CheckpointError"
+    assert "student.workers 2, now it is 1" in found["message"]
