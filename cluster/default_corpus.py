@@ -122,7 +122,9 @@ def _capped(documents: Iterable[Document]) -> Sides:
         if size <= room[side]:
             room[side] -= size
             sides[side].append(document)
-        if max(room.values()) < MIN_DOCUMENT_CHARS:
+        else:
+            room[side] = 0
+        if not any(room.values()):
             break
     return {side: sorted(kept, key=lambda d: fraction(d.text)) for side, kept in sides.items()}
 

@@ -6,8 +6,10 @@ the packages we need. Nothing is downloaded. Knows nothing about caps, splits an
 """
 
 import ast
+import fnmatch
 import hashlib
 import inspect
+import os
 import re
 import sysconfig
 import warnings
@@ -76,10 +78,11 @@ def _shuffled(files: Iterable[File]) -> tuple[File, ...]:
 
 
 def _tree(folder: Path, name: str, pattern: str) -> Iterator[File]:
-    for path in folder.rglob(pattern):
-        inside = path.relative_to(folder)
-        if not SKIPPED_FOLDERS.intersection(inside.parts):
-            yield f"{name}/{inside.as_posix()}", path
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [inner for inner in folders if inner not in SKIPPED_FOLDERS]
+        for file in fnmatch.filter(files, pattern):
+            path = Path(parent, file)
+            yield f"{name}/{path.relative_to(folder).as_posix()}", path
 
 
 def _folder(package: str) -> Path:
@@ -93,12 +96,15 @@ def _folder(package: str) -> Path:
 
 
 def _licence_files() -> Iterator[File]:
-    pattern = re.compile(r"licen[cs]e|copying|notice", re.IGNORECASE)
+    """From each package's list of files, read as plain lines: torch's has thousands."""
+    pattern = re.compile(r"^[^/,]+\.dist-info/([^,]*(?:licen[cs]e|copying|notice)[^/,]*),", re.I)
     for package in _closure(PACKAGES):
-        for file in metadata.distribution(package).files or []:
-            path = Path(str(file.locate()))
-            if ".dist-info" in file.parts[0] and pattern.search(file.name) and path.is_file():
-                yield f"{package}/{'/'.join(file.parts[1:])}", path
+        found = metadata.distribution(package)
+        for line in (found.read_text("RECORD") or "").splitlines():
+            if match := pattern.match(line):
+                path = Path(str(found.locate_file(line.split(",")[0])))
+                if path.is_file():
+                    yield f"{package}/{match[1]}", path
 
 
 def _closure(roots: Iterable[str]) -> set[str]:
@@ -179,5 +185,8 @@ def _parsed(files: Iterable[File]) -> Iterator[tuple[str, str, ast.Module]]:
 
 
 def _documented(tree: ast.Module) -> list[Documented]:
-    """The nodes that may carry a docstring."""
-    return [node for node in ast.walk(tree) if isinstance(node, Documented)]
+    """The module, its classes and functions, and theirs; outer ones first."""
+    found: list[Documented] = [tree]
+    for node in found:
+        found += [inner for inner in node.body if isinstance(inner, Documented)]
+    return found
