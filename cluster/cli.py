@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from shared.errors import TutelageError
 
@@ -180,13 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         app(args=[a for a in given if a != "--debug"], standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+    except TyperException as error:
+        shown = error.format_message()
+        _say(shown if "\n" in shown else f"{shown.rstrip('.')}. Try --help.")
         return 2
-    except click.ClickException as error:
-        _say(f"{error.format_message()} Try --help.")
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("Interrupted; the same command continues from the last checkpoint.")
         return 1
     except TutelageError as error:

@@ -14,8 +14,10 @@ STARTER = Path(__file__).parent / "recipes" / "starter.yaml"
 
 
 def load(path: Path, overrides: Sequence[str]) -> Config:
-    """A config file with overrides, every path absolute."""
-    return resolve(load_config(path, overrides))
+    """A config file with overrides, every path absolute and every builtin made."""
+    from cluster.default_models import resolve_builtin
+
+    return resolve_builtin(resolve(load_config(path, overrides)))
 
 
 def run(

@@ -99,7 +99,7 @@ def _suggestion(path: tuple[str | int, ...]) -> str:
     word = str(path[-1])
     likeness = {option: _likeness(written, option) for option in known}
     best = max(likeness, key=lambda option: likeness[option])
-    if likeness[best] <= 0 and word in FAMILIAR:
+    if likeness[best] < 0.9 and word in FAMILIAR:
         return f". Did you mean {FAMILIAR[word]}?"
     if likeness[best] <= 0:
         return f"; options there are {', '.join(_siblings(written, known))}"
