@@ -68,18 +68,18 @@ def plans() -> dict[str, "ModelPlan"]:
             layers=4,
             heads=6,
             domains=DOMAINS,
-            steps=1400,
-            rows_per_step=4,
-            context=256,
+            steps=1200,
+            rows_per_step=8,
+            context=128,
         ),
         "student": ModelPlan(
             width=128,
             layers=2,
             heads=4,
             domains=("python",),
-            steps=150,
+            steps=80,
             rows_per_step=4,
-            context=256,
+            context=128,
         ),
     }
 

@@ -39,7 +39,7 @@ class ModelPlan:
     rows_per_step: int
     context: int  # tokens of a training row
     muon_lr: float = 0.02
-    adam_lr: float = 6e-3
+    adam_lr: float = 0.02
     warmup_steps: int = 10
     max_length: int = 512  # positions the model is declared for
     seed: int = 0

@@ -140,7 +140,7 @@ def test_training_lowers_the_loss_and_leaves_torch_as_it_was(monkeypatch):
     plan = ModelPlan(domains=("x",), **TINY | {"steps": 60})
     model = default_training.train_model(plan, [tokens], vocab=64, title="test")
     ids = torch.from_numpy(tokens[:32].copy())[None]
-    assert float(model(input_ids=ids, labels=ids).loss) < 1.0 < float(np.log(64))
+    assert model(input_ids=ids, labels=ids).loss.item() < 1.0 < float(np.log(64))
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.rand(2), expected)
 
