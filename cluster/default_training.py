@@ -130,11 +130,18 @@ def _own_torch_state(seed: int) -> Iterator[None]:
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(min(MAX_THREADS, len(os.sched_getaffinity(0))))
+        torch.set_num_threads(min(MAX_THREADS, _num_cores()))
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+def _num_cores() -> int:
+    """Cores this process may use; a container's share on Linux."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
