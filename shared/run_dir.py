@@ -124,6 +124,12 @@ class RunDir:
         except (OSError, ValueError, KeyError):
             return False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was measured or learnt, rather than merely asked for."""
+        measured = self.metrics.exists() or (self.path / "evaluations.json").exists()
+        return measured or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
     def recorded_config(self) -> Config:
         """The resolved config of the run. Raises ConfigError where there is none."""
         if not self.config.exists():
@@ -173,7 +179,9 @@ def open_run(config: Config, *, fresh: bool = False) -> RunDir:
         move_aside(run_dir)
     if run_dir.config.exists():
         differing = differing_options(run_dir.recorded_config(), config)
-        if differing:
+        if differing and not run_dir.has_begun:
+            run_dir.weight_log.unlink(missing_ok=True)  # its opening entry was of the old config
+        elif differing:
             raise ConfigError(
                 f"the run {config.name!r} was started with other values of "
                 f"{', '.join(differing)}; change them back, give this run another name, or pass "

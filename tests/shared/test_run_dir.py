@@ -66,9 +66,16 @@ def test_the_same_config_continues_a_run(tmp_path):
 
 
 def test_a_config_that_learns_something_else_is_refused_with_the_option(tmp_path):
-    open_run(config(tmp_path))
+    (open_run(config(tmp_path)).checkpoints / "step").mkdir()
     with pytest.raises(ConfigError, match=r"other values of seed, optimiser.lr;.*--fresh"):
         open_run(config(tmp_path, seed=1, optimiser={"lr": 1e-2}))
+
+
+def test_a_run_that_never_began_takes_another_config(tmp_path):
+    open_run(config(tmp_path)).weight_log.write_text("the opening entry")
+    again = open_run(config(tmp_path, seed=1))
+    assert again.recorded_config().seed == 1
+    assert not again.weight_log.exists()
 
 
 def test_fresh_moves_the_old_run_aside_and_overwrites_none(tmp_path):

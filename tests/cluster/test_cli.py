@@ -1,0 +1,187 @@
+"""Bad input: one sentence, no traceback, exit code 2, nothing started and nothing left behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from shared.run_dir import RunDir, locked
+from tests import tiny
+from tests.cluster.jobs import write_job
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def job(tmp_path, tiny_pair, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return write_job(tmp_path, tiny_pair)
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, job):
+    """Run a command that must be refused before any cluster; returns the sentence."""
+
+    def no_cluster(*_: object, **__: object) -> None:
+        raise AssertionError("a cluster was started for input that cannot work")
+
+    monkeypatch.setattr("cluster.launch.connected", no_cluster)
+
+    def refuse(*arguments: str) -> str:
+        assert main(list(arguments)) == 2
+        said = capsys.readouterr().err.strip()
+        assert "Traceback" not in said
+        assert "\n" not in said
+        assert not (job.parent / "runs" / "job" / "config.yaml").exists()
+        return said
+
+    return refuse
+
+
+def test_a_misspelt_key_is_named_with_file_line_and_nearest_match(refused, job):
+    job.write_text(job.read_text() + "optimizer: {lr: 1e-4}\n")
+    line = len(job.read_text().splitlines())
+    expected = f"optimizer is not an option. Did you mean optimiser? ({job}, line {line})"
+    assert refused("run", str(job)) == f"ConfigError: {expected}"
+
+
+def test_a_wrong_type_is_named_with_its_value(refused, job):
+    assert "steps is 'many'" in refused("run", str(job), "steps=many")
+
+
+def test_a_missing_config_file_is_named(refused, tmp_path):
+    assert "absent.yaml cannot be read" in refused("run", str(tmp_path / "absent.yaml"))
+
+
+def test_a_missing_text_file_is_named_with_its_option(refused, job):
+    said = refused("run", str(job), "domains.letters.train=absent.jsonl")
+    assert "domains.letters.train is 'absent.jsonl'" in said
+
+
+def test_an_empty_domain_is_named(refused, job):
+    (job.parent / "letters.jsonl").write_text("")
+    assert "letters" in refused("run", str(job))
+
+
+def test_a_row_that_is_no_json_is_named_with_file_and_line(refused, job):
+    with (job.parent / "letters.jsonl").open("a") as file:
+        file.write('{"text": \n')
+    said = refused("run", str(job))
+    assert "letters.jsonl" in said
+    assert "61" in said
+
+
+def test_text_longer_than_the_context_is_refused_when_asked(refused, job):
+    said = refused("run", str(job), "data.too_long=refuse")
+    assert "data.too_long" in said or "context" in said
+
+
+def test_models_with_different_tokenizers_are_refused_with_the_first_id(
+    refused, job, tmp_path, tiny_pair
+):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_pair.student, other)
+    path = other / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    swapped = {i: token for token, i in vocabulary.items() if i in (40, 41)}
+    vocabulary[swapped[40]], vocabulary[swapped[41]] = 41, 40
+    path.write_text(json.dumps(tokenizer))
+    said = refused("run", str(job), f"student.model={other}")
+    assert "do not share a vocabulary: id 40" in said
+
+
+def test_padding_rows_alone_are_no_difference(job, tmp_path, tiny_pair):
+    from cluster.handshake import shake_hands
+    from shared.config_file import load_config, resolve
+
+    padded = tmp_path / "padded"
+    shutil.copytree(tiny_pair.teacher, padded)
+    path = padded / "config.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"vocab_size": tiny.VOCAB + 64}))
+    config = resolve(load_config(job, [f"teachers.tiny.model={padded}"]))
+    assert shake_hands(config).shared_vocab == tiny.VOCAB
+
+
+@pytest.mark.parametrize("option", ["teachers.tiny.model", "student.model"])
+def test_a_model_folder_without_weights_is_named(refused, job, tmp_path, tiny_pair, option):
+    empty = tmp_path / "empty"
+    shutil.copytree(tiny_pair.student, empty)
+    (empty / "model.safetensors").unlink()
+    said = refused("run", str(job), f"{option}={empty}")
+    assert f"{option} is {empty}, a folder without weights" in said
+
+
+def test_more_ids_than_the_vocabulary_are_refused(refused, job):
+    said = refused("run", str(job), "targets.top_k=513")
+    assert "targets.top_k is 513, but teacher and student share 512 tokens" in said
+
+
+def test_a_context_longer_than_a_models_is_refused(refused, job):
+    assert "reads at most 128 tokens" in refused("run", str(job), "data.context=129")
+
+
+def test_a_run_in_use_is_refused(job, capsys):
+    with locked(RunDir(job.parent / "runs" / "job")):
+        assert main(["run", str(job)]) == 2
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_more_workers_than_the_cluster_has_are_refused(ray_cluster, job, capsys):
+    overrides = ["student.workers=32", "batch.rows_per_step=64", "student.cpus=1"]
+    started = time.monotonic()
+    assert main(["run", str(job), *overrides]) == 2
+    assert time.monotonic() - started < 60
+    assert "no room for the student's workers" in capsys.readouterr().err
+
+
+def test_a_refused_request_does_not_stand_in_the_way_of_the_next(ray_cluster, job, capsys):
+    assert main(["run", str(job), "teachers.tiny.gpus=64", "seed=1"]) == 2
+    assert main(["run", str(job), "teachers.tiny.gpus=64", "seed=2"]) == 2
+    assert "other values" not in capsys.readouterr().err
+
+
+def test_gpus_the_cluster_lacks_are_refused(ray_cluster, job, capsys):
+    assert main(["run", str(job), "teachers.tiny.gpus=64"]) == 2
+    assert "64 GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["bogus"], ["run"], ["run", "--bogus"], ["teacher", "scale", "many"]]
+)
+def test_a_mistaken_command_line_exits_with_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_is_one_sentence_and_a_file(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("cluster.commands.init", lambda to: 1 / 0)
+    assert main(["init"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    (log,) = (tmp_path / "tutelage" / "logs").iterdir()
+    assert str(log) in said
+    assert "ZeroDivisionError" in log.read_text()
+
+
+def test_help_is_quick():
+    started = time.monotonic()
+    command = [sys.executable, "-m", "cluster.cli", "--help"]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "teacher" in outcome.stdout
+    assert time.monotonic() - started < 15  # 0.4 s on an idle machine, 15 with Ray and torch
+
+
+def test_status_works_without_a_cluster(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert main(["status", "--runs", str(tmp_path)]) == 0
+    assert "none is running here" in capsys.readouterr().out

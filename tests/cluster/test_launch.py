@@ -1,0 +1,186 @@
+"""The main job through the public path: what it leaves behind, and that it continues."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from shared.domains import read_log
+from shared.metrics import read_metrics
+from shared.run_dir import RunDir
+from tests.cluster.jobs import WORDS, write_job
+
+ROOT = Path(__file__).resolve().parents[2]
+SUMMARY = {
+    "status",
+    "steps",
+    "tokens",
+    "tokens_per_s",
+    "teacher_wait_fraction",
+    "wire_bytes_per_token",
+    "cache_hit_rate",
+    "captured_mass",
+    "domains",
+    "failures",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
+    """A config whose run has finished, with a baseline."""
+    job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True)
+    assert main(["run", str(job)]) == 0
+    return job
+
+
+@pytest.fixture
+def run_dir(finished: Path) -> RunDir:
+    return RunDir(finished.parent / "runs" / "job")
+
+
+def test_a_run_leaves_everything_behind(run_dir):
+    expected = {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "weight_log.jsonl",
+        "checkpoints",
+        "export",
+        "report.html",
+        "logs",
+        "summary.json",
+        "baseline.json",
+    }
+    assert expected <= {path.name for path in run_dir.path.iterdir()}
+
+
+def test_the_summary_has_the_agreed_names(run_dir):
+    summary = json.loads(run_dir.summary.read_text())
+    assert set(summary) == SUMMARY
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 6
+    assert summary["failures"] == {
+        "teacher_restarts": 0,
+        "student_restarts": 0,
+        "retried_units": 0,
+    }
+    for domain in summary["domains"].values():
+        assert domain["kl_kind"] == "full"
+        assert domain["kl_after"] > 0
+
+
+def test_the_baseline_drew_the_same_rows(run_dir):
+    def rows(folder: RunDir) -> list[dict[str, tuple[int, int]]]:
+        lines = read_metrics(folder.metrics)
+        return [{n: (d.sequences, d.tokens) for n, d in line.domains.items()} for line in lines]
+
+    assert rows(run_dir) == rows(run_dir.baseline)
+    assert read_log(run_dir.weight_log, WORDS) == read_log(run_dir.baseline.weight_log, WORDS)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, run_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*.json*")}
+    assert main(["run", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "job is finished" in said
+    assert "letters" in said
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*.json*")}
+
+
+def test_another_objective_under_the_same_name_is_refused(finished, capsys):
+    assert main(["run", str(finished), "optimiser.lr=1e-4"]) == 2
+    assert "other values of optimiser.lr" in capsys.readouterr().err
+
+
+def test_the_export_goes_to_a_new_folder(finished, run_dir, tmp_path, capsys):
+    assert main(["export", str(run_dir.path), "--to", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert main(["export", str(run_dir.path), "--to", str(tmp_path / "out")]) == 2
+
+
+def test_a_report_is_written_again(finished, run_dir, capsys):
+    run_dir.report.unlink()
+    assert main(["report", str(run_dir.path)]) == 0
+    assert run_dir.report.exists()
+    assert "teacher" in capsys.readouterr().out
+
+
+def test_an_evaluation_finds_what_the_run_ended_with(finished, run_dir, capsys):
+    assert main(["eval", str(run_dir.path)]) == 0
+    found = json.loads((run_dir.path / "evaluation.json").read_text())
+    after = json.loads((run_dir.path / "evaluations.json").read_text())["after"]
+    for name, domain in after.items():
+        assert found[name]["kl"] == pytest.approx(domain["kl"], abs=1e-6)
+        assert found[name]["student_nll"] == pytest.approx(domain["student_nll"], abs=1e-6)
+
+
+def test_no_service_and_no_controller_is_left(finished):
+    import ray
+
+    from teacher_service.service import list_services
+
+    assert list_services() == []
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    assert "tutelage-controller" not in names
+
+
+def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(
+    ray_cluster, tmp_path, tiny_pair
+):
+    job = write_job(tmp_path, tiny_pair, targets={"store": str(tmp_path / "store")})
+    assert main(["run", str(job), "name=live"]) == 0
+    assert main(["run", str(job), "name=stored", "targets.teacher_free=true"]) == 0
+    live, stored = (RunDir(tmp_path / "runs" / name) for name in ("live", "stored"))
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (live, stored)]
+    assert weights[0] == weights[1]
+    assert json.loads(stored.summary.read_text())["cache_hit_rate"] == 1.0
+
+
+def test_two_lifetimes(ray_cluster, tmp_path, tiny_pair, capsys):
+    job = write_job(tmp_path, tiny_pair)
+    assert main(["train", str(job)]) == 2  # no service yet
+    assert main(["teacher", "up", str(job)]) == 0
+    assert main(["teacher", "up", str(job)]) == 0
+    assert main(["train", str(job)]) == 0
+    assert main(["teacher", "scale", "2"]) == 0
+    assert "1 -> 2 replicas" in capsys.readouterr().out
+    assert main(["teacher", "status"]) == 0
+    assert capsys.readouterr().out.count("alive") == 2
+    assert main(["teacher", "down"]) == 0
+    assert main(["teacher", "down"]) == 2
+    assert RunDir(tmp_path / "runs" / "job").finished
+
+
+@pytest.mark.drill
+def test_a_run_killed_whole_continues_to_the_same_end(tmp_path, tiny_pair):
+    job = write_job(tmp_path, tiny_pair, steps=20, log_every=1)
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
+
+    def command(name: str) -> list[str]:
+        local = ["--address", "local"]
+        return [sys.executable, "-m", "cluster.cli", "run", str(job), f"name={name}", *local]
+
+    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, timeout=500)
+    with subprocess.Popen(command("killed"), cwd=ROOT, env=environment) as driver:
+        progress = tmp_path / "runs" / "killed" / "logs" / "progress.log"
+        deadline = time.monotonic() + 400
+        while not (progress.exists() and "step 7/" in progress.read_text()):
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.1)
+        driver.send_signal(signal.SIGKILL)
+    assert not RunDir(tmp_path / "runs" / "killed").finished
+    subprocess.run(command("killed"), cwd=ROOT, env=environment, check=True, timeout=500)
+    whole, killed = (RunDir(tmp_path / "runs" / name) for name in ("whole", "killed"))
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (whole, killed)]
+    assert weights[0] == weights[1]
+    assert whole.weight_log.read_text() == killed.weight_log.read_text()
+    assert [line.loss for line in read_metrics(whole.metrics)] == [
+        line.loss for line in read_metrics(killed.metrics)
+    ]

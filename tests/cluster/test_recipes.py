@@ -1,0 +1,43 @@
+"""Every recipe is a config that loads, and the starter is one too."""
+
+from pathlib import Path
+
+import pytest
+
+import cluster
+from cluster.cli import main
+from shared.config_file import load_config, resolve
+
+RECIPES = sorted((Path(cluster.__file__).parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads(path):
+    config = load_config(path)
+    assert config.accumulation >= 1
+
+
+def test_the_real_text_recipe_finds_its_models_and_text(reference):
+    path = next(path for path in RECIPES if path.stem == "real_text")
+    config = resolve(load_config(path, [f"paths.root={reference}"]))
+    assert len(config.domains) >= 5
+    assert Path(config.student.model).is_dir()
+
+
+def test_the_gpu_recipe_asks_for_six_gpus():
+    config = load_config(next(path for path in RECIPES if path.stem.startswith("qwen")))
+    (teacher,) = config.teachers.values()
+    assert teacher.replicas * teacher.gpus == 2
+    assert config.student.workers * config.student.gpus == 4
+    assert (config.student.dtype, config.student.zero) == ("bfloat16", 2)
+
+
+def test_init_writes_a_config_of_about_a_dozen_lines_that_loads(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    assert main(["init", str(path)]) == 0
+    lines = path.read_text().splitlines()
+    assert 8 <= len(lines) <= 18
+    assert sum("#" in line for line in lines) >= 5
+    load_config(path)
+    assert main(["init", str(path)]) == 2  # an existing file stays
+    assert "exists already" in capsys.readouterr().err
