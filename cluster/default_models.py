@@ -8,8 +8,8 @@ Importing this module is cheap: torch and transformers load when something is bu
 import difflib
 import hashlib
 import json
-import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from cluster.default_training import ModelPlan
-
-log = logging.getLogger(__name__)
 
 VOCAB = 2048
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")  # ids 0, 1, 2
@@ -145,7 +143,8 @@ def _train_into(
         texts = list(_texts(scratch.parent, domain))
         encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         tokens.append(np.array([i for ids in encoded for i in (bos, *ids, eos)], dtype=np.int32))
-    log.info("training the built-in %s; done once, then cached in %s", title, scratch.parent)
+    note = f"training the built-in {title}, once; it is kept in {scratch.parent}"
+    print(note, file=sys.stderr, flush=True)
     model = train_model(plan, tokens, vocab=VOCAB, title=f"built-in {title}")
     model.save_pretrained(scratch)
     tokenizer.model_max_length = plan.max_length

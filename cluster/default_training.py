@@ -6,7 +6,6 @@ that reaches what AdamW alone needs several passes for.
 R rows of the corpus   B rows of a step   T tokens of a row   V vocabulary
 """
 
-import logging
 import math
 import os
 import sys
@@ -20,8 +19,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
-
-log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
 MAX_THREADS = 8
@@ -159,7 +156,8 @@ def _progress(steps: int, title: str) -> Iterator[Callable[[float], None]]:
         if bar.disable and (now - shown > LOG_EVERY_S or done == steps):
             shown = now
             left = (now - began) / done * (steps - done)
-            log.info("%s: step %d/%d, loss %.2f, %.0f s left", title, done, steps, loss, left)
+            line = f"{title}: step {done}/{steps}, loss {loss:.2f}, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
     with tqdm(total=steps, desc=title, unit="step", disable=not sys.stderr.isatty()) as bar:
         yield show
