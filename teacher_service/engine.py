@@ -20,7 +20,7 @@ from shared.layout import Layout, lay_out
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
 from teacher_service.description import TeacherDescription
-from teacher_service.loading import Loaded, load_model, merged, weights_digest
+from teacher_service.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.model_parts import Decoder, find_decoder, find_head, head_is_exact, len_vocab
 from teacher_service.scoring import Head, Selection, select
 
@@ -181,12 +181,11 @@ class HFEngine:
 def _proven_parts(
     loaded: Loaded, name: str, device: str, quantisation: str
 ) -> tuple[Decoder, Head]:
-    """Decoder and head whose composition is the model; an adapter on the head is merged."""
+    """Decoder and head whose composition is the model; an adapter on the head is merged into it."""
     model = loaded.model
-    head = find_head(model)
     if loaded.adapter_folder is not None and quantisation == "none":
-        plain = type(model.get_output_embeddings()) is torch.nn.Linear  # type: ignore[operator]
-        head = head if plain else find_head(merged(model))
+        merge_head(model)
+    head = find_head(model)
     decoder = find_decoder(model, _input_device(model, device))
     if head is None or len_vocab(model) > len(head.weight_VD):
         raise ConfigError(f"the head of {name} is not one matrix product; use another teacher")

@@ -3,11 +3,12 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import transformers
 import xxhash
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils.hub import cached_file
 
@@ -60,13 +61,14 @@ def load_model(
     auto_model: Any = transformers.AutoModelForCausalLM
     try:
         found, info = auto_model.from_pretrained(model, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ConfigError(f"the teacher {model} cannot be loaded: {first_line(error)}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(f"the teacher {model} lacks weights for {missing}; get the whole folder")
+    _skip_packed_kernel(found)
     adapter_folder = None
     if adapter is not None:
         adapter_folder = local_folder(
@@ -115,19 +117,19 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def merged(model: nn.Module) -> nn.Module:
-    """The model with its adapter layers folded into plain weights."""
+def merge_head(model: Any) -> None:
+    """Fold an adapter on the head into a plain weight; a tied embedding keeps its own."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
-    for name, module in list(model.named_modules()):
-        layer: Any = module
-        if isinstance(module, ModulesToSaveWrapper):
-            model.set_submodule(name, layer.modules_to_save[layer.active_adapters[0]])
-        elif isinstance(module, BaseTunerLayer):
-            layer.merge()
-            model.set_submodule(name, layer.get_base_layer())
-    return model
+    head = model.get_output_embeddings()
+    if isinstance(head, ModulesToSaveWrapper):
+        model.set_output_embeddings(head.modules_to_save[head.active_adapters[0]])
+    elif isinstance(head, BaseTunerLayer):
+        plain: Any = head.get_base_layer()
+        plain.weight = nn.Parameter(plain.weight.detach().clone())
+        cast(Any, head).merge()
+        model.set_output_embeddings(plain)
 
 
 def _with_adapter(model: Any, adapter: str, revision: str | None) -> nn.Module:
@@ -136,7 +138,7 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> nn.Module:
 
     try:
         wrapped = peft.PeftModel.from_pretrained(model, adapter, revision=revision)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ConfigError(f"the adapter {adapter} cannot be loaded: {first_line(error)}") from error
     if not isinstance(wrapped.base_model, BaseTuner):
         raise ConfigError(
@@ -151,6 +153,14 @@ def _quantised(quantisation: str, dtype: torch.dtype) -> transformers.BitsAndByt
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     )
+
+
+def _skip_packed_kernel(model: nn.Module) -> None:
+    """bitsandbytes packs 4-bit weights for AVX512 in blocks of 32 x 64 and fails on others."""
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        fits = layer.out_features % 32 == 0 and layer.in_features % 64 == 0
+        layer.support_avx512bf16_for_cpu &= fits
 
 
 def _device_map(device: str) -> str | dict[str, str]:

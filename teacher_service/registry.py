@@ -62,7 +62,7 @@ class Request:
         return self.teacher.model_copy(update={"replicas": teacher.replicas}) == teacher
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
 class TeacherRegistry:
     """Asks every replica for its health and tells clients what changed.
 
@@ -84,12 +84,12 @@ class TeacherRegistry:
 
     async def view(self) -> ServiceView:
         """The list now."""
-        await self.add(self._found)
+        self._adopt()
         return ServiceView(self._version, tuple(self._replicas.values()))
 
     async def wait_version(self, known: int, timeout_s: float) -> ServiceView:
         """The list as soon as its version is not `known`, or as it is after `timeout_s`."""
-        await self.add(self._found)
+        self._adopt()
         deadline = time.monotonic() + timeout_s
         while self._version == known and (left := deadline - time.monotonic()) > 0:
             with suppress(TimeoutError):
@@ -97,12 +97,10 @@ class TeacherRegistry:
         return await self.view()
 
     async def add(self, names: list[str]) -> None:
-        """Watch further replicas."""
-        self._found = []
-        for name in names:
-            if name not in self._replicas:
-                self._put(ReplicaView(name))
-                self._watchers[name] = asyncio.ensure_future(self._watch(name))
+        """Watch further replicas; returns when each has been looked at once."""
+        self._found += names
+        self._adopt()
+        await asyncio.gather(*(self._look(name) for name in names))
 
     async def drain(self, names: list[str]) -> None:
         """Clients send nothing further to these."""
@@ -117,13 +115,24 @@ class TeacherRegistry:
                 self._watchers.pop(name).cancel()
         self._announce()
 
+    def _adopt(self) -> None:
+        """Begin to watch what was found or added."""
+        for name in self._found:
+            if name not in self._replicas:
+                self._put(ReplicaView(name))
+                self._watchers[name] = asyncio.ensure_future(self._watch(name))
+        self._found = []
+
     async def _watch(self, name: str) -> None:
         while True:
-            health = await self._health(name)
-            before = self._replicas[name]
-            if before.state != "draining":
-                self._put(_seen(before, health))
+            await self._look(name)
             await asyncio.sleep(POLL_S)
+
+    async def _look(self, name: str) -> None:
+        health = await self._health(name)
+        before = self._replicas.get(name)
+        if before is not None and before.state != "draining":
+            self._put(_seen(before, health))
 
     async def _health(self, name: str) -> Health | None:
         try:

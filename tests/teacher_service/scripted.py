@@ -1,0 +1,93 @@
+"""Rows, and an engine without a model that fails as a test asks; needs no torch."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.errors import ConfigError
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from teacher_service.description import TeacherDescription
+
+VOCAB = 128
+
+
+def make_rows(
+    lengths: Sequence[Sequence[int]], *, vocab: int = VOCAB, seed: int = 0, first: int = 0
+) -> Rows:
+    """Random rows; each entry of `lengths` lists the document lengths of a row."""
+    rng = np.random.default_rng(seed)
+    starts = [np.cumsum([0, *row[:-1]]) for row in lengths]
+    masks = [np.concatenate([np.append(np.ones(n - 1), 0) for n in row]) for row in lengths]
+    return Rows.build(
+        domains=["text"] * len(lengths),
+        indices=range(first, first + len(lengths)),
+        input_ids=[rng.integers(3, vocab, sum(row)) for row in lengths],
+        doc_starts=starts,
+        loss_masks=masks,
+    )
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """An engine without a model, with the weaknesses a test asks for; makes itself."""
+
+    delay_s: float = 0.0
+    killed_by: int | None = None  # a token id
+    killed_once: str | None = None  # a file that remembers that it has happened
+    refuses: int | None = None
+    fails_on: int | None = None
+    hangs_once: str | None = None
+
+    def __call__(self) -> "Scripted":
+        return self
+
+    def describe(self) -> TeacherDescription:
+        return TeacherDescription({"model": "scripted"}, VOCAB, 1, 4, None, packed=True)
+
+    def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+        time.sleep(self.delay_s)
+        ids = np.concatenate([np.zeros(0, np.int32), *rows.column("input_ids")])
+        if self.killed_by in ids or (self.killed_once and first_time(self.killed_once)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.hangs_once and first_time(self.hangs_once):
+            time.sleep(3600)
+        if self.refuses in ids:
+            raise ConfigError(f"token {self.refuses} is refused; use another")
+        if self.fails_on in ids:
+            raise MemoryError("out of everything")
+        return invented(rows, spec)
+
+
+def first_time(path: str) -> bool:
+    """True for the first process that asks."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def invented(rows: Rows, spec: TargetSpec) -> SoftTargets:
+    """An answer that is a function of the rows alone."""
+    num = rows.num_loss_tokens()
+    seed = int.from_bytes(b"".join(rows.hashes())[:8], "little")
+    rng = np.random.default_rng(seed)
+    total = int(num.sum())
+    return SoftTargets.build(
+        spec=spec,
+        teacher={"model": "scripted"},
+        row_hashes=rows.hashes(),
+        num_targets_R=num,
+        arrays=TargetArrays(
+            ids_NK=rng.integers(0, spec.shared_vocab, (total, spec.top_k)),
+            logprobs_NK=-rng.random((total, spec.top_k), np.float32),
+            log_tail_NS=-rng.random((total, len(spec.temperatures)), np.float32),
+            label_logprob_N=-rng.random(total, np.float32),
+            hidden_ND={},
+        ),
+    )

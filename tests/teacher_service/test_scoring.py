@@ -1,0 +1,131 @@
+"""Selection and masses against dense float64, and what it allocates."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from teacher_service.scoring import Head, chunk_size, select
+from tests.allocations import largest_tensor
+
+# N positions   V head rows   D hidden width   K ids kept
+N, V, D, K = 70, 301, 16, 8
+
+
+def problem(**head):
+    torch.manual_seed(0)
+    weight_VD = torch.randn(V, D)
+    return torch.randn(N, D), Head(weight_VD, **head), torch.randint(0, V, (N,))
+
+
+def dense_logits(hidden_ND, head):
+    logits_NV = hidden_ND.double() @ head.weight_VD.double().T
+    if head.bias_V is not None:
+        logits_NV += head.bias_V.double()
+    logits_NV *= head.logit_scale
+    if head.soft_cap is not None:
+        logits_NV = torch.tanh(logits_NV / head.soft_cap) * head.soft_cap
+    return logits_NV
+
+
+HEADS = {
+    "plain": {},
+    "bias": {"bias_V": torch.linspace(-2, 2, V)},
+    "scaled": {"logit_scale": 0.25},
+    "soft_capped": {"logit_scale": 2.0, "soft_cap": 7.0},
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("shared_vocab", [V, 200])
+def test_selection_and_masses_equal_dense_float64(kind, shared_vocab):
+    hidden_ND, head, label_N = problem(**HEADS[kind])
+    temperatures = (1.0, 0.5, 3.0)
+    found = select(
+        hidden_ND,
+        head,
+        label_N,
+        top_k=K,
+        shared_vocab=shared_vocab,
+        temperatures=temperatures,
+        chunk=16,
+    )
+    logits_NV = dense_logits(hidden_ND, head)
+    logp_NV = logits_NV.log_softmax(1)
+    ids_NK = logits_NV[:, :shared_vocab].topk(K).indices
+    assert torch.equal(found.ids_NK, ids_NK)
+    close = {"atol": 3e-6, "rtol": 1e-6, "check_dtype": False}
+    torch.testing.assert_close(found.logprobs_NK, logp_NV.gather(1, ids_NK), **close)
+    label_N1 = label_N[:, None]
+    torch.testing.assert_close(found.label_logprob_N, logp_NV.gather(1, label_N1)[:, 0], **close)
+    for column, temperature in enumerate(temperatures):
+        at_T_NV = (logits_NV / temperature).log_softmax(1)
+        tail_N = at_T_NV.scatter(1, ids_NK, -torch.inf).logsumexp(1)
+        torch.testing.assert_close(found.log_tail_NS[:, column], tail_N, atol=1e-5, rtol=1e-6,
+                                   check_dtype=False)  # fmt: skip
+
+
+def test_the_tail_is_exact_where_one_minus_the_sum_is_not():
+    """On peaked positions 1 - sum(p) in float32 has no correct digit left."""
+    hidden_ND, head, label_N = problem(logit_scale=4.0)
+    found = select(hidden_ND, head, label_N, top_k=K, shared_vocab=V)
+    logp_NV = dense_logits(hidden_ND, head).log_softmax(1)
+    tail_N = logp_NV.scatter(1, found.ids_NK, -torch.inf).logsumexp(1)
+    inferred_N = torch.log1p(-found.logprobs_NK.exp().sum(1).clamp(max=1.0))
+    assert (inferred_N - tail_N).abs().max() > 0.1
+    assert (found.log_tail_NS[:, 0] - tail_N).abs().max() < 1e-4
+
+
+def test_padding_rows_are_never_selected_and_their_mass_is_tail():
+    hidden_ND, head, label_N = problem()
+    loud_VD = head.weight_VD.clone()
+    loud_VD[290:] *= 5
+    found = select(hidden_ND, Head(loud_VD), label_N % 290, top_k=K, shared_vocab=290)
+    assert found.ids_NK.max() < 290
+    total_N = torch.cat([found.logprobs_NK, found.log_tail_NS], 1).logsumexp(1)
+    torch.testing.assert_close(total_N, torch.zeros(N), atol=1e-5, rtol=0)
+    assert found.log_tail_NS.mean() > found.logprobs_NK[:, 0].mean()
+
+
+def test_the_whole_vocabulary_leaves_no_tail():
+    hidden_ND, head, label_N = problem()
+    found = select(hidden_ND, head, label_N, top_k=V, shared_vocab=V, temperatures=(1.0, 2.0))
+    assert torch.isneginf(found.log_tail_NS).all()
+    assert torch.equal(found.ids_NK.sort(1).values, torch.arange(V).expand(N, V))
+
+
+def test_no_tensor_of_positions_times_vocabulary_is_allocated():
+    hidden_ND, head, label_N = torch.randn(512, D), Head(torch.randn(4000, D)), torch.zeros(512)
+    largest = largest_tensor(
+        lambda: select(
+            hidden_ND,
+            head,
+            label_N.long(),
+            top_k=K,
+            shared_vocab=3000,
+            temperatures=(1.0, 2.0),
+            chunk=32,
+        )
+    )
+    assert largest == 32 * 4000
+
+
+def test_a_chunk_of_a_large_vocabulary_stays_small():
+    assert chunk_size(151_936, "cpu") * 151_936 * 4 < 16 * 2**20
+    assert chunk_size(151_936, "cuda") * 151_936 * 4 <= 256 * 2**20
+
+
+def test_no_position_gives_empty_tensors():
+    _, head, label_N = problem()
+    found = select(torch.zeros(0, D), head, label_N[:0], top_k=K, shared_vocab=V)
+    assert found.ids_NK.shape == (0, K)
+    assert found.log_tail_NS.shape == (0, 1)
+
+
+def test_scoring_imports_with_torch_alone():
+    code = (
+        "import sys, teacher_service.scoring; "
+        "sys.exit(any(m in sys.modules for m in ('transformers', 'ray', 'pydantic', 'pyarrow')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
