@@ -87,6 +87,7 @@ def _launched(config: Config, *, fresh: bool, service: str | None) -> Iterator[L
             _print_table(run_dir)
             yield None
         else:
+            print(f"run folder {run_dir.path}", flush=True)
             yield Launch(prepared, run_dir, run_dir.new_attempt(), service)
 
 

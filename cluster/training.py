@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import threading
 import time
 import traceback
@@ -114,10 +115,16 @@ def _attempt(training: Training, restarts: int) -> TrainingFailedError | None:
             worker_runtime_env={"env_vars": _threads(config.student.cpus)},
         ),
     )
+    handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except TrainingFailedError as error:
         return error
+    except SystemExit:  # how Ray Train ends after it has stopped the workers on Ctrl-C
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
     return None
 
 

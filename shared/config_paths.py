@@ -7,18 +7,20 @@ from shared.config import Config, HubDataset, Source
 from shared.errors import ConfigError
 
 BUILTIN = "builtin:"
+JOB_FOLDERS = "/runtime_resources/working_dir_files/"  # Ray removes them after the job
 
 
 def resolve(config: Config, *, base: Path | None = None) -> Config:
     """The config with absolute paths: `paths` relative to `base` (the current folder), the rest
-    relative to `paths.root`. Raises ConfigError for a path that does not exist."""
+    relative to `paths.root`. In a Ray job, whose folder is temporary, `paths.runs` is relative to
+    the home folder. Raises ConfigError for a path that does not exist."""
     base = (base or Path.cwd()).absolute()
     root = _absolute(config.paths.root, base)
     if not root.is_dir():
         raise ConfigError(f"paths.root is {str(root)!r}, which is no folder; set paths.root=FOLDER")
     paths = {
         "root": str(root),
-        "runs": str(_absolute(config.paths.runs, base)),
+        "runs": str(_absolute(config.paths.runs, _lasting(base))),
         "cache": str(_absolute(config.paths.cache, base)),
     }
     store = config.targets.store
@@ -52,6 +54,11 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
             ),
         }
     )
+
+
+def _lasting(folder: Path) -> Path:
+    """The home folder in place of the copy of a working folder that Ray makes for a job."""
+    return Path.home() if JOB_FOLDERS in str(folder) else folder
 
 
 def _absolute(path: str, base: Path) -> Path:

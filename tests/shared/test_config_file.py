@@ -163,3 +163,13 @@ def test_a_path_that_does_not_exist_is_refused_with_the_option(config, tmp_path,
     loaded = load_config(config, [f"paths.root={tmp_path}", override])
     with pytest.raises(ConfigError, match=override.partition("=")[0]):
         resolve(loaded)
+
+
+def test_the_runs_of_a_ray_job_outlive_its_temporary_folder(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text("some text")
+    resolved = resolve(load_config(config), base=folder)
+    assert resolved.paths.runs == str(tmp_path / "home" / "runs")
+    assert resolved.paths.root == str(folder)
