@@ -23,7 +23,7 @@ import xxhash
 from shared.errors import PlacementError
 from shared.run_dir import write_atomically
 
-START_DEADLINE_S = 90.0
+START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 10.0
 # Enough for any number of processes: on a machine of our own the roles share every core.
 ROLE_RESOURCES: dict[str, float] = {"teacher": 1000, "student": 1000}
@@ -98,6 +98,8 @@ def start() -> str:
         "--disable-usage-stats",
         f"--port={port}",
         "--include-dashboard=false",
+        # Its default port is left to a head that takes jobs.
+        f"--dashboard-agent-listen-port={_free_port()}",
         f"--temp-dir={_temp_dir()}",
         f"--object-store-memory={object_store_bytes()}",
         f"--resources={json.dumps(ROLE_RESOURCES)}",
