@@ -1,0 +1,85 @@
+"""Clusters that somebody else started: jobs submitted to them, roles on different nodes."""
+
+import json
+import socket
+
+import pytest
+
+from tests.drills.commands import Command, Home, reached, titled, wait_until
+from tests.drills.evidence import assert_same
+
+pytestmark = pytest.mark.drill
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nothing listens on."""
+    probes = [socket.create_server(("", 0)) for _ in range(number)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def start_node(home: Home, *arguments: str, role: str) -> Command:
+    """`ray start --block` with the resource of one role and token authentication."""
+    node = home.ray(
+        "start",
+        "--block",
+        "--num-cpus=2",
+        f"--resources={json.dumps({role: 4})}",
+        "--object-store-memory=200000000",
+        "--disable-usage-stats",
+        *arguments,
+        RAY_AUTH_MODE="token",
+    )
+    wait_until(lambda: "Ray runtime started" in node.output, doing=node)
+    return node
+
+
+def actors(home: Home, dashboard: str) -> dict[str, set[str]]:
+    """Ray's own state: the nodes of the living actors of each class."""
+    asking = home.ray(
+        "list", "actors", f"--address={dashboard}", "--format=json", "--limit=1000",
+        RAY_AUTH_MODE="token",
+    )  # fmt: skip
+    assert asking.wait() == 0, asking.output
+    nodes: dict[str, set[str]] = {}
+    for actor in json.loads(asking.output[asking.output.index("[") :]):
+        if actor["state"] == "ALIVE":
+            nodes.setdefault(actor["class_name"], set()).add(actor["node_id"])
+    return nodes
+
+
+def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, tmp_path):
+    token = home.ray("get-auth-token", "--generate")
+    assert token.wait() == 0, token.output
+    port, dashboard_port, client_port = free_ports(3)
+    dashboard = f"http://127.0.0.1:{dashboard_port}"
+    start_node(
+        home,
+        "--head",
+        f"--port={port}",
+        f"--dashboard-port={dashboard_port}",
+        f"--ray-client-server-port={client_port}",
+        role="teacher",
+    )
+    start_node(home, f"--address=127.0.0.1:{port}", role="student")
+    submitted = home.ray(
+        "job", "submit", f"--address={dashboard}", "--working-dir=.", "--",
+        "tutelage", "run", str(job.config), f"paths.runs={tmp_path}",
+        RAY_AUTH_MODE="token",
+    )  # fmt: skip
+    run = tmp_path / "job"
+    wait_until(reached(run, 1), doing=submitted)
+    assert titled(home.processes(), "RayTrainWorker")
+    nodes = actors(home, dashboard)
+    (teacher,) = nodes["TeacherReplica"]
+    (student,) = nodes["RayTrainWorker"]
+    assert teacher != student
+    assert submitted.wait() == 0, submitted.output
+    assert "step 60/60" in submitted.output
+    assert_same(run, job.reference)
+
+    said = home.run("status", "--runs", str(tmp_path), "--address", f"127.0.0.1:{port}")
+    assert "2 nodes" in said
+    assert "job: finished" in said

@@ -1,0 +1,94 @@
+"""Processes die by SIGKILL, and the run ends as if none had, bit for bit."""
+
+import random
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.drills.commands import Command, Home, reached, steps_done, titled, wait_until
+from tests.drills.conftest import ROWS_PER_STEP, STEPS, UNITS_PER_STEP, Job
+from tests.drills.evidence import assert_every_row_once, assert_same, failures
+
+STALL_S = 3.0
+EARLY, LATE = 5, STEPS // 2  # a kill hits a step between these
+
+pytestmark = pytest.mark.drill
+
+
+def begin(home: Home, job: Job, runs: Path) -> Command:
+    """The same command as ever, into a folder of its own."""
+    return home.start("run", str(job.config), f"paths.runs={runs}")
+
+
+def an_actor(command: Command, *titles: str) -> psutil.Process:
+    found = titled(command.family(), *titles)
+    assert found, [" ".join(p.cmdline())[:80] for p in command.family()]
+    return found[0]
+
+
+def wait_until_it_stalls(command: Command, run: Path) -> None:
+    """No further step for some seconds: a unit is under way and is not answered."""
+    seen, since = steps_done(run), time.monotonic()
+    while time.monotonic() - since < STALL_S:
+        assert command.running, command.output
+        if (now := steps_done(run)) != seen:
+            seen, since = now, time.monotonic()
+        time.sleep(0.1)
+    assert seen < STEPS, "the run was over before the teacher was stopped"
+
+
+def test_a_teacher_killed_in_mid_unit_changes_nothing(home, job, tmp_path):
+    run, command = tmp_path / "job", begin(home, job, tmp_path)
+    wait_until(reached(run, EARLY), doing=command)
+    replica = an_actor(command, "TeacherReplica")
+    replica.suspend()  # it keeps the unit it has begun, and every one it is sent
+    wait_until_it_stalls(command, run)
+    replica.kill()
+    assert command.wait() == 0, command.output
+    assert_same(run, job.reference)
+    assert_every_row_once(run, rows_per_step=ROWS_PER_STEP, units_per_step=UNITS_PER_STEP)
+    counted = failures(run)
+    assert counted["teacher_restarts"] == 1
+    assert counted["retried_units"] >= 1
+    assert counted["student_restarts"] == 0
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["driver", "all-processes"])
+def test_a_whole_run_killed_is_continued_by_the_same_command(home, job, tmp_path, at_once):
+    run, command = tmp_path / "job", begin(home, job, tmp_path)
+    step = random.Random(f"whole run, {at_once}").randint(EARLY, LATE)
+    wait_until(reached(run, step), doing=command)
+    if at_once:
+        command.kill_everything()
+    else:
+        command.kill()
+        wait_until(lambda: not home.processes(), patience_s=60)
+    print(f"killed at step {steps_done(run)}, asked for {step}")
+    assert steps_done(run) < STEPS
+    said = home.run("run", str(job.config), f"paths.runs={tmp_path}")
+    assert "Validation text" in said
+    assert_same(run, job.reference)
+    assert not home.processes()
+
+
+def test_a_student_worker_killed_restarts_by_itself(home, job, tmp_path):
+    run, command = tmp_path / "job", begin(home, job, tmp_path)
+    wait_until(reached(run, random.Random("worker").randint(EARLY, LATE)), doing=command)
+    an_actor(command, "RayTrainWorker").kill()
+    assert command.wait() == 0, command.output
+    assert "a student worker died" in command.output
+    assert_same(run, job.reference)
+    counted = failures(run)
+    assert counted["student_restarts"] == 1
+    assert counted["teacher_restarts"] == 0
+
+
+def test_a_controller_killed_between_decisions_changes_nothing(home, job, tmp_path):
+    run, command = tmp_path / "job", begin(home, job, tmp_path)
+    wait_until(reached(run, random.Random("controller").randint(EARLY, LATE)), doing=command)
+    an_actor(command, "ControllerActor").kill()
+    assert command.wait() == 0, command.output
+    assert_same(run, job.reference)
+    assert failures(run)["student_restarts"] == 0
