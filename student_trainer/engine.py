@@ -54,7 +54,8 @@ def deepspeed_config(config: Config) -> dict:
         described["gradient_clipping"] = optimiser.clip_norm
     if student.dtype == "bfloat16":
         described["bf16"] = {"enabled": True}
-        described["data_types"] = {"grad_accum_dtype": "fp32"}
+        if student.zero > 0:  # DeepSpeed's optimiser for plain bf16 sums micro-batches in bf16
+            described["data_types"] = {"grad_accum_dtype": "fp32"}
     return described
 
 

@@ -23,7 +23,7 @@ from student_trainer.losses.objective import (
     token_losses,
 )
 from student_trainer.losses.primitive import Head
-from student_trainer.student import Student
+from student_trainer.student import Student, takes_positions
 
 Mode = Literal["train", "evaluate", "logits"]
 
@@ -36,6 +36,7 @@ class Objective(nn.Module):
         self.student = student.saved
         self.loss_head = LossHead(student, config, teacher_width=teacher_width)
         self.vocab_size = student.vocab_size
+        self._takes_positions = takes_positions(student.decoder)
         self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
 
     def forward(
@@ -47,9 +48,10 @@ class Objective(nn.Module):
         `evaluate`: label NLL and KL by domain, float64 [2, G].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         """
+        positions = {"position_ids": batch["position_ids_BT"]} if self._takes_positions else {}
         output = self._decoder[0](
             input_ids=batch["input_ids_BT"],
-            position_ids=batch["position_ids_BT"],
+            **positions,
             use_cache=False,
             output_hidden_states=bool(self.loss_head.student_layers) and mode == "train",
         )

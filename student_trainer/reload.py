@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
@@ -33,6 +34,9 @@ def load(folder: Path, settings: dict) -> PreTrainedModel | PeftModel:
         return AutoModelForCausalLM.from_pretrained(folder, **options)
     revision = settings["revision"] or "main"
     base = AutoModelForCausalLM.from_pretrained(settings["base"], revision=revision, **options)
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # training's own kernel, for equal logits
     return PeftModel.from_pretrained(base, str(folder))
 
 

@@ -6,6 +6,7 @@ be all there is between hidden states and logits; that is probed, never assumed.
 B lines of the batch   T padded length   V vocabulary
 """
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +137,8 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
 
     Run once before a run starts; a model that fails is trained one document per line.
     """
+    if not takes_positions(model):
+        return False
     ids = _probe_ids(model, length=24)
     starts = torch.cat([torch.arange(10), torch.arange(14)])[None].to(ids.device)
     with torch.no_grad(), _evaluating(model):
@@ -143,6 +146,11 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
         alone = model(input_ids=ids[:, 10:], use_cache=False).logits.float()
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
     return bool((packed[:, 10:] - alone).abs().max() <= tolerance * alone.abs().max())
+
+
+def takes_positions(module: nn.Module) -> bool:
+    """Whether a model or decoder can be told positions at all."""
+    return "position_ids" in inspect.signature(module.forward).parameters
 
 
 def student_packs(config: Config) -> bool:
