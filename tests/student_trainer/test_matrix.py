@@ -14,6 +14,7 @@ from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains,
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.1}
 KINDS: dict[str, dict] = {"full": {"kind": "full"}, "lora": LORA, "qlora": LORA | {"kind": "qlora"}}
+KL, CE = {"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.05}
 HIDDEN = {"kind": "hidden_states", "weight": 0.1, "layers": {1: 1, 3: 2}}
 
 
@@ -69,7 +70,8 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "dtype": cell.dtype,
                 "activation_checkpointing": cell.checkpointing,
             },
-            losses=[{"kind": "forward_kl"}, {"kind": "cross_entropy"}] + [HIDDEN] * cell.hidden,
+            losses=[KL, CE] + [HIDDEN] * cell.hidden,
+            optimiser={"lr": 1e-2 if cell.kind == "full" else 5e-2},
         )
         if cell.name not in EXPORTED:
             mark_exported(plan)
