@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**26}  # elements of a chunk's logits
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # elements of a chunk's logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Selection:
 
 
 def chunk_size(vocab_rows: int, device: str) -> int:
-    """Positions of a chunk, so that its logits stay at a few megabytes on CPU, 256 MiB on GPU."""
+    """Positions of a chunk, so that its logits take 32 MiB on CPU and 256 MiB on GPU."""
     return max(16, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // vocab_rows)
 
 
@@ -89,22 +89,26 @@ def _select_chunk(
     shared_vocab: int,
     temperatures: tuple[float, ...],
 ) -> None:
-    """Fill `part` of `kept`; the logits are overwritten."""
+    """Fill `part` of `kept`; the logits are overwritten.
+
+    The whole mass is that of the kept ids plus that of the complement: one pass over V each.
+    """
     logits_CK, ids_CK = logits_CV[:, :shared_vocab].topk(kept.ids_NK.shape[1], sorted=True)
-    label_C1 = logits_CV.gather(1, label_C[:, None].to(logits_CV.device))
-    log_mass_CS = [_log_mass(logits_CV, temperature) for temperature in temperatures]
-    whole_C1 = _log_mass(logits_CV, 1.0)[:, None] if 1.0 not in temperatures else None
-    if whole_C1 is None:
-        whole_C1 = log_mass_CS[temperatures.index(1.0)][:, None]
-    kept.ids_NK[part] = ids_CK
-    kept.logprobs_NK[part] = logits_CK - whole_C1
-    kept.label_logprob_N[part] = (label_C1 - whole_C1)[:, 0]
-    logits_CV.scatter_(1, ids_CK, float("-inf"))
+    label_C = logits_CV.gather(1, label_C[:, None].to(logits_CV.device))[:, 0]
+    rest_CV = logits_CV.scatter_(1, ids_CK, float("-inf"))
+    masses = {t: _log_masses(logits_CK, rest_CV, t) for t in {1.0, *temperatures}}
     for column, temperature in enumerate(temperatures):
-        log_tail_C = _log_mass(logits_CV, temperature) - log_mass_CS[column]
-        kept.log_tail_NS[part, column] = log_tail_C.clamp(max=0.0)
+        tail_C, whole_C = masses[temperature]
+        kept.log_tail_NS[part, column] = (tail_C - whole_C).clamp(max=0.0)
+    whole_C = masses[1.0][1]
+    kept.ids_NK[part] = ids_CK
+    kept.logprobs_NK[part] = logits_CK - whole_C[:, None]
+    kept.label_logprob_N[part] = label_C - whole_C
 
 
-def _log_mass(logits_CV: Tensor, temperature: float) -> Tensor:
-    scaled_CV = logits_CV if temperature == 1.0 else logits_CV / temperature
-    return scaled_CV.logsumexp(1)
+def _log_masses(logits_CK: Tensor, rest_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-mass of the complement and of everything, before normalisation."""
+    if temperature != 1.0:
+        logits_CK, rest_CV = logits_CK / temperature, rest_CV / temperature
+    tail_C = rest_CV.logsumexp(1)
+    return tail_C, torch.logaddexp(logits_CK.logsumexp(1), tail_C)

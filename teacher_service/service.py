@@ -6,7 +6,7 @@ group of its own. A detached service outlives its driver; another dies with it.
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,7 +36,7 @@ from teacher_service.registry import (
     replica_names,
 )
 
-PLACEMENT_WAIT_S = 8.0
+PLACEMENT_WAIT_S = 6.0
 ANSWER_S = 30.0
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
 TEACHER_SHARE = 0.01  # of the custom resource `teacher`: it says where, not how many
@@ -204,9 +204,10 @@ def _add(
 
 def _place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
     bundle = _bundle(request.teacher)
-    free = _free(bundle)
-    groups = []
-    if _some_node_is_large_enough(bundle):
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    free: dict[str, dict[str, float]] = available_resources_per_node()
+    missing, groups = len(names) - _room(bundle, free.values()), []
+    if len(names) <= _room(bundle, (node["Resources"] for node in nodes)):  # waiting can help
         groups = [
             placement_group(
                 [bundle],
@@ -215,21 +216,28 @@ def _place(service: str, names: list[str], request: Request) -> list[PlacementGr
             )
             for name in names
         ]
-    deadline = time.monotonic() + PLACEMENT_WAIT_S
-    placed = sum(group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
-    if placed < len(names):
+        deadline = time.monotonic() + PLACEMENT_WAIT_S
+        missing = sum(not group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
+    if missing > 0:
+        there = ", ".join(
+            f"{_amounts({name: free.get(node['NodeID'], {}).get(name, 0.0) for name in bundle})} "
+            f"on {node['NodeManagerAddress']}"
+            for node in nodes
+        )
         raise PlacementError(
-            f"{len(names) - placed} of {len(names)} teacher replicas do not fit: each needs "
-            f"{_amounts(bundle)} on one node, and there was free: {free}; stop something, add a "
+            f"{missing} of {len(names)} teacher replicas do not fit: each needs "
+            f"{_amounts(bundle)} on one node, and there was free: {there}; stop something, add a "
             "node, or lower the replicas or what each asks for"
         )
     return groups
 
 
-def _some_node_is_large_enough(bundle: dict[str, float]) -> bool:
-    """Whether waiting can help at all."""
-    totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(all(total.get(n, 0.0) >= bundle[n] for n in bundle) for total in totals)
+def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many replicas nodes with these resources hold."""
+    return sum(
+        int(min(node.get(name, 0.0) / amount for name, amount in bundle.items()) + 1e-6)
+        for node in nodes
+    )
 
 
 def _bundle(teacher: Teacher) -> dict[str, float]:
@@ -240,17 +248,6 @@ def _bundle(teacher: Teacher) -> dict[str, float]:
         "teacher": TEACHER_SHARE if declared else 0.0,
     }
     return {name: amount for name, amount in wanted.items() if amount} or {"CPU": TEACHER_SHARE}
-
-
-def _free(bundle: dict[str, float]) -> str:
-    """What each node has left of the resources a replica needs."""
-    free: dict[str, dict[str, float]] = available_resources_per_node()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return ", ".join(
-        f"{_amounts({name: free.get(node['NodeID'], {}).get(name, 0.0) for name in bundle})} "
-        f"on {node['NodeManagerAddress']}"
-        for node in nodes
-    )
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -112,7 +112,7 @@ def test_no_tensor_of_positions_times_vocabulary_is_allocated():
 
 
 def test_a_chunk_of_a_large_vocabulary_stays_small():
-    assert chunk_size(151_936, "cpu") * 151_936 * 4 < 16 * 2**20
+    assert chunk_size(151_936, "cpu") * 151_936 * 4 <= 32 * 2**20
     assert chunk_size(151_936, "cuda") * 151_936 * 4 <= 256 * 2**20
 
 
