@@ -4,7 +4,7 @@ It carries no tokens: students ask teachers directly, and rank 0 alone talks to 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from cluster.preparation import Launch, prepare_run
 from cluster.session import attached, connected, prepare_environment
 from shared.config import Config, CrossEntropy
 from shared.config_file import dump
+from shared.errors import StorageError
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, locked, open_run, write_atomically, write_environment
 
@@ -55,9 +56,9 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
     from cluster.serving import teaching
 
     prepare_environment()
-    prepared, run_dir = prepare_run(config), run_dir_of(config)
+    run_dir = run_dir_of(config)
     with locked(run_dir):
-        launch = Launch(prepared, run_dir, run_dir.new_attempt(), service)
+        launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), service)
         with connected(address):
             _refuse_unplaceable(launch)
             with teaching(launch) as (plan, open_reader):
@@ -77,18 +78,23 @@ def service_name(config: Config) -> str:
 
 @contextmanager
 def _launched(config: Config, *, fresh: bool, service: str | None) -> Iterator[Launch | None]:
-    """Prepared, locked and recorded; None where the run is finished, whose table is printed."""
+    """Locked, prepared and recorded; None where the run is finished, whose table is printed."""
     prepare_environment()
-    prepared = prepare_run(config)
     with locked(run_dir_of(config)):
-        run_dir = open_run(config, fresh=fresh)
-        if run_dir.finished and (run_dir.baseline.finished or not config.baseline):
+        if not fresh and _is_finished(run_dir_of(config), config):
+            run_dir = open_run(config)
             print(f"{config.name} is finished; --fresh starts it over\n")
             _print_table(run_dir)
             yield None
-        else:
-            print(f"run folder {run_dir.path}", flush=True)
-            yield Launch(prepared, run_dir, run_dir.new_attempt(), service)
+            return
+        prepared = prepare_run(config)
+        run_dir = open_run(config, fresh=fresh)
+        print(f"run folder {run_dir.path}", flush=True)
+        yield Launch(prepared, run_dir, run_dir.new_attempt(), service)
+
+
+def _is_finished(run_dir: RunDir, config: Config) -> bool:
+    return run_dir.finished and (run_dir.baseline.finished or not config.baseline)
 
 
 def _distil(launch: Launch) -> None:
@@ -108,7 +114,8 @@ def _distil(launch: Launch) -> None:
                 _train_baseline(launch, plan, open_reader)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        conclude(launch.run_dir, status="interrupted" if interrupted else "failed")
+        with suppress(StorageError):  # a full disk must not hide what stopped the run
+            conclude(launch.run_dir, status="interrupted" if interrupted else "failed")
         raise
     _print_table(launch.run_dir)
 
@@ -127,7 +134,8 @@ def _refuse_unplaceable(launch: Launch) -> None:
         replica = ("the teacher's replicas", placement.teacher_bundle(teacher, declared))
         demands += [replica] * teacher.replicas
     placement.refuse_unplaceable(demands)
-    placement.refuse_unshared(launch.run_dir.path)
+    placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
+    placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def refuse_unplaceable(demands: Sequence[tuple[str, Bundle]]) -> None:
         time.sleep(0.5)
 
 
-def refuse_unshared(folder: Path, *, deadline_s: float = 60.0) -> None:
+def refuse_unshared(folder: Path, *, option: str, deadline_s: float = 60.0) -> None:
     """With more than one node, prove by a probe file that all see the same folder."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
@@ -69,8 +69,8 @@ def refuse_unshared(folder: Path, *, deadline_s: float = 60.0) -> None:
         probe.unlink(missing_ok=True)
     if blind:
         raise PlacementError(
-            f"{folder} is not the same folder on {', '.join(blind)}; set paths.runs to storage "
-            "that every node mounts"
+            f"{folder} is not the same folder on {', '.join(blind)}; set {option} to "
+            "storage that every node mounts"
         )
 
 

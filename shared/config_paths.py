@@ -12,8 +12,8 @@ JOB_FOLDERS = "/runtime_resources/working_dir_files/"  # Ray removes them after 
 
 def resolve(config: Config, *, base: Path | None = None) -> Config:
     """The config with absolute paths: `paths` relative to `base` (the current folder), the rest
-    relative to `paths.root`. In a Ray job, whose folder is temporary, `paths.runs` is relative to
-    the home folder. Raises ConfigError for a path that does not exist."""
+    relative to `paths.root`. In a Ray job, whose folder is temporary, `paths.runs` and
+    `paths.cache` are relative to the home folder. Raises ConfigError for what does not exist."""
     base = (base or Path.cwd()).absolute()
     root = _absolute(config.paths.root, base)
     if not root.is_dir():
@@ -21,7 +21,7 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
     paths = {
         "root": str(root),
         "runs": str(_absolute(config.paths.runs, _lasting(base))),
-        "cache": str(_absolute(config.paths.cache, base)),
+        "cache": str(_absolute(config.paths.cache, _lasting(base))),
     }
     store = config.targets.store
     return config.model_copy(

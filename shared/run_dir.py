@@ -150,7 +150,7 @@ def locked(run_dir: RunDir) -> Iterator[None]:
 
     Raises RunInUseError when another process holds it.
     """
-    run_dir.path.mkdir(parents=True, exist_ok=True)
+    run_dir.path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir.path.parent / f".{run_dir.path.name}.lock", timeout=0)
     owner = run_dir.path.parent / f".{run_dir.path.name}.owner"
     try:

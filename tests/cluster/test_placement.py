@@ -50,5 +50,5 @@ def test_roles_count_where_the_cluster_declares_them(tmp_path, tiny_pair):
 
 
 def test_one_node_needs_no_shared_folder(ray_cluster, tmp_path):
-    refuse_unshared(tmp_path)
+    refuse_unshared(tmp_path, option="paths.runs")
     assert not list(tmp_path.iterdir())
