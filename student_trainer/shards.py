@@ -4,6 +4,7 @@ A rank whose disk is full must not leave the others waiting at a barrier, so wri
 kept until every rank is through and are then agreed on.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from safetensors import SafetensorError
 
+from shared.errors import StorageError
 from student_trainer.checkpoint import (
     checkpoint_name,
     discard_drafts,
@@ -113,16 +115,25 @@ def write_checkpoint(
     """
     draft, final = draft_of(folder, step), folder / checkpoint_name(step)
     ids_T, logits_TV = probe_logits(engine)
-    _agreed(ranks, final, _prepare(draft) if ranks.leads else None)
-    _agreed(ranks, final, save_shards(engine, draft))
-    _agreed(ranks, final, save_weights(student, draft, ranks=ranks))
+
+    def agreed(failure: str | None) -> None:
+        try:
+            ranks.agree(None if failure is None else storage_error(final, failure))
+        except StorageError:
+            if ranks.leads:
+                shutil.rmtree(draft, ignore_errors=True)  # what is left to say needs some space
+            raise
+
+    agreed(_prepare(draft) if ranks.leads else None)
+    agreed(save_shards(engine, draft))
+    agreed(save_weights(student, draft, ranks=ranks))
 
     def seal() -> None:
         np.savez(draft / PROBE, ids=ids_T.cpu().numpy(), logits=logits_TV.float().cpu().numpy())
         write_state(draft, state)
         publish(draft, step=step, keep=keep)
 
-    _agreed(ranks, final, _failure(seal) if ranks.leads else None)
+    agreed(_failure(seal) if ranks.leads else None)
     return final
 
 
@@ -149,10 +160,6 @@ def _prepare(draft: Path) -> str | None:
         draft.mkdir()
 
     return _failure(make)
-
-
-def _agreed(ranks: Ranks, final: Path, failure: str | None) -> None:
-    ranks.agree(None if failure is None else storage_error(final, failure))
 
 
 def _failure(action: Callable[[], object]) -> str | None:

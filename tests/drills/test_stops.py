@@ -30,7 +30,7 @@ VENOM = "venom"
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A real engine whose process dies of rows full of one token."""
+    """A real engine whose process dies of rows with much of one token."""
 
     engine: Engine
     token: int
@@ -39,7 +39,7 @@ class Poisoned:
         return self.engine.describe()
 
     def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
-        if any(np.count_nonzero(ids == self.token) > 20 for ids in rows.column("input_ids")):
+        if any(np.count_nonzero(ids == self.token) > 5 for ids in rows.column("input_ids")):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.engine.score(rows, spec)
 
