@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shared.config import Config, LoRATraining
+from shared.config import Config, HiddenStates, LoRATraining
 from shared.config import Student as StudentConfig
 from shared.errors import ConfigError
 from student_trainer.adapters import adapt, keep_unpacked, quantisation
@@ -53,6 +53,7 @@ def load_student(config: Config, *, device: torch.device) -> Student:
     asked = config.student
     model = load_model(asked)
     _refuse_short_context(model, config)
+    _refuse_missing_layers(model, config)
     model.to(device)  # type: ignore[arg-type]
     parts = take_apart(model, name=asked.model)
     _freeze(model, asked)
@@ -198,3 +199,15 @@ def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:
             f"data.context is {config.data.context}, but {config.student.model} reads at most "
             f"{limit} tokens; lower data.context to {limit}"
         )
+
+
+def _refuse_missing_layers(model: PreTrainedModel, config: Config) -> None:
+    """Layer 0 is the embedding's output, layer L the last one."""
+    last = model.config.get_text_config().num_hidden_layers
+    asked = [s for t in config.losses if isinstance(t, HiddenStates) for s in t.layers.values()]
+    for layer in asked:
+        if not 0 <= layer <= last:
+            raise ConfigError(
+                f"a hidden_states loss asks for student layer {layer}, but {config.student.model} "
+                f"has layers 0 to {last}; change losses"
+            )

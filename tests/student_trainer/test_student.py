@@ -138,3 +138,9 @@ def test_a_context_longer_than_the_model_reads_is_refused(
 def test_a_model_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_student(config_of(tmp_path, tmp_path / "nowhere"), device=CPU)
+
+
+def test_a_layer_that_the_student_lacks_is_refused(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
+    losses = [{"kind": "hidden_states", "layers": {1: 3}}]
+    with pytest.raises(ConfigError, match=r"student layer 3, but .* has layers 0 to 2"):
+        load_student(config_of(tmp_path, tiny_pair.student, losses=losses), device=CPU)
