@@ -111,7 +111,9 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
 
 
 def _restarts(name: str) -> int:
+    """Restarts so far; a replica that is down is being restarted."""
     try:
-        return sum(replica.restarts for replica in service.status(name).replicas)
+        replicas = service.status(name).replicas
+        return sum(replica.restarts + (replica.state == "down") for replica in replicas)
     except TutelageError:
         return 0  # the service is gone, and what it knew with it
