@@ -1,13 +1,13 @@
 """Where answers come from: a service of the run's own, one that is running, or a store on disk."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from cluster.outcome import count
 from cluster.preparation import Launch, refuse_unfit, run_plan
 from shared.config import DDKMixture, Teacher
-from shared.errors import ConfigError, TutelageError
+from shared.errors import ConfigError, StorageError, TutelageError
 from shared.plan import OpenReader, RunPlan
 from shared.soft_targets import TargetReader
 from shared.target_store import RecordingReader, StoreReader, stored_answers, stored_teacher
@@ -34,7 +34,8 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
         try:
             yield plan, _reader(launch, name, fingerprint)
         finally:
-            count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
+            with suppress(StorageError):  # a full disk must not hide what stopped the run
+                count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
     finally:
         if launch.service is None:
             service.stop(name)

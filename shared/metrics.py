@@ -5,6 +5,7 @@ by step; where a step occurs twice, after a resume, the last one counts.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -67,9 +68,13 @@ class DomainEvaluation:
 
 
 def append_metrics(path: Path, line: StepMetrics) -> None:
-    """Append one line to `metrics.jsonl`."""
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(line)) + "\n")
+    """Append one line to `metrics.jsonl`, on its own also where a full disk tore the last one."""
+    with path.open("a+b") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(asdict(line)).encode() + b"\n")
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:

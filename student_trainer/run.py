@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.config import Config
 from shared.domains import ControllerClient, DomainReport, decision_steps
-from shared.errors import TutelageError
+from shared.errors import StorageError, TutelageError
 from shared.metrics import DomainEvaluation, append_metrics
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.row_store import RowStore
@@ -154,10 +154,19 @@ class Run:
             weights=self.supply.weights(step - 1),
             machine=machine,
         )
+        error = None
         if self.ranks.leads:
-            append_metrics(self.files.metrics, line)
             done = step - max(self.lines_from, _line_before(step, self.config))
-            self._say(progress_line(line, steps=self.config.steps, steps_in_line=done))
+            try:
+                append_metrics(self.files.metrics, line)
+                self._say(progress_line(line, steps=self.config.steps, steps_in_line=done))
+            except OSError as failure:
+                error = StorageError(
+                    f"the line of step {step} cannot be written in {self.files.path}: "
+                    f"{failure.strerror}; free some space and run the same command again, it "
+                    "resumes from the last checkpoint"
+                )
+        self.ranks.agree(error)
         self.interval = _empty_interval(self.config)
 
     def export(self) -> None:

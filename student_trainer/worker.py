@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ray.train
 
-from shared.errors import TutelageError
+from shared.errors import StorageError, TutelageError
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, write_atomically
 from student_trainer.loop import run_plan
@@ -37,4 +37,7 @@ def train_worker(
                 "message": str(error),
                 "exit_code": error.exit_code,
             }
-            write_atomically(path, json.dumps(described))
+            try:
+                write_atomically(path, json.dumps(described))
+            except StorageError:  # then Ray carries it
+                raise error from None

@@ -29,6 +29,7 @@ def start_node(home: Home, *arguments: str, role: str) -> Command:
         f"--resources={json.dumps({role: 4})}",
         "--object-store-memory=200000000",
         "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={free_ports(1)[0]}",  # the default may be another head's
         *arguments,
         RAY_AUTH_MODE="token",
     )

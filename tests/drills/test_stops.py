@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from student_trainer.checkpoint import latest_checkpoint
 from teacher_service import service
 from teacher_service.description import Engine, TeacherDescription
 from tests.cluster.jobs import write_job
-from tests.drills.commands import wait_until
+from tests.drills.commands import reached, wait_until
 from tests.drills.evidence import assert_same
 
 pytestmark = pytest.mark.drill
@@ -75,6 +76,23 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(home, job, small_disk):
     assert kept is not None
     assert kept.name == "step-000020"
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    home.run(*command)
+    assert_same(small_disk / "job", job.reference)
+
+
+def test_a_disk_filled_by_others_is_named_and_nothing_is_lost(home, job, small_disk):
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    command = ("run", str(job.config), f"paths.runs={small_disk}")
+    run, ballast = home.start(*command), small_disk / "ballast"
+    wait_until(reached(small_disk / "job", 12), doing=run)
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert run.wait() == 2, run.output
+    assert "Traceback" not in run.output
+    assert "StorageError: " in run.output
+    assert "no space left on device" in run.output.lower()
+    ballast.unlink()
     home.run(*command)
     assert_same(small_disk / "job", job.reference)
 
