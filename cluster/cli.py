@@ -30,6 +30,8 @@ teacher = typer.Typer(
 )
 app.add_typer(teacher, name="teacher")
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides of the config.")
@@ -179,7 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        app(args=[a for a in given if a != "--debug"], standalone_mode=False)
+        code = app(args=[a for a in given if a != "--debug"], standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
     except TyperException as error:
         shown = error.format_message()
         _say(shown if "\n" in shown else f"{shown.rstrip('.')}. Try --help.")

@@ -172,6 +172,15 @@ def test_an_unforeseen_error_is_one_sentence_and_a_file(monkeypatch, tmp_path, c
     assert "ZeroDivisionError" in log.read_text()
 
 
+def test_ctrl_c_exits_with_1_and_says_how_to_continue(monkeypatch, capsys):
+    def interrupted(to: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.commands.init", interrupted)
+    assert main(["init"]) == 1
+    assert "the same command continues" in capsys.readouterr().err
+
+
 def test_help_is_quick():
     started = time.monotonic()
     command = [sys.executable, "-m", "cluster.cli", "--help"]
