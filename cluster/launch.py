@@ -112,6 +112,7 @@ def _distil(launch: Launch) -> None:
                 conclude(launch.run_dir, status="finished")
             if launch.config.baseline:
                 _train_baseline(launch, plan, open_reader)
+        conclude(launch.run_dir, status="finished")  # now the teacher's restarts are counted
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(StorageError):  # a full disk must not hide what stopped the run
