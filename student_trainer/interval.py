@@ -13,6 +13,7 @@ from shared.metrics import DomainMetrics, StepMetrics
 from shared.soft_targets import ReaderStats
 from student_trainer.batches import Step
 from student_trainer.losses.objective import term_names
+from student_trainer.ranks import Ranks
 
 MACHINE = 6  # seconds, teacher wait, units, wire bytes, retried units, cache hits
 
@@ -21,8 +22,8 @@ MACHINE = 6  # seconds, teacher wait, units, wire bytes, retried units, cache hi
 class Interval:
     """Sums over the steps since the last line.
 
-    `sums` and the counts cover all ranks and are kept in checkpoints, so that a line after a
-    resume equals the uninterrupted run's; `machine` is this rank's and this attempt's.
+    `sums` and the counts cover all ranks, `machine` is this rank's. All are kept in checkpoints,
+    so that a line after a resume covers the same steps as the uninterrupted run's.
     """
 
     sums: np.ndarray  # weighted loss, captured mass, L terms, D KLs; nats
@@ -43,15 +44,17 @@ class Interval:
         self.rows_D += step.domain_rows_D
         self.machine += machine
 
-    def state(self) -> dict[str, list]:
-        """What a checkpoint keeps; floats survive JSON exactly."""
-        return {name: getattr(self, name).tolist() for name in ("sums", "tokens_D", "rows_D")}
+    def state(self, ranks: Ranks) -> dict[str, list]:
+        """What a checkpoint keeps; floats survive JSON exactly. All ranks call it together."""
+        kept = {name: getattr(self, name).tolist() for name in ("sums", "tokens_D", "rows_D")}
+        return kept | {"machine": ranks.sum(self.machine).tolist()}
 
     @staticmethod
-    def from_state(state: dict[str, list]) -> "Interval":
-        """The inverse of `state`."""
+    def from_state(state: dict[str, list], ranks: Ranks) -> "Interval":
+        """The inverse of `state`; what all ranks' machines did is rank 0's from here on."""
         tokens_D, rows_D = (np.array(state[name], np.int64) for name in ("tokens_D", "rows_D"))
-        return Interval(np.array(state["sums"], np.float64), tokens_D, rows_D, np.zeros(MACHINE))
+        machine = np.array(state["machine"]) if ranks.leads else np.zeros(MACHINE)
+        return Interval(np.array(state["sums"], np.float64), tokens_D, rows_D, machine)
 
 
 class Stopwatch:

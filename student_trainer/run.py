@@ -49,7 +49,6 @@ class Run:
     interval: Interval
     reader: TargetReader | None
     controller: ControllerClient | None  # on rank 0
-    lines_from: int = 0  # step of the last metrics line of this attempt
 
     @property
     def config(self) -> Config:
@@ -86,8 +85,7 @@ class Run:
         state = read_state(checkpoint)
         refuse_changes(checkpoint, found=state["facts"], asked=self._facts())
         load_shards(self.engine, checkpoint)
-        self.interval = Interval.from_state(state["interval"])
-        self.lines_from = step_of(checkpoint)
+        self.interval = Interval.from_state(state["interval"], self.ranks)
         if self.ranks.leads:
             log.info("resuming from %s", checkpoint.name)
         return step_of(checkpoint)
@@ -97,7 +95,7 @@ class Run:
         state = {
             "step": step,
             "weight_entries": self.supply.num_weight_entries,
-            "interval": self.interval.state(),
+            "interval": self.interval.state(self.ranks),
             "facts": self._facts(),
         }
         write_checkpoint(
@@ -156,7 +154,7 @@ class Run:
         )
         error = None
         if self.ranks.leads:
-            done = step - max(self.lines_from, _line_before(step, self.config))
+            done = step - _line_before(step, self.config)
             try:
                 append_metrics(self.files.metrics, line)
                 self._say(progress_line(line, steps=self.config.steps, steps_in_line=done))
