@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,42 +124,52 @@ def _already_connected() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def _authenticate(*, own: bool) -> None:
-    """Our token for clusters started here; else the user's, or none where there is none."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        if own:
-            os.environ.update(local_head.token_environment())
-        elif local_head.has_users_token():
-            os.environ["RAY_AUTH_MODE"] = "token"
+def _authenticate(variables: Mapping[str, str]) -> None:
+    """Set how Ray authenticates in this process and what it starts."""
+    os.environ.update(variables)
     raylet: Any = importlib.import_module("ray._raylet")  # no type stubs
     raylet.Config.initialize("")  # Ray may have been imported before the variables were set
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _join(address: str) -> None:
-    _authenticate(own=address == local_head.address())
-    import ray
-    from ray.exceptions import AuthenticationError
+def _ways_in(address: str) -> list[dict[str, str]]:
+    """What to try with a cluster: a client with a token can join one without authentication, but
+    that cluster cannot call it back, so both sides must agree."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return [{}]
+    if address == local_head.address():
+        return [local_head.token_environment()]
+    with_token = [{"RAY_AUTH_MODE": "token"}] if local_head.has_users_token() else []
+    return [{"RAY_AUTH_MODE": "disabled"}, *with_token]
 
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=_runtime_env(),
-        )
-    except AuthenticationError:
-        raise PlacementError(
-            f"the cluster at {address} refuses our token; copy its ~/.ray/auth_token here or set "
-            "RAY_AUTH_TOKEN, or set RAY_AUTH_MODE=disabled if it runs without authentication"
-        ) from None
-    except (ConnectionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise PlacementError(f"the cluster at {address} cannot be joined: {reason}") from None
+
+def _join(address: str) -> None:
+    """Try the ways in; raise PlacementError with the last refusal where none works."""
+    refused = ""
+    for variables in _ways_in(address):
+        _authenticate(variables)
+        import ray
+        from ray.exceptions import AuthenticationError
+
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=_runtime_env(),
+            )
+            return
+        except (AuthenticationError, ConnectionError, RuntimeError) as error:
+            refused = str(error).splitlines()[0].rstrip(".")
+    raise PlacementError(
+        f"the cluster at {address} cannot be joined: {refused}; where it asks for a token, copy "
+        "its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN and RAY_AUTH_MODE=token"
+    )
 
 
 def _start_private() -> None:
-    _authenticate(own=True)
+    own = {} if "RAY_AUTH_MODE" in os.environ else local_head.token_environment()
+    _authenticate(own)
     import ray
 
     ray.init(
