@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -170,5 +170,5 @@ def _given_up(training: Training, error: TrainingFailedError) -> TutelageError:
 
 
 def _write_traceback(attempt: Path, error: BaseException) -> None:
-    with (attempt / "error.log").open("a") as file:
+    with suppress(OSError), (attempt / "error.log").open("a") as file:  # the disk may be full
         file.write("".join(traceback.format_exception(error)) + "\n")

@@ -43,9 +43,12 @@ class _Writer(TorchCheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         try:
-            super().save(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            self.failure = self.failure or reason_of(error)
+            with open(path, "wb") as file:
+                super().save(state_dict, file)
+        except (OSError, RuntimeError) as error:
+            # Of a full disk torch says where it noticed, and the file itself says why.
+            why = error.__context__ if isinstance(error.__context__, OSError) else error
+            self.failure = self.failure or reason_of(why)
 
 
 def save_shards(engine: Any, draft: Path) -> str | None:
