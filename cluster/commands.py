@@ -16,6 +16,9 @@ STARTER = Path(__file__).parent / "recipes" / "starter.yaml"
 def load(path: Path, overrides: Sequence[str]) -> Config:
     """A config file with overrides, every path absolute and every builtin made."""
     from cluster.default_models import resolve_builtin
+    from cluster.session import prepare_environment
+
+    prepare_environment()
 
     return resolve_builtin(resolve(load_config(path, overrides)))
 

@@ -1,0 +1,132 @@
+"""What arrives through the service is what a dense float32 loss in one process computes.
+
+N positions with loss, all rows end to end   D student width   V vocabulary
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shared.config import ForwardKL, Teacher
+from shared.layout import lay_out
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets, TargetSpec
+from student_trainer.losses.objective import TeacherTargets, TokenLosses, token_losses
+from student_trainer.losses.primitive import Head
+from teacher_service import service
+from teacher_service.pool import open_pool
+
+SERVICE = "remote-equals-dense"
+LENGTHS = ((60, 41), (90,), (17, 30, 25))  # documents of each row
+
+
+@pytest.fixture(params=["tiny", "real"])
+def models(request, ray_cluster) -> Iterator[tuple[Path, Path, int]]:
+    """Teacher, student and vocabulary; the teacher serves under SERVICE meanwhile."""
+    if request.param == "tiny":
+        pair = request.getfixturevalue("tiny_pair")
+        teacher, student, vocab = pair.teacher, pair.student, 512
+    else:
+        folder = request.getfixturevalue("reference") / "models"
+        teacher, student, vocab = folder / "teacher-6m", folder / "student-base-1m", 4096
+    service.start(SERVICE, Teacher(model=str(teacher), cpus=0.5), detached=False)
+    yield teacher, student, vocab
+    service.stop(SERVICE)
+
+
+def rows_of(vocab: int) -> Rows:
+    """Packed rows of random tokens; the first third of every document is prompt."""
+    rng = np.random.default_rng(0)
+    masks = [[np.r_[np.zeros(n // 3), np.ones(n - 1 - n // 3), 0] for n in row] for row in LENGTHS]
+    return Rows.build(
+        domains=["any"] * len(LENGTHS),
+        indices=range(len(LENGTHS)),
+        input_ids=[rng.integers(3, vocab, sum(row)) for row in LENGTHS],
+        doc_starts=[np.cumsum([0, *row[:-1]]) for row in LENGTHS],
+        loss_masks=[np.concatenate(row) for row in masks],
+    )
+
+
+def answered(rows: Rows, spec: TargetSpec) -> SoftTargets:
+    """The running service's answer, over Ray and Arrow."""
+    pool = open_pool(0, service=SERVICE)
+    pool.submit(rows, spec)
+    answer = pool.next()
+    answer.check(rows, spec)
+    return answer
+
+
+def student_loss(folder: Path, rows: Rows, answer: SoftTargets) -> tuple[TokenLosses, list]:
+    """The trainer's chunked loss on the packed batch, and its gradients to hidden and head."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    layout = lay_out(rows, packed=True)
+    with torch.no_grad():
+        hidden = model.get_decoder()(
+            input_ids=torch.from_numpy(layout.input_ids_BT),
+            position_ids=torch.from_numpy(layout.position_ids_BT),
+            use_cache=False,
+        ).last_hidden_state
+    hidden_ND = hidden.flatten(0, 1)[torch.from_numpy(layout.loss_index_N)].requires_grad_()
+    weight_VD = model.get_output_embeddings().weight.detach().requires_grad_()
+    arrays = answer.arrays()
+    targets = TeacherTargets(
+        torch.from_numpy(arrays.ids_NK),
+        torch.from_numpy(arrays.logprobs_NK.copy()),
+        torch.from_numpy(arrays.log_tail_NS.copy()),
+        answer.spec.temperatures,
+    )
+    found = token_losses(
+        hidden_ND,
+        Head(weight_VD),
+        label_N=torch.from_numpy(layout.label_N),
+        terms=[ForwardKL()],
+        targets=targets,
+    )
+    found.loss.backward()
+    return found, [hidden_ND.grad, weight_VD.grad]
+
+
+def dense_log_probs(folder: Path, rows: Rows) -> torch.Tensor:
+    """Log-probabilities [N, V] with every document alone, as plain transformers gives them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    layout = lay_out(rows, packed=False)
+    with torch.no_grad():
+        logits = model(
+            input_ids=torch.from_numpy(layout.input_ids_BT), use_cache=False
+        ).logits.flatten(0, 1)
+    return logits[torch.from_numpy(layout.loss_index_N)].log_softmax(-1)
+
+
+def test_remote_and_in_process_teachers_give_equal_losses(models) -> None:
+    teacher, student, vocab = models
+    rows = rows_of(vocab)
+    spec = TargetSpec(top_k=vocab, shared_vocab=vocab, encoding="fp32")
+    found, _ = student_loss(student, rows, answered(rows, spec))
+    log_p_NV, log_q_NV = dense_log_probs(teacher, rows), dense_log_probs(student, rows)
+    dense_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+    assert dense_N.min() > 0.01
+    torch.testing.assert_close(found.terms["forward_kl"], dense_N, rtol=0, atol=1e-4)
+
+
+def test_the_small_encoding_costs_at_most_a_thousandth_of_the_gradient(models, capsys) -> None:
+    _, student, vocab = models
+    rows = rows_of(vocab)
+    gradients, values = {}, {}
+    for encoding in ("fp32", "fp16"):
+        spec = TargetSpec(top_k=64, shared_vocab=vocab, encoding=encoding)
+        found, gradients[encoding] = student_loss(student, rows, answered(rows, spec))
+        values[encoding] = found.terms["forward_kl"]
+    errors = [
+        float((small - exact).norm() / exact.norm())
+        for small, exact in zip(gradients["fp16"], gradients["fp32"], strict=True)
+    ]
+    off = float((values["fp16"] - values["fp32"]).abs().max())
+    with capsys.disabled():
+        print(f"\nfp16 encoding: relative gradient error {errors[0]:.1e} (hidden), "
+              f"{errors[1]:.1e} (head); largest loss error {off:.1e} nats")  # fmt: skip
+    assert max(errors) <= 1e-3
+    assert off <= 1e-3
