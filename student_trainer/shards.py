@@ -38,13 +38,12 @@ class _Writer(TorchCheckpointEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.zipfile_serialization = True
         self.failure: str | None = None
 
     def save(self, state_dict: Any, path: str) -> None:
         try:
             with open(path, "wb") as file:
-                super().save(state_dict, file)
+                torch.save(state_dict, file)
         except (OSError, RuntimeError) as error:
             # Of a full disk torch says where it noticed, and the file itself says why.
             why = error.__context__ if isinstance(error.__context__, OSError) else error

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from tests.drills.conftest import ROWS_PER_STEP, STEPS, UNITS_PER_STEP, Job
 from tests.drills.evidence import assert_every_row_once, assert_same, failures
 
 STALL_S = 3.0
-EARLY, LATE = 5, STEPS // 2  # a kill hits a step between these
+EARLY, LATE = 5, STEPS - 15  # a kill hits a step between these
 
 pytestmark = pytest.mark.drill
 
@@ -20,6 +21,17 @@ pytestmark = pytest.mark.drill
 def begin(home: Home, job: Job, runs: Path) -> Command:
     """The same command as ever, into a folder of its own."""
     return home.start("run", str(job.config), f"paths.runs={runs}")
+
+
+def kill_at_a_random_step(
+    run: Path, command: Command, steps: range, *, kill: Callable[[Command], None]
+) -> None:
+    """The same steps in every session; the one that was hit is printed."""
+    step = random.Random(kill.__name__).choice(steps)
+    wait_until(reached(run, step), doing=command)
+    kill(command)
+    print(f"killed at step {steps_done(run)}, asked for {step}")
+    assert steps_done(run) < STEPS, "the run was over before it was killed"
 
 
 def an_actor(command: Command, *titles: str) -> psutil.Process:
@@ -63,40 +75,30 @@ def test_a_teacher_killed_in_mid_unit_changes_nothing(home, job, tmp_path):
     assert counted["student_restarts"] == 0
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["driver", "all-processes"])
-def test_a_whole_run_killed_is_continued_by_the_same_command(home, job, tmp_path, at_once):
-    run, command = tmp_path / "job", begin(home, job, tmp_path)
-    step = random.Random(f"whole run, {at_once}").randint(EARLY, LATE)
-    wait_until(reached(run, step), doing=command)
-    if at_once:
-        command.kill_everything()
-    else:
-        command.kill()
-        wait_until(lambda: not home.processes(), patience_s=60)
-    print(f"killed at step {steps_done(run)}, asked for {step}")
-    assert steps_done(run) < STEPS
-    said = home.run("run", str(job.config), f"paths.runs={tmp_path}")
-    assert "Validation text" in said
+def test_a_whole_run_killed_twice_is_continued_by_the_same_command(home, job, tmp_path):
+    run, first = tmp_path / "job", begin(home, job, tmp_path)
+    kill_at_a_random_step(run, first, range(EARLY, STEPS // 3), kill=Command.kill)
+    wait_until(lambda: not home.processes(), patience_s=60)  # a private cluster dies with it
+    second = begin(home, job, tmp_path)
+    kill_at_a_random_step(run, second, range(STEPS // 2, LATE), kill=Command.kill_everything)
+    third = begin(home, job, tmp_path)
+    assert third.wait() == 0, third.output
+    assert "Validation text" in third.output
     assert_same(run, job.reference)
     assert not home.processes()
 
 
-def test_a_student_worker_killed_restarts_by_itself(home, job, tmp_path):
+def test_a_controller_and_then_a_student_worker_killed_change_nothing(home, job, tmp_path):
     run, command = tmp_path / "job", begin(home, job, tmp_path)
-    wait_until(reached(run, random.Random("worker").randint(EARLY, LATE)), doing=command)
-    an_actor(command, "RayTrainWorker").kill()
+    for title, steps in (
+        ("ControllerActor", range(EARLY, STEPS // 3)),
+        ("RayTrainWorker", range(STEPS // 2, LATE)),
+    ):
+        wait_until(reached(run, random.Random(title).choice(steps)), doing=command)
+        an_actor(command, title).kill()
     assert command.wait() == 0, command.output
     assert "a student worker died" in command.output
     assert_same(run, job.reference)
     counted = failures(run)
     assert counted["student_restarts"] == 1
     assert counted["teacher_restarts"] == 0
-
-
-def test_a_controller_killed_between_decisions_changes_nothing(home, job, tmp_path):
-    run, command = tmp_path / "job", begin(home, job, tmp_path)
-    wait_until(reached(run, random.Random("controller").randint(EARLY, LATE)), doing=command)
-    an_actor(command, "ControllerActor").kill()
-    assert command.wait() == 0, command.output
-    assert_same(run, job.reference)
-    assert failures(run)["student_restarts"] == 0

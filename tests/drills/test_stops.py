@@ -67,34 +67,40 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(home, job, small_disk):
-    command = ("run", str(job.config), f"paths.runs={small_disk}")
-    said = home.run(*command, expecting=2)
-    assert "StorageError: step-000030 cannot be saved" in said
-    assert "no space left on device" in said
-    kept = latest_checkpoint(small_disk / "job" / "checkpoints")
-    assert kept is not None
-    assert kept.name == "step-000020"
-    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    home.run(*command)
-    assert_same(small_disk / "job", job.reference)
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
-def test_a_disk_filled_by_others_is_named_and_nothing_is_lost(home, job, small_disk):
-    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    command = ("run", str(job.config), f"paths.runs={small_disk}")
-    run, ballast = home.start(*command), small_disk / "ballast"
-    wait_until(reached(small_disk / "job", 12), doing=run)
+def fill(disk: Path) -> Path:
+    """A file that takes all the space there is."""
+    ballast = disk / "ballast"
     with suppress(OSError), ballast.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
-    assert run.wait() == 2, run.output
-    assert "Traceback" not in run.output
-    assert "StorageError: " in run.output
-    assert "no space left on device" in run.output.lower()
+    return ballast
+
+
+def test_a_full_disk_is_named_and_keeps_the_last_good_checkpoint(home, job, small_disk):
+    command, run = ("run", str(job.config), f"paths.runs={small_disk}"), small_disk / "job"
+    said = home.run(*command, expecting=2)
+    assert "StorageError: step-000030 cannot be saved" in said
+    assert "no space left on device" in said
+    kept = latest_checkpoint(run / "checkpoints")
+    assert kept is not None
+    assert kept.name == "step-000020"
+
+    resize(small_disk, "16m")
+    again = home.start(*command)
+    wait_until(reached(run, 33), doing=again)
+    ballast = fill(small_disk)  # also no line of metrics fits
+    assert again.wait() == 2, again.output
+    assert "Traceback" not in again.output
+    assert "StorageError: " in again.output
+    assert "no space left on device" in again.output.lower()
+
     ballast.unlink()
     home.run(*command)
-    assert_same(small_disk / "job", job.reference)
+    assert_same(run, job.reference)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_domains_and_rows(home, config, tmp_path):
