@@ -134,39 +134,53 @@ def _authenticate(variables: Mapping[str, str]) -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _ways_in(address: str) -> list[dict[str, str]]:
-    """What to try with a cluster: a client with a token can join one without authentication, but
+def _credentials(address: str) -> dict[str, str]:
+    """How to speak to a cluster: a client with a token can join one without authentication, but
     that cluster cannot call it back, so both sides must agree."""
     if "RAY_AUTH_MODE" in os.environ:
-        return [{}]
+        return {}
     if address == local_head.address():
-        return [local_head.token_environment()]
-    with_token = [{"RAY_AUTH_MODE": "token"}] if local_head.has_users_token() else []
-    return [{"RAY_AUTH_MODE": "disabled"}, *with_token]
+        return local_head.token_environment()
+    if not _asks_for_token(address):
+        return {"RAY_AUTH_MODE": "disabled"}
+    if not local_head.has_users_token():
+        raise PlacementError(
+            f"the cluster at {address} asks for a token; copy its ~/.ray/auth_token here, or set "
+            "RAY_AUTH_TOKEN"
+        )
+    return {"RAY_AUTH_MODE": "token"}
+
+
+def _asks_for_token(address: str, *, timeout_s: float = 10.0) -> bool:
+    """Whether a call without one is refused, asked directly: Ray itself would retry for long."""
+    grpc: Any = importlib.import_module("grpc")  # no type stubs
+    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            call(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
 
 
 def _join(address: str) -> None:
-    """Try the ways in; raise PlacementError with the last refusal where none works."""
-    refused = ""
-    for variables in _ways_in(address):
-        _authenticate(variables)
-        import ray
-        from ray.exceptions import AuthenticationError
+    _authenticate(_credentials(address))
+    import ray
+    from ray.exceptions import AuthenticationError
 
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=_runtime_env(),
-            )
-            return
-        except (AuthenticationError, ConnectionError, RuntimeError) as error:
-            refused = str(error).splitlines()[0].rstrip(".")
-    raise PlacementError(
-        f"the cluster at {address} cannot be joined: {refused}; where it asks for a token, copy "
-        "its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN and RAY_AUTH_MODE=token"
-    )
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=_runtime_env(),
+        )
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        refused = str(error).splitlines()[0].rstrip(".")
+        raise PlacementError(
+            f"the cluster at {address} cannot be joined: {refused}; where it asks for a token, "
+            "copy its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN and RAY_AUTH_MODE=token"
+        ) from None
 
 
 def _start_private() -> None:
