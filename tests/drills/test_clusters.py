@@ -91,6 +91,9 @@ def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, t
     assert "step 60/60" in submitted.output
     assert_same(run, job.reference)
 
-    said = home.run("status", "--runs", str(tmp_path), "--address", f"127.0.0.1:{port}")
+    status = ("status", "--runs", str(tmp_path), "--address", f"127.0.0.1:{port}")
+    assert "asks for a token" in home.run(*status, HOME=str(tmp_path), expecting=2)
+    said = home.run(*status)
+    assert "Unauthenticated" not in said
     assert "2 nodes" in said
     assert "job: finished" in said
