@@ -68,7 +68,8 @@ def print_cells(name: str, cells: list[float]) -> None:
 
 def speed(runs: Path, *, steps: int, repeats: int) -> None:
     """Tokens/s with and without a teacher, interleaved, and the time spent waiting for it."""
-    shape = [f"steps={steps}", "student.workers=1", "student.cpus=1", "mixture.policy=fixed"]
+    shape = [f"steps={steps}", "student.workers=1", "student.cpus=1", "baseline=false"]
+    shape += ["teachers.teacher-6m.cpus=1", "mixture={policy: fixed, weights: uniform}"]
     ratios = []
     for repeat in range(repeats):
         with_teacher = run(f"speed-kl-{repeat}", runs, *shape)
