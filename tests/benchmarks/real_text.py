@@ -32,10 +32,9 @@ def quality(runs: Path, *, steps: int, seeds: int) -> None:
     """Full and LoRA students after `steps` of 8 x 256 tokens, beside hard labels alone."""
     shape = ["student.zero=2", "student.workers=2", "student.cpus=0.5", f"steps={steps}"]
     shape += ["batch.rows_per_step=8", "batch.micro_batch=4", "data.context=256", "baseline=true"]
-    students = {
-        "full": ["optimiser.lr=1e-3"],
-        "lora": ["student.train.kind=lora", "optimiser.lr=5e-3"],
-    }
+    shape += ["mixture={policy: fixed, weights: uniform}"]
+    lora = ["student.train.kind=lora", "student.train.r=32", "optimiser.lr=4e-3"]
+    students = {"full": ["optimiser.lr=1e-3"], "lora": lora}
     for seed in range(seeds):
         for kind, special in students.items():
             folder = run(f"quality-{kind}-{seed}", runs, *shape, *special, f"seed={seed}")
