@@ -186,7 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise KeyboardInterrupt
     except TyperException as error:
         shown = error.format_message()
-        _say(shown if "\n" in shown else f"{shown.rstrip('.')}. Try --help.")
+        stop = "" if shown.endswith((".", "?")) else "."
+        _say(shown if "\n" in shown else f"{shown}{stop} Try --help.")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _say("Interrupted; the same command continues from the last checkpoint.")

@@ -96,7 +96,10 @@ def init(to: Path) -> None:
     """`tutelage init`."""
     if to.exists():
         raise ConfigError(f"{to} exists already; name another file: tutelage init FILE")
-    to.write_text(STARTER.read_text())
+    try:
+        to.write_text(STARTER.read_text())
+    except OSError as error:
+        raise ConfigError(f"{to} cannot be written: {error.strerror}; name another file") from None
     print(f"{to} is a first config; change it, then: tutelage run {to}")
 
 

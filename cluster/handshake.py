@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shared.config import Config
+from shared.config import Config, HiddenStates
 from shared.errors import ConfigError, HandshakeError
 from shared.fingerprint import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
 from shared.soft_targets import TargetSpec
@@ -59,6 +59,7 @@ def shake_hands(config: Config) -> Handshake:
             f"targets.top_k is {config.targets.top_k}, but teacher and student share "
             f"{vocabulary:,} tokens; set targets.top_k={vocabulary} or lower"
         )
+    _refuse_missing_layers(config, *(model_config for _, model_config in described))
     width = getattr(described[0][1], "hidden_size", 0)
     return Handshake(described[1][0], identities[1], vocabulary, width)
 
@@ -124,6 +125,23 @@ def _refuse_short_context(option: str, model: str, context: int, model_config: A
             f"data.context is {context}, but {option} {model} reads at most {limit} tokens; "
             f"set data.context={limit} or lower"
         )
+
+
+def _refuse_missing_layers(config: Config, teacher: Any, student: Any) -> None:
+    """Layer 0 is the embedding's output, layer L the last one."""
+    losses = [loss for loss in config.losses if isinstance(loss, HiddenStates)]
+    asked = {
+        "teacher": (teacher, [layer for loss in losses for layer in loss.layers]),
+        "student": (student, [layer for loss in losses for layer in loss.layers.values()]),
+    }
+    for role, (model_config, layers) in asked.items():
+        last = getattr(model_config, "num_hidden_layers", None)
+        beyond = [layer for layer in layers if last is not None and not 0 <= layer <= last]
+        if beyond:
+            raise HandshakeError(
+                f"a hidden_states loss asks for {role} layer {beyond[0]}, but the {role} has "
+                f"layers 0 to {last}; change losses"
+            )
 
 
 def _uses_chat_template(config: Config) -> bool:

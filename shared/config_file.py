@@ -86,7 +86,12 @@ def read_file(path: Path) -> ConfigFile:
         reason = getattr(error, "strerror", None) or "it is no text file"
         raise ConfigError(f"the config {path} cannot be read: {reason}") from None
     origins: dict[Path_, str] = {}
-    values = _parsed(text, where=str(path), origins=origins)
+    try:
+        values = _parsed(text, where=str(path), origins=origins)
+    except RecursionError:
+        raise ConfigError(
+            f"the config {path} is nested without end or too deeply; write its values plainly"
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(f"the config {path} holds no options; `tutelage init` writes a first one")
     return ConfigFile(values, origins, str(path))
@@ -126,6 +131,8 @@ def _built(
     values: dict[str, Value] = {}
     for key_node, child in node.value:
         key, line = str(key_node.value), f"{where}, line {key_node.start_mark.line + 1}"
+        if not key or not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"an option's name is empty or no plain word; change it ({line})")
         if key in values:
             raise ConfigError(f"{dotted((*path, key))} is written twice; remove one ({line})")
         origins[(*path, key)] = line

@@ -175,6 +175,8 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[Document]:
                     f"{where} is no JSON ({error.msg} at column {error.colno}); "
                     "a .jsonl file has one object per line"
                 ) from None
+            except RecursionError:
+                raise DataError(f"{where} is nested too deeply; flatten the row") from None
             yield _document(row, where, columns)
 
 

@@ -155,9 +155,16 @@ def takes_positions(module: nn.Module) -> bool:
 
 
 def student_packs(config: Config) -> bool:
-    """Load the student's model once and probe whether packing is safe (`RunPlan.packed`)."""
+    """Load the student's model once and probe whether packing is safe (`RunPlan.packed`).
+
+    Raises ConfigError for a head or `target_modules` that the workers could not train either.
+    """
     plain = config.student.model_copy(update={"train": {"kind": "full"}})
-    return keeps_documents_apart(load_model(plain))
+    model = load_model(plain)
+    packs = keeps_documents_apart(model)
+    parts = take_apart(model, name=plain.model)
+    adapt(model, config.student, head=parts.head, seed=config.seed)
+    return packs
 
 
 def _logit_scale(text_config: transformers.PretrainedConfig) -> float:

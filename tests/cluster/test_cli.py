@@ -194,3 +194,13 @@ def test_status_works_without_a_cluster(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert main(["status", "--runs", str(tmp_path)]) == 0
     assert "none is running here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("layers", "role"), [("{99: 1}", "teacher"), ("{1: 99}", "student")])
+def test_layers_that_a_model_lacks_are_refused_before_anything_starts(refused, job, layers, role):
+    said = refused("run", str(job), f"losses=[{{kind: hidden_states, layers: {layers}}}]")
+    assert f"{role} layer 99, but the {role} has layers 0 to" in said
+
+
+def test_init_into_a_folder_that_does_not_exist_is_refused(refused, tmp_path):
+    assert "No such file or directory" in refused("init", str(tmp_path / "absent" / "x.yaml"))

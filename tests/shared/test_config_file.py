@@ -173,3 +173,22 @@ def test_the_runs_of_a_ray_job_outlive_its_temporary_folder(config, tmp_path, mo
     resolved = resolve(load_config(config), base=folder)
     assert resolved.paths.runs == str(tmp_path / "home" / "runs")
     assert resolved.paths.root == str(folder)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_that_are_not_finite_are_refused(config, value):
+    assert "optimiser.lr is" in refusal(config, f"optimiser.lr={value}")
+    weights = f"mixture={{policy: fixed, weights: {{math: {value}}}}}"
+    assert "mixture.weights is" in refusal(config, weights)
+
+
+@pytest.mark.parametrize("text", ["a: &x {b: *x}\n", "a: " + "[" * 3000 + "]" * 3000])
+def test_endless_nesting_is_refused(config, text):
+    config.write_text(text)
+    assert "nested without end or too deeply" in refusal(config)
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: b\n", '"": 1\n'])
+def test_an_option_without_a_plain_name_is_refused_with_its_line(config, text):
+    config.write_text(text)
+    assert f"({config}, line 1)" in refusal(config)

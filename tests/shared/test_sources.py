@@ -103,6 +103,7 @@ def test_a_dataset_that_does_not_exist_is_one_sentence(
 @pytest.mark.parametrize(
     ("row", "says"),
     [
+        ("[" * 100_000, r"a.jsonl:2 is nested too deeply"),
         ('{"text": "a"', r"a.jsonl:2 is no JSON .*column"),
         ("[1, 2]", r"a.jsonl:2 is a list, not an object"),
         ({"body": "x", "id": 3}, r"a.jsonl:2 has no text, .*it has body, id"),
