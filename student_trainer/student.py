@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -75,7 +76,7 @@ def load_model(asked: StudentConfig) -> PreTrainedModel:
         )
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             asked.model,
             revision=asked.revision or "main",
             trust_remote_code=asked.trust_remote_code,
@@ -83,10 +84,18 @@ def load_model(asked: StudentConfig) -> PreTrainedModel:
             attn_implementation="sdpa",
             use_safetensors=True,
             quantization_config=quantisation(asked, DTYPES[asked.dtype]),
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"student.model: {asked.model} lacks weights for {', '.join(missing[:3])}; "
+            "name the folder of a whole causal language model"
+        )
     keep_unpacked(model)
     return model
 

@@ -1,5 +1,6 @@
 """Loading a student: what is probed, what is frozen, what is refused in one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,21 @@ def test_a_layer_that_the_student_lacks_is_refused(tmp_path: Path, tiny_pair: ti
     losses = [{"kind": "hidden_states", "layers": {1: 3}}]
     with pytest.raises(ConfigError, match=r"student layer 3, but .* has layers 0 to 2"):
         load_student(config_of(tmp_path, tiny_pair.student, losses=losses), device=CPU)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other width", "layer missing"])
+def test_weights_that_do_not_fill_the_model_are_refused(tmp_path: Path, damage: str) -> None:
+    model = tmp_path / "model"
+    tiny.save_model(model, width=32, layers=2)
+    weights, config = model / "model.safetensors", model / "config.json"
+    facts = json.loads(config.read_text())
+    if damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif damage == "other width":
+        config.write_text(json.dumps(facts | {"intermediate_size": 8}))
+    else:
+        layers = facts["num_hidden_layers"] + 1
+        config.write_text(json.dumps(facts | {"num_hidden_layers": layers}))
+    with pytest.raises(ConfigError, match=r"cannot be loaded|lacks weights for") as refused:
+        student_packs(config_of(tmp_path, model))
+    assert "\n" not in str(refused.value)
