@@ -9,6 +9,7 @@ B lines of the batch   T padded length   V vocabulary
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -75,8 +76,9 @@ def load_model(asked: StudentConfig) -> PreTrainedModel:
             "name a folder written by save_pretrained or a hub model"
         )
     transformers.utils.logging.disable_progress_bar()
+    auto_model: Any = AutoModelForCausalLM  # the stubs know no `output_loading_info`
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = auto_model.from_pretrained(
             asked.model,
             revision=asked.revision or "main",
             trust_remote_code=asked.trust_remote_code,
