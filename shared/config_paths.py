@@ -72,7 +72,8 @@ def _model(model: str, root: Path, option: str) -> str:
     folder = _absolute(model, root)
     if folder.is_dir():
         return str(folder)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    meant_locally = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if meant_locally or ("/" in model and folder.parent.is_dir()):
         raise ConfigError(
             f"{option} is {model!r}, but {folder} is no folder; set {option} or paths.root"
         )
