@@ -159,7 +159,7 @@ def test_paths_are_relative_to_root_and_root_to_the_current_folder(config, tmp_p
 def test_a_misspelt_folder_beside_others_is_not_taken_for_a_name_on_the_hub(config, tmp_path):
     (tmp_path / "models" / "there").mkdir(parents=True)
     loaded = load_config(config, [f"paths.root={tmp_path}", "student.model=models/nope"])
-    with pytest.raises(ConfigError, match="student.model is 'models/nope'"):
+    with pytest.raises(ConfigError, match=r"student\.model is 'models/nope'"):
         resolve(loaded)
 
 
