@@ -18,10 +18,10 @@ from typing import Any
 from cluster import local_head
 from shared.errors import PlacementError
 
-# Read by Ray and torch when they are imported, so they are set before. A thread that waits by
-# spinning keeps the others of a shared machine from finishing.
+# Read by Ray and torch when they are imported, so they are set before. Threads spin
+# only briefly while they wait: long spinning stalls a machine whose cores are shared.
 DRIVER_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "10000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,15 +149,29 @@ def _number(value: float | None) -> str:
 
 
 def _what_next(record: RunRecord) -> list[str]:
-    run, files = record.directory, RunDir(record.directory)
+    run, program = _near(record.directory), _program()
+    files = RunDir(run)
     peft = record.config.student.train.kind != "full"
     library, loader = ("peft", "AutoPeft") if peft else ("transformers", "Auto")
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
-        f"Evaluate  tutelage eval {run}",
+        f"Evaluate  {program} eval {run}",
         f"Use it    from {library} import {loader}ModelForCausalLM",
         f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}")',
-        f"Next      tutelage run {REAL_RECIPE} paths.root=FOLDER",
-        "          tutelage init my.yaml, for models and text of your own",
+        f"Next      {program} run {REAL_RECIPE} paths.root=FOLDER",
+        f"          {program} init my.yaml, for models and text of your own",
     ]
+
+
+def _program() -> str:
+    """How to call `tutelage` from here, where its environment may not be active."""
+    beside = Path(sys.executable).parent / "tutelage"
+    if shutil.which("tutelage") or not beside.exists():
+        return "tutelage"
+    return str(_near(beside))
+
+
+def _near(path: Path) -> Path:
+    """Relative to the current folder where the path lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
