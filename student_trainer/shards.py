@@ -54,6 +54,9 @@ def save_shards(engine: Any, draft: Path) -> str | None:
     """Write every rank's shard below `draft`; returns why this rank failed, or None."""
     writer = _Writer()
     before, engine.checkpoint_engine = engine.checkpoint_engine, writer
+    # DeepSpeed copies scripts of its own beside the shards, and where they do not fit it raises on
+    # one rank; they are not needed.
+    engine._copy_recovery_script = lambda save_path: None
     try:
         engine.save_checkpoint(
             str(draft), tag=TAG, save_latest=False, exclude_frozen_parameters=_has_frozen(engine)
