@@ -54,16 +54,13 @@ class Shard:
 
 
 def draw_step(mixture: Mixture, stores: Sequence[RowStore], *, index: int, shard: Shard) -> Step:
-    """Block `index` read from disk. The whole block is read to count its tokens; a rank keeps
-    only its own units."""
+    """Block `index` read from disk, once. The whole block is read to count its tokens; a rank
+    keeps only its own units."""
     block = mixture.block(index)
     rows = take_rows(stores, block.domain_index_R, block.row_index_R)
     domain_R, size = block.domain_index_R, len(stores)
     tokens_D = np.bincount(domain_R, weights=rows.num_loss_tokens(), minlength=size)
-    own = [
-        take_rows(stores, domain_R[unit], block.row_index_R[unit])
-        for unit in shard.units(len(rows))
-    ]
+    own = [rows.part(unit) for unit in shard.units(len(rows))]
     return Step(index, tuple(own), tokens_D.astype(np.int64), np.bincount(domain_R, minlength=size))
 
 

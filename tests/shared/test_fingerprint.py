@@ -13,13 +13,6 @@ from shared.fingerprint import TokenizerIdentity, identify, refuse_unless_same, 
 from tests import tiny
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer")
-    tiny.save_tokenizer(path)
-    return path
-
-
 @pytest.fixture
 def identity(folder: Path) -> TokenizerIdentity:
     return identify(AutoTokenizer.from_pretrained(folder))

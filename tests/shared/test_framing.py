@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 from shared.errors import DataError
 from shared.framing import Encoded, content_key, encode
 from shared.sources import Document, Message
-from tests import tiny
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -49,13 +48,6 @@ CONVERSATION = Document(
         Message("assistant", "It is\n 6."),
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer")
-    tiny.save_tokenizer(path)
-    return path
 
 
 @pytest.fixture

@@ -93,3 +93,13 @@ def test_views_are_read_only_and_rows_pickle() -> None:
     built = rows([7, 9])
     assert not built.column("input_ids")[0].flags.writeable
     assert pickle.loads(pickle.dumps(built)).hashes() == built.hashes()
+
+
+def test_a_part_is_those_rows_and_travels_without_the_others() -> None:
+    whole = rows([7, 300, 9, 5])
+    part = whole.part(slice(2, 4))
+    assert part.hashes() == whole.hashes()[2:]
+    assert part.names() == whole.names()[2:]
+    assert part.num_loss_tokens().tolist() == [8, 4]
+    assert part.table.nbytes < whole.table.nbytes / 10
+    assert len(whole.part(slice(3, 9))) == 1
