@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -168,9 +169,18 @@ def init(
     commands.init(to)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tutelage {version('tutelage')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which one this is.", callback=_print_version)
+    ] = False,
 ) -> None:
     """`--debug` is taken out of the arguments by `main`, wherever it stands."""
 

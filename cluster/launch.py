@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster.outcome import conclude, count
 from cluster.preparation import Launch, prepare_run
-from cluster.session import attached, connected, prepare_environment
+from cluster.session import attached, connected, find_address, prepare_environment
+from cluster.teachers import find_service
 from shared.config import Config, CrossEntropy
 from shared.config_file import dump
 from shared.errors import StorageError
@@ -28,10 +29,9 @@ def run(config: Config, *, fresh: bool = False, address: str | None = None) -> R
     `config` is resolved. Raises UserErrors before anything starts and TutelageErrors later; what
     is done by then stays, and the same call continues it.
     """
-    with _launched(config, fresh=fresh, service=None) as launch:
+    with _launched(config, fresh=fresh, service=None, address=address) as launch:
         if launch is not None:
-            with connected(address):
-                _distil(launch)
+            _distil(launch)
     return run_dir_of(config)
 
 
@@ -44,10 +44,9 @@ def train(
 ) -> RunDir:
     """Like `run`, with a teacher service that is running already (`tutelage teacher up`)."""
     name = service or service_name(config)
-    with _launched(config, fresh=fresh, service=name) as launch:
+    with _launched(config, fresh=fresh, service=name, address=address) as launch:
         if launch is not None:
-            with attached(address):
-                _distil(launch)
+            _distil(launch)
     return run_dir_of(config)
 
 
@@ -77,8 +76,11 @@ def service_name(config: Config) -> str:
 
 
 @contextmanager
-def _launched(config: Config, *, fresh: bool, service: str | None) -> Iterator[Launch | None]:
-    """Locked, prepared and recorded; None where the run is finished, whose table is printed."""
+def _launched(
+    config: Config, *, fresh: bool, service: str | None, address: str | None
+) -> Iterator[Launch | None]:
+    """Locked, prepared, recorded and on a cluster; None where the run is finished, whose table is
+    printed. What is running already is looked at before any work, what is not starts after it."""
     prepare_environment()
     with locked(run_dir_of(config)):
         if not fresh and _is_finished(run_dir_of(config), config):
@@ -86,11 +88,22 @@ def _launched(config: Config, *, fresh: bool, service: str | None) -> Iterator[L
             print(f"{config.name} is finished; --fresh starts it over\n")
             _print_table(run_dir)
             yield None
-            return
-        prepared = prepare_run(config)
-        run_dir = open_run(config, fresh=fresh)
-        print(f"run folder {run_dir.path}", flush=True)
-        yield Launch(prepared, run_dir, run_dir.new_attempt(), service)
+        elif service is not None:
+            with attached(address):
+                find_service(service)
+                yield _prepared(config, fresh=fresh, service=service)
+        else:
+            find_address(address)
+            launch = _prepared(config, fresh=fresh, service=None)
+            with connected(address):
+                yield launch
+
+
+def _prepared(config: Config, *, fresh: bool, service: str | None) -> Launch:
+    prepared = prepare_run(config)
+    run_dir = open_run(config, fresh=fresh)
+    print(f"run folder {run_dir.path}", flush=True)
+    return Launch(prepared, run_dir, run_dir.new_attempt(), service)
 
 
 def _is_finished(run_dir: RunDir, config: Config) -> bool:

@@ -47,7 +47,7 @@ def scale(replicas: int, *, service: str | None = None, address: str | None = No
     with attached(address):
         from teacher_service import service as services
 
-        name = _only(service)
+        name = find_service(service)
         before = services.scale(name, replicas)
         print(f"teacher service {name}: {before} -> {_replicas(replicas)}")
 
@@ -81,7 +81,7 @@ def down(
     with attached(address):
         from teacher_service import service as services
 
-        for name in services.list_services() if everything else [_only(service)]:
+        for name in services.list_services() if everything else [find_service(service)]:
             services.stop(name)
             print(f"teacher service {name} is stopped")
     if everything and local_head.stop():
@@ -89,7 +89,7 @@ def down(
         print("the cluster that `teacher up` started is stopped")
 
 
-def _only(service: str | None) -> str:
+def find_service(service: str | None) -> str:
     """The named service, or the one there is."""
     from teacher_service import service as services
 

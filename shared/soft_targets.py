@@ -40,6 +40,14 @@ class TargetSpec:
         tuples = {name: tuple(fields[name]) for name in ("temperatures", "hidden_layers")}
         return TargetSpec(**{**fields, **tuples})
 
+    def in_words(self) -> str:
+        """The question as a message names it."""
+        layers = f", hidden layers {_listed(self.hidden_layers)}" if self.hidden_layers else ""
+        return (
+            f"top_k {self.top_k} of {self.shared_vocab:,} ids at temperature "
+            f"{_listed(self.temperatures)} in {self.encoding}{layers}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TargetArrays:
@@ -115,7 +123,9 @@ class SoftTargets:
         if self.table.column("row_hash").to_pylist() != rows.hashes():
             raise TeacherError(f"the answer is not about rows {', '.join(rows.names())}")
         if self.spec != spec:
-            raise TeacherError(f"the answer was made for {self.spec}, asked was {spec}")
+            raise TeacherError(
+                f"the answer is to {self.spec.in_words()}, asked was {spec.in_words()}"
+            )
         if teacher is not None and described["teacher"] != dict(teacher):
             raise TeacherError("the answer comes from another teacher than the run started with")
 
@@ -169,6 +179,10 @@ class ReaderStats:
     cache_hits: int = 0
 
 
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
 def hidden_column(layer: int) -> str:
     """Name of the column of a teacher layer's hidden states."""
     return f"hidden_{layer}"
@@ -179,12 +193,17 @@ def _encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
     float_type = np.float16 if spec.encoding == "fp16" else np.float32
     columns = {
         "top_ids": _lists(arrays.ids_NK.astype(id_type)),
-        "top_logprobs": _lists(arrays.logprobs_NK.astype(float_type)),
+        "top_logprobs": _lists(_rounded(arrays.logprobs_NK, float_type)),
         "log_tail": _lists(arrays.log_tail_NS.astype(np.float32)),
         "label_logprob": pa.array(arrays.label_logprob_N.astype(np.float32)),
     }
     hidden = {hidden_column(layer): _lists(values) for layer, values in arrays.hidden_ND.items()}
     return columns | hidden
+
+
+def _rounded(logprobs: np.ndarray, kind: type) -> np.ndarray:
+    """In a narrower type, never below its smallest number: such a probability is 0 anyway."""
+    return np.maximum(logprobs, np.finfo(kind).min).astype(kind)
 
 
 def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:

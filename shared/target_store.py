@@ -56,10 +56,10 @@ def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
     answers = stored_answers(store)
     matching = [a for a in answers if a.spec == spec]
     if not matching:
-        held = "; ".join(str(a.spec) for a in answers) or "nothing"
+        held = "; ".join(a.spec.in_words() for a in answers)
         raise ConfigError(
-            f"targets.store {store} has no answers to {spec}, it holds: {held}; fill it with a "
-            "teacher first, or ask for what it holds"
+            f"targets.store {store} holds {held or 'nothing'}, asked is {spec.in_words()}; run "
+            "with targets.teacher_free=false first, which fills it, or change targets"
         )
     if len(matching) > 1:
         raise ConfigError(

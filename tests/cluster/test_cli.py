@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,23 @@ def test_a_refused_request_does_not_stand_in_the_way_of_the_next(ray_cluster, jo
 def test_gpus_the_cluster_lacks_are_refused(ray_cluster, job, capsys):
     assert main(["run", str(job), "teachers.tiny.gpus=64"]) == 2
     assert "64 GPU" in capsys.readouterr().err
+
+
+def test_an_address_that_does_not_answer_is_refused_before_any_work(refused, job):
+    said = refused("run", str(job), "--address", "127.0.0.1:9")
+    assert "no Ray cluster answers at 127.0.0.1:9" in said
+    assert not (job.parent / "cache").exists()
+
+
+def test_a_service_that_does_not_run_is_refused_before_any_work(ray_cluster, job, capsys):
+    assert main(["train", str(job), "--service", "absent"]) == 2
+    assert "no teacher service named absent is running" in capsys.readouterr().err
+    assert not (job.parent / "runs" / "job" / "config.yaml").exists()
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"tutelage {version('tutelage')}"
 
 
 @pytest.mark.parametrize(

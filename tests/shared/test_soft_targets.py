@@ -143,8 +143,8 @@ def test_an_answer_to_its_own_question_is_accepted() -> None:
     [
         (rows([20, 1, 13], seed=9), TargetSpec(4, 512), TEACHER, "not about rows math/0"),
         (rows([20, 1]), TargetSpec(4, 512), TEACHER, "not about rows"),
-        (UNIT, TargetSpec(5, 512), TEACHER, "was made for"),
-        (UNIT, TargetSpec(4, 512, temperatures=(1.0, 3.0)), TEACHER, "was made for"),
+        (UNIT, TargetSpec(5, 512), TEACHER, "asked was"),
+        (UNIT, TargetSpec(4, 512, temperatures=(1.0, 3.0)), TEACHER, "asked was"),
         (UNIT, TargetSpec(4, 512), {**TEACHER, "dtype": "bfloat16"}, "another teacher"),
     ],
 )
@@ -213,3 +213,13 @@ def test_bytes_per_token_at_64_ids_stay_below_400() -> None:
     assert built.num_bytes / (8 * 511) < 270
     wide, _ = answer(TargetSpec(64, 151_665), unit=rows([512] * 8))
     assert wide.num_bytes / (8 * 511) < 400
+
+
+def test_a_probability_too_small_for_the_encoding_stays_finite() -> None:
+    spec = TargetSpec(8, 512)
+    sent = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
+    sent.logprobs_NK[:, -1] = -1e5  # beyond the smallest float16
+    built, _ = answer(spec, arrays=sent)
+    got = built.arrays().logprobs_NK
+    assert np.isfinite(got).all()
+    np.testing.assert_array_equal(got[:, -1], np.finfo(np.float16).min)

@@ -155,7 +155,7 @@ def test_teachers_and_questions_never_share_a_folder(tmp_path):
     for teacher, spec in ((TEACHER, other), (TEACHER | {"weights": "1"}, SPEC)):
         assert TargetStore(tmp_path, teacher=teacher, spec=spec).missing(make_rows(1))
     assert stored_teacher(tmp_path, SPEC) == TEACHER
-    with pytest.raises(ConfigError, match="no answers to TargetSpec"):
+    with pytest.raises(ConfigError, match="asked is top_k"):
         stored_teacher(tmp_path, other)
     assert [(a.teacher, a.spec) for a in stored_answers(tmp_path)] == [(TEACHER, SPEC)]
 
