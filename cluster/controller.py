@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.policies import Decision, Weights, policy_for
-from shared.config import DDKMixture, FixedMixture
+from shared.config_mixture import AdaptiveMixture, Mixture
 from shared.domains import DomainReport, WeightEntry, decision_index, read_log, write_entry
 from shared.errors import ControllerError, TutelageError
 
@@ -29,7 +29,7 @@ _RETRY_S = 0.2  # between attempts at an actor that is gone or restarting
 class ControllerPlan:
     """Everything a controller is built from, again after every restart."""
 
-    mixture: FixedMixture | DDKMixture
+    mixture: Mixture
     domains: tuple[str, ...]  # config order
     natural: Weights  # each domain's share of the corpus's loss tokens
     log_path: str  # weight_log.jsonl
@@ -73,7 +73,7 @@ class Controller:
     def _record(self, decision: Decision, *, decided_at: int) -> None:
         """Write the decision down, and only then show it."""
         mixture = self._plan.mixture
-        lag = mixture.lag_steps if isinstance(mixture, DDKMixture) else 0
+        lag = mixture.lag_steps if isinstance(mixture, AdaptiveMixture) else 0
         entry = WeightEntry(
             index=len(self.log.entries),
             decided_at=decided_at,

@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shared.config import Config, HiddenStates
+from shared.config import Config
+from shared.config_losses import HiddenStates
 from shared.errors import ConfigError, HandshakeError
 from shared.fingerprint import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
 from shared.soft_targets import TargetSpec

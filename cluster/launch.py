@@ -12,9 +12,11 @@ from pathlib import Path
 from cluster.outcome import conclude, count
 from cluster.preparation import Launch, prepare_run
 from cluster.session import attached, connected, find_address, prepare_environment
+from cluster.summary import final_table
 from cluster.teachers import find_service
-from shared.config import Config, CrossEntropy
+from shared.config import Config
 from shared.config_file import dump
+from shared.config_losses import CrossEntropy
 from shared.errors import StorageError
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, locked, open_run, write_atomically, write_environment
@@ -226,6 +228,4 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> N
 
 
 def _print_table(run_dir: RunDir) -> None:
-    from cluster.summary import final_table
-
     print(final_table(run_dir.path), flush=True)

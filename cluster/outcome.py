@@ -3,6 +3,8 @@
 import json
 
 from cluster.measurement import Failures
+from cluster.report import write_report
+from cluster.summary import summarise
 from shared.metrics import read_metrics
 from shared.run_dir import RunDir, write_atomically
 
@@ -26,9 +28,6 @@ def failures(run_dir: RunDir) -> Failures:
 
 def conclude(run_dir: RunDir, *, status: str) -> None:
     """Write summary and report, as far as the run has come."""
-    from cluster.report import write_report
-    from cluster.summary import summarise
-
     if run_dir.metrics.exists():
         summarise(run_dir.path, status=status, failures=failures(run_dir))
         write_report(run_dir.path)

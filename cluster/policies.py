@@ -7,7 +7,7 @@ A new policy is one class, one line in `POLICIES` and one section in `shared.con
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.config import DDKMixture, FixedMixture
+from shared.config_mixture import DDKMixture, FixedMixture, Mixture
 from shared.ddk import initial_factors, updated_factors
 from shared.domains import DomainReport, WeightEntry
 
@@ -93,9 +93,7 @@ class DDKPolicy:
 POLICIES = {"fixed": FixedPolicy, "ddk": DDKPolicy}
 
 
-def policy_for(
-    mixture: FixedMixture | DDKMixture, *, domains: tuple[str, ...], natural: Weights
-) -> Policy:
+def policy_for(mixture: Mixture, *, domains: tuple[str, ...], natural: Weights) -> Policy:
     """The policy a config asks for. `natural`: each domain's share of the corpus's loss tokens."""
     return POLICIES[mixture.policy](mixture, domains, natural)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster import plots
@@ -20,6 +20,14 @@ from shared.metrics import StepMetrics
 from shared.run_dir import RunDir, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Read when imported: a submitted job's folder may be gone by the time a run ends.
+PAGE = Environment(
+    loader=DictLoader({file.name: file.read_text() for file in TEMPLATES.iterdir()}),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+).get_template("report.html.j2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +49,6 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _page(record: RunRecord) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     files = RunDir(record.directory)
     told = read_json(files.summary)
     retried = sum(m.retried_units for m in record.lines)
@@ -58,7 +59,7 @@ def _page(record: RunRecord) -> str:
         failures=told.get("failures", counted),
     )
     hard = record.baseline.after if record.baseline else {}
-    return environment.get_template("report.html.j2").render(
+    return PAGE.render(
         record=record,
         config=record.config,
         summary=summary,

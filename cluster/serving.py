@@ -6,7 +6,8 @@ from functools import partial
 
 from cluster.outcome import count
 from cluster.preparation import Launch, refuse_unfit, run_plan
-from shared.config import DDKMixture, Teacher
+from shared.config import Teacher
+from shared.config_mixture import AdaptiveMixture
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.plan import OpenReader, RunPlan
 from shared.soft_targets import TargetReader
@@ -102,10 +103,11 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
     specs = [answers.spec for answers in stored_answers(store)]
     if plan.evaluation_spec not in specs:
-        if isinstance(config.mixture, DDKMixture):
+        if isinstance(config.mixture, AdaptiveMixture):
             raise ConfigError(
-                f"mixture.policy is ddk, which compares with the teacher on validation text, but "
-                f"targets.store {store} has no answers to it; use fixed weights, or a live teacher"
+                f"mixture.policy is {config.mixture.policy}, which compares with the teacher on "
+                f"validation text, but targets.store {store} has no answers to it; use fixed "
+                "weights, or a live teacher"
             )
         plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher=None)
     return plan, partial(_open_stored, store=store, teacher=teacher)

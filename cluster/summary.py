@@ -174,4 +174,8 @@ def _program() -> str:
 
 def _near(path: Path) -> Path:
     """Relative to the current folder where the path lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # Ray may remove a submitted job's folder before the job has ended
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

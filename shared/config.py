@@ -7,17 +7,11 @@ Relative model, data and store paths are relative to `paths.root`.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Dtype = Literal["float32", "bfloat16"]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A frozen part of the config that refuses unknown keys and numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from shared.config_base import Dtype, Fraction, Positive, Section
+from shared.config_losses import ForwardKL, HiddenStates, Loss
+from shared.config_mixture import AdaptiveMixture, FixedMixture, Mixture
 
 
 class Paths(Section):
@@ -138,37 +132,6 @@ class Targets(Section):
     )
 
 
-class ForwardKL(Section):
-    """KL(teacher || student) over the kept ids and the tail bucket, times temperature squared."""
-
-    kind: Literal["forward_kl"] = "forward_kl"
-    weight: Positive = 1.0
-    temperature: Positive = 1.0
-    times_temperature_squared: bool = True
-
-
-class CrossEntropy(Section):
-    """Cross-entropy with the text's own next token."""
-
-    kind: Literal["cross_entropy"] = "cross_entropy"
-    weight: Positive = 1.0
-
-
-class HiddenStates(Section):
-    """Match hidden states of chosen teacher layers through a learned projection.
-
-    Layer 0 is the embedding's output, layer L the last one, after the final norm.
-    """
-
-    kind: Literal["hidden_states"] = "hidden_states"
-    weight: Positive = 1.0
-    layers: dict[int, int] = Field(min_length=1, description="teacher layer -> student layer")
-    distance: Literal["mse", "cosine"] = "mse"
-
-
-Loss = Annotated[ForwardKL | CrossEntropy | HiddenStates, Field(discriminator="kind")]
-
-
 class Optimiser(Section):
     """AdamW with warm-up and decay."""
 
@@ -180,35 +143,6 @@ class Optimiser(Section):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     final_lr_fraction: Fraction = 0.1
     clip_norm: Positive | None = 1.0
-
-
-class FixedMixture(Section):
-    """Domain weights that never change: shares of loss tokens."""
-
-    policy: Literal["fixed"] = "fixed"
-    weights: Literal["natural", "uniform"] | dict[str, float] = "natural"
-
-
-class DDKMixture(Section):
-    """Domain weights from the ratio of perplexities (DDK, arXiv 2407.16154, Eq. 1 and 2)."""
-
-    policy: Literal["ddk"] = "ddk"
-    interval: int = Field(default=1000, ge=1, description="K: steps between decisions")
-    alpha: Fraction = 0.5
-    start: Literal["natural", "ddk"] = Field(default="natural", description="weights of interval 0")
-    lag_steps: int = Field(
-        default=2, ge=0, description="steps from a decision to the first block it rules"
-    )
-    deadline_s: Positive = 600.0
-
-    @model_validator(mode="after")
-    def _interval_covers_lag(self) -> "DDKMixture":
-        if self.interval < self.lag_steps:
-            raise ValueError(
-                f"mixture.interval is {self.interval}, below mixture.lag_steps {self.lag_steps}; "
-                "raise the interval or lower the lag"
-            )
-        return self
 
 
 class Service(Section):
@@ -253,7 +187,7 @@ class Config(Section):
     targets: Targets = Targets()
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
     optimiser: Optimiser = Optimiser()
-    mixture: Annotated[FixedMixture | DDKMixture, Field(discriminator="policy")] = FixedMixture()
+    mixture: Mixture = FixedMixture()
     service: Service = Service()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
@@ -281,13 +215,13 @@ class Config(Section):
     @property
     def temperatures(self) -> tuple[float, ...]:
         """Temperatures whose tail mass the teacher ships: 1 first, then those of the losses."""
-        others = {loss.temperature for loss in self.losses if isinstance(loss, ForwardKL)} - {1.0}
+        others = {getattr(loss, "temperature", 1.0) for loss in self.losses} - {1.0}
         return (1.0, *sorted(others))
 
     @property
     def prefetch_steps(self) -> int:
         """Blocks whose units may be under way beyond the current one."""
-        lag = self.mixture.lag_steps if isinstance(self.mixture, DDKMixture) else 2
+        lag = self.mixture.lag_steps if isinstance(self.mixture, AdaptiveMixture) else 2
         return min(2, lag)
 
     @model_validator(mode="after")

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shared.config import Config, DDKMixture, FixedMixture
+from shared.config import Config
+from shared.config_mixture import FixedMixture, Mixture
 from shared.errors import CheckpointError
 
 
@@ -73,12 +74,12 @@ def decision_steps(config: Config) -> range:
     return range(0, max(1, config.steps - mixture.lag_steps), mixture.interval)
 
 
-def decision_index(mixture: FixedMixture | DDKMixture, step: int) -> int:
+def decision_index(mixture: Mixture, step: int) -> int:
     """Index of the last entry decided at or before `step`."""
     return 0 if isinstance(mixture, FixedMixture) else step // mixture.interval
 
 
-def known_through(mixture: FixedMixture | DDKMixture, steps_done: int) -> int:
+def known_through(mixture: Mixture, steps_done: int) -> int:
     """The last block whose weights are settled once every decision up to `steps_done` is known."""
     if isinstance(mixture, FixedMixture):
         return sys.maxsize

@@ -103,5 +103,6 @@ def _target_arrays(targets: SoftTargets) -> dict[str, np.ndarray]:
         "ids_NK": arrays.ids_NK,
         "logprobs_NK": arrays.logprobs_NK,
         "log_tail_NS": arrays.log_tail_NS,
+        "label_logprob_N": arrays.label_logprob_N,
         **hidden,
     }

@@ -1,6 +1,6 @@
 """What a run measures between two lines of `metrics.jsonl`, and the line itself.
 
-D domains in config order   L losses in config order
+D domains in config order   L losses in config order   Q quantities of `BY_DOMAIN`
 """
 
 import time
@@ -13,6 +13,7 @@ from shared.metrics import DomainMetrics, StepMetrics
 from shared.soft_targets import ReaderStats
 from student_trainer.batches import Step
 from student_trainer.losses.objective import term_names
+from student_trainer.objective import BY_DOMAIN
 from student_trainer.ranks import Ranks
 
 MACHINE = 6  # seconds, teacher wait, units, wire bytes, retried units, cache hits
@@ -26,16 +27,23 @@ class Interval:
     so that a line after a resume covers the same steps as the uninterrupted run's.
     """
 
-    sums: np.ndarray  # weighted loss, captured mass, L terms, D KLs; nats
+    sums: np.ndarray  # weighted loss, captured mass, L terms, Q by D; nats
     tokens_D: np.ndarray
     rows_D: np.ndarray
     machine: np.ndarray
 
     @staticmethod
-    def empty(num_sums: int, num_domains: int) -> "Interval":
+    def empty(num_losses: int, num_domains: int) -> "Interval":
         """Nothing measured yet."""
         tokens_D, rows_D = np.zeros((2, num_domains), np.int64)
-        return Interval(np.zeros(num_sums), tokens_D, rows_D, np.zeros(MACHINE))
+        sums = np.zeros(2 + num_losses + len(BY_DOMAIN) * num_domains)
+        return Interval(sums, tokens_D, rows_D, np.zeros(MACHINE))
+
+    def by_domain(self, quantity: str) -> np.ndarray:
+        """Sums of one of `BY_DOMAIN`, float64 [D]."""
+        num_domains = len(self.tokens_D)
+        sums_QD = self.sums[-len(BY_DOMAIN) * num_domains :].reshape(len(BY_DOMAIN), num_domains)
+        return sums_QD[BY_DOMAIN.index(quantity)]
 
     def add(self, step: Step, sums: np.ndarray, machine: np.ndarray) -> None:
         """Count one step in."""
@@ -84,7 +92,7 @@ def metrics_line(
     tokens = int(interval.tokens_D.sum())
     num_terms = len(config.losses)
     means = interval.sums[: 2 + num_terms] / max(1, tokens)
-    kls = interval.sums[2 + num_terms :]
+    kls = interval.by_domain("kl")
     domains = {
         name: DomainMetrics(
             kl=float(kl / count) if config.needs_teacher and count else None,

@@ -5,6 +5,7 @@ of size [B, T, V] is ever made.
 
 B lines   T tokens   N positions with loss   D student width   E teacher width   V vocabulary
 K ids kept per position   S temperatures   L losses   G domains in config order
+Q quantities summed by domain
 """
 
 from typing import Literal
@@ -12,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shared.config import Config, HiddenStates
+from shared.config import Config
+from shared.config_losses import HiddenStates
 from student_trainer.accelerator import deepspeed
 from student_trainer.batches import Batch
 from student_trainer.losses.hidden_states import HiddenStatePairs, projection
@@ -26,6 +28,10 @@ from student_trainer.losses.primitive import Head
 from student_trainer.student import Student, takes_positions
 
 Mode = Literal["train", "evaluate", "logits"]
+
+# What training sums up for each domain, nats: bucketed KL(teacher || student) at temperature 1,
+# and how far the student's NLL of the label exceeds the teacher's, never below 0.
+BY_DOMAIN = ("kl", "excess")
 
 
 class Objective(nn.Module):
@@ -42,9 +48,9 @@ class Objective(nn.Module):
     def forward(
         self, batch: Batch, *, mode: Mode = "train", multiplier: float = 1.0
     ) -> tuple[Tensor, ...]:
-        """`train`: the loss of the unit times `multiplier`, sums to report float64 [2+L+G], and
+        """`train`: the loss of the unit times `multiplier`, sums to report float64 [2+L+Q*G], and
         the weighted loss of each position [N]. The sums: weighted loss, captured mass, each loss
-        unweighted, KL by domain; nats.
+        unweighted, then the Q quantities of `BY_DOMAIN` by domain; nats.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         """
@@ -104,7 +110,7 @@ class LossHead(nn.Module):
             hidden_states=self._pairs(batch),
         )
         weighted_N = self._weighted(found)
-        return found.loss, self._sums(found, weighted_N, batch["domain_N"]), weighted_N
+        return found.loss, self._sums(found, weighted_N, batch), weighted_N
 
     def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
         targets = _targets(batch, (1.0,))
@@ -120,12 +126,16 @@ class LossHead(nn.Module):
         return weighted_N
 
     @torch.no_grad()
-    def _sums(self, found: TokenLosses, weighted_N: Tensor, domain_N: Tensor) -> Tensor:
+    def _sums(self, found: TokenLosses, weighted_N: Tensor, batch: Batch) -> Tensor:
         absent_N = torch.zeros_like(weighted_N)
         captured_N = absent_N if found.captured_mass_N is None else found.captured_mass_N
         kl_N = absent_N if found.kl_N is None else found.kl_N
+        excess_N = absent_N
+        if "label_logprob_N" in batch:
+            excess_N = (found.label_nll_N + batch["label_logprob_N"]).clamp(min=0)
         totals = [v.double().sum() for v in (weighted_N, captured_N, *found.terms.values())]
-        return torch.cat([torch.stack(totals), self._by_domain(kl_N, domain_N)])
+        by_domain = [self._by_domain(v, batch["domain_N"]) for v in (kl_N, excess_N)]
+        return torch.cat([torch.stack(totals), *by_domain])
 
     def _by_domain(self, value_N: Tensor, domain_N: Tensor) -> Tensor:
         sums_G = torch.zeros(self.num_domains, dtype=torch.float64, device=value_N.device)

@@ -294,8 +294,7 @@ def _load_together(config: Config, device: Any, ranks: Ranks) -> Student:
 
 
 def _empty_interval(config: Config) -> Interval:
-    num_domains = len(config.domains)
-    return Interval.empty(2 + len(config.losses) + num_domains, num_domains)
+    return Interval.empty(len(config.losses), len(config.domains))
 
 
 def _line_before(step: int, config: Config) -> int:

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shared.config import Config, HiddenStates, LoRATraining
+from shared.config import Config, LoRATraining
 from shared.config import Student as StudentConfig
+from shared.config_losses import HiddenStates
 from shared.errors import ConfigError
 from student_trainer.adapters import adapt, keep_unpacked, quantisation
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from shared.config import Config, DDKMixture
+from shared.config import Config
+from shared.config_mixture import AdaptiveMixture
 from shared.domains import DomainReport, WeightEntry, write_entry
 from shared.errors import ConfigError, TutelageError
 from shared.plan import PreparedDomain, RunPlan
@@ -46,9 +47,10 @@ class StandingWeights:
 def fixed_weights(plan: RunPlan) -> tuple[float, ...]:
     """Shares of loss tokens in config order, sum 1. Raises ConfigError for other mixtures."""
     mixture = plan.config.mixture
-    if isinstance(mixture, DDKMixture):
+    if isinstance(mixture, AdaptiveMixture):
         raise ConfigError(
-            "mixture.policy is ddk, which needs a controller; use `tutelage run`, or fixed weights"
+            f"mixture.policy is {mixture.policy}, which needs a controller; use `tutelage run`, "
+            "or fixed weights"
         )
     match mixture.weights:
         case "natural":

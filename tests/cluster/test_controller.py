@@ -25,7 +25,7 @@ from cluster.controller import (
     start_controller,
     stop_controller,
 )
-from shared.config import DDKMixture, FixedMixture
+from shared.config_mixture import DDKMixture, FixedMixture
 from shared.domains import DomainReport, WeightEntry, read_log
 from shared.errors import ControllerError, NonFiniteLossError
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.measurement import Failures
+from cluster.report import write_report
 from cluster.summary import REAL_RECIPE, final_table, summarise
 from shared.domains import WeightEntry, write_entry
 from shared.errors import ConfigError
@@ -200,3 +201,13 @@ def test_the_next_recipe_that_the_table_names_exists():
 def test_a_directory_that_is_no_run_is_refused_with_a_sentence(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"holds no run: it has no config\.yaml"):
         final_table(tmp_path)
+
+
+def test_a_job_whose_folder_is_gone_still_ends_with_table_and_report(tmp_path: Path, monkeypatch):
+    run, here = tmp_path / "run", tmp_path / "here"
+    write_run(run)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    assert str(run / "report.html") in final_table(run)
+    assert write_report(run).exists()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.config import ForwardKL, Teacher
+from shared.config import Teacher
+from shared.config_losses import ForwardKL
 from shared.layout import lay_out
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetSpec

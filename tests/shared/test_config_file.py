@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import HiddenStates
 from shared.config_file import dump, load_config, read_file, resolve
+from shared.config_losses import HiddenStates
 from shared.errors import ConfigError
 
 SMALLEST = """\

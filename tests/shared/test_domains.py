@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Config, DDKMixture, FixedMixture
+from shared.config import Config
+from shared.config_mixture import DDKMixture, FixedMixture
 from shared.domains import (
     WeightEntry,
     WeightLog,

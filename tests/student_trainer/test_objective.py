@@ -72,7 +72,10 @@ def test_the_loss_equals_a_dense_one(
     )
     code_N = batch["domain_N"] == 0
     by_domain = torch.stack([kl_N[code_N].sum(), kl_N[~code_N].sum()])
-    torch.testing.assert_close(sums[4:], by_domain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(sums[4:6], by_domain, rtol=1e-5, atol=0)
+    excess_N = (nll_N + batch["label_logprob_N"]).clamp(min=0)
+    by_domain = torch.stack([excess_N[code_N].sum(), excess_N[~code_N].sum()])
+    torch.testing.assert_close(sums[6:], by_domain, rtol=1e-4, atol=0)
 
 
 def test_positions_without_loss_get_exactly_no_gradient(
