@@ -6,7 +6,8 @@ behind Ray; `RayControllerClient` is what rank 0 holds. Knows nothing of rows, m
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,51 +116,85 @@ class ControllerActor:
 _ACTOR = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ControllerActor)
 
 
+@dataclass(slots=True)
+class _HandOver:
+    """A report under way; without a reference it is to be sent, for the first time or again."""
+
+    report: DomainReport
+    sent: ray.ObjectRef | None = None
+
+    def send(self, actor: Any) -> ray.ObjectRef:
+        """Put the report on its way."""
+        sent: ray.ObjectRef = actor.observe.remote(self.report)
+        self.sent = sent
+        return sent
+
+    def acknowledge(self, actor: Any, *, timeout_s: float) -> None:
+        """Wait until the report is recorded; where the actor died, it is to be sent again."""
+        try:
+            ray.get(self.sent or self.send(actor), timeout=timeout_s)
+        except RayActorError:
+            self.sent = None
+            raise
+
+
 class RayControllerClient:
-    """The controller actor by name, with a deadline; calls are idempotent, so they are retried."""
+    """The controller actor by name, with a deadline; calls are idempotent, so they are retried.
+
+    For use from one thread, except that reports may be handed over while another waits for an
+    entry. Nothing runs in the background here: a report is on its way as soon as it is handed over,
+    and it is sent again, if it must be, by who waits for an entry.
+    """
 
     def __init__(self, name: str, *, namespace: str, deadline_s: float) -> None:
         self._name, self._namespace, self._deadline_s = name, namespace, deadline_s
+        self._under_way: deque[_HandOver] = deque()
 
     def observe(self, report: DomainReport) -> None:
-        """See `shared.domains.ControllerClient`."""
-        what = f"take the report of step {report.step}"
-        self._until_deadline(what, lambda actor, _: actor.observe.remote(report))
+        """See `shared.domains.ControllerClient`. A report is sent after the one before is known."""
+        hand_over = _HandOver(report)
+        if not self._under_way:
+            with suppress(RayActorError, ValueError):  # gone or absent: `entry` sends it
+                hand_over.send(self._actor())
+        self._under_way.append(hand_over)
 
     def entry(self, index: int) -> WeightEntry:
-        """See `shared.domains.ControllerClient`."""
-
-        def ask(actor: Any, left_s: float) -> ray.ObjectRef:
-            return actor.entry.remote(index, min(_POLL_S, left_s))
-
-        return self._until_deadline(f"decide weight entry {index}", ask, until_found=True)
-
-    def _until_deadline(
-        self,
-        what: str,
-        call: Callable[[Any, float], ray.ObjectRef],
-        *,
-        until_found: bool = False,
-    ) -> Any:
-        """Call the actor until it answers, and with `until_found` until the answer is not None."""
+        """See `shared.domains.ControllerClient`; the deadline counts from this call."""
         deadline = time.monotonic() + self._deadline_s
-        trouble = "it has no such entry yet"
-        while (left_s := deadline - time.monotonic()) > 0:
+        trouble = ""
+        while time.monotonic() < deadline:
             try:
-                actor = ray.get_actor(self._name, namespace=self._namespace)
-                answer = ray.get(call(actor, left_s), timeout=left_s + _GRACE_S)
+                found = self._ask(index, deadline)
             except RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, TutelageError) else error) from None
             except (RayActorError, GetTimeoutError, ValueError) as error:
                 trouble = f"last trouble: {type(error).__name__}"
                 time.sleep(min(_RETRY_S, max(0.0, deadline - time.monotonic())))
                 continue
-            if answer is not None or not until_found:
-                return answer
+            if found is not None:
+                return found
+            trouble = "it has no such entry yet"
+        what = f"decide weight entry {index}"
+        if self._under_way:
+            what = f"take the report of step {self._under_way[0].report.step}"
         raise ControllerError(
             f"controller {self._name} in namespace {self._namespace} did not {what} within "
             f"{self._deadline_s:g} s ({trouble}); see the run's logs, or raise mixture.deadline_s"
         )
+
+    def _ask(self, index: int, deadline: float) -> WeightEntry | None:
+        """One long poll for an entry, after every report handed over has been acknowledged."""
+        actor = self._actor()
+        while self._under_way:
+            timeout_s = max(0.0, deadline - time.monotonic()) + _GRACE_S
+            self._under_way[0].acknowledge(actor, timeout_s=timeout_s)
+            self._under_way.popleft()
+        left_s = max(0.0, deadline - time.monotonic())
+        answer = actor.entry.remote(index, min(_POLL_S, left_s))
+        return ray.get(answer, timeout=left_s + _GRACE_S)
+
+    def _actor(self) -> Any:
+        return ray.get_actor(self._name, namespace=self._namespace)
 
 
 @dataclass(frozen=True, slots=True)

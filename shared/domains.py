@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from shared.config import Config
 from shared.config_mixture import FixedMixture, Mixture
 from shared.errors import CheckpointError
+
+_TAIL_BYTES = 4096  # looked through at a time for the end of the last whole line
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,17 @@ class ControllerClient(Protocol):
     """What rank 0 of the trainer needs of the controller."""
 
     def observe(self, report: DomainReport) -> None:
-        """Hand a report over; returns when it is recorded. The same step twice changes nothing."""
+        """Hand a report over and return at once. The same step twice changes nothing.
+
+        Whether it arrived, and what is wrong with it, shows in the next `entry`.
+        """
         ...
 
     def entry(self, index: int) -> WeightEntry:
-        """Entry `index` of the log, waited for up to the controller's deadline."""
+        """Entry `index` of the log, waited for up to the controller's deadline.
+
+        Every report handed over before is recorded first; raises TutelageErrors about those too.
+        """
         ...
 
 
@@ -95,11 +103,23 @@ def write_entry(path: Path, domains: Iterable[str], entry: WeightEntry) -> None:
         if line[field] is not None:
             line[field] = dict(zip(names, line[field], strict=True))
     with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        file.truncate(_end_of_lines(file))
         file.write(json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Offset after the last whole line, looked for from the end."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _TAIL_BYTES)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read_log(path: Path, domains: Iterable[str]) -> WeightLog:

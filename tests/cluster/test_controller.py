@@ -32,6 +32,7 @@ from shared.errors import ControllerError, NonFiniteLossError
 NAMES = ("math", "code", "law")
 NATURAL = (0.6, 0.3, 0.1)
 DDK = DDKMixture(interval=10, lag_steps=2)
+IMMEDIATELY_MS = 250  # on a busy machine; in fact a few milliseconds
 
 
 def _plan(folder: Path, mixture: FixedMixture | DDKMixture = DDK) -> ControllerPlan:
@@ -51,6 +52,15 @@ def _report(step: int, *, shift: float = 0.0) -> DomainReport:
 
 def _entries(plan: ControllerPlan) -> tuple[WeightEntry, ...]:
     return read_log(Path(plan.log_path), NAMES).entries
+
+
+def _undisturbed(folder: Path, *, steps: tuple[int, ...]) -> tuple[WeightEntry, ...]:
+    """What a controller decides that nothing happens to."""
+    (folder / "undisturbed").mkdir()
+    alone = Controller(_plan(folder / "undisturbed"))
+    for step in steps:
+        alone.observe(_report(step))
+    return alone.log.entries
 
 
 def test_ddk_starts_natural_and_then_follows_the_equations(tmp_path: Path) -> None:
@@ -187,15 +197,13 @@ def test_the_actor_survives_a_kill_between_reports_and_decides_as_if_undisturbed
     client = _client(name)
     client.observe(_report(0))
     client.observe(_report(10))
+    assert client.entry(1).decided_at == 10
     (process,) = _actor_processes()
     os.kill(process.pid, signal.SIGKILL)
     client.observe(_report(10, shift=0.1))
     client.observe(_report(20))
-    (tmp_path / "undisturbed").mkdir()
-    alone = Controller(_plan(tmp_path / "undisturbed"))
-    for step in (0, 10, 20):
-        alone.observe(_report(step))
-    assert tuple(client.entry(i) for i in range(3)) == alone.log.entries == _entries(plan)
+    alone = _undisturbed(tmp_path, steps=(0, 10, 20))
+    assert tuple(client.entry(i) for i in range(3)) == alone == _entries(plan)
     assert [p.pid for p in _actor_processes()] != [process.pid]
     del handle
 
@@ -206,15 +214,16 @@ def test_a_waiting_student_gets_its_entry_as_soon_as_it_is_decided(
     handle = _start(_plan(tmp_path), name)
     client, got = _client(name), []
     client.observe(_report(0))
+    client.entry(0)
     waiting = threading.Thread(target=lambda: got.append(client.entry(1)))
     waiting.start()
     time.sleep(1.0)
     assert not got
     client.observe(_report(10))
-    acknowledged = time.monotonic()
+    handed_over = time.monotonic()
     waiting.join(timeout=60)
     assert got[0].effective_from == 12
-    assert time.monotonic() - acknowledged < 4.0  # less than one long poll
+    assert time.monotonic() - handed_over < 4.0  # less than one long poll
     del handle
 
 
@@ -224,6 +233,7 @@ def test_a_student_that_waits_through_a_kill_still_gets_its_entry(
     handle = _start(_plan(tmp_path), name)
     client, got = _client(name), []
     client.observe(_report(0))
+    client.entry(0)
     waiting = threading.Thread(target=lambda: got.append(client.entry(1)))
     waiting.start()
     time.sleep(0.5)
@@ -245,18 +255,74 @@ def test_an_undecided_entry_is_a_sentence_after_the_deadline(name: str, tmp_path
     del handle
 
 
-def test_an_absent_controller_is_a_sentence_after_the_deadline(name: str) -> None:
-    with pytest.raises(ControllerError, match=r"did not take the report of step 0 within 0.5 s"):
-        _client(name, deadline_s=0.5).observe(_report(0))
+def _hand_over(client: RayControllerClient, report: DomainReport) -> float:
+    """Milliseconds that a student loses when it hands a report over."""
+    start = time.perf_counter()
+    client.observe(report)
+    return 1000 * (time.perf_counter() - start)
+
+
+def test_a_report_to_a_killed_controller_costs_nothing_and_is_decided_once_it_is_back(
+    name: str, tmp_path: Path
+) -> None:
+    handle = _start(_plan(tmp_path), name)
+    client = _client(name)
+    assert _hand_over(client, _report(0)) < IMMEDIATELY_MS
+    assert client.entry(0).weights == pytest.approx(NATURAL, abs=1e-15)
+    (process,) = _actor_processes()
+    os.kill(process.pid, signal.SIGKILL)
+    assert _hand_over(client, _report(10)) < IMMEDIATELY_MS
+    assert _hand_over(client, _report(20)) < IMMEDIATELY_MS
+    assert tuple(client.entry(i) for i in range(3)) == _undisturbed(tmp_path, steps=(0, 10, 20))
+    del handle
+
+
+def test_an_absent_controller_costs_nothing_until_its_entry_is_needed(name: str) -> None:
+    client = _client(name, deadline_s=0.5)
+    assert _hand_over(client, _report(0)) < IMMEDIATELY_MS
+    for _ in range(2):
+        with pytest.raises(
+            ControllerError, match=r"did not take the report of step 0 within 0.5 s"
+        ):
+            client.entry(0)
+
+
+def test_a_report_handed_over_before_the_controller_starts_is_decided(
+    name: str, tmp_path: Path
+) -> None:
+    client = _client(name)
+    client.observe(_report(0))
+    handle = _start(_plan(tmp_path), name)
+    assert client.entry(0) == _entries(_plan(tmp_path))[0]
+    del handle
+
+
+def test_a_controller_that_hangs_for_a_while_costs_the_student_only_its_wait_for_the_entry(
+    name: str, tmp_path: Path
+) -> None:
+    handle = _start(_plan(tmp_path), name)
+    client = _client(name)
+    (process,) = _actor_processes()
+    process.suspend()
+    wake = threading.Timer(2.0, process.resume)
+    wake.start()
+    start = time.monotonic()
+    assert _hand_over(client, _report(0)) < IMMEDIATELY_MS
+    assert client.entry(0) == _entries(_plan(tmp_path))[0]
+    assert time.monotonic() - start > 1.8
+    wake.join()
+    del handle
 
 
 def test_a_hanging_controller_is_a_sentence_after_the_deadline(name: str, tmp_path: Path) -> None:
     handle = _start(_plan(tmp_path), name)
+    client = _client(name, deadline_s=1.0)
     (process,) = _actor_processes()
     process.suspend()
     try:
-        with pytest.raises(ControllerError, match="within 1 s"):
-            _client(name, deadline_s=1.0).observe(_report(0))
+        client.observe(_report(0))
+        with pytest.raises(ControllerError, match="not take the report of step 0 within 1 s"):
+            client.entry(0)
     finally:
         process.resume()
     del handle
@@ -264,8 +330,10 @@ def test_a_hanging_controller_is_a_sentence_after_the_deadline(name: str, tmp_pa
 
 def test_a_report_that_is_not_finite_arrives_as_its_own_error(name: str, tmp_path: Path) -> None:
     handle = _start(_plan(tmp_path), name)
+    client = _client(name)
+    client.observe(DomainReport(0, (float("nan"),) * 3, (1, 1, 1), (1.0,) * 3))
     with pytest.raises(NonFiniteLossError, match="student's validation perplexity") as caught:
-        _client(name).observe(DomainReport(0, (float("nan"),) * 3, (1, 1, 1), (1.0,) * 3))
+        client.entry(0)
     assert type(caught.value) is NonFiniteLossError
     del handle
 
@@ -275,9 +343,10 @@ def test_a_second_start_replaces_the_first_and_continues_its_log(name: str, tmp_
     first = _start(plan, name)
     client = _client(name)
     client.observe(_report(0))
+    client.entry(0)
     second = _start(plan, name)
     client.observe(_report(10))
-    assert len(_entries(plan)) == 2
+    assert (client.entry(0), client.entry(1)) == _entries(plan)
     stop_controller(name, namespace="controllers")
     stop_controller(name, namespace="controllers")
     Path(plan.log_path).unlink()

@@ -1,5 +1,6 @@
 """The weight log on disk, and which step decides about which block."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,34 @@ def test_a_torn_last_line_is_dropped_and_replaced_wherever_it_was_torn(tmp_path:
         assert read_log(path, NAMES).entries == (FIRST,)
         write_entry(path, NAMES, SECOND)
         assert path.read_bytes() == both
+
+
+@pytest.mark.parametrize("lines_before", [0, 1, 3])
+@pytest.mark.parametrize("torn_bytes", [1, 4095, 4096, 4097, 100_000])
+def test_a_torn_line_of_any_length_is_replaced(
+    tmp_path: Path, lines_before: int, torn_bytes: int
+) -> None:
+    path = tmp_path / "weight_log.jsonl"
+    path.touch()
+    entries = [WeightEntry(i, 20 * i, 20 * i, (0.5, 0.5)) for i in range(lines_before + 1)]
+    for entry in entries[:-1]:
+        write_entry(path, NAMES, entry)
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b"x" * torn_bytes)
+    write_entry(path, NAMES, entries[-1])
+    assert path.read_bytes().startswith(whole)
+    assert read_log(path, NAMES).entries == tuple(entries)
+
+
+def test_an_append_reads_no_more_than_the_tail_of_a_long_log(tmp_path: Path) -> None:
+    path = tmp_path / "weight_log.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**36)  # a hole on disk, more than fits in memory
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n")
+    write_entry(path, NAMES, FIRST)
+    assert path.stat().st_size < 2**36 + 1000
 
 
 def test_a_broken_line_before_the_last_is_refused_with_its_number(tmp_path: Path) -> None:
