@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from cluster.policies import Decision, Weights, policy_for
+from cluster.policies import Decision, Weights, limited, policy_for
 from shared.config_mixture import AdaptiveMixture, Mixture
 from shared.domains import DomainReport, WeightEntry, decision_index, read_log, write_entry
 from shared.errors import ControllerError, TutelageError
@@ -73,13 +73,13 @@ class Controller:
 
     def _record(self, decision: Decision, *, decided_at: int) -> None:
         """Write the decision down, and only then show it."""
-        mixture = self._plan.mixture
+        mixture, before = self._plan.mixture, self.log.entries
         lag = mixture.lag_steps if isinstance(mixture, AdaptiveMixture) else 0
         entry = WeightEntry(
-            index=len(self.log.entries),
+            index=len(before),
             decided_at=decided_at,
             effective_from=decided_at + lag if decided_at else 0,
-            weights=decision.weights,
+            weights=limited(decision.weights, mixture, previous=before[-1] if before else None),
             factors=decision.factors,
         )
         write_entry(Path(self._plan.log_path), self._plan.domains, entry)

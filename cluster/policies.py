@@ -1,15 +1,36 @@
-"""Policies: rules that turn validation reports into domain weights.
+"""Policies: rules that turn reports about the student into domain weights.
 
 A policy is pure: what it must remember between decisions is the `factors` of the entry before.
-A new policy is one class, one line in `POLICIES` and one section in `shared.config`.
+A new policy is one class, one line in `POLICIES` and one section in `shared.config_mixture`.
+Floors and caps act on the weights of all policies alike, in `limited`.
+
+D domains in config order
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.config_mixture import DDKMixture, FixedMixture, Mixture
+import numpy as np
+
+from shared.config_mixture import (
+    AdaptiveMixture,
+    DDKMixture,
+    DoReMiMixture,
+    FixedMixture,
+    Mixture,
+    ODMMixture,
+    ShearedMixture,
+)
 from shared.ddk import initial_factors, updated_factors
+from shared.domain_policies import (
+    excess_losses,
+    exp3_weights,
+    loss_differences,
+    raised_weights,
+    smoothed_rewards,
+)
 from shared.domains import DomainReport, WeightEntry
+from shared.simplex import projected
 
 Weights = tuple[float, ...]  # shares of loss tokens in config order, sum 1
 
@@ -90,12 +111,129 @@ class DDKPolicy:
         return Decision(r, factors=r)
 
 
-POLICIES = {"fixed": FixedPolicy, "ddk": DDKPolicy}
+@dataclass(frozen=True, slots=True)
+class DoReMiPolicy:
+    """More of the domains whose training text the student knows less well than the teacher.
+
+    Its factors are the last excess losses, for domains that are not seen in an interval.
+    """
+
+    mixture: DoReMiMixture
+    domains: tuple[str, ...]
+    natural: Weights
+
+    def opening(self) -> Decision:
+        """Uniform."""
+        count = len(self.domains)
+        return Decision((1 / count,) * count, factors=(0.0,) * count)
+
+    def first(self, report: DomainReport) -> Decision:
+        """The same, whatever the report."""
+        return self.opening()
+
+    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+        """The weights before, raised by excess loss."""
+        excess_D = excess_losses(report, _remembered(previous))
+        weight_D = _raised(previous, excess_D, self.mixture)
+        return Decision(tuple(weight_D.tolist()), factors=tuple(excess_D.tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class ShearedPolicy:
+    """More of the domains whose validation loss is furthest above the teacher's."""
+
+    mixture: ShearedMixture
+    domains: tuple[str, ...]
+    natural: Weights
+
+    def opening(self) -> Decision:
+        """Natural proportions."""
+        return Decision(_normalised(self.natural))
+
+    def first(self, report: DomainReport) -> Decision:
+        """The same, whatever the report."""
+        return self.opening()
+
+    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+        """The weights before, raised by the distance to the teacher."""
+        difference_D = loss_differences(report, domains=self.domains)
+        return Decision(tuple(_raised(previous, difference_D, self.mixture).tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class ODMPolicy:
+    """A bandit that plays the domains whose training text has the largest KL.
+
+    Its factors are the smoothed rewards R.
+    """
+
+    mixture: ODMMixture
+    domains: tuple[str, ...]
+    natural: Weights
+
+    def opening(self) -> Decision:
+        """Uniform, with nothing earned."""
+        reward_D = np.zeros(len(self.domains))
+        weight_D = exp3_weights(reward_D, decision=0)
+        return Decision(tuple(weight_D.tolist()), factors=tuple(reward_D.tolist()))
+
+    def first(self, report: DomainReport) -> Decision:
+        """The same, whatever the report."""
+        return self.opening()
+
+    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+        """By the rewards so far; t is the index of the decision."""
+        reward_D = smoothed_rewards(
+            _remembered(previous),
+            report,
+            weight_D=np.array(previous.weights),
+            smoothing=self.mixture.smoothing,
+        )
+        weight_D = exp3_weights(reward_D, decision=previous.index + 1)
+        return Decision(tuple(weight_D.tolist()), factors=tuple(reward_D.tolist()))
+
+
+POLICIES = {
+    "fixed": FixedPolicy,
+    "ddk": DDKPolicy,
+    "doremi": DoReMiPolicy,
+    "sheared": ShearedPolicy,
+    "odm": ODMPolicy,
+}
 
 
 def policy_for(mixture: Mixture, *, domains: tuple[str, ...], natural: Weights) -> Policy:
     """The policy a config asks for. `natural`: each domain's share of the corpus's loss tokens."""
     return POLICIES[mixture.policy](mixture, domains, natural)
+
+
+def limited(weights: Weights, mixture: Mixture, *, previous: WeightEntry | None) -> Weights:
+    """The nearest weights that keep the floor and, after an entry, the cap on each change."""
+    if not isinstance(mixture, AdaptiveMixture):
+        return weights
+    low_D = np.full(len(weights), mixture.floor)
+    high_D = np.ones(len(weights))
+    if previous is not None:
+        before_D = np.array(previous.weights)
+        low_D = np.maximum(low_D, before_D - mixture.max_change)
+        high_D = np.minimum(high_D, before_D + mixture.max_change)
+    return tuple(projected(np.array(weights), low_D, high_D).tolist())
+
+
+def _remembered(previous: WeightEntry) -> np.ndarray:
+    assert previous.factors is not None, "every entry of this policy keeps its factors"
+    return np.array(previous.factors)
+
+
+def _raised(
+    previous: WeightEntry, loss_D: np.ndarray, mixture: DoReMiMixture | ShearedMixture
+) -> np.ndarray:
+    return raised_weights(
+        np.array(previous.weights),
+        loss_D,
+        step_size=mixture.step_size,
+        smoothing=mixture.smoothing,
+    )
 
 
 def _normalised(weights: Weights) -> Weights:

@@ -103,11 +103,11 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
     specs = [answers.spec for answers in stored_answers(store)]
     if plan.evaluation_spec not in specs:
-        if isinstance(config.mixture, AdaptiveMixture):
+        if isinstance(config.mixture, AdaptiveMixture) and config.mixture.needs_validation:
             raise ConfigError(
                 f"mixture.policy is {config.mixture.policy}, which compares with the teacher on "
-                f"validation text, but targets.store {store} has no answers to it; use fixed "
-                "weights, or a live teacher"
+                f"validation text, but targets.store {store} has no answers to it; use doremi, "
+                "odm or fixed weights, or a live teacher"
             )
         plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher=None)
     return plan, partial(_open_stored, store=store, teacher=teacher)

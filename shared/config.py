@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from shared.config_base import Dtype, Fraction, Positive, Section
 from shared.config_losses import ForwardKL, HiddenStates, Loss
-from shared.config_mixture import AdaptiveMixture, FixedMixture, Mixture
+from shared.config_mixture import AdaptiveMixture, FixedMixture, Mixture, check_mixture
 
 
 class Paths(Section):
@@ -239,6 +239,7 @@ class Config(Section):
             )
         if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
             _check_weights(self.mixture.weights, self.domains)
+        check_mixture(self.mixture, num_domains=len(self.domains), needs_teacher=self.needs_teacher)
         if self.targets.teacher_free and self.targets.store is None:
             raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
         return self

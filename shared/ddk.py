@@ -9,6 +9,7 @@ import numpy as np
 
 from shared.domains import DomainReport
 from shared.errors import DataError, NonFiniteLossError
+from shared.simplex import softmax
 
 Factors = tuple[float, ...]  # r of the paper, sum 1
 
@@ -16,7 +17,7 @@ Factors = tuple[float, ...]  # r of the paper, sum 1
 def initial_factors(report: DomainReport, *, domains: Sequence[str]) -> Factors:
     """r^0: softmax of the perplexity ratios at temperature 1 (Eq. 1)."""
     ratio_D = perplexity_ratios(report, domains=domains)
-    return tuple(_softmax(ratio_D).tolist())
+    return tuple(softmax(ratio_D).tolist())
 
 
 def updated_factors(
@@ -26,7 +27,7 @@ def updated_factors(
     ratio_D = perplexity_ratios(report, domains=domains)
     counted_D = np.isfinite(ratio_D)
     with np.errstate(divide="ignore"):
-        psi_D = _softmax(np.log(previous) + ratio_D)
+        psi_D = softmax(np.log(previous) + ratio_D)
     r_D = alpha * psi_D + (1 - alpha) * counted_D / counted_D.sum()
     return tuple(r_D.tolist())
 
@@ -44,30 +45,23 @@ def perplexity_ratios(report: DomainReport, *, domains: Sequence[str]) -> np.nda
     with np.errstate(over="ignore", invalid="ignore"):
         student_D = np.exp(np.array(report.student_nll_sums) / tokens_D)
         teacher_D = np.exp(np.array(report.teacher_nlls))
-    _refuse_non_finite("student", student_D, counted_D, report=report, domains=domains)
-    _refuse_non_finite("teacher", teacher_D, counted_D, report=report, domains=domains)
+    for model, perplexity_D in (("student", student_D), ("teacher", teacher_D)):
+        bad_D = counted_D & ~np.isfinite(perplexity_D)
+        refuse_non_finite(
+            f"{model}'s validation perplexity", bad_D, step=report.step, domains=domains
+        )
     return np.divide(student_D, teacher_D, out=np.full(len(counted_D), -np.inf), where=counted_D)
 
 
-def _softmax(logit_D: np.ndarray) -> np.ndarray:
-    """exp(x) / sum exp(x), safe for any finite x; -inf gets nothing."""
-    mass_D = np.exp(logit_D - logit_D.max())
-    return mass_D / mass_D.sum()
-
-
-def _refuse_non_finite(
-    model: str,
-    perplexity_D: np.ndarray,
-    counted_D: np.ndarray,
-    *,
-    report: DomainReport,
-    domains: Sequence[str],
+def refuse_non_finite(
+    quantity: str, bad_D: np.ndarray, *, step: int, domains: Sequence[str]
 ) -> None:
-    bad_D = counted_D & ~np.isfinite(perplexity_D)
+    """Raise NonFiniteLossError naming the domains that are bad, if any is."""
     if bad_D.any():
         names = ", ".join(name for name, bad in zip(domains, bad_D, strict=True) if bad)
-        way_out = "lower optimiser.lr" if model == "student" and report.step else "check the model"
+        diverged = quantity.startswith("student") and step > 0
+        way_out = "lower optimiser.lr" if diverged else "check the model"
         raise NonFiniteLossError(
-            f"the {model}'s validation perplexity at step {report.step} is not finite in "
-            f"{names}; {way_out} or look at that text"
+            f"the {quantity} at step {step} is not finite in {names}; {way_out} or look at that "
+            "text"
         )

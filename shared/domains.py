@@ -17,12 +17,18 @@ _TAIL_BYTES = 4096  # looked through at a time for the end of the last whole lin
 
 @dataclass(frozen=True, slots=True)
 class DomainReport:
-    """Validation sums of all ranks at a decision step, one entry per domain in config order."""
+    """Sums of all ranks at a decision step, one entry per domain in config order.
+
+    Of validation text, where the policy needs it, and of the training text since the report before.
+    """
 
     step: int
-    student_nll_sums: tuple[float, ...]  # nats
-    num_tokens: tuple[int, ...]
-    teacher_nlls: tuple[float, ...]  # nats per token, constant over the run
+    student_nll_sums: tuple[float, ...] = ()  # nats, validation
+    num_tokens: tuple[int, ...] = ()  # validation
+    teacher_nlls: tuple[float, ...] = ()  # nats per validation token, constant over the run
+    training_tokens: tuple[int, ...] = ()
+    training_kl_sums: tuple[float, ...] = ()  # nats, KL(teacher || student)
+    training_excess_sums: tuple[float, ...] = ()  # nats, student's NLL above the teacher's, >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class WeightEntry:
     decided_at: int  # step
     effective_from: int  # block; a block is one optimiser step's rows
     weights: tuple[float, ...]  # config order, sum 1
-    factors: tuple[float, ...] | None = None  # the policy's state after this decision
+    factors: tuple[float, ...] | None = None  # what the policy remembers
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from shared.config import Config, Data, Domain, Source
+from shared.config_mixture import AdaptiveMixture
 from shared.errors import DataError
 from shared.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
 from shared.packing import Fit, Piece, chosen_rows, pack, pieces_of
 from shared.plan import PreparedDomain
 from shared.row_cache import TRAIN, VALIDATION, Built, intact, publish, storage_errors
+from shared.row_store import RowStore
 from shared.rows import SCHEMA
 from shared.sources import digest_sources, num_bytes, read_documents, sources_of
 
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 0.05  # of the documents, at most, where a domain names no validation text
 FEWEST_DOCUMENTS = 20  # with fewer, pieces of documents are held out instead
+FEWEST_VALIDATION_ROWS = 2  # of a domain whose weight is decided from them
 
 
 def prepare(
@@ -49,6 +52,9 @@ def prepare(
         )
         for name, domain in config.domains.items()
     ]
+    if isinstance(config.mixture, AdaptiveMixture) and config.mixture.needs_validation:
+        for domain in prepared:
+            _refuse_thin_validation(domain, policy=config.mixture.policy)
     total = sum(domain.num_loss_tokens for domain in prepared)
     return tuple(replace(d, natural_weight=d.num_loss_tokens / total) for d in prepared)
 
@@ -145,6 +151,18 @@ def _refuse_too_little(
         raise DataError(
             f"domain {name} has no training text left beside its validation text; add text "
             f"to it, or {way_out} under domains.{name}"
+        )
+
+
+def _refuse_thin_validation(domain: PreparedDomain, *, policy: str) -> None:
+    """One row says too little to move weights by."""
+    validation = RowStore.open(domain.validation_path)
+    if len(validation) < FEWEST_VALIDATION_ROWS or not validation.num_loss_tokens:
+        raise DataError(
+            f"domain {domain.name} has {len(validation)} validation rows with "
+            f"{validation.num_loss_tokens} tokens to learn, too little for mixture.policy "
+            f"{policy}, which needs {FEWEST_VALIDATION_ROWS} rows; name more text under "
+            f"domains.{domain.name}.validation, or take doremi, odm or fixed weights"
         )
 
 

@@ -65,6 +65,39 @@ class Interval:
         return Interval(np.array(state["sums"], np.float64), tokens_D, rows_D, machine)
 
 
+@dataclass(slots=True)
+class SinceReport:
+    """Training sums of all ranks since the last report to the controller, kept in checkpoints."""
+
+    sums: np.ndarray  # Q by D, nats
+    tokens_D: np.ndarray
+
+    @staticmethod
+    def empty(num_domains: int) -> "SinceReport":
+        """Nothing learnt yet."""
+        return SinceReport(np.zeros((len(BY_DOMAIN), num_domains)), np.zeros(num_domains, np.int64))
+
+    def by_domain(self, quantity: str) -> np.ndarray:
+        """Sums of one of `BY_DOMAIN`, float64 [D]."""
+        return self.sums[BY_DOMAIN.index(quantity)]
+
+    def add(self, step: Step, sums: np.ndarray) -> None:
+        """Count one step in; `sums` as `Objective` orders them."""
+        self.sums += sums[-self.sums.size :].reshape(self.sums.shape)
+        self.tokens_D += step.domain_tokens_D
+
+    def state(self) -> dict[str, list]:
+        """What a checkpoint keeps; floats survive JSON exactly."""
+        return {"sums": self.sums.tolist(), "tokens_D": self.tokens_D.tolist()}
+
+    @staticmethod
+    def from_state(state: dict[str, list]) -> "SinceReport":
+        """The inverse of `state`."""
+        return SinceReport(
+            np.array(state["sums"], np.float64), np.array(state["tokens_D"], np.int64)
+        )
+
+
 class Stopwatch:
     """Seconds and reader counters since it was made."""
 

@@ -53,6 +53,7 @@ def train(run: Run) -> None:
         refuse_non_finite(run, drawn, grad_norm)
         step += 1
         run.interval.add(drawn, sums, watch.machine())
+        run.since_report.add(drawn, sums)
         if run.due(config.log_every, step):
             run.write_line(step, lr=lr, grad_norm=grad_norm)
         if run.due(config.checkpoints.every, step):

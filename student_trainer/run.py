@@ -5,11 +5,12 @@ G domains in config order
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shared.config import Config
+from shared.config_mixture import AdaptiveMixture
 from shared.domains import ControllerClient, DomainReport, decision_steps
 from shared.errors import StorageError, TutelageError
 from shared.metrics import DomainEvaluation, append_metrics
@@ -23,7 +24,7 @@ from student_trainer.checkpoint import latest_checkpoint, read_state, refuse_cha
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.export import export_checkpoint, exported_step
-from student_trainer.interval import Interval, metrics_line, progress_line
+from student_trainer.interval import Interval, SinceReport, metrics_line, progress_line
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
 from student_trainer.shards import load_shards, write_checkpoint
@@ -47,6 +48,7 @@ class Run:
     supply: Supply
     validation: Validation
     interval: Interval
+    since_report: SinceReport
     reader: TargetReader | None
     controller: ControllerClient | None  # on rank 0
 
@@ -86,6 +88,7 @@ class Run:
         refuse_changes(checkpoint, found=state["facts"], asked=self._facts())
         load_shards(self.engine, checkpoint)
         self.interval = Interval.from_state(state["interval"], self.ranks)
+        self.since_report = SinceReport.from_state(state["since_report"])
         if self.ranks.leads:
             log.info("resuming from %s", checkpoint.name)
         return step_of(checkpoint)
@@ -96,6 +99,7 @@ class Run:
             "step": step,
             "weight_entries": self.supply.num_weight_entries,
             "interval": self.interval.state(self.ranks),
+            "since_report": self.since_report.state(),
             "facts": self._facts(),
         }
         write_checkpoint(
@@ -109,10 +113,11 @@ class Run:
         )
 
     def report(self, step: int) -> None:
-        """Tell the controller how the student does on validation text; rank 0 alone talks."""
-        if self.config.mixture.policy == "fixed":
+        """Tell the controller how the student does, as its policy needs; rank 0 alone talks."""
+        mixture = self.config.mixture
+        if not isinstance(mixture, AdaptiveMixture) or not (step or mixture.opens_with_report):
             return
-        sums = self.validation.sums(self.engine)
+        sums = self.validation.sums(self.engine) if mixture.needs_validation else None
         error = None
         if self.ranks.leads:
             assert self.controller is not None, "rank 0 has a controller"
@@ -121,6 +126,7 @@ class Run:
             except TutelageError as failure:
                 error = failure
         self.ranks.agree(error)
+        self.since_report = SinceReport.empty(len(self.config.domains))
 
     def evaluate(self, when: str) -> None:
         """Compare student and teacher on validation text, once per run for `before` and `after`."""
@@ -200,10 +206,19 @@ class Run:
         path = self.files.path / EVALUATIONS
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def _domain_report(self, step: int, sums: ValidationSums) -> DomainReport:
-        before = self._evaluations()["before"]
-        return DomainReport(
+    def _domain_report(self, step: int, sums: ValidationSums | None) -> DomainReport:
+        learnt = self.since_report
+        report = DomainReport(
             step=step,
+            training_tokens=tuple(learnt.tokens_D.tolist()),
+            training_kl_sums=tuple(learnt.by_domain("kl").tolist()),
+            training_excess_sums=tuple(learnt.by_domain("excess").tolist()),
+        )
+        if sums is None:
+            return report
+        before = self._evaluations()["before"]
+        return replace(
+            report,
             student_nll_sums=tuple(sums.student_nll_G.tolist()),
             num_tokens=tuple(int(n) for n in sums.tokens_G),
             teacher_nlls=tuple(before[name]["teacher_nll"] for name in self.config.domains),
@@ -258,6 +273,7 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
         supply=Supply(plan, train, ranks=ranks, reader=reader, controller=controller),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
         interval=_empty_interval(config),
+        since_report=SinceReport.empty(len(config.domains)),
         reader=reader,
         controller=controller,
     )

@@ -49,6 +49,38 @@ def test_an_interval_below_the_lag_is_refused():
         config(mixture={"policy": "ddk", "interval": 2, "lag_steps": 3})
 
 
+@pytest.mark.parametrize("policy", ["ddk", "doremi", "sheared", "odm"])
+def test_a_floor_that_domains_cannot_all_have_is_refused(policy):
+    mixture = {"policy": policy, "floor": 0.6}
+    with pytest.raises(ValidationError, match=r"mixture.floor is 0.6 for each of 2 domains"):
+        config(mixture=mixture)
+    assert config(mixture=mixture | {"floor": 0.5}).mixture.policy == policy
+
+
+@pytest.mark.parametrize("policy", ["doremi", "odm"])
+def test_a_policy_on_training_text_needs_a_loss_that_asks_the_teacher(policy):
+    with pytest.raises(ValidationError, match=rf"mixture.policy is {policy}, .* no loss asks"):
+        config(mixture={"policy": policy}, losses=[{"kind": "cross_entropy"}])
+
+
+@pytest.mark.parametrize(
+    ("policy", "option", "value"),
+    [
+        ("ddk", "alpha", 1.5),
+        ("doremi", "step_size", 0),
+        ("doremi", "smoothing", 0),
+        ("sheared", "step_size", -1),
+        ("sheared", "smoothing", 2),
+        ("odm", "smoothing", -0.1),
+        ("odm", "max_change", 0),
+        ("ddk", "floor", -0.1),
+    ],
+)
+def test_a_hyperparameter_out_of_range_is_refused(policy, option, value):
+    with pytest.raises(ValidationError, match=rf"mixture.{policy}.{option}\n"):
+        config(mixture={"policy": policy, option: value})
+
+
 def test_fixed_weights_name_every_domain():
     with pytest.raises(ValidationError, match=r"mixture.weights must name every domain"):
         config(mixture={"policy": "fixed", "weights": {"math": 1.0}})

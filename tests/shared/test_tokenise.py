@@ -321,6 +321,32 @@ def test_natural_weights_are_shares_of_loss_tokens(tmp_path: Path, tokenizer) ->
     assert RowStore.open(found[0].train_path).take([0]).names() == ["b/0"]
 
 
+@pytest.mark.parametrize("policy", ["ddk", "sheared", "doremi", "odm", "fixed"])
+def test_a_policy_on_validation_text_needs_two_rows_of_it(
+    tmp_path: Path, tokenizer, policy: str
+) -> None:
+    write(tmp_path / "a.jsonl", *pairs(50))
+    write(tmp_path / "valid.jsonl", *pairs(1, seed=2))
+    config = Config.model_validate(
+        {
+            "name": "x",
+            "steps": 1,
+            "paths": {"root": str(tmp_path)},
+            "teachers": {"t": {"model": "t"}},
+            "student": {"model": "s"},
+            "domains": {"thin": {"train": "a.jsonl", "validation": "valid.jsonl"}},
+            "data": {"context": 64},
+            "mixture": {"policy": policy},
+        }
+    )
+    given = {"tokenizer": tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
+    if policy in ("ddk", "sheared"):
+        with pytest.raises(DataError, match=rf"domain thin has 1 validation rows .* {policy}, "):
+            prepare(config, **given)
+    else:
+        assert len(RowStore.open(prepare(config, **given)[0].validation_path)) == 1
+
+
 def test_no_bar_is_drawn_where_there_is_no_terminal(
     tmp_path: Path, tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
