@@ -117,6 +117,7 @@ def _curves(record: RunRecord) -> list[Curve]:
         Curve("Loss", "nats per token", _plot("Loss", _losses(record), from_zero=False)),
         Curve("Gradient norm", "before clipping", _plot("Gradient norm", norms)),
         *_domain_curves(record),
+        *_adaptive_curves(record),
         *_machine_curves(record),
     ]
 
@@ -143,6 +144,22 @@ def _domain_curves(record: RunRecord) -> list[Curve]:
         plot = _plot("KL by domain", divergences)
         title = "KL by domain, training text"
         curves.insert(0, Curve(title, "nats per token", plot, by_domain=True))
+    return curves
+
+
+def _adaptive_curves(record: RunRecord) -> list[Curve]:
+    """What a token-adaptive loss splits and learns, by domain; nothing without one."""
+    described = [
+        ("Hard tokens by domain", "share of loss tokens", "hard_share", plots.percent),
+        ("TKD by domain", "nats per token", "tkd", plots.compact),
+        ("DKD by domain", "nats per token", "dkd", plots.compact),
+    ]
+    curves = []
+    for title, unit, field, format_y in described:
+        series = _by_domain(record, lambda m, name, field=field: getattr(m.domains[name], field))
+        if any(one.points for one in series):
+            plot = _plot(title, series, format_y=format_y)
+            curves.append(Curve(title, unit, plot, by_domain=True))
     return curves
 
 

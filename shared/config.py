@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shared.config_base import Dtype, Fraction, Positive, Section
-from shared.config_losses import ForwardKL, HiddenStates, Loss
+from shared.config_losses import ATKD, ForwardKL, HiddenStates, Loss
 from shared.config_mixture import AdaptiveMixture, FixedMixture, Mixture, check_mixture
 
 
@@ -202,6 +202,11 @@ class Config(Section):
         return any(loss.kind != "cross_entropy" for loss in self.losses)
 
     @property
+    def atkd(self) -> ATKD | None:
+        """The token-adaptive loss, of which there is at most one."""
+        return next((loss for loss in self.losses if isinstance(loss, ATKD)), None)
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches per worker and optimiser step."""
         return self.batch.rows_per_step // (self.batch.micro_batch * self.student.workers)
@@ -239,6 +244,8 @@ class Config(Section):
             )
         if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
             _check_weights(self.mixture.weights, self.domains)
+        if sum(isinstance(loss, ATKD) for loss in self.losses) > 1:
+            raise ValueError("losses has more than one atkd; keep one, the split is the step's")
         check_mixture(self.mixture, num_domains=len(self.domains), needs_teacher=self.needs_teacher)
         if self.targets.teacher_free and self.targets.store is None:
             raise ValueError("targets.teacher_free needs targets.store, the folder to train from")

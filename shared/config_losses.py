@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.config_base import Positive, Section
+from shared.config_base import Fraction, Positive, Section
 
 
 class ForwardKL(Section):
@@ -14,6 +14,33 @@ class ForwardKL(Section):
     weight: Positive = 1.0
     temperature: Positive = 1.0
     times_temperature_squared: bool = True
+
+
+class SoftCrossEntropy(Section):
+    """-sum p log q over the kept ids and the tail bucket: forward KL plus the teacher's entropy.
+
+    The soft-target cross-entropy of AKD (Saxena, Janzen and Maass, WiML 2024).
+    """
+
+    kind: Literal["soft_cross_entropy"] = "soft_cross_entropy"
+    weight: Positive = 1.0
+    temperature: Positive = 2.0
+    times_temperature_squared: bool = True
+
+
+class ATKD(Section):
+    """Token-adaptive teaching (ATKD, arXiv 2402.11890): hard tokens learn TKD + DKD, easy ones DKD.
+
+    Defaults are the paper's. Hard are the tokens of a step where the teacher is least certain of
+    the label; `reverse` swaps the roles of teacher and student, and splits each micro-batch by
+    the student's own uncertainty. Temperature 1.
+    """
+
+    kind: Literal["atkd"] = "atkd"
+    weight: Positive = 1.0
+    direction: Literal["forward", "reverse"] = "forward"
+    hard_fraction: Fraction = Field(default=0.5, description="k: share of tokens that are hard")
+    easy_weight: Fraction = Field(default=0.2, description="lambda; hard tokens get 1 - lambda")
 
 
 class CrossEntropy(Section):
@@ -35,4 +62,7 @@ class HiddenStates(Section):
     distance: Literal["mse", "cosine"] = "mse"
 
 
-Loss = Annotated[ForwardKL | CrossEntropy | HiddenStates, Field(discriminator="kind")]
+Loss = Annotated[
+    ForwardKL | SoftCrossEntropy | ATKD | CrossEntropy | HiddenStates,
+    Field(discriminator="kind"),
+]

@@ -18,6 +18,11 @@ class DomainMetrics:
     tokens: int  # loss tokens
     sequences: int  # rows
     weight: float  # target share of loss tokens at the line's last step
+    # Of a token-adaptive loss (ATKD), means per loss token; None without one.
+    hard_share: float | None = None
+    uncertainty: float | None = None  # 1 - probability of the label
+    tkd: float | None = None  # nats
+    dkd: float | None = None  # nats; counts as 0 where uncertainty < 1e-5
 
 
 @dataclass(slots=True)

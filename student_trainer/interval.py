@@ -125,17 +125,14 @@ def metrics_line(
     tokens = int(interval.tokens_D.sum())
     num_terms = len(config.losses)
     means = interval.sums[: 2 + num_terms] / max(1, tokens)
-    kls = interval.by_domain("kl")
     domains = {
         name: DomainMetrics(
-            kl=float(kl / count) if config.needs_teacher and count else None,
-            tokens=int(count),
-            sequences=int(rows),
-            weight=weight,
+            tokens=int(interval.tokens_D[d]),
+            sequences=int(interval.rows_D[d]),
+            weight=weights[d],
+            **_token_means(interval, config, d),
         )
-        for name, kl, count, rows, weight in zip(
-            config.domains, kls, interval.tokens_D, interval.rows_D, weights, strict=True
-        )
+        for d, name in enumerate(config.domains)
     }
     seconds, wait_s, units, wire_bytes, retried, hits = machine.tolist()
     return StepMetrics(
@@ -171,6 +168,23 @@ def progress_line(line: StepMetrics, *, steps: int, steps_in_line: int) -> str:
     left_s = (steps - line.step) * line.seconds / max(1, steps_in_line)
     parts.append(f"eta {_duration(left_s)}")
     return " | ".join(parts)
+
+
+def _token_means(interval: Interval, config: Config, d: int) -> dict[str, float | None]:
+    """What `DomainMetrics` has per loss token of domain `d`; None where it was not measured."""
+    count = interval.tokens_D[d]
+
+    def mean(quantity: str, measured: bool) -> float | None:
+        return float(interval.by_domain(quantity)[d] / count) if measured and count else None
+
+    adaptive = config.atkd is not None
+    return {
+        "kl": mean("kl", config.needs_teacher),
+        "hard_share": mean("hard", adaptive),
+        "uncertainty": mean("uncertainty", adaptive),
+        "tkd": mean("tkd", adaptive),
+        "dkd": mean("dkd", adaptive),
+    }
 
 
 def _counters(stats: ReaderStats | None) -> np.ndarray:

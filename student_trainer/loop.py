@@ -1,6 +1,7 @@
 """The loop: draw sequences, get soft targets, take a step, tell the controller."""
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -9,11 +10,12 @@ import xxhash
 from shared.errors import NonFiniteLossError
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.rows import Rows
-from student_trainer.batches import Step
+from student_trainer.batches import Batch, Step
 from student_trainer.engine import backward, take_step
 from student_trainer.interval import Stopwatch
 from student_trainer.run import Run, close_run, is_finished, open_run
 from student_trainer.schedule import learning_rate
+from student_trainer.token_split import TokenSplit
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +73,7 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
     """
     multiplier = run.ranks.world_size / max(1, drawn.tokens)
     sums, weighted = torch.zeros(()), []
-    for number, rows in enumerate(drawn.units, start=1):
-        targets = run.supply.targets()
-        batch = run.layouts.batch(rows, targets)
+    for number, (rows, batch) in enumerate(batches(run, drawn), start=1):
         loss, unit_sums, weighted_N = run.engine(batch, multiplier=multiplier)
         backward(run.engine, loss, last=number == len(drawn.units))
         sums = sums.to(unit_sums.device) + unit_sums
@@ -83,6 +83,26 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
         bad = [name for unit in weighted for name in rows_with_bad_loss(*unit)]
         raise non_finite("the loss", drawn, run.ranks.gather(bad))
     return total
+
+
+def batches(run: Run, drawn: Step) -> Iterator[tuple[Rows, Batch]]:
+    """The step's units and their tensors, in order, the teacher's answers taken one by one.
+
+    A loss that splits the step's tokens needs the answers of all ranks and units before the
+    first forward pass: how a step is cut then changes nothing.
+    """
+    term = run.config.atkd
+    if term is None or term.direction == "reverse":
+        for rows in drawn.units:
+            yield rows, run.layouts.batch(rows, run.supply.targets())
+        return
+    answers = [run.supply.targets() for _ in drawn.units]
+    own = [answer.arrays().label_logprob_N for answer in answers if answer is not None]
+    everywhere = run.ranks.gather(np.concatenate(own))
+    split = TokenSplit.of(np.concatenate(everywhere), hard_fraction=term.hard_fraction)
+    for rows, answer in zip(drawn.units, answers, strict=True):
+        batch = run.layouts.batch(rows, answer)
+        yield rows, batch | split.tensors(batch["label_logprob_N"], term)
 
 
 def refuse_non_finite(run: Run, drawn: Step, grad_norm: float) -> None:

@@ -19,19 +19,23 @@ from student_trainer.accelerator import deepspeed
 from student_trainer.batches import Batch
 from student_trainer.losses.hidden_states import HiddenStatePairs, projection
 from student_trainer.losses.objective import (
+    ADAPTIVE,
     TeacherTargets,
     TokenLosses,
     evaluate_tokens,
     token_losses,
 )
 from student_trainer.losses.primitive import Head
+from student_trainer.losses.token_adaptive import TokenClasses
 from student_trainer.student import Student, takes_positions
+from student_trainer.token_split import TokenSplit
 
 Mode = Literal["train", "evaluate", "logits"]
 
 # What training sums up for each domain, nats: bucketed KL(teacher || student) at temperature 1,
-# and how far the student's NLL of the label exceeds the teacher's, never below 0.
-BY_DOMAIN = ("kl", "excess")
+# how far the student's NLL of the label exceeds the teacher's, never below 0, and what ATKD
+# reports: hard tokens, their uncertainty, TKD and DKD (0 without it).
+BY_DOMAIN = ("kl", "excess", *ADAPTIVE)
 
 
 class Objective(nn.Module):
@@ -78,6 +82,7 @@ class LossHead(nn.Module):
         super().__init__()
         self.terms, self.temperatures = tuple(config.losses), config.temperatures
         self.num_domains = len(config.domains)
+        self._atkd = config.atkd
         self._student = (student,)
         for parameter in student.head.parameters():
             deepspeed.zero.register_external_parameter(self, parameter)
@@ -108,6 +113,7 @@ class LossHead(nn.Module):
             multiplier=multiplier,
             targets=_targets(batch, self.temperatures),
             hidden_states=self._pairs(batch),
+            classes=self._classes(hidden_ND, head, batch),
         )
         weighted_N = self._weighted(found)
         return found.loss, self._sums(found, weighted_N, batch), weighted_N
@@ -133,13 +139,27 @@ class LossHead(nn.Module):
         excess_N = absent_N
         if "label_logprob_N" in batch:
             excess_N = (found.label_nll_N + batch["label_logprob_N"]).clamp(min=0)
+        adaptive = [found.adaptive.get(name, absent_N) for name in ADAPTIVE]
         totals = [v.double().sum() for v in (weighted_N, captured_N, *found.terms.values())]
-        by_domain = [self._by_domain(v, batch["domain_N"]) for v in (kl_N, excess_N)]
+        by_domain = [self._by_domain(v, batch["domain_N"]) for v in (kl_N, excess_N, *adaptive)]
         return torch.cat([torch.stack(totals), *by_domain])
 
     def _by_domain(self, value_N: Tensor, domain_N: Tensor) -> Tensor:
         sums_G = torch.zeros(self.num_domains, dtype=torch.float64, device=value_N.device)
         return sums_G.index_add_(0, domain_N, value_N.detach().double())
+
+    @torch.no_grad()
+    def _classes(self, hidden_ND: Tensor, head: Head, batch: Batch) -> TokenClasses | None:
+        """The step's split, which the batch carries; in reverse one of this unit alone, from
+        another pass over the head. The unit's class means are then its own, and the step's loss
+        is the mean of its units' losses weighted by their tokens."""
+        if self._atkd is None:
+            return None
+        if self._atkd.direction == "reverse":
+            nll_N, _ = evaluate_tokens(hidden_ND, head, label_N=batch["label_N"])
+            split = TokenSplit.of(-nll_N.cpu().numpy(), hard_fraction=self._atkd.hard_fraction)
+            batch = batch | split.tensors(-nll_N, self._atkd)
+        return TokenClasses(batch["hard_N"], batch["class_weight_N"])
 
     def _head(self) -> Head:
         student = self._student[0]
@@ -158,4 +178,10 @@ def _targets(batch: Batch, temperatures: tuple[float, ...]) -> TeacherTargets | 
     """The teacher's part of a batch. Column s of the tails belongs to temperature s."""
     if "ids_NK" not in batch:
         return None
-    return TeacherTargets(batch["ids_NK"], batch["logprobs_NK"], batch["log_tail_NS"], temperatures)
+    return TeacherTargets(
+        batch["ids_NK"],
+        batch["logprobs_NK"],
+        batch["log_tail_NS"],
+        temperatures,
+        batch["label_logprob_N"],
+    )

@@ -32,12 +32,22 @@ def forward_kl(teacher: Buckets, student: Buckets) -> Tensor:
     With q the student's softmax and p the teacher, the gradient with respect to the student's
     logits is q_j - p_j on kept ids and q_j (1 - p_tail / q_tail) elsewhere: zero at p = q.
     """
-    kept_NK = _p_log_ratio(teacher.kept_NK, student.kept_NK)
-    return kept_NK.sum(-1) + _p_log_ratio(teacher.tail_N, student.tail_N)
+    kept_NK = p_log_ratio(teacher.kept_NK, student.kept_NK)
+    return kept_NK.sum(-1) + p_log_ratio(teacher.tail_N, student.tail_N)
+
+
+def soft_cross_entropy(teacher: Buckets, student: Buckets) -> Tensor:
+    """-sum p log q on K+1 outcomes, nats [N]: forward KL plus the teacher's bucketed entropy.
+
+    Its gradient is forward KL's. The soft-target loss of AKD (Saxena, Janzen and Maass, 2024).
+    """
+    kept_NK = _p_log(teacher.kept_NK, student.kept_NK)
+    return -(kept_NK.sum(-1) + _p_log(teacher.tail_N, student.tail_N))
 
 
 DIVERGENCES: dict[str, Callable[[Buckets, Buckets], Tensor]] = {
     "forward_kl": forward_kl,
+    "soft_cross_entropy": soft_cross_entropy,
 }
 
 
@@ -60,7 +70,13 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(near_zero, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
-def _p_log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
+def p_log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p log(p / q), which is 0 with a zero gradient where p is 0, also at log p = -inf."""
     p = log_p.exp()
     return p * torch.where(p > 0, log_p - log_q, 0)
+
+
+def _p_log(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """p log q, which is 0 with a zero gradient where p is 0."""
+    p = log_p.exp()
+    return p * torch.where(p > 0, log_q, 0)

@@ -25,6 +25,16 @@ from student_trainer.losses.divergences import (
 from student_trainer.losses.fused import fused_token_loss
 from student_trainer.losses.hidden_states import HiddenStatePairs, hidden_state_loss
 from student_trainer.losses.primitive import Head
+from student_trainer.losses.token_adaptive import (
+    Decoupled,
+    TokenClasses,
+    decoupled,
+    labelled_student,
+    labelled_teacher,
+)
+
+# What a token-adaptive loss reports about each token beside its value.
+ADAPTIVE = ("hard", "uncertainty", "tkd", "dkd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,7 @@ class TeacherTargets:
     logprobs_NK: Tensor  # float32, temperature 1, normalised over the teacher's vocabulary
     log_tail_NS: Tensor  # float32, exact log-mass outside the kept ids per temperature
     temperatures: tuple[float, ...]  # S, with 1 among them
+    label_logprob_N: Tensor | None = None  # float32, exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,7 @@ class TokenLosses:
     label_nll_N: Tensor  # cross-entropy of the text's own next token, nats
     kl_N: Tensor | None  # bucketed KL(teacher || student) at temperature 1; None: no teacher
     captured_mass_N: Tensor | None  # teacher mass on the kept ids; None: no teacher
+    adaptive: dict[str, Tensor] = field(default_factory=dict)  # `ADAPTIVE` -> [N]; or empty
 
 
 def token_losses(
@@ -57,14 +69,16 @@ def token_losses(
     multiplier: float | Tensor = 1.0,
     targets: TeacherTargets | None = None,
     hidden_states: HiddenStatePairs | None = None,
+    classes: TokenClasses | None = None,
     chunk_rows: int | None = None,
 ) -> TokenLosses:
     """Evaluate all terms on the states at the positions with loss.
 
     A term has `kind` and `weight`; a divergence also `temperature` and
-    `times_temperature_squared`; hidden states `layers` and `distance`. Terms that learn from the
-    teacher need `targets`, or `hidden_states` respectively. The gradient is that of the weighted
-    sum of the terms, for hidden states, head and projections.
+    `times_temperature_squared`; hidden states `layers` and `distance`; atkd `direction`. Terms
+    that learn from the teacher need `targets`, or `hidden_states` respectively; atkd also the
+    teacher's label log-probabilities and `classes`, whose weights its values include. The
+    gradient is that of the weighted sum of the terms, for hidden states, head and projections.
     """
     objective = WeightedTerms(
         tuple(term for term in terms if term.kind != "hidden_states"),
@@ -72,6 +86,7 @@ def token_losses(
         targets=targets,
         multiplier=multiplier,
         vocabulary=head.vocabulary,
+        classes=classes,
     )
     loss, values_NJ = fused_token_loss(hidden_ND, head, objective=objective, chunk_rows=chunk_rows)
     columns = iter(values_NJ.unbind(-1))
@@ -91,6 +106,7 @@ def token_losses(
         label_nll_N=label_nll_N,
         kl_N=None if targets is None else kl_N,
         captured_mass_N=None if targets is None else captured_mass(targets),
+        adaptive=dict(zip(ADAPTIVE, columns, strict=True)) if objective.is_adaptive else {},
     )
 
 
@@ -130,9 +146,9 @@ def term_names(terms: Sequence[Any]) -> list[str]:
 class WeightedTerms:
     """The terms on logits as a function of log-probabilities of kept ids and the label.
 
-    Values: label NLL, KL at temperature 1 (0 without targets), then one per term. A student whose
-    whole vocabulary is kept has no tail; the mass of a larger teacher's padding rows, which it
-    cannot hold, is then left out and the kept ids share it.
+    Values: label NLL, KL at temperature 1 (0 without targets), one per term, and `ADAPTIVE` where
+    a term is atkd. A student whose whole vocabulary is kept has no tail; the mass of a larger
+    teacher's padding rows, which it cannot hold, is then left out and the kept ids share it.
     """
 
     terms: Sequence[Any]
@@ -140,6 +156,7 @@ class WeightedTerms:
     targets: TeacherTargets | None
     multiplier: float | Tensor
     vocabulary: int  # V
+    classes: TokenClasses | None = None
     temperatures: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +164,15 @@ class WeightedTerms:
         assert self.targets is not None or not any(t.kind in DIVERGENCES for t in self.terms), (
             "a divergence needs the teacher's targets"
         )
+        assert not self.is_adaptive or (self.targets is not None and self.classes is not None), (
+            "atkd needs the teacher's targets and the split"
+        )
         object.__setattr__(self, "temperatures", (1.0, *sorted(wanted)))
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether a term is atkd, which tells the label from the tail."""
+        return any(term.kind == "atkd" for term in self.terms)
 
     @property
     def num_ids(self) -> int:
@@ -156,26 +181,37 @@ class WeightedTerms:
 
     @property
     def num_values(self) -> int:
-        """Two diagnostics and the terms."""
-        return 2 + len(self.terms)
+        """Two diagnostics, the terms, and what atkd reports."""
+        return 2 + len(self.terms) + len(ADAPTIVE) * self.is_adaptive
 
     def select(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """The label rides along as the last id, not kept, whether or not it is among the others."""
+        """The label rides along as the last id, not kept, whether or not it is among the others.
+
+        With atkd it is kept where it is not: the tail is then over the complement of both.
+        """
         ids_nM = self.label_N[rows, None]
         if self.targets is not None:
             ids_nM = torch.cat([self.targets.ids_NK[rows], ids_nM], dim=1)
         kept_nM = torch.ones_like(ids_nM, dtype=torch.bool)
-        kept_nM[:, -1] = False
+        kept_nM[:, -1] = ~self._is_label(rows).any(-1) if self.is_adaptive else False
         return ids_nM, kept_nM
 
     def evaluate(self, rows: slice, student: Sequence[LogProbs]) -> tuple[Tensor, Tensor]:
         """Weighted loss and unweighted values of a chunk."""
         nll_n = -student[0].ids_nM[:, -1]
         loss_n, values = torch.zeros_like(nll_n), []
+        parts = [self._decoupled(rows, student)] if self.is_adaptive else []
         for term in self.terms:
-            value_n = nll_n if term.kind == "cross_entropy" else self._soft(term, rows, student)
+            if term.kind == "cross_entropy":
+                value_n = nll_n
+            elif term.kind == "atkd":
+                value_n = self._adaptive(parts[0], rows)
+            else:
+                value_n = self._soft(term, rows, student)
             loss_n = loss_n + self.multiplier * term.weight * value_n
             values.append(value_n)
+        for part in parts:
+            values += self._reported(part, rows)
         kl_n = torch.zeros_like(nll_n)
         if self.targets is not None:
             kl_n = forward_kl(*self._buckets(1.0, rows, student))
@@ -184,6 +220,38 @@ class WeightedTerms:
     def _soft(self, term: Any, rows: slice, student: Sequence[LogProbs]) -> Tensor:
         value_n = DIVERGENCES[term.kind](*self._buckets(term.temperature, rows, student))
         return value_n * term.temperature**2 if term.times_temperature_squared else value_n
+
+    def _adaptive(self, parts: Decoupled, rows: slice) -> Tensor:
+        assert self.classes is not None
+        return self.classes.weight_N[rows] * parts.loss(self.classes.hard_N[rows])
+
+    def _reported(self, parts: Decoupled, rows: slice) -> list[Tensor]:
+        """In the order of `ADAPTIVE`."""
+        assert self.classes is not None
+        hard_n = self.classes.hard_N[rows].to(parts.tkd_N.dtype)
+        return [hard_n, parts.uncertainty_N, parts.tkd_N, parts.dkd_N]
+
+    def _decoupled(self, rows: slice, student: Sequence[LogProbs]) -> Decoupled:
+        """Teacher against student with the label on its own, or in reverse."""
+        targets = self.targets
+        assert targets is not None
+        assert targets.label_logprob_N is not None, "atkd needs the label's log-probability"
+        is_label_nK, probs = self._is_label(rows), student[0]
+        own = labelled_student(probs.ids_nM, probs.tail_n, is_label_NK=is_label_nK)
+        teacher = labelled_teacher(
+            self._buckets(1.0, rows, student)[0],
+            label_logprob_N=targets.label_logprob_N[rows].to(probs.tail_n.dtype),
+            is_label_NK=is_label_nK,
+            student_tail_N=probs.tail_n.detach(),
+        )
+        if any(term.kind == "atkd" and term.direction == "reverse" for term in self.terms):
+            return decoupled(own, teacher)
+        return decoupled(teacher, own)
+
+    def _is_label(self, rows: slice) -> Tensor:
+        """Which kept ids are the label, bool [n,K]."""
+        assert self.targets is not None
+        return self.targets.ids_NK[rows] == self.label_N[rows, None]
 
     def _buckets(
         self, temperature: float, rows: slice, student: Sequence[LogProbs]
@@ -198,4 +266,8 @@ class WeightedTerms:
             targets.logprobs_NK[rows], log_tail_n, temperature=temperature
         )
         probs = student[self.temperatures.index(temperature)]
-        return teacher, Buckets(probs.ids_nM[:, :-1], probs.tail_n)
+        tail_n = probs.tail_n
+        if self.is_adaptive:
+            inside_n = self._is_label(rows).any(-1)
+            tail_n = torch.where(inside_n, tail_n, torch.logaddexp(tail_n, probs.ids_nM[:, -1]))
+        return teacher, Buckets(probs.ids_nM[:, :-1], tail_n)

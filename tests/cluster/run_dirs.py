@@ -87,6 +87,7 @@ def _line(
             tokens=round(TOKENS * LOG_EVERY * weights[i] * rng.uniform(0.99, 1.01)),
             sequences=round(80 * weights[i]),
             weight=weights[i],
+            **(_adaptive(rng) if "atkd" in losses else {}),
         )
         for i, name in enumerate(domains)
     }
@@ -106,6 +107,11 @@ def _line(
         wire_bytes=400 * TOKENS * LOG_EVERY if teacher else 0,
         retried_units=1 if step == 120 else 0,
     )
+
+
+def _adaptive(rng: random.Random) -> dict[str, float]:
+    shares = {"hard_share": rng.uniform(0.3, 0.7), "uncertainty": rng.uniform(0.4, 0.6)}
+    return shares | {"tkd": rng.uniform(0.1, 0.2), "dkd": rng.uniform(1, 2)}
 
 
 def _write_evaluations(

@@ -104,6 +104,18 @@ def test_the_page_has_every_plot_and_number_of_the_run(tmp_path: Path):
     assert "Weight log, 6 entries" in text
 
 
+def test_a_token_adaptive_loss_adds_its_curves_by_domain(tmp_path: Path):
+    write_run(tmp_path / "run", losses=("atkd",))
+    text = write_report(tmp_path / "run").read_text()
+    captions = re.findall(r"<figcaption>(.*?) <small>", text)
+    first = captions.index("Domain weights") + 1
+    assert captions[first : first + 3] == [
+        "Hard tokens by domain",
+        "TKD by domain",
+        "DKD by domain",
+    ]
+
+
 def test_readings_at_a_step_list_every_domain(tmp_path: Path):
     write_run(tmp_path / "run", domains=("law", "math"))
     titles = Page(write_report(tmp_path / "run").read_text()).titles

@@ -1,6 +1,9 @@
 """The lines of metrics.jsonl: the last attempt wins, and a torn line costs itself alone."""
 
-from shared.metrics import StepMetrics, append_metrics, read_metrics
+import json
+from dataclasses import asdict
+
+from shared.metrics import DomainMetrics, StepMetrics, append_metrics, read_metrics
 
 
 def line(step: int, *, loss: float = 1.0) -> StepMetrics:
@@ -21,3 +24,12 @@ def test_a_line_torn_by_a_full_disk_costs_no_other_line(tmp_path):
         file.write('{"step": 2, "lo')
     append_metrics(path, line(3))
     assert read_metrics(path) == [line(1), line(3)]
+
+
+def test_lines_written_before_token_adaptive_losses_still_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    domain = {"kl": 0.5, "tokens": 8, "sequences": 1, "weight": 1.0}
+    path.write_text(json.dumps({**asdict(line(1)), "domains": {"code": domain}}) + "\n")
+    (found,) = read_metrics(path)
+    assert found.domains["code"] == DomainMetrics(**domain)
+    assert found.domains["code"].hard_share is None

@@ -54,7 +54,8 @@ def _as_if_killed(done: Path, folder: Path, *, at: int) -> None:
 def job_gradient(plan: RunPlan, file: str) -> dict:
     """The first step's gradient of every trained weight, whole, saved by rank 0."""
     run = opened(plan)
-    sums = learn(run, run.supply.step(0))
+    drawn = run.supply.step(0)
+    sums = learn(run, drawn)
     gradients = {}
     for name, parameter in run.engine.module.named_parameters():
         if parameter.requires_grad:
@@ -63,7 +64,7 @@ def job_gradient(plan: RunPlan, file: str) -> dict:
     if dist.get_rank() == 0:
         torch.save(gradients, file)
     close_run(run)
-    return {"sums": sums.tolist()}
+    return {"sums": sums.tolist(), "tokens": drawn.tokens}
 
 
 def job_ranks_agree(plan: RunPlan) -> dict:

@@ -75,7 +75,8 @@ def test_the_loss_equals_a_dense_one(
     torch.testing.assert_close(sums[4:6], by_domain, rtol=1e-5, atol=0)
     excess_N = (nll_N + batch["label_logprob_N"]).clamp(min=0)
     by_domain = torch.stack([excess_N[code_N].sum(), excess_N[~code_N].sum()])
-    torch.testing.assert_close(sums[6:], by_domain, rtol=1e-4, atol=0)
+    torch.testing.assert_close(sums[6:8], by_domain, rtol=1e-4, atol=0)
+    assert torch.equal(sums[8:], torch.zeros(8, dtype=torch.float64))  # no token-adaptive loss
 
 
 def test_positions_without_loss_get_exactly_no_gradient(

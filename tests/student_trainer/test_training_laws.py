@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from shared.row_store import write_rows
 from student_trainer.checkpoint import damage_of, latest_checkpoint
+from student_trainer.objective import BY_DOMAIN
 from tests import tiny
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
@@ -34,6 +35,13 @@ GRADIENTS = {
     "zero 3": (2, 2, {"zero": 3}),
     "checkpointing": (2, 2, {"activation_checkpointing": True}),
 }
+
+# A token-adaptive loss splits the tokens of the whole step, however it is cut.
+ADAPTIVE = {
+    f"adaptive {name}": GRADIENTS[name]
+    for name in ("reference", "1x8 one rank", "2x4 one rank", "2x2 two ranks", "4x1 two ranks")
+}
+ATKD = [{"kind": "atkd"}, {"kind": "soft_cross_entropy", "weight": 0.5}]
 
 
 class Laws:
@@ -69,10 +77,12 @@ class Laws:
 def laws(tmp_path_factory: pytest.TempPathFactory) -> Laws:
     """All jobs of this file, run."""
     laws = Laws(tmp_path_factory.mktemp("laws"))
-    for name, (ranks, micro_batch, student) in GRADIENTS.items():
+    for name, (ranks, micro_batch, student) in (GRADIENTS | ADAPTIVE).items():
+        losses = {"losses": ATKD} if name in ADAPTIVE else {}
         laws.add(
             name,
             "gradient",
+            **losses,
             ranks=ranks,
             student={"workers": ranks, "zero": 0, **student},
             batch={"rows_per_step": 8, "micro_batch": micro_batch},
@@ -126,9 +136,10 @@ def add_poisoned(laws: Laws) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in GRADIENTS if name != "reference"])
+@pytest.mark.parametrize("name", [n for n in GRADIENTS | ADAPTIVE if "reference" not in n])
 def test_gradients_do_not_depend_on_how_a_step_is_cut(laws: Laws, name: str) -> None:
-    expected, found = laws.gradient("reference"), laws.gradient(name)
+    reference = "adaptive reference" if name in ADAPTIVE else "reference"
+    expected, found = laws.gradient(reference), laws.gradient(name)
     assert found.keys() == expected.keys()
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     assert scale > 0
@@ -137,9 +148,17 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(laws: Laws, name: str) -> 
 
 
 def test_sums_do_not_depend_on_how_a_step_is_cut(laws: Laws) -> None:
-    expected = laws.results["reference"]["sums"]
-    for name in GRADIENTS:
-        np.testing.assert_allclose(laws.results[name]["sums"], expected, rtol=1e-5)
+    for cuts, reference in ((GRADIENTS, "reference"), (ADAPTIVE, "adaptive reference")):
+        expected = laws.results[reference]["sums"]
+        for name in cuts:
+            np.testing.assert_allclose(laws.results[name]["sums"], expected, rtol=1e-5)
+
+
+def test_half_of_a_steps_tokens_are_hard(laws: Laws) -> None:
+    sums = laws.results["adaptive reference"]["sums"]
+    by_domain_QG = np.array(sums[-len(BY_DOMAIN) * 2 :]).reshape(len(BY_DOMAIN), 2)
+    hard = by_domain_QG[BY_DOMAIN.index("hard")].sum()
+    assert hard == laws.results["adaptive reference"]["tokens"] // 2 + 1
 
 
 def test_every_rank_holds_the_same_bits_after_three_steps(laws: Laws) -> None:

@@ -8,6 +8,7 @@ from student_trainer.losses.divergences import (
     Buckets,
     forward_kl,
     log1mexp,
+    soft_cross_entropy,
     teacher_distribution,
 )
 from tests.student_trainer.losses.dense import bucketed_kl, full_kl, tail_of, targets_from
@@ -119,3 +120,22 @@ def test_log1mexp_is_accurate_at_both_ends():
     x = torch.tensor([-1e-6, -1e-3, -0.5, -0.7, -5.0, -20.0, -60.0, -torch.inf])
     expected = torch.log(-torch.expm1(x.double()))
     torch.testing.assert_close(log1mexp(x).double(), expected, atol=1e-12, rtol=3e-7)
+
+
+@pytest.mark.parametrize("k", [1, 8, 50])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_soft_cross_entropy_is_forward_kl_plus_the_teachers_entropy(k, temperature):
+    torch.manual_seed(3)
+    targets = targets_from(2 * torch.randn(16, 50, dtype=F64), k, temperatures=(temperature,))
+    teacher = teacher_distribution(
+        targets.logprobs_NK, targets.log_tail_NS[:, 0], temperature=temperature
+    )
+    logits_NV = torch.randn(16, 50, dtype=F64).requires_grad_()
+    log_q_NV = (logits_NV / temperature).log_softmax(-1)
+    student = Buckets(log_q_NV.gather(1, targets.ids_NK), tail_of(log_q_NV, targets.ids_NK))
+    found_N, kl_N = soft_cross_entropy(teacher, student), forward_kl(teacher, student)
+    outcomes = torch.cat([teacher.kept_NK, teacher.tail_N[:, None]], 1).exp()
+    entropy_N = torch.special.entr(outcomes).sum(-1)
+    torch.testing.assert_close(found_N - entropy_N, kl_N, atol=1e-12, rtol=0)
+    pair = [torch.autograd.grad(x.sum(), logits_NV, retain_graph=True)[0] for x in (found_N, kl_N)]
+    torch.testing.assert_close(*pair, atol=1e-12, rtol=0)
