@@ -38,6 +38,16 @@ def test_only_losses_that_learn_from_a_teacher_need_one():
     assert config().needs_teacher
 
 
+def test_a_second_token_adaptive_loss_is_refused():
+    once = config(losses=[{"kind": "atkd"}, {"kind": "forward_kl"}])
+    assert once.atkd is not None
+    assert (once.atkd.hard_fraction, once.atkd.easy_weight) == (0.5, 0.2)
+    assert once.needs_teacher
+    assert config().atkd is None
+    with pytest.raises(ValidationError, match="more than one atkd; keep one"):
+        config(losses=[{"kind": "atkd"}, {"kind": "atkd", "direction": "reverse"}])
+
+
 def test_prefetch_never_passes_the_lag():
     for lag in (0, 1, 2, 5):
         mixture = {"policy": "ddk", "interval": 10, "lag_steps": lag}

@@ -3,6 +3,7 @@
 B lines   T tokens   N positions with loss   V vocabulary
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
 from student_trainer.batches import Layouts
-from student_trainer.objective import Objective
+from student_trainer.objective import BY_DOMAIN, Objective
 from student_trainer.student import load_student
 from teacher_service.engine import HFEngine
 from tests import tiny
@@ -196,3 +197,33 @@ def test_no_tensor_is_as_large_as_all_logits(tmp_path: Path) -> None:
         with torch.no_grad():
             objective(batch, mode="evaluate")
     assert vocabulary * 16 <= seen.elements <= lines * context * vocabulary // 2
+
+
+@pytest.mark.parametrize("hard_fraction", [0.0, 0.3, 0.5, 1.0])
+def test_reverse_splits_a_unit_by_the_students_own_uncertainty(
+    tmp_path: Path, tiny_pair: tiny.Pair, answer: SoftTargets, hard_fraction: float
+) -> None:
+    term = {"kind": "atkd", "direction": "reverse", "hard_fraction": hard_fraction}
+    config = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path), losses=[term]).config
+    objective = Objective(load_student(config, device=CPU), config, teacher_width=None)
+    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
+    loss, sums, weighted_N = objective(batch)
+    loss.backward()
+    count = len(weighted_N)
+    sums_Q = sums[3:].reshape(len(BY_DOMAIN), 2).sum(-1)
+    hard = int(sums_Q[BY_DOMAIN.index("hard")])
+    # ceil(k (N - 1)) tokens lie above the quantile element, which is hard itself
+    assert hard == (0 if hard_fraction == 0 else math.ceil(hard_fraction * (count - 1)) + 1)
+    nll_N = objective(batch, mode="logits")[0].log_softmax(-1)
+    nll_N = -nll_N.gather(1, batch["label_N"][:, None])[:, 0]
+    uncertainty = (-torch.expm1(-nll_N)).sum()
+    found = sums_Q[BY_DOMAIN.index("uncertainty")]
+    torch.testing.assert_close(found.float(), uncertainty.detach(), rtol=1e-4, atol=0)
+    tkd, dkd = (sums_Q[BY_DOMAIN.index(name)] for name in ("tkd", "dkd"))
+    if hard_fraction == 0:
+        torch.testing.assert_close(loss.double(), 0.2 * dkd, rtol=1e-5, atol=0)
+    if hard_fraction == 1:
+        torch.testing.assert_close(loss.double(), 0.8 * (tkd + dkd), rtol=1e-5, atol=0)
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
