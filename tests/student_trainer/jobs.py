@@ -13,7 +13,9 @@ import torch.distributed as dist
 import xxhash
 from deepspeed.utils import safe_get_full_grad
 
+from cluster.controller import Controller, ControllerPlan
 from shared.plan import RunPlan
+from shared.run_dir import RunDir
 from student_trainer.engine import take_step
 from student_trainer.loop import learn, reseed
 from student_trainer.run import Run, close_run, open_run
@@ -37,6 +39,28 @@ def job_resumed(plan: RunPlan, at: int) -> dict:
     dist.barrier()
     run(again)
     return {}
+
+
+def job_decided(plan: RunPlan, at: int) -> dict:
+    """Like `resumed`, with a controller in rank 0 whose log is as it was at the checkpoint."""
+    again = replace(plan, run_dir=plan.run_dir + "-resumed")
+    run(plan, lambda: _controller(plan))
+    if dist.get_rank() == 0:
+        _as_if_killed(Path(plan.run_dir), Path(again.run_dir), at=at)
+        log = RunDir(Path(again.run_dir)).weight_log
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(line for line in lines if json.loads(line)["decided_at"] < at))
+    dist.barrier()
+    run(again, lambda: _controller(again))
+    return {}
+
+
+def _controller(plan: RunPlan) -> Controller:
+    natural = tuple(domain.natural_weight for domain in plan.domains)
+    log = RunDir(Path(plan.run_dir)).weight_log
+    return Controller(
+        ControllerPlan(plan.config.mixture, tuple(plan.config.domains), natural, str(log))
+    )
 
 
 def _as_if_killed(done: Path, folder: Path, *, at: int) -> None:
@@ -128,6 +152,7 @@ def _digest(run: Run) -> str:
 JOBS: dict[str, Callable[..., dict]] = {
     "train": job_train,
     "resumed": job_resumed,
+    "decided": job_decided,
     "gradient": job_gradient,
     "ranks_agree": job_ranks_agree,
     "dropout": job_dropout,

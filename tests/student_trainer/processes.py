@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from shared.errors import TutelageError
-from shared.plan import RunPlan
+from shared.plan import OpenController, RunPlan
 from shared.rows import Rows
 from shared.soft_targets import ReaderStats, SoftTargets, TargetSpec
 from student_trainer.accelerator import join, this_device
@@ -58,11 +58,11 @@ def as_job(kind: str, plan: RunPlan, **arguments: object) -> dict:
         return {"kind": kind, "plan": json.loads(Path(file.name).read_text()), **arguments}
 
 
-def run(plan: RunPlan) -> None:
-    """Run a plan with its teacher in this process."""
+def run(plan: RunPlan, open_controller: OpenController | None = None) -> None:
+    """Run a plan with its teacher in this process, by default under fixed weights."""
     folder = plan.config.teachers["t"].model
     reader = (lambda rank: LocalTeacher(teacher(folder))) if plan.config.needs_teacher else None
-    run_plan(plan, reader, lambda: StandingWeights(plan))
+    run_plan(plan, reader, open_controller or (lambda: StandingWeights(plan)))
 
 
 def job_train(plan: RunPlan) -> dict:

@@ -70,7 +70,7 @@ def plan_of(
         "checkpoints": {"every": 2},
     }
     for name, value in options.items():
-        fields[name] = {**fields[name], **value} if isinstance(value, dict) else value
+        fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) else value
     config = Config.model_validate(fields)
     folder.mkdir(parents=True, exist_ok=True)
     return RunPlan(
