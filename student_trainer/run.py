@@ -94,7 +94,8 @@ class Run:
         return step_of(checkpoint)
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of `step`, unless it is there."""
+        """Write the checkpoint of `step`, unless it is there; the weight log is as far by then."""
+        self.supply.learn_decisions(before=step)
         state = {
             "step": step,
             "weight_entries": self.supply.num_weight_entries,

@@ -76,6 +76,16 @@ class Supply:
         """Length of the weight log as far as this run has read it."""
         return len(self._mixture.log.entries)
 
+    def learn_decisions(self, *, before: int) -> None:
+        """Read every entry that is decided from a report of a step before this one.
+
+        A report lost with its controller is handed over again only by a run that has not passed
+        its step, so a checkpoint waits for them.
+        """
+        due = sum(step < before for step in decision_steps(self._config))
+        while self.num_weight_entries < due:
+            self._learn_entry()
+
     def _missing(self, index: int, through: int) -> Iterator[int]:
         first = self._drawn[-1].index + 1 if self._drawn else index
         yield from range(first, through + 1)
@@ -94,20 +104,24 @@ class Supply:
         return known_through(self._config.mixture, decided_at)
 
     def _learn_weights(self, *, through: int) -> None:
-        """Read entries of the weight log until block `through` is settled; rank 0 asks."""
+        """Read entries of the weight log until block `through` is settled."""
         while self._settled() < through:
-            index, entry, error = self.num_weight_entries, None, None
-            if self._ranks.leads:
-                assert self._controller is not None, "rank 0 has a controller"
-                try:
-                    entry = self._controller.entry(index)
-                except TutelageError as failure:
-                    error = failure
-            entry, error = self._ranks.from_leader((entry, error))  # type: ignore[misc]
-            if error is not None:
-                raise error
-            assert entry is not None, "the controller answers or raises"
-            self._mixture = self._mixture.with_log(self._mixture.log.appended(entry))
+            self._learn_entry()
+
+    def _learn_entry(self) -> None:
+        """Read the next entry of the weight log; rank 0 asks."""
+        index, entry, error = self.num_weight_entries, None, None
+        if self._ranks.leads:
+            assert self._controller is not None, "rank 0 has a controller"
+            try:
+                entry = self._controller.entry(index)
+            except TutelageError as failure:
+                error = failure
+        entry, error = self._ranks.from_leader((entry, error))  # type: ignore[misc]
+        if error is not None:
+            raise error
+        assert entry is not None, "the controller answers or raises"
+        self._mixture = self._mixture.with_log(self._mixture.log.appended(entry))
 
 
 def _empty_mixture(plan: RunPlan) -> Mixture:
