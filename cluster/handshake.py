@@ -65,8 +65,11 @@ def shake_hands(config: Config) -> Handshake:
     return Handshake(described[1][0], identities[1], vocabulary, width)
 
 
-def target_spec(config: Config, vocabulary: int) -> TargetSpec | None:
-    """What is asked of the teacher in training; None where no loss asks for anything."""
+def target_spec(config: Config, vocabulary: int, *, projection: str = "") -> TargetSpec | None:
+    """What is asked of the teacher in training; None where no loss asks for anything.
+
+    `projection` is the digest of the matrices that hidden states pass through.
+    """
     if not config.needs_teacher:
         return None
     return TargetSpec(
@@ -75,6 +78,8 @@ def target_spec(config: Config, vocabulary: int) -> TargetSpec | None:
         temperatures=config.temperatures,
         encoding=config.targets.encoding,
         hidden_layers=config.hidden_layers,
+        hidden_encoding=config.targets.hidden.encoding,
+        projection=projection,
     )
 
 

@@ -80,21 +80,30 @@ def prepare_run(config: Config) -> Prepared:
     )
 
 
-def run_plan(prepared: Prepared, *, run_dir: Path, teacher: dict[str, str] | None) -> RunPlan:
-    """What the workers are told, once the teacher's fingerprint is known."""
+def run_plan(
+    prepared: Prepared, *, run_dir: Path, teacher: dict[str, str] | None, projection: str = ""
+) -> RunPlan:
+    """What the workers are told, once the teacher's fingerprint and the projection of its hidden
+    states are known."""
     config = prepared.config
     evaluation, kl_kind = evaluation_spec(config, prepared.shared_vocab)
     return RunPlan(
         config=config,
         run_dir=str(run_dir),
         domains=prepared.domains,
-        target_spec=target_spec(config, prepared.shared_vocab),
+        target_spec=target_spec(config, prepared.shared_vocab, projection=projection),
         evaluation_spec=evaluation if teacher else None,
         kl_kind=kl_kind if teacher else "none",
         teacher=teacher,
         packed=prepared.packed,
-        teacher_width=prepared.teacher_width if config.hidden_layers else None,
+        teacher_width=shipped_width(prepared) if config.hidden_layers else None,
     )
+
+
+def shipped_width(prepared: Prepared) -> int:
+    """Width of the hidden states that travel."""
+    payload = prepared.config.targets.hidden
+    return prepared.teacher_width if payload.raw else min(prepared.teacher_width, payload.width)
 
 
 def refuse_unfit(config: Config, teacher: TeacherDescription) -> None:

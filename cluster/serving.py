@@ -6,6 +6,7 @@ from functools import partial
 
 from cluster.outcome import count
 from cluster.preparation import Launch, refuse_unfit, run_plan
+from cluster.projecting import projection_of
 from shared.config import Teacher
 from shared.config_mixture import AdaptiveMixture
 from shared.errors import ConfigError, StorageError, TutelageError
@@ -30,10 +31,16 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
         for note in description.notes:
             print(note, flush=True)
         fingerprint = description.fingerprint
-        plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher=fingerprint)
+        reader = _reader(launch, name, fingerprint)
+        plan = run_plan(
+            launch.prepared,
+            run_dir=launch.run_dir.path,
+            teacher=fingerprint,
+            projection=projection_of(launch.prepared, fingerprint, reader),
+        )
         before = _restarts(name)
         try:
-            yield plan, _reader(launch, name, fingerprint)
+            yield plan, reader
         finally:
             with suppress(StorageError):  # a full disk must not hide what stopped the run
                 count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
@@ -99,9 +106,13 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     """No teacher alive; validation is compared with one where its answers are stored too."""
     config, store = launch.config, launch.config.targets.store
     assert store is not None, "the config asks for a store with teacher_free"
-    plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher={"store": store})
-    teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
     specs = [answers.spec for answers in stored_answers(store)]
+    projection = next((spec.projection for spec in specs if spec.hidden_layers), "")
+    run_dir = launch.run_dir.path
+    plan = run_plan(
+        launch.prepared, run_dir=run_dir, teacher={"store": store}, projection=projection
+    )
+    teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
     if plan.evaluation_spec not in specs:
         if isinstance(config.mixture, AdaptiveMixture) and config.mixture.needs_validation:
             raise ConfigError(
@@ -109,7 +120,7 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
                 f"validation text, but targets.store {store} has no answers to it; use doremi, "
                 "odm or fixed weights, or a live teacher"
             )
-        plan = run_plan(launch.prepared, run_dir=launch.run_dir.path, teacher=None)
+        plan = run_plan(launch.prepared, run_dir=run_dir, teacher=None, projection=projection)
     return plan, partial(_open_stored, store=store, teacher=teacher)
 
 

@@ -119,11 +119,24 @@ class Batch(Section):
     micro_batch: int = Field(default=4, ge=1)
 
 
+class HiddenPayload(Section):
+    """How hidden states travel, where a loss asks for some."""
+
+    width: int = Field(
+        default=512, ge=1, description="the teacher projects wider states down to this"
+    )
+    projection: Literal["pca", "random"] = "pca"
+    raw: bool = Field(default=False, description="ship them whole, whatever their width")
+    encoding: Literal["bf16", "int8", "fp32"] = "bf16"
+    calibration_rows: int = Field(default=32, ge=1, description="rows per domain a PCA is fit on")
+
+
 class Targets(Section):
     """What the teacher ships per position (design: SoftTargets)."""
 
     top_k: int = Field(default=64, ge=1)
     encoding: Literal["fp16", "fp32"] = "fp16"
+    hidden: HiddenPayload = HiddenPayload()
     store: str | None = Field(
         default=None, description="folder the answers are written to and read from"
     )

@@ -20,7 +20,7 @@ import pyarrow as pa
 from shared.errors import TeacherError
 from shared.rows import Rows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = b"tutelage.soft_targets"
 
 
@@ -33,6 +33,8 @@ class TargetSpec:
     temperatures: tuple[float, ...] = (1.0,)
     encoding: Literal["fp16", "fp32"] = "fp16"
     hidden_layers: tuple[int, ...] = ()
+    hidden_encoding: Literal["bf16", "int8", "fp32"] = "bf16"
+    projection: str = ""  # digest of the matrices the hidden states pass through; "": none
 
     @staticmethod
     def from_dict(fields: Mapping) -> "TargetSpec":
@@ -42,7 +44,9 @@ class TargetSpec:
 
     def in_words(self) -> str:
         """The question as a message names it."""
-        layers = f", hidden layers {_listed(self.hidden_layers)}" if self.hidden_layers else ""
+        layers = ""
+        if self.hidden_layers:
+            layers = f", hidden layers {_listed(self.hidden_layers)} in {self.hidden_encoding}"
         return (
             f"top_k {self.top_k} of {self.shared_vocab:,} ids at temperature "
             f"{_listed(self.temperatures)} in {self.encoding}{layers}"
@@ -57,7 +61,7 @@ class TargetArrays:
     logprobs_NK: np.ndarray  # float32
     log_tail_NS: np.ndarray  # float32, exact log-mass outside the kept ids at each temperature
     label_logprob_N: np.ndarray  # float32
-    hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (encoding fp16)
+    hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (bf16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class SoftTargets:
         """Decode to flat arrays."""
         spec = self.spec
         logprobs = self._matrix("top_logprobs").astype(np.float32, copy=False)
-        hidden = {layer: self._matrix(hidden_column(layer)) for layer in spec.hidden_layers}
+        hidden = {layer: self._hidden(layer, spec) for layer in spec.hidden_layers}
         return TargetArrays(
             ids_NK=self._matrix("top_ids").astype(np.int64),
             logprobs_NK=logprobs,
@@ -141,6 +145,13 @@ class SoftTargets:
             label_logprob_N=_flat(self.table.column("label_logprob")).to_numpy(),
             hidden_ND=hidden,
         )
+
+    def _hidden(self, layer: int, spec: TargetSpec) -> np.ndarray:
+        states_ND = self._matrix(hidden_column(layer))
+        if spec.hidden_encoding != "int8":
+            return states_ND
+        scale_N = _flat(self.table.column(scale_column(layer))).to_numpy()
+        return states_ND.astype(np.float32) * scale_N[:, None]
 
     def _matrix(self, name: str) -> np.ndarray:
         lists = _flat(self.table.column(name))
@@ -188,6 +199,11 @@ def hidden_column(layer: int) -> str:
     return f"hidden_{layer}"
 
 
+def scale_column(layer: int) -> str:
+    """Name of the column with the int8 states' step of each position."""
+    return f"hidden_{layer}_scale"
+
+
 def _encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
     id_type = np.uint16 if spec.shared_vocab <= 2**16 else np.int32
     float_type = np.float16 if spec.encoding == "fp16" else np.float32
@@ -197,8 +213,19 @@ def _encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
         "log_tail": _lists(arrays.log_tail_NS.astype(np.float32)),
         "label_logprob": pa.array(arrays.label_logprob_N.astype(np.float32)),
     }
-    hidden = {hidden_column(layer): _lists(values) for layer, values in arrays.hidden_ND.items()}
-    return columns | hidden
+    for layer, states_ND in arrays.hidden_ND.items():
+        if spec.hidden_encoding == "int8":
+            states_ND, scale_N = _in_int8(states_ND)
+            columns[scale_column(layer)] = pa.array(scale_N)
+        columns[hidden_column(layer)] = _lists(states_ND)
+    return columns
+
+
+def _in_int8(states_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounded to 127 steps either side of 0, and the size of a step per position [N]."""
+    scale_N = (np.abs(states_ND).max(axis=1, initial=0) / 127).astype(np.float32)
+    steps_N1 = np.where(scale_N > 0, scale_N, 1)[:, None]
+    return np.rint(states_ND / steps_N1).astype(np.int8), scale_N
 
 
 def _rounded(logprobs: np.ndarray, kind: type) -> np.ndarray:

@@ -69,13 +69,14 @@ class Audit:
 def load_engine(teacher: Teacher, *, cache: str | None = None) -> HFEngine:
     """The engine a config asks for; a quantised one carries its audit as a note.
 
-    `cache` is the folder that keeps the unquantised probe answers. Raises ConfigError.
+    `cache` is the folder that keeps the unquantised probe answers and the projections of hidden
+    states. Raises ConfigError.
     """
     if teacher.quantisation == "none":
-        return _load(teacher)
+        return _load(teacher, cache)
     rows = probe_rows(teacher)
     reference_ND = _reference(teacher, rows, cache)
-    engine = _load(teacher)
+    engine = _load(teacher, cache)
     if reference_ND is None:
         engine.notes += (
             f"The {teacher.quantisation} teacher is not audited: its unquantised "
@@ -128,8 +129,8 @@ def probe_rows(teacher: Teacher) -> Rows:
     )
 
 
-def _load(teacher: Teacher) -> HFEngine:
-    return HFEngine.load(
+def _load(teacher: Teacher, cache: str | None) -> HFEngine:
+    engine = HFEngine.load(
         teacher.model,
         revision=teacher.revision,
         adapter=teacher.adapter,
@@ -139,6 +140,8 @@ def _load(teacher: Teacher) -> HFEngine:
         device="cuda" if teacher.gpus > 0 else "cpu",
         trust_remote_code=teacher.trust_remote_code,
     )
+    engine.cache = cache
+    return engine
 
 
 def _reference(teacher: Teacher, rows: Rows, cache: str | None) -> Tensor | None:
@@ -150,7 +153,7 @@ def _reference(teacher: Teacher, rows: Rows, cache: str | None) -> Tensor | None
         if path.exists():
             return torch.from_numpy(np.load(path, allow_pickle=False))
     try:
-        engine = _load(teacher.model_copy(update={"quantisation": "none"}))
+        engine = _load(teacher.model_copy(update={"quantisation": "none"}), cache)
         hidden_ND = engine.last_hidden(rows).float().cpu()
         del engine
     except torch.OutOfMemoryError:

@@ -22,6 +22,7 @@ from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
 from teacher_service.description import TeacherDescription
 from teacher_service.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.model_parts import Decoder, find_decoder, find_head, head_is_exact, len_vocab
+from teacher_service.projection import load_projections
 from teacher_service.scoring import Head, Selection, select
 
 PACKING_TOLERANCE = {"float32": 1e-4}  # relative, of the last hidden state; other types below
@@ -36,6 +37,8 @@ class HFEngine:
         self, decoder: Decoder, head: Head, fingerprint: dict[str, str], *, max_context: int | None
     ) -> None:
         self.decoder, self.head = decoder, head
+        self.cache: str | None = None  # where projections of hidden states are found
+        self._projections: dict[str, dict[int, Tensor]] = {}
         self.notes: tuple[str, ...] = ()
         self.packed = decoder.takes_positions and self._keeps_documents_apart(fingerprint["dtype"])
         if not self.packed:
@@ -111,7 +114,7 @@ class HFEngine:
             teacher=self.fingerprint,
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            arrays=_arrays(selection, {n: hidden[n] for n in spec.hidden_layers}, spec),
+            arrays=_arrays(selection, self._projected(hidden, spec), spec),
         )
 
     def last_hidden(self, rows: Rows) -> Tensor:
@@ -125,6 +128,22 @@ class HFEngine:
             torch.from_numpy(layout.loss_index_N),
             layers,
         )
+
+    def _projected(self, hidden: dict[int, Tensor], spec: TargetSpec) -> dict[int, Tensor]:
+        """The states asked for, narrowed where the spec names a projection."""
+        asked = {layer: hidden[layer] for layer in spec.hidden_layers}
+        if not asked or not spec.projection:
+            return asked
+        if spec.projection not in self._projections:
+            matrices = load_projections(self.cache, spec.projection)
+            self._projections[spec.projection] = {
+                layer: torch.from_numpy(matrix) for layer, matrix in matrices.items()
+            }
+        matrices = self._projections[spec.projection]
+        return {
+            layer: states_ND.float() @ matrices[layer].to(states_ND.device)
+            for layer, states_ND in asked.items()
+        }
 
     def _keeps_documents_apart(self, dtype: str) -> bool:
         """Whether two packed documents give the hidden states that each gives alone."""
@@ -213,9 +232,9 @@ def _arrays(selection: Selection, hidden: dict[int, Tensor], spec: TargetSpec) -
 
 
 def _shipped(hidden_ND: Tensor, spec: TargetSpec) -> np.ndarray:
-    if spec.encoding == "fp32":
-        return hidden_ND.float().cpu().numpy()
-    return hidden_ND.bfloat16().view(torch.uint16).cpu().numpy()
+    if spec.hidden_encoding == "bf16":
+        return hidden_ND.bfloat16().view(torch.uint16).cpu().numpy()
+    return hidden_ND.float().cpu().numpy()
 
 
 def _name(model: str) -> str:

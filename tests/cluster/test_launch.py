@@ -184,3 +184,21 @@ def test_a_run_killed_whole_continues_to_the_same_end(tmp_path, tiny_pair):
     assert [line.loss for line in read_metrics(whole.metrics)] == [
         line.loss for line in read_metrics(killed.metrics)
     ]
+
+
+def test_hidden_states_are_projected_by_the_teacher_once_per_question(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    losses = [{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {1: 1, 3: 2}}]
+    targets = {"hidden": {"width": 8, "encoding": "int8", "calibration_rows": 6}}
+    job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2)
+    assert main(["run", str(job)]) == 0
+    assert "fitting the projection of hidden states to 8 dimensions" in capsys.readouterr().out
+    narrow = json.loads(RunDir(tmp_path / "runs" / "job").summary.read_text())
+    assert main(["run", str(job), "name=again", "seed=3"]) == 0
+    assert "fitting the projection" not in capsys.readouterr().out
+    assert main(["run", str(job), "name=raw", "targets.hidden.raw=true"]) == 0
+    raw = json.loads(RunDir(tmp_path / "runs" / "raw").summary.read_text())
+    # In two layers 48 numbers of a byte become 8.
+    saved = raw["wire_bytes_per_token"] - narrow["wire_bytes_per_token"]
+    assert saved == pytest.approx(2 * (48 - 8), abs=1)

@@ -53,7 +53,14 @@ def shipped(targets: SoftTargets) -> SoftTargets:
 
 
 def test_fp32_arrives_bit_for_bit_with_hidden_states() -> None:
-    spec = TargetSpec(8, 512, temperatures=(1.0, 2.0), encoding="fp32", hidden_layers=(2, 4))
+    spec = TargetSpec(
+        8,
+        512,
+        temperatures=(1.0, 2.0),
+        encoding="fp32",
+        hidden_layers=(2, 4),
+        hidden_encoding="fp32",
+    )
     built, sent = answer(spec)
     got = shipped(built).arrays()
     for name in ("ids_NK", "logprobs_NK", "log_tail_NS", "label_logprob_N"):
@@ -83,7 +90,7 @@ def test_fp16_changes_the_kept_mass_by_less_than_a_thousandth() -> None:
     assert np.abs(mass[0] - mass[1]).max() < 1e-3
 
 
-def test_hidden_states_travel_as_bfloat16_bits_in_fp16() -> None:
+def test_hidden_states_travel_as_bfloat16_bits() -> None:
     spec = TargetSpec(4, 512, hidden_layers=(1,))
     plain = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     bits = (plain.hidden_ND[1].view(np.uint32) >> 16).astype(np.uint16)
@@ -91,6 +98,19 @@ def test_hidden_states_travel_as_bfloat16_bits_in_fp16() -> None:
     got = shipped(built).arrays().hidden_ND[1]
     assert got.dtype == np.uint16
     np.testing.assert_array_equal(got, bits)
+
+
+def test_int8_states_are_within_half_a_step_of_each_positions_largest() -> None:
+    spec = TargetSpec(4, 512, hidden_layers=(1,), hidden_encoding="int8")
+    sent = random_arrays(spec, int(UNIT.num_loss_tokens().sum())).hidden_ND[1]
+    sent[0] *= 1e4
+    sent[1] = 0
+    plain = random_arrays(spec, len(sent))
+    built, _ = answer(spec, arrays=dataclasses.replace(plain, hidden_ND={1: sent}))
+    got = shipped(built).arrays().hidden_ND[1]
+    half_step_N = np.abs(sent).max(axis=1) / 127 / 2
+    assert (np.abs(got - sent) <= half_step_N[:, None] * (1 + 1e-5)).all()
+    assert built.table.schema.field("hidden_1").type.value_type.value_type == pa.int8()
 
 
 @pytest.mark.parametrize(("shared_vocab", "id_type"), [(65_536, pa.uint16()), (65_537, pa.int32())])
@@ -118,7 +138,7 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
         "hidden_3": "list<item: fixed_size_list<item: float>[6]>",
     }
     assert described == {
-        "schema_version": 1,
+        "schema_version": 2,
         "teacher": TEACHER,
         "spec": {
             "top_k": 4,
@@ -126,6 +146,8 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
             "temperatures": [1.0, 2.0],
             "encoding": "fp16",
             "hidden_layers": [3],
+            "hidden_encoding": "bf16",
+            "projection": "",
         },
     }
     assert shipped(built).spec == spec

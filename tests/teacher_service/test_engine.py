@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from shared.errors import ConfigError, HandshakeError
 from shared.soft_targets import TargetSpec
 from teacher_service.engine import HFEngine
+from teacher_service.projection import random_projection, save_projections
 from tests.allocations import largest_tensor
 from tests.teacher_service.scripted import VOCAB, make_rows
 from tests.teacher_service.teachers import FAMILIES, documents, save_family
@@ -68,7 +69,9 @@ def test_packed_equals_unpacked_per_token(tiny_pair):
 def test_hidden_states_are_the_models_own(family, tmp_path):
     folder = save_family(family, tmp_path)
     engine, rows = HFEngine.load(str(folder)), make_rows([[24], [24]])
-    spec = TargetSpec(top_k=4, shared_vocab=VOCAB, encoding="fp32", hidden_layers=(0, 1, 2, 3))
+    spec = TargetSpec(
+        top_k=4, shared_vocab=VOCAB, hidden_layers=(0, 1, 2, 3), hidden_encoding="fp32"
+    )
     found = engine.score(rows, spec).arrays().hidden_ND
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.tensor(np.stack(rows.column("input_ids")), dtype=torch.int64)
@@ -80,14 +83,36 @@ def test_hidden_states_are_the_models_own(family, tmp_path):
     assert engine.decoder.layers is not None, "hooks keep only what is asked for"
 
 
-def test_hidden_states_travel_as_bfloat16_bits_with_the_small_encoding(tiny_pair):
+def test_hidden_states_travel_as_bfloat16_bits(tiny_pair):
     engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[9]])
     asked = {"top_k": 4, "shared_vocab": TINY_VOCAB, "hidden_layers": (1,)}
-    exact = engine.score(rows, TargetSpec(encoding="fp32", **asked)).arrays().hidden_ND[1]
-    bits = engine.score(rows, TargetSpec(encoding="fp16", **asked)).arrays().hidden_ND[1]
+    exact = engine.score(rows, TargetSpec(hidden_encoding="fp32", **asked)).arrays().hidden_ND[1]
+    bits = engine.score(rows, TargetSpec(hidden_encoding="bf16", **asked)).arrays().hidden_ND[1]
     assert bits.dtype == np.uint16
     sent = torch.from_numpy(bits.copy()).view(torch.bfloat16)
     assert torch.equal(sent, torch.from_numpy(exact.copy()).bfloat16())
+
+
+def test_a_projection_is_applied_before_states_travel(tiny_pair, tmp_path):
+    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[9]])
+    engine.cache = str(tmp_path)
+    matrix_DE = random_projection(engine.describe().hidden_width, 8, seed=1)
+    digest = save_projections(tmp_path, {1: matrix_DE})
+    asked = {"top_k": 4, "shared_vocab": TINY_VOCAB, "hidden_layers": (1,)}
+    whole = engine.score(rows, TargetSpec(hidden_encoding="fp32", **asked))
+    spec = TargetSpec(hidden_encoding="fp32", projection=digest, **asked)
+    narrow = engine.score(rows, spec)
+    expected_NE = whole.arrays().hidden_ND[1] @ matrix_DE
+    np.testing.assert_allclose(narrow.arrays().hidden_ND[1], expected_NE, atol=1e-5)
+    assert narrow.spec == spec
+
+
+def test_a_projection_the_cache_lacks_is_refused_with_a_sentence(tiny_pair, tmp_path):
+    engine = HFEngine.load(str(tiny_pair.teacher))
+    engine.cache = str(tmp_path)
+    spec = TargetSpec(4, TINY_VOCAB, hidden_layers=(1,), projection="absent")
+    with pytest.raises(ConfigError, match="no projection absent in its cache"):
+        engine.score(make_rows([[9]]), spec)
 
 
 def test_scoring_never_allocates_positions_times_vocabulary(tmp_path, monkeypatch):
