@@ -20,7 +20,13 @@ from shared.run_dir import RunDir, write_atomically
 from shared.soft_targets import ReaderStats, TargetReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.batches import Layouts
-from student_trainer.checkpoint import latest_checkpoint, read_state, refuse_changes, step_of
+from student_trainer.checkpoint import (
+    CHECKPOINT_FORMAT,
+    latest_checkpoint,
+    read_state,
+    refuse_changes,
+    step_of,
+)
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.export import export_checkpoint, exported_step
@@ -229,6 +235,7 @@ class Run:
         """What a checkpoint can only be resumed with."""
         student, batch = self.config.student, self.config.batch
         facts = {
+            "checkpoint format": CHECKPOINT_FORMAT,
             "student.workers": self.ranks.world_size,
             "student.zero": student.zero,
             "student.dtype": student.dtype,

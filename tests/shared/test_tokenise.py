@@ -58,6 +58,20 @@ def prepared(root: Path, tokenizer, *, data: Data = DATA, **domain) -> PreparedD
     )
 
 
+def described(root: Path, domains: dict, **sections: object) -> Config:
+    """A config with these domains; its models are never read."""
+    job = {
+        "name": "x",
+        "steps": 1,
+        "paths": {"root": str(root)},
+        "teachers": {"t": {"model": "t"}},
+        "student": {"model": "s"},
+        "domains": domains,
+        "data": {"context": 64},
+    }
+    return Config.model_validate(job | sections)
+
+
 def stores(domain: PreparedDomain) -> tuple[RowStore, RowStore]:
     return RowStore.open(domain.train_path), RowStore.open(domain.validation_path)
 
@@ -300,17 +314,7 @@ def test_a_domain_without_enough_text_is_refused(
 def test_natural_weights_are_shares_of_loss_tokens(tmp_path: Path, tokenizer) -> None:
     write(tmp_path / "a.jsonl", *pairs(50))
     write(tmp_path / "b.jsonl", *pairs(150, seed=2))
-    config = Config.model_validate(
-        {
-            "name": "x",
-            "steps": 1,
-            "paths": {"root": str(tmp_path)},
-            "teachers": {"t": {"model": "t"}},
-            "student": {"model": "s"},
-            "domains": {"b": {"train": "b.jsonl"}, "a": {"train": "a.jsonl"}},
-            "data": {"context": 64},
-        }
-    )
+    config = described(tmp_path, {"b": {"train": "b.jsonl"}, "a": {"train": "a.jsonl"}})
     cache = tmp_path / "cache"
     found = prepare(config, tokenizer=tokenizer, tokenizer_digest="d", cache=cache)
     assert [domain.name for domain in found] == ["b", "a"]
@@ -327,18 +331,8 @@ def test_a_policy_on_validation_text_needs_two_rows_of_it(
 ) -> None:
     write(tmp_path / "a.jsonl", *pairs(50))
     write(tmp_path / "valid.jsonl", *pairs(1, seed=2))
-    config = Config.model_validate(
-        {
-            "name": "x",
-            "steps": 1,
-            "paths": {"root": str(tmp_path)},
-            "teachers": {"t": {"model": "t"}},
-            "student": {"model": "s"},
-            "domains": {"thin": {"train": "a.jsonl", "validation": "valid.jsonl"}},
-            "data": {"context": 64},
-            "mixture": {"policy": policy},
-        }
-    )
+    domains = {"thin": {"train": "a.jsonl", "validation": "valid.jsonl"}}
+    config = described(tmp_path, domains, mixture={"policy": policy})
     given = {"tokenizer": tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
     if policy in ("ddk", "sheared"):
         with pytest.raises(DataError, match=rf"domain thin has 1 validation rows .* {policy}, "):

@@ -7,6 +7,7 @@ import pytest
 
 from shared.errors import CheckpointError
 from student_trainer.checkpoint import (
+    CHECKPOINT_FORMAT,
     all_checkpoints,
     damage_of,
     discard_drafts,
@@ -71,3 +72,10 @@ def test_an_interrupted_save_is_invisible_and_swept_away(tmp_path: Path) -> None
 def test_a_change_since_the_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"step-000100 .* seed 1, now it is 2"):
         refuse_changes(tmp_path / "step-000100", found={"seed": 1}, asked={"seed": 2})
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="checkpoint format None, now it is 2"):
+        refuse_changes(
+            tmp_path / "step-000100", found={}, asked={"checkpoint format": CHECKPOINT_FORMAT}
+        )
