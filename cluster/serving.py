@@ -107,7 +107,7 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     config, store = launch.config, launch.config.targets.store
     assert store is not None, "the config asks for a store with teacher_free"
     specs = [answers.spec for answers in stored_answers(store)]
-    projection = next((spec.projection for spec in specs if spec.hidden_layers), "")
+    projection = next((spec.projection for spec in specs if spec.projection), "")
     run_dir = launch.run_dir.path
     plan = run_plan(
         launch.prepared, run_dir=run_dir, teacher={"store": store}, projection=projection
