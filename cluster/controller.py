@@ -71,6 +71,10 @@ class Controller:
             )
         return self.log.entries[index]
 
+    def peek(self, index: int) -> WeightEntry | None:
+        """Entry `index` of the log, None where it is not decided yet."""
+        return self.entry(index) if index < len(self.log.entries) else None
+
     def _record(self, decision: Decision, *, decided_at: int) -> None:
         """Write the decision down, and only then show it."""
         mixture, before = self._plan.mixture, self.log.entries
@@ -129,6 +133,10 @@ class _HandOver:
         self.sent = sent
         return sent
 
+    def is_answered(self) -> bool:
+        """Whether the actor has answered, or died."""
+        return self.sent is not None and _is_ready(self.sent)
+
     def acknowledge(self, actor: Any, *, timeout_s: float) -> None:
         """Wait until the report is recorded; where the actor died, it is to be sent again."""
         try:
@@ -136,6 +144,10 @@ class _HandOver:
         except RayActorError:
             self.sent = None
             raise
+
+
+def _is_ready(answer: ray.ObjectRef) -> bool:
+    return bool(ray.wait([answer], timeout=0)[0])
 
 
 class RayControllerClient:
@@ -149,6 +161,7 @@ class RayControllerClient:
     def __init__(self, name: str, *, namespace: str, deadline_s: float) -> None:
         self._name, self._namespace, self._deadline_s = name, namespace, deadline_s
         self._under_way: deque[_HandOver] = deque()
+        self._peeked: tuple[int, ray.ObjectRef] | None = None
 
     def observe(self, report: DomainReport) -> None:
         """See `shared.domains.ControllerClient`. A report is sent after the one before is known."""
@@ -181,6 +194,24 @@ class RayControllerClient:
             f"controller {self._name} in namespace {self._namespace} did not {what} within "
             f"{self._deadline_s:g} s ({trouble}); see the run's logs, or raise mixture.deadline_s"
         )
+
+    def peek(self, index: int) -> WeightEntry | None:
+        """See `shared.domains.ControllerClient`. Asks, and looks at the answer to an earlier peek;
+        what is wrong with the controller or a report is for `entry` to say."""
+        try:
+            while self._under_way and self._under_way[0].is_answered():
+                self._under_way[0].acknowledge(self._actor(), timeout_s=_GRACE_S)
+                self._under_way.popleft()
+            if self._peeked is None or self._peeked[0] != index:
+                self._peeked = index, self._actor().entry.remote(index, _POLL_S)
+            answer = self._peeked[1]
+            if not _is_ready(answer):
+                return None
+            self._peeked = None
+            return ray.get(answer)
+        except (RayTaskError, RayActorError, GetTimeoutError, ValueError):
+            self._peeked = None
+            return None
 
     def _ask(self, index: int, deadline: float) -> WeightEntry | None:
         """One long poll for an entry, after every report handed over has been acknowledged."""
@@ -219,6 +250,10 @@ class ReplayController:
                 "the run that writes it finish first"
             )
         return entries[index]
+
+    def peek(self, index: int) -> WeightEntry:
+        """Entry `index` of the other run's log, which is whole."""
+        return self.entry(index)
 
 
 def open_controller(name: str, *, namespace: str, deadline_s: float) -> RayControllerClient:

@@ -76,6 +76,10 @@ class ControllerClient(Protocol):
         """
         ...
 
+    def peek(self, index: int) -> WeightEntry | None:
+        """Entry `index` where it is known by now; never waits and raises nothing of its own."""
+        ...
+
 
 def decision_steps(config: Config) -> range:
     """Steps at which the trainer hands over a report: 0, K, 2K, ... while a block is left to rule.

@@ -40,12 +40,14 @@ class Supply:
     def step(self, index: int) -> Step:
         """Step `index`, drawn; asks the teacher about it and the steps ahead.
 
-        Waits for the weights of the block where the controller has not decided them yet.
+        Waits for the weights of the block itself where the controller has not decided them yet;
+        those of the blocks ahead are looked for and not waited for.
         """
-        ahead = self._config.prefetch_steps
-        last = self._config.steps - 1
-        self._learn_weights(through=min(last, max(index, index + ahead - 1)))
-        through = min(last, index + ahead, self._settled())
+        ahead = min(self._config.steps - 1, index + self._config.prefetch_steps)
+        self._learn_weights(through=index)
+        while self._settled() < ahead and self._learn_entry(wait=False):
+            pass
+        through = min(ahead, self._settled())
         for block in self._missing(index, through):
             step = draw_step(self._mixture, self._stores, index=block, shard=self._shard)
             self._ask(step)
@@ -108,20 +110,22 @@ class Supply:
         while self._settled() < through:
             self._learn_entry()
 
-    def _learn_entry(self) -> None:
-        """Read the next entry of the weight log; rank 0 asks."""
+    def _learn_entry(self, *, wait: bool = True) -> bool:
+        """Read the next entry of the weight log, for which rank 0 asks; whether there was one."""
         index, entry, error = self.num_weight_entries, None, None
         if self._ranks.leads:
             assert self._controller is not None, "rank 0 has a controller"
             try:
-                entry = self._controller.entry(index)
+                entry = self._controller.entry(index) if wait else self._controller.peek(index)
             except TutelageError as failure:
                 error = failure
         entry, error = self._ranks.from_leader((entry, error))  # type: ignore[misc]
         if error is not None:
             raise error
-        assert entry is not None, "the controller answers or raises"
-        self._mixture = self._mixture.with_log(self._mixture.log.appended(entry))
+        assert entry is not None or not wait, "the controller answers or raises"
+        if entry is not None:
+            self._mixture = self._mixture.with_log(self._mixture.log.appended(entry))
+        return entry is not None
 
 
 def _empty_mixture(plan: RunPlan) -> Mixture:

@@ -43,6 +43,10 @@ class StandingWeights:
             write_entry(path, self.plan.config.domains, entry)
         return entry
 
+    def peek(self, index: int) -> WeightEntry:
+        """Entry 0, which is known from the start."""
+        return self.entry(index)
+
 
 def fixed_weights(plan: RunPlan) -> tuple[float, ...]:
     """Shares of loss tokens in config order, sum 1. Raises ConfigError for other mixtures."""

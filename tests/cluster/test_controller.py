@@ -227,6 +227,32 @@ def test_a_waiting_student_gets_its_entry_as_soon_as_it_is_decided(
     del handle
 
 
+def test_a_look_at_an_entry_never_waits_and_finds_what_is_decided(
+    name: str, tmp_path: Path
+) -> None:
+    client = _client(name)
+    assert client.peek(0) is None  # nobody is there
+    handle = _start(_plan(tmp_path), name)
+    client.observe(_report(0))
+    looks, found = 0, None
+    while found is None and looks < 3000:
+        start = time.perf_counter()
+        found = client.peek(0)
+        assert 1000 * (time.perf_counter() - start) < IMMEDIATELY_MS
+        looks += 1
+        time.sleep(0.01)
+    assert found == client.entry(0)
+    (process,) = _actor_processes()
+    process.suspend()
+    try:
+        assert _hand_over(client, _report(10)) < IMMEDIATELY_MS
+        assert client.peek(1) is None
+    finally:
+        process.resume()
+    assert client.entry(1).decided_at == 10
+    del handle
+
+
 def test_a_student_that_waits_through_a_kill_still_gets_its_entry(
     name: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from cluster.controller import Controller, ControllerPlan
 from shared.config_mixture import DDKMixture
-from shared.domains import DomainReport
+from shared.domains import DomainReport, WeightEntry
 from shared.row_store import RowStore
 from student_trainer.ranks import Ranks
 from student_trainer.supply import Supply
@@ -24,24 +24,81 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
+class SlowController(Controller):
+    """Decides in time to be waited for and never earlier; says at which steps it was waited for."""
+
+    def __init__(self, plan: ControllerPlan) -> None:
+        super().__init__(plan)
+        self.step, self.waits = 0, []
+
+    def entry(self, index: int) -> WeightEntry:
+        self.waits.append((self.step, index))
+        return super().entry(index)
+
+    def peek(self, index: int) -> WeightEntry | None:
+        return None
+
+
+MIXTURE = DDKMixture(interval=3, lag_steps=2)
+DECISIONS = (0, 3)
+
+
+def supply_of(
+    kind: type[Controller], ranks: Ranks, pair: tiny.Pair, folder: Path
+) -> tuple[Supply, Controller]:
+    """A supply of eight steps that asks no teacher, and the controller it asks."""
+    domains = prepared_domains(folder)
+    plan = plan_of(folder / "run", pair, domains, steps=8, mixture=MIXTURE, student={"workers": 1})
+    log_path = str(folder / "weight_log.jsonl")
+    controller = kind(ControllerPlan(MIXTURE, DOMAINS, (0.5, 0.5), log_path))
+    stores = [RowStore.open(domain.train_path) for domain in domains]
+    return Supply(plan, stores, ranks=ranks, reader=None, controller=controller), controller
+
+
+def report(step: int) -> DomainReport:
+    return DomainReport(step, (30.0, 20.0), (10, 10), (2.0, 1.5))
+
+
 def test_a_checkpoint_waits_for_every_decision_before_it(
     ranks: Ranks, tiny_pair: tiny.Pair, tmp_path: Path
 ) -> None:
-    mixture = DDKMixture(interval=2, lag_steps=2)
-    domains = prepared_domains(tmp_path)
-    plan = plan_of(
-        tmp_path / "run", tiny_pair, domains, steps=8, mixture=mixture, student={"workers": 1}
-    )
-    log_path = str(tmp_path / "weight_log.jsonl")
-    controller = Controller(ControllerPlan(mixture, DOMAINS, (0.5, 0.5), log_path))
-    stores = [RowStore.open(domain.train_path) for domain in domains]
-    supply = Supply(plan, stores, ranks=ranks, reader=None, controller=controller)
+    supply, controller = supply_of(SlowController, ranks, tiny_pair, tmp_path)
     known = []
     for step in range(8):
-        if step in (0, 2, 4):
-            controller.observe(DomainReport(step, (30.0, 20.0), (10, 10), (2.0, 1.5)))
+        if step in DECISIONS:
+            controller.observe(report(step))
         supply.step(step)
         before = supply.num_weight_entries
         supply.learn_decisions(before=step + 1)
         known.append((before, supply.num_weight_entries))
-    assert known == [(1, 1), (1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (3, 3), (3, 3)]
+    assert known == [(1, 1)] * 3 + [(1, 2)] + [(2, 2)] * 4
+
+
+def test_a_controller_that_decides_just_in_time_is_never_waited_for_before(
+    ranks: Ranks, tiny_pair: tiny.Pair, tmp_path: Path
+) -> None:
+    supply, controller = supply_of(SlowController, ranks, tiny_pair, tmp_path)
+    assert isinstance(controller, SlowController)
+    for step in range(8):
+        controller.step = step
+        if step in (0, DECISIONS[1] + MIXTURE.lag_steps):  # the first block that it rules
+            controller.observe(report(DECISIONS[step > 0]))
+        supply.step(step)
+    assert controller.waits == [(0, 0), (5, 1)]
+
+
+def test_how_fast_the_controller_is_changes_no_row(
+    ranks: Ranks, tiny_pair: tiny.Pair, tmp_path: Path
+) -> None:
+    drawn = {}
+    for kind in (Controller, SlowController):
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+        supply, controller = supply_of(kind, ranks, tiny_pair, folder)
+        steps = []
+        for step in range(8):
+            if step in DECISIONS:
+                controller.observe(report(step))
+            steps.append([unit.names() for unit in supply.step(step).units])
+        drawn[kind] = steps
+    assert drawn[Controller] == drawn[SlowController]
