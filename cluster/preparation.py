@@ -9,6 +9,8 @@ import xxhash
 
 from cluster.handshake import Handshake, evaluation_spec, shake_hands, target_spec
 from shared.config import Config, Teacher
+from shared.config_mixture import AdaptiveMixture
+from shared.domains import decision_steps
 from shared.errors import HandshakeError
 from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir
@@ -77,6 +79,18 @@ def prepare_run(config: Config) -> Prepared:
         teacher_width=hands.teacher_width,
         domains=domains,
         packed=student_packs(config),
+    )
+
+
+def idle_policy_note(config: Config) -> str | None:
+    """A sentence where weights that should move stay as they start, since the run is too short."""
+    mixture = config.mixture
+    if not isinstance(mixture, AdaptiveMixture) or len(decision_steps(config)) > 1:
+        return None
+    return (
+        f"mixture.policy {mixture.policy} moves no weight in this run: its first decision would "
+        f"take effect at step {mixture.interval + mixture.lag_steps}, and the run has "
+        f"{config.steps}; lower mixture.interval or raise steps"
     )
 
 
