@@ -161,7 +161,7 @@ class SoftTargets:
 class TargetReader(Protocol):
     """Where SoftTargets come from: a pool of live teachers or a store on disk."""
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, spec: TargetSpec, /) -> None:
         """Ask for a unit; never blocks. Answers come back in the order of submission."""
         ...
 

@@ -1,12 +1,14 @@
 """TeacherReplica: an engine in a process of its own.
 
-The compute group scores one unit at a time; the control group answers while it does. Answers are
+The compute group works on one unit at a time; the control group answers while it does. Answers are
 returned as values, never as references of this process, so that they outlive it.
 """
 
 import os
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ import ray
 from ray import cloudpickle
 
 from shared.errors import TeacherError, TutelageError
+from shared.generation import GenerationSpec, Openings
 from shared.rows import Rows
 from shared.soft_targets import TargetSpec
 from teacher_service.description import Engine, MakeEngine, TeacherDescription
@@ -35,7 +38,7 @@ class Health:
     pid: int
     node: str
     units: int = 0
-    tokens: int = 0  # of the rows scored, with or without loss
+    tokens: int = 0  # read or written, with or without loss
     busy_s: float = 0.0
     failure: str = ""  # why the engine could not be loaded
 
@@ -63,20 +66,19 @@ class TeacherReplica:
     @ray.method(concurrency_group="compute")
     def score(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
         """Answer one unit. A UserError is final, a TeacherError may pass on another replica."""
-        rows, started = Rows(table), time.monotonic()
-        try:
+        rows = Rows(table)
+        with self._at_work() as done:
             answer = self._loaded().score(rows, TargetSpec.from_dict(spec))
-        except TutelageError:
-            raise
-        except Exception as error:  # foreign errors may not survive pickling
-            lines = str(error).strip().splitlines() or [""]
-            raise TeacherError(f"{type(error).__name__}: {lines[0]}") from None
-        self._health = replace(
-            self._health,
-            units=self._health.units + 1,
-            tokens=self._health.tokens + sum(map(len, rows.column("input_ids"))),
-            busy_s=self._health.busy_s + time.monotonic() - started,
-        )
+            done(rows.column("input_ids"))
+        return answer.table
+
+    @ray.method(concurrency_group="compute")
+    def generate(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
+        """Continue one batch of openings, with the same errors."""
+        openings = Openings(table)
+        with self._at_work() as done:
+            answer = self._loaded().generate(openings, GenerationSpec.from_dict(spec))
+            done([*openings.ids(), *answer.ids()])
         return answer.table
 
     @ray.method(concurrency_group="compute")
@@ -92,6 +94,27 @@ class TeacherReplica:
     def health(self) -> Health:
         """Counters; answers while a unit is being scored."""
         return self._health
+
+    @contextmanager
+    def _at_work(self) -> Iterator[Callable[[list], None]]:
+        """Turns foreign errors into ours and counts a unit, told the ids it was about."""
+        started = time.monotonic()
+
+        def done(ids: list) -> None:
+            self._health = replace(
+                self._health,
+                units=self._health.units + 1,
+                tokens=self._health.tokens + sum(map(len, ids)),
+                busy_s=self._health.busy_s + time.monotonic() - started,
+            )
+
+        try:
+            yield done
+        except TutelageError:
+            raise
+        except Exception as error:  # foreign errors may not survive pickling
+            lines = str(error).strip().splitlines() or [""]
+            raise TeacherError(f"{type(error).__name__}: {lines[0]}") from None
 
     def _loaded(self) -> Engine:
         if self._failure is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetSpec
 
@@ -22,7 +23,7 @@ class TeacherDescription:
 
 
 class Engine(Protocol):
-    """Scores rows. Knows nothing about Ray, domains or losses."""
+    """Scores rows and continues text. Knows nothing about Ray, domains or losses."""
 
     def describe(self) -> TeacherDescription:
         """What was loaded."""
@@ -30,6 +31,10 @@ class Engine(Protocol):
 
     def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
         """Answer one scoring unit in one forward pass; a UserError is final, others are not."""
+        ...
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        """Continue one batch of openings; a UserError is final, others are not."""
         ...
 
 

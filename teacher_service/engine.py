@@ -1,4 +1,4 @@
-"""HFEngine: a causal language model of transformers that scores rows.
+"""HFEngine: a causal language model of transformers that scores rows and continues text.
 
 B lines   T tokens   N positions with loss   D hidden width   V head rows
 """
@@ -16,10 +16,12 @@ from torch import Tensor
 from shared.config import Dtype
 from shared.errors import ConfigError, HandshakeError, TutelageError
 from shared.fingerprint import identify
+from shared.generation import Continuations, GenerationSpec, Openings
 from shared.layout import Layout, lay_out
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
 from teacher_service.description import TeacherDescription
+from teacher_service.generating import generate, refuse_openings
 from teacher_service.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.model_parts import Decoder, find_decoder, find_head, head_is_exact, len_vocab
 from teacher_service.projection import load_projections
@@ -34,9 +36,15 @@ class HFEngine:
     """Scores one unit per forward pass with any causal model that transformers loads."""
 
     def __init__(
-        self, decoder: Decoder, head: Head, fingerprint: dict[str, str], *, max_context: int | None
+        self,
+        model: torch.nn.Module,
+        decoder: Decoder,
+        head: Head,
+        fingerprint: dict[str, str],
+        *,
+        max_context: int | None,
     ) -> None:
-        self.decoder, self.head = decoder, head
+        self.model, self.decoder, self.head = model, decoder, head
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
         self.notes: tuple[str, ...] = ()
@@ -81,7 +89,7 @@ class HFEngine:
         fingerprint = named | _weights(loaded) | _machine(loaded, device)
         config = loaded.model.config.get_text_config()  # type: ignore[union-attr]
         context = getattr(config, "max_position_embeddings", None)
-        return HFEngine(decoder, head, fingerprint, max_context=context)
+        return HFEngine(loaded.model, decoder, head, fingerprint, max_context=context)
 
     def describe(self) -> TeacherDescription:
         """What was loaded."""
@@ -116,6 +124,13 @@ class HFEngine:
             num_targets_R=rows.num_loss_tokens(),
             arrays=_arrays(selection, self._projected(hidden, spec), spec),
         )
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        """Continue one batch. Raises UserError for what can never be answered."""
+        vocab_rows = len(self.head.weight_VD)
+        refuse_openings(openings, spec, vocab=vocab_rows, limit=self.max_context)
+        device, teacher = self.decoder.device, self.fingerprint
+        return generate(self.model, openings, spec, device=device, teacher=teacher)
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""

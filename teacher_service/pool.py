@@ -9,27 +9,29 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
-import xxhash
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from shared.errors import ConfigError, TeacherError, TutelageError, UserError
+from shared.errors import TeacherError, TutelageError, UserError
+from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
 from shared.soft_targets import ReaderStats, SoftTargets, TargetSpec
-from teacher_service.registry import REGISTRY, ReplicaView, ServiceView
+from teacher_service.roster import Roster
 
-LONG_POLL_S = 60.0
-SUSPEND_S = 10.0
 SETTLE_S = 1.0
 PUMP_S = 0.5
 
+Asked = TypeVar("Asked", Rows, Openings)
+Spec = TypeVar("Spec", TargetSpec, GenerationSpec)
+Answer = TypeVar("Answer", SoftTargets, Continuations)
+
 
 @dataclass(slots=True, eq=False)
-class _Unit:
-    rows: Rows
-    spec: TargetSpec
+class _Unit(Generic[Asked, Spec, Answer]):
+    asked: Asked
+    spec: Spec
     deadline: float | None = None  # set when the unit may first be sent
     ref: Any = None
     replica: str = ""
@@ -37,7 +39,7 @@ class _Unit:
     turn: int = 0  # position among all sends of the pool
     failures: list[str] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
-    answer: SoftTargets | None = None
+    answer: Answer | None = None
     error: TutelageError | None = None
 
     @property
@@ -46,86 +48,20 @@ class _Unit:
 
     @property
     def names(self) -> str:
-        return ", ".join(self.rows.names()) or "none"
+        return ", ".join(self.asked.names()) or "none"
 
 
-class _Roster:
-    """The replicas a client uses: a small stable subset of those alive."""
-
-    def __init__(self, service: str, client: str, size: int) -> None:
-        self._service, self._client, self._size = service, client, size
-        self._alive: dict[str, ReplicaView] = {}
-        self._handles: dict[str, Any] = {}
-        self._suspended: dict[str, tuple[str, float]] = {}  # name -> incarnation, until
-        self._version, self._looked_up = -1, 0.0
-        self.poll: Any = self._long_poll()
-        if self.poll is None:
-            raise ConfigError(
-                f"no teacher service named {service} is running; start it with `tutelage teacher "
-                "up`, or let `tutelage run` start one"
-            )
-
-    def refresh(self) -> None:
-        """Take over a new list if one has come; never blocks."""
-        if self.poll is None:
-            if time.monotonic() - self._looked_up > SETTLE_S:
-                self.poll = self._long_poll()
-            return
-        if not ray.wait([self.poll], timeout=0)[0]:
-            return
-        try:
-            view: ServiceView = ray.get(self.poll)
-        except RayError:
-            self.poll = None
-            return
-        self._version = view.version
-        self._alive = {r.name: r for r in view.replicas if r.state == "alive"}
-        self.poll = self._long_poll()
-
-    def usable(self) -> list[str]:
-        """Names in this client's order of preference, without those that just failed."""
-        ranked = sorted(self._alive, key=self._rank)[: self._size]
-        return [name for name in ranked if not self._is_suspended(name)]
-
-    def suspend(self, name: str) -> None:
-        """Leave a replica alone until it has restarted or some seconds have passed."""
-        known = self._alive[name].incarnation if name in self._alive else ""
-        self._suspended[name] = (known, time.monotonic() + SUSPEND_S)
-        self._handles.pop(name, None)
-
-    def handle(self, name: str) -> Any:
-        """The replica's actor, or None where it is gone."""
-        if name not in self._handles:
-            try:
-                self._handles[name] = ray.get_actor(name, namespace=self._service)
-            except ValueError:
-                return None
-        return self._handles[name]
-
-    def _is_suspended(self, name: str) -> bool:
-        incarnation, until = self._suspended.get(name, ("", 0.0))
-        return time.monotonic() < until and self._alive[name].incarnation == incarnation
-
-    def _rank(self, name: str) -> str:
-        # Rendezvous hashing: adding a replica moves as few clients as possible.
-        return xxhash.xxh3_128_hexdigest(f"{self._client}/{name}".encode())
-
-    def _long_poll(self) -> Any:
-        self._looked_up = time.monotonic()
-        try:
-            registry: Any = ray.get_actor(REGISTRY, namespace=self._service)
-        except ValueError:
-            return None
-        return registry.wait_version.remote(self._version, LONG_POLL_S)
-
-
-class TeacherPool:
-    """A rank's `TargetReader` over live replicas.
+class Pool(Generic[Asked, Spec, Answer]):
+    """Units sent to live replicas, answered in order.
 
     `teacher` is the fingerprint the run began with; answers from another are refused. `run` and
     `rank` decide which replicas are preferred, so that clients spread. Raises ConfigError where
     there is no such service.
     """
+
+    _method: str  # of TeacherReplica
+    _doing: str
+    _answer: type[Answer]
 
     def __init__(
         self,
@@ -140,8 +76,8 @@ class TeacherPool:
     ) -> None:
         self._service, self._teacher, self._in_flight = service, teacher, in_flight
         self._unit_deadline_s, self._max_unit_failures = unit_deadline_s, max_unit_failures
-        self._roster = _Roster(service, f"{run}/{rank}", in_flight + 1)
-        self._units: deque[_Unit] = deque()
+        self._roster = Roster(service, f"{run}/{rank}", in_flight + 1)
+        self._units: deque[_Unit[Asked, Spec, Answer]] = deque()
         self._turns = 0
         self._stats = ReaderStats()
 
@@ -150,12 +86,12 @@ class TeacherPool:
         """Counters since the pool was made."""
         return self._stats
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, asked: Asked, spec: Spec) -> None:
         """Ask for a unit; at most `in_flight` are under way, further ones wait here."""
-        self._units.append(_Unit(rows, spec))
+        self._units.append(_Unit(asked, spec))
         self._pump(0.0)
 
-    def next(self) -> SoftTargets:
+    def next(self) -> Answer:
         """The oldest answer. Raises UserError or TeacherError, naming the rows."""
         unit, started = self._units[0], time.monotonic()
         while not unit.settled:
@@ -202,7 +138,8 @@ class TeacherPool:
             load = {name: sum(u.replica == name for u in self._under_way()) for name in names}
             for name in sorted(names, key=lambda n: (n in unit.tried, load[n])):
                 if (handle := self._roster.handle(name)) is not None:
-                    unit.ref = handle.score.remote(unit.rows.table, asdict(unit.spec))
+                    method = getattr(handle, self._method)
+                    unit.ref = method.remote(unit.asked.table, asdict(unit.spec))
                     unit.replica, unit.sent_at = name, time.monotonic()
                     unit.turn = self._turns = self._turns + 1
                     break
@@ -211,8 +148,8 @@ class TeacherPool:
         if unit.ref is None:
             return  # requeued because an older unit's replica died
         try:
-            answer = SoftTargets(ray.get(unit.ref, timeout=SETTLE_S))
-            answer.check(unit.rows, unit.spec, self._teacher)
+            answer = self._answer(ray.get(unit.ref, timeout=SETTLE_S))
+            answer.check(unit.asked, unit.spec, self._teacher)
             unit.answer, unit.ref = answer, None
         except RayTaskError as error:
             cause = error.cause
@@ -241,7 +178,7 @@ class TeacherPool:
             self._settle(unit)
         for position, unit in enumerate(lost):
             if position == 0:
-                self._failed(unit, f"{replica} died while scoring it ({reason})")
+                self._failed(unit, f"{replica} died while {self._doing} it ({reason})")
             else:
                 self._requeue(unit)
 
@@ -291,6 +228,18 @@ class TeacherPool:
 
     def _under_way(self) -> list[_Unit]:
         return [unit for unit in self._units if unit.ref is not None and not unit.settled]
+
+
+class TeacherPool(Pool[Rows, TargetSpec, SoftTargets]):
+    """A rank's `TargetReader` over live replicas."""
+
+    _method, _doing, _answer = "score", "scoring", SoftTargets
+
+
+class GenerationPool(Pool[Openings, GenerationSpec, Continuations]):
+    """Batches of openings, continued by live replicas."""
+
+    _method, _doing, _answer = "generate", "continuing", Continuations
 
 
 open_pool = TeacherPool  # with functools.partial over the settings, an `OpenReader`

@@ -14,6 +14,7 @@ RAY = {
     "teacher_service/actor.py",
     "teacher_service/registry.py",
     "teacher_service/pool.py",
+    "teacher_service/roster.py",
     "teacher_service/service.py",
     "student_trainer/worker.py",
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import ConfigError
+from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
 from teacher_service.description import TeacherDescription
@@ -50,8 +51,16 @@ class Scripted:
         return TeacherDescription({"model": "scripted"}, VOCAB, 1, 4, None, packed=True)
 
     def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+        self._suffer(rows.column("input_ids"))
+        return invented(rows, spec)
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        self._suffer(openings.ids())
+        return echoed(openings, spec)
+
+    def _suffer(self, asked: Sequence[np.ndarray]) -> None:
         time.sleep(self.delay_s)
-        ids = np.concatenate([np.zeros(0, np.int32), *rows.column("input_ids")])
+        ids = np.concatenate([np.zeros(0, np.int32), *asked])
         if self.killed_by in ids or (self.killed_once and first_time(self.killed_once)):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.hangs_once and first_time(self.hangs_once):
@@ -60,7 +69,6 @@ class Scripted:
             raise ConfigError(f"token {self.refuses} is refused; use another")
         if self.fails_on in ids:
             raise MemoryError("out of everything")
-        return invented(rows, spec)
 
 
 def first_time(path: str) -> bool:
@@ -90,4 +98,15 @@ def invented(rows: Rows, spec: TargetSpec) -> SoftTargets:
             label_logprob_N=-rng.random(total, np.float32),
             hidden_ND={},
         ),
+    )
+
+
+def echoed(openings: Openings, spec: GenerationSpec) -> Continuations:
+    """Continuations that repeat their openings."""
+    return Continuations.build(
+        openings,
+        spec,
+        teacher={"model": "scripted"},
+        output_ids=[ids[: spec.max_new_tokens] for ids in openings.ids()],
+        stopped=[len(ids) < spec.max_new_tokens for ids in openings.ids()],
     )
