@@ -12,7 +12,7 @@ Log-probabilities are nats at temperature 1, normalised over the teacher's whole
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -35,10 +35,19 @@ class TargetSpec:
     hidden_layers: tuple[int, ...] = ()
     hidden_encoding: Literal["bf16", "int8", "fp32"] = "bf16"
     projection: str = ""  # digest of the matrices the hidden states pass through; "": none
+    entropy: bool = False  # of the teacher's whole distribution, per position
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields that JSON takes. The entropy is named only where it is asked for, so that answers
+        without it are called on disk what they were called before it could be asked for."""
+        fields = asdict(self)
+        if not self.entropy:
+            del fields["entropy"]
+        return fields
 
     @staticmethod
     def from_dict(fields: Mapping) -> "TargetSpec":
-        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        """The inverse of `as_dict`, also after a trip through JSON."""
         tuples = {name: tuple(fields[name]) for name in ("temperatures", "hidden_layers")}
         return TargetSpec(**{**fields, **tuples})
 
@@ -50,6 +59,7 @@ class TargetSpec:
         return (
             f"top_k {self.top_k} of {self.shared_vocab:,} ids at temperature "
             f"{_listed(self.temperatures)} in {self.encoding}{layers}"
+            f"{', entropy' if self.entropy else ''}"
         )
 
 
@@ -62,6 +72,7 @@ class TargetArrays:
     log_tail_NS: np.ndarray  # float32, exact log-mass outside the kept ids at each temperature
     label_logprob_N: np.ndarray  # float32
     hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (bf16)
+    entropy_N: np.ndarray | None = None  # float32, nats at temperature 1; None: not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,7 @@ class SoftTargets:
         described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
-            "spec": asdict(spec),
+            "spec": spec.as_dict(),
         }
         table = pa.table(columns)
         return SoftTargets(table.replace_schema_metadata({METADATA_KEY: json.dumps(described)}))
@@ -138,12 +149,14 @@ class SoftTargets:
         spec = self.spec
         logprobs = self._matrix("top_logprobs").astype(np.float32, copy=False)
         hidden = {layer: self._hidden(layer, spec) for layer in spec.hidden_layers}
+        entropy_N = _flat(self.table.column("entropy")).to_numpy() if spec.entropy else None
         return TargetArrays(
             ids_NK=self._matrix("top_ids").astype(np.int64),
             logprobs_NK=logprobs,
             log_tail_NS=self._matrix("log_tail"),
             label_logprob_N=_flat(self.table.column("label_logprob")).to_numpy(),
             hidden_ND=hidden,
+            entropy_N=entropy_N,
         )
 
     def _hidden(self, layer: int, spec: TargetSpec) -> np.ndarray:
@@ -213,6 +226,9 @@ def _encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
         "log_tail": _lists(arrays.log_tail_NS.astype(np.float32)),
         "label_logprob": pa.array(arrays.label_logprob_N.astype(np.float32)),
     }
+    if spec.entropy:
+        assert arrays.entropy_N is not None, "the engine computes what the spec asks for"
+        columns["entropy"] = pa.array(arrays.entropy_N.astype(np.float32))
     for layer, states_ND in arrays.hidden_ND.items():
         if spec.hidden_encoding == "int8":
             states_ND, scale_N = _in_int8(states_ND)
@@ -243,9 +259,11 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _refuse_non_finite(arrays: TargetArrays) -> None:
-    """Kept and label log-probabilities are finite; a tail is -inf where nothing is left (k = V)."""
-    for name in ("logprobs_NK", "label_logprob_N"):
-        if not np.isfinite(getattr(arrays, name)).all():
+    """Kept and label log-probabilities and entropies are finite; a tail is -inf where nothing is
+    left (k = V)."""
+    for name in ("logprobs_NK", "label_logprob_N", "entropy_N"):
+        values = getattr(arrays, name)
+        if values is not None and not np.isfinite(values).all():
             raise TeacherError(f"the teacher computed a non-finite {name.rsplit('_', 1)[0]}")
     if np.isnan(arrays.log_tail_NS).any() or (arrays.log_tail_NS > 0).any():
         raise TeacherError("the teacher computed a tail mass outside [0, 1]")

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,7 +76,7 @@ class TargetStore:
         self._described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
-            "spec": asdict(spec),
+            "spec": spec.as_dict(),
         }
         key = json.dumps(self._described, sort_keys=True).encode()
         self._folder = Path(store).expanduser() / xxhash.xxh3_128_hexdigest(key)

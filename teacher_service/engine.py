@@ -116,6 +116,7 @@ class HFEngine:
             top_k=spec.top_k,
             shared_vocab=spec.shared_vocab,
             temperatures=spec.temperatures,
+            entropy=spec.entropy,
         )
         return SoftTargets.build(
             spec=spec,
@@ -243,6 +244,7 @@ def _arrays(selection: Selection, hidden: dict[int, Tensor], spec: TargetSpec) -
         log_tail_NS=selection.log_tail_NS.cpu().numpy(),
         label_logprob_N=selection.label_logprob_N.cpu().numpy(),
         hidden_ND={layer: _shipped(state, spec) for layer, state in hidden.items()},
+        entropy_N=None if selection.entropy_N is None else selection.entropy_N.cpu().numpy(),
     )
 
 

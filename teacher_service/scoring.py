@@ -43,6 +43,7 @@ class Selection:
     logprobs_NK: Tensor  # float32
     log_tail_NS: Tensor  # float32; -inf where nothing is left
     label_logprob_N: Tensor  # float32
+    entropy_N: Tensor | None = None  # float32, at temperature 1; None where it is not asked for
 
 
 def chunk_size(vocab_rows: int, device: str) -> int:
@@ -59,9 +60,11 @@ def select(
     top_k: int,
     shared_vocab: int,
     temperatures: tuple[float, ...] = (1.0,),
+    entropy: bool = False,
     chunk: int | None = None,
 ) -> Selection:
-    """Keep the top_k ids below `shared_vocab`, the label's log-probability and the tail masses.
+    """Keep the top_k ids below `shared_vocab`, the label's log-probability, the tail masses and,
+    if asked, the entropy over all V rows.
 
     `log_tail` is a logsumexp over the complement of the kept ids, computed from the logits at
     each temperature; rows of the head beyond the shared vocabulary belong to it.
@@ -73,6 +76,7 @@ def select(
         logprobs_NK=torch.empty(num, top_k, device=device),
         log_tail_NS=torch.empty(num, len(temperatures), device=device),
         label_logprob_N=torch.empty(num, device=device),
+        entropy_N=torch.empty(num, device=device) if entropy else None,
     )
     for start in range(0, num, step):
         part = slice(start, start + step)
@@ -95,6 +99,8 @@ def _select_chunk(
     """
     logits_CK, ids_CK = logits_CV[:, :shared_vocab].topk(kept.ids_NK.shape[1], sorted=True)
     label_C = logits_CV.gather(1, label_C[:, None].to(logits_CV.device))[:, 0]
+    if kept.entropy_N is not None:
+        kept.entropy_N[part] = torch.special.entr(logits_CV.softmax(1)).sum(1)
     rest_CV = logits_CV.scatter_(1, ids_CK, float("-inf"))
     masses = {t: _log_masses(logits_CK, rest_CV, t) for t in {1.0, *temperatures}}
     for column, temperature in enumerate(temperatures):

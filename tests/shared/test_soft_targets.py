@@ -31,6 +31,7 @@ def random_arrays(spec: TargetSpec, num_targets: int, *, seed: int = 0) -> Targe
             layer: rng.normal(size=(num_targets, 6)).astype(np.float32)
             for layer in spec.hidden_layers
         },
+        entropy_N=rng.random(num_targets, np.float32) * 6 if spec.entropy else None,
     )
 
 
@@ -153,6 +154,24 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
     assert shipped(built).spec == spec
 
 
+@pytest.mark.parametrize("encoding", ["fp16", "fp32"])
+def test_the_entropy_arrives_bit_for_bit_where_it_is_asked_for(encoding: str) -> None:
+    spec = TargetSpec(4, 512, encoding=encoding, entropy=True)
+    built, sent = answer(spec)
+    got = shipped(built)
+    assert str(got.table.schema.field("entropy").type) == "list<item: float>"
+    np.testing.assert_array_equal(got.arrays().entropy_N, sent.entropy_N)
+    assert got.spec == spec
+    assert got.described["spec"]["entropy"] is True
+    assert answer(TargetSpec(4, 512))[0].arrays().entropy_N is None
+
+
+def test_an_answer_without_the_entropy_asked_for_is_refused() -> None:
+    built, _ = answer(TargetSpec(4, 512))
+    with pytest.raises(TeacherError, match=r"in fp16, asked was .* in fp16, entropy$"):
+        built.check(UNIT, TargetSpec(4, 512, entropy=True))
+
+
 def test_an_answer_to_its_own_question_is_accepted() -> None:
     spec = TargetSpec(4, 512)
     built, _ = answer(spec)
@@ -186,12 +205,13 @@ def test_another_schema_version_is_refused() -> None:
         SoftTargets(other).check(UNIT, TargetSpec(4, 512))
 
 
-@pytest.mark.parametrize("name", ["logprobs_NK", "label_logprob_N", "log_tail_NS"])
+@pytest.mark.parametrize("name", ["logprobs_NK", "label_logprob_N", "log_tail_NS", "entropy_N"])
 def test_a_value_that_is_no_number_is_refused(name: str) -> None:
-    arrays = random_arrays(TargetSpec(4, 512), int(UNIT.num_loss_tokens().sum()))
+    spec = TargetSpec(4, 512, entropy=True)
+    arrays = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     getattr(arrays, name).reshape(-1)[5] = np.nan
     with pytest.raises(TeacherError, match="teacher computed"):
-        answer(TargetSpec(4, 512), arrays=arrays)
+        answer(spec, arrays=arrays)
 
 
 def test_a_tail_of_nothing_is_minus_infinity_and_survives() -> None:

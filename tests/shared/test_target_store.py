@@ -1,6 +1,7 @@
 """Laws of the target store: bit-equal, teacher-free, torn tails, several writers."""
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,15 @@ def test_teachers_and_questions_never_share_a_folder(tmp_path):
     with pytest.raises(ConfigError, match="asked is top_k"):
         stored_teacher(tmp_path, other)
     assert [(a.teacher, a.spec) for a in stored_answers(tmp_path)] == [(TEACHER, SPEC)]
+
+
+def test_answers_stored_before_the_entropy_could_be_asked_for_are_found(tmp_path):
+    store = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
+    store.write(answer(make_rows(1)))
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "734178ab0f54017a112c646b9dca2380"
+    asking = TargetStore(tmp_path, teacher=TEACHER, spec=replace(SPEC, entropy=True))
+    assert asking.missing(make_rows(1))
 
 
 def test_an_empty_unit_has_the_columns_of_the_others(tmp_path):

@@ -19,7 +19,7 @@ from tests.teacher_service.teachers import FAMILIES, documents, save_family
 from tests.tiny import VOCAB as TINY_VOCAB
 
 LENGTHS = [[20, 9, 5], [31], [2, 40], [3]]
-FULL = TargetSpec(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32")
+FULL = TargetSpec(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32", entropy=True)
 
 
 def dense(model, rows):
@@ -47,6 +47,8 @@ def test_packed_answers_are_the_models_own_for_each_document_alone(family, tmp_p
     labels_N = np.concatenate([ids[1:] for ids in documents(rows)])
     label_N = np.take_along_axis(expected_NV, labels_N[:, None].astype(int), 1)[:, 0]
     np.testing.assert_allclose(arrays.label_logprob_N, label_N, atol=1e-4)
+    entropy_N = -(np.exp(expected_NV) * expected_NV).sum(1)
+    np.testing.assert_allclose(arrays.entropy_N, entropy_N, atol=1e-4)
     assert np.isneginf(arrays.log_tail_NS).all()
     assert engine.packed == (family not in ("bloom", "opt"))
 

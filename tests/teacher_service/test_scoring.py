@@ -1,5 +1,6 @@
 """Selection and masses against dense float64, and what it allocates."""
 
+import math
 import subprocess
 import sys
 
@@ -77,6 +78,42 @@ def test_the_tail_is_exact_where_one_minus_the_sum_is_not():
     assert (found.log_tail_NS[:, 0] - tail_N).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("sharpness", [0.0, 1e-3, 1.0, 30.0])  # from flat to one id alone
+def test_the_entropy_is_float64s_of_the_same_logits_over_all_rows(kind, sharpness):
+    hidden_ND, head, label_N = problem(**HEADS[kind])
+    hidden_ND = hidden_ND * sharpness
+    asked = {"top_k": K, "shared_vocab": 200, "chunk": 16}
+    found = select(hidden_ND, head, label_N, entropy=True, **asked)
+    logp_NV = head.logits(hidden_ND).double().log_softmax(1)
+    expected_N = -(logp_NV.exp() * logp_NV).sum(1)
+    if sharpness == 0 and head.bias_V is None:
+        assert expected_N.max() == pytest.approx(math.log(V), abs=1e-9)
+    assert found.entropy_N is not None
+    torch.testing.assert_close(found.entropy_N, expected_N, atol=2e-6, rtol=0, check_dtype=False)
+    without = select(hidden_ND, head, label_N, **asked)
+    assert without.entropy_N is None
+    assert torch.equal(without.log_tail_NS, found.log_tail_NS)
+
+
+def test_the_entropy_is_that_of_a_selection_of_everything():
+    hidden_ND, head, label_N = problem()
+    found = select(hidden_ND, head, label_N, top_k=V, shared_vocab=V, entropy=True)
+    logp_NK = found.logprobs_NK.double()
+    torch.testing.assert_close(
+        found.entropy_N, -(logp_NK.exp() * logp_NK).sum(1), atol=5e-6, rtol=0, check_dtype=False
+    )
+
+
+def test_a_row_of_the_head_that_is_ruled_out_adds_no_entropy():
+    hidden_ND, head, label_N = problem(bias_V=torch.zeros(V))
+    head.bias_V[100:] = -torch.inf
+    found = select(hidden_ND, head, label_N % 100, top_k=K, shared_vocab=100, entropy=True)
+    logp_NV = dense_logits(hidden_ND, head)[:, :100].log_softmax(1)
+    expected_N = -(logp_NV.exp() * logp_NV).sum(1)
+    torch.testing.assert_close(found.entropy_N, expected_N, atol=5e-6, rtol=0, check_dtype=False)
+
+
 def test_padding_rows_are_never_selected_and_their_mass_is_tail():
     hidden_ND, head, label_N = problem()
     loud_VD = head.weight_VD.clone()
@@ -105,6 +142,7 @@ def test_no_tensor_of_positions_times_vocabulary_is_allocated():
             top_k=K,
             shared_vocab=3000,
             temperatures=(1.0, 2.0),
+            entropy=True,
             chunk=32,
         )
     )

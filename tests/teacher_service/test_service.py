@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from uuid import uuid4
 
@@ -155,7 +154,7 @@ def test_what_is_not_there_is_a_sentence(name):
 def test_health_answers_while_a_unit_is_scored(name):
     service.start(name, ANY, detached=True, make_engine=Scripted(delay_s=3.0))
     replica = ray.get_actor(f"{REPLICA}0", namespace=name)
-    unit = replica.score.remote(make_rows([[5]]).table, asdict(SPEC))
+    unit = replica.score.remote(make_rows([[5]]).table, SPEC.as_dict())
     time.sleep(0.5)
     for _ in range(3):
         assert ray.get(replica.health.remote(), timeout=2).units == 0
@@ -176,4 +175,4 @@ def test_errors_keep_their_class_across_processes(name):
             loss_masks=[np.array([1, 1, 0])],
         )
         with pytest.raises(error):
-            ray.get(replica.score.remote(rows.table, asdict(SPEC)))
+            ray.get(replica.score.remote(rows.table, SPEC.as_dict()))
