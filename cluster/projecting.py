@@ -30,13 +30,16 @@ def projection_of(prepared: Prepared, fingerprint: dict[str, str], open_reader: 
     """Digest of the projection, "" where states travel whole.
 
     A PCA is fit on the first rows of every domain, scored by the teacher; the same teacher, rows
-    and width find the same matrices again. Raises ConfigError for a cache that has lost them.
+    and width find the same matrices again. `open_reader` reads past any store, which these answers
+    would only fill. Raises ConfigError for a cache that has lost them.
     """
     config = prepared.config
     if not config.hidden_layers or shipped_width(prepared) == prepared.teacher_width:
         return ""
     cache = config.paths.cache
-    units = [unit for domain in prepared.domains for unit in _sample(config, domain.train_path)]
+    units: list[Rows] = []
+    if config.targets.hidden.projection == "pca":
+        units = [unit for d in prepared.domains for unit in _sample(config, d.train_path)]
     known = Path(cache) / "projections" / f"{_key(config, fingerprint, units)}.json"
     if known.exists():
         digest = json.loads(known.read_text())["projection"]
@@ -92,7 +95,7 @@ def _key(config: Config, fingerprint: dict[str, str], units: list[Rows]) -> str:
     payload = config.targets.hidden
     decided = [fingerprint, config.hidden_layers, payload.width, payload.projection]
     state = xxhash.xxh3_128(json.dumps(decided, sort_keys=True).encode())
-    for unit in units if payload.projection == "pca" else ():
+    for unit in units:
         for digest in unit.hashes():
             state.update(digest)
     return state.hexdigest()

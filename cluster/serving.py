@@ -31,16 +31,16 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
         for note in description.notes:
             print(note, flush=True)
         fingerprint = description.fingerprint
-        reader = _reader(launch, name, fingerprint)
+        live = _live(launch, name, fingerprint)
         plan = run_plan(
             launch.prepared,
             run_dir=launch.run_dir.path,
             teacher=fingerprint,
-            projection=projection_of(launch.prepared, fingerprint, reader),
+            projection=projection_of(launch.prepared, fingerprint, live),
         )
         before = _restarts(name)
         try:
-            yield plan, reader
+            yield plan, _recorded(launch, live, fingerprint)
         finally:
             with suppress(StorageError):  # a full disk must not hide what stopped the run
                 count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
@@ -76,9 +76,10 @@ def _refuse_other_teacher(name: str, asked: Teacher) -> None:
             )
 
 
-def _reader(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
-    asked, store = launch.config.service, launch.config.targets.store
-    live = partial(
+def _live(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
+    """A way to a running service, past any store."""
+    asked = launch.config.service
+    return partial(
         open_pool,
         service=name,
         teacher=fingerprint,
@@ -87,6 +88,11 @@ def _reader(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReade
         unit_deadline_s=asked.unit_deadline_s,
         max_unit_failures=asked.max_unit_failures,
     )
+
+
+def _recorded(launch: Launch, live: OpenReader, fingerprint: dict[str, str]) -> OpenReader:
+    """What training reads: through `targets.store` where there is one."""
+    store = launch.config.targets.store
     if store is None:
         return live
     return partial(_open_recording, open_live=live, store=store, teacher=fingerprint)

@@ -88,6 +88,15 @@ class RowStore:
         """Positions with loss per row."""
         return self.num_loss_tokens / self.num_rows if self.num_rows else 0.0
 
+    def loss_tokens(self) -> np.ndarray:
+        """Positions with loss of every row, int64 [num_rows]."""
+        counts = [np.zeros(0, np.int64)]
+        for batch in range(self.reader.num_record_batches):
+            masks = self.reader.get_batch(batch).column("loss_mask")
+            ends = np.concatenate([[0], np.cumsum(masks.values.to_numpy(), dtype=np.int64)])
+            counts.append(np.diff(ends[masks.offsets.to_numpy()]))
+        return np.concatenate(counts)
+
     def take(self, indices: Sequence[int] | np.ndarray) -> Rows:
         """The rows at `indices` [R], in that order, copied out of the map."""
         return take_rows([self], np.zeros(len(indices), np.int64), indices)

@@ -21,6 +21,7 @@ REPLICA = "tutelage-replica-"
 POLL_S = 0.5
 HEALTH_DEADLINE_S = 10.0
 
+Role = Literal["teacher", "student"]  # whose place in the cluster replicas take
 State = Literal["starting", "alive", "failed", "down", "draining"]
 
 
@@ -56,6 +57,7 @@ class Request:
     runtime_env: dict[str, Any]
     detached: bool
     job: str  # of the driver that owns what is not detached
+    role: Role = "teacher"
 
     def same_teacher(self, teacher: Teacher) -> bool:
         """Whether the other config asks for the same answers from the same hardware."""

@@ -32,6 +32,7 @@ from teacher_service.registry import (
     REPLICA,
     ReplicaView,
     Request,
+    Role,
     TeacherRegistry,
     replica_names,
 )
@@ -39,7 +40,7 @@ from teacher_service.registry import (
 PLACEMENT_WAIT_S = 6.0
 ANSWER_S = 30.0
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
-TEACHER_SHARE = 0.01  # of the custom resource `teacher`: it says where, not how many
+ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
 GROUP_PREFIX = "tutelage-teacher:"
 
 # An actor that is not detached ends with its last owning handle, so this driver keeps them.
@@ -68,6 +69,7 @@ def start(
     teacher: Teacher,
     *,
     detached: bool,
+    role: Role = "teacher",
     cache: str | None = None,
     make_engine: MakeEngine | None = None,
     runtime_env: dict[str, Any] | None = None,
@@ -77,7 +79,8 @@ def start(
 
     A service that already serves the same teacher under this name is left as it is. Raises
     ConfigError where it serves another, PlacementError within 10 s where replicas do not fit,
-    UserError for a teacher that cannot be loaded; nothing is left behind then.
+    UserError for a teacher that cannot be loaded; nothing is left behind then. `role` "student"
+    serves a student's model where the cluster has students' workers.
     """
     if (request := _request(service)) is not None:
         if not request.same_teacher(teacher):
@@ -95,6 +98,7 @@ def start(
         runtime_env=_environment(teacher, runtime_env or {}),
         detached=detached,
         job=ray.get_runtime_context().get_job_id(),
+        role=role,
     )
     try:
         options = {"name": REGISTRY, "namespace": service, "lifetime": _lifetime(detached)}
@@ -203,7 +207,7 @@ def _add(
 
 
 def _place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
-    bundle = _bundle(request.teacher)
+    bundle = _bundle(request)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     free: dict[str, dict[str, float]] = available_resources_per_node()
     missing, groups = len(names) - _room(bundle, free.values()), []
@@ -225,7 +229,7 @@ def _place(service: str, names: list[str], request: Request) -> list[PlacementGr
             for node in nodes
         )
         raise PlacementError(
-            f"{missing} of {len(names)} teacher replicas do not fit: each needs "
+            f"{missing} of {len(names)} {request.role} replicas do not fit: each needs "
             f"{_amounts(bundle)} on one node, and there was free: {there}; stop something, add a "
             "node, or lower the replicas or what each asks for"
         )
@@ -240,14 +244,15 @@ def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int
     )
 
 
-def _bundle(teacher: Teacher) -> dict[str, float]:
-    declared = any("teacher" in node["Resources"] for node in ray.nodes() if node["Alive"])
+def _bundle(request: Request) -> dict[str, float]:
+    role, teacher = request.role, request.teacher
+    declared = any(role in node["Resources"] for node in ray.nodes() if node["Alive"])
     wanted = {
         "CPU": float(teacher.cpus),
         "GPU": float(teacher.gpus),
-        "teacher": TEACHER_SHARE if declared else 0.0,
+        role: ROLE_SHARE if declared else 0.0,
     }
-    return {name: amount for name, amount in wanted.items() if amount} or {"CPU": TEACHER_SHARE}
+    return {name: amount for name, amount in wanted.items() if amount} or {"CPU": ROLE_SHARE}
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -51,6 +51,7 @@ def test_counts_are_those_of_the_rows(tmp_path: Path) -> None:
     counts = opened.take(range(300)).num_loss_tokens()
     assert len(opened) == 300
     assert opened.num_loss_tokens == counts.sum()
+    np.testing.assert_array_equal(opened.loss_tokens(), counts)
     assert opened.mean_loss_tokens == pytest.approx(counts.mean())
 
 
