@@ -14,7 +14,9 @@ from cluster.cli import main
 from shared.domains import read_log
 from shared.metrics import read_metrics
 from shared.run_dir import RunDir
+from shared.target_store import stored_answers
 from tests.cluster.jobs import WORDS, write_job
+from tests.tiny import VOCAB
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = {
@@ -190,10 +192,14 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
     ray_cluster, tmp_path, tiny_pair, capsys
 ):
     losses = [{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {1: 1, 3: 2}}]
-    targets = {"hidden": {"width": 8, "encoding": "int8", "calibration_rows": 6}}
+    store = tmp_path / "store"
+    hidden = {"width": 8, "encoding": "int8", "calibration_rows": 6}
+    targets = {"top_k": 16, "store": str(store), "hidden": hidden}
     job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2)
     assert main(["run", str(job)]) == 0
     assert "fitting the projection of hidden states to 8 dimensions" in capsys.readouterr().out
+    training_and_validation = {16, VOCAB}
+    assert {answers.spec.top_k for answers in stored_answers(store)} == training_and_validation
     narrow = json.loads(RunDir(tmp_path / "runs" / "job").summary.read_text())
     assert main(["run", str(job), "name=again", "seed=3"]) == 0
     assert "fitting the projection" not in capsys.readouterr().out
