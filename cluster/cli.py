@@ -30,6 +30,12 @@ teacher = typer.Typer(
     help="A teacher service that outlives a run.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(teacher, name="teacher")
+prompts = typer.Typer(
+    help="What a teacher is shown and a student is not.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(prompts, name="prompts")
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -118,6 +124,19 @@ def teacher_down(
     from cluster import teachers
 
     teachers.down(service=service, address=address, everything=everything)
+
+
+@prompts.command("optimise")
+def prompts_optimise(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    service: Service = None,
+    address: Address = None,
+) -> None:
+    """Search for the prompts under which the teacher does best; the same command continues."""
+    from cluster.prompt_search import command
+
+    command.optimise(config, overrides or [], service=service, address=address)
 
 
 @app.command("eval")

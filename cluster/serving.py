@@ -52,14 +52,15 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
 def _described(launch: Launch, name: str) -> TeacherDescription:
     teacher = launch.prepared.teacher
     if launch.service is not None:
-        _refuse_other_teacher(name, teacher)
+        refuse_other_teacher(name, teacher)
         return service.describe(name)
     copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
     print(f"loading the teacher, {copies}{teacher.model}", flush=True)
     return service.start(name, teacher, detached=False, cache=launch.config.paths.cache)
 
 
-def _refuse_other_teacher(name: str, asked: Teacher) -> None:
+def refuse_other_teacher(name: str, asked: Teacher) -> None:
+    """Refuse a running service that is not the config's teacher. Raises ConfigError."""
     serving = service.status(name).teacher
     if serving is None:
         raise ConfigError(

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from shared.config_base import Dtype, Fraction, Positive, Section
 from shared.config_losses import ATKD, ForwardKL, HiddenStates, Loss
 from shared.config_mixture import AdaptiveMixture, FixedMixture, Mixture, check_mixture
+from shared.config_prompts import PromptSearch
 
 
 class Paths(Section):
@@ -204,6 +205,7 @@ class Config(Section):
     service: Service = Service()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    prompt_search: PromptSearch = PromptSearch()
     baseline: bool = Field(
         default=False,
         description="also train a copy on hard labels alone, on identical rows and steps",

@@ -49,6 +49,9 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
                 )
                 for name, domain in config.domains.items()
             },
+            "prompt_search": config.prompt_search.model_copy(
+                update={"to": str(_absolute(config.prompt_search.to, root))}
+            ),
             "targets": config.targets.model_copy(
                 update={"store": store and str(_absolute(store, root))}
             ),

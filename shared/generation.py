@@ -18,6 +18,8 @@ from shared.errors import TeacherError
 SCHEMA_VERSION = 1
 METADATA_KEY = b"tutelage.continuations"
 
+TokenIds = Sequence[int] | np.ndarray
+
 OPENINGS = pa.schema({"name": pa.string(), "input_ids": pa.list_(pa.int32())})
 
 
@@ -50,7 +52,7 @@ class Openings:
     table: pa.Table
 
     @staticmethod
-    def build(*, names: Sequence[str], input_ids: Sequence[Sequence[int]]) -> "Openings":
+    def build(*, names: Sequence[str], input_ids: Sequence[TokenIds]) -> "Openings":
         """One entry of each argument per opening; names are for messages."""
         columns = [pa.array(list(names), pa.string()), _lists(input_ids)]
         return Openings(pa.Table.from_arrays(columns, schema=OPENINGS))
@@ -83,7 +85,7 @@ class Continuations:
         spec: GenerationSpec,
         *,
         teacher: Mapping[str, str],
-        output_ids: Sequence[Sequence[int]],
+        output_ids: Sequence[TokenIds],
         stopped: Sequence[bool],
     ) -> "Continuations":
         """Continuations in the order of their openings; `stopped` where a stop id ended one."""
@@ -142,7 +144,7 @@ class Continuations:
             raise TeacherError("the answer comes from another teacher than the run started with")
 
 
-def _lists(ids: Sequence[Sequence[int]]) -> pa.ListArray:
+def _lists(ids: Sequence[TokenIds]) -> pa.ListArray:
     return pa.array([np.asarray(each, np.int32) for each in ids], pa.list_(pa.int32()))
 
 

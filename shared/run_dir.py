@@ -46,6 +46,7 @@ PASSING = (
     "targets.store",
     "targets.teacher_free",
     "mixture.deadline_s",
+    "prompt_search",
 )
 PASSING_OF_A_TEACHER = ("replicas", "cpus")
 
