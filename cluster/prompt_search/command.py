@@ -61,7 +61,7 @@ def optimise_domain(task: Task, config: Config, teacher: Teacher) -> Outcome:
 
     def report(number: int, count: int) -> None:
         bar.set_description(f"{task.domain}, round {number}")
-        bar.reset(total=bar.n + count if bar.total is None else count)
+        bar.reset(total=count)
 
     scorers = [
         scorer_for(

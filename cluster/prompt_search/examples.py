@@ -28,28 +28,27 @@ def vectors(texts: Sequence[str]) -> np.ndarray:
     return np.divide(scaled_PF, norms_P1, out=np.zeros_like(scaled_PF), where=norms_P1 > 0)
 
 
-def choose(
-    pool: Sequence[str], questions: Sequence[str], *, count: int, trade_off: float
-) -> list[int]:
-    """Positions in the pool of `count` texts, by maximal marginal relevance.
+class Relevance:
+    """How near the texts of a pool are to each other and to the questions."""
 
-    Relevance is the mean cosine with the questions; each next text has the largest
-    trade_off * relevance - (1 - trade_off) * largest cosine with those chosen. Ties go to the
-    first.
-    """
-    both = vectors([*pool, *questions])
-    pool_PF, questions_QF = both[: len(pool)], both[len(pool) :]
-    relevance_P = (pool_PF @ questions_QF.T).mean(axis=1)
-    return _marginal(relevance_P, pool_PF @ pool_PF.T, count=count, trade_off=trade_off)
+    def __init__(self, pool: Sequence[str], questions: Sequence[str]) -> None:
+        both = vectors([*pool, *questions])
+        pool_PF, questions_QF = both[: len(pool)], both[len(pool) :]
+        self._relevance_P = (pool_PF @ questions_QF.T).mean(axis=1)  # mean cosine
+        self._alike_PP = pool_PF @ pool_PF.T
 
+    def choose(self, among: Sequence[int], *, count: int, trade_off: float) -> list[int]:
+        """Positions in the pool of `count` texts, of those that stand at `among`.
 
-def _marginal(
-    relevance_P: np.ndarray, alike_PP: np.ndarray, *, count: int, trade_off: float
-) -> list[int]:
-    chosen: list[int] = []
-    for _ in range(min(count, len(relevance_P))):
-        nearest_P = alike_PP[:, chosen].max(axis=1) if chosen else np.zeros(len(relevance_P))
-        gain_P = trade_off * relevance_P - (1 - trade_off) * nearest_P
-        gain_P[chosen] = -np.inf
-        chosen.append(int(gain_P.argmax()))
-    return chosen
+        Each next text has the largest trade_off * relevance - (1 - trade_off) * largest cosine
+        with those chosen. Ties go to the first.
+        """
+        offered_P, chosen = np.array(among, dtype=int), list[int]()
+        for _ in range(min(count, len(offered_P))):
+            gain_P = trade_off * self._relevance_P[offered_P]
+            if chosen:
+                alike_PC = self._alike_PP[np.ix_(offered_P, chosen)]
+                gain_P -= (1 - trade_off) * alike_PC.max(axis=1)
+            gain_P[np.isin(offered_P, chosen)] = -np.inf
+            chosen.append(int(offered_P[gain_P.argmax()]))
+        return chosen

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from cluster.prompt_search import wording
-from cluster.prompt_search.examples import choose
+from cluster.prompt_search.examples import Relevance
 from cluster.prompt_search.trial import Candidate, Estimate, Score, Trial
 from shared.config_prompts import PromptSearch
 from shared.prompts import Example, Prompt
@@ -31,7 +31,7 @@ GENERIC = (
 CONFIRM_ERRORS = 1.645  # standard errors: of one prompt that is no better, 1 in 20 is kept
 TRADE_OFFS = (0.3, 0.6, 0.9)
 EXAMPLE_SETS = 3  # of a prompt in a round
-NEAR_WORDS = 2  # tried for each keyword
+NEAR_WORDS = 3  # tried for each keyword
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,8 @@ class Operators:
     ) -> None:
         self._material, self._settings = material, settings
         self._paraphrase, self._seed = paraphrase, seed
+        texts = [example.prompt or example.response for example in material.pool]
+        self._relevance = Relevance(texts, material.questions)
 
     def first(self, parent: Trial, number: int) -> list[Candidate]:
         """Rewrites, choices of examples, and the instruction with each keyword left out."""
@@ -190,11 +192,10 @@ class Operators:
         for turn in range(EXAMPLE_SETS):
             rng = self._stream(prompt, number, f"examples {turn}")
             count, trade_off = int(rng.integers(1, most + 1)), float(rng.choice(TRADE_OFFS))
-            half = sorted(rng.permutation(len(pool))[: max(count, (len(pool) + 1) // 2)])
-            offered = [pool[i] for i in half]
-            texts = [example.prompt or example.response for example in offered]
-            chosen = choose(texts, self._material.questions, count=count, trade_off=trade_off)
-            examples = tuple(offered[i] for i in chosen)
+            half = rng.permutation(len(pool))[: max(count, (len(pool) + 1) // 2)]
+            among = sorted(int(position) for position in half)
+            chosen = self._relevance.choose(among, count=count, trade_off=trade_off)
+            examples = tuple(pool[i] for i in chosen)
             origin = f"{len(examples)} examples at trade-off {trade_off:g}"
             made.append(Candidate(Prompt(prompt.instruction, examples), origin, prompt.id))
         return made

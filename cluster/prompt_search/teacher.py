@@ -85,11 +85,12 @@ class Scorer:
     def __call__(self, prompts: Sequence[Prompt]) -> list[np.ndarray | None]:
         """Values per example [E] of each prompt, None for one that does not fit."""
         fitting = {p.id: p for p in prompts if self._fits(p)}
-        asked = [p for p in fitting.values() if self.store.get(p) is None]
-        for prompt in asked:
+        asked = {id: p for id, p in fitting.items() if self.store.get(p) is None}
+        for prompt in asked.values():
             self._submit(prompt)
-        for prompt in asked:
-            self.store.add(prompt, self._collect())
+        for prompt in {p.id: p for p in prompts}.values():
+            if prompt.id in asked:
+                self.store.add(prompt, self._collect())
             self.done()
         return [self.store.get(p) if p.id in fitting else None for p in prompts]
 

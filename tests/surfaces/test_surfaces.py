@@ -17,6 +17,7 @@ def test_the_verbs_are_those_on_record():
         "run",
         "train",
         "teacher",
+        "prompts",
         "eval",
         "export",
         "report",
@@ -25,3 +26,4 @@ def test_the_verbs_are_those_on_record():
     }
     teacher = group.commands["teacher"]
     assert set(teacher.commands) == {"up", "scale", "status", "down"}  # type: ignore[attr-defined]
+    assert set(group.commands["prompts"].commands) == {"optimise"}  # type: ignore[attr-defined]
