@@ -47,7 +47,7 @@ class Relevance:
         for _ in range(min(count, len(offered_P))):
             gain_P = trade_off * self._relevance_P[offered_P]
             if chosen:
-                alike_PC = self._alike_PP[np.ix_(offered_P, chosen)]
+                alike_PC = self._alike_PP[offered_P][:, chosen]
                 gain_P -= (1 - trade_off) * alike_PC.max(axis=1)
             gain_P[np.isin(offered_P, chosen)] = -np.inf
             chosen.append(int(offered_P[gain_P.argmax()]))
