@@ -15,7 +15,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -167,31 +167,28 @@ def is_answer(ids: Sequence[int], position: int, newline: int) -> bool:
     return opens == newline and newline not in (before, word) and after in (newline, 2)
 
 
-def write_job(folder: Path, *, seed: int) -> Path:
-    """A config and the lines of each domain, with other lines for training and validation."""
-    for task in STARTS:
-        draw = random.Random(f"{task}/{seed}")
-        lines = list(dict.fromkeys(line_of(draw) for _ in range(TRAINING_LINES + NEW_LINES)))
-        rows = [json.dumps({"prompt": line, "response": answer(task, line)}) for line in lines]
-        (folder / f"{task}.valid.jsonl").write_text("\n".join(rows[:NEW_LINES]))
-        (folder / f"{task}.train.jsonl").write_text("\n".join(rows[NEW_LINES:]))
+def write_job(folder: Path, task: str, *, seed: int) -> Path:
+    """A config of one domain and its lines, others for training than for validation."""
+    draw = random.Random(f"{task}/{seed}")
+    lines = list(dict.fromkeys(line_of(draw) for _ in range(TRAINING_LINES + NEW_LINES)))
+    rows = [json.dumps({"prompt": line, "response": answer(task, line)}) for line in lines]
+    (folder / "valid.jsonl").write_text("\n".join(rows[:NEW_LINES]))
+    (folder / "train.jsonl").write_text("\n".join(rows[NEW_LINES:]))
+    models = folder.parent.parent
     job = {
         "name": "job",
         "seed": seed,
-        "steps": 300,
+        "steps": 200,
         "log_every": 50,
         "paths": {"root": str(folder), "runs": str(folder), "cache": str(folder / "cache")},
-        "teachers": {"teacher": {"model": str(folder.parent / "teacher"), "cpus": 0.5}},
-        "student": {"model": str(folder.parent / "base"), "cpus": 0.5, "zero": 0},
-        "domains": {
-            task: {"train": f"{task}.train.jsonl", "validation": f"{task}.valid.jsonl"}
-            for task in STARTS
-        },
+        "teachers": {"teacher": {"model": str(models / "teacher"), "cpus": 0.5}},
+        "student": {"model": str(models / "base"), "cpus": 0.5, "zero": 0},
+        "domains": {task: {"train": "train.jsonl", "validation": "valid.jsonl"}},
         "data": {"context": 32},
         "batch": {"rows_per_step": 32, "micro_batch": 32},
         "targets": {"top_k": 32},
         "optimiser": {"lr": 2e-3, "warmup_steps": 10},
-        "prompt_search": {"instructions": STARTS, "confirm_documents": 200},
+        "prompt_search": {"instructions": {task: STARTS[task]}, "confirm_documents": 200},
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job))
@@ -224,34 +221,30 @@ def share(right: int, total: int) -> str:
     return f"{p:.3f} [{middle - half:.3f}, {middle + half:.3f}]"
 
 
-def one_seed(folder: Path, *, seed: int, students: bool, overrides: Sequence[str]) -> None:
-    """Search, distil twice, print."""
+def one_search(
+    folder: Path, task: str, *, seed: int, students: bool, overrides: Sequence[str]
+) -> None:
+    """Search, distil twice, print. Every task has students of its own: they see lines alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    job = write_job(folder, seed=seed)
+    job = write_job(folder, task, seed=seed)
     tutelage("prompts", "optimise", job, *overrides)
-    found = json.loads((folder / "prompts.json").read_text())["domains"]
+    entry = json.loads((folder / "prompts.json").read_text())["domains"][task]
+    total, prompt = entry["confirm_documents"], entry["prompt"]
+    scores = [entry[part]["mean"] for part in ("without_prompt", "confirmed")]
+    before, after = (share(round(score * total), total) for score in scores)
+    print(f"\nseed {seed}, {task}: kept {entry['kept']}, {len(entry['history'])} tried")
+    print(f"  prompt   {prompt['instruction']!r}, {len(prompt['examples'])} examples")
+    print(f"  teacher  without {before}   with {after}", flush=True)
     runs = {"without": [], "with": [f"prompts={folder / 'prompts.json'}"]} if students else {}
+    told = []
     for name, options in runs.items():
         tutelage("run", job, f"name={name}", *options)
-    for task, entry in found.items():
-        total = entry["confirm_documents"]
-        scores = [entry[part]["mean"] for part in ("without_prompt", "confirmed")]
-        before, after = (share(round(score * total), total) for score in scores)
-        prompt = entry["prompt"]
-        print(f"\nseed {seed}, {task}: kept {entry['kept']}, {len(entry['history'])} tried")
-        print(f"  prompt   {prompt['instruction']!r}, {len(prompt['examples'])} examples")
-        print(f"  teacher  without {before}   with {after}")
-        told = [
-            f"{name} "
-            + share(
-                student_right(folder / name / "export", folder / f"{task}.valid.jsonl"), NEW_LINES
-            )
-            for name in runs
-        ]
-        print(f"  student  {'   '.join(told) or 'not trained'}", flush=True)
+        right = student_right(folder / name / "export", folder / "valid.jsonl")
+        told.append(f"{name} {share(right, NEW_LINES)}")
+    print(f"  student  {'   '.join(told) or 'not trained'}", flush=True)
 
 
-def main(run: Callable[..., None] = one_seed) -> None:
+def main() -> None:
     """Parse the command line, train the models where the folder lacks them, run every seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
@@ -264,8 +257,10 @@ def main(run: Callable[..., None] = one_seed) -> None:
     save_model(folder / "teacher", width=96, layers=3, steps=asked.steps, told=True)
     save_model(folder / "base", width=64, layers=3, steps=300, told=False, seed=1)
     for seed in range(asked.seeds):
-        place = folder / f"seed-{seed}"
-        run(place, seed=seed, students=not asked.no_students, overrides=asked.overrides)
+        for task in STARTS:
+            place = folder / f"seed-{seed}" / task
+            students = not asked.no_students
+            one_search(place, task, seed=seed, students=students, overrides=asked.overrides)
 
 
 if __name__ == "__main__":
