@@ -110,7 +110,7 @@ class Scorer:
         for first in range(0, len(rows), UNIT):
             unit = rows.part(slice(first, first + UNIT))
             if self.task.metric == "accuracy":
-                self.teacher.generate.submit(_asked(unit), self._generation)
+                self.teacher.generate.submit(asked_of(unit), self._generation)
             else:
                 self.teacher.score.submit(unit, self._scoring)
 
@@ -178,7 +178,7 @@ def rewrite(task: Task, teacher: Teacher, instruction: str, count: int, seed: in
 
     None where what it would be shown does not fit its context.
     """
-    plain = _asked(_row(task, Document("pair", "a rewrite", prompt=instruction, response=".")))
+    plain = asked_of(_row(task, Document("pair", "a rewrite", prompt=instruction, response=".")))
     before = opening(REWRITE, task.tokenizer, "pair")
     (ids,) = plain.ids()
     asked = np.concatenate([before.shown_ids, ids[len(before.plain_ids) :]])
@@ -206,7 +206,7 @@ def _row(task: Task, document: Document) -> Rows:
     )
 
 
-def _asked(rows: Rows) -> Openings:
+def asked_of(rows: Rows) -> Openings:
     """What stands before the first token with loss in each row."""
     pairs = zip(rows.column("input_ids"), rows.column("loss_mask"), strict=True)
     ids = [ids[: int(np.flatnonzero(mask)[0]) + 1] for ids, mask in pairs]

@@ -9,15 +9,19 @@ from transformers import AutoTokenizer
 
 from cluster.cli import main
 from cluster.prompt_search.splits import Task, question, task_of
-from cluster.prompt_search.teacher import ScoreStore, same_answer
+from cluster.prompt_search.teacher import ScoreStore, asked_of, same_answer
 from shared.config import Config
 from shared.config_file import load_config, resolve
 from shared.errors import ConfigError, DataError
+from shared.openings import opening, shown
 from shared.prompts import Prompt, read_prompts
 from shared.row_store import RowStore
+from shared.soft_targets import TargetSpec
 from shared.sources import read_documents
 from shared.tokenise import prepare_domain
+from teacher_service.engine import HFEngine
 from tests.cluster.jobs import write_job
+from tests.tiny import VOCAB
 
 SEARCH = {
     "rounds": 1,
@@ -149,6 +153,32 @@ def test_a_store_torn_by_a_kill_loses_the_torn_line_alone(tmp_path):
     assert ScoreStore(path).get(Prompt("two")).tolist() == [0.0, 1.0]
 
 
+def test_in_a_chat_an_answer_is_asked_for_and_ends_as_its_turn_does(job):
+    config = config_of(job)
+    tokenizer = AutoTokenizer.from_pretrained(config.student.model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|eos|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    found = task_of("pairs", config, tokenizer)
+    assert found.stop_ids == (tokenizer.eos_token_id,)
+    shown_rows = shown(
+        found.dev.rows, {"pairs": opening(Prompt("Write it."), tokenizer, found.kind)}
+    )
+    (first, *_), asked = found.dev.documents, tokenizer.batch_decode(asked_of(shown_rows).ids())
+    assert asked[0] == f"[system]Write it.<|eos|>[user]{first.prompt}<|eos|>[assistant]"
+
+
+def likelihood(job: Path) -> float:
+    """Mean over the letters' confirming split of the mean log-probability per token."""
+    config = config_of(job)
+    split = task("letters", config).confirm
+    engine = HFEngine.load(config.teachers["tiny"].model)
+    spec = TargetSpec(top_k=1, shared_vocab=VOCAB)
+    rows = [split.rows.part(slice(n, n + 1)) for n in range(len(split.rows))]
+    return float(np.mean([engine.score(r, spec).arrays().label_logprob_N.mean() for r in rows]))
+
+
 def test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_score(
     ray_cluster, job, tmp_path, capsys, monkeypatch
 ):
@@ -162,9 +192,7 @@ def test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_
     assert (pairs["metric"], letters["metric"]) == ("accuracy", "likelihood")
     origins = {line["origin"] for line in pairs["history"]}
     assert {"no prompt", "config", "generic"} < origins
-    assert letters["without_prompt"]["mean"] < 0
-    if not pairs["kept"]:
-        assert pairs["id"] == ""
+    assert letters["without_prompt"]["mean"] == pytest.approx(likelihood(job), abs=1e-5)
 
     def refuse(*_: object) -> None:
         raise AssertionError("a score that is known is asked for again")
