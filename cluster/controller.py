@@ -17,8 +17,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.policies import Decision, Weights, limited, policy_for
-from shared.config_mixture import AdaptiveMixture, Mixture
-from shared.domains import DomainReport, WeightEntry, decision_index, read_log, write_entry
+from shared.config import Config
+from shared.decisions import decision_index, first_entry, next_entry
+from shared.domains import DomainReport, WeightEntry, read_log, write_entry
 from shared.errors import ControllerError, TutelageError
 
 _POLL_S = 5.0  # one long poll
@@ -30,10 +31,14 @@ _RETRY_S = 0.2  # between attempts at an actor that is gone or restarting
 class ControllerPlan:
     """Everything a controller is built from, again after every restart."""
 
-    mixture: Mixture
-    domains: tuple[str, ...]  # config order
+    config: Config
     natural: Weights  # each domain's share of the corpus's loss tokens
     log_path: str  # weight_log.jsonl
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domain names in config order."""
+        return tuple(self.config.domains)
 
 
 class Controller:
@@ -41,15 +46,15 @@ class Controller:
 
     def __init__(self, plan: ControllerPlan) -> None:
         self._plan = plan
-        self._policy = policy_for(plan.mixture, domains=plan.domains, natural=plan.natural)
+        self._policy = policy_for(plan.config.mixture, domains=plan.domains, natural=plan.natural)
         self.log = read_log(Path(plan.log_path), plan.domains)
         opening = self._policy.opening()
         if opening and not self.log.entries:
-            self._record(opening, decided_at=0)
+            self._record(self._first(opening, report=None))
 
     def observe(self, report: DomainReport) -> None:
         """Decide from a report. A step already decided keeps its recorded decision."""
-        index, decided = decision_index(self._plan.mixture, report.step), len(self.log.entries)
+        index, decided = decision_index(self._plan.config, report.step), len(self.log.entries)
         if index < decided:
             return
         if index > decided:
@@ -58,10 +63,9 @@ class Controller:
                 f"{self._plan.log_path}; put the whole log back or start with --fresh"
             )
         if index == 0:
-            decision = self._policy.first(report)
+            self._record(self._first(self._policy.first(report), report=report))
         else:
-            decision = self._policy.next(self.log.entries[-1], report)
-        self._record(decision, decided_at=report.step)
+            self._record(self._next(report))
 
     def entry(self, index: int) -> WeightEntry:
         """Entry `index` of the log, which must have been decided."""
@@ -75,17 +79,22 @@ class Controller:
         """Entry `index` of the log, None where it is not decided yet."""
         return self.entry(index) if index < len(self.log.entries) else None
 
-    def _record(self, decision: Decision, *, decided_at: int) -> None:
-        """Write the decision down, and only then show it."""
-        mixture, before = self._plan.mixture, self.log.entries
-        lag = mixture.lag_steps if isinstance(mixture, AdaptiveMixture) else 0
-        entry = WeightEntry(
-            index=len(before),
-            decided_at=decided_at,
-            effective_from=decided_at + lag if decided_at else 0,
-            weights=limited(decision.weights, mixture, previous=before[-1] if before else None),
+    def _first(self, decision: Decision, *, report: DomainReport | None) -> WeightEntry:
+        return first_entry(
+            limited(decision.weights, self._plan.config.mixture, previous=None),
             factors=decision.factors,
+            report=report,
+            domains=self._plan.domains,
         )
+
+    def _next(self, report: DomainReport) -> WeightEntry:
+        config, before = self._plan.config, self.log.entries
+        decision = self._policy.next(before[-1], report)
+        weights = limited(decision.weights, config.mixture, previous=before[-1])
+        return next_entry(config, before, report, weights=weights, factors=decision.factors)
+
+    def _record(self, entry: WeightEntry) -> None:
+        """Write the decision down, and only then show it."""
         write_entry(Path(self._plan.log_path), self._plan.domains, entry)
         self.log = self.log.appended(entry)
 

@@ -164,8 +164,7 @@ def _controller(launch: Launch, plan: RunPlan) -> Iterator[OpenController]:
     mixture = launch.config.mixture
     actor = controller.start_controller(
         controller.ControllerPlan(
-            mixture=mixture,
-            domains=tuple(launch.config.domains),
+            config=launch.config,
             natural=tuple(domain.natural_weight for domain in plan.domains),
             log_path=str(launch.run_dir.weight_log),
         ),

@@ -10,7 +10,6 @@ import xxhash
 from cluster.handshake import Handshake, evaluation_spec, shake_hands, target_spec
 from shared.config import Config, Teacher
 from shared.config_mixture import AdaptiveMixture
-from shared.domains import decision_steps
 from shared.errors import HandshakeError
 from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir
@@ -85,7 +84,7 @@ def prepare_run(config: Config) -> Prepared:
 def idle_policy_note(config: Config) -> str | None:
     """A sentence where weights that should move stay as they start, since the run is too short."""
     mixture = config.mixture
-    if not isinstance(mixture, AdaptiveMixture) or len(decision_steps(config)) > 1:
+    if not isinstance(mixture, AdaptiveMixture) or len(config.decision_steps) > 1:
         return None
     return (
         f"mixture.policy {mixture.policy} moves no weight in this run: its first decision would "

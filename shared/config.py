@@ -11,8 +11,10 @@ from pydantic import Field, model_validator
 
 from shared.config_base import Dtype, Fraction, Positive, Section
 from shared.config_losses import ATKD, ForwardKL, HiddenStates, Loss
-from shared.config_mixture import AdaptiveMixture, FixedMixture, Mixture, check_mixture
+from shared.config_mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
+from shared.config_progressive import Progressive
 from shared.config_prompts import PromptSearch
+from shared.phases import check_progressive
 
 
 class Paths(Section):
@@ -202,6 +204,9 @@ class Config(Section):
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
     optimiser: Optimiser = Optimiser()
     mixture: Mixture = FixedMixture()
+    progressive: Progressive | None = Field(
+        default=None, description="phases from simple to complex text"
+    )
     service: Service = Service()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
@@ -241,8 +246,45 @@ class Config(Section):
     @property
     def prefetch_steps(self) -> int:
         """Blocks whose units may be under way beyond the current one."""
-        lag = self.mixture.lag_steps if isinstance(self.mixture, AdaptiveMixture) else 2
-        return min(2, lag)
+        return min(2, self.mixture.lag_steps)
+
+    @property
+    def decision_interval(self) -> int | None:
+        """Steps between decisions of the controller; None: weights are decided once, at step 0."""
+        if isinstance(self.mixture, AdaptiveMixture):
+            return self.mixture.interval
+        if self.progressive is None or self.progressive.interval is not None:
+            return self.progressive and self.progressive.interval
+        return max(self.mixture.lag_steps, self.steps // (10 * self.progressive.phases))
+
+    @property
+    def decision_steps(self) -> range:
+        """Steps at which the trainer hands over a report: 0, K, 2K, ... while a block is left to
+        rule."""
+        if self.decision_interval is None:
+            return range(1)
+        return range(0, max(1, self.steps - self.mixture.lag_steps), self.decision_interval)
+
+    @property
+    def decides_from_validation(self) -> bool:
+        """Whether a report to the controller needs the student's loss on validation text."""
+        stalls = self.progressive is not None and self.progressive.plateau is not None
+        return self.mixture.needs_validation or stalls
+
+    @property
+    def stop_ratio(self) -> float | None:
+        """How near the teacher ends training; None: it takes all its steps."""
+        return self.mixture.stop_ratio if isinstance(self.mixture, DDKMixture) else None
+
+    def losses_in(self, phase: int) -> list[Loss]:
+        """The losses with the weights they have in a progressive phase."""
+        if self.progressive is None:
+            return self.losses
+        phases = self.progressive.phases
+        return [
+            loss.in_phase(phase, phases=phases) if isinstance(loss, HiddenStates) else loss
+            for loss in self.losses
+        ]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
@@ -262,9 +304,27 @@ class Config(Section):
         if sum(isinstance(loss, ATKD) for loss in self.losses) > 1:
             raise ValueError("losses has more than one atkd; keep one, the split is the step's")
         check_mixture(self.mixture, num_domains=len(self.domains), needs_teacher=self.needs_teacher)
+        self._phases_fit()
         if self.targets.teacher_free and self.targets.store is None:
             raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
         return self
+
+    def _phases_fit(self) -> None:
+        if self.progressive is not None:
+            mixture = self.mixture
+            check_progressive(
+                self.progressive,
+                self.decision_steps,
+                steps=self.steps,
+                lag=mixture.lag_steps,
+                mixture_interval=mixture.interval if isinstance(mixture, AdaptiveMixture) else None,
+                opens_with_gap=mixture.opens_with_report,
+            )
+        elif any(getattr(loss, "final_weight", None) is not None for loss in self.losses):
+            raise ValueError(
+                "losses has a hidden_states with final_weight, the weight in the last phase, but "
+                "progressive is not set; set it or remove final_weight"
+            )
 
 
 def _check_weights(weights: dict[str, float], domains: dict[str, Domain]) -> None:

@@ -58,8 +58,24 @@ class HiddenStates(Section):
 
     kind: Literal["hidden_states"] = "hidden_states"
     weight: Positive = 1.0
+    final_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="weight in the last progressive phase; between, on a line",
+    )
     layers: dict[int, int] = Field(min_length=1, description="teacher layer -> student layer")
     distance: Literal["mse", "cosine"] = "mse"
+
+    def in_phase(self, phase: int, *, phases: int) -> "HiddenStates":
+        """The loss as it counts in a phase of progressive distillation, counted from 0.
+
+        AKD learns representations first and outputs later (Saxena, Janzen and Maass, WiML 2024).
+        """
+        if self.final_weight is None:
+            return self
+        share = phase / (phases - 1)
+        weight = (1 - share) * self.weight + share * self.final_weight
+        return self.model_copy(update={"weight": weight})
 
 
 Loss = Annotated[

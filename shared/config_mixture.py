@@ -12,6 +12,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class FixedMixture(Section):
     """Domain weights that never change: shares of loss tokens."""
 
+    needs_validation: ClassVar[bool] = False
+    opens_with_report: ClassVar[bool] = False
+    lag_steps: ClassVar[int] = 2  # of a change of phase
+
     policy: Literal["fixed"] = "fixed"
     weights: Literal["natural", "uniform"] | dict[str, float] = "natural"
 
@@ -49,6 +53,12 @@ class DDKMixture(AdaptiveMixture):
     interval: int = Field(default=1000, ge=1, description="K: steps between decisions")
     alpha: Fraction = 0.5
     start: Literal["natural", "ddk"] = Field(default="natural", description="weights of interval 0")
+    stop_ratio: float | None = Field(
+        default=None,
+        ge=1,
+        description="training ends once the student's validation perplexity is at most this many "
+        "times the teacher's in every domain",
+    )
 
 
 class DoReMiMixture(AdaptiveMixture):

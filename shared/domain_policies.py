@@ -35,6 +35,14 @@ def loss_differences(report: DomainReport, *, domains: Sequence[str]) -> np.ndar
 
     A domain without validation tokens gets 0. Raises NonFiniteLossError.
     """
+    return np.maximum(validation_gaps(report, domains=domains), 0)
+
+
+def validation_gaps(report: DomainReport, *, domains: Sequence[str]) -> np.ndarray:
+    """Validation loss of the student minus the teacher's, nats per token [D].
+
+    A domain without validation tokens gets 0. Raises NonFiniteLossError.
+    """
     nothing_D = np.zeros(len(domains))
     student_D = _means(report.student_nll_sums, report.num_tokens, otherwise_D=nothing_D)
     counted_D = np.array(report.num_tokens) > 0
@@ -42,7 +50,7 @@ def loss_differences(report: DomainReport, *, domains: Sequence[str]) -> np.ndar
     for model, loss_D in (("student", student_D), ("teacher", teacher_D)):
         bad_D = ~np.isfinite(loss_D)
         refuse_non_finite(f"{model}'s validation loss", bad_D, step=report.step, domains=domains)
-    return np.maximum(student_D - teacher_D, 0)
+    return student_D - teacher_D
 
 
 def smoothed_rewards(

@@ -2,14 +2,11 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from shared.config import Config
-from shared.config_mixture import FixedMixture, Mixture
 from shared.errors import CheckpointError
 
 _TAIL_BYTES = 4096  # looked through at a time for the end of the last whole line
@@ -40,6 +37,10 @@ class WeightEntry:
     effective_from: int  # block; a block is one optimiser step's rows
     weights: tuple[float, ...]  # config order, sum 1
     factors: tuple[float, ...] | None = None  # what the policy remembers
+    phase: int = 0  # of progressive distillation
+    gap: float | None = None  # student's NLL above the teacher's at decided_at, nats per token,
+    # mean over domains; None where no validation text was looked at
+    stop: bool = False  # training ends where it takes effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class WeightLog:
         """The log with one entry more, which must follow the last."""
         assert entry.index == len(self.entries), "entries are appended in order"
         return WeightLog(self.domains, (*self.entries, entry))
+
+    def end(self, steps: int) -> int:
+        """Steps of a run of at most `steps`. The step under way at a decision is still taken."""
+        stops = [max(e.effective_from, e.decided_at + 1) for e in self.entries if e.stop]
+        return min([steps, *stops])
 
     def ruling(self, block: int) -> WeightEntry:
         """The entry whose weights a block is drawn with."""
@@ -79,30 +85,6 @@ class ControllerClient(Protocol):
     def peek(self, index: int) -> WeightEntry | None:
         """Entry `index` where it is known by now; never waits and raises nothing of its own."""
         ...
-
-
-def decision_steps(config: Config) -> range:
-    """Steps at which the trainer hands over a report: 0, K, 2K, ... while a block is left to rule.
-
-    Fixed weights are decided once, at step 0, without a report.
-    """
-    mixture = config.mixture
-    if isinstance(mixture, FixedMixture):
-        return range(1)
-    return range(0, max(1, config.steps - mixture.lag_steps), mixture.interval)
-
-
-def decision_index(mixture: Mixture, step: int) -> int:
-    """Index of the last entry decided at or before `step`."""
-    return 0 if isinstance(mixture, FixedMixture) else step // mixture.interval
-
-
-def known_through(mixture: Mixture, steps_done: int) -> int:
-    """The last block whose weights are settled once every decision up to `steps_done` is known."""
-    if isinstance(mixture, FixedMixture):
-        return sys.maxsize
-    next_decision = (decision_index(mixture, steps_done) + 1) * mixture.interval
-    return next_decision + mixture.lag_steps - 1
 
 
 def write_entry(path: Path, domains: Iterable[str], entry: WeightEntry) -> None:

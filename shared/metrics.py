@@ -18,6 +18,7 @@ class DomainMetrics:
     tokens: int  # loss tokens
     sequences: int  # rows
     weight: float  # target share of loss tokens at the line's last step
+    epochs: float | None = None  # rows drawn since the first step over the domain's rows
     # Of a token-adaptive loss (ATKD), means per loss token; None without one.
     hard_share: float | None = None
     uncertainty: float | None = None  # 1 - probability of the label
@@ -37,6 +38,7 @@ class StepMetrics:
     captured_mass: float | None  # teacher mass on the kept ids, mean per loss token
     terms: dict[str, float] = field(default_factory=dict)  # each loss unweighted, nats per token
     domains: dict[str, DomainMetrics] = field(default_factory=dict)
+    phase: int | None = None  # in force at the last step, from 0; None without phases
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
     teacher_wait_s: float = 0.0  # of that time, mean over ranks

@@ -19,6 +19,7 @@ class PreparedDomain:
     num_rows: int  # training rows
     num_loss_tokens: int  # in the training rows
     natural_weight: float  # share of the corpus's loss tokens
+    order_path: str | None = None  # rows from easy to difficult; None: no phases
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from shared.curriculum import Curriculum
 from shared.layout import lay_out
-from shared.mixture import Mixture
 from shared.row_store import RowStore, take_rows
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets
@@ -30,6 +30,7 @@ class Step:
     units: tuple[Rows, ...]  # of this rank
     domain_tokens_D: np.ndarray  # loss tokens of the whole block, all ranks
     domain_rows_D: np.ndarray
+    phase: int = 0  # of progressive distillation
 
     @property
     def tokens(self) -> int:
@@ -53,15 +54,23 @@ class Shard:
         return [slice(first, first + self.micro_batch) for first in firsts]
 
 
-def draw_step(mixture: Mixture, stores: Sequence[RowStore], *, index: int, shard: Shard) -> Step:
+def draw_step(
+    curriculum: Curriculum, stores: Sequence[RowStore], *, index: int, shard: Shard
+) -> Step:
     """Block `index` read from disk, once. The whole block is read to count its tokens; a rank
     keeps only its own units."""
-    block = mixture.block(index)
+    block = curriculum.block(index)
     rows = take_rows(stores, block.domain_index_R, block.row_index_R)
     domain_R, size = block.domain_index_R, len(stores)
     tokens_D = np.bincount(domain_R, weights=rows.num_loss_tokens(), minlength=size)
     own = [rows.part(unit) for unit in shard.units(len(rows))]
-    return Step(index, tuple(own), tokens_D.astype(np.int64), np.bincount(domain_R, minlength=size))
+    return Step(
+        index=index,
+        units=tuple(own),
+        domain_tokens_D=tokens_D.astype(np.int64),
+        domain_rows_D=np.bincount(domain_R, minlength=size),
+        phase=curriculum.log.ruling(index).phase,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.config import Config
+from shared.domains import WeightEntry
 from shared.metrics import DomainMetrics, StepMetrics
 from shared.soft_targets import ReaderStats
 from student_trainer.batches import Step
@@ -118,10 +119,12 @@ def metrics_line(
     step: int,
     lr: float,
     grad_norm: float,
-    weights: tuple[float, ...],
+    entry: WeightEntry,
+    epochs: tuple[float, ...],
     machine: np.ndarray,
 ) -> StepMetrics:
-    """The line of an interval; `machine` is already reduced over ranks."""
+    """The line of an interval. `entry` was in force at its last step, `epochs` are as of then, and
+    `machine` is already reduced over ranks."""
     tokens = int(interval.tokens_D.sum())
     num_terms = len(config.losses)
     means = interval.sums[: 2 + num_terms] / max(1, tokens)
@@ -129,7 +132,8 @@ def metrics_line(
         name: DomainMetrics(
             tokens=int(interval.tokens_D[d]),
             sequences=int(interval.rows_D[d]),
-            weight=weights[d],
+            weight=entry.weights[d],
+            epochs=epochs[d],
             **_token_means(interval, config, d),
         )
         for d, name in enumerate(config.domains)
@@ -146,6 +150,7 @@ def metrics_line(
             name: float(v) for name, v in zip(term_names(config.losses), means[2:], strict=True)
         },
         domains=domains,
+        phase=entry.phase if config.progressive else None,
         seconds=seconds,
         teacher_wait_s=wait_s,
         units=round(units),
@@ -155,9 +160,11 @@ def metrics_line(
     )
 
 
-def progress_line(line: StepMetrics, *, steps: int, steps_in_line: int) -> str:
+def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> str:
     """One human line, readable in a job's log."""
-    parts = [f"step {line.step}/{steps}", f"loss {line.loss:.3f}"]
+    parts = [f"step {line.step}/{config.steps}", f"loss {line.loss:.3f}"]
+    if config.progressive and line.phase is not None:
+        parts.insert(1, f"phase {line.phase + 1}/{config.progressive.phases}")
     kls = [f"{name} {_short(d.kl)}" for name, d in line.domains.items() if d.kl is not None]
     if kls:
         parts.append("kl " + " ".join(kls))
@@ -165,7 +172,7 @@ def progress_line(line: StepMetrics, *, steps: int, steps_in_line: int) -> str:
     parts.append(f"{_thousands(line.tokens_per_s)} tok/s")
     if line.units or line.teacher_wait_s:
         parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
-    left_s = (steps - line.step) * line.seconds / max(1, steps_in_line)
+    left_s = (config.steps - line.step) * line.seconds / max(1, steps_in_line)
     parts.append(f"eta {_duration(left_s)}")
     return " | ".join(parts)
 

@@ -43,7 +43,7 @@ def train(run: Run) -> None:
     config = run.config
     step = run.restore()
     run.evaluate("before")
-    while step < config.steps:
+    while not run.is_over(step):
         if step in run.decisions:
             run.report(step)
         watch = Stopwatch(run.reader_stats)
@@ -60,8 +60,9 @@ def train(run: Run) -> None:
             run.write_line(step, lr=lr, grad_norm=grad_norm)
         if run.due(config.checkpoints.every, step):
             run.save(step)
+    run.say_stopped(step)
     run.evaluate("after")
-    run.export()
+    run.export(step)
 
 
 def learn(run: Run, drawn: Step) -> np.ndarray:
@@ -74,7 +75,7 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
     multiplier = run.ranks.world_size / max(1, drawn.tokens)
     sums, weighted = torch.zeros(()), []
     for number, (rows, batch) in enumerate(batches(run, drawn), start=1):
-        loss, unit_sums, weighted_N = run.engine(batch, multiplier=multiplier)
+        loss, unit_sums, weighted_N = run.engine(batch, multiplier=multiplier, phase=drawn.phase)
         backward(run.engine, loss, last=number == len(drawn.units))
         sums = sums.to(unit_sums.device) + unit_sums
         weighted.append((rows, weighted_N, batch["row_N"]))

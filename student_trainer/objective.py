@@ -8,13 +8,14 @@ K ids kept per position   S temperatures   L losses   G domains in config order
 Q quantities summed by domain
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from shared.config import Config
-from shared.config_losses import HiddenStates
+from shared.config_losses import HiddenStates, Loss
 from student_trainer.accelerator import deepspeed
 from student_trainer.batches import Batch
 from student_trainer.losses.hidden_states import HiddenStatePairs, projection
@@ -50,11 +51,12 @@ class Objective(nn.Module):
         self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
 
     def forward(
-        self, batch: Batch, *, mode: Mode = "train", multiplier: float = 1.0
+        self, batch: Batch, *, mode: Mode = "train", multiplier: float = 1.0, phase: int = 0
     ) -> tuple[Tensor, ...]:
         """`train`: the loss of the unit times `multiplier`, sums to report float64 [2+L+Q*G], and
         the weighted loss of each position [N]. The sums: weighted loss, captured mass, each loss
-        unweighted, then the Q quantities of `BY_DOMAIN` by domain; nats.
+        unweighted, then the Q quantities of `BY_DOMAIN` by domain; nats. `phase` decides the
+        weights.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         """
@@ -71,7 +73,9 @@ class Objective(nn.Module):
             f"student_{layer}_ND": output.hidden_states[layer].flatten(0, 1)[index_N]
             for layer in (self.loss_head.student_layers if mode == "train" else ())
         }
-        return self.loss_head(hidden_ND, batch | inner_ND, mode=mode, multiplier=multiplier)
+        return self.loss_head(
+            hidden_ND, batch | inner_ND, mode=mode, multiplier=multiplier, phase=phase
+        )
 
 
 class LossHead(nn.Module):
@@ -80,13 +84,15 @@ class LossHead(nn.Module):
 
     def __init__(self, student: Student, config: Config, *, teacher_width: int | None) -> None:
         super().__init__()
-        self.terms, self.temperatures = tuple(config.losses), config.temperatures
+        phases = config.progressive.phases if config.progressive else 1
+        self._terms_in_phase = [tuple(config.losses_in(phase)) for phase in range(phases)]
+        self.temperatures = config.temperatures
         self.num_domains = len(config.domains)
         self._atkd = config.atkd
         self._student = (student,)
         for parameter in student.head.parameters():
             deepspeed.zero.register_external_parameter(self, parameter)
-        matched = [term for term in self.terms if isinstance(term, HiddenStates)]
+        matched = [term for term in config.losses if isinstance(term, HiddenStates)]
         self.student_layers = sorted({s for term in matched for s in term.layers.values()})
         assert not matched or teacher_width is not None, "the plan knows the teacher's width"
         self.projections = nn.ModuleDict(
@@ -97,7 +103,7 @@ class LossHead(nn.Module):
         )
 
     def forward(
-        self, hidden_ND: Tensor, batch: Batch, *, mode: Mode, multiplier: float
+        self, hidden_ND: Tensor, batch: Batch, *, mode: Mode, multiplier: float, phase: int
     ) -> tuple[Tensor, ...]:
         """See `Objective.forward`."""
         head = self._head()
@@ -105,17 +111,18 @@ class LossHead(nn.Module):
             return (head.logits(hidden_ND),)
         if mode == "evaluate":
             return (self._evaluated(hidden_ND, head, batch),)
+        terms = self._terms_in_phase[phase]
         found = token_losses(
             hidden_ND,
             head,
             label_N=batch["label_N"],
-            terms=self.terms,
+            terms=terms,
             multiplier=multiplier,
             targets=_targets(batch, self.temperatures),
             hidden_states=self._pairs(batch),
             classes=self._classes(hidden_ND, head, batch),
         )
-        weighted_N = self._weighted(found)
+        weighted_N = _weighted(found, terms)
         return found.loss, self._sums(found, weighted_N, batch), weighted_N
 
     def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
@@ -123,13 +130,6 @@ class LossHead(nn.Module):
         nll_N, kl_N = evaluate_tokens(hidden_ND, head, label_N=batch["label_N"], targets=targets)
         kl_N = torch.zeros_like(nll_N) if kl_N is None else kl_N
         return torch.stack([self._by_domain(v, batch["domain_N"]) for v in (nll_N, kl_N)])
-
-    @torch.no_grad()
-    def _weighted(self, found: TokenLosses) -> Tensor:
-        weighted_N = torch.zeros_like(found.label_nll_N)
-        for term, value_N in zip(self.terms, found.terms.values(), strict=True):
-            weighted_N = weighted_N + term.weight * value_N
-        return weighted_N
 
     @torch.no_grad()
     def _sums(self, found: TokenLosses, weighted_N: Tensor, batch: Batch) -> Tensor:
@@ -172,6 +172,14 @@ class LossHead(nn.Module):
         student_ND = {layer: batch[f"student_{layer}_ND"] for layer in self.student_layers}
         teacher_NE = {int(name): batch[f"teacher_{name}_NE"] for name in self.projections}
         return HiddenStatePairs(student_ND, teacher_NE, self.projections)
+
+
+@torch.no_grad()
+def _weighted(found: TokenLosses, terms: Sequence[Loss]) -> Tensor:
+    weighted_N = torch.zeros_like(found.label_nll_N)
+    for term, value_N in zip(terms, found.terms.values(), strict=True):
+        weighted_N = weighted_N + term.weight * value_N
+    return weighted_N
 
 
 def _targets(batch: Batch, temperatures: tuple[float, ...]) -> TeacherTargets | None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import Config
-from shared.config_mixture import AdaptiveMixture
-from shared.domains import ControllerClient, DomainReport, decision_steps
+from shared.domains import ControllerClient, DomainReport, read_log
 from shared.errors import StorageError, TutelageError
 from shared.metrics import DomainEvaluation, append_metrics
 from shared.plan import OpenController, OpenReader, RunPlan
@@ -76,11 +75,15 @@ class Run:
     @property
     def decisions(self) -> range:
         """Steps before which the controller is told how the student does."""
-        return decision_steps(self.config)
+        return self.config.decision_steps
+
+    def is_over(self, step: int) -> bool:
+        """Whether training ends after `step` updates; all ranks ask together."""
+        return self.supply.is_over(step)
 
     def due(self, every: int, step: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
-        return step % every == 0 or step == self.config.steps
+        return step % every == 0 or self.is_over(step)
 
     def restore(self) -> int:
         """Load the newest whole checkpoint; returns the updates done, 0 for a fresh run.
@@ -121,10 +124,10 @@ class Run:
 
     def report(self, step: int) -> None:
         """Tell the controller how the student does, as its policy needs; rank 0 alone talks."""
-        mixture = self.config.mixture
-        if not isinstance(mixture, AdaptiveMixture) or not (step or mixture.opens_with_report):
+        config = self.config
+        if config.decision_interval is None or not (step or config.mixture.opens_with_report):
             return
-        sums = self.validation.sums(self.engine) if mixture.needs_validation else None
+        sums = self.validation.sums(self.engine) if config.decides_from_validation else None
         error = None
         if self.ranks.leads:
             assert self.controller is not None, "rank 0 has a controller"
@@ -162,7 +165,8 @@ class Run:
             step=step,
             lr=lr,
             grad_norm=grad_norm,
-            weights=self.supply.weights(step - 1),
+            entry=self.supply.ruling(step - 1),
+            epochs=self.supply.epochs(step),
             machine=machine,
         )
         error = None
@@ -170,7 +174,7 @@ class Run:
             done = step - _line_before(step, self.config)
             try:
                 append_metrics(self.files.metrics, line)
-                self._say(progress_line(line, steps=self.config.steps, steps_in_line=done))
+                self._say(progress_line(line, self.config, steps_in_line=done))
             except OSError as failure:
                 error = StorageError(
                     f"the line of step {step} cannot be written in {self.files.path}: "
@@ -180,10 +184,19 @@ class Run:
         self.ranks.agree(error)
         self.interval = _empty_interval(self.config)
 
-    def export(self) -> None:
-        """Publish the trained student as a plain folder; rank 0 works, errors reach all."""
+    def say_stopped(self, step: int) -> None:
+        """Tell people where training ended before its last step."""
+        if self.ranks.leads and step < self.config.steps:
+            self._say(
+                f"stopped after step {step}/{self.config.steps}: the student's perplexity was at "
+                f"most {self.config.stop_ratio:g} times the teacher's in every domain"
+            )
+
+    def export(self, step: int) -> None:
+        """Publish the student after its last step as a plain folder; rank 0 works, errors reach
+        all."""
         error = None
-        if self.ranks.leads and exported_step(self.files.export) != self.config.steps:
+        if self.ranks.leads and exported_step(self.files.export) != step:
             checkpoint = latest_checkpoint(self.files.checkpoints)
             assert checkpoint is not None, "the last step was saved"
             try:
@@ -245,7 +258,8 @@ class Run:
             "batch.micro_batch": batch.micro_batch,
         }
         rows = {f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in self.plan.domains}
-        return facts | rows
+        ordered = [domain for domain in self.supply.domains if domain.digest]
+        return facts | rows | {f"the order of {d.name}": d.digest for d in ordered}
 
     def _say(self, text: str) -> None:
         log.info(text)
@@ -300,10 +314,16 @@ def is_finished(plan: RunPlan) -> bool:
     evaluations = files.path / EVALUATIONS
     return (
         plan.mode == "train"
-        and exported_step(files.export) == plan.config.steps
+        and exported_step(files.export) == _end(plan)
         and evaluations.exists()
         and "after" in json.loads(evaluations.read_text())
     )
+
+
+def _end(plan: RunPlan) -> int:
+    """Steps of a run, as its weight log has it."""
+    log_path = RunDir(Path(plan.run_dir)).weight_log
+    return read_log(log_path, plan.config.domains).end(plan.config.steps)
 
 
 def _load_together(config: Config, device: Any, ranks: Ranks) -> Student:

@@ -7,11 +7,12 @@ what is drawn.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from shared.config import Config
-from shared.domains import ControllerClient, WeightLog, decision_steps, known_through
+from shared.curriculum import Curriculum, DomainParts, parts_of, whole_domain
+from shared.decisions import known_through
+from shared.domains import ControllerClient, WeightEntry, WeightLog
 from shared.errors import TutelageError
-from shared.mixture import DomainSize, Mixture
 from shared.plan import RunPlan
 from shared.row_store import RowStore
 from shared.soft_targets import SoftTargets, TargetReader
@@ -34,7 +35,8 @@ class Supply:
         self._plan, self._config, self._ranks = plan, plan.config, ranks
         self._stores, self._reader, self._controller = stores, reader, controller
         self._shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
-        self._mixture = _empty_mixture(plan)
+        self.domains = _parts(plan, stores)
+        self._curriculum = _empty_curriculum(plan, self.domains)
         self._drawn: deque[Step] = deque()
 
     def step(self, index: int) -> Step:
@@ -43,13 +45,13 @@ class Supply:
         Waits for the weights of the block itself where the controller has not decided them yet;
         those of the blocks ahead are looked for and not waited for.
         """
-        ahead = min(self._config.steps - 1, index + self._config.prefetch_steps)
+        ahead = index + self._config.prefetch_steps
         self._learn_weights(through=index)
-        while self._settled() < ahead and self._learn_entry(wait=False):
+        while self._settled() < min(ahead, self._end() - 1) and self._learn_entry(wait=False):
             pass
-        through = min(ahead, self._settled())
+        through = min(ahead, self._end() - 1, self._settled())
         for block in self._missing(index, through):
-            step = draw_step(self._mixture, self._stores, index=block, shard=self._shard)
+            step = draw_step(self._curriculum, self._stores, index=block, shard=self._shard)
             self._ask(step)
             self._drawn.append(step)
         return self._drawn.popleft()
@@ -69,14 +71,28 @@ class Supply:
         self._ranks.agree(error)
         return targets
 
-    def weights(self, block: int) -> tuple[float, ...]:
-        """The domain weights in force at a block already drawn."""
-        return self._mixture.log.ruling(block).weights
+    def ruling(self, block: int) -> WeightEntry:
+        """The entry in force at a block already drawn."""
+        return self._curriculum.log.ruling(block)
+
+    def epochs(self, step: int) -> tuple[float, ...]:
+        """How often each domain's rows were gone through in the first `step` blocks."""
+        return self._curriculum.epochs(step)
+
+    def is_over(self, step: int) -> bool:
+        """Whether training ends after `step` updates. All ranks ask together.
+
+        Where a decision may say so, its entry is waited for: the next block would need it too.
+        """
+        if 0 < step < self._config.steps and self._config.stop_ratio is not None:
+            # Without a lag the entry of a decision at this very step may not be asked for yet.
+            self._learn_weights(through=step if self._config.mixture.lag_steps else step - 1)
+        return step >= self._end()
 
     @property
     def num_weight_entries(self) -> int:
         """Length of the weight log as far as this run has read it."""
-        return len(self._mixture.log.entries)
+        return len(self._curriculum.log.entries)
 
     def learn_decisions(self, *, before: int) -> None:
         """Read every entry that is decided from a report of a step before this one.
@@ -84,8 +100,8 @@ class Supply:
         A report lost with its controller is handed over again only by a run that has not passed
         its step, so a checkpoint waits for them.
         """
-        due = sum(step < before for step in decision_steps(self._config))
-        while self.num_weight_entries < due:
+        due = sum(step < before for step in self._config.decision_steps)
+        while self.num_weight_entries < due and not self._stops:
             self._learn_entry()
 
     def _missing(self, index: int, through: int) -> Iterator[int]:
@@ -99,15 +115,25 @@ class Supply:
 
     def _settled(self) -> int:
         """The last block that can be drawn with the entries read so far."""
-        entries = self._mixture.log.entries
+        entries = self._curriculum.log.entries
         if not entries:
             return -1
-        decided_at = decision_steps(self._config)[len(entries) - 1]
-        return known_through(self._config.mixture, decided_at)
+        decided_at = self._config.decision_steps[len(entries) - 1]
+        return known_through(self._config, decided_at)
+
+    @property
+    def _stops(self) -> bool:
+        """Whether the last entry read ends training, so that no other follows."""
+        entries = self._curriculum.log.entries
+        return bool(entries) and entries[-1].stop
+
+    def _end(self) -> int:
+        """Steps of the run, as far as the entries read say."""
+        return self._curriculum.log.end(self._config.steps)
 
     def _learn_weights(self, *, through: int) -> None:
-        """Read entries of the weight log until block `through` is settled."""
-        while self._settled() < through:
+        """Read entries of the weight log until block `through`, or the last one, is settled."""
+        while self._settled() < min(through, self._end() - 1):
             self._learn_entry()
 
     def _learn_entry(self, *, wait: bool = True) -> bool:
@@ -124,18 +150,32 @@ class Supply:
             raise error
         assert entry is not None or not wait, "the controller answers or raises"
         if entry is not None:
-            self._mixture = self._mixture.with_log(self._mixture.log.appended(entry))
+            self._curriculum = self._curriculum.with_log(self._curriculum.log.appended(entry))
         return entry is not None
 
 
-def _empty_mixture(plan: RunPlan) -> Mixture:
-    config: Config = plan.config
-    sizes = [
-        DomainSize(d.name, d.num_rows, d.num_loss_tokens / max(1, d.num_rows)) for d in plan.domains
-    ]
-    return Mixture(
+def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]:
+    """Every domain cut into the parts of the run's phases; an evaluation alone needs none."""
+    progressive = plan.config.progressive
+    if progressive is None or plan.mode == "evaluate":
+        return tuple(
+            whole_domain(d.name, num_rows=d.num_rows, num_loss_tokens=d.num_loss_tokens)
+            for d in plan.domains
+        )
+    paths = [Path(d.order_path) for d in plan.domains if d.order_path is not None]
+    assert len(paths) == len(stores), "phases need an order of every domain's rows"
+    return tuple(
+        parts_of(domain.name, store=store, order_path=path, parts=progressive.phases)
+        for domain, store, path in zip(plan.domains, stores, paths, strict=True)
+    )
+
+
+def _empty_curriculum(plan: RunPlan, domains: Sequence[DomainParts]) -> Curriculum:
+    config = plan.config
+    return Curriculum(
         seed=config.seed,
-        domains=sizes,
+        domains=domains,
         rows_per_block=config.batch.rows_per_step,
         log=WeightLog(tuple(d.name for d in plan.domains), ()),
+        replay=config.progressive.replay if config.progressive else 0.0,
     )

@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from shared.config import Config
 from shared.config_mixture import AdaptiveMixture
-from shared.domains import DomainReport, WeightEntry, write_entry
+from shared.decisions import decision_index, first_entry, next_entry
+from shared.domains import DomainReport, WeightEntry, WeightLog, read_log, write_entry
 from shared.errors import ConfigError, TutelageError
 from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir
@@ -27,25 +28,39 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StandingWeights:
-    """The one entry of a run with fixed weights; satisfies `ControllerClient`."""
+    """The decisions of a run with fixed weights, on its phases alone; satisfies
+    `ControllerClient`."""
 
     plan: RunPlan
 
     def observe(self, report: DomainReport) -> None:
-        """Nothing is decided from reports."""
+        """Decide about the phase, once for each step; decisions are kept in the weight log."""
+        config, entries = self.plan.config, self._log().entries
+        if decision_index(config, report.step) == len(entries):
+            entry = next_entry(config, entries, report, weights=entries[0].weights, factors=None)
+            write_entry(self._path, config.domains, entry)
 
     def entry(self, index: int) -> WeightEntry:
-        """Entry 0, written to the run's weight log where that is new."""
-        assert index == 0, "fixed weights are decided once"
-        entry = WeightEntry(0, decided_at=0, effective_from=0, weights=fixed_weights(self.plan))
-        path = RunDir(Path(self.plan.run_dir)).weight_log
-        if not path.exists():
-            write_entry(path, self.plan.config.domains, entry)
-        return entry
+        """Entry `index` of the run's weight log."""
+        return self._log().entries[index]
 
-    def peek(self, index: int) -> WeightEntry:
-        """Entry 0, which is known from the start."""
-        return self.entry(index)
+    def peek(self, index: int) -> WeightEntry | None:
+        """Entry `index`, None where it is not decided yet."""
+        entries = self._log().entries
+        return entries[index] if index < len(entries) else None
+
+    @property
+    def _path(self) -> Path:
+        return RunDir(Path(self.plan.run_dir)).weight_log
+
+    def _log(self) -> WeightLog:
+        """The log so far, begun where it is new."""
+        config = self.plan.config
+        if not self._path.exists():
+            weights, domains = fixed_weights(self.plan), tuple(config.domains)
+            first = first_entry(weights, factors=None, report=None, domains=domains)
+            write_entry(self._path, domains, first)
+        return read_log(self._path, config.domains)
 
 
 def fixed_weights(plan: RunPlan) -> tuple[float, ...]:

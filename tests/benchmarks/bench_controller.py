@@ -27,6 +27,7 @@ from cluster.controller import (
 )
 from shared.config_mixture import DDKMixture
 from shared.domains import DomainReport
+from tests.cluster.run_dirs import controlled
 
 NAMESPACE = "bench"
 DEADLINE_S = 120.0
@@ -49,8 +50,7 @@ def measure(*, domains: int, decisions: int, folder: Path) -> Result:
     """Decisions in a row on the cluster that this process is connected to; log in `folder`."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     plan = ControllerPlan(
-        mixture=MIXTURE,
-        domains=tuple(f"domain-{i:04}" for i in range(domains)),
+        config=controlled(MIXTURE, domains=tuple(f"domain-{i:04}" for i in range(domains))),
         natural=(1 / domains,) * domains,
         log_path=str(folder / "weight_log.jsonl"),
     )

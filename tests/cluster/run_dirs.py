@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from shared.config import Config
+from shared.config_mixture import Mixture
 from shared.domains import WeightEntry, write_entry
 from shared.metrics import DomainEvaluation, DomainMetrics, StepMetrics, append_metrics
 
@@ -52,6 +53,23 @@ def write_run(
     if baseline:
         write_run(directory / "baseline", domains=domains, steps=steps, losses=("cross_entropy",))
     return config
+
+
+def controlled(
+    mixture: Mixture, *, domains: tuple[str, ...], steps: int = 1000, **parts: object
+) -> Config:
+    """A config of which a controller reads the domains and what it decides."""
+    return Config.model_validate(
+        {
+            "name": "controlled",
+            "steps": steps,
+            "teachers": {"main": {"model": "models/teacher"}},
+            "student": {"model": "models/student"},
+            "domains": {name: {"train": f"data/{name}.jsonl"} for name in domains},
+            "mixture": mixture.model_dump(),
+            **parts,
+        }
+    )
 
 
 def level(index: int) -> float:

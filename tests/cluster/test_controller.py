@@ -28,6 +28,7 @@ from cluster.controller import (
 from shared.config_mixture import DDKMixture, FixedMixture
 from shared.domains import DomainReport, WeightEntry, read_log
 from shared.errors import ControllerError, NonFiniteLossError
+from tests.cluster.run_dirs import controlled
 
 NAMES = ("math", "code", "law")
 NATURAL = (0.6, 0.3, 0.1)
@@ -37,8 +38,7 @@ IMMEDIATELY_MS = 250  # on a busy machine; in fact a few milliseconds
 
 def _plan(folder: Path, mixture: FixedMixture | DDKMixture = DDK) -> ControllerPlan:
     return ControllerPlan(
-        mixture=mixture,
-        domains=NAMES,
+        config=controlled(mixture, domains=NAMES),
         natural=NATURAL,
         log_path=str(folder / "weight_log.jsonl"),
     )

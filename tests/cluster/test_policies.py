@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from cluster.controller import Controller, ControllerPlan
 from shared.config_mixture import Mixture
 from shared.domains import DomainReport, read_log
+from tests.cluster.run_dirs import controlled
 
 NATURAL = (0.4, 0.3, 0.2, 0.1)
 NAMES = ("math", "code", "law", "news")
@@ -23,7 +24,8 @@ def _mixture(policy: str, **options: Any) -> Any:
 
 def _plan(folder: Path, mixture: Mixture) -> ControllerPlan:
     folder.mkdir(exist_ok=True)
-    return ControllerPlan(mixture, NAMES, NATURAL, str(folder / "weight_log.jsonl"))
+    config = controlled(mixture, domains=NAMES)
+    return ControllerPlan(config, NATURAL, str(folder / "weight_log.jsonl"))
 
 
 def _report(step: int) -> DomainReport:

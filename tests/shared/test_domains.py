@@ -5,35 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Config
-from shared.config_mixture import DDKMixture, FixedMixture
-from shared.domains import (
-    WeightEntry,
-    WeightLog,
-    decision_index,
-    decision_steps,
-    known_through,
-    read_log,
-    write_entry,
-)
+from shared.domains import WeightEntry, WeightLog, read_log, write_entry
 from shared.errors import CheckpointError
 
 NAMES = ("math", "code")
 FIRST = WeightEntry(0, 0, 0, (0.1 + 0.2, 0.7 - 1e-17), (1 / 3, 2 / 3))
-SECOND = WeightEntry(1, 20, 22, (0.25, 0.75))
-
-
-def _config(steps: int, mixture: FixedMixture | DDKMixture) -> Config:
-    return Config.model_validate(
-        {
-            "name": "run",
-            "steps": steps,
-            "teachers": {"big": {"model": "teacher"}},
-            "student": {"model": "student"},
-            "domains": {name: {"train": f"{name}.jsonl"} for name in NAMES},
-            "mixture": mixture.model_dump(),
-        }
-    )
+SECOND = WeightEntry(1, 20, 22, (0.25, 0.75), phase=1, gap=0.1 + 0.2, stop=True)
 
 
 def test_the_log_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -113,25 +90,17 @@ def test_the_ruling_entry_is_the_last_one_in_effect() -> None:
     assert [log.ruling(block).index for block in (0, 21, 22, 500)] == [0, 0, 1, 1]
 
 
-def test_fixed_weights_are_decided_once() -> None:
-    mixture = FixedMixture()
-    assert list(decision_steps(_config(100, mixture))) == [0]
-    assert decision_index(mixture, 77) == 0
-    assert known_through(mixture, 0) > 10**12
+def test_a_log_written_before_there_were_phases_is_read(tmp_path: Path) -> None:
+    line = '{"index": 0, "decided_at": 0, "effective_from": 0, '
+    line += '"weights": {"math": 0.25, "code": 0.75}, "factors": null}'
+    (tmp_path / "log").write_text(line + "\n")
+    (entry,) = read_log(tmp_path / "log", NAMES).entries
+    assert (entry.phase, entry.gap, entry.stop) == (0, None, False)
 
 
-@pytest.mark.parametrize("lag", [0, 1, 2, 5])
-@pytest.mark.parametrize("interval", [5, 7, 20])
-@pytest.mark.parametrize("steps", [1, 2, 5, 20, 22, 23, 61])
-def test_decisions_settle_exactly_the_blocks_before_the_next_one_takes_effect(
-    steps: int, interval: int, lag: int
-) -> None:
-    mixture = DDKMixture(interval=interval, lag_steps=lag)
-    decided = decision_steps(_config(steps, mixture))
-    assert list(decided) == [s for s in range(0, steps, interval) if s == 0 or s + lag < steps]
-    assert [decision_index(mixture, s) for s in decided] == list(range(len(decided)))
-    for done in range(steps):
-        later = [s + lag for s in decided if s > done]
-        settled = [b for b in range(steps) if all(b < effect for effect in later)]
-        assert settled == list(range(min(steps, known_through(mixture, done) + 1)))
-        assert done in settled
+def test_a_stop_ends_the_run_at_its_block_but_never_before_the_step_under_way() -> None:
+    log = WeightLog(NAMES, (FIRST, WeightEntry(1, 20, 22, (0.5, 0.5))))
+    assert log.end(100) == 100
+    assert log.appended(WeightEntry(2, 40, 42, (0.5, 0.5), stop=True)).end(100) == 42
+    assert log.appended(WeightEntry(2, 40, 40, (0.5, 0.5), stop=True)).end(100) == 41
+    assert log.appended(WeightEntry(2, 40, 42, (0.5, 0.5), stop=True)).end(30) == 30

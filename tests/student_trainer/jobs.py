@@ -58,9 +58,7 @@ def job_decided(plan: RunPlan, at: int) -> dict:
 def _controller(plan: RunPlan) -> Controller:
     natural = tuple(domain.natural_weight for domain in plan.domains)
     log = RunDir(Path(plan.run_dir)).weight_log
-    return Controller(
-        ControllerPlan(plan.config.mixture, tuple(plan.config.domains), natural, str(log))
-    )
+    return Controller(ControllerPlan(plan.config, natural, str(log)))
 
 
 def _as_if_killed(done: Path, folder: Path, *, at: int) -> None:

@@ -13,7 +13,7 @@ from shared.row_store import RowStore
 from student_trainer.ranks import Ranks
 from student_trainer.supply import Supply
 from tests import tiny
-from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains
+from tests.student_trainer.runs import plan_of, prepared_domains
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def supply_of(
     domains = prepared_domains(folder)
     plan = plan_of(folder / "run", pair, domains, steps=8, mixture=MIXTURE, student={"workers": 1})
     log_path = str(folder / "weight_log.jsonl")
-    controller = kind(ControllerPlan(MIXTURE, DOMAINS, (0.5, 0.5), log_path))
+    controller = kind(ControllerPlan(plan.config, (0.5, 0.5), log_path))
     stores = [RowStore.open(domain.train_path) for domain in domains]
     return Supply(plan, stores, ranks=ranks, reader=None, controller=controller), controller
 
