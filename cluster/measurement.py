@@ -29,6 +29,7 @@ class DomainSummary(TypedDict):
     weight_first: float | None  # share of loss tokens at the first step
     weight_last: float | None  # at the last step done
     sequences: int  # rows trained on
+    epochs: float | None  # rows trained on over the domain's rows
 
 
 class Summary(TypedDict):
@@ -42,6 +43,7 @@ class Summary(TypedDict):
     wire_bytes_per_token: float  # serialised Table bytes per loss token
     cache_hit_rate: float  # scoring units read from disk
     captured_mass: float | None  # teacher probability on the kept ids, mean per loss token
+    phases: list[int] | None  # first step of each phase that began; None without phases
     domains: dict[str, DomainSummary]
     failures: Failures
 
@@ -74,6 +76,7 @@ def measure(record: RunRecord, *, status: str, failures: Failures) -> Summary:
         wire_bytes_per_token=_ratio(sum(m.wire_bytes for m in lines), tokens),
         cache_hit_rate=_ratio(sum(m.cache_hits for m in lines), sum(m.units for m in lines)),
         captured_mass=_captured_mass(lines),
+        phases=_phases(record),
         domains={name: domain_summary(record, name) for name in record.domains},
         failures=failures,
     )
@@ -106,7 +109,16 @@ def domain_summary(record: RunRecord, name: str) -> DomainSummary:
         weight_first=record.weights(0).get(name),
         weight_last=record.weights(max(0, record.steps - 1)).get(name),
         sequences=sum(m.domains[name].sequences for m in record.lines if name in m.domains),
+        epochs=record.lines[-1].domains[name].epochs if record.lines else None,
     )
+
+
+def _phases(record: RunRecord) -> list[int] | None:
+    if record.config.progressive is None:
+        return None
+    begun = [entry for entry in record.log.entries if entry.effective_from < max(1, record.steps)]
+    phases = [entry.phase for entry in begun]
+    return [begun[phases.index(phase)].effective_from for phase in sorted(set(phases))]
 
 
 def _compare(record: RunRecord, baseline: RunRecord, name: str) -> Comparison:

@@ -118,6 +118,7 @@ def _curves(record: RunRecord) -> list[Curve]:
         Curve("Gradient norm", "before clipping", _plot("Gradient norm", norms)),
         *_domain_curves(record),
         *_adaptive_curves(record),
+        *_phase_curves(record),
         *_machine_curves(record),
     ]
 
@@ -160,6 +161,22 @@ def _adaptive_curves(record: RunRecord) -> list[Curve]:
         if any(one.points for one in series):
             plot = _plot(title, series, format_y=format_y)
             curves.append(Curve(title, unit, plot, by_domain=True))
+    return curves
+
+
+def _phase_curves(record: RunRecord) -> list[Curve]:
+    """What was decided about phases, and how far behind the teacher the student was then."""
+    entries, curves = [e for e in record.log.entries if e.effective_from <= record.steps], []
+    if record.config.progressive and entries:
+        changes = [(float(e.effective_from), float(e.phase + 1)) for e in entries]
+        changes.append((record.steps, entries[-1].phase + 1.0))
+        series = Series("phase", tuple(changes), style="steps")
+        curves.append(Curve("Phase", "parts of the text drawn from", _plot("Phase", [series])))
+    gaps = [(e.decided_at, e.gap) for e in entries if finite(e.gap) is not None]
+    if len(gaps) > 1:
+        series = Series("gap", tuple((float(step), gap or 0.0) for step, gap in gaps))
+        plot = _plot("Gap to the teacher", [series], from_zero=False)
+        curves.append(Curve("Gap to the teacher", "validation NLL above the teacher's", plot))
     return curves
 
 

@@ -7,8 +7,7 @@ from functools import partial
 from cluster.outcome import count
 from cluster.preparation import Launch, refuse_unfit, run_plan
 from cluster.projecting import projection_of
-from shared.config import Teacher
-from shared.config_mixture import AdaptiveMixture
+from shared.config import Config, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.plan import OpenReader, RunPlan
 from shared.soft_targets import TargetReader
@@ -121,14 +120,22 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     )
     teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
     if plan.evaluation_spec not in specs:
-        if isinstance(config.mixture, AdaptiveMixture) and config.mixture.needs_validation:
-            raise ConfigError(
-                f"mixture.policy is {config.mixture.policy}, which compares with the teacher on "
-                f"validation text, but targets.store {store} has no answers to it; use doremi, "
-                "odm or fixed weights, or a live teacher"
-            )
+        if config.decides_from_validation:
+            raise ConfigError(_no_validation_answers(config, store))
         plan = run_plan(launch.prepared, run_dir=run_dir, teacher=None, projection=projection)
     return plan, partial(_open_stored, store=store, teacher=teacher)
+
+
+def _no_validation_answers(config: Config, store: str) -> str:
+    what = "progressive.plateau is set"
+    way_out = "set progressive.max_steps and progressive.plateau=null"
+    if config.mixture.needs_validation:
+        what = f"mixture.policy is {config.mixture.policy}"
+        way_out = "use doremi, odm or fixed weights"
+    return (
+        f"{what}, which compares with the teacher on validation text, but targets.store {store} "
+        f"has no answers to it; {way_out}, or use a live teacher"
+    )
 
 
 def _restarts(name: str) -> int:

@@ -54,12 +54,22 @@ def final_table(run_dir: Path) -> str:
 
 def verdict(record: RunRecord) -> list[str]:
     """Plain sentences: what training changed, and which of two students is lower where."""
-    sentences = _change(record)
+    sentences = [*_stopped(record), *_change(record)]
     if record.baseline is None:
         return sentences
     for quantity, measured in (("KL to the teacher", kl), ("NLL", nll)):
         sentences += _lower(record, record.baseline, quantity=quantity, measured=measured)
     return sentences
+
+
+def _stopped(record: RunRecord) -> list[str]:
+    config = record.config
+    if record.log.end(config.steps) > min(record.steps, config.steps - 1):
+        return []
+    return [
+        f"Stopped after step {record.steps} of {config.steps}: the student's perplexity was at "
+        f"most {config.stop_ratio:g} times the teacher's in every domain."
+    ]
 
 
 def _change(record: RunRecord) -> list[str]:

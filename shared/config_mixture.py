@@ -56,7 +56,7 @@ class DDKMixture(AdaptiveMixture):
     stop_ratio: float | None = Field(
         default=None,
         ge=1,
-        description="training ends once the student's validation perplexity is at most this many "
+        description="end training once the student's validation perplexity is at most this many "
         "times the teacher's in every domain",
     )
 

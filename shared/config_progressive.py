@@ -18,14 +18,21 @@ class Progressive(Section):
     """
 
     difficulty: Literal["teacher_nll", "teacher_entropy", "gap", "length"] = "teacher_nll"
-    phases: int = Field(default=3, ge=2)
-    replay: Part = Field(default=0.2, description="share of loss tokens for the parts before")
-    max_steps: int | None = Field(default=None, ge=1, description="steps a phase lasts, about")
+    phases: int = Field(
+        default=3, ge=2, description="parts that each domain's text is cut into by difficulty"
+    )
+    replay: Part = Field(
+        default=0.2, description="share of loss tokens for the parts of earlier phases"
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="a phase ends when it has lasted this many steps"
+    )
     plateau: Part | None = Field(
         default=0.01,
-        description="a phase ends where the gap to the teacher falls by a smaller part than this",
+        description="a phase ends when the gap to the teacher on validation text falls by a "
+        "smaller part than this",
     )
-    patience: int = Field(default=2, ge=1, description="decisions over which the gap must fall")
+    patience: int = Field(default=2, ge=1, description="decisions over which the gap has to fall")
     interval: int | None = Field(
         default=None,
         ge=1,

@@ -16,7 +16,6 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from shared.config import Config, Data, Domain, Source
-from shared.config_mixture import AdaptiveMixture
 from shared.errors import DataError
 from shared.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
 from shared.packing import Fit, Piece, chosen_rows, pack, pieces_of
@@ -52,9 +51,17 @@ def prepare(
         )
         for name, domain in config.domains.items()
     ]
-    if isinstance(config.mixture, AdaptiveMixture) and config.mixture.needs_validation:
-        for domain in prepared:
-            _refuse_thin_validation(domain, policy=config.mixture.policy)
+    for domain in prepared:
+        if config.mixture.needs_validation:
+            way_out = "take doremi, odm or fixed weights"
+            _refuse_thin_validation(
+                domain, what=f"mixture.policy {config.mixture.policy}", way_out=way_out
+            )
+        elif config.decides_from_validation:
+            way_out = "set progressive.max_steps and progressive.plateau=null"
+            _refuse_thin_validation(domain, what="progressive.plateau", way_out=way_out)
+        if config.progressive is not None:
+            _refuse_empty_parts(domain, parts=config.progressive.phases)
     total = sum(domain.num_loss_tokens for domain in prepared)
     return tuple(replace(d, natural_weight=d.num_loss_tokens / total) for d in prepared)
 
@@ -154,15 +161,25 @@ def _refuse_too_little(
         )
 
 
-def _refuse_thin_validation(domain: PreparedDomain, *, policy: str) -> None:
-    """One row says too little to move weights by."""
+def _refuse_thin_validation(domain: PreparedDomain, *, what: str, way_out: str) -> None:
+    """One row says too little to move weights by, or to end a phase."""
     validation = RowStore.open(domain.validation_path)
     if len(validation) < FEWEST_VALIDATION_ROWS or not validation.num_loss_tokens:
         raise DataError(
             f"domain {domain.name} has {len(validation)} validation rows with "
-            f"{validation.num_loss_tokens} tokens to learn, too little for mixture.policy "
-            f"{policy}, which needs {FEWEST_VALIDATION_ROWS} rows; name more text under "
-            f"domains.{domain.name}.validation, or take doremi, odm or fixed weights"
+            f"{validation.num_loss_tokens} tokens to learn, too little for {what}, "
+            f"which needs {FEWEST_VALIDATION_ROWS} rows; name more text under "
+            f"domains.{domain.name}.validation, or {way_out}"
+        )
+
+
+def _refuse_empty_parts(domain: PreparedDomain, *, parts: int) -> None:
+    """Every phase draws a row of its own at least."""
+    if domain.num_rows < parts:
+        raise DataError(
+            f"domain {domain.name} has {domain.num_rows} training rows, too few for "
+            f"progressive.phases {parts}, each of which draws rows of its own; give it more text, "
+            "lower data.context, or lower progressive.phases"
         )
 
 

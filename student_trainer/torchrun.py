@@ -97,6 +97,13 @@ def read_plan(path: Path) -> RunPlan:
     return RunPlan(**fields)
 
 
+def _plateau_without_teacher(plan: RunPlan, store: str | None) -> bool:
+    """Whether phases would end by a gap that nobody measures."""
+    progressive = plan.config.progressive
+    watched = progressive is not None and progressive.plateau is not None
+    return watched and (store is None or plan.evaluation_spec is None)
+
+
 def main(plan_file: str) -> int:
     """Run a plan file; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -105,6 +112,11 @@ def main(plan_file: str) -> int:
     try:
         if plan.config.needs_teacher and store is None:
             raise ConfigError("targets.store is not set, and there is no teacher here to ask")
+        if _plateau_without_teacher(plan, store):
+            raise ConfigError(
+                "progressive.plateau compares with the teacher on validation text, and there is "
+                "none here to ask; set progressive.max_steps and progressive.plateau=null"
+            )
         open_reader = (lambda rank: StoreReader(store, teacher=plan.teacher)) if store else None
         run_plan(plan, open_reader, lambda: StandingWeights(plan))
     except TutelageError as error:

@@ -57,6 +57,7 @@ def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path)
         "wire_bytes_per_token",
         "cache_hit_rate",
         "captured_mass",
+        "phases",
         "domains",
         "failures",
     ]
@@ -70,6 +71,7 @@ def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path)
         "weight_first",
         "weight_last",
         "sequences",
+        "epochs",
     ]
     assert list(summary["failures"]) == ["teacher_restarts", "student_restarts", "retried_units"]
     assert sorted(path.name for path in run_dir.iterdir() if "summary" in path.name) == [

@@ -341,6 +341,35 @@ def test_a_policy_on_validation_text_needs_two_rows_of_it(
         assert len(RowStore.open(prepare(config, **given)[0].validation_path)) == 1
 
 
+@pytest.mark.parametrize("plateau", [0.01, None])
+def test_a_plateau_needs_two_validation_rows_too(
+    tmp_path: Path, tokenizer, plateau: float | None
+) -> None:
+    write(tmp_path / "a.jsonl", *pairs(50))
+    write(tmp_path / "valid.jsonl", *pairs(1, seed=2))
+    domains = {"thin": {"train": "a.jsonl", "validation": "valid.jsonl"}}
+    progressive = {"plateau": plateau, "max_steps": 2}
+    config = described(tmp_path, domains, steps=100, progressive=progressive)
+    given = {"tokenizer": tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
+    if plateau:
+        with pytest.raises(DataError, match=r"for progressive.plateau, .* progressive.max_steps"):
+            prepare(config, **given)
+    else:
+        assert len(RowStore.open(prepare(config, **given)[0].validation_path)) == 1
+
+
+def test_a_domain_with_fewer_rows_than_phases_is_refused(tmp_path: Path, tokenizer) -> None:
+    write(tmp_path / "a.jsonl", *pairs(50))
+    config = described(
+        tmp_path,
+        {"small": {"train": "a.jsonl"}},
+        steps=1000,
+        progressive={"phases": 40, "plateau": None, "max_steps": 20},
+    )
+    with pytest.raises(DataError, match=r"domain small has .* too few for progressive.phases 40"):
+        prepare(config, tokenizer=tokenizer, tokenizer_digest="d", cache=tmp_path / "cache")
+
+
 def test_no_bar_is_drawn_where_there_is_no_terminal(
     tmp_path: Path, tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
