@@ -28,6 +28,7 @@ SUMMARY = {
     "wire_bytes_per_token",
     "cache_hit_rate",
     "captured_mass",
+    "phases",
     "domains",
     "failures",
 }
