@@ -52,5 +52,9 @@ class ControllerError(TutelageError, RuntimeError):
     """The controller did not decide in time."""
 
 
+class FrozenWeightsError(TutelageError, RuntimeError):
+    """A weight that adapters leave alone has changed; nothing may be exported."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be resumed from as asked."""

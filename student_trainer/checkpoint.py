@@ -25,7 +25,7 @@ from shared.errors import CheckpointError, StorageError
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
-CHECKPOINT_FORMAT = 2  # counts up when what a checkpoint holds changes
+CHECKPOINT_FORMAT = 3  # counts up when what a checkpoint holds changes
 _NAME = re.compile(r"step-(\d{6,})")
 _BLOCK_BYTES = 2**22
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from shared.config import Config, LoRATraining, QLoRATraining
 from shared.errors import CheckpointError, StorageError
 from shared.run_dir import RunDir
-from student_trainer.checkpoint import damage_of, step_of
+from student_trainer.checkpoint import damage_of, read_state, step_of
 from student_trainer.model_card import model_card
 
 FACTS = "tutelage.json"
@@ -64,7 +64,8 @@ def _build(draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir) ->
     if not (draft / "generation_config.json").exists():
         _save_generation_config(draft, config)
     step = step_of(checkpoint)
-    (draft / "README.md").write_text(model_card(config, run_dir=run_dir, step=step))
+    frozen = read_state(checkpoint).get("frozen_weights")
+    (draft / "README.md").write_text(model_card(config, run_dir=run_dir, step=step, frozen=frozen))
     facts = {"run": config.name, "step": step, "checkpoint": checkpoint.name}
     (draft / FACTS).write_text(json.dumps(facts, indent=1))
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,13 +16,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("tutelage", "torch", "transformers", "peft", "deepspeed")
 
 
-def model_card(config: Config, *, run_dir: RunDir, step: int) -> str:
-    """README.md of the export of a checkpoint after `step` updates."""
+def model_card(config: Config, *, run_dir: RunDir, step: int, frozen: Mapping | None) -> str:
+    """README.md of the export of a checkpoint after `step` updates; `frozen` are the facts of
+    `student_trainer.frozen` where the student has adapters."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=False
     )
     return environment.get_template("model_card.md").render(
-        _facts(config) | _measured(config, run_dir=run_dir, step=step)
+        _facts(config) | _measured(config, run_dir=run_dir, step=step) | {"frozen": frozen}
     )
 
 

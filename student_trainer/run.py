@@ -29,6 +29,7 @@ from student_trainer.checkpoint import (
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.export import export_checkpoint, exported_step
+from student_trainer.frozen import FrozenWeights, frozen_weights, refuse_changed
 from student_trainer.interval import Interval, SinceReport, metrics_line, progress_line
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
@@ -49,6 +50,7 @@ class Run:
     ranks: Ranks
     student: Student
     engine: Any  # a DeepSpeed engine around the Objective
+    frozen: FrozenWeights | None  # of a student with adapters
     layouts: Layouts
     supply: Supply
     validation: Validation
@@ -111,6 +113,7 @@ class Run:
             "interval": self.interval.state(self.ranks),
             "since_report": self.since_report.state(),
             "facts": self._facts(),
+            "frozen_weights": self.frozen and self.frozen.facts(),
         }
         write_checkpoint(
             self.engine,
@@ -194,7 +197,11 @@ class Run:
 
     def export(self, step: int) -> None:
         """Publish the student after its last step as a plain folder; rank 0 works, errors reach
-        all."""
+        all.
+
+        Raises FrozenWeightsError where training changed more than adapters.
+        """
+        refuse_changed(self.student, self.frozen, self.ranks)
         error = None
         if self.ranks.leads and exported_step(self.files.export) != step:
             checkpoint = latest_checkpoint(self.files.checkpoints)
@@ -258,8 +265,9 @@ class Run:
             "batch.micro_batch": batch.micro_batch,
         }
         rows = {f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in self.plan.domains}
+        base = {"the frozen weights": self.frozen.digest} if self.frozen else {}
         ordered = [domain for domain in self.supply.domains if domain.digest]
-        return facts | rows | {f"the order of {d.name}": d.digest for d in ordered}
+        return facts | base | rows | {f"the order of {d.name}": d.digest for d in ordered}
 
     def _say(self, text: str) -> None:
         log.info(text)
@@ -282,6 +290,7 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
     layouts = Layouts(tuple(config.domains), plan.packed, device)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
+    engine = open_engine(objective, config)
     train = tuple(RowStore.open(domain.train_path) for domain in plan.domains)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
@@ -290,7 +299,8 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
         plan=plan,
         ranks=ranks,
         student=student,
-        engine=open_engine(objective, config),
+        engine=engine,
+        frozen=frozen_weights(student, engine.module, ranks),
         layouts=layouts,
         supply=Supply(plan, train, ranks=ranks, reader=reader, controller=controller),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),

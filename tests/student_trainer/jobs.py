@@ -14,11 +14,17 @@ import xxhash
 from deepspeed.utils import safe_get_full_grad
 
 from cluster.controller import Controller, ControllerPlan
+from shared.config import Config
+from shared.errors import TutelageError
 from shared.plan import RunPlan
 from shared.run_dir import RunDir
+from student_trainer import run as trainer
+from student_trainer.accelerator import deepspeed
 from student_trainer.engine import take_step
+from student_trainer.frozen import frozen_weights, refuse_changed
 from student_trainer.loop import learn, reseed
 from student_trainer.run import Run, close_run, open_run
+from student_trainer.student import Student, load_student
 from student_trainer.torchrun import StandingWeights
 from tests.student_trainer.processes import LocalTeacher, job_train, run, teacher
 
@@ -128,6 +134,76 @@ def job_norms_around_evaluation(plan: RunPlan) -> dict:
     return {"norms": norms}
 
 
+def job_frozen(plan: RunPlan) -> dict:
+    """Two steps: what of the base and what of the rest is still the same bits, and what an export
+    would have said."""
+    run = opened(plan)
+    before = _groups(run)
+    for index in range(2):
+        learn(run, run.supply.step(index))
+        take_step(run.engine, plan.config, lr=1e-2)
+    run.validation.sums(run.engine)
+    after = _groups(run)
+    refuse_changed(run.student, run.frozen, run.ranks)
+    assert run.frozen is not None
+    again = frozen_weights(run.student, run.engine.module, run.ranks)
+    facts = run.ranks.gather(run.frozen.facts())
+    close_run(run)
+    same = {name: before[name] == after[name] for name in before}
+    return {"same": same, "facts": facts, "again": again and again.facts()}
+
+
+def job_unfrozen(plan: RunPlan, name: str) -> dict:
+    """Train with a base weight that trains too, by mistake; what is said at the end."""
+
+    def load_unfrozen(config: Config, *, device: torch.device) -> Student:
+        student = load_student(config, device=device)
+        weights = [p for n, p in student.saved.named_parameters() if name in n]
+        weights[0].requires_grad_(True)
+        return student
+
+    trainer.load_student = load_unfrozen
+    try:
+        return job_train(plan)
+    finally:
+        trainer.load_student = load_student
+
+
+def job_touched(plan: RunPlan, name: str) -> dict:
+    """One bit of what rank 1 holds of a base weight flips, or of its nf4 scales."""
+    run = opened(plan)
+    weights = [p for n, p in run.student.saved.named_parameters() if name in n]
+    held, said = {"weight": getattr(weights[0], "ds_tensor", weights[0].data)}, {}
+    if hasattr(weights[0], "quant_state"):
+        held["scale"] = weights[0].quant_state.absmax
+    for place, touched in held.items():
+        bits = touched.detach().reshape(-1).view(torch.uint8)
+        if run.ranks.rank == 1:
+            bits[5] ^= 1
+        try:
+            run.export()
+        except TutelageError as error:
+            said[place] = [type(error).__name__, str(error)]
+        if run.ranks.rank == 1:
+            bits[5] ^= 1
+    refuse_changed(run.student, run.frozen, run.ranks)
+    close_run(run)
+    return said
+
+
+def _groups(run: Run) -> dict[str, str]:
+    """Digests of the base, the adapters and the projections, whole, whatever the ZeRO stage."""
+    states = {"base": xxhash.xxh3_128(), "adapters": xxhash.xxh3_128()}
+    states["projections"] = xxhash.xxh3_128()
+    for name, parameter in run.engine.module.named_parameters():
+        group = "adapters" if "lora_" in name else "base"
+        group = "projections" if "projections" in name else group
+        whole = deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id"))
+        with whole:
+            states[group].update(parameter.detach().contiguous().numpy().tobytes())
+    return {name: state.hexdigest() for name, state in states.items()}
+
+
 def job_full_disk(plan: RunPlan) -> dict:
     """Train on where rank 1 can write no large file any more."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -155,5 +231,8 @@ JOBS: dict[str, Callable[..., dict]] = {
     "ranks_agree": job_ranks_agree,
     "dropout": job_dropout,
     "norms_around_evaluation": job_norms_around_evaluation,
+    "frozen": job_frozen,
+    "unfrozen": job_unfrozen,
+    "touched": job_touched,
     "full_disk": job_full_disk,
 }
