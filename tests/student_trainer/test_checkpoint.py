@@ -75,7 +75,7 @@ def test_a_change_since_the_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_an_older_format_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="checkpoint format None, now it is 2"):
+    with pytest.raises(CheckpointError, match="checkpoint format None, now it is 3"):
         refuse_changes(
             tmp_path / "step-000100", found={}, asked={"checkpoint format": CHECKPOINT_FORMAT}
         )
