@@ -18,6 +18,7 @@ from shared.config import Config
 from shared.config_file import dump
 from shared.config_losses import CrossEntropy
 from shared.errors import StorageError
+from shared.payload import payload_note
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, locked, open_run, write_atomically, write_environment
 
@@ -123,6 +124,9 @@ def _distil(launch: Launch) -> None:
     write_environment(launch.run_dir, cluster=ray.cluster_resources())
     try:
         with teaching(launch) as (plan, open_reader):
+            if plan.target_spec is not None:
+                width = plan.teacher_width or 0
+                print(payload_note(plan.target_spec, hidden_width=width), flush=True)
             if not launch.run_dir.finished:
                 with _controller(launch, plan) as open_controller:
                     _train(launch, plan, open_reader, open_controller)

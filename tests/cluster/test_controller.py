@@ -117,19 +117,6 @@ def test_the_recorded_decision_wins_over_a_second_report_of_its_step(tmp_path: P
     assert controller.log == before == read_log(tmp_path / "weight_log.jsonl", NAMES)
 
 
-@pytest.mark.parametrize("start", ["natural", "ddk"])
-def test_a_restart_after_any_decision_changes_nothing(tmp_path: Path, start: Any) -> None:
-    mixture = DDKMixture(interval=10, start=start)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole = Controller(_plan(tmp_path / "a", mixture))
-    for step in range(0, 60, 10):
-        whole.observe(_report(step))
-        Controller(_plan(tmp_path / "b", mixture)).observe(_report(step))
-    logs = [(tmp_path / run / "weight_log.jsonl").read_bytes() for run in "ab"]
-    assert logs[0] == logs[1]
-
-
 def test_a_decision_is_on_disk_before_it_is_visible(tmp_path: Path) -> None:
     """With the log's folder gone nothing can be written, so nothing may be shown either."""
     folder = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,7 +199,9 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
     targets = {"top_k": 16, "store": str(store), "hidden": hidden}
     job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2)
     assert main(["run", str(job)]) == 0
-    assert "fitting the projection of hidden states to 8 dimensions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fitting the projection of hidden states to 8 dimensions" in said
+    assert "hidden states 24" in said  # bytes per token: two layers of 8 numbers and a step
     training_and_validation = {16, VOCAB}
     assert {answers.spec.top_k for answers in stored_answers(store)} == training_and_validation
     narrow = json.loads(RunDir(tmp_path / "runs" / "job").summary.read_text())
@@ -206,6 +209,8 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
     assert "fitting the projection" not in capsys.readouterr().out
     assert main(["run", str(job), "name=raw", "targets.hidden.raw=true"]) == 0
     raw = json.loads(RunDir(tmp_path / "runs" / "raw").summary.read_text())
+    (total,) = re.findall(r"a token costs (\d+) bytes", said)
+    assert narrow["wire_bytes_per_token"] == pytest.approx(int(total), abs=2)
     # In two layers 48 numbers of a byte become 8.
     saved = raw["wire_bytes_per_token"] - narrow["wire_bytes_per_token"]
     assert saved == pytest.approx(2 * (48 - 8), abs=1)

@@ -59,9 +59,13 @@ def test_entry_0_is_known_without_a_report(
     assert controller.entry(0).weights == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.parametrize("policy", ADAPTIVE)
-def test_a_restart_after_any_decision_changes_nothing(tmp_path: Path, policy: str) -> None:
-    mixture = _mixture(policy, max_change=0.1)
+@pytest.mark.parametrize(
+    ("policy", "options"), [*((policy, {}) for policy in ADAPTIVE), ("ddk", {"start": "ddk"})]
+)
+def test_a_restart_after_any_decision_changes_nothing(
+    tmp_path: Path, policy: str, options: dict[str, Any]
+) -> None:
+    mixture = _mixture(policy, max_change=0.1, **options)
     whole = Controller(_plan(tmp_path / "a", mixture))
     for step in range(0, 80, 10):
         whole.observe(_report(step))

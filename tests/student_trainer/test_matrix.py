@@ -108,6 +108,7 @@ def test_an_export_is_plain_and_says_what_it_is(matrix: Path, name: str) -> None
     assert "Licence" in card
     found = json.loads((matrix / name / "evaluations.json").read_text())
     assert f"{found['after']['prose']['kl']:.3f}" in card
+    assert ("of the base frozen (digest" in card) == (not name.startswith("full"))
 
 
 @pytest.mark.parametrize("name", EXPORTED[:1])
