@@ -181,7 +181,7 @@ def job_touched(plan: RunPlan, name: str) -> dict:
         if run.ranks.rank == 1:
             bits[5] ^= 1
         try:
-            run.export()
+            run.export(step=0)
         except TutelageError as error:
             said[place] = [type(error).__name__, str(error)]
         if run.ranks.rank == 1:
