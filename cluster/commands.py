@@ -107,4 +107,6 @@ def _config_of(run_dir: RunDir) -> Config:
     """The recorded config of a run, at home where the folder is now."""
     config = run_dir.recorded_config()
     paths = config.paths.model_copy(update={"runs": str(run_dir.path.parent)})
-    return config.model_copy(update={"paths": paths, "name": run_dir.path.name})
+    prompts = config.prompts and str(run_dir.prompts)
+    update = {"paths": paths, "name": run_dir.path.name, "prompts": prompts}
+    return config.model_copy(update=update)

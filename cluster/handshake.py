@@ -27,6 +27,7 @@ class Handshake:
     identity: TokenizerIdentity
     shared_vocab: int
     teacher_width: int  # of its hidden states
+    teacher_context: int | None  # tokens it reads at most; None: no limit
 
 
 def shake_hands(config: Config) -> Handshake:
@@ -61,14 +62,23 @@ def shake_hands(config: Config) -> Handshake:
             f"{vocabulary:,} tokens; set targets.top_k={vocabulary} or lower"
         )
     _refuse_missing_layers(config, *(model_config for _, model_config in described))
-    width = getattr(described[0][1], "hidden_size", 0)
-    return Handshake(described[1][0], identities[1], vocabulary, width)
+    teacher_config = described[0][1]
+    return Handshake(
+        tokenizer=described[1][0],
+        identity=identities[1],
+        shared_vocab=vocabulary,
+        teacher_width=getattr(teacher_config, "hidden_size", 0),
+        teacher_context=getattr(teacher_config, "max_position_embeddings", None),
+    )
 
 
-def target_spec(config: Config, vocabulary: int, *, projection: str = "") -> TargetSpec | None:
+def target_spec(
+    config: Config, vocabulary: int, *, projection: str = "", prompts: str = ""
+) -> TargetSpec | None:
     """What is asked of the teacher in training; None where no loss asks for anything.
 
-    `projection` is the digest of the matrices that hidden states pass through.
+    `projection` is the digest of the matrices that hidden states pass through, `prompts` that of
+    what the teacher is shown.
     """
     if not config.needs_teacher:
         return None
@@ -80,16 +90,19 @@ def target_spec(config: Config, vocabulary: int, *, projection: str = "") -> Tar
         hidden_layers=config.hidden_layers,
         hidden_encoding=config.targets.hidden.encoding,
         projection=projection,
+        prompts=prompts,
     )
 
 
-def evaluation_spec(config: Config, vocabulary: int) -> tuple[TargetSpec, str]:
+def evaluation_spec(
+    config: Config, vocabulary: int, *, prompts: str = ""
+) -> tuple[TargetSpec, str]:
     """What is asked in validation, and how the KL computed from it is called."""
     full = config.evaluation.kl == "full" or (
         config.evaluation.kl == "auto" and vocabulary <= LARGEST_FULL_VOCABULARY
     )
     top_k = vocabulary if full else config.targets.top_k
-    spec = TargetSpec(top_k=top_k, shared_vocab=vocabulary, encoding="fp32")
+    spec = TargetSpec(top_k=top_k, shared_vocab=vocabulary, encoding="fp32", prompts=prompts)
     return spec, "full" if full else f"bucketed-{top_k}"
 
 

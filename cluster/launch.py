@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.outcome import conclude, count
 from cluster.preparation import Launch, idle_policy_note, prepare_run
+from cluster.prompting import refuse_unread
 from cluster.session import attached, connected, find_address, prepare_environment
 from cluster.summary import final_table
 from cluster.teachers import find_service
@@ -103,6 +104,7 @@ def _launched(
 
 
 def _prepared(config: Config, *, fresh: bool, service: str | None) -> Launch:
+    refuse_unread(config)
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
@@ -222,6 +224,8 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> N
     for folder in (run_dir.path, run_dir.logs, run_dir.checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir.weight_log, launch.run_dir.weight_log.read_text())
+    if plan.config.prompts is not None:
+        write_atomically(run_dir.prompts, launch.run_dir.prompts.read_text())
     config = plan.config.model_copy(update={"losses": [CrossEntropy()], "baseline": False})
     write_atomically(run_dir.config, dump(config))
     hard = replace(

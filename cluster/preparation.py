@@ -8,6 +8,7 @@ from pathlib import Path
 import xxhash
 
 from cluster.handshake import Handshake, evaluation_spec, shake_hands, target_spec
+from cluster.prompting import Showing, refuse_overlong, showing_of
 from shared.config import Config, Teacher
 from shared.config_mixture import AdaptiveMixture
 from shared.errors import HandshakeError
@@ -26,6 +27,7 @@ class Prepared:
     teacher_width: int  # of its hidden states
     domains: tuple[PreparedDomain, ...]
     packed: bool  # whether the student keeps packed documents apart
+    showing: Showing  # to the teacher alone
 
     @property
     def teacher(self) -> Teacher:
@@ -64,12 +66,14 @@ def prepare_run(config: Config) -> Prepared:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hands = check(config)
+    showing = showing_of(config, hands)
     domains = prepare(
         config,
         tokenizer=hands.tokenizer,
         tokenizer_digest=hands.identity.digest,
         cache=Path(config.paths.cache),
     )
+    refuse_overlong(showing, domains, teacher_context=hands.teacher_context)
     from student_trainer.student import student_packs
 
     return Prepared(
@@ -78,6 +82,7 @@ def prepare_run(config: Config) -> Prepared:
         teacher_width=hands.teacher_width,
         domains=domains,
         packed=student_packs(config),
+        showing=showing,
     )
 
 
@@ -98,18 +103,21 @@ def run_plan(
 ) -> RunPlan:
     """What the workers are told, once the teacher's fingerprint and the projection of its hidden
     states are known."""
-    config = prepared.config
-    evaluation, kl_kind = evaluation_spec(config, prepared.shared_vocab)
+    config, prompts = prepared.config, prepared.showing.prompts
+    evaluation, kl_kind = evaluation_spec(config, prepared.shared_vocab, prompts=prompts)
     return RunPlan(
         config=config,
         run_dir=str(run_dir),
         domains=prepared.domains,
-        target_spec=target_spec(config, prepared.shared_vocab, projection=projection),
+        target_spec=target_spec(
+            config, prepared.shared_vocab, projection=projection, prompts=prompts
+        ),
         evaluation_spec=evaluation if teacher else None,
         kl_kind=kl_kind if teacher else "none",
         teacher=teacher,
         packed=prepared.packed,
         teacher_width=shipped_width(prepared) if config.hidden_layers else None,
+        openings=prepared.showing.openings,
     )
 
 

@@ -40,7 +40,7 @@ def projection_of(prepared: Prepared, fingerprint: dict[str, str], open_reader: 
     units: list[Rows] = []
     if config.targets.hidden.projection == "pca":
         units = [unit for d in prepared.domains for unit in _sample(config, d.train_path)]
-    known = Path(cache) / "projections" / f"{_key(config, fingerprint, units)}.json"
+    known = Path(cache) / "projections" / f"{_key(prepared, fingerprint, units)}.json"
     if known.exists():
         digest = json.loads(known.read_text())["projection"]
         load_projections(cache, digest)
@@ -74,6 +74,7 @@ def _moments(reader: TargetReader, units: list[Rows], prepared: Prepared) -> dic
         shared_vocab=prepared.shared_vocab,
         hidden_layers=layers,
         hidden_encoding="fp32",
+        prompts=prepared.showing.prompts,
     )
     moments = {layer: np.zeros((size, size)) for layer in layers}
     for unit in units:
@@ -91,10 +92,12 @@ def _sample(config: Config, path: str) -> Iterator[Rows]:
         yield store.take(list(range(first, min(first + size, count))))
 
 
-def _key(config: Config, fingerprint: dict[str, str], units: list[Rows]) -> str:
+def _key(prepared: Prepared, fingerprint: dict[str, str], units: list[Rows]) -> str:
+    config = prepared.config
     payload = config.targets.hidden
     decided = [fingerprint, config.hidden_layers, payload.width, payload.projection]
     state = xxhash.xxh3_128(json.dumps(decided, sort_keys=True).encode())
+    state.update(prepared.showing.prompts.encode())
     for unit in units:
         for digest in unit.hashes():
             state.update(digest)

@@ -1,6 +1,6 @@
 """Where answers come from: a service of the run's own, one that is running, or a store on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -9,6 +9,7 @@ from cluster.preparation import Launch, refuse_unfit, run_plan
 from cluster.projecting import projection_of
 from shared.config import Config, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
+from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, RunPlan
 from shared.soft_targets import TargetReader
 from shared.target_store import RecordingReader, StoreReader, stored_answers, stored_teacher
@@ -35,11 +36,11 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
             launch.prepared,
             run_dir=launch.run_dir.path,
             teacher=fingerprint,
-            projection=projection_of(launch.prepared, fingerprint, live),
+            projection=projection_of(launch.prepared, fingerprint, _prompted(launch, live)),
         )
         before = _restarts(name)
         try:
-            yield plan, _recorded(launch, live, fingerprint)
+            yield plan, _prompted(launch, _recorded(launch, live, fingerprint))
         finally:
             with suppress(StorageError):  # a full disk must not hide what stopped the run
                 count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
@@ -98,6 +99,18 @@ def _recorded(launch: Launch, live: OpenReader, fingerprint: dict[str, str]) -> 
     return partial(_open_recording, open_live=live, store=store, teacher=fingerprint)
 
 
+def _prompted(launch: Launch, open_reader: OpenReader) -> OpenReader:
+    """The same with the teacher shown the run's prompts; stores know what was sent."""
+    openings = launch.prepared.showing.openings
+    return partial(_open_prompted, open_plain=open_reader, openings=openings)
+
+
+def _open_prompted(
+    rank: int, *, open_plain: OpenReader, openings: Mapping[str, Opening]
+) -> TargetReader:
+    return PromptedReader(open_plain(rank), openings)
+
+
 def _open_recording(
     rank: int, *, open_live: OpenReader, store: str, teacher: dict[str, str]
 ) -> TargetReader:
@@ -113,7 +126,9 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     config, store = launch.config, launch.config.targets.store
     assert store is not None, "the config asks for a store with teacher_free"
     specs = [answers.spec for answers in stored_answers(store)]
-    projection = next((spec.projection for spec in specs if spec.projection), "")
+    prompts = launch.prepared.showing.prompts
+    alike = [spec.projection for spec in specs if spec.projection and spec.prompts == prompts]
+    projection = next(iter(alike), "")
     run_dir = launch.run_dir.path
     plan = run_plan(
         launch.prepared, run_dir=run_dir, teacher={"store": store}, projection=projection
@@ -123,7 +138,7 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
         if config.decides_from_validation:
             raise ConfigError(_no_validation_answers(config, store))
         plan = run_plan(launch.prepared, run_dir=run_dir, teacher=None, projection=projection)
-    return plan, partial(_open_stored, store=store, teacher=teacher)
+    return plan, _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
 
 
 def _no_validation_answers(config: Config, store: str) -> str:

@@ -199,6 +199,9 @@ class Config(Section):
     student: Student
     domains: dict[str, Domain] = Field(min_length=1)
     data: Data = Data()
+    prompts: str | None = Field(
+        default=None, description="file of prompts the teacher is shown and the student is not"
+    )
     batch: Batch = Batch()
     targets: Targets = Targets()
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)

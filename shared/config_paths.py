@@ -23,7 +23,7 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
         "runs": str(_absolute(config.paths.runs, _lasting(base))),
         "cache": str(_absolute(config.paths.cache, _lasting(base))),
     }
-    store = config.targets.store
+    store, prompts = config.targets.store, config.prompts
     return config.model_copy(
         update={
             "paths": config.paths.model_copy(update=paths),
@@ -49,6 +49,7 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
                 )
                 for name, domain in config.domains.items()
             },
+            "prompts": prompts and str(_absolute(prompts, root)),
             "prompt_search": config.prompt_search.model_copy(
                 update={"to": str(_absolute(config.prompt_search.to, root))}
             ),

@@ -17,6 +17,7 @@ from shared.errors import DataError
 from shared.framing import Tokenizer, encode
 from shared.prompts import Prompt
 from shared.rows import Rows
+from shared.soft_targets import ReaderStats, SoftTargets, TargetReader, TargetSpec
 from shared.sources import Document, Message
 
 Kind = Literal["text", "pair", "messages"]  # of a document
@@ -29,6 +30,15 @@ class Opening:
 
     plain_ids: np.ndarray  # int32; in the student's rows
     shown_ids: np.ndarray  # int32; the same with the prompt, in the teacher's
+
+    def to_lists(self) -> tuple[list[int], list[int]]:
+        """Both parts as JSON takes them."""
+        return self.plain_ids.tolist(), self.shown_ids.tolist()
+
+    @staticmethod
+    def from_lists(plain_ids: list[int], shown_ids: list[int]) -> "Opening":
+        """The inverse of `to_lists`."""
+        return Opening(np.array(plain_ids, np.int32), np.array(shown_ids, np.int32))
 
 
 def opening(prompt: Prompt, tokenizer: Tokenizer, kind: Kind) -> Opening:
@@ -59,7 +69,8 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
     A document that begins otherwise, such as the rest of one that was split, gets them put before
     it. Nothing in an opening has loss, but for its last position, which predicts what follows, so
     the loss positions and their labels are those of `rows`, in order. A row becomes one or more of
-    the same name, none longer than itself and its opening. Rows of other domains stay as they are.
+    the same name, none longer than the row itself, or than its longest document where that is
+    longer now. Rows of other domains, and of one with an empty prompt, stay as they are.
     Raises DataError where a row learns tokens of its opening.
     """
     names, domains = rows.names(), rows.domains()
@@ -69,7 +80,10 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
     for row, (ids, starts, mask) in enumerate(zip(*columns, strict=True)):
         whole = _Line(ids, starts, mask)
         instead = openings.get(domains[row])
-        parts = [whole] if instead is None else _reopened(whole, instead, names[row])
+        if instead is None or _same(instead.plain_ids, instead.shown_ids):
+            parts = [whole]
+        else:
+            parts = _reopened(whole, instead, names[row])
         lines += [(domains[row], indices[row], part) for part in parts]
     return Rows.build(
         domains=[domain for domain, _, _ in lines],
@@ -78,6 +92,32 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
         doc_starts=[line.starts for _, _, line in lines],
         loss_masks=[line.mask for _, _, line in lines],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedReader:
+    """A `TargetReader` whose teacher is shown prompts: asked about a unit, it answers about the
+    unit's loss positions after them, in order."""
+
+    reader: TargetReader
+    openings: Mapping[str, Opening]  # by domain
+
+    @property
+    def stats(self) -> ReaderStats:
+        """Counters since the reader was made."""
+        return self.reader.stats
+
+    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+        """Ask for a unit."""
+        self.reader.submit(shown(rows, self.openings), spec)
+
+    def next(self) -> SoftTargets:
+        """The oldest answer not yet taken; its rows are those that were sent."""
+        return self.reader.next()
+
+    def close(self) -> None:
+        """Drop what is under way."""
+        self.reader.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +134,16 @@ class _Line:
 
 def _reopened(row: _Line, opening: Opening, name: str) -> list[_Line]:
     """The row's documents with their new opening, as many to a line as fit beside each other."""
-    room = len(row.ids) + len(opening.shown_ids)
+    documents = [_reopened_document(ids, mask, opening, name) for ids, mask in row.documents()]
+    room = max(len(row.ids), *(len(ids) for ids, _ in documents))
     lines: list[list[tuple[np.ndarray, np.ndarray]]] = []
     taken = room
-    for ids, mask in row.documents():
-        document = _reopened_document(ids, mask, opening, name)
-        if taken + len(document[0]) > room:
+    for ids, mask in documents:
+        if taken + len(ids) > room:
             lines.append([])
             taken = 0
-        lines[-1].append(document)
-        taken += len(document[0])
+        lines[-1].append((ids, mask))
+        taken += len(ids)
     return [_joined(line) for line in lines]
 
 

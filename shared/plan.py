@@ -1,11 +1,12 @@
 """RunPlan: everything a student worker is told, resolved once by the driver before it starts."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shared.config import Config
 from shared.domains import ControllerClient
+from shared.openings import Opening
 from shared.soft_targets import TargetReader, TargetSpec
 
 
@@ -36,6 +37,8 @@ class RunPlan:
     packed: bool  # whether the student keeps packed documents apart
     mode: Literal["train", "evaluate"] = "train"
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
+    # By domain; what the teacher is shown and the student is not. Readers do it.
+    openings: Mapping[str, Opening] = field(default_factory=dict)
 
 
 OpenReader = Callable[[int], TargetReader]  # rank -> reader; picklable

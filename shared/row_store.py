@@ -1,6 +1,6 @@
 """Rows of one domain on disk: a memory-mapped Arrow file with access by row in constant time.
 
-R rows asked for
+R rows asked for   D documents
 """
 
 import json
@@ -97,6 +97,17 @@ class RowStore:
             counts.append(np.diff(ends[masks.offsets.to_numpy()]))
         return np.concatenate(counts)
 
+    def longest_document(self) -> int:
+        """Tokens of the longest document."""
+        longest = 0
+        for batch in map(self.reader.get_batch, range(self.reader.num_record_batches)):
+            ends_R = np.cumsum(_lengths(batch.column("input_ids")))
+            starts_R = np.concatenate([[0], ends_R[:-1]])
+            row_D = np.repeat(np.arange(batch.num_rows), _lengths(batch.column("doc_starts")))
+            starts_D = starts_R[row_D] + batch.column("doc_starts").flatten().to_numpy()
+            longest = max(longest, int(np.diff(starts_D, append=ends_R[-1:]).max(initial=0)))
+        return longest
+
     def take(self, indices: Sequence[int] | np.ndarray) -> Rows:
         """The rows at `indices` [R], in that order, copied out of the map."""
         return take_rows([self], np.zeros(len(indices), np.int64), indices)
@@ -129,3 +140,7 @@ def take_rows(
         doc_starts=ragged["doc_starts"],
         loss_masks=ragged["loss_mask"],
     )
+
+
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    return lists.value_lengths().to_numpy()

@@ -76,6 +76,10 @@ class Rows:
         pairs = zip(self.domains(), self.table.column("index").to_pylist(), strict=True)
         return [f"{domain}/{index}" for domain, index in pairs]
 
+    def named(self) -> str:
+        """The names, each once, as a message lists them."""
+        return ", ".join(dict.fromkeys(self.names()))
+
     def num_loss_tokens(self) -> np.ndarray:
         """Positions with loss in each row, int64 [R]."""
         return np.array([int(mask.sum()) for mask in self.column("loss_mask")], dtype=np.int64)

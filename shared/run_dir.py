@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from shared.config import Config
 from shared.config_file import dump, load_config
 from shared.errors import ConfigError, RunInUseError, StorageError
+from shared.prompts import read_prompts
 
 PACKAGES = (
     "tutelage",
@@ -37,6 +38,7 @@ PACKAGES = (
 # Options that may change between two commands on one run: where and how fast, not what is learnt.
 PASSING = (
     "paths",
+    "prompts",  # where they lie; what they say is compared
     "log_every",
     "checkpoints",
     "service",
@@ -61,6 +63,11 @@ class RunDir:
     def config(self) -> Path:
         """The resolved config."""
         return self.path / "config.yaml"
+
+    @property
+    def prompts(self) -> Path:
+        """What the teacher is shown, as given."""
+        return self.path / "prompts.json"
 
     @property
     def environment(self) -> Path:
@@ -173,13 +180,17 @@ def locked(run_dir: RunDir) -> Iterator[None]:
 def open_run(config: Config, *, fresh: bool = False) -> RunDir:
     """The directory of a resolved config, new or to be continued; call it under `locked`.
 
-    Raises ConfigError when a run of that name learnt something else; `fresh` moves it aside.
+    Raises ConfigError when a run of that name learnt something else, or from a teacher that was
+    shown something else; `fresh` moves it aside.
     """
     run_dir = RunDir(Path(config.paths.runs) / config.name)
+    prompts_id = _prompts_id(config.prompts)
     if fresh:
         move_aside(run_dir)
     if run_dir.config.exists():
         differing = differing_options(run_dir.recorded_config(), config)
+        if _prompts_id(run_dir.prompts if run_dir.prompts.exists() else None) != prompts_id:
+            differing.append("prompts")
         if differing and not run_dir.has_begun:
             run_dir.weight_log.unlink(missing_ok=True)  # its opening entry was of the old config
         elif differing:
@@ -191,6 +202,10 @@ def open_run(config: Config, *, fresh: bool = False) -> RunDir:
     for folder in (run_dir.path, run_dir.logs, run_dir.checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir.config, dump(config))
+    if config.prompts is None:
+        run_dir.prompts.unlink(missing_ok=True)
+    else:
+        write_atomically(run_dir.prompts, Path(config.prompts).read_text(encoding="utf-8"))
     return run_dir
 
 
@@ -216,7 +231,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or nothing. Raises StorageError when the disk does not take it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        with draft.open("w") as file:
+        with draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -238,6 +253,10 @@ def write_environment(run_dir: RunDir, *, cluster: Mapping[str, float]) -> None:
         "cluster": {name: value for name, value in cluster.items() if ":" not in name},
     }
     write_atomically(run_dir.environment, json.dumps(facts, indent=2) + "\n")
+
+
+def _prompts_id(path: str | Path | None) -> str:
+    return "" if path is None else read_prompts(path).id
 
 
 def _version(package: str) -> str | None:

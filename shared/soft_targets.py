@@ -36,13 +36,15 @@ class TargetSpec:
     hidden_encoding: Literal["bf16", "int8", "fp32"] = "bf16"
     projection: str = ""  # digest of the matrices the hidden states pass through; "": none
     entropy: bool = False  # of the teacher's whole distribution, per position
+    prompts: str = ""  # digest of the prompts the teacher is shown; "": none
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields that JSON takes. The entropy is named only where it is asked for, so that answers
-        without it are called on disk what they were called before it could be asked for."""
+        """Fields that JSON takes. Entropy and prompts are named only where they are asked for, so
+        that answers without are called on disk what they were called before there were any."""
         fields = asdict(self)
-        if not self.entropy:
-            del fields["entropy"]
+        for name in ("entropy", "prompts"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
     @staticmethod
@@ -60,6 +62,7 @@ class TargetSpec:
             f"top_k {self.top_k} of {self.shared_vocab:,} ids at temperature "
             f"{_listed(self.temperatures)} in {self.encoding}{layers}"
             f"{', entropy' if self.entropy else ''}"
+            f"{f', shown prompts {self.prompts[:8]}' if self.prompts else ''}"
         )
 
 
@@ -136,7 +139,7 @@ class SoftTargets:
                 f"{SCHEMA_VERSION}; restart the teacher service with the trainer's version"
             )
         if self.table.column("row_hash").to_pylist() != rows.hashes():
-            raise TeacherError(f"the answer is not about rows {', '.join(rows.names())}")
+            raise TeacherError(f"the answer is not about rows {rows.named()}")
         if self.spec != spec:
             raise TeacherError(
                 f"the answer is to {self.spec.in_words()}, asked was {spec.in_words()}"

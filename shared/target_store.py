@@ -90,16 +90,17 @@ class TargetStore:
         return len(self._index)
 
     def missing(self, rows: Rows) -> list[str]:
-        """Names of the rows that are not stored."""
+        """Names of the rows that are not stored, each once."""
         pairs = zip(rows.hashes(), rows.names(), strict=True)
-        return [name for key, name in pairs if key not in self._index]
+        return list(dict.fromkeys(name for key, name in pairs if key not in self._index))
 
     def read(self, rows: Rows) -> SoftTargets:
         """The unit of these rows, bit for bit as it was written. Raises TeacherError, naming
         the first rows that are not stored."""
         if missing := self.missing(rows):
             raise TeacherError(
-                f"targets.store {self._folder.parent} lacks {len(missing)} of {len(rows)} rows, "
+                f"targets.store {self._folder.parent} lacks {len(missing)} of "
+                f"{len(set(rows.names()))} rows, "
                 f"first {', '.join(missing[:3])}; fill it with a teacher"
             )
         entries = [self._index[key] for key in rows.hashes()]

@@ -17,7 +17,8 @@ from shared.config_mixture import AdaptiveMixture
 from shared.decisions import decision_index, first_entry, next_entry
 from shared.domains import DomainReport, WeightEntry, WeightLog, read_log, write_entry
 from shared.errors import ConfigError, TutelageError
-from shared.plan import PreparedDomain, RunPlan
+from shared.openings import Opening, PromptedReader
+from shared.plan import OpenReader, PreparedDomain, RunPlan
 from shared.run_dir import RunDir
 from shared.soft_targets import TargetSpec
 from shared.target_store import StoreReader
@@ -83,7 +84,9 @@ def fixed_weights(plan: RunPlan) -> tuple[float, ...]:
 
 def write_plan(path: Path, plan: RunPlan) -> None:
     """Write a plan as JSON."""
-    fields = asdict(plan) | {"config": plan.config.model_dump(mode="json")}
+    openings = {name: opening.to_lists() for name, opening in plan.openings.items()}
+    config = plan.config.model_dump(mode="json")
+    fields = asdict(plan) | {"config": config, "openings": openings}
     path.write_text(json.dumps(fields))
 
 
@@ -94,6 +97,8 @@ def read_plan(path: Path) -> RunPlan:
     fields["domains"] = tuple(PreparedDomain(**domain) for domain in fields["domains"])
     for name in ("target_spec", "evaluation_spec"):
         fields[name] = fields[name] and TargetSpec.from_dict(fields[name])
+    openings = fields["openings"].items()
+    fields["openings"] = {name: Opening.from_lists(*lists) for name, lists in openings}
     return RunPlan(**fields)
 
 
@@ -102,6 +107,12 @@ def _plateau_without_teacher(plan: RunPlan, store: str | None) -> bool:
     progressive = plan.config.progressive
     watched = progressive is not None and progressive.plateau is not None
     return watched and (store is None or plan.evaluation_spec is None)
+
+
+def _open_reader(plan: RunPlan, store: str | None) -> OpenReader | None:
+    if store is None:
+        return None
+    return lambda rank: PromptedReader(StoreReader(store, teacher=plan.teacher), plan.openings)
 
 
 def main(plan_file: str) -> int:
@@ -117,8 +128,7 @@ def main(plan_file: str) -> int:
                 "progressive.plateau compares with the teacher on validation text, and there is "
                 "none here to ask; set progressive.max_steps and progressive.plateau=null"
             )
-        open_reader = (lambda rank: StoreReader(store, teacher=plan.teacher)) if store else None
-        run_plan(plan, open_reader, lambda: StandingWeights(plan))
+        run_plan(plan, _open_reader(plan, store), lambda: StandingWeights(plan))
     except TutelageError as error:
         log.error("%s", error)
         return error.exit_code

@@ -48,7 +48,7 @@ class _Unit(Generic[Asked, Spec, Answer]):
 
     @property
     def names(self) -> str:
-        return ", ".join(self.asked.names()) or "none"
+        return ", ".join(dict.fromkeys(self.asked.names())) or "none"
 
 
 class Pool(Generic[Asked, Spec, Answer]):

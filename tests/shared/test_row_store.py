@@ -111,3 +111,19 @@ def test_the_cost_of_a_batch_does_not_grow_with_the_file(tmp_path: Path) -> None
         return min(laps)
 
     assert seconds(large) < 10 * seconds(small)
+
+
+def test_the_longest_document_is_found_wherever_it_lies(tmp_path: Path) -> None:
+    rows = ragged(2 * ROWS_PER_BATCH + 5)
+    ends = [
+        [*starts[1:], len(ids)] for ids, starts in zip(rows.input_ids, rows.doc_starts, strict=True)
+    ]
+    lengths = [np.subtract(e, s).max() for e, s in zip(ends, rows.doc_starts, strict=True)]
+    assert store(tmp_path / "a.arrow", rows).longest_document() == max(lengths)
+    for place in (0, ROWS_PER_BATCH, len(rows) - 1):
+        rows.input_ids[place] = np.arange(100 + place, dtype=np.int32)
+        rows.loss_masks[place] = np.ones(100 + place, np.uint8)
+        rows.doc_starts[place] = np.array([0, 7, 9], np.int32)
+        found = store(tmp_path / f"{place}.arrow", rows).longest_document()
+        assert found == 100 + place - 9
+    assert store(tmp_path / "none.arrow", ragged(0)).longest_document() == 0
