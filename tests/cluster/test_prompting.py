@@ -1,6 +1,7 @@
 """A run whose teacher is shown prompts that the student is not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from shared.domains import read_log
 from shared.metrics import read_metrics
 from shared.prompts import Example, Prompt, PromptSet
 from shared.row_store import RowStore
+from shared.rows import Rows
 from shared.run_dir import RunDir
 from shared.target_store import stored_answers
+from student_trainer.checkpoint import step_of
 from tests.cluster.jobs import WORDS, write_job
 from tests.tiny import Pair
 
@@ -63,23 +66,28 @@ def teacher_nlls(run_dir: RunDir, pair: Pair) -> dict[str, float]:
     tokenizer: Any = AutoTokenizer.from_pretrained(pair.teacher)
     found = {}
     for path in (run_dir.path.parent.parent / "cache" / "rows").glob("*/validation.arrow"):
-        rows = RowStore.open(path).take(range(len(RowStore.open(path))))
-        columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
-        domain, sums, count = rows.domains()[0], 0.0, 0
+        store = RowStore.open(path)
+        rows = store.take(range(len(store)))
+        domain, total = rows.domains()[0], 0.0
         before = tokenizer(PROMPTS.of(domain).text(), add_special_tokens=False)["input_ids"]
-        for row, starts, masks in zip(*columns, strict=True):
-            for ids, mask in zip(
-                np.split(row, starts[1:]), np.split(masks, starts[1:]), strict=True
-            ):
-                rest = ids[1:] if ids[0] == 1 else ids
-                line = [1, *before, *rest.tolist()]
-                with torch.no_grad():
-                    log_p = model(torch.tensor([line])).logits[0].double().log_softmax(1)
-                at = np.flatnonzero(mask)
-                sums -= float(log_p[len(line) - len(ids) + at, ids[at + 1].astype(int)].sum())
-                count += len(at)
-        found[domain] = sums / count
+        for ids, mask in documents(rows):
+            line = [1, *before, *(ids[1:] if ids[0] == 1 else ids)]
+            with torch.no_grad():
+                log_p = model(torch.tensor([line])).logits[0].double().log_softmax(1)
+            at = np.flatnonzero(mask)
+            total -= float(log_p[len(line) - len(ids) + at, ids[at + 1]].sum())
+        found[domain] = total / store.num_loss_tokens
     return found
+
+
+def documents(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and loss mask of every document, in order."""
+    columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+    parts = []
+    for ids, starts, mask in zip(*columns, strict=True):
+        whole = (ids.astype(np.int64), mask)
+        parts += zip(*(np.split(array, starts[1:]) for array in whole), strict=True)
+    return parts
 
 
 def test_validation_and_weights_are_of_the_teacher_as_it_was_shown(run_dir, tiny_pair):
@@ -103,7 +111,7 @@ def test_a_run_resumes_to_the_same_end(run_dir, prompted):
     weights = (run_dir.export / "model.safetensors").read_bytes()
     losses = [line.loss for line in read_metrics(run_dir.metrics)]
     run_dir.summary.unlink()
-    (run_dir.checkpoints / "step-00000006").rename(run_dir.path / "aside")
+    shutil.rmtree(max(run_dir.checkpoints.iterdir(), key=step_of))
     (run_dir.export / "model.safetensors").unlink()
     assert main(["run", str(prompted)]) == 0
     assert (run_dir.export / "model.safetensors").read_bytes() == weights
