@@ -41,7 +41,7 @@ FORMAT = 1  # counts up when a row's scores are computed in another way
 class Asked:
     """A model that rows are scored by."""
 
-    role: Literal["teacher", "student"]
+    role: Literal["teacher", "student"]  # a teacher's readers show it the run's prompts
     identity: Mapping[str, str]  # everything that may change a score
     serve: Callable[[], AbstractContextManager[OpenReader]] | None  # None: only what is stored
 
@@ -84,6 +84,7 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, n
         shared_vocab=prepared.shared_vocab,
         encoding="fp32",
         entropy=quantity == "entropy",
+        prompts=prepared.showing.prompts if model.role == "teacher" else "",
     )
     paths = {d.name: _path(prepared, d, model, spec) for d in prepared.domains}
     missing = [d for d in prepared.domains if _kept(paths[d.name], d) is None]
