@@ -20,6 +20,8 @@ from shared.run_dir import RunDir
 from shared.target_store import stored_answers
 from student_trainer.checkpoint import step_of
 from tests.cluster.jobs import WORDS, write_job
+from tests.shared.test_framing import CHATML, LLAMA_2
+from tests.shared.test_openings import WITH_DEFAULT_SYSTEM
 from tests.tiny import Pair
 
 PROMPTS = PromptSet(
@@ -178,4 +180,47 @@ def test_prompts_that_cannot_be_shown_are_refused_before_the_start(
         tokenizer: Any = AutoTokenizer.from_pretrained(tiny_pair.teacher)
         said = said.format(n=1 + len(tokenizer(prompts["numbers"].text())["input_ids"]))
     assert said in " ".join(message.split())
+    assert not (tmp_path / "runs" / "job").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "overrides", "said"),
+    [
+        (
+            WITH_DEFAULT_SYSTEM,
+            '{"prompt": "one", "response": "two"}\n',
+            ["data.loss_on=everything"],
+            "domain numbers would learn what the chat template puts before its text, which the "
+            "teacher sees after a prompt; set data.loss_on=responses",
+        ),
+        (
+            CHATML,
+            '{"prompt": "one", "response": "two"}\n',
+            ["domains.numbers.train=[numbers.jsonl, letters.jsonl]"],
+            "domain numbers has both plain text and conversations, which a prompt would open "
+            "differently; make them two domains",
+        ),
+        (
+            LLAMA_2,
+            '{"prompt": "one", "response": "two"}\n',
+            [],
+            "a prompt, its instruction as a system message and its examples as turns: the chat "
+            "template of",
+        ),
+    ],
+)
+def test_prompts_that_do_not_go_with_a_chat_are_refused_before_the_start(
+    tmp_path, tiny_pair, capsys, template, text, overrides, said
+):
+    pair = Pair(tmp_path / "teacher", tmp_path / "student")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_pair.teacher)
+    tokenizer.chat_template = template
+    for name in ("teacher", "student"):
+        shutil.copytree(getattr(tiny_pair, name), getattr(pair, name))
+        tokenizer.save_pretrained(getattr(pair, name))
+    job = write_job(tmp_path, pair, prompts="prompts.json")
+    (tmp_path / "numbers.jsonl").write_text(text)
+    write_prompts(tmp_path, PromptSet({"numbers": Prompt("one")}))
+    assert main(["run", str(job), *overrides]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs" / "job").exists()

@@ -166,6 +166,8 @@ def test_answers_stored_before_the_entropy_could_be_asked_for_are_found(tmp_path
     store.write(answer(make_rows(1)))
     (folder,) = tmp_path.iterdir()
     assert folder.name == "734178ab0f54017a112c646b9dca2380"
+    prompted = TargetStore(tmp_path, teacher=TEACHER, spec=replace(SPEC, prompts="a"))
+    assert prompted.missing(make_rows(1)) == ["text/1"]
     asking = TargetStore(tmp_path, teacher=TEACHER, spec=replace(SPEC, entropy=True))
     assert asking.missing(make_rows(1))
 

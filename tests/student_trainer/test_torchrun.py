@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from shared.openings import Opening
 from shared.plan import RunPlan
 from student_trainer.torchrun import read_plan, write_plan
 from tests import tiny
@@ -42,6 +43,11 @@ def test_a_plan_survives_its_file(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     plan = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path))
     write_plan(tmp_path / "plan.json", plan)
     assert read_plan(tmp_path / "plan.json") == plan
+    prompted = replace(plan, openings={"code": Opening.from_lists([1], [1, 7, 9])})
+    write_plan(tmp_path / "plan.json", prompted)
+    read = read_plan(tmp_path / "plan.json")
+    assert {name: o.to_lists() for name, o in read.openings.items()} == {"code": ([1], [1, 7, 9])}
+    assert replace(read, openings={}) == plan
 
 
 def test_a_run_on_text_alone_trains_ends_and_can_be_evaluated(
