@@ -95,6 +95,7 @@ class LossHead(nn.Module):
         matched = [term for term in config.losses if isinstance(term, HiddenStates)]
         self.student_layers = sorted({s for term in matched for s in term.layers.values()})
         assert not matched or teacher_width is not None, "the plan knows the teacher's width"
+        torch.manual_seed(config.seed)  # so that a run's projections start alike every time
         self.projections = nn.ModuleDict(
             {
                 str(layer): projection(student.width, teacher_width or 0)
