@@ -1,0 +1,210 @@
+"""One cell from its config to its record: prepared, trained and evaluated by the product itself.
+
+Times are CPU seconds of this process, since its machine may be shared.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from cluster.controller import Controller, ControllerPlan
+from cluster.preparation import Prepared, prepare_run, run_plan
+from cluster.projecting import projection_of
+from shared.config import Config
+from shared.domains import ControllerClient, read_log
+from shared.metrics import read_metrics
+from shared.plan import RunPlan
+from shared.run_dir import RunDir, write_atomically
+from shared.soft_targets import TargetReader
+from student_trainer.evaluate import Validation, ValidationSums
+from student_trainer.loop import learn, reseed, train
+from student_trainer.run import EVALUATIONS, Run, close_run, open_run
+from tests.benchmarks.methods.cells import Cell, config_of, described
+from tests.benchmarks.methods.workplace import TimedTeacher, Workplace
+from tests.student_trainer.runs import mark_exported
+
+Record = dict[str, Any]  # what one cell's JSON holds
+LOSS_TOLERANCE = 1e-3  # nats; stored answers depend a little on the unit they were scored in
+
+
+@dataclass(slots=True)
+class Seconds:
+    """CPU seconds of a cell, apart from the rest of its training."""
+
+    decisions: float = 0.0  # validation passes that a policy asks for
+    evaluation: float = 0.0  # against the teacher, before and after
+
+
+class TimedValidation:
+    """The run's validation, timed: a pass without a reader is a policy's."""
+
+    def __init__(self, validation: Validation, seconds: Seconds) -> None:
+        self._validation, self._seconds = validation, seconds
+
+    def sums(self, engine: Any, reader: Any = None, spec: Any = None) -> ValidationSums:
+        """See `Validation.sums`."""
+        start = time.process_time()
+        found = self._validation.sums(engine, reader, spec)
+        kind = "decisions" if reader is None else "evaluation"
+        setattr(self._seconds, kind, getattr(self._seconds, kind) + time.process_time() - start)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A cell's run, ready to train."""
+
+    prepared: Prepared
+    plan: RunPlan
+    run: Run
+    seconds: Seconds
+    teacher: TimedTeacher
+
+
+def run_cell(cell: Cell, seed: int, place: Workplace) -> Record:
+    """Train one cell, return its record; its folder is removed."""
+    with opened(cell, seed, place) as it:
+        _lend_before(it, place)
+        mark_exported(it.plan)
+        wall, start = time.perf_counter(), time.process_time()
+        train(it.run)
+        wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - start
+        _keep_before(it, place)
+        return _record(cell, seed, it, cpu_s=cpu_s, wall_s=wall_s)
+
+
+def differences_to(record: Record, cell: Cell, seed: int, place: Workplace) -> list[str]:
+    """What is not as recorded: the rows, or the loss of the first step, which is not taken."""
+    with opened(cell, seed, place) as it:
+        _lend_before(it, place)
+        run = it.run
+        run.evaluate("before")
+        if 0 in run.decisions:
+            run.report(0)
+        drawn = run.supply.step(0)
+        reseed(run.config.seed, step=0, rank=0)
+        loss = float(learn(run, drawn)[0] / drawn.tokens)
+        found = [] if rows_of(it.plan) == record["rows"] else ["its rows"]
+        if abs(loss - record["losses"][0]) > LOSS_TOLERANCE:
+            found.append(f"its first loss, {loss:.4f} after {record['losses'][0]:.4f}")
+        return found
+
+
+@contextmanager
+def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
+    """A run of a cell in a folder that lasts as long as the `with`."""
+    logging.getLogger().setLevel(logging.WARNING)
+    prepared = prepare_run(place_config(cell, seed, place))
+    folder = place.folder / "runs" / f"{cell.name}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    reader, teacher = place.reader(prepared.teacher.model, vocabulary=prepared.shared_vocab)
+    plan = _plan(prepared, folder, place, lambda rank: reader)
+    seconds = Seconds()
+    run = open_run(plan, lambda rank: reader, _controller(plan))
+    run.validation = TimedValidation(run.validation, seconds)  # type: ignore[assignment]
+    try:
+        yield Opened(prepared, plan, run, seconds, teacher)
+    finally:
+        close_run(run)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def place_config(cell: Cell, seed: int, place: Workplace) -> Config:
+    """The resolved config of a cell in a workplace."""
+    return config_of(cell, seed, root=place.root, folder=place.folder)
+
+
+def _plan(
+    prepared: Prepared, folder: Path, place: Workplace, open_reader: Callable[[int], TargetReader]
+) -> RunPlan:
+    fingerprint = place.engine(prepared.teacher.model).fingerprint
+    projection = projection_of(prepared, fingerprint, open_reader)
+    return run_plan(prepared, run_dir=folder, teacher=fingerprint, projection=projection)
+
+
+def _controller(plan: RunPlan) -> Callable[[], ControllerClient]:
+    """The controller in this process."""
+    log = RunDir(Path(plan.run_dir)).weight_log
+    natural = tuple(domain.natural_weight for domain in plan.domains)
+    mixture, domains = plan.config.mixture, tuple(plan.config.domains)
+    return lambda: Controller(ControllerPlan(mixture, domains, natural, str(log)))
+
+
+def rows_of(plan: RunPlan) -> dict[str, list]:
+    """Each domain's rows: the name of their folder, which is a hash of what decides them, rows and
+    loss tokens."""
+    return {
+        domain.name: [Path(domain.train_path).parent.name, domain.num_rows, domain.num_loss_tokens]
+        for domain in plan.domains
+    }
+
+
+def _before(it: Opened, place: Workplace) -> Path:
+    """Where the evaluation of the student as it starts is kept; adapters that start at zero are
+    the base student."""
+    decisive = [it.plan.config.student.model, rows_of(it.plan), it.plan.teacher]
+    decisive += [asdict(it.plan.evaluation_spec)] if it.plan.evaluation_spec else []
+    key = xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+    return place.folder / "before" / f"{key}.json"
+
+
+def _lend_before(it: Opened, place: Workplace) -> None:
+    kept = _before(it, place)
+    if kept.exists():
+        shutil.copy(kept, Path(it.plan.run_dir) / EVALUATIONS)
+
+
+def _keep_before(it: Opened, place: Workplace) -> None:
+    kept = _before(it, place)
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        measured = json.loads((Path(it.plan.run_dir) / EVALUATIONS).read_text())
+        write_atomically(kept, json.dumps({"before": measured["before"]}))
+
+
+def _record(cell: Cell, seed: int, it: Opened, *, cpu_s: float, wall_s: float) -> Record:
+    files = RunDir(Path(it.plan.run_dir))
+    evaluations = json.loads((files.path / EVALUATIONS).read_text())
+    lines = read_metrics(files.metrics)
+    log = read_log(files.weight_log, it.plan.config.domains)
+    seconds, teacher = it.seconds, it.teacher
+    training = cpu_s - teacher.cpu_s - seconds.decisions - seconds.evaluation
+    return {
+        "cell": cell.name,
+        "seed": seed,
+        "config": described(config_of(cell, seed)),
+        "rows": rows_of(it.plan),
+        "domains": {
+            name: {
+                "teacher_nll": evaluations["after"][name]["teacher_nll"],
+                **{
+                    f"{kind}_{when}": evaluations[when][name][column]
+                    for when in ("before", "after")
+                    for kind, column in (("nll", "student_nll"), ("kl", "kl"))
+                },
+                "sequences": sum(line.domains[name].sequences for line in lines),
+            }
+            for name in it.plan.config.domains
+        },
+        "weights": [[entry.effective_from, *entry.weights] for entry in log.entries],
+        "losses": [round(line.loss, 5) for line in lines],
+        "steps": lines[-1].step,
+        "tokens": sum(line.tokens for line in lines),
+        "cpu_s": {
+            "training": training,
+            "decisions": seconds.decisions,
+            "evaluation": seconds.evaluation,
+            "teacher": teacher.cpu_s,
+        },
+        "teacher_tokens": teacher.tokens,
+        "wall_s": wall_s,
+    }

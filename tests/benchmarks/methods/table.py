@@ -1,0 +1,138 @@
+"""Records of cells as Markdown: every method, every comparison, every domain, every sweep."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from tests.benchmarks.methods.cells import CELLS, COMPARISONS, SWEEPS, Cell
+from tests.benchmarks.methods.statistics import (
+    Estimate,
+    Measure,
+    Record,
+    estimate,
+    mean_kl,
+    mean_recovered,
+    paired,
+    recovered_in,
+    teacher_seconds_per_token,
+    worst_gap,
+)
+
+MINUS = "\u2212"
+MEASURES: tuple[tuple[str, Measure], ...] = (
+    ("recovered share", mean_recovered),
+    ("KL to teacher", mean_kl),
+    ("worst gap", worst_gap),
+)
+
+
+def methods_table(records: Sequence[Record]) -> str:
+    """One line per method: means over seeds with intervals, and what it cost."""
+    header = ["method", *(name for name, _ in MEASURES)]
+    header += ["tokens", "student CPU s", "teacher CPU s", "policy CPU s"]
+    return _table(header, _method_lines(CELLS, records))
+
+
+def sweeps_table(records: Sequence[Record]) -> str:
+    """The same numbers for the cells that explain the others."""
+    header = ["sweep", "cell", "seeds", *(name for name, _ in MEASURES)]
+    lines = []
+    for sweep, cells in SWEEPS.items():
+        for cell in cells:
+            own = of_cell(records, cell)
+            if own:
+                values = [_level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
+                lines.append([sweep, cell.title, str(len(own)), *values])
+    return _table(header, lines)
+
+
+def differences_table(records: Sequence[Record]) -> str:
+    """One line per comparison; bold where the interval leaves 0 out."""
+    titles = {cell.name: cell.title for cell in (*CELLS, *(c for s in SWEEPS.values() for c in s))}
+    header = ["difference", *(name for name, _ in MEASURES)]
+    lines = []
+    for cell, against in COMPARISONS:
+        found = [paired(records, cell, against, measure) for _, measure in MEASURES]
+        if all(found):
+            name = f"{titles[cell]} {MINUS} {titles[against]}"
+            lines.append([name, *(_difference(value) for value in found if value)])
+    return _table(header, lines)
+
+
+def domains_table(records: Sequence[Record]) -> str:
+    """The recovered share of each domain."""
+    names = list(records[0]["domains"]) if records else []
+
+    def values(own: Sequence[Record]) -> list[str]:
+        return [_level(estimate([recovered_in(name)(r) for r in own])) for name in names]
+
+    return _table(["method", *names], _lines(CELLS, records, values))
+
+
+def weights_table(records: Sequence[Record]) -> str:
+    """The domain weights over the run, mean over the decisions and seeds, and the extremes."""
+    names = list(records[0]["domains"]) if records else []
+
+    def values(own: Sequence[Record]) -> list[str]:
+        cells = []
+        for index in range(1, len(names) + 1):
+            weights = [entry[index] for record in own for entry in record["weights"]]
+            mean = sum(weights) / len(weights)
+            cells.append(f"{mean:.2f} ({min(weights):.2f} to {max(weights):.2f})")
+        return cells
+
+    return _table(["method", *names], _lines(CELLS, records, values))
+
+
+def of_cell(records: Iterable[Record], cell: Cell) -> list[Record]:
+    """The records of a cell, by seed."""
+    return sorted((r for r in records if r["cell"] == cell.name), key=lambda r: r["seed"])
+
+
+def _method_lines(cells: Iterable[Cell], records: Sequence[Record]) -> list[list[str]]:
+    per_token = teacher_seconds_per_token(records)
+
+    def values(own: Sequence[Record]) -> list[str]:
+        def mean(measure: Measure) -> float:
+            return estimate([measure(record) for record in own]).mean
+
+        tokens, training = mean(lambda r: r["tokens"]), mean(lambda r: r["cpu_s"]["training"])
+        asks = any(loss["kind"] != "cross_entropy" for loss in own[0]["config"]["losses"])
+        teacher = tokens * per_token if asks else 0.0
+        decisions = mean(lambda r: r["cpu_s"]["decisions"])
+        extra = f" ({decisions / (training + teacher):.0%})" if decisions else ""
+        levels = [_level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
+        costs = [f"{tokens / 1000:.0f} k", f"{training:.0f}", f"{teacher:.0f}"]
+        return [*levels, *costs, f"{decisions:.0f}{extra}"]
+
+    return _lines(cells, records, values)
+
+
+def _lines(
+    cells: Iterable[Cell],
+    records: Sequence[Record],
+    values: Callable[[Sequence[Record]], list[str]],
+) -> list[list[str]]:
+    """A line for each cell that has records."""
+    found = ((cell, of_cell(records, cell)) for cell in cells)
+    return [[cell.title, *values(own)] for cell, own in found if own]
+
+
+def _level(value: Estimate) -> str:
+    """A number and its interval."""
+    if value.num_seeds < 2:
+        return f"{value.mean:.3f}"
+    return f"{value.mean:.3f} \u00b1 {value.half_width:.3f}"
+
+
+def _difference(value: Estimate) -> str:
+    """A signed number and its interval, bold where that leaves 0 out."""
+    text = f"{value.mean:+.3f}".replace("-", MINUS)
+    if value.num_seeds < 2:
+        return text
+    text += f" \u00b1 {value.half_width:.3f}"
+    return f"**{text}**" if value.excludes_zero else text
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines)) + "\n"

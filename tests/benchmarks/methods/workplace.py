@@ -1,0 +1,123 @@
+"""One process in which cells run one after the other: a teacher, its answers, a group of one rank.
+
+Answers of a payload are asked for once: those a run trains on lie in a target store on disk, those
+over the whole vocabulary, which validation compares with, stay in memory.
+"""
+
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.distributed as dist
+
+from shared.rows import Rows
+from shared.soft_targets import ReaderStats, SoftTargets, TargetReader, TargetSpec
+from shared.target_store import RecordingReader
+from teacher_service.engine import HFEngine
+from tests.student_trainer.processes import LocalTeacher
+
+
+class TimedTeacher(LocalTeacher):
+    """The teacher in this process; `cpu_s` and `tokens` are of what it scored."""
+
+    def __init__(self, engine: HFEngine) -> None:
+        super().__init__(engine)
+        self.cpu_s, self.tokens = 0.0, 0
+
+    def next(self) -> SoftTargets:
+        """The oldest answer, scored now."""
+        rows, start = self._asked[0][0], time.process_time()
+        targets = super().next()
+        self.cpu_s += time.process_time() - start
+        self.tokens += int(rows.num_loss_tokens().sum())
+        return targets
+
+
+@dataclass(slots=True)
+class Remembered:
+    """A `TargetReader` that keeps every answer in memory, for units that come again and again."""
+
+    reader: TargetReader
+    known: dict[tuple, SoftTargets]
+    asked: deque[tuple] = field(default_factory=deque)
+
+    @property
+    def stats(self) -> ReaderStats:
+        """Of the reader inside."""
+        return self.reader.stats
+
+    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+        """Ask for a unit."""
+        key = (spec, *rows.hashes())
+        if key not in self.known and key not in self.asked:
+            self.reader.submit(rows, spec)
+        self.asked.append(key)
+
+    def next(self) -> SoftTargets:
+        """The oldest answer."""
+        key = self.asked.popleft()
+        if key not in self.known:
+            self.known[key] = self.reader.next()
+        return self.known[key]
+
+    def close(self) -> None:
+        """Drop what was asked for."""
+        self.asked.clear()
+        self.reader.close()
+
+
+class SharedTargets:
+    """What a run reads from: payloads for training through the store, whole vocabularies not."""
+
+    def __init__(self, stored: TargetReader, whole: TargetReader, *, vocabulary: int) -> None:
+        self._stored, self._whole, self._vocabulary = stored, whole, vocabulary
+        self._turns: deque[TargetReader] = deque()
+
+    @property
+    def stats(self) -> ReaderStats:
+        """Of what a run trains on."""
+        return self._stored.stats
+
+    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+        """Ask for a unit."""
+        reader = self._whole if spec.top_k >= self._vocabulary else self._stored
+        self._turns.append(reader)
+        reader.submit(rows, spec)
+
+    def next(self) -> SoftTargets:
+        """The oldest answer."""
+        return self._turns.popleft().next()
+
+    def close(self) -> None:
+        """Close the store's files."""
+        self._turns.clear()
+        self._stored.close()
+
+
+class Workplace:
+    """The teacher and its answers, loaded once; cells run in it one after the other."""
+
+    def __init__(self, folder: Path, *, root: Path) -> None:
+        self.folder, self.root = folder, root
+        self._engines: dict[str, HFEngine] = {}
+        self._whole: dict[tuple, SoftTargets] = {}
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    def engine(self, model: str) -> HFEngine:
+        """A teacher by its folder."""
+        if model not in self._engines:
+            self._engines[model] = HFEngine.load(model)
+            self._engines[model].cache = str(self.folder / "cache")
+        return self._engines[model]
+
+    def reader(self, model: str, *, vocabulary: int) -> tuple[TargetReader, TimedTeacher]:
+        """A reader of a run's own, and the teacher behind its store."""
+        engine = self.engine(model)
+        teacher, comparing = TimedTeacher(engine), LocalTeacher(engine)
+        stored = RecordingReader(teacher, self.folder / "targets", teacher=engine.fingerprint)
+        whole = Remembered(comparing, self._whole)
+        return SharedTargets(stored, whole, vocabulary=vocabulary), teacher

@@ -1,0 +1,138 @@
+"""The methods' table: cells on a tiny pair, statistics against known numbers, the README."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.config import Config
+from tests.benchmarks.methods import publishing
+from tests.benchmarks.methods.cells import BASE, CELLS, COMPARISONS, config_of, every_cell
+from tests.benchmarks.methods.statistics import (
+    estimate,
+    mean_kl,
+    mean_recovered,
+    paired,
+    recovered,
+    worst_gap,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["steps=2", "data.context=64", "data.validation_rows=2", "targets.top_k=16"]
+SMALL += ["batch={rows_per_step: 4, micro_batch: 4}"]
+
+
+def record(cell: str, seed: int, *, after: float) -> dict:
+    domain = {"nll_before": 5.0, "nll_after": after, "teacher_nll": 3.0, "kl_after": after / 10}
+    other = {**domain, "nll_after": 4.0}
+    return {"cell": cell, "seed": seed, "domains": {"math": domain, "code": other}}
+
+
+def test_an_interval_is_students_t():
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # 2 degrees
+    assert not estimate([-1.0, 1.0, 3.0]).excludes_zero
+    assert estimate([1.0, 1.1, 1.2]).excludes_zero
+
+
+def test_one_seed_has_no_interval_and_supports_no_claim():
+    found = estimate([0.3])
+    assert math.isnan(found.half_width)
+    assert not found.excludes_zero
+
+
+def test_differences_are_paired_by_seed():
+    records = [record("a", seed, after=3.5 + seed) for seed in (0, 1, 2)]
+    records += [record("b", seed, after=3.25 + seed) for seed in (2, 1, 0, 7)]
+    found = paired(records, "a", "b", worst_gap)
+    assert found is not None
+    assert found.num_seeds == 3
+    assert found.mean == pytest.approx(0.25 * 2 / 3)  # the other domain's gap is larger for seed 0
+    assert paired(records, "a", "c", worst_gap) is None
+
+
+def test_what_is_measured_of_a_record():
+    one = record("a", 0, after=3.5)
+    assert recovered(one["domains"]["math"]) == pytest.approx(0.75)
+    assert mean_recovered(one) == pytest.approx((0.75 + 0.5) / 2)
+    assert mean_kl(one) == pytest.approx(0.35)
+    assert worst_gap(one) == pytest.approx(1.0)
+
+
+def test_every_cell_is_a_config_of_equal_tokens_and_every_comparison_names_two():
+    cells = every_cell()
+    assert len(cells) >= len(CELLS)
+    configs = {name: config_of(cell, 1) for name, cell in cells.items()}
+    base = configs["kd"]
+    for name, config in configs.items():
+        assert config.seed == 1
+        assert (config.domains, config.batch) == (base.domains, base.batch), name
+    assert {config_of(cell, 0).steps for cell in CELLS} == {base.steps}
+    assert all(cell in cells and against in cells for cell, against in COMPARISONS)
+
+
+@pytest.fixture(scope="module")
+def tiny_root(tiny_pair, tmp_path_factory) -> Path:
+    """A reference folder with tiny models and text made up of few words."""
+    root = tmp_path_factory.mktemp("reference")
+    (root / "models").mkdir()
+    (root / "models" / "teacher-6m").symlink_to(tiny_pair.teacher)
+    (root / "models" / "student-base-1m").symlink_to(tiny_pair.student)
+    words = random.Random(0)
+    for name in Config.model_validate(config_of(CELLS[0], 0)).domains:
+        (root / "data" / name).mkdir(parents=True)
+        for part, count in (("train", 30), ("valid", 6)):
+            texts = (" ".join(words.choices([name, "one", "two", part], k=40)) for _ in range(count))
+            lines = [json.dumps({"text": text}) for text in texts]
+            (root / "data" / name / f"made.{part}.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def methods(*arguments: object) -> str:
+    """What the module's command line prints."""
+    command = [sys.executable, "-m", "tests.benchmarks.methods", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout
+    return done.stdout
+
+
+def test_cells_are_recorded_once_and_share_what_the_teacher_said(tiny_root, tmp_path):
+    asked = ["--to", tmp_path, "--root", tiny_root, "--cells", "kd", "atkd", "--seeds", 0]
+    printed = methods("run", *asked, "--set", *SMALL)
+    assert [line.split(":")[0] for line in printed.splitlines()] == [
+        "1/2 kd, seed 0",
+        "2/2 atkd, seed 0",
+    ]
+    records = {r["cell"]: r for r in publishing.read_records(tmp_path)}
+    first, second = records["kd"], records["atkd"]
+    assert first["teacher_tokens"] == first["tokens"] == second["tokens"] > 0
+    assert second["teacher_tokens"] == 0
+    for name, domain in first["domains"].items():
+        other = second["domains"][name]
+        assert all(math.isfinite(value) for value in domain.values())
+        assert domain["nll_before"] == other["nll_before"]
+        assert domain["nll_after"] != other["nll_after"]
+    assert len(first["losses"]) == first["steps"] == 2
+    assert not any((tmp_path / "runs").iterdir())
+
+    assert methods("run", *asked, "--set", *SMALL) == ""
+    assert "2/2 atkd" in methods("run", *asked, "--set", *SMALL, "optimiser.lr=0.01")
+    changed = ["--set", *SMALL, "optimiser.lr=0.01"]
+    assert methods("check", *asked, *changed) == "kd: the same\natkd: the same\n"
+
+    page = publishing.page(publishing.read_records(tmp_path))
+    assert "| (g) ATKD, uniform \u2212 (b) forward KL, uniform |" in page
+
+
+def test_the_readme_and_the_pages_show_the_published_records():
+    records = publishing.published()
+    assert publishing.section(records) in publishing.README.read_text()
+    assert publishing.PAGE.read_text() == publishing.page(records)
+    assert publishing.PLOT.read_text() == publishing.recovered_plot(records)
+    assert BASE.exists()
