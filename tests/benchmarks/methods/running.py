@@ -135,8 +135,7 @@ def _controller(plan: RunPlan) -> Callable[[], ControllerClient]:
     """The controller in this process."""
     log = RunDir(Path(plan.run_dir)).weight_log
     natural = tuple(domain.natural_weight for domain in plan.domains)
-    mixture, domains = plan.config.mixture, tuple(plan.config.domains)
-    return lambda: Controller(ControllerPlan(mixture, domains, natural, str(log)))
+    return lambda: Controller(ControllerPlan(plan.config, natural, str(log)))
 
 
 def rows_of(plan: RunPlan) -> dict[str, list]:
