@@ -1,13 +1,17 @@
 """Where answers come from: a service of the run's own, one that is running, or a store on disk."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+from cluster.difficulty import Asked
+from cluster.ordering import ordered_domains
 from cluster.outcome import count
 from cluster.preparation import Launch, refuse_unfit, run_plan
 from cluster.projecting import projection_of
-from shared.config import Config, Teacher
+from shared.config import Config, QLoRATraining, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, RunPlan
@@ -38,6 +42,8 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
             teacher=fingerprint,
             projection=projection_of(launch.prepared, fingerprint, _prompted(launch, live)),
         )
+        scorer = Asked("teacher", fingerprint, lambda: nullcontext(_prompted(launch, live)))
+        plan = _ordered(launch, plan, teacher=scorer)
         before = _restarts(name)
         try:
             yield plan, _prompted(launch, _recorded(launch, live, fingerprint))
@@ -121,6 +127,52 @@ def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> Ta
     return StoreReader(store, teacher=teacher)
 
 
+def _ordered(launch: Launch, plan: RunPlan, *, teacher: Asked) -> RunPlan:
+    """The plan with the orders of rows that its phases need; without phases as it is."""
+    progressive = launch.config.progressive
+    if progressive is None:
+        return plan
+    student = _student(launch) if progressive.difficulty == "gap" else None
+    domains = ordered_domains(
+        launch.prepared, progressive.difficulty, teacher=teacher, student=student
+    )
+    return replace(plan, domains=domains)
+
+
+def _student(launch: Launch) -> Asked:
+    """The student as it starts."""
+    from teacher_service.loading import weights_digest
+
+    student = launch.config.student
+    asked = Teacher(
+        model=student.model,
+        revision=student.revision,
+        dtype=student.dtype,
+        quantisation="nf4" if isinstance(student.train, QLoRATraining) else "none",
+        trust_remote_code=student.trust_remote_code,
+        gpus=student.gpus,
+        cpus=student.cpus,
+    )
+    settings = asked.model_dump(include={"model", "revision", "dtype", "quantisation"})
+    identity = {name: str(value) for name, value in settings.items()}
+    if Path(student.model).is_dir():
+        identity["model"] = weights_digest(Path(student.model))
+    serve = None if launch.config.targets.teacher_free else partial(_served, launch, asked)
+    return Asked("student", identity, serve)
+
+
+@contextmanager
+def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
+    """A service of the student in a worker's place, for the length of a `with`."""
+    name = f"{launch.namespace}-student"
+    cache = launch.config.paths.cache
+    try:
+        description = service.start(name, student, detached=False, role="student", cache=cache)
+        yield _live(launch, name, description.fingerprint)
+    finally:
+        service.stop(name)
+
+
 def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     """No teacher alive; validation is compared with one where its answers are stored too."""
     config, store = launch.config, launch.config.targets.store
@@ -138,6 +190,7 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
         if config.decides_from_validation:
             raise ConfigError(_no_validation_answers(config, store))
         plan = run_plan(launch.prepared, run_dir=run_dir, teacher=None, projection=projection)
+    plan = _ordered(launch, plan, teacher=Asked("teacher", teacher or {}, None))
     return plan, _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
 
 

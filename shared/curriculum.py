@@ -9,6 +9,7 @@ D domains in config order   P parts of a domain, easiest first   R rows of a dom
 """
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from shared.row_store import RowStore
 def write_order(path: Path, difficulty_R: np.ndarray) -> None:
     """Write a domain's rows from easy to difficult, int64 [R]; ties stay in the file's order.
 
-    Raises DataError for a difficulty that is not a number.
+    The file is whole or not there. Raises DataError for a difficulty that is not a number.
     """
     bad_R = np.flatnonzero(~np.isfinite(difficulty_R))
     if len(bad_R):
@@ -33,7 +34,13 @@ def write_order(path: Path, difficulty_R: np.ndarray) -> None:
             f"the difficulty of row {bad_R[0]} is {difficulty_R[bad_R[0]]}; look at the model that "
             "measured it, or take progressive.difficulty=length"
         )
-    np.save(path, np.argsort(difficulty_R, kind="stable").astype(np.int64))
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as file:
+            np.save(file, np.argsort(difficulty_R, kind="stable").astype(np.int64))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
