@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from cluster.difficulty import Asked
 from cluster.ordering import ordered_domains
@@ -134,14 +133,18 @@ def _ordered(launch: Launch, plan: RunPlan, *, teacher: Asked) -> RunPlan:
         return plan
     student = _student(launch) if progressive.difficulty == "gap" else None
     domains = ordered_domains(
-        launch.prepared, progressive.difficulty, teacher=teacher, student=student
+        launch.prepared,
+        progressive.difficulty,
+        parts=progressive.phases,
+        teacher=teacher,
+        student=student,
     )
     return replace(plan, domains=domains)
 
 
 def _student(launch: Launch) -> Asked:
     """The student as it starts."""
-    from teacher_service.loading import weights_digest
+    from teacher_service.loading import local_folder, weights_digest
 
     student = launch.config.student
     asked = Teacher(
@@ -150,21 +153,23 @@ def _student(launch: Launch) -> Asked:
         dtype=student.dtype,
         quantisation="nf4" if isinstance(student.train, QLoRATraining) else "none",
         trust_remote_code=student.trust_remote_code,
+        replicas=student.workers,
         gpus=student.gpus,
         cpus=student.cpus,
     )
     settings = asked.model_dump(include={"model", "revision", "dtype", "quantisation"})
     identity = {name: str(value) for name, value in settings.items()}
-    if Path(student.model).is_dir():
-        identity["model"] = weights_digest(Path(student.model))
+    folder = local_folder(student.model, revision=student.revision, marker="config.json")
+    identity["model"] = weights_digest(folder)
     serve = None if launch.config.targets.teacher_free else partial(_served, launch, asked)
     return Asked("student", identity, serve)
 
 
 @contextmanager
 def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
-    """A service of the student in a worker's place, for the length of a `with`."""
+    """A service of the student in its workers' places, for the length of a `with`."""
     name = f"{launch.namespace}-student"
+    print(f"loading the student, {student.model}, to score its rows", flush=True)
     cache = launch.config.paths.cache
     try:
         description = service.start(name, student, detached=False, role="student", cache=cache)
