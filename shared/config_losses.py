@@ -2,30 +2,123 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.config_base import Fraction, Positive, Section
 
 
-class ForwardKL(Section):
-    """KL(teacher || student) over the kept ids and the tail bucket, times temperature squared."""
+class Divergence(Section):
+    """A distance of the student's distribution q from the teacher's p at one temperature.
 
-    kind: Literal["forward_kl"] = "forward_kl"
+    Over the ids the teacher shipped and one bucket for the rest; `student_trainer.losses.
+    divergences` holds formulas, sources and laws of all.
+    """
+
     weight: Positive = 1.0
     temperature: Positive = 1.0
     times_temperature_squared: bool = True
 
 
-class SoftCrossEntropy(Section):
-    """-sum p log q over the kept ids and the tail bucket: forward KL plus the teacher's entropy.
+class ForwardKL(Divergence):
+    """KL(p || q)."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+
+class ReverseKL(Divergence):
+    """KL(q || p)."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+class SoftCrossEntropy(Divergence):
+    """-sum p log q: forward KL plus the teacher's entropy.
 
     The soft-target cross-entropy of AKD (Saxena, Janzen and Maass, WiML 2024).
     """
 
     kind: Literal["soft_cross_entropy"] = "soft_cross_entropy"
-    weight: Positive = 1.0
     temperature: Positive = 2.0
-    times_temperature_squared: bool = True
+
+
+class JSD(Divergence):
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649).
+
+    beta 0 is forward KL and 1 is reverse KL. Between, the value and its gradient tend to 0 towards
+    both; `continuous` divides by beta (1 - beta), so that they tend to those two instead.
+    """
+
+    kind: Literal["jsd"] = "jsd"
+    beta: Fraction = 0.5
+    continuous: bool = False
+
+    @model_validator(mode="after")
+    def _beta_is_told_from_its_ends(self) -> "JSD":
+        if self.continuous and self.beta not in (0, 1) and not 1e-3 <= self.beta <= 1 - 1e-3:
+            raise ValueError(
+                f"the beta of jsd is {self.beta}; with continuous, float32 cannot tell it from "
+                f"{round(self.beta)}, so take that, or a value from 0.001 to 0.999"
+            )
+        return self
+
+
+class SkewForwardKL(Divergence):
+    """KL(p || alpha p + (1 - alpha) q) (DistiLLM, arXiv 2402.03898)."""
+
+    kind: Literal["skew_forward_kl"] = "skew_forward_kl"
+    alpha: float = Field(default=0.1, ge=0, lt=1)
+
+
+class SkewReverseKL(Divergence):
+    """KL(q || alpha q + (1 - alpha) p) (DistiLLM, arXiv 2402.03898)."""
+
+    kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
+    alpha: float = Field(default=0.1, ge=0, lt=1)
+
+
+class TotalVariation(Divergence):
+    """Half the sum of |p - q|."""
+
+    kind: Literal["total_variation"] = "total_variation"
+
+
+class AKL(Divergence):
+    """Forward and reverse KL, weighted by the gaps in the teacher's head and tail.
+
+    (arXiv 2404.02657.)
+    """
+
+    kind: Literal["akl"] = "akl"
+    mu: Fraction = Field(default=0.5, description="teacher mass of the head")
+
+
+class GeneralisedKL(Divergence):
+    """sum p log(p / q) - p + q over the kept ids alone; in reverse p and q swapped."""
+
+    kind: Literal["generalised_kl"] = "generalised_kl"
+    direction: Literal["forward", "reverse"] = "forward"
+
+
+class TAID(Divergence):
+    """Cross-entropy with t p + (1 - t) q, where t grows as the loss falls (arXiv 2501.16937).
+
+    q carries no gradient in the target. Probabilities are mixed, where the published code mixes
+    logits. Defaults are the published code's; the paper takes t_start 0.2 for Llama-2.
+    """
+
+    kind: Literal["taid"] = "taid"
+    t_start: Fraction = 0.4
+    t_end: Fraction = 1.0
+    alpha: float = Field(default=5e-4, ge=0, description="largest step of t; 0: t on a line")
+    beta: Fraction = Field(default=0.99, description="momentum of the loss's relative change")
+
+    @model_validator(mode="after")
+    def _t_does_not_fall(self) -> "TAID":
+        if self.t_start > self.t_end:
+            raise ValueError(
+                f"the t_start of taid is {self.t_start}, above its t_end {self.t_end}; t only grows"
+            )
+        return self
 
 
 class ATKD(Section):
@@ -79,6 +172,18 @@ class HiddenStates(Section):
 
 
 Loss = Annotated[
-    ForwardKL | SoftCrossEntropy | ATKD | CrossEntropy | HiddenStates,
+    ForwardKL
+    | ReverseKL
+    | SoftCrossEntropy
+    | JSD
+    | SkewForwardKL
+    | SkewReverseKL
+    | TotalVariation
+    | AKL
+    | GeneralisedKL
+    | TAID
+    | ATKD
+    | CrossEntropy
+    | HiddenStates,
     Field(discriminator="kind"),
 ]

@@ -15,13 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from student_trainer.losses.buckets import Buckets, teacher_distribution
 from student_trainer.losses.chunk import LogProbs
-from student_trainer.losses.divergences import (
-    DIVERGENCES,
-    Buckets,
-    forward_kl,
-    teacher_distribution,
-)
+from student_trainer.losses.divergences import DIVERGENCES, forward_kl
 from student_trainer.losses.fused import fused_token_loss
 from student_trainer.losses.hidden_states import HiddenStatePairs, hidden_state_loss
 from student_trainer.losses.primitive import Head
@@ -57,6 +53,7 @@ class TokenLosses:
     label_nll_N: Tensor  # cross-entropy of the text's own next token, nats
     kl_N: Tensor | None  # bucketed KL(teacher || student) at temperature 1; None: no teacher
     captured_mass_N: Tensor | None  # teacher mass on the kept ids; None: no teacher
+    unseen_mass_N: Tensor | None  # student mass outside the kept ids; None: no teacher
     adaptive: dict[str, Tensor] = field(default_factory=dict)  # `ADAPTIVE` -> [N]; or empty
 
 
@@ -70,15 +67,17 @@ def token_losses(
     targets: TeacherTargets | None = None,
     hidden_states: HiddenStatePairs | None = None,
     classes: TokenClasses | None = None,
+    teacher_share: float = 1.0,
     chunk_rows: int | None = None,
 ) -> TokenLosses:
     """Evaluate all terms on the states at the positions with loss.
 
-    A term has `kind` and `weight`; a divergence also `temperature` and
-    `times_temperature_squared`; hidden states `layers` and `distance`; atkd `direction`. Terms
-    that learn from the teacher need `targets`, or `hidden_states` respectively; atkd also the
-    teacher's label log-probabilities and `classes`, whose weights its values include. The
-    gradient is that of the weighted sum of the terms, for hidden states, head and projections.
+    A term has `kind` and `weight`; a divergence also `temperature`, `times_temperature_squared`
+    and its parameters, but for taid's `teacher_share`, which moves from step to step; hidden
+    states `layers` and `distance`; atkd `direction`. Terms that learn from the teacher need
+    `targets`, or `hidden_states` respectively; atkd also the teacher's label log-probabilities
+    and `classes`, whose weights its values include. The gradient is that of the weighted sum of
+    the terms, for hidden states, head and projections.
     """
     objective = WeightedTerms(
         tuple(term for term in terms if term.kind != "hidden_states"),
@@ -87,10 +86,11 @@ def token_losses(
         multiplier=multiplier,
         vocabulary=head.vocabulary,
         classes=classes,
+        teacher_share=teacher_share,
     )
     loss, values_NJ = fused_token_loss(hidden_ND, head, objective=objective, chunk_rows=chunk_rows)
     columns = iter(values_NJ.unbind(-1))
-    label_nll_N, kl_N = next(columns), next(columns)
+    label_nll_N, kl_N, unseen_N = next(columns), next(columns), next(columns)
     values: dict[str, Tensor] = {}
     for name, term in zip(term_names(terms), terms, strict=True):
         if term.kind == "hidden_states":
@@ -106,6 +106,7 @@ def token_losses(
         label_nll_N=label_nll_N,
         kl_N=None if targets is None else kl_N,
         captured_mass_N=None if targets is None else captured_mass(targets),
+        unseen_mass_N=None if targets is None else unseen_N,
         adaptive=dict(zip(ADAPTIVE, columns, strict=True)) if objective.is_adaptive else {},
     )
 
@@ -146,8 +147,8 @@ def term_names(terms: Sequence[Any]) -> list[str]:
 class WeightedTerms:
     """The terms on logits as a function of log-probabilities of kept ids and the label.
 
-    Values: label NLL, KL at temperature 1 (0 without targets), one per term, and `ADAPTIVE` where
-    a term is atkd. A student whose whole vocabulary is kept has no tail; the mass of a larger
+    Values: label NLL, KL and the student's unseen mass at temperature 1 (0 without targets), one
+    per term, and `ADAPTIVE` where a term is atkd. A student whose whole vocabulary is kept has no tail; the mass of a larger
     teacher's padding rows, which it cannot hold, is then left out and the kept ids share it.
     """
 
@@ -157,6 +158,7 @@ class WeightedTerms:
     multiplier: float | Tensor
     vocabulary: int  # V
     classes: TokenClasses | None = None
+    teacher_share: float = 1.0
     temperatures: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,8 +183,8 @@ class WeightedTerms:
 
     @property
     def num_values(self) -> int:
-        """Two diagnostics, the terms, and what atkd reports."""
-        return 2 + len(self.terms) + len(ADAPTIVE) * self.is_adaptive
+        """Three diagnostics, the terms, and what atkd reports."""
+        return 3 + len(self.terms) + len(ADAPTIVE) * self.is_adaptive
 
     def select(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The label rides along as the last id, not kept, whether or not it is among the others.
@@ -212,14 +214,23 @@ class WeightedTerms:
             values.append(value_n)
         for part in parts:
             values += self._reported(part, rows)
-        kl_n = torch.zeros_like(nll_n)
+        kl_n = unseen_n = torch.zeros_like(nll_n)
         if self.targets is not None:
-            kl_n = forward_kl(*self._buckets(1.0, rows, student))
-        return loss_n, torch.stack([nll_n, kl_n, *values], dim=-1)
+            teacher, own = self._buckets(1.0, rows, student)
+            kl_n, unseen_n = forward_kl(teacher, own), own.tail_N.exp()
+        return loss_n, torch.stack([nll_n, kl_n, unseen_n, *values], dim=-1)
 
     def _soft(self, term: Any, rows: slice, student: Sequence[LogProbs]) -> Tensor:
-        value_n = DIVERGENCES[term.kind](*self._buckets(term.temperature, rows, student))
+        divergence = DIVERGENCES[term.kind]
+        value_n = divergence.function(
+            *self._buckets(term.temperature, rows, student),
+            **{name: self._parameter(term, name) for name in divergence.parameters},
+        )
         return value_n * term.temperature**2 if term.times_temperature_squared else value_n
+
+    def _parameter(self, term: Any, name: str) -> Any:
+        """From the config, but for the one that is the step's."""
+        return self.teacher_share if name == "teacher_share" else getattr(term, name)
 
     def _adaptive(self, parts: Decoupled, rows: slice) -> Tensor:
         assert self.classes is not None

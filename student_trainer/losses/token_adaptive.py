@@ -19,14 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student_trainer.losses.divergences import Buckets, log1mexp, p_log_ratio
+from student_trainer.losses.buckets import LOG_NOTHING, Buckets, log1mexp, p_log_ratio
 
 # Below this 1 - p_g is no direction to learn from, only rounding: the token's DKD is dropped.
 SMALLEST_UNCERTAINTY = 1e-5
 # Relative rounding of float32: no difference of probabilities is known better.
 ROUNDING = 1e-7
-# A teacher's bucket that underflowed counts as e^-80 where the student's mass is compared to it.
-SMALLEST_LOG_PROB = -80.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +88,8 @@ def labelled_teacher(
     kept_N = is_label_NK.any(-1)
     log_share_N = torch.where(kept_N, -torch.inf, label_N - teacher.tail_N)
     tail_N = teacher.tail_N + log1mexp(log_share_N.clamp(max=-ROUNDING))
-    tail_N = tail_N.clamp(min=SMALLEST_LOG_PROB)
-    others_NK = teacher.kept_NK.clamp(min=SMALLEST_LOG_PROB).masked_fill(is_label_NK, -torch.inf)
+    tail_N = tail_N.clamp(min=LOG_NOTHING)
+    others_NK = teacher.kept_NK.clamp(min=LOG_NOTHING).masked_fill(is_label_NK, -torch.inf)
     return LabelledBuckets(
         label_N=label_N,
         log_rest_N=log1mexp(label_N),

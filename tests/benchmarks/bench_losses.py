@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from student_trainer.losses.divergences import log1mexp
+from student_trainer.losses.buckets import log1mexp
 from student_trainer.losses.objective import TeacherTargets, token_losses
 from student_trainer.losses.primitive import Head, chunks, default_chunk_rows
 from tests.allocations import peak_bytes

@@ -4,13 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_trainer.losses.divergences import (
-    Buckets,
-    forward_kl,
-    log1mexp,
-    soft_cross_entropy,
-    teacher_distribution,
-)
+from student_trainer.losses.buckets import Buckets, log1mexp, teacher_distribution
+from student_trainer.losses.divergences import forward_kl, soft_cross_entropy
 from tests.student_trainer.losses.dense import bucketed_kl, full_kl, tail_of, targets_from
 
 F64 = torch.float64

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from student_trainer.losses.divergences import Buckets, forward_kl, teacher_distribution
+from student_trainer.losses.buckets import Buckets, teacher_distribution
+from student_trainer.losses.divergences import forward_kl
 from student_trainer.losses.hidden_states import HiddenStatePairs
 from student_trainer.losses.objective import TeacherTargets, evaluate_tokens, term_names
 from student_trainer.losses.primitive import Head, gathered_log_softmax
@@ -143,6 +144,7 @@ def test_values_per_token_are_unweighted_and_diagnostics_are_at_temperature_one(
         (found.label_nll_N, nll_N),
         (found.kl_N, kl_N),
         (found.captured_mass_N, mass_N),
+        (found.unseen_mass_N, 1 - student_NV.softmax(-1).gather(1, targets.ids_NK).sum(-1)),
         (found.terms["forward_kl"], kl_N),
         (found.terms["cross_entropy"], nll_N),
     ]:
@@ -161,6 +163,7 @@ def test_hard_labels_alone_need_no_teacher():
     torch.testing.assert_close(found.loss, expected, atol=1e-11, rtol=0)
     assert found.kl_N is None
     assert found.captured_mass_N is None
+    assert found.unseen_mass_N is None
     pairs = zip(gradients(found.loss, case), gradients(expected, case), strict=True)
     assert all(relative_error(one, other) < 1e-12 for one, other in pairs)
 
