@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shared.config_base import Dtype, Fraction, Positive, Section
-from shared.config_losses import ATKD, ForwardKL, HiddenStates, Loss
+from shared.config_losses import ATKD, TAID, ForwardKL, HiddenStates, Loss
 from shared.config_mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config_progressive import Progressive
 from shared.config_prompts import PromptSearch
@@ -230,6 +230,11 @@ class Config(Section):
         return next((loss for loss in self.losses if isinstance(loss, ATKD)), None)
 
     @property
+    def taid(self) -> TAID | None:
+        """The interpolated loss, of which there is at most one."""
+        return next((loss for loss in self.losses if isinstance(loss, TAID)), None)
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches per worker and optimiser step."""
         return self.batch.rows_per_step // (self.batch.micro_batch * self.student.workers)
@@ -306,6 +311,8 @@ class Config(Section):
             _check_weights(self.mixture.weights, self.domains)
         if sum(isinstance(loss, ATKD) for loss in self.losses) > 1:
             raise ValueError("losses has more than one atkd; keep one, the split is the step's")
+        if sum(isinstance(loss, TAID) for loss in self.losses) > 1:
+            raise ValueError("losses has more than one taid; keep one, its t follows one loss")
         check_mixture(self.mixture, num_domains=len(self.domains), needs_teacher=self.needs_teacher)
         self._phases_fit()
         if self.targets.teacher_free and self.targets.store is None:

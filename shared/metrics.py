@@ -36,6 +36,9 @@ class StepMetrics:
     grad_norm: float  # of the last step, before clipping
     tokens: int  # loss tokens of the line's steps
     captured_mass: float | None  # teacher mass on the kept ids, mean per loss token
+    # Student mass outside them, which reverse KL and JSD see as one bucket; None without a teacher.
+    unseen_mass: float | None = None
+    teacher_share: float | None = None  # TAID's t for the step after the line; None without it
     terms: dict[str, float] = field(default_factory=dict)  # each loss unweighted, nats per token
     domains: dict[str, DomainMetrics] = field(default_factory=dict)
     phase: int | None = None  # in force at the last step, from 0; None without phases

@@ -14,7 +14,7 @@ from shared.metrics import DomainMetrics, StepMetrics
 from shared.soft_targets import ReaderStats
 from student_trainer.batches import Step
 from student_trainer.losses.objective import term_names
-from student_trainer.objective import BY_DOMAIN
+from student_trainer.objective import BY_DOMAIN, TOTALS
 from student_trainer.ranks import Ranks
 
 MACHINE = 6  # seconds, teacher wait, units, wire bytes, retried units, cache hits
@@ -28,7 +28,7 @@ class Interval:
     so that a line after a resume covers the same steps as the uninterrupted run's.
     """
 
-    sums: np.ndarray  # weighted loss, captured mass, L terms, Q by D; nats
+    sums: np.ndarray  # `TOTALS`, L terms, Q by D; nats
     tokens_D: np.ndarray
     rows_D: np.ndarray
     machine: np.ndarray
@@ -37,7 +37,7 @@ class Interval:
     def empty(num_losses: int, num_domains: int) -> "Interval":
         """Nothing measured yet."""
         tokens_D, rows_D = np.zeros((2, num_domains), np.int64)
-        sums = np.zeros(2 + num_losses + len(BY_DOMAIN) * num_domains)
+        sums = np.zeros(len(TOTALS) + num_losses + len(BY_DOMAIN) * num_domains)
         return Interval(sums, tokens_D, rows_D, np.zeros(MACHINE))
 
     def by_domain(self, quantity: str) -> np.ndarray:
@@ -121,13 +121,15 @@ def metrics_line(
     grad_norm: float,
     entry: WeightEntry,
     epochs: tuple[float, ...],
+    teacher_share: float,
     machine: np.ndarray,
 ) -> StepMetrics:
     """The line of an interval. `entry` was in force at its last step, `epochs` are as of then, and
     `machine` is already reduced over ranks."""
     tokens = int(interval.tokens_D.sum())
-    num_terms = len(config.losses)
-    means = interval.sums[: 2 + num_terms] / max(1, tokens)
+    means = interval.sums / max(1, tokens)
+    totals = dict(zip(TOTALS, means.tolist(), strict=False))
+    names = term_names(config.losses)
     domains = {
         name: DomainMetrics(
             tokens=int(interval.tokens_D[d]),
@@ -141,14 +143,14 @@ def metrics_line(
     seconds, wait_s, units, wire_bytes, retried, hits = machine.tolist()
     return StepMetrics(
         step=step,
-        loss=float(means[0]),
+        loss=totals["loss"],
         lr=lr,
         grad_norm=grad_norm,
         tokens=tokens,
-        captured_mass=float(means[1]) if config.needs_teacher else None,
-        terms={
-            name: float(v) for name, v in zip(term_names(config.losses), means[2:], strict=True)
-        },
+        captured_mass=totals["captured_mass"] if config.needs_teacher else None,
+        unseen_mass=totals["unseen_mass"] if config.needs_teacher else None,
+        teacher_share=teacher_share if config.taid else None,
+        terms=dict(zip(names, means[len(TOTALS) :].tolist(), strict=False)),
         domains=domains,
         phase=entry.phase if config.progressive else None,
         seconds=seconds,

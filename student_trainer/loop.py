@@ -53,6 +53,7 @@ def train(run: Run) -> None:
         lr = learning_rate(config.optimiser, step=step, steps=config.steps)
         grad_norm = take_step(run.engine, config, lr=lr)
         refuse_non_finite(run, drawn, grad_norm)
+        run.move_target(drawn, sums)
         step += 1
         run.interval.add(drawn, sums, watch.machine())
         run.since_report.add(drawn, sums)
@@ -75,7 +76,12 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
     multiplier = run.ranks.world_size / max(1, drawn.tokens)
     sums, weighted = torch.zeros(()), []
     for number, (rows, batch) in enumerate(batches(run, drawn), start=1):
-        loss, unit_sums, weighted_N = run.engine(batch, multiplier=multiplier, phase=drawn.phase)
+        loss, unit_sums, weighted_N = run.engine(
+            batch,
+            multiplier=multiplier,
+            phase=drawn.phase,
+            teacher_share=run.interpolation.teacher_share,
+        )
         backward(run.engine, loss, last=number == len(drawn.units))
         sums = sums.to(unit_sums.device) + unit_sums
         weighted.append((rows, weighted_N, batch["row_N"]))

@@ -39,6 +39,11 @@ Mode = Literal["train", "evaluate", "logits"]
 BY_DOMAIN = ("kl", "excess", *ADAPTIVE)
 
 
+# What it sums up over all domains, before the losses: the weighted loss in nats, the teacher's mass
+# on the kept ids, and the student's outside them, both at temperature 1 (0 without a teacher).
+TOTALS = ("loss", "captured_mass", "unseen_mass")
+
+
 class Objective(nn.Module):
     """Student and losses as one module."""
 
@@ -51,12 +56,18 @@ class Objective(nn.Module):
         self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
 
     def forward(
-        self, batch: Batch, *, mode: Mode = "train", multiplier: float = 1.0, phase: int = 0
+        self,
+        batch: Batch,
+        *,
+        mode: Mode = "train",
+        multiplier: float = 1.0,
+        phase: int = 0,
+        teacher_share: float = 1.0,
     ) -> tuple[Tensor, ...]:
-        """`train`: the loss of the unit times `multiplier`, sums to report float64 [2+L+Q*G], and
-        the weighted loss of each position [N]. The sums: weighted loss, captured mass, each loss
-        unweighted, then the Q quantities of `BY_DOMAIN` by domain; nats. `phase` decides the
-        weights.
+        """`train`: the loss of the unit times `multiplier`, sums to report float64 [3+L+Q*G], and
+        the weighted loss of each position [N]. The sums: `TOTALS`, each loss unweighted, then the
+        Q quantities of `BY_DOMAIN` by domain; nats. `phase` decides the weights, `teacher_share`
+        is the t of TAID.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         """
@@ -74,7 +85,12 @@ class Objective(nn.Module):
             for layer in (self.loss_head.student_layers if mode == "train" else ())
         }
         return self.loss_head(
-            hidden_ND, batch | inner_ND, mode=mode, multiplier=multiplier, phase=phase
+            hidden_ND,
+            batch | inner_ND,
+            mode=mode,
+            multiplier=multiplier,
+            phase=phase,
+            teacher_share=teacher_share,
         )
 
 
@@ -104,7 +120,14 @@ class LossHead(nn.Module):
         )
 
     def forward(
-        self, hidden_ND: Tensor, batch: Batch, *, mode: Mode, multiplier: float, phase: int
+        self,
+        hidden_ND: Tensor,
+        batch: Batch,
+        *,
+        mode: Mode,
+        multiplier: float,
+        phase: int,
+        teacher_share: float,
     ) -> tuple[Tensor, ...]:
         """See `Objective.forward`."""
         head = self._head()
@@ -122,6 +145,7 @@ class LossHead(nn.Module):
             targets=_targets(batch, self.temperatures),
             hidden_states=self._pairs(batch),
             classes=self._classes(hidden_ND, head, batch),
+            teacher_share=teacher_share,
         )
         weighted_N = _weighted(found, terms)
         return found.loss, self._sums(found, weighted_N, batch), weighted_N
@@ -136,12 +160,14 @@ class LossHead(nn.Module):
     def _sums(self, found: TokenLosses, weighted_N: Tensor, batch: Batch) -> Tensor:
         absent_N = torch.zeros_like(weighted_N)
         captured_N = absent_N if found.captured_mass_N is None else found.captured_mass_N
+        unseen_N = absent_N if found.unseen_mass_N is None else found.unseen_mass_N
         kl_N = absent_N if found.kl_N is None else found.kl_N
         excess_N = absent_N
         if "label_logprob_N" in batch:
             excess_N = (found.label_nll_N + batch["label_logprob_N"]).clamp(min=0)
         adaptive = [found.adaptive.get(name, absent_N) for name in ADAPTIVE]
-        totals = [v.double().sum() for v in (weighted_N, captured_N, *found.terms.values())]
+        first = (weighted_N, captured_N, unseen_N, *found.terms.values())
+        totals = [v.double().sum() for v in first]
         by_domain = [self._by_domain(v, batch["domain_N"]) for v in (kl_N, excess_N, *adaptive)]
         return torch.cat([torch.stack(totals), *by_domain])
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shared.config import Config
 from shared.domains import ControllerClient, DomainReport, read_log
 from shared.errors import StorageError, TutelageError
@@ -18,7 +20,7 @@ from shared.row_store import RowStore
 from shared.run_dir import RunDir, write_atomically
 from shared.soft_targets import ReaderStats, TargetReader
 from student_trainer.accelerator import join, this_device
-from student_trainer.batches import Layouts
+from student_trainer.batches import Layouts, Step
 from student_trainer.checkpoint import (
     CHECKPOINT_FORMAT,
     latest_checkpoint,
@@ -30,8 +32,9 @@ from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.export import export_checkpoint, exported_step
 from student_trainer.frozen import FrozenWeights, frozen_weights, refuse_changed
+from student_trainer.interpolation import Interpolation
 from student_trainer.interval import Interval, SinceReport, metrics_line, progress_line
-from student_trainer.objective import Objective
+from student_trainer.objective import TOTALS, Objective
 from student_trainer.ranks import Ranks
 from student_trainer.shards import load_shards, write_checkpoint
 from student_trainer.student import Student, load_student
@@ -56,6 +59,7 @@ class Run:
     validation: Validation
     interval: Interval
     since_report: SinceReport
+    interpolation: Interpolation
     reader: TargetReader | None
     controller: ControllerClient | None  # on rank 0
 
@@ -100,6 +104,7 @@ class Run:
         load_shards(self.engine, checkpoint)
         self.interval = Interval.from_state(state["interval"], self.ranks)
         self.since_report = SinceReport.from_state(state["since_report"])
+        self.interpolation = Interpolation.from_state(state["interpolation"])
         if self.ranks.leads:
             log.info("resuming from %s", checkpoint.name)
         return step_of(checkpoint)
@@ -112,6 +117,7 @@ class Run:
             "weight_entries": self.supply.num_weight_entries,
             "interval": self.interval.state(self.ranks),
             "since_report": self.since_report.state(),
+            "interpolation": self.interpolation.state(),
             "facts": self._facts(),
             "frozen_weights": self.frozen and self.frozen.facts(),
         }
@@ -123,6 +129,16 @@ class Run:
             state=state,
             keep=self.config.checkpoints.keep,
             ranks=self.ranks,
+        )
+
+    def move_target(self, drawn: Step, sums: np.ndarray) -> None:
+        """Let TAID's target follow a step's loss; `sums` are those of all ranks, on every rank."""
+        term = self.config.taid
+        if term is None or not drawn.tokens:
+            return
+        loss = float(sums[len(TOTALS) + self.config.losses.index(term)]) / drawn.tokens
+        self.interpolation = self.interpolation.after(
+            loss, term, step=drawn.index, steps=self.config.steps
         )
 
     def report(self, step: int) -> None:
@@ -170,6 +186,7 @@ class Run:
             grad_norm=grad_norm,
             entry=self.supply.ruling(step - 1),
             epochs=self.supply.epochs(step),
+            teacher_share=self.interpolation.teacher_share,
             machine=machine,
         )
         error = None
@@ -306,6 +323,7 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
         interval=_empty_interval(config),
         since_report=SinceReport.empty(len(config.domains)),
+        interpolation=Interpolation.start(config.taid),
         reader=reader,
         controller=controller,
     )

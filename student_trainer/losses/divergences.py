@@ -118,7 +118,7 @@ def taid(teacher: Buckets, student: Buckets, *, teacher_share: float) -> Tensor:
 
 def _head_share(teacher: Buckets, student: Buckets, *, mu: float) -> Tensor:
     """The head's share of the gap between the distributions [N]; 0 where there is no gap."""
-    p_NK, order_NK = teacher.kept_NK.exp().sort(-1, descending=True, stable=True)
+    p_NK, order_NK = teacher.kept_NK.exp().sort(dim=-1, descending=True, stable=True)
     gap_NK = (p_NK - student.kept_NK.exp().gather(-1, order_NK)).abs()
     outside_NK = p_NK.cumsum(-1) > mu
     outside_NK[:, 0] = False

@@ -148,8 +148,9 @@ class WeightedTerms:
     """The terms on logits as a function of log-probabilities of kept ids and the label.
 
     Values: label NLL, KL and the student's unseen mass at temperature 1 (0 without targets), one
-    per term, and `ADAPTIVE` where a term is atkd. A student whose whole vocabulary is kept has no tail; the mass of a larger
-    teacher's padding rows, which it cannot hold, is then left out and the kept ids share it.
+    per term, and `ADAPTIVE` where a term is atkd. A student whose whole vocabulary is kept has no
+    tail; the mass of a larger teacher's padding rows, which it cannot hold, is then left out and
+    the kept ids share it.
     """
 
     terms: Sequence[Any]

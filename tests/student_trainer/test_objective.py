@@ -67,17 +67,17 @@ def test_the_loss_equals_a_dense_one(
     kl_N = (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(-1) + tail_p_N * (tail_p_N / tail_q_N).log()
     torch.testing.assert_close(weighted_N.double(), kl_N + 0.5 * nll_N, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss.double(), (kl_N + 0.5 * nll_N).sum(), rtol=1e-5, atol=0)
-    expected = [kl_N + 0.5 * nll_N, 1 - tail_p_N, kl_N, nll_N]
+    expected = [kl_N + 0.5 * nll_N, 1 - tail_p_N, tail_q_N, kl_N, nll_N]
     torch.testing.assert_close(
-        sums[:4], torch.stack([v.sum() for v in expected]), rtol=1e-5, atol=0
+        sums[:5], torch.stack([v.sum() for v in expected]), rtol=1e-5, atol=0
     )
     code_N = batch["domain_N"] == 0
     by_domain = torch.stack([kl_N[code_N].sum(), kl_N[~code_N].sum()])
-    torch.testing.assert_close(sums[4:6], by_domain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(sums[5:7], by_domain, rtol=1e-5, atol=0)
     excess_N = (nll_N + batch["label_logprob_N"]).clamp(min=0)
     by_domain = torch.stack([excess_N[code_N].sum(), excess_N[~code_N].sum()])
-    torch.testing.assert_close(sums[6:8], by_domain, rtol=1e-4, atol=0)
-    assert torch.equal(sums[8:], torch.zeros(8, dtype=torch.float64))  # no token-adaptive loss
+    torch.testing.assert_close(sums[7:9], by_domain, rtol=1e-4, atol=0)
+    assert torch.equal(sums[9:], torch.zeros(8, dtype=torch.float64))  # no token-adaptive loss
 
 
 def test_positions_without_loss_get_exactly_no_gradient(
@@ -210,7 +210,7 @@ def test_reverse_splits_a_unit_by_the_students_own_uncertainty(
     loss, sums, weighted_N = objective(batch)
     loss.backward()
     count = len(weighted_N)
-    sums_Q = sums[3:].reshape(len(BY_DOMAIN), 2).sum(-1)
+    sums_Q = sums[4:].reshape(len(BY_DOMAIN), 2).sum(-1)
     hard = int(sums_Q[BY_DOMAIN.index("hard")])
     # ceil(k (N - 1)) tokens lie above the quantile element, which is hard itself
     assert hard == (0 if hard_fraction == 0 else math.ceil(hard_fraction * (count - 1)) + 1)

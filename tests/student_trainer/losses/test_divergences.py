@@ -1,11 +1,11 @@
-"""Forward KL on buckets: golden values, laws, and the teacher's distribution at a temperature."""
+"""Divergences on buckets: golden values, and the teacher's distribution at a temperature."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from student_trainer.losses.buckets import Buckets, log1mexp, teacher_distribution
-from student_trainer.losses.divergences import forward_kl, soft_cross_entropy
+from student_trainer.losses.divergences import DIVERGENCES, forward_kl, soft_cross_entropy
 from tests.student_trainer.losses.dense import bucketed_kl, full_kl, tail_of, targets_from
 
 F64 = torch.float64
@@ -36,6 +36,76 @@ def student_kl(p: list[float], logits_V: Tensor, k: int) -> Tensor:
 def test_forward_kl_has_the_published_values(p, q, k, nats):
     found = forward_kl(buckets(p, k), buckets(q, k)).item()
     assert found == pytest.approx(nats, abs=5e-8)
+
+
+# Teacher and student of the two published fixtures.
+FIVE = ([0.5, 0.2, 0.15, 0.1, 0.05], [0.3, 0.3, 0.2, 0.1, 0.1])
+THREE = ([0.7, 0.2, 0.1], [0.5, 0.3, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "pair", "k", "nats"),
+    [
+        ("reverse_kl", {}, FIVE, 5, 0.095242978),
+        ("reverse_kl", {}, FIVE, 2, 0.083464674),
+        ("jsd", {"beta": 0.1}, FIVE, 5, 0.008639971),
+        ("jsd", {"beta": 0.5}, FIVE, 5, 0.023706770),
+        ("jsd", {"beta": 0.9}, FIVE, 5, 0.008548438),
+        ("jsd", {"beta": 0.0}, FIVE, 5, 0.096510120),
+        ("jsd", {"beta": 1.0}, FIVE, 5, 0.095242978),
+        ("skew_forward_kl", {"alpha": 0.1}, FIVE, 5, 0.077383506),
+        ("skew_forward_kl", {"alpha": 0.5}, FIVE, 5, 0.023547208),
+        ("skew_reverse_kl", {"alpha": 0.1}, FIVE, 5, 0.076763544),
+        ("skew_reverse_kl", {"alpha": 0.5}, FIVE, 5, 0.023866331),
+        ("total_variation", {}, FIVE, 5, 0.2),
+        ("akl", {"mu": 0.5}, FIVE, 5, 0.095876549),
+        ("akl", {"mu": 1.0}, FIVE, 5, 0.096510120),
+        ("reverse_kl", {}, THREE, 3, 0.0920329),
+        ("reverse_kl", {}, THREE, 1, 0.0871767),
+        ("jsd", {"beta": 0.5}, THREE, 3, 0.0219012),
+        ("jsd", {"beta": 0.1}, THREE, 3, 0.0076947),
+        ("jsd", {"beta": 0.9}, THREE, 3, 0.0081848),
+        ("total_variation", {}, THREE, 3, 0.2),
+        ("skew_forward_kl", {"alpha": 0.1}, THREE, 3, 0.0695780),
+        ("skew_reverse_kl", {"alpha": 0.1}, THREE, 3, 0.0728275),
+        ("generalised_kl", {"direction": "forward"}, THREE, 1, 0.0355306),
+        ("generalised_kl", {"direction": "reverse"}, THREE, 1, 0.0317639),
+        ("generalised_kl", {"direction": "forward"}, THREE, 2, 0.0544375),
+        ("generalised_kl", {"direction": "reverse"}, THREE, 2, 0.0534034),
+    ],
+)
+def test_divergences_have_the_published_values(kind, parameters, pair, k, nats):
+    if kind == "jsd":
+        parameters = {"continuous": False, **parameters}
+    found = DIVERGENCES[kind].function(*(buckets(x, k) for x in pair), **parameters)
+    assert found.item() == pytest.approx(nats, abs=5e-8 if pair is THREE else 1e-9)
+
+
+def test_taids_target_is_the_published_arithmetic_mixture():
+    teacher, student = (buckets(x, 5) for x in FIVE)
+    found = DIVERGENCES["taid"].function(teacher, student, teacher_share=0.4)
+    target = 0.4 * torch.tensor(FIVE[0], dtype=F64) + 0.6 * torch.tensor(FIVE[1], dtype=F64)
+    entropy = torch.special.entr(target).sum()
+    assert (found - entropy).item() == pytest.approx(0.015805139, abs=1e-9)
+
+
+def test_akl_weighs_the_head_of_a_certain_teacher_by_its_gap():
+    """One id holds all teacher mass: the head is that id, and half of the gap is its own."""
+    teacher = Buckets(torch.tensor([[0.0, -torch.inf]], dtype=F64), torch.tensor([-torch.inf]))
+    student = Buckets(torch.tensor([[0.6, 0.4]], dtype=F64).log(), torch.tensor([-torch.inf]))
+    found, forward, reverse = (
+        DIVERGENCES[kind].function(teacher, student, **parameters).item()
+        for kind, parameters in (("akl", {"mu": 0.5}), ("forward_kl", {}), ("reverse_kl", {}))
+    )
+    assert found == pytest.approx((forward + reverse) / 2)
+
+
+def test_akl_finds_the_head_whatever_the_order_of_the_ids():
+    shuffled = [[x[i] for i in (4, 2, 0, 3, 1)] for x in FIVE]
+    pairs = [[buckets(x, 5) for x in pair] for pair in (FIVE, shuffled)]
+    for mu in (0.5, 0.75, 0.9):
+        one, other = (DIVERGENCES["akl"].function(*pair, mu=mu).item() for pair in pairs)
+        assert one == pytest.approx(other, abs=1e-12)
 
 
 def test_forward_kl_at_temperature_two_has_the_published_value():
