@@ -1,4 +1,4 @@
-"""The README says what the code says. Run as a module it writes the file tree into the README."""
+"""The README says what the code says. Run as a module it writes the parts that are generated."""
 
 import ast
 import re
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from shared.config import Config
+from student_trainer.losses.divergences import DIVERGENCES, Laws
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -43,6 +44,36 @@ def file_tree() -> str:
             name = str(file.relative_to(ROOT / package))
             lines.append(f"  {name:<{width}}  {purpose(file)}")
     return "\n".join(["```", *lines, "```", ""])
+
+
+def divergence_table() -> str:
+    """One line per divergence of the registry: its formula, its laws, its source."""
+    head = ("kind", "per position", "parameters", *LAWS, "swaps p and q", "at most", "source")
+    rows = [head, ("---",) * len(head)]
+    for kind, entry in DIVERGENCES.items():
+        laws = ("yes" if getattr(entry.laws, law) else "no" for law in LAWS.values())
+        parameters = ", ".join(f"`{name}`" for name in entry.parameters)
+        bound = entry.laws.bound.text if entry.laws.bound else ""
+        cells = (f"`{kind}`", entry.formula, parameters, *laws, swaps(entry.laws), bound)
+        rows.append((*cells, entry.source))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+# Columns of that table and the laws they show.
+LAWS = {
+    "lower bound": "lower_bound",
+    "rises with k": "monotone",
+    "0 at p = q": "zero_value",
+    "gradient 0 at p = q": "zero_gradient",
+}
+
+
+def swaps(laws: Laws) -> str:
+    """Where teacher and student may be swapped."""
+    if laws.symmetric_at is None:
+        return "no"
+    at = ", ".join(f"{name} {value}" for name, value in laws.symmetric_at.items())
+    return f"at {at}" if at else "yes"
 
 
 def purpose(file: Path) -> str:
@@ -85,6 +116,10 @@ def default_text(field: FieldInfo) -> str:
 
 def test_every_module_is_listed_with_its_purpose():
     assert section("files") == file_tree(), "run `python -m tests.test_readme` to write it anew"
+
+
+def test_the_divergences_and_their_laws_are_those_of_the_registry():
+    assert section("divergences") == divergence_table(), "run `python -m tests.test_readme`"
 
 
 def test_every_option_of_the_table_exists_with_that_default():
@@ -135,12 +170,13 @@ def is_group(command: Any) -> bool:
     return hasattr(command, "commands")
 
 
-def write_file_tree() -> None:
-    """Replace the listing in the README."""
-    before, begin, rest = README.read_text().partition("<!-- files: begin -->\n")
-    _, end, after = rest.partition("<!-- files: end -->")
-    README.write_text(before + begin + file_tree() + end + after)
+def write(name: str, text: str) -> None:
+    """Replace what stands between the marks of a part of the README."""
+    before, begin, rest = README.read_text().partition(f"<!-- {name}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name}: end -->")
+    README.write_text(before + begin + text + end + after)
 
 
 if __name__ == "__main__":
-    write_file_tree()
+    write("files", file_tree())
+    write("divergences", divergence_table())

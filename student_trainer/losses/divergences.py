@@ -183,27 +183,30 @@ DIVERGENCES: dict[str, Divergence] = {
     ),
     "jsd": Divergence(
         jsd,
-        "b KL(p, m) + (1 - b) KL(q, m), m = b p + (1 - b) q; continuous: / (b (1 - b))",
+        "beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q; "
+        "continuous: over beta (1 - beta)",
         "GKD, arXiv 2306.13649",
         ("beta", "continuous"),
         Laws(
             symmetric_at={"beta": 0.5},
-            bound=Bound("entropy of (b, 1 - b); continuous: / (b (1 - b))", _jsd_bound),
+            bound=Bound(
+                "entropy of (beta, 1 - beta); continuous: over beta (1 - beta)", _jsd_bound
+            ),
         ),
     ),
     "skew_forward_kl": Divergence(
         skew_forward_kl,
-        "KL(p, a p + (1 - a) q)",
+        "KL(p, alpha p + (1 - alpha) q)",
         "DistiLLM, arXiv 2402.03898",
         ("alpha",),
-        Laws(bound=Bound("-log a", _skew_bound)),
+        Laws(bound=Bound("-log alpha", _skew_bound)),
     ),
     "skew_reverse_kl": Divergence(
         skew_reverse_kl,
-        "KL(q, a q + (1 - a) p)",
+        "KL(q, alpha q + (1 - alpha) p)",
         "DistiLLM, arXiv 2402.03898",
         ("alpha",),
-        Laws(bound=Bound("-log a", _skew_bound)),
+        Laws(bound=Bound("-log alpha", _skew_bound)),
     ),
     "total_variation": Divergence(
         total_variation,

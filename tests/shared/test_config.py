@@ -48,6 +48,35 @@ def test_a_second_token_adaptive_loss_is_refused():
         config(losses=[{"kind": "atkd"}, {"kind": "atkd", "direction": "reverse"}])
 
 
+def test_the_defaults_of_the_divergences_are_their_papers():
+    kinds = ("jsd", "skew_forward_kl", "skew_reverse_kl", "akl", "taid", "generalised_kl")
+    found = config(losses=[{"kind": kind} for kind in kinds])
+    jsd, forward, reverse, akl, taid, _ = (loss.model_dump() for loss in found.losses)
+    assert (jsd["beta"], jsd["continuous"]) == (0.5, False)
+    assert forward["alpha"] == reverse["alpha"] == 0.1
+    assert akl["mu"] == 0.5
+    assert [taid[name] for name in ("t_start", "t_end", "alpha", "beta")] == [0.4, 1.0, 5e-4, 0.99]
+    assert found.needs_teacher
+    assert found.taid == found.losses[4]
+
+
+@pytest.mark.parametrize(
+    ("losses", "sentence"),
+    [
+        ([{"kind": "taid"}, {"kind": "taid"}], "more than one taid; keep one"),
+        ([{"kind": "taid", "t_start": 0.8, "t_end": 0.5}], "t_start of taid is 0.8, above its"),
+        ([{"kind": "skew_forward_kl", "alpha": 1}], "less than 1"),
+        (
+            [{"kind": "jsd", "beta": 1e-5, "continuous": True}],
+            "beta of jsd is 1e-05.* from 0, so take that, or a value from 0.001 to 0.999",
+        ),
+    ],
+)
+def test_divergences_that_cannot_work_are_refused(losses, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        config(losses=losses)
+
+
 def test_prefetch_never_passes_the_lag():
     for lag in (0, 1, 2, 5):
         mixture = {"policy": "ddk", "interval": 10, "lag_steps": lag}

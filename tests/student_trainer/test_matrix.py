@@ -15,6 +15,8 @@ from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains,
 LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.1}
 KINDS: dict[str, dict] = {"full": {"kind": "full"}, "lora": LORA, "qlora": LORA | {"kind": "qlora"}}
 KL, CE = {"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.05}
+# Steps of t far above its line, so that a resume that forgets the state shows.
+TAID = {"kind": "taid", "t_start": 0.2, "alpha": 0.5, "beta": 0.5}
 HIDDEN = {"kind": "hidden_states", "weight": 0.1, "layers": {1: 1, 3: 2}}
 
 
@@ -28,12 +30,13 @@ class Cell:
     dtype: str = "float32"
     checkpointing: bool = False
     hidden: bool = False
+    taid: bool = False
 
     @property
     def name(self) -> str:
         extras = [self.dtype] * (self.dtype != "float32") + ["checkpointing"] * self.checkpointing
         parts = [self.kind, f"zero{self.zero}", "tied" if self.tied else "untied", *extras]
-        return "-".join(parts + ["hidden"] * self.hidden)
+        return "-".join(parts + ["hidden"] * self.hidden + ["taid"] * self.taid)
 
 
 CELLS = [
@@ -48,6 +51,7 @@ CELLS = [
     Cell("full", 3, tied=True, checkpointing=True),
     Cell("lora", 3, tied=True, hidden=True),
     Cell("full", 2, tied=False, hidden=True, dtype="bfloat16"),
+    Cell("full", 2, tied=True, taid=True),
 ]
 EXPORTED = ("full-zero3-untied", "lora-zero3-tied", "qlora-zero2-tied", "full-zero3-tied-bfloat16")
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
@@ -70,7 +74,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "dtype": cell.dtype,
                 "activation_checkpointing": cell.checkpointing,
             },
-            losses=[KL, CE] + [HIDDEN] * cell.hidden,
+            losses=[TAID if cell.taid else KL, CE] + [HIDDEN] * cell.hidden,
             optimiser={"lr": 1e-2 if cell.kind == "full" else 5e-2},
         )
         if cell.name not in EXPORTED:
@@ -88,6 +92,21 @@ def test_a_cell_trains_and_resumes_bit_for_bit(matrix: Path, cell: Cell) -> None
     assert all((weights[name] == again[name]).all() for name in weights)
     assert comparable_lines(straight) == comparable_lines(resumed)
     assert [line.step for line in read_metrics(straight / "metrics.jsonl")] == [3, 4]
+
+
+def test_taids_target_moves_and_its_state_is_the_same_after_a_resume(matrix: Path) -> None:
+    states, shares = [], []
+    for run in ("full-zero2-tied-taid", "full-zero2-tied-taid-resumed"):
+        path = matrix / run / "checkpoints" / "step-000004" / "state.json"
+        states.append(json.loads(path.read_text())["interpolation"])
+        shares.append([line.teacher_share for line in read_metrics(matrix / run / "metrics.jsonl")])
+    assert states[0] == states[1]
+    assert shares[0] == shares[1]
+    first, last = shares[0]
+    assert first is not None
+    assert last is not None
+    assert 0.2 + 0.8 * 2 / 4 < first < last == states[0]["teacher_share"] < 1
+    assert states[0]["momentum"] != 0
 
 
 @every_cell

@@ -44,19 +44,35 @@ ADAPTIVE = {
 ATKD = [{"kind": "atkd"}, {"kind": "soft_cross_entropy", "weight": 0.5}]
 # In reverse it splits the tokens of a unit: who trains on the unit changes nothing.
 REVERSE = {"reverse reference": (1, 4, {}), "reverse two ranks": (2, 4, {})}
-CUTS = GRADIENTS | ADAPTIVE | REVERSE
+# All divergences at once, with the head of one rank and with one gathered from two.
+DIVERGENCES = {"divergences reference": (1, 8, {}), "divergences zero 3": (2, 2, {"zero": 3})}
+EVERY_DIVERGENCE = [
+    {"kind": "forward_kl", "temperature": 2.0},
+    {"kind": "reverse_kl"},
+    {"kind": "jsd", "beta": 0.1, "continuous": True},
+    {"kind": "skew_forward_kl"},
+    {"kind": "skew_reverse_kl", "temperature": 2.0},
+    {"kind": "total_variation"},
+    {"kind": "akl"},
+    {"kind": "generalised_kl", "direction": "reverse"},
+    {"kind": "taid"},
+]
+CUTS = GRADIENTS | ADAPTIVE | REVERSE | DIVERGENCES
 
 
 def losses_of(name: str) -> dict:
     """The losses of a cut, where they are not the default ones."""
     if name in REVERSE:
         return {"losses": [{"kind": "atkd", "direction": "reverse"}]}
+    if name in DIVERGENCES:
+        return {"losses": EVERY_DIVERGENCE}
     return {"losses": ATKD} if name in ADAPTIVE else {}
 
 
 def reference_of(name: str) -> str:
     """The cut that the others of its losses are compared with."""
     kinds = {"adaptive reference": ADAPTIVE, "reverse reference": REVERSE}
+    kinds["divergences reference"] = DIVERGENCES
     return next((reference for reference, cuts in kinds.items() if name in cuts), "reference")
 
 
