@@ -109,7 +109,7 @@ class TAID(Divergence):
     kind: Literal["taid"] = "taid"
     t_start: Fraction = 0.4
     t_end: Fraction = 1.0
-    alpha: float = Field(default=5e-4, ge=0, description="largest step of t; 0: t on a line")
+    alpha: Fraction = Field(default=5e-4, description="largest step of t; 0: t on a line")
     beta: Fraction = Field(default=0.99, description="momentum of the loss's relative change")
 
     @model_validator(mode="after")
