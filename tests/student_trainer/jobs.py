@@ -23,7 +23,7 @@ from student_trainer.accelerator import deepspeed
 from student_trainer.engine import take_step
 from student_trainer.frozen import frozen_weights, refuse_changed
 from student_trainer.loop import learn, reseed
-from student_trainer.run import Run, close_run, open_run
+from student_trainer.run import Run, close_run, is_finished, open_run
 from student_trainer.student import Student, load_student
 from student_trainer.torchrun import StandingWeights
 from tests.student_trainer.processes import LocalTeacher, job_train, run, teacher
@@ -59,6 +59,15 @@ def job_decided(plan: RunPlan, at: int) -> dict:
     dist.barrier()
     run(again, lambda: _controller(again))
     return {}
+
+
+def job_stopped(plan: RunPlan) -> dict:
+    """Train with a controller in rank 0, and again after the end; whether the run knows it."""
+    run(plan, lambda: _controller(plan))
+    lines = RunDir(Path(plan.run_dir)).metrics.read_text()
+    finished = is_finished(plan)
+    run(plan, lambda: _controller(plan))
+    return {"finished": finished, "same": RunDir(Path(plan.run_dir)).metrics.read_text() == lines}
 
 
 def _controller(plan: RunPlan) -> Controller:
@@ -227,6 +236,7 @@ JOBS: dict[str, Callable[..., dict]] = {
     "train": job_train,
     "resumed": job_resumed,
     "decided": job_decided,
+    "stopped": job_stopped,
     "gradient": job_gradient,
     "ranks_agree": job_ranks_agree,
     "dropout": job_dropout,

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from shared.config import Config
+from shared.curriculum import write_order
 from shared.plan import PreparedDomain, RunPlan
 from shared.row_store import RaggedRows, write_rows
 from shared.soft_targets import TargetSpec
@@ -86,11 +88,21 @@ def plan_of(
     )
 
 
-def mark_exported(plan: RunPlan) -> None:
+def with_orders(domains: tuple[PreparedDomain, ...], folder: Path) -> tuple[PreparedDomain, ...]:
+    """The same domains with an order of their rows, as phases need it."""
+    ordered = []
+    for seed, domain in enumerate(domains):
+        path = folder / f"{domain.name}.order.npy"
+        write_order(path, np.random.default_rng(seed).normal(size=domain.num_rows))
+        ordered.append(replace(domain, order_path=str(path)))
+    return tuple(ordered)
+
+
+def mark_exported(plan: RunPlan, *, step: int | None = None) -> None:
     """Let a run find its export in place, so that it spends no time on one."""
     folder = Path(plan.run_dir) / "export"
     folder.mkdir(exist_ok=True)
-    (folder / "tutelage.json").write_text(json.dumps({"step": plan.config.steps}))
+    (folder / "tutelage.json").write_text(json.dumps({"step": step or plan.config.steps}))
 
 
 def torchrun(jobs: list[dict], folder: Path, *, ranks: int = 2, timeout_s: int = 580) -> list[dict]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
 from student_trainer.batches import Layouts
-from student_trainer.objective import BY_DOMAIN, Objective
+from student_trainer.objective import BY_DOMAIN, TOTALS, Objective
 from student_trainer.student import load_student
 from teacher_service.engine import HFEngine
 from tests import tiny
@@ -80,6 +80,46 @@ def test_the_loss_equals_a_dense_one(
     assert torch.equal(sums[9:], torch.zeros(8, dtype=torch.float64))  # no token-adaptive loss
 
 
+def test_a_phase_sets_the_weight_of_the_hidden_states_and_of_nothing_else(
+    tmp_path: Path, tiny_pair: tiny.Pair
+) -> None:
+    """Gradients are linear in the weight: 1, 0.5 and 0 in three phases."""
+    hidden = {"kind": "hidden_states", "layers": {1: 1}, "weight": 1.0, "final_weight": 0.0}
+    config = plan_of(
+        tmp_path / "run",
+        tiny_pair,
+        prepared_domains(tmp_path),
+        steps=100,
+        losses=[{"kind": "forward_kl"}, hidden],
+        progressive={"phases": 3},
+    ).config
+    objective = Objective(load_student(config, device=CPU), config, teacher_width=48)
+    spec = TargetSpec(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32", hidden_layers=(1,))
+    answer = HFEngine.load(str(tiny_pair.teacher)).score(unit(0, count=4), spec)
+    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
+    found = []
+    for phase in range(3):
+        objective.zero_grad(set_to_none=True)
+        loss, sums, weighted_N = objective(batch, phase=phase)
+        loss.backward()
+        gradients = [p.grad.clone() for p in objective.parameters() if p.grad is not None]
+        assert weighted_N.sum() == pytest.approx(loss.item(), rel=1e-5)
+        found.append(
+            (
+                loss.item(),
+                sums[len(TOTALS) : len(TOTALS) + 2],
+                torch.cat([g.flatten() for g in gradients]),
+            )
+        )
+    losses, terms, gradients = zip(*found, strict=True)
+    kl, distance = terms[0].tolist()
+    assert losses == pytest.approx([kl + distance, kl + 0.5 * distance, kl], rel=1e-5)
+    for other in terms[1:]:
+        torch.testing.assert_close(other, terms[0])
+    torch.testing.assert_close(gradients[1], (gradients[0] + gradients[2]) / 2)
+    assert not torch.allclose(gradients[0], gradients[2])
+
+
 def test_positions_without_loss_get_exactly_no_gradient(
     objective: Objective, answer: SoftTargets
 ) -> None:
@@ -125,7 +165,7 @@ def test_a_unit_without_loss_has_a_zero_loss_with_zero_gradients(objective: Obje
     targets = _no_targets(spec, empty)
     loss, sums, _ = objective(Layouts(DOMAINS, True, CPU).batch(empty, targets))
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert (sums == 0).all()
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     assert gradients

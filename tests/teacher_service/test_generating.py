@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import ray
 import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -18,6 +19,7 @@ from shared.generation import GenerationSpec, Openings
 from teacher_service import service
 from teacher_service.engine import HFEngine
 from teacher_service.pool import GenerationPool
+from teacher_service.registry import REPLICA
 from tests.teacher_service.scripted import VOCAB, Scripted, echoed
 from tests.teacher_service.teachers import FAMILIES, save_family
 from tests.tiny import VOCAB as TINY_VOCAB
@@ -157,9 +159,10 @@ def test_two_replicas_answer_in_order_with_the_bits_of_one(name, tiny_pair, engi
         pool.submit(batch, DRAWN)
     for batch in asked:
         assert pool.next().table.equals(engine.generate(batch, DRAWN).table)
-    health = [replica.health for replica in service.status(name).replicas]
-    assert sum(each.units for each in health) == 8
-    assert min(each.units for each in health) > 0
+    replicas = [ray.get_actor(f"{REPLICA}{n}", namespace=name) for n in range(2)]
+    units = [health.units for health in ray.get([each.health.remote() for each in replicas])]
+    assert sum(units) == 8
+    assert min(units) > 0
 
 
 @pytest.mark.drill
