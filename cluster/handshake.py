@@ -87,6 +87,7 @@ def target_spec(
         shared_vocab=vocabulary,
         temperatures=config.temperatures,
         encoding=config.targets.encoding,
+        ids=config.targets.ids,
         hidden_layers=config.hidden_layers,
         hidden_encoding=config.targets.hidden.encoding,
         projection=projection,
@@ -102,7 +103,13 @@ def evaluation_spec(
         config.evaluation.kl == "auto" and vocabulary <= LARGEST_FULL_VOCABULARY
     )
     top_k = vocabulary if full else config.targets.top_k
-    spec = TargetSpec(top_k=top_k, shared_vocab=vocabulary, encoding="fp32", prompts=prompts)
+    spec = TargetSpec(
+        top_k=top_k,
+        shared_vocab=vocabulary,
+        encoding="fp32",
+        ids=config.targets.ids,
+        prompts=prompts,
+    )
     return spec, "full" if full else f"bucketed-{top_k}"
 
 

@@ -14,7 +14,7 @@ from shared.config import Config, QLoRATraining, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, RunPlan
-from shared.soft_targets import TargetReader
+from shared.soft_targets import IdsEncoding, TargetReader
 from shared.target_store import RecordingReader, StoreReader, stored_answers, stored_teacher
 from teacher_service import service
 from teacher_service.description import TeacherDescription
@@ -98,10 +98,16 @@ def _live(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
 
 def _recorded(launch: Launch, live: OpenReader, fingerprint: dict[str, str]) -> OpenReader:
     """What training reads: through `targets.store` where there is one."""
-    store = launch.config.targets.store
-    if store is None:
+    targets = launch.config.targets
+    if targets.store is None:
         return live
-    return partial(_open_recording, open_live=live, store=store, teacher=fingerprint)
+    return partial(
+        _open_recording,
+        open_live=live,
+        store=targets.store,
+        teacher=fingerprint,
+        ids=targets.store_ids,
+    )
 
 
 def _prompted(launch: Launch, open_reader: OpenReader) -> OpenReader:
@@ -117,9 +123,14 @@ def _open_prompted(
 
 
 def _open_recording(
-    rank: int, *, open_live: OpenReader, store: str, teacher: dict[str, str]
+    rank: int,
+    *,
+    open_live: OpenReader,
+    store: str,
+    teacher: dict[str, str],
+    ids: IdsEncoding | None,
 ) -> TargetReader:
-    return RecordingReader(open_live(rank), store, teacher=teacher)
+    return RecordingReader(open_live(rank), store, teacher=teacher, ids=ids)
 
 
 def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> TargetReader:

@@ -138,10 +138,17 @@ class Targets(Section):
     """What the teacher ships per position (design: SoftTargets)."""
 
     top_k: int = Field(default=64, ge=1)
-    encoding: Literal["fp16", "fp32"] = "fp16"
+    encoding: Literal["fp16", "int8", "fp32"] = "fp16"
+    ids: Literal["elias_fano", "plain"] = Field(
+        default="elias_fano",
+        description="elias_fano, the fewest bytes, or plain integers for any Arrow tool",
+    )
     hidden: HiddenPayload = HiddenPayload()
     store: str | None = Field(
         default=None, description="folder the answers are written to and read from"
+    )
+    store_ids: Literal["elias_fano", "plain"] | None = Field(
+        default=None, description="the same in `store`, if not as they came"
     )
     teacher_free: bool = Field(
         default=False, description="train from `store` with no teacher alive"

@@ -2,7 +2,8 @@
 
 A row of the Table is a row of the unit; its lists hold one entry per position with loss, in the
 order of `shared.layout`. The Table describes itself in its metadata, so nothing about it is ever
-repeated in a config. The same Table travels, lies in the object store and on disk.
+repeated in a config. The same Table travels, lies in the object store and on disk, where its ids
+may be written in another way.
 
 N positions with loss, all rows end to end   K ids kept per position   S temperatures
 D hidden width
@@ -11,17 +12,28 @@ Log-probabilities are nats at temperature 1, normalised over the teacher's whole
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from shared.elias_fano import EliasFano
+from shared.encoding import (
+    in_float16,
+    logprobs_from_int8,
+    logprobs_in_int8,
+    placed_by_id,
+    sorted_by_id,
+    states_in_int8,
+)
 from shared.errors import TeacherError
 from shared.rows import Rows
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METADATA_KEY = b"tutelage.soft_targets"
+
+IdsEncoding = Literal["elias_fano", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +43,20 @@ class TargetSpec:
     top_k: int
     shared_vocab: int  # ids both tokenizers know; only these are selected, the rest is tail
     temperatures: tuple[float, ...] = (1.0,)
-    encoding: Literal["fp16", "fp32"] = "fp16"
+    encoding: Literal["fp16", "int8", "fp32"] = "fp16"  # of the kept log-probabilities
     hidden_layers: tuple[int, ...] = ()
     hidden_encoding: Literal["bf16", "int8", "fp32"] = "bf16"
     projection: str = ""  # digest of the matrices the hidden states pass through; "": none
     entropy: bool = False  # of the teacher's whole distribution, per position
     prompts: str = ""  # digest of the prompts the teacher is shown; "": none
+
+    # How the ids are written: it loses nothing and is no part of the question.
+    ids: IdsEncoding = field(default="elias_fano", compare=False)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every shared id is kept, so that ids need not be named at all."""
+        return self.top_k == self.shared_vocab
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that JSON takes. Entropy and prompts are named only where they are asked for, so
@@ -46,6 +66,10 @@ class TargetSpec:
             if not fields[name]:
                 del fields[name]
         return fields
+
+    def question(self) -> dict[str, Any]:
+        """The fields that decide what is answered."""
+        return {name: value for name, value in self.as_dict().items() if name != "ids"}
 
     @staticmethod
     def from_dict(fields: Mapping) -> "TargetSpec":
@@ -70,7 +94,7 @@ class TargetSpec:
 class TargetArrays:
     """Flat views of a SoftTargets; read-only where they are views of shared memory."""
 
-    ids_NK: np.ndarray  # int64, most likely first
+    ids_NK: np.ndarray  # int64; ascending where they come out of a table, in any order into it
     logprobs_NK: np.ndarray  # float32
     log_tail_NS: np.ndarray  # float32, exact log-mass outside the kept ids at each temperature
     label_logprob_N: np.ndarray  # float32
@@ -99,7 +123,7 @@ class SoftTargets:
         """
         _refuse_non_finite(arrays)
         offsets = np.concatenate([[0], np.cumsum(num_targets_R)]).astype(np.int32)
-        flat = _encoded(spec, arrays)
+        flat = _columns(spec, arrays)
         columns: dict[str, pa.Array] = {"row_hash": pa.array(row_hashes, pa.binary(16))}
         columns |= {
             name: pa.ListArray.from_arrays(offsets, column) for name, column in flat.items()
@@ -144,34 +168,88 @@ class SoftTargets:
             raise TeacherError(
                 f"the answer is to {self.spec.in_words()}, asked was {spec.in_words()}"
             )
+        self._refuse_misshapen(rows)
         if teacher is not None and described["teacher"] != dict(teacher):
             raise TeacherError("the answer comes from another teacher than the run started with")
 
     def arrays(self) -> TargetArrays:
-        """Decode to flat arrays."""
+        """Decode to flat arrays. Raises TeacherError for a damaged Table."""
+        self._refuse_misshapen()
         spec = self.spec
-        logprobs = self._matrix("top_logprobs").astype(np.float32, copy=False)
         hidden = {layer: self._hidden(layer, spec) for layer in spec.hidden_layers}
-        entropy_N = _flat(self.table.column("entropy")).to_numpy() if spec.entropy else None
         return TargetArrays(
-            ids_NK=self._matrix("top_ids").astype(np.int64),
-            logprobs_NK=logprobs,
+            ids_NK=self._ids(spec),
+            logprobs_NK=self._logprobs(spec),
             log_tail_NS=self._matrix("log_tail"),
-            label_logprob_N=_flat(self.table.column("label_logprob")).to_numpy(),
+            label_logprob_N=self._vector("label_logprob"),
             hidden_ND=hidden,
-            entropy_N=entropy_N,
+            entropy_N=self._vector("entropy") if spec.entropy else None,
         )
+
+    def with_ids(self, ids: IdsEncoding) -> "SoftTargets":
+        """The same answer with its ids written in another way; nothing is lost."""
+        spec = self.spec
+        other = replace(spec, ids=ids)
+        if ids == spec.ids:
+            return self
+        table = self.table
+        if not spec.is_full:
+            place = table.schema.get_field_index("top_ids")
+            offsets = table.column("top_ids").combine_chunks().offsets.to_numpy()
+            lists = pa.ListArray.from_arrays(offsets - offsets[0], _written(self._ids(spec), other))
+            table = table.set_column(place, "top_ids", lists)
+        described = json.dumps(self.described | {"spec": other.as_dict()})
+        return SoftTargets(table.replace_schema_metadata({METADATA_KEY: described}))
+
+    def _ids(self, spec: TargetSpec) -> np.ndarray:
+        if spec.is_full:
+            num = len(self._vector("label_logprob"))
+            return np.broadcast_to(np.arange(spec.top_k), (num, spec.top_k))
+        written = self._matrix("top_ids")
+        if spec.ids == "plain":
+            return written.astype(np.int64)
+        return EliasFano(spec.top_k, spec.shared_vocab).decode(written)
+
+    def _logprobs(self, spec: TargetSpec) -> np.ndarray:
+        written = self._matrix("top_logprobs")
+        if spec.encoding != "int8":
+            return written.astype(np.float32, copy=False)
+        tail_N = self._matrix("log_tail")[:, spec.temperatures.index(1.0)]
+        return logprobs_from_int8(written, self._vector("top_logprobs_range"), tail_N)
 
     def _hidden(self, layer: int, spec: TargetSpec) -> np.ndarray:
         states_ND = self._matrix(hidden_column(layer))
         if spec.hidden_encoding != "int8":
             return states_ND
-        scale_N = _flat(self.table.column(scale_column(layer))).to_numpy()
-        return states_ND.astype(np.float32) * scale_N[:, None]
+        return states_ND.astype(np.float32) * self._vector(scale_column(layer))[:, None]
 
     def _matrix(self, name: str) -> np.ndarray:
         lists = _flat(self.table.column(name))
         return lists.flatten().to_numpy(zero_copy_only=True).reshape(-1, lists.type.list_size)
+
+    def _vector(self, name: str) -> np.ndarray:
+        return _flat(self.table.column(name)).to_numpy()
+
+    def _refuse_misshapen(self, rows: Rows | None = None) -> None:
+        """Columns of other types than the spec's or, with `rows`, of other lengths than theirs."""
+        spec, schema = self.spec, self.table.schema
+        for name, column in _columns(spec, _no_arrays(spec)).items():
+            place = schema.get_field_index(name)
+            if place < 0 or schema.field(place).type != pa.list_(column.type):
+                found = "is missing" if place < 0 else f"holds {schema.field(place).type}"
+                raise TeacherError(
+                    f"column {name} of an answer {found}, it must hold {pa.list_(column.type)}; "
+                    "the answer is damaged or of another version"
+                )
+        if rows is None:
+            return
+        for name in schema.names[1:]:
+            offsets = self.table.column(name).combine_chunks().offsets.to_numpy()
+            if not np.array_equal(np.diff(offsets), rows.num_loss_tokens()):
+                raise TeacherError(
+                    f"column {name} of an answer does not have an entry for every token with loss "
+                    f"of rows {', '.join(rows.names())}; the answer is damaged"
+                )
 
 
 class TargetReader(Protocol):
@@ -220,36 +298,55 @@ def scale_column(layer: int) -> str:
     return f"hidden_{layer}_scale"
 
 
-def _encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
-    id_type = np.uint16 if spec.shared_vocab <= 2**16 else np.int32
-    float_type = np.float16 if spec.encoding == "fp16" else np.float32
-    columns = {
-        "top_ids": _lists(arrays.ids_NK.astype(id_type)),
-        "top_logprobs": _lists(_rounded(arrays.logprobs_NK, float_type)),
-        "log_tail": _lists(arrays.log_tail_NS.astype(np.float32)),
-        "label_logprob": pa.array(arrays.label_logprob_N.astype(np.float32)),
-    }
+def _columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
+    """Every column but the rows' hashes, all positions end to end."""
+    columns = _kept_columns(spec, arrays)
+    columns["log_tail"] = _lists(arrays.log_tail_NS.astype(np.float32))
+    columns["label_logprob"] = pa.array(arrays.label_logprob_N.astype(np.float32))
     if spec.entropy:
         assert arrays.entropy_N is not None, "the engine computes what the spec asks for"
         columns["entropy"] = pa.array(arrays.entropy_N.astype(np.float32))
     for layer, states_ND in arrays.hidden_ND.items():
         if spec.hidden_encoding == "int8":
-            states_ND, scale_N = _in_int8(states_ND)
+            states_ND, scale_N = states_in_int8(states_ND)
             columns[scale_column(layer)] = pa.array(scale_N)
         columns[hidden_column(layer)] = _lists(states_ND)
     return columns
 
 
-def _in_int8(states_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rounded to 127 steps either side of 0, and the size of a step per position [N]."""
-    scale_N = (np.abs(states_ND).max(axis=1, initial=0) / 127).astype(np.float32)
-    steps_N1 = np.where(scale_N > 0, scale_N, 1)[:, None]
-    return np.rint(states_ND / steps_N1).astype(np.int8), scale_N
+def _kept_columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {}
+    if spec.is_full:
+        logprobs_NK = placed_by_id(arrays.ids_NK, arrays.logprobs_NK)
+    else:
+        ids_NK, logprobs_NK = sorted_by_id(arrays.ids_NK, arrays.logprobs_NK, spec.shared_vocab)
+        columns["top_ids"] = _written(ids_NK, spec)
+    if spec.encoding == "int8":
+        tail_N = arrays.log_tail_NS[:, spec.temperatures.index(1.0)]
+        logprobs_NK, range_N = logprobs_in_int8(logprobs_NK, tail_N)
+        columns["top_logprobs_range"] = pa.array(range_N)
+    elif spec.encoding == "fp16":
+        logprobs_NK = in_float16(logprobs_NK)
+    return columns | {"top_logprobs": _lists(logprobs_NK)}
 
 
-def _rounded(logprobs: np.ndarray, kind: type) -> np.ndarray:
-    """In a narrower type, never below its smallest number: such a probability is 0 anyway."""
-    return np.maximum(logprobs, np.finfo(kind).min).astype(kind)
+def _written(ids_NK: np.ndarray, spec: TargetSpec) -> pa.FixedSizeListArray:
+    """Ascending ids as `spec.ids` says: the bytes of `EliasFano`, or the least whole integers."""
+    if spec.ids == "plain":
+        return _lists(ids_NK.astype(np.uint16 if spec.shared_vocab <= 2**16 else np.int32))
+    return _lists(EliasFano(spec.top_k, spec.shared_vocab).encode(ids_NK))
+
+
+def _no_arrays(spec: TargetSpec) -> TargetArrays:
+    """The answer about no position, without hidden states."""
+    return TargetArrays(
+        ids_NK=np.empty((0, spec.top_k), np.int64),
+        logprobs_NK=np.empty((0, spec.top_k), np.float32),
+        log_tail_NS=np.empty((0, len(spec.temperatures)), np.float32),
+        label_logprob_N=np.empty(0, np.float32),
+        hidden_ND={},
+        entropy_N=np.empty(0, np.float32),
+    )
 
 
 def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:

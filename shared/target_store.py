@@ -1,4 +1,4 @@
-"""SoftTargets on disk: the same Tables that travel, kept by row.
+"""SoftTargets on disk: the same Tables that travel, kept by row, their ids written as asked.
 
 A store is a folder with one folder per teacher and question, named by their digest:
 `description.json` says what they are, and every writer appends to an Arrow stream of its own, so
@@ -22,6 +22,7 @@ from shared.errors import ConfigError, StorageError, TeacherError
 from shared.rows import Rows
 from shared.soft_targets import (
     SCHEMA_VERSION,
+    IdsEncoding,
     ReaderStats,
     SoftTargets,
     TargetReader,
@@ -70,14 +71,25 @@ def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
 
 
 class TargetStore:
-    """The stored answers of one teacher to one question, by the hash of their rows."""
+    """The stored answers of one teacher to one question, by the hash of their rows.
 
-    def __init__(self, store: str | Path, *, teacher: Mapping[str, str], spec: TargetSpec) -> None:
+    New ones are written with their ids as `ids` says; None: as they came.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        *,
+        teacher: Mapping[str, str],
+        spec: TargetSpec,
+        ids: IdsEncoding | None = None,
+    ) -> None:
         self._described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
-            "spec": spec.as_dict(),
+            "spec": spec.question(),
         }
+        self._ids: IdsEncoding | None = ids
         key = json.dumps(self._described, sort_keys=True).encode()
         self._folder = Path(store).expanduser() / xxhash.xxh3_128_hexdigest(key)
         self._index: dict[bytes, tuple[pa.RecordBatch, int]] = {}
@@ -95,8 +107,9 @@ class TargetStore:
         return list(dict.fromkeys(name for key, name in pairs if key not in self._index))
 
     def read(self, rows: Rows) -> SoftTargets:
-        """The unit of these rows, bit for bit as it was written. Raises TeacherError, naming
-        the first rows that are not stored."""
+        """The unit of these rows, bit for bit as it was written; where its rows have their ids
+        written in two ways, as its first row. Raises TeacherError, naming the first rows that are
+        not stored."""
         if missing := self.missing(rows):
             raise TeacherError(
                 f"targets.store {self._folder.parent} lacks {len(missing)} of "
@@ -104,10 +117,13 @@ class TargetStore:
                 f"first {', '.join(missing[:3])}; fill it with a teacher"
             )
         entries = [self._index[key] for key in rows.hashes()]
-        parts = [pa.Table.from_batches([batch.slice(row, 1)]) for batch, row in entries]
-        if not parts:
-            parts = [self._any_schema().empty_table()]
-        return SoftTargets(pa.concat_tables(parts).combine_chunks())
+        found = [SoftTargets(pa.Table.from_batches([b.slice(row, 1)])) for b, row in entries]
+        if not found:
+            return SoftTargets(self._any_schema().empty_table())
+        if len({tuple(batch.schema.types) for batch, _ in entries}) > 1:
+            ids = found[0].spec.ids
+            found = [targets.with_ids(ids) for targets in found]
+        return SoftTargets(pa.concat_tables([each.table for each in found]).combine_chunks())
 
     def write(self, targets: SoftTargets) -> None:
         """Append the rows that are not stored yet. Raises StorageError; what was stored stays."""
@@ -116,7 +132,10 @@ class TargetStore:
         new = sorted(row for key, row in first.items() if key not in self._index)
         if not new:
             return
-        batch = targets.table.take(new).combine_chunks().to_batches()[0]
+        chosen = SoftTargets(targets.table.take(new))
+        if self._ids is not None:
+            chosen = chosen.with_ids(self._ids)
+        batch = chosen.table.combine_chunks().to_batches()[0]
         try:
             if self._writer is None:
                 self._writer = self._open_writer(batch.schema)
@@ -190,13 +209,18 @@ class StoreReader:
 
 class RecordingReader:
     """Reads through a store: what it holds comes from disk, the rest from `reader`, written
-    before it is delivered."""
+    before it is delivered, its ids as `ids` says; None: as they came."""
 
     def __init__(
-        self, reader: TargetReader, store: str | Path, *, teacher: Mapping[str, str]
+        self,
+        reader: TargetReader,
+        store: str | Path,
+        *,
+        teacher: Mapping[str, str],
+        ids: IdsEncoding | None = None,
     ) -> None:
         self._reader = reader
-        self._stores = _Stores(store, teacher)
+        self._stores = _Stores(store, teacher, ids)
         self._asked: deque[tuple[Rows, TargetSpec, bool]] = deque()
         self._stats = ReaderStats()
 
@@ -237,14 +261,20 @@ class RecordingReader:
 class _Stores:
     """The store's folder of each question, opened when it is first asked."""
 
-    def __init__(self, store: str | Path, teacher: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        store: str | Path,
+        teacher: Mapping[str, str] | None,
+        ids: IdsEncoding | None = None,
+    ) -> None:
         self._store, self._teacher = store, teacher
+        self._ids: IdsEncoding | None = ids
         self._open: dict[TargetSpec, TargetStore] = {}
 
     def of(self, spec: TargetSpec) -> TargetStore:
         if spec not in self._open:
             teacher = self._teacher or stored_teacher(self._store, spec)
-            self._open[spec] = TargetStore(self._store, teacher=teacher, spec=spec)
+            self._open[spec] = TargetStore(self._store, teacher=teacher, spec=spec, ids=self._ids)
         return self._open[spec]
 
     def close(self) -> None:

@@ -35,14 +35,23 @@ def random_arrays(spec: TargetSpec, num_targets: int, *, seed: int = 0) -> Targe
     )
 
 
+def ascending(arrays: TargetArrays) -> TargetArrays:
+    """The same selection in the order of its ids."""
+    order_NK = np.argsort(arrays.ids_NK, axis=1, kind="stable")
+    ids_NK, logprobs_NK = (
+        np.take_along_axis(each, order_NK, axis=1) for each in (arrays.ids_NK, arrays.logprobs_NK)
+    )
+    return dataclasses.replace(arrays, ids_NK=ids_NK, logprobs_NK=logprobs_NK)
+
+
 def answer(spec: TargetSpec, *, unit: Rows = UNIT, arrays: TargetArrays | None = None):
-    """The SoftTargets of a unit and the arrays they were made from."""
+    """The SoftTargets of a unit and what they were made from, in the order of ids."""
     counts = unit.num_loss_tokens()
     arrays = arrays or random_arrays(spec, int(counts.sum()))
     built = SoftTargets.build(
         spec=spec, teacher=TEACHER, row_hashes=unit.hashes(), num_targets_R=counts, arrays=arrays
     )
-    return built, arrays
+    return built, ascending(arrays)
 
 
 def shipped(targets: SoftTargets) -> SoftTargets:
@@ -115,10 +124,10 @@ def test_int8_states_are_within_half_a_step_of_each_positions_largest() -> None:
 
 
 @pytest.mark.parametrize(("shared_vocab", "id_type"), [(65_536, pa.uint16()), (65_537, pa.int32())])
-def test_ids_take_two_bytes_up_to_65536_ids_and_four_beyond(
+def test_plain_ids_take_two_bytes_up_to_65536_ids_and_four_beyond(
     shared_vocab: int, id_type: pa.DataType
 ) -> None:
-    spec = TargetSpec(4, shared_vocab)
+    spec = TargetSpec(4, shared_vocab, ids="plain")
     arrays = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     arrays.ids_NK[0, 0] = shared_vocab - 1
     built, sent = answer(spec, arrays=arrays)
@@ -132,14 +141,14 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
     described = json.loads(built.table.schema.metadata[METADATA_KEY])
     assert {f.name: str(f.type) for f in built.table.schema} == {
         "row_hash": "fixed_size_binary[16]",
-        "top_ids": "list<item: fixed_size_list<item: uint16>[4]>",
+        "top_ids": "list<item: fixed_size_list<item: uint8>[5]>",
         "top_logprobs": "list<item: fixed_size_list<item: halffloat>[4]>",
         "log_tail": "list<item: fixed_size_list<item: float>[2]>",
         "label_logprob": "list<item: float>",
         "hidden_3": "list<item: fixed_size_list<item: float>[6]>",
     }
     assert described == {
-        "schema_version": 2,
+        "schema_version": 3,
         "teacher": TEACHER,
         "spec": {
             "top_k": 4,
@@ -149,6 +158,7 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
             "hidden_layers": [3],
             "hidden_encoding": "bf16",
             "projection": "",
+            "ids": "elias_fano",
         },
     }
     assert shipped(built).spec == spec
@@ -250,11 +260,100 @@ def test_a_unit_without_rows_has_an_answer_without_entries() -> None:
     assert got.log_tail_NS.shape == (0, 1)
 
 
-def test_bytes_per_token_at_64_ids_stay_below_400() -> None:
-    built, _ = answer(TargetSpec(64, 4096), unit=rows([512] * 8))
-    assert built.num_bytes / (8 * 511) < 270
-    wide, _ = answer(TargetSpec(64, 151_665), unit=rows([512] * 8))
-    assert wide.num_bytes / (8 * 511) < 400
+@pytest.mark.parametrize(
+    ("k", "encoding", "num_bytes"),
+    [(64, "fp16", 245), (64, "int8", 180), (32, "fp16", 130), (32, "int8", 100)],
+)
+def test_bytes_per_token_at_151936_ids_with_label_and_tail(
+    k: int, encoding: str, num_bytes: int
+) -> None:
+    spec = TargetSpec(k, 151_936, encoding=encoding)
+    unit = rows([512] * 8)
+    built, _ = answer(spec, unit=unit)
+    row_overhead = 8 * (16 + 4 * 5) + 4 * 5  # the hash and an offset per list column
+    assert built.num_bytes <= num_bytes * 8 * 511 + row_overhead
+
+
+@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
+@pytest.mark.parametrize("k", [1, 5, 64, 512])
+def test_ids_written_in_either_way_are_the_same_answer(k: int, encoding: str) -> None:
+    spec = TargetSpec(k, 512, encoding=encoding)
+    arrays = random_arrays(TargetSpec(k, 4 * 512), int(UNIT.num_loss_tokens().sum()))
+    arrays.ids_NK[:] = np.argsort(np.random.default_rng(0).random((len(arrays.ids_NK), 512)))[:, :k]
+    built, sent = answer(spec, arrays=arrays)
+    plain = built.with_ids("plain")
+    asked_plain, _ = answer(dataclasses.replace(spec, ids="plain"), arrays=arrays)
+    assert plain.table.equals(asked_plain.table, check_metadata=True)
+    assert plain.with_ids("elias_fano").table.equals(built.table, check_metadata=True)
+    assert plain.spec == built.spec
+    plain.check(UNIT, spec, TEACHER)
+    np.testing.assert_array_equal(plain.arrays().ids_NK, sent.ids_NK)
+    np.testing.assert_array_equal(plain.arrays().logprobs_NK, built.arrays().logprobs_NK)
+
+
+def test_ids_of_a_slice_are_rewritten_alone() -> None:
+    unit = rows([20, 9, 13])
+    built, sent = answer(TargetSpec(4, 512), unit=unit)
+    part = SoftTargets(built.table.slice(1, 2)).with_ids("plain")
+    np.testing.assert_array_equal(part.arrays().ids_NK, sent.ids_NK[19:])
+    part.check(Rows(unit.table.slice(1, 2)), TargetSpec(4, 512), TEACHER)
+
+
+@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
+def test_the_whole_vocabulary_travels_without_ids(encoding: str) -> None:
+    spec = TargetSpec(512, 512, encoding=encoding)
+    arrays = random_arrays(TargetSpec(512, 512), int(UNIT.num_loss_tokens().sum()))
+    arrays.ids_NK[:] = np.argsort(np.random.default_rng(0).random(arrays.ids_NK.shape), axis=1)
+    built, sent = answer(spec, arrays=arrays)
+    assert "top_ids" not in built.table.schema.names
+    got = shipped(built).arrays()
+    np.testing.assert_array_equal(got.ids_NK, sent.ids_NK)
+    tolerance = {"fp16": 2.0**-11, "int8": 0.02, "fp32": 0}[encoding]
+    np.testing.assert_allclose(got.logprobs_NK, sent.logprobs_NK, rtol=tolerance, atol=tolerance)
+
+
+def test_int8_reads_its_level_from_the_tail_at_temperature_one() -> None:
+    spec = TargetSpec(16, 512, temperatures=(2.0, 1.0), encoding="int8")
+    arrays = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
+    arrays.log_tail_NS[:, 0] = -0.1
+    built, sent = answer(spec, arrays=arrays)
+    assert np.abs(shipped(built).arrays().logprobs_NK - sent.logprobs_NK).max() < 0.1
+
+
+@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
+@pytest.mark.parametrize("ids", ["elias_fano", "plain"])
+def test_a_damaged_table_is_refused(encoding: str, ids: str) -> None:
+    spec = TargetSpec(4, 512, encoding=encoding, ids=ids)
+    built, _ = answer(spec)
+    for name in built.table.schema.names[1:]:
+        place = built.table.schema.get_field_index(name)
+        column = built.table.column(name).combine_chunks()
+        short = pa.array([entry[:-1] for entry in column.to_pylist()], column.type)
+        damaged = SoftTargets(built.table.set_column(place, name, short))
+        with pytest.raises(TeacherError, match=f"column {name} .* every token with loss"):
+            damaged.check(UNIT, spec)
+        for other in (
+            built.table.drop_columns([name]),
+            built.table.set_column(place, name, pa.array([b""] * 3)),
+        ):
+            for refuses in (
+                SoftTargets(other).arrays,
+                lambda t=other: SoftTargets(t).check(UNIT, spec),
+            ):
+                with pytest.raises(TeacherError, match=f"column {name} .* must hold"):
+                    refuses()
+
+
+def test_ids_damaged_in_the_high_part_are_refused() -> None:
+    built, _ = answer(TargetSpec(4, 512))
+    column = built.table.column("top_ids").combine_chunks()
+    written = column.flatten().flatten().to_numpy(zero_copy_only=False).copy()
+    written[0] ^= 1
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(written), column.type.value_type.list_size)
+    ids = pa.ListArray.from_arrays(column.offsets, lists)
+    damaged = SoftTargets(built.table.set_column(1, "top_ids", ids))
+    with pytest.raises(TeacherError, match="does not name 4 ids at every position"):
+        damaged.arrays()
 
 
 def test_a_probability_too_small_for_the_encoding_stays_finite() -> None:
@@ -264,4 +363,4 @@ def test_a_probability_too_small_for_the_encoding_stays_finite() -> None:
     built, _ = answer(spec, arrays=sent)
     got = built.arrays().logprobs_NK
     assert np.isfinite(got).all()
-    np.testing.assert_array_equal(got[:, -1], np.finfo(np.float16).min)
+    np.testing.assert_array_equal(got.min(axis=1), np.finfo(np.float16).min)

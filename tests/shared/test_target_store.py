@@ -161,11 +161,41 @@ def test_teachers_and_questions_never_share_a_folder(tmp_path):
     assert [(a.teacher, a.spec) for a in stored_answers(tmp_path)] == [(TEACHER, SPEC)]
 
 
+@pytest.mark.parametrize("ids", ["elias_fano", "plain"])
+def test_ids_lie_on_disk_as_asked_and_are_found_however_they_are_asked(tmp_path, ids):
+    inner = Inventing()
+    writing = RecordingReader(inner, tmp_path, teacher=TEACHER, ids=ids)
+    writing.submit(make_rows(1, 2), SPEC)
+    live = writing.next()
+    assert live.table.equals(answer(make_rows(1, 2), seed=1).table)
+    writing.close()
+    reader = StoreReader(tmp_path)
+    reader.submit(make_rows(1, 2), replace(SPEC, ids="plain"))
+    found = reader.next()
+    assert found.spec.ids == ids
+    assert found.table.equals(live.with_ids(ids).table, check_metadata=True)
+    np.testing.assert_array_equal(found.arrays().ids_NK, live.arrays().ids_NK)
+
+
+def test_rows_whose_ids_are_written_in_two_ways_make_one_unit(tmp_path):
+    for seed, (index, ids) in enumerate(((1, "plain"), (2, "elias_fano"))):
+        store = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC, ids=ids)
+        store.write(answer(make_rows(index), seed=seed))
+        store.close()
+    store = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
+    for indices, ids in (((1, 2), "plain"), ((2, 1), "elias_fano")):
+        found = store.read(make_rows(*indices))
+        found.check(make_rows(*indices), SPEC, TEACHER)
+        assert found.spec.ids == ids
+        parts = [answer(make_rows(i), seed=i - 1).arrays().ids_NK for i in indices]
+        np.testing.assert_array_equal(found.arrays().ids_NK, np.concatenate(parts))
+
+
 def test_answers_stored_before_the_entropy_could_be_asked_for_are_found(tmp_path):
     store = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
     store.write(answer(make_rows(1)))
     (folder,) = tmp_path.iterdir()
-    assert folder.name == "734178ab0f54017a112c646b9dca2380"
+    assert folder.name == "0daff4617402c18e79a9c5eea036b3d9"
     prompted = TargetStore(tmp_path, teacher=TEACHER, spec=replace(SPEC, prompts="a"))
     assert prompted.missing(make_rows(1)) == ["text/1"]
     asking = TargetStore(tmp_path, teacher=TEACHER, spec=replace(SPEC, entropy=True))
