@@ -75,7 +75,7 @@ def student_loss(folder: Path, rows: Rows, answer: SoftTargets) -> tuple[TokenLo
     weight_VD = model.get_output_embeddings().weight.detach().requires_grad_()
     arrays = answer.arrays()
     targets = TeacherTargets(
-        torch.from_numpy(arrays.ids_NK),
+        torch.from_numpy(arrays.ids_NK.copy()),
         torch.from_numpy(arrays.logprobs_NK.copy()),
         torch.from_numpy(arrays.log_tail_NS.copy()),
         answer.spec.temperatures,
@@ -114,7 +114,7 @@ def test_remote_and_in_process_teachers_give_equal_losses(models) -> None:
 
 
 # Relative error of the gradient, and nats of a position's loss.
-COSTS = {"fp16": (1e-3, 1e-3), "int8": (1e-2, 5e-2)}
+COSTS = {"fp16": (1e-3, 1e-3), "int8": (1e-2, 1e-2)}
 
 
 def test_small_encodings_cost_a_thousandth_or_a_hundredth_of_the_gradient(models, capsys) -> None:
