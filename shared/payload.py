@@ -36,7 +36,9 @@ def payload_note(spec: TargetSpec, *, hidden_width: int) -> str:
 def _kind(column: str) -> str:
     if column.startswith("hidden_"):
         return "hidden states"
-    return {"top_ids": "ids", "top_logprobs": "log-probabilities"}.get(column, "masses and label")
+    if column.startswith("top_logprobs"):
+        return "log-probabilities"
+    return "ids" if column == "top_ids" else "masses and label"
 
 
 def _arrays(spec: TargetSpec, hidden_width: int) -> TargetArrays:
@@ -46,8 +48,8 @@ def _arrays(spec: TargetSpec, hidden_width: int) -> TargetArrays:
     flat_N = np.zeros(NUM_POSITIONS, np.float32)
     return TargetArrays(
         ids_NK=np.tile(np.arange(spec.top_k) * step, (NUM_POSITIONS, 1)),
-        logprobs_NK=np.full((NUM_POSITIONS, spec.top_k), -np.log(spec.shared_vocab), np.float32),
-        log_tail_NS=np.full((NUM_POSITIONS, len(spec.temperatures)), -1.0, np.float32),
+        logprobs_NK=np.full((NUM_POSITIONS, spec.top_k), -np.log(2 * spec.top_k), np.float32),
+        log_tail_NS=np.full((NUM_POSITIONS, len(spec.temperatures)), -np.log(2), np.float32),
         label_logprob_N=flat_N - 1,
         hidden_ND={layer: np.zeros(shape, state_type) for layer in spec.hidden_layers},
         entropy_N=flat_N if spec.entropy else None,
