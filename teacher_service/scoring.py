@@ -39,7 +39,7 @@ class Head:
 class Selection:
     """The most likely ids of each position and exact masses around them."""
 
-    ids_NK: Tensor  # int64, most likely first
+    ids_NK: Tensor  # int64, most likely first; ascending where all are kept
     logprobs_NK: Tensor  # float32
     log_tail_NS: Tensor  # float32; -inf where nothing is left
     label_logprob_N: Tensor  # float32
@@ -97,7 +97,12 @@ def _select_chunk(
 
     The whole mass is that of the kept ids plus that of the complement: one pass over V each.
     """
-    logits_CK, ids_CK = logits_CV[:, :shared_vocab].topk(kept.ids_NK.shape[1], sorted=True)
+    top_k = kept.ids_NK.shape[1]
+    if top_k == shared_vocab:
+        logits_CK = logits_CV[:, :shared_vocab].clone()
+        ids_CK = torch.arange(top_k, device=logits_CV.device).expand(len(logits_CV), -1)
+    else:
+        logits_CK, ids_CK = logits_CV[:, :shared_vocab].topk(top_k, sorted=True)
     label_C = logits_CV.gather(1, label_C[:, None].to(logits_CV.device))[:, 0]
     if kept.entropy_N is not None:
         kept.entropy_N[part] = torch.special.entr(logits_CV.softmax(1)).sum(1)

@@ -103,5 +103,6 @@ def test_an_id_that_is_not_shared_is_refused(wrong: int) -> None:
 def test_a_whole_vocabulary_is_placed_by_id_and_must_be_whole() -> None:
     ids_NV, logprobs_NV = np.array([[2, 0, 1]]), np.array([[-1, -2, -3]], np.float32)
     np.testing.assert_array_equal(placed_by_id(ids_NV, logprobs_NV), [[-2, -3, -1]])
+    np.testing.assert_array_equal(placed_by_id(np.array([[0, 1, 2]]), logprobs_NV), logprobs_NV)
     with pytest.raises(TeacherError, match="names an id twice"):
         placed_by_id(np.array([[2, 0, 2]]), logprobs_NV)

@@ -10,7 +10,7 @@ from tests.shared.test_soft_targets import answer
 WIDTH = 6  # of the states that `answer` makes up
 
 
-@pytest.mark.parametrize("encoding", ["fp16", "fp32"])
+@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
 @pytest.mark.parametrize("hidden", ["int8", "fp32"])
 @pytest.mark.parametrize("vocab", [512, 100_000])
 def test_it_is_what_a_large_answer_takes(encoding, hidden, vocab):
