@@ -25,7 +25,8 @@ from shared.layout import lay_out
 from shared.row_store import RowStore
 from shared.rows import Rows
 from shared.soft_targets import IdsEncoding, SoftTargets, TargetArrays, TargetSpec
-from student_trainer.losses.divergences import Buckets, forward_kl, teacher_distribution
+from student_trainer.losses.buckets import Buckets, teacher_distribution
+from student_trainer.losses.divergences import forward_kl
 from teacher_service.engine import HFEngine
 from teacher_service.scoring import Head, select
 
