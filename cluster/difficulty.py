@@ -94,6 +94,9 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, n
         started, num_rows = time.monotonic(), sum(d.num_rows for d in missing)
         with model.serve() as open_reader:
             for domain in missing:
+                print(
+                    f"the {model.role} scores {domain.num_rows:,} rows of {domain.name}", flush=True
+                )
                 score = partial(_score, prepared, domain, open_reader, spec)
                 _keep(paths[domain.name], domain, score)
         print(

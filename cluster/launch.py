@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.outcome import conclude, count
-from cluster.preparation import Launch, idle_policy_note, prepare_run
-from cluster.prompting import refuse_unread
+from cluster.preparation import Launch, idle_policy_note, prepare_run, refuse_unasked
 from cluster.session import attached, connected, find_address, prepare_environment
 from cluster.summary import final_table
 from cluster.teachers import find_service
@@ -104,7 +103,7 @@ def _launched(
 
 
 def _prepared(config: Config, *, fresh: bool, service: str | None) -> Launch:
-    refuse_unread(config)
+    refuse_unasked(config)
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
@@ -227,13 +226,19 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> N
     if plan.config.prompts is not None:
         write_atomically(run_dir.prompts, launch.run_dir.prompts.read_text())
     config = plan.config.model_copy(update={"losses": [CrossEntropy()], "baseline": False})
-    write_atomically(run_dir.config, dump(config))
+    write_atomically(run_dir.config, dump(_at(run_dir, config)))
     hard = replace(
         plan, config=config, run_dir=str(run_dir.path), target_spec=None, teacher_width=None
     )
     _train(launch, hard, open_reader, _replayed(launch))
     conclude(run_dir, status="finished")
     conclude(launch.run_dir, status="finished")
+
+
+def _at(run_dir: RunDir, config: Config) -> Config:
+    """The config by which other commands find a run directory again."""
+    paths = config.paths.model_copy(update={"runs": str(run_dir.path.parent)})
+    return config.model_copy(update={"name": run_dir.path.name, "paths": paths})
 
 
 def _print_table(run_dir: RunDir) -> None:

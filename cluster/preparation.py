@@ -11,7 +11,7 @@ from cluster.handshake import Handshake, evaluation_spec, shake_hands, target_sp
 from cluster.prompting import Showing, refuse_overlong, showing_of
 from shared.config import Config, Teacher
 from shared.config_mixture import AdaptiveMixture
-from shared.errors import HandshakeError
+from shared.errors import ConfigError, HandshakeError
 from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir
 from shared.tokenise import prepare
@@ -84,6 +84,24 @@ def prepare_run(config: Config) -> Prepared:
         packed=student_packs(config),
         showing=showing,
     )
+
+
+def refuse_unasked(config: Config) -> None:
+    """Refuse what needs a teacher's answers where no loss asks for any; a baseline, which asks
+    none either, takes its weights from its run's log. Raises ConfigError."""
+    if config.needs_teacher:
+        return
+    if config.prompts is not None:
+        raise ConfigError(
+            f"prompts is {config.prompts}, but no loss asks a teacher, who would be shown them; "
+            "leave prompts out, or add a loss that learns from the teacher"
+        )
+    if isinstance(config.mixture, AdaptiveMixture) and not config.mixture.needs_validation:
+        raise ConfigError(
+            f"mixture.policy is {config.mixture.policy}, which compares with the teacher on "
+            "training text, but no loss asks a teacher; add one that does, or take ddk, sheared "
+            "or fixed"
+        )
 
 
 def idle_policy_note(config: Config) -> str | None:

@@ -14,6 +14,8 @@ from shared.prompts import read_prompts
 from shared.row_store import RowStore
 from shared.sources import read_documents, sources_of
 
+LEAST_CONTEXT = 32  # tokens of a row that is worth training on
+
 
 @dataclass(frozen=True, slots=True)
 class Showing:
@@ -21,15 +23,6 @@ class Showing:
 
     prompts: str = ""  # digest
     openings: Mapping[str, Opening] = field(default_factory=dict)  # by domain
-
-
-def refuse_unread(config: Config) -> None:
-    """Refuse prompts that no teacher reads. Raises ConfigError."""
-    if config.prompts is not None and not config.needs_teacher:
-        raise ConfigError(
-            f"prompts is {config.prompts}, but no loss asks a teacher, who would be shown them; "
-            "leave prompts out, or add a loss that learns from the teacher"
-        )
 
 
 def showing_of(config: Config, hands: Handshake) -> Showing:
@@ -71,12 +64,12 @@ def refuse_overlong(
         prompt = len(showing.openings[domain.name].shown_ids)
         paths = (domain.train_path, domain.validation_path)
         longest = max(RowStore.open(path).longest_document() for path in paths)
-        if prompt + longest > teacher_context:
+        if (room := teacher_context - prompt) < longest:
+            lower = f", or set data.context={room} or lower" if room >= LEAST_CONTEXT else ""
             raise HandshakeError(
                 f"the prompt of domain {domain.name} has {prompt} tokens and its longest document "
                 f"{longest}, together more than the {teacher_context} that the teacher reads; "
-                f"shorten the prompt, or set data.context={max(8, teacher_context - prompt)} or "
-                "lower"
+                f"shorten the prompt{lower}"
             )
 
 

@@ -320,7 +320,7 @@ class Config(Section):
             raise ValueError("losses has more than one atkd; keep one, the split is the step's")
         if sum(isinstance(loss, TAID) for loss in self.losses) > 1:
             raise ValueError("losses has more than one taid; keep one, its t follows one loss")
-        check_mixture(self.mixture, num_domains=len(self.domains), needs_teacher=self.needs_teacher)
+        check_mixture(self.mixture, num_domains=len(self.domains))
         self._phases_fit()
         if self.targets.teacher_free and self.targets.store is None:
             raise ValueError("targets.teacher_free needs targets.store, the folder to train from")

@@ -106,7 +106,7 @@ Mixture = Annotated[
 ]
 
 
-def check_mixture(mixture: Mixture, *, num_domains: int, needs_teacher: bool) -> None:
+def check_mixture(mixture: Mixture, *, num_domains: int) -> None:
     """Raise ValueError where a policy cannot work in this config."""
     if isinstance(mixture, FixedMixture):
         return
@@ -114,9 +114,4 @@ def check_mixture(mixture: Mixture, *, num_domains: int, needs_teacher: bool) ->
         raise ValueError(
             f"mixture.floor is {mixture.floor:g} for each of {num_domains} domains, more than 1 in "
             f"all; lower it to {1 / num_domains:.3g} or less"
-        )
-    if not mixture.needs_validation and not needs_teacher:
-        raise ValueError(
-            f"mixture.policy is {mixture.policy}, which compares with the teacher on training "
-            "text, but no loss asks a teacher; add one that does, or take ddk, sheared or fixed"
         )

@@ -52,9 +52,17 @@ def export_checkpoint(checkpoint: Path, *, config: Config, run_dir: RunDir) -> P
 
 
 def exported_step(folder: Path) -> int | None:
-    """Updates behind an export, or None where there is none."""
+    """Updates behind an export, or None where there is none that is whole."""
     facts = folder / FACTS
-    return json.loads(facts.read_text())["step"] if facts.exists() else None
+    if not facts.exists():
+        return None
+    found = json.loads(facts.read_text())
+    return found["step"] if _sizes(folder).items() >= found["files"].items() else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by name."""
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
 
 def _build(draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir) -> None:
@@ -67,6 +75,7 @@ def _build(draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir) ->
     frozen = read_state(checkpoint).get("frozen_weights")
     (draft / "README.md").write_text(model_card(config, run_dir=run_dir, step=step, frozen=frozen))
     facts = {"run": config.name, "step": step, "checkpoint": checkpoint.name}
+    facts["files"] = _sizes(draft)
     (draft / FACTS).write_text(json.dumps(facts, indent=1))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from cluster.launch import run_dir_of
 from shared.domains import read_log
 from shared.metrics import read_metrics
 from shared.run_dir import RunDir
@@ -86,6 +87,22 @@ def test_the_baseline_drew_the_same_rows(run_dir):
 
     assert rows(run_dir) == rows(run_dir.baseline)
     assert read_log(run_dir.weight_log, WORDS) == read_log(run_dir.baseline.weight_log, WORDS)
+
+
+def test_the_baseline_is_a_run_directory_that_commands_find(run_dir, tmp_path):
+    config = run_dir.baseline.recorded_config()
+    assert run_dir_of(config).path == run_dir.baseline.path
+    assert main(["export", str(run_dir.baseline.path), "--to", str(tmp_path / "hard")]) == 0
+    exports = (run_dir.baseline.export, run_dir.export)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in exports]
+    assert (tmp_path / "hard" / "model.safetensors").read_bytes() == weights[0] != weights[1]
+
+
+def test_an_export_that_lost_its_weights_is_made_again(finished, run_dir):
+    before = (run_dir.export / "model.safetensors").read_bytes()
+    (run_dir.export / "model.safetensors").unlink()
+    assert main(["export", str(run_dir.path)]) == 0
+    assert (run_dir.export / "model.safetensors").read_bytes() == before
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished, run_dir, capsys):

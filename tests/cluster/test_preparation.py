@@ -2,8 +2,9 @@
 
 import pytest
 
-from cluster.preparation import idle_policy_note
+from cluster.preparation import idle_policy_note, refuse_unasked
 from shared.config_file import load_config
+from shared.errors import ConfigError
 from tests.cluster.jobs import write_job
 
 
@@ -24,3 +25,12 @@ def test_a_policy_that_cannot_act_within_the_run_is_said(tmp_path, tiny_pair, st
     if note:
         assert f"the run has {steps}" in note
         assert "lower mixture.interval" in note
+
+
+@pytest.mark.parametrize("policy", ["doremi", "odm"])
+def test_a_policy_on_training_text_needs_a_loss_that_asks_the_teacher(tmp_path, tiny_pair, policy):
+    job = write_job(tmp_path, tiny_pair, mixture={"policy": policy})
+    refuse_unasked(load_config(job))
+    hard = load_config(job, ["losses=[{kind: cross_entropy}]"])  # as its baseline's is read again
+    with pytest.raises(ConfigError, match=rf"mixture.policy is {policy}, .* no loss asks"):
+        refuse_unasked(hard)

@@ -96,12 +96,6 @@ def test_a_floor_that_domains_cannot_all_have_is_refused(policy):
     assert config(mixture=mixture | {"floor": 0.5}).mixture.policy == policy
 
 
-@pytest.mark.parametrize("policy", ["doremi", "odm"])
-def test_a_policy_on_training_text_needs_a_loss_that_asks_the_teacher(policy):
-    with pytest.raises(ValidationError, match=rf"mixture.policy is {policy}, .* no loss asks"):
-        config(mixture={"policy": policy}, losses=[{"kind": "cross_entropy"}])
-
-
 @pytest.mark.parametrize(
     ("policy", "option", "value"),
     [

@@ -102,7 +102,8 @@ def mark_exported(plan: RunPlan, *, step: int | None = None) -> None:
     """Let a run find its export in place, so that it spends no time on one."""
     folder = Path(plan.run_dir) / "export"
     folder.mkdir(exist_ok=True)
-    (folder / "tutelage.json").write_text(json.dumps({"step": step or plan.config.steps}))
+    facts = {"step": step or plan.config.steps, "files": {}}
+    (folder / "tutelage.json").write_text(json.dumps(facts))
 
 
 def torchrun(jobs: list[dict], folder: Path, *, ranks: int = 2, timeout_s: int = 580) -> list[dict]:
