@@ -3,7 +3,7 @@
 Reads tokenizers and configs of both models, no weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from shared.errors import ConfigError, HandshakeError
 from shared.fingerprint import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
 from shared.soft_targets import TargetSpec
 from shared.sources import read_documents, sources_of
+from shared.teacher_head import ShippedHead
 
 LARGEST_FULL_VOCABULARY = 32_768
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -27,6 +28,7 @@ class Handshake:
     identity: TokenizerIdentity
     shared_vocab: int
     teacher_width: int  # of its hidden states
+    teacher_rows: int  # of its head
     teacher_context: int | None  # tokens it reads at most; None: no limit
 
 
@@ -56,7 +58,7 @@ def shake_hands(config: Config) -> Handshake:
     vocabulary = shared_vocab(identities[1], teacher_rows=rows[0], student_rows=rows[1])
     for (option, model, _, _), (_, model_config) in zip(models, described, strict=True):
         _refuse_short_context(option, model, config.data.context, model_config)
-    if config.targets.top_k > vocabulary:
+    if config.targets.exact is None and config.targets.top_k > vocabulary:
         raise ConfigError(
             f"targets.top_k is {config.targets.top_k}, but teacher and student share "
             f"{vocabulary:,} tokens; set targets.top_k={vocabulary} or lower"
@@ -68,20 +70,33 @@ def shake_hands(config: Config) -> Handshake:
         identity=identities[1],
         shared_vocab=vocabulary,
         teacher_width=getattr(teacher_config, "hidden_size", 0),
+        teacher_rows=rows[0],
         teacher_context=getattr(teacher_config, "max_position_embeddings", None),
     )
 
 
 def target_spec(
-    config: Config, vocabulary: int, *, projection: str = "", prompts: str = ""
+    config: Config,
+    vocabulary: int,
+    *,
+    projection: str = "",
+    prompts: str = "",
+    head: ShippedHead | None = None,
 ) -> TargetSpec | None:
     """What is asked of the teacher in training; None where no loss asks for anything.
 
     `projection` is the digest of the matrices that hidden states pass through, `prompts` that of
-    what the teacher is shown.
+    what the teacher is shown, `head` the shipped head whose input is asked for in place of ids.
     """
     if not config.needs_teacher:
         return None
+    if head is not None:
+        return replace(
+            _states_spec(head, vocabulary, prompts=prompts),
+            hidden_layers=config.hidden_layers,
+            hidden_encoding=config.targets.hidden.encoding,
+            projection=projection,
+        )
     return TargetSpec(
         top_k=config.targets.top_k,
         shared_vocab=vocabulary,
@@ -96,9 +111,11 @@ def target_spec(
 
 
 def evaluation_spec(
-    config: Config, vocabulary: int, *, prompts: str = ""
+    config: Config, vocabulary: int, *, prompts: str = "", head: ShippedHead | None = None
 ) -> tuple[TargetSpec, str]:
     """What is asked in validation, and how the KL computed from it is called."""
+    if head is not None:
+        return _states_spec(head, vocabulary, prompts=prompts), "full"
     full = config.evaluation.kl == "full" or (
         config.evaluation.kl == "auto" and vocabulary <= LARGEST_FULL_VOCABULARY
     )
@@ -111,6 +128,18 @@ def evaluation_spec(
         prompts=prompts,
     )
     return spec, "full" if full else f"bucketed-{top_k}"
+
+
+def _states_spec(head: ShippedHead, vocabulary: int, *, prompts: str) -> TargetSpec:
+    """One question at every temperature, in training and validation."""
+    return TargetSpec(
+        top_k=0,
+        shared_vocab=vocabulary,
+        prompts=prompts,
+        head=head.digest,
+        states=head.states,
+        states_width=head.states_width,
+    )
 
 
 def refuse_empty_folder(option: str, model: str) -> None:

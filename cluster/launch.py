@@ -18,9 +18,10 @@ from shared.config import Config
 from shared.config_file import dump
 from shared.config_losses import CrossEntropy
 from shared.errors import StorageError
-from shared.payload import payload_note
+from shared.payload import Pair, payload_note
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, locked, open_run, write_atomically, write_environment
+from shared.soft_targets import TargetSpec
 
 CONTROLLER = "tutelage-controller"
 CONTROLLER_DEADLINE_S = 120.0
@@ -126,8 +127,7 @@ def _distil(launch: Launch) -> None:
     try:
         with teaching(launch) as (plan, open_reader):
             if plan.target_spec is not None:
-                width = plan.teacher_width or 0
-                print(payload_note(plan.target_spec, hidden_width=width), flush=True)
+                _say_price(launch, plan, plan.target_spec)
             if not launch.run_dir.finished:
                 with _controller(launch, plan) as open_controller:
                     _train(launch, plan, open_reader, open_controller)
@@ -141,6 +141,13 @@ def _distil(launch: Launch) -> None:
             conclude(launch.run_dir, status="interrupted" if interrupted else "failed")
         raise
     _print_table(launch.run_dir)
+
+
+def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
+    prepared = launch.prepared
+    pair = Pair(prepared.teacher_width, prepared.teacher_rows, prepared.teacher.dtype)
+    width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, prepared.shared_vocab)
+    print(payload_note(spec, hidden_width=width, pair=pair, top_k=top_k), flush=True)
 
 
 def _refuse_unplaceable(launch: Launch) -> None:

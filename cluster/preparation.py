@@ -14,6 +14,7 @@ from shared.config_mixture import AdaptiveMixture
 from shared.errors import ConfigError, HandshakeError
 from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir
+from shared.teacher_head import ShippedHead
 from shared.tokenise import prepare
 from teacher_service.description import TeacherDescription
 
@@ -25,6 +26,7 @@ class Prepared:
     config: Config
     shared_vocab: int
     teacher_width: int  # of its hidden states
+    teacher_rows: int  # of its head
     domains: tuple[PreparedDomain, ...]
     packed: bool  # whether the student keeps packed documents apart
     showing: Showing  # to the teacher alone
@@ -80,6 +82,7 @@ def prepare_run(config: Config) -> Prepared:
         config=config,
         shared_vocab=hands.shared_vocab,
         teacher_width=hands.teacher_width,
+        teacher_rows=hands.teacher_rows,
         domains=domains,
         packed=student_packs(config),
         showing=showing,
@@ -117,18 +120,23 @@ def idle_policy_note(config: Config) -> str | None:
 
 
 def run_plan(
-    prepared: Prepared, *, run_dir: Path, teacher: dict[str, str] | None, projection: str = ""
+    prepared: Prepared,
+    *,
+    run_dir: Path,
+    teacher: dict[str, str] | None,
+    projection: str = "",
+    head: ShippedHead | None = None,
 ) -> RunPlan:
-    """What the workers are told, once the teacher's fingerprint and the projection of its hidden
-    states are known."""
-    config, prompts = prepared.config, prepared.showing.prompts
-    evaluation, kl_kind = evaluation_spec(config, prepared.shared_vocab, prompts=prompts)
+    """What the workers are told, once the teacher's fingerprint, the projection of its hidden
+    states and, where it ships the last ones whole, its head are known."""
+    config, prompts, vocabulary = prepared.config, prepared.showing.prompts, prepared.shared_vocab
+    evaluation, kl_kind = evaluation_spec(config, vocabulary, prompts=prompts, head=head)
     return RunPlan(
         config=config,
         run_dir=str(run_dir),
         domains=prepared.domains,
         target_spec=target_spec(
-            config, prepared.shared_vocab, projection=projection, prompts=prompts
+            config, vocabulary, projection=projection, prompts=prompts, head=head
         ),
         evaluation_spec=evaluation if teacher else None,
         kl_kind=kl_kind if teacher else "none",

@@ -14,8 +14,9 @@ from shared.config import Config, QLoRATraining, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, RunPlan
-from shared.soft_targets import IdsEncoding, TargetReader
+from shared.soft_targets import IdsEncoding, TargetReader, TargetSpec
 from shared.target_store import RecordingReader, StoreReader, stored_answers, stored_teacher
+from shared.teacher_head import ShippedHead, find_head
 from teacher_service import service
 from teacher_service.description import TeacherDescription
 from teacher_service.pool import open_pool
@@ -40,6 +41,7 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
             run_dir=launch.run_dir.path,
             teacher=fingerprint,
             projection=projection_of(launch.prepared, fingerprint, _prompted(launch, live)),
+            head=_shipped_head(launch.config, name),
         )
         scorer = Asked("teacher", fingerprint, lambda: nullcontext(_prompted(launch, live)))
         plan = _ordered(launch, plan, teacher=scorer)
@@ -62,6 +64,15 @@ def _described(launch: Launch, name: str) -> TeacherDescription:
     copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
     print(f"loading the teacher, {copies}{teacher.model}", flush=True)
     return service.start(name, teacher, detached=False, cache=launch.config.paths.cache)
+
+
+def _shipped_head(config: Config, name: str) -> ShippedHead | None:
+    """The teacher's head, in the cache that students read, where the config asks for it."""
+    if config.targets.exact is None:
+        return None
+    head = service.ship_head(name)
+    find_head(config.paths.cache, head.digest)
+    return head
 
 
 def refuse_other_teacher(name: str, asked: Teacher) -> None:
@@ -197,17 +208,36 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     prompts = launch.prepared.showing.prompts
     alike = [spec.projection for spec in specs if spec.projection and spec.prompts == prompts]
     projection = next(iter(alike), "")
-    run_dir = launch.run_dir.path
-    plan = run_plan(
-        launch.prepared, run_dir=run_dir, teacher={"store": store}, projection=projection
+    head = _stored_head(config, [spec for spec in specs if spec.prompts == prompts])
+    planned = partial(
+        run_plan,
+        launch.prepared,
+        run_dir=launch.run_dir.path,
+        projection=projection,
+        head=head,
     )
+    plan = planned(teacher={"store": store})
     teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
     if plan.evaluation_spec not in specs:
         if config.decides_from_validation:
             raise ConfigError(_no_validation_answers(config, store))
-        plan = run_plan(launch.prepared, run_dir=run_dir, teacher=None, projection=projection)
+        plan = planned(teacher=None)
     plan = _ordered(launch, plan, teacher=Asked("teacher", teacher or {}, None))
     return plan, _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
+
+
+def _stored_head(config: Config, specs: list[TargetSpec]) -> ShippedHead | None:
+    """The head that stored states stand before, where the config asks for it."""
+    if config.targets.exact is None:
+        return None
+    for spec in specs:
+        if spec.head and spec.states:
+            path = find_head(config.paths.cache, spec.head)
+            return ShippedHead(spec.head, spec.states, spec.states_width, path.stat().st_size)
+    raise ConfigError(
+        f"targets.store {config.targets.store} holds no last hidden states, which targets.exact "
+        "asks for; run with targets.teacher_free=false first, which fills it"
+    )
 
 
 def _no_validation_answers(config: Config, store: str) -> str:

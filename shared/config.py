@@ -143,6 +143,10 @@ class Targets(Section):
         default="elias_fano",
         description="elias_fano, the fewest bytes, or plain integers for any Arrow tool",
     )
+    exact: Literal["last_hidden"] | None = Field(
+        default=None,
+        description="last_hidden: the last hidden state in place of ids, and the head once",
+    )
     hidden: HiddenPayload = HiddenPayload()
     store: str | None = Field(
         default=None, description="folder the answers are written to and read from"
@@ -153,6 +157,20 @@ class Targets(Section):
     teacher_free: bool = Field(
         default=False, description="train from `store` with no teacher alive"
     )
+
+    @model_validator(mode="after")
+    def _nothing_is_asked_twice(self) -> "Targets":
+        """Compared with the defaults, which a recorded config names too."""
+        if self.exact is None:
+            return self
+        fields = type(self).model_fields
+        for option in ("top_k", "encoding", "ids", "store_ids"):
+            if getattr(self, option) != fields[option].default:
+                raise ValueError(
+                    f"targets.exact is {self.exact}, which ships no ids, so targets.{option} has "
+                    "no meaning; remove one of the two"
+                )
+        return self
 
 
 class Optimiser(Section):
@@ -322,6 +340,11 @@ class Config(Section):
             raise ValueError("losses has more than one taid; keep one, its t follows one loss")
         check_mixture(self.mixture, num_domains=len(self.domains))
         self._phases_fit()
+        if self.targets.exact and self.evaluation.kl == "bucketed":
+            raise ValueError(
+                f"targets.exact is {self.targets.exact}, with which every KL is over the full "
+                "vocabulary, but evaluation.kl is bucketed; remove one of the two"
+            )
         if self.targets.teacher_free and self.targets.store is None:
             raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
         return self

@@ -4,6 +4,8 @@ N positions   K ids kept per position   D hidden width
 Log-probabilities are nats at temperature 1, normalised over the teacher's whole vocabulary.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from shared.errors import TeacherError
@@ -12,6 +14,18 @@ LARGEST = np.finfo(np.float16).max
 # The tail is a float32: what it leaves to the kept ids is known no finer than this.
 LEAST_KEPT_MASS = 2.0**-24
 UNSOUND_LEVEL = 0.05  # nats between the kept mass and what the tail leaves, where that is much
+
+
+def refuse_non_finite(named: Mapping[str, np.ndarray | None], *, log_tail_NS: np.ndarray) -> None:
+    """Raise TeacherError unless all are finite, where a tail may be -inf: nothing is left (k = V).
+
+    bfloat16 comes as the bits that it shares with a float32's upper half.
+    """
+    for name, values in named.items():
+        if values is not None and not _are_finite(values):
+            raise TeacherError(f"the teacher computed a non-finite {name}")
+    if np.isnan(log_tail_NS).any() or (log_tail_NS > 0).any():
+        raise TeacherError("the teacher computed a tail mass outside [0, 1]")
 
 
 def sorted_by_id(
@@ -82,6 +96,12 @@ def states_in_int8(states_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale_N = (np.abs(states_ND).max(axis=1, initial=0) / 127).astype(np.float32)
     steps_N1 = np.where(scale_N > 0, scale_N, 1)[:, None]
     return np.rint(states_ND / steps_N1).astype(np.int8), scale_N
+
+
+def _are_finite(values: np.ndarray) -> bool:
+    if values.dtype == np.uint16:
+        return bool(((values & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(values).all())
 
 
 def _log_kept_mass(log_tail_N: np.ndarray) -> np.ndarray:

@@ -3,10 +3,14 @@
 N positions with loss   K ids kept per position   D hidden width
 """
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
+from shared.config_base import Dtype
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
 
+BYTES = {"float32": 4, "bfloat16": 2}
 NUM_POSITIONS = 256  # enough that what a row costs is little per position
 
 
@@ -19,21 +23,55 @@ def bytes_per_token(spec: TargetSpec, *, hidden_width: int) -> dict[str, float]:
         num_targets_R=np.array([NUM_POSITIONS]),
         arrays=_arrays(spec, hidden_width),
     )
-    found = {"ids": 0.0, "log-probabilities": 0.0, "masses and label": 0.0}
+    found: dict[str, float] = {}
+    if not spec.head:
+        found = {"ids": 0.0, "log-probabilities": 0.0, "masses and label": 0.0}
     for name in answer.table.column_names:
         kind = _kind(name)
         found[kind] = found.get(kind, 0.0) + answer.table.column(name).nbytes / NUM_POSITIONS
     return found
 
 
-def payload_note(spec: TargetSpec, *, hidden_width: int) -> str:
-    """A sentence for the start of a run."""
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What decides the price of states: the teacher's width and head, and its type."""
+
+    teacher_width: int
+    teacher_rows: int
+    dtype: Dtype
+
+    @property
+    def head_bytes(self) -> int:
+        """Of the head's weight, which each worker reads once."""
+        return self.teacher_rows * self.teacher_width * BYTES[self.dtype]
+
+
+def payload_note(spec: TargetSpec, *, hidden_width: int, pair: Pair, top_k: int) -> str:
+    """Sentences for the start of a run: what its answers cost, and what the other kind would.
+
+    `top_k` is what ids would be asked for where states are.
+    """
     found = bytes_per_token(spec, hidden_width=hidden_width)
     parts = ", ".join(f"{kind} {round(size):,}" for kind, size in found.items())
-    return f"a token costs {round(sum(found.values())):,} bytes from the teacher: {parts}"
+    total, once = round(sum(found.values())), f"the head once {pair.head_bytes / 1e6:,.1f} MB"
+    other = bytes_per_token(_other(spec, pair, top_k), hidden_width=hidden_width)
+    instead = f"{round(sum(other.values())):,}"
+    said = f"a token costs {total:,} bytes from the teacher: {parts}"
+    if spec.head:
+        return f"{said}; and {once}; without targets.exact, at top_k {top_k}, {instead} a token"
+    return f"{said}; with targets.exact=last_hidden {instead}, and {once}"
+
+
+def _other(spec: TargetSpec, pair: Pair, top_k: int) -> TargetSpec:
+    if spec.head:
+        return replace(spec, top_k=top_k, head="", states="", states_width=0)
+    states = "bf16" if pair.dtype == "bfloat16" else "fp32"
+    return replace(spec, top_k=0, head="other", states=states, states_width=pair.teacher_width)
 
 
 def _kind(column: str) -> str:
+    if column == "last_hidden":
+        return "last hidden state"
     if column.startswith("hidden_"):
         return "hidden states"
     if column.startswith("top_logprobs"):
@@ -42,15 +80,17 @@ def _kind(column: str) -> str:
 
 
 def _arrays(spec: TargetSpec, hidden_width: int) -> TargetArrays:
-    step = spec.shared_vocab // spec.top_k
+    kept = max(1, spec.top_k)
+    step = spec.shared_vocab // kept
     shape = (NUM_POSITIONS, hidden_width)
     state_type = np.uint16 if spec.hidden_encoding == "bf16" else np.float32
     flat_N = np.zeros(NUM_POSITIONS, np.float32)
     return TargetArrays(
         ids_NK=np.tile(np.arange(spec.top_k) * step, (NUM_POSITIONS, 1)),
-        logprobs_NK=np.full((NUM_POSITIONS, spec.top_k), -np.log(2 * spec.top_k), np.float32),
+        logprobs_NK=np.full((NUM_POSITIONS, spec.top_k), -np.log(2 * kept), np.float32),
         log_tail_NS=np.full((NUM_POSITIONS, len(spec.temperatures)), -np.log(2), np.float32),
         label_logprob_N=flat_N - 1,
         hidden_ND={layer: np.zeros(shape, state_type) for layer in spec.hidden_layers},
         entropy_N=flat_N if spec.entropy else None,
+        last_ND=np.zeros((NUM_POSITIONS, spec.states_width), np.float32) if spec.head else None,
     )

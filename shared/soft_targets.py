@@ -3,7 +3,8 @@
 A row of the Table is a row of the unit; its lists hold one entry per position with loss, in the
 order of `shared.layout`. The Table describes itself in its metadata, so nothing about it is ever
 repeated in a config. The same Table travels, lies in the object store and on disk, where its ids
-may be written in another way.
+may be written in another way. It holds ids with log-probabilities, or the teacher's last hidden
+state, from which its head makes all of them.
 
 N positions with loss, all rows end to end   K ids kept per position   S temperatures
 D hidden width
@@ -24,16 +25,21 @@ from shared.encoding import (
     logprobs_from_int8,
     logprobs_in_int8,
     placed_by_id,
+    refuse_non_finite,
     sorted_by_id,
     states_in_int8,
 )
 from shared.errors import TeacherError
 from shared.rows import Rows
+from shared.teacher_head import StatesEncoding
 
 SCHEMA_VERSION = 3
 METADATA_KEY = b"tutelage.soft_targets"
+STATE_TYPES = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
 
 IdsEncoding = Literal["elias_fano", "plain"]
+
+LATER = ("entropy", "prompts", "head", "states", "states_width")  # fields that few questions have
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,9 @@ class TargetSpec:
     projection: str = ""  # digest of the matrices the hidden states pass through; "": none
     entropy: bool = False  # of the teacher's whole distribution, per position
     prompts: str = ""  # digest of the prompts the teacher is shown; "": none
+    head: str = ""  # digest of the teacher's head, whose input travels whole in place of ids
+    states: StatesEncoding | Literal[""] = ""  # type of that input, the teacher's own
+    states_width: int = 0  # its numbers per position
 
     # How the ids are written: it loses nothing and is no part of the question.
     ids: IdsEncoding = field(default="elias_fano", compare=False)
@@ -58,11 +67,16 @@ class TargetSpec:
         """Whether every shared id is kept, so that ids need not be named at all."""
         return self.top_k == self.shared_vocab
 
+    @property
+    def names_ids(self) -> bool:
+        """Whether answers hold a column of ids."""
+        return not self.is_full and not self.head
+
     def as_dict(self) -> dict[str, Any]:
-        """Fields that JSON takes. Entropy and prompts are named only where they are asked for, so
+        """Fields that JSON takes. Those of `LATER` are named only where they are asked for, so
         that answers without are called on disk what they were called before there were any."""
         fields = asdict(self)
-        for name in ("entropy", "prompts"):
+        for name in LATER:
             if not fields[name]:
                 del fields[name]
         return fields
@@ -82,9 +96,14 @@ class TargetSpec:
         layers = ""
         if self.hidden_layers:
             layers = f", hidden layers {_listed(self.hidden_layers)} in {self.hidden_encoding}"
-        return (
+        kept = (
             f"top_k {self.top_k} of {self.shared_vocab:,} ids at temperature "
-            f"{_listed(self.temperatures)} in {self.encoding}{layers}"
+            f"{_listed(self.temperatures)} in {self.encoding}"
+        )
+        if self.head:
+            kept = f"last hidden states in {self.states} before the head {self.head[:8]}"
+        return (
+            f"{kept}{layers}"
             f"{', entropy' if self.entropy else ''}"
             f"{f', shown prompts {self.prompts[:8]}' if self.prompts else ''}"
         )
@@ -100,6 +119,9 @@ class TargetArrays:
     label_logprob_N: np.ndarray  # float32
     hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (bf16)
     entropy_N: np.ndarray | None = None  # float32, nats at temperature 1; None: not asked for
+    # The head's input in the teacher's own type, bfloat16 as uint16 bits; None: not asked for, else
+    # no ids are kept.
+    last_ND: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +143,9 @@ class SoftTargets:
 
         `teacher` is the engine's fingerprint. Raises TeacherError on a non-finite value.
         """
-        _refuse_non_finite(arrays)
+        named = {"logprobs": arrays.logprobs_NK, "label_logprob": arrays.label_logprob_N}
+        named |= {"entropy": arrays.entropy_N, "last_hidden": arrays.last_ND}
+        refuse_non_finite(named, log_tail_NS=arrays.log_tail_NS)
         offsets = np.concatenate([[0], np.cumsum(num_targets_R)]).astype(np.int32)
         flat = _columns(spec, arrays)
         columns: dict[str, pa.Array] = {"row_hash": pa.array(row_hashes, pa.binary(16))}
@@ -177,13 +201,16 @@ class SoftTargets:
         self._refuse_misshapen()
         spec = self.spec
         hidden = {layer: self._hidden(layer, spec) for layer in spec.hidden_layers}
+        label_logprob_N = self._vector("label_logprob")
+        empty_N0 = np.empty((len(label_logprob_N), 0), np.float32)
         return TargetArrays(
-            ids_NK=self._ids(spec),
-            logprobs_NK=self._logprobs(spec),
-            log_tail_NS=self._matrix("log_tail"),
-            label_logprob_N=self._vector("label_logprob"),
+            ids_NK=empty_N0.astype(np.int64) if spec.head else self._ids(spec),
+            logprobs_NK=empty_N0 if spec.head else self._logprobs(spec),
+            log_tail_NS=empty_N0 if spec.head else self._matrix("log_tail"),
+            label_logprob_N=label_logprob_N,
             hidden_ND=hidden,
             entropy_N=self._vector("entropy") if spec.entropy else None,
+            last_ND=self._matrix("last_hidden") if spec.head else None,
         )
 
     def with_ids(self, ids: IdsEncoding) -> "SoftTargets":
@@ -193,7 +220,7 @@ class SoftTargets:
         if ids == spec.ids:
             return self
         table = self.table
-        if not spec.is_full:
+        if spec.names_ids:
             place = table.schema.get_field_index("top_ids")
             offsets = table.column("top_ids").combine_chunks().offsets.to_numpy()
             lists = pa.ListArray.from_arrays(offsets - offsets[0], _written(self._ids(spec), other))
@@ -300,8 +327,7 @@ def scale_column(layer: int) -> str:
 
 def _columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
     """Every column but the rows' hashes, all positions end to end."""
-    columns = _kept_columns(spec, arrays)
-    columns["log_tail"] = _lists(arrays.log_tail_NS.astype(np.float32))
+    columns = _state_column(spec, arrays) if spec.head else _kept_columns(spec, arrays)
     columns["label_logprob"] = pa.array(arrays.label_logprob_N.astype(np.float32))
     if spec.entropy:
         assert arrays.entropy_N is not None, "the engine computes what the spec asks for"
@@ -327,7 +353,14 @@ def _kept_columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]
         columns["top_logprobs_range"] = pa.array(range_N)
     elif spec.encoding == "fp16":
         logprobs_NK = in_float16(logprobs_NK)
-    return columns | {"top_logprobs": _lists(logprobs_NK)}
+    log_tail_NS = arrays.log_tail_NS.astype(np.float32)
+    return columns | {"top_logprobs": _lists(logprobs_NK), "log_tail": _lists(log_tail_NS)}
+
+
+def _state_column(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
+    assert arrays.last_ND is not None, "the engine ships what the spec asks for"
+    assert spec.states
+    return {"last_hidden": _lists(arrays.last_ND.astype(STATE_TYPES[spec.states], copy=False))}
 
 
 def _written(ids_NK: np.ndarray, spec: TargetSpec) -> pa.FixedSizeListArray:
@@ -346,6 +379,7 @@ def _no_arrays(spec: TargetSpec) -> TargetArrays:
         label_logprob_N=np.empty(0, np.float32),
         hidden_ND={},
         entropy_N=np.empty(0, np.float32),
+        last_ND=np.empty((0, spec.states_width), np.float32) if spec.head else None,
     )
 
 
@@ -356,14 +390,3 @@ def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks().flatten()
-
-
-def _refuse_non_finite(arrays: TargetArrays) -> None:
-    """Kept and label log-probabilities and entropies are finite; a tail is -inf where nothing is
-    left (k = V)."""
-    for name in ("logprobs_NK", "label_logprob_N", "entropy_N"):
-        values = getattr(arrays, name)
-        if values is not None and not np.isfinite(values).all():
-            raise TeacherError(f"the teacher computed a non-finite {name.rsplit('_', 1)[0]}")
-    if np.isnan(arrays.log_tail_NS).any() or (arrays.log_tail_NS > 0).any():
-        raise TeacherError("the teacher computed a tail mass outside [0, 1]")

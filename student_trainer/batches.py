@@ -107,11 +107,13 @@ class Layouts:
 
 def _target_arrays(targets: SoftTargets) -> dict[str, np.ndarray]:
     arrays = targets.arrays()
+    if arrays.last_ND is not None:
+        kept = {"teacher_last_NE": arrays.last_ND}
+    else:
+        kept = {
+            "ids_NK": arrays.ids_NK,
+            "logprobs_NK": arrays.logprobs_NK,
+            "log_tail_NS": arrays.log_tail_NS,
+        }
     hidden = {f"teacher_{layer}_NE": states for layer, states in arrays.hidden_ND.items()}
-    return {
-        "ids_NK": arrays.ids_NK,
-        "logprobs_NK": arrays.logprobs_NK,
-        "log_tail_NS": arrays.log_tail_NS,
-        "label_logprob_N": arrays.label_logprob_N,
-        **hidden,
-    }
+    return {**kept, "label_logprob_N": arrays.label_logprob_N, **hidden}

@@ -18,15 +18,17 @@ from shared.config import Config
 from shared.config_losses import HiddenStates, Loss
 from student_trainer.accelerator import deepspeed
 from student_trainer.batches import Batch
-from student_trainer.losses.hidden_states import HiddenStatePairs, projection
+from student_trainer.losses.hidden_states import HiddenStatePairs, native_states, projection
 from student_trainer.losses.objective import (
     ADAPTIVE,
+    Targets,
     TeacherTargets,
     TokenLosses,
     evaluate_tokens,
     token_losses,
 )
 from student_trainer.losses.primitive import Head
+from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
 from student_trainer.losses.token_adaptive import TokenClasses
 from student_trainer.student import Student, takes_positions
 from student_trainer.token_split import TokenSplit
@@ -47,10 +49,19 @@ TOTALS = ("loss", "captured_mass", "unseen_mass")
 class Objective(nn.Module):
     """Student and losses as one module."""
 
-    def __init__(self, student: Student, config: Config, *, teacher_width: int | None) -> None:
+    def __init__(
+        self,
+        student: Student,
+        config: Config,
+        *,
+        teacher_width: int | None,
+        teacher_head: TeacherHead | None = None,
+    ) -> None:
         super().__init__()
         self.student = student.saved
-        self.loss_head = LossHead(student, config, teacher_width=teacher_width)
+        self.loss_head = LossHead(
+            student, config, teacher_width=teacher_width, teacher_head=teacher_head
+        )
         self.vocab_size = student.vocab_size
         self._takes_positions = takes_positions(student.decoder)
         self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
@@ -98,7 +109,14 @@ class LossHead(nn.Module):
     """Output head and losses. Under ZeRO-3 the head is gathered when this module is entered,
     once per micro-batch, and stays whole until its gradient is formed."""
 
-    def __init__(self, student: Student, config: Config, *, teacher_width: int | None) -> None:
+    def __init__(
+        self,
+        student: Student,
+        config: Config,
+        *,
+        teacher_width: int | None,
+        teacher_head: TeacherHead | None,
+    ) -> None:
         super().__init__()
         phases = config.progressive.phases if config.progressive else 1
         self._terms_in_phase = [tuple(config.losses_in(phase)) for phase in range(phases)]
@@ -106,6 +124,7 @@ class LossHead(nn.Module):
         self.num_domains = len(config.domains)
         self._atkd = config.atkd
         self._student = (student,)
+        self._teacher_head = (teacher_head,)  # in a tuple: neither trained, cast nor saved
         for parameter in student.head.parameters():
             deepspeed.zero.register_external_parameter(self, parameter)
         matched = [term for term in config.losses if isinstance(term, HiddenStates)]
@@ -142,7 +161,7 @@ class LossHead(nn.Module):
             label_N=batch["label_N"],
             terms=terms,
             multiplier=multiplier,
-            targets=_targets(batch, self.temperatures),
+            targets=_targets(batch, self.temperatures, self._teacher_head[0]),
             hidden_states=self._pairs(batch),
             classes=self._classes(hidden_ND, head, batch),
             teacher_share=teacher_share,
@@ -151,7 +170,7 @@ class LossHead(nn.Module):
         return found.loss, self._sums(found, weighted_N, batch), weighted_N
 
     def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
-        targets = _targets(batch, (1.0,))
+        targets = _targets(batch, (1.0,), self._teacher_head[0])
         nll_N, kl_N = evaluate_tokens(hidden_ND, head, label_N=batch["label_N"], targets=targets)
         kl_N = torch.zeros_like(nll_N) if kl_N is None else kl_N
         return torch.stack([self._by_domain(v, batch["domain_N"]) for v in (nll_N, kl_N)])
@@ -209,8 +228,13 @@ def _weighted(found: TokenLosses, terms: Sequence[Loss]) -> Tensor:
     return weighted_N
 
 
-def _targets(batch: Batch, temperatures: tuple[float, ...]) -> TeacherTargets | None:
+def _targets(
+    batch: Batch, temperatures: tuple[float, ...], teacher_head: TeacherHead | None
+) -> Targets | None:
     """The teacher's part of a batch. Column s of the tails belongs to temperature s."""
+    if "teacher_last_NE" in batch:
+        assert teacher_head is not None, "the plan names the head of such answers"
+        return TeacherStates(native_states(batch["teacher_last_NE"]), teacher_head)
     if "ids_NK" not in batch:
         return None
     return TeacherTargets(

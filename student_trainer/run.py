@@ -34,11 +34,13 @@ from student_trainer.export import export_checkpoint, exported_step
 from student_trainer.frozen import FrozenWeights, frozen_weights, refuse_changed
 from student_trainer.interpolation import Interpolation
 from student_trainer.interval import Interval, SinceReport, metrics_line, progress_line
+from student_trainer.losses.teacher_states import TeacherHead
 from student_trainer.objective import TOTALS, Objective
 from student_trainer.ranks import Ranks
 from student_trainer.shards import load_shards, write_checkpoint
 from student_trainer.student import Student, load_student
 from student_trainer.supply import Supply
+from student_trainer.teacher_head import load_teacher_head
 
 log = logging.getLogger(__name__)
 EVALUATIONS = "evaluations.json"
@@ -302,8 +304,10 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
     join(device)
     ranks = Ranks()
     config = plan.config
-    student = _load_together(config, device, ranks)
-    objective = Objective(student, config, teacher_width=plan.teacher_width).to(device)
+    student, teacher_head = _load_together(plan, device, ranks)
+    objective = Objective(
+        student, config, teacher_width=plan.teacher_width, teacher_head=teacher_head
+    ).to(device)
     layouts = Layouts(tuple(config.domains), plan.packed, device)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
@@ -354,15 +358,16 @@ def _end(plan: RunPlan) -> int:
     return read_log(log_path, plan.config.domains).end(plan.config.steps)
 
 
-def _load_together(config: Config, device: Any, ranks: Ranks) -> Student:
-    student, error = None, None
+def _load_together(plan: RunPlan, device: Any, ranks: Ranks) -> tuple[Student, TeacherHead | None]:
+    student, teacher_head, error = None, None, None
     try:
-        student = load_student(config, device=device)
+        student = load_student(plan.config, device=device)
+        teacher_head = load_teacher_head(plan, device)
     except TutelageError as failure:
         error = failure
     ranks.agree(error)
     assert student is not None, "an error would have been raised"
-    return student
+    return student, teacher_head
 
 
 def _empty_interval(config: Config) -> Interval:

@@ -20,6 +20,7 @@ from shared.errors import TeacherError, TutelageError
 from shared.generation import GenerationSpec, Openings
 from shared.rows import Rows
 from shared.soft_targets import TargetSpec
+from shared.teacher_head import ShippedHead
 from teacher_service.description import Engine, MakeEngine, TeacherDescription
 
 # A threaded actor: each group has threads of its own.
@@ -80,6 +81,12 @@ class TeacherReplica:
             answer = self._loaded().generate(openings, GenerationSpec.from_dict(spec))
             done([*openings.ids(), *answer.ids()])
         return answer.table
+
+    @ray.method(concurrency_group="compute")
+    def ship_head(self) -> ShippedHead:
+        """Keep the engine's head in its cache. A UserError is final."""
+        with self._at_work():
+            return self._loaded().ship_head()
 
     @ray.method(concurrency_group="compute")
     def flush(self) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetSpec
+from shared.teacher_head import ShippedHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class Engine(Protocol):
 
     def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
         """Answer one scoring unit in one forward pass; a UserError is final, others are not."""
+        ...
+
+    def ship_head(self) -> ShippedHead:
+        """Keep the head in the cache; raises a UserError where it cannot be told from the rest."""
         ...
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:

@@ -4,6 +4,7 @@ B lines   T tokens   N positions with loss   D hidden width   V head rows
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -20,8 +21,10 @@ from shared.generation import Continuations, GenerationSpec, Openings
 from shared.layout import Layout, lay_out
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
 from teacher_service.generating import generate, refuse_openings
+from teacher_service.head_file import save_head
 from teacher_service.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.model_parts import Decoder, find_decoder, find_head, head_is_exact, len_vocab
 from teacher_service.projection import load_projections
@@ -123,8 +126,15 @@ class HFEngine:
             teacher=self.fingerprint,
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            arrays=_arrays(selection, self._projected(hidden, spec), spec),
+            arrays=replace(
+                _arrays(selection, self._projected(hidden, spec), spec),
+                last_ND=self._head_input(hidden[self.decoder.num_layers]) if spec.head else None,
+            ),
         )
+
+    def ship_head(self) -> ShippedHead:
+        """Keep the head in the cache. Raises ConfigError for one that cannot be shipped."""
+        return save_head(self.head, self.cache)
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """Continue one batch. Raises UserError for what can never be answered."""
@@ -136,6 +146,13 @@ class HFEngine:
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""
         return self._hidden(lay_out(rows, packed=self.packed), ())[self.decoder.num_layers]
+
+    def _head_input(self, hidden_ND: Tensor) -> np.ndarray:
+        """In the type in which the head multiplies it; bfloat16 as its bits."""
+        hidden_ND = hidden_ND.to(self.head.weight_VD.dtype)
+        if hidden_ND.dtype == torch.bfloat16:
+            hidden_ND = hidden_ND.view(torch.uint16)
+        return hidden_ND.cpu().numpy()
 
     def _hidden(self, layout: Layout, layers: Sequence[int]) -> dict[int, Tensor]:
         return self.decoder.hidden(

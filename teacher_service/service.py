@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shared.config import Teacher
 from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
+from shared.teacher_head import ShippedHead
 from teacher_service.actor import TeacherReplica
 from teacher_service.description import Engine, MakeEngine, TeacherDescription
 from teacher_service.registry import (
@@ -39,6 +40,7 @@ from teacher_service.registry import (
 
 PLACEMENT_WAIT_S = 6.0
 ANSWER_S = 30.0
+HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
 ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
 GROUP_PREFIX = "tutelage-teacher:"
@@ -152,6 +154,18 @@ def describe(service: str, *, deadline_s: float = ANSWER_S) -> TeacherDescriptio
     if not names:
         raise ConfigError(f"no teacher service named {service} is running")
     return _described(service, names, deadline_s)
+
+
+def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
+    """Let a replica of a running service keep its head in the service's cache.
+
+    Raises ConfigError for a teacher whose head cannot be shipped.
+    """
+    names = replica_names(service)
+    if not names:
+        raise ConfigError(f"no teacher service named {service} is running")
+    call = _actor(service, names[0]).ship_head.remote()
+    return _answer(call, f"{names[0]} of teacher service {service}", deadline_s)
 
 
 def stop(service: str) -> bool:
@@ -334,16 +348,16 @@ def _actor(service: str, name: str) -> Any:
         return None
 
 
-def _answer(ref: Any, who: str) -> Any:
+def _answer(ref: Any, who: str, deadline_s: float = ANSWER_S) -> Any:
     """An actor's answer, its own errors as they were raised, Ray's as sentences."""
     try:
-        return ray.get(ref, timeout=ANSWER_S)
+        return ray.get(ref, timeout=deadline_s)
     except RayTaskError as error:
         if isinstance(error.cause, TutelageError):
             raise error.cause from None
         raise TeacherError(f"{who} failed: {error.cause}") from error
     except GetTimeoutError as error:
-        raise TeacherError(f"{who} did not answer within {ANSWER_S:g} s") from error
+        raise TeacherError(f"{who} did not answer within {deadline_s:g} s") from error
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise TeacherError(f"{who} died: {reason}") from error

@@ -59,7 +59,7 @@ class ChunkWorkspace:
         """
         self._buffers_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
         self._ids_nM, self._kept_nM = ids_nM, kept_nM
-        logits_nV = self._logits(hidden_nD)
+        logits_nV = head_logits(hidden_nD, self.head, out_nV=self._buffers_nV[-1])
         self._picked_nM = logits_nV.gather(1, ids_nM)
         # Adding -inf or 0 also does the right thing where a marked id is repeated unmarked.
         logits_nV.scatter_add_(1, ids_nM, _minus_infinity(kept_nM, logits_nV.dtype))
@@ -88,17 +88,6 @@ class ChunkWorkspace:
         if self.head.soft_cap is not None:
             self._through_soft_cap(grad_nV, picked_nM)
         return grad_nV.scatter_add_(1, self._ids_nM, picked_nM)
-
-    def _logits(self, hidden_nD: Tensor) -> Tensor:
-        head, logits_nV = self.head, self._buffers_nV[-1]
-        logits_product(hidden_nD, head.weight_VD, out_NV=logits_nV)
-        if head.bias_V is not None:
-            logits_nV.add_(head.bias_V)
-        if head.logit_scale != 1:
-            logits_nV.mul_(head.logit_scale)
-        if head.soft_cap is not None:
-            logits_nV.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
-        return logits_nV
 
     def _buffer(self, index: int) -> Tensor:
         """Where a temperature's softmax goes; the last one overwrites the logits."""
@@ -148,6 +137,18 @@ class ChunkWorkspace:
         logits_nV.scatter_(1, self._ids_nM, self._picked_nM)
         grad_nV.mul_(logits_nV.div_(cap).square_().neg_().add_(1))
         picked_nM.mul_(1 - (self._picked_nM / cap).square())
+
+
+def head_logits(hidden_nD: Tensor, head: Head, *, out_nV: Tensor) -> Tensor:
+    """Logits into `out`, in its precision; returns it."""
+    logits_product(hidden_nD, head.weight_VD, out_NV=out_nV)
+    if head.bias_V is not None:
+        out_nV.add_(head.bias_V)
+    if head.logit_scale != 1:
+        out_nV.mul_(head.logit_scale)
+    if head.soft_cap is not None:
+        out_nV.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
+    return out_nV
 
 
 def _minus_infinity(marked: Tensor, kind: torch.dtype) -> Tensor:

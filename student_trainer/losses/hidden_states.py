@@ -43,11 +43,15 @@ def projection(student_width: int, teacher_width: int) -> nn.Linear:
     return nn.Linear(student_width, teacher_width, bias=False, dtype=torch.float32)
 
 
+def native_states(states_NE: Tensor) -> Tensor:
+    """States in the type they were shipped in, from numbers or from bits of bfloat16."""
+    bits = states_NE.dtype in (torch.uint16, torch.int16)
+    return states_NE.view(torch.bfloat16) if bits else states_NE
+
+
 def decoded_states(states_NE: Tensor) -> Tensor:
     """Float32 states from what the teacher ships: float32, or uint16/int16 bits of bfloat16."""
-    if states_NE.dtype in (torch.uint16, torch.int16):
-        states_NE = states_NE.view(torch.bfloat16)
-    return states_NE.float()
+    return native_states(states_NE).float()
 
 
 def hidden_state_loss(

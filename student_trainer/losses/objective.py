@@ -8,8 +8,9 @@ N positions   n positions of a chunk   K ids kept per position   S temperatures 
 V student vocabulary
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from student_trainer.losses.divergences import DIVERGENCES, forward_kl
 from student_trainer.losses.fused import fused_token_loss
 from student_trainer.losses.hidden_states import HiddenStatePairs, hidden_state_loss
 from student_trainer.losses.primitive import Head
+from student_trainer.losses.teacher_states import TeacherStates
 from student_trainer.losses.token_adaptive import (
     Decoupled,
     TokenClasses,
@@ -43,6 +45,43 @@ class TeacherTargets:
     temperatures: tuple[float, ...]  # S, with 1 among them
     label_logprob_N: Tensor | None = None  # float32, exact
 
+    @property
+    def num_ids(self) -> int:
+        """K."""
+        return self.ids_NK.shape[1]
+
+    def ids(self, rows: slice) -> Tensor:
+        """The kept ids of a chunk [n,K]."""
+        return self.ids_NK[rows]
+
+    def at(self, rows: slice, *, vocabulary: int) -> Callable[[float], Buckets]:
+        """The teacher's buckets of a chunk as a function of the temperature.
+
+        A student whose whole `vocabulary` is kept has no tail; the mass of a larger teacher's
+        padding rows, which it cannot hold, is then left out and the kept ids share it.
+        """
+
+        def buckets(temperature: float) -> Buckets:
+            log_tail_n = self.log_tail_NS[rows, self.temperatures.index(temperature)]
+            if self.num_ids >= vocabulary:
+                log_tail_n = torch.full_like(log_tail_n, -torch.inf)
+            return teacher_distribution(self.logprobs_NK[rows], log_tail_n, temperature=temperature)
+
+        return buckets
+
+    def label_logprob(self, rows: slice, label_n: Tensor, teacher: Buckets) -> Tensor:
+        """The label's log-probability [n], as shipped."""
+        assert self.label_logprob_N is not None, "atkd needs the label's log-probability"
+        return self.label_logprob_N[rows]
+
+    def captured_mass(self) -> Tensor:
+        """Teacher mass on the kept ids at temperature 1 [N], from the exact tail."""
+        return -torch.expm1(self.log_tail_NS[:, self.temperatures.index(1.0)])
+
+
+Targets = TeacherTargets | TeacherStates
+Pairs = Callable[[float], tuple[Buckets, Buckets]]  # temperature -> teacher, student of a chunk
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLosses:
@@ -64,7 +103,7 @@ def token_losses(
     label_N: Tensor,
     terms: Sequence[Any],
     multiplier: float | Tensor = 1.0,
-    targets: TeacherTargets | None = None,
+    targets: Targets | None = None,
     hidden_states: HiddenStatePairs | None = None,
     classes: TokenClasses | None = None,
     teacher_share: float = 1.0,
@@ -105,7 +144,7 @@ def token_losses(
         terms=values,
         label_nll_N=label_nll_N,
         kl_N=None if targets is None else kl_N,
-        captured_mass_N=None if targets is None else captured_mass(targets),
+        captured_mass_N=None if targets is None else targets.captured_mass(),
         unseen_mass_N=None if targets is None else unseen_N,
         adaptive=dict(zip(ADAPTIVE, columns, strict=True)) if objective.is_adaptive else {},
     )
@@ -117,7 +156,7 @@ def evaluate_tokens(
     head: Head,
     *,
     label_N: Tensor,
-    targets: TeacherTargets | None = None,
+    targets: Targets | None = None,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Student NLL of the labels [N] and KL(teacher || student) [N], nats, without gradients.
@@ -129,11 +168,6 @@ def evaluate_tokens(
         hidden_ND, head, label_N=label_N, terms=(), targets=targets, chunk_rows=chunk_rows
     )
     return found.label_nll_N, found.kl_N
-
-
-def captured_mass(targets: TeacherTargets) -> Tensor:
-    """Teacher mass on the kept ids at temperature 1 [N], from the exact tail."""
-    return -torch.expm1(targets.log_tail_NS[:, targets.temperatures.index(1.0)])
 
 
 def term_names(terms: Sequence[Any]) -> list[str]:
@@ -148,14 +182,12 @@ class WeightedTerms:
     """The terms on logits as a function of log-probabilities of kept ids and the label.
 
     Values: label NLL, KL and the student's unseen mass at temperature 1 (0 without targets), one
-    per term, and `ADAPTIVE` where a term is atkd. A student whose whole vocabulary is kept has no
-    tail; the mass of a larger teacher's padding rows, which it cannot hold, is then left out and
-    the kept ids share it.
+    per term, and `ADAPTIVE` where a term is atkd.
     """
 
     terms: Sequence[Any]
     label_N: Tensor
-    targets: TeacherTargets | None
+    targets: Targets | None
     multiplier: float | Tensor
     vocabulary: int  # V
     classes: TokenClasses | None = None
@@ -180,7 +212,7 @@ class WeightedTerms:
     @property
     def num_ids(self) -> int:
         """The kept ids and the label."""
-        return 1 if self.targets is None else self.targets.ids_NK.shape[1] + 1
+        return 1 if self.targets is None else self.targets.num_ids + 1
 
     @property
     def num_values(self) -> int:
@@ -194,37 +226,38 @@ class WeightedTerms:
         """
         ids_nM = self.label_N[rows, None]
         if self.targets is not None:
-            ids_nM = torch.cat([self.targets.ids_NK[rows], ids_nM], dim=1)
+            ids_nM = torch.cat([self.targets.ids(rows), ids_nM], dim=1)
         kept_nM = torch.ones_like(ids_nM, dtype=torch.bool)
         kept_nM[:, -1] = ~self._is_label(rows).any(-1) if self.is_adaptive else False
         return ids_nM, kept_nM
 
     def evaluate(self, rows: slice, student: Sequence[LogProbs]) -> tuple[Tensor, Tensor]:
         """Weighted loss and unweighted values of a chunk."""
+        pairs = self._pairs(rows, student)
         nll_n = -student[0].ids_nM[:, -1]
         loss_n, values = torch.zeros_like(nll_n), []
-        parts = [self._decoupled(rows, student)] if self.is_adaptive else []
+        parts = [self._decoupled(rows, student[0], pairs)] if self.is_adaptive else []
         for term in self.terms:
             if term.kind == "cross_entropy":
                 value_n = nll_n
             elif term.kind == "atkd":
                 value_n = self._adaptive(parts[0], rows)
             else:
-                value_n = self._soft(term, rows, student)
+                value_n = self._soft(term, pairs)
             loss_n = loss_n + self.multiplier * term.weight * value_n
             values.append(value_n)
         for part in parts:
             values += self._reported(part, rows)
         kl_n = unseen_n = torch.zeros_like(nll_n)
         if self.targets is not None:
-            teacher, own = self._buckets(1.0, rows, student)
+            teacher, own = pairs(1.0)
             kl_n, unseen_n = forward_kl(teacher, own), own.tail_N.exp()
         return loss_n, torch.stack([nll_n, kl_n, unseen_n, *values], dim=-1)
 
-    def _soft(self, term: Any, rows: slice, student: Sequence[LogProbs]) -> Tensor:
+    def _soft(self, term: Any, pairs: Pairs) -> Tensor:
         divergence = DIVERGENCES[term.kind]
         value_n = divergence.function(
-            *self._buckets(term.temperature, rows, student),
+            *pairs(term.temperature),
             **{name: self._parameter(term, name) for name in divergence.parameters},
         )
         return value_n * term.temperature**2 if term.times_temperature_squared else value_n
@@ -243,16 +276,15 @@ class WeightedTerms:
         hard_n = self.classes.hard_N[rows].to(parts.tkd_N.dtype)
         return [hard_n, parts.uncertainty_N, parts.tkd_N, parts.dkd_N]
 
-    def _decoupled(self, rows: slice, student: Sequence[LogProbs]) -> Decoupled:
+    def _decoupled(self, rows: slice, probs: LogProbs, pairs: Pairs) -> Decoupled:
         """Teacher against student with the label on its own, or in reverse."""
-        targets = self.targets
-        assert targets is not None
-        assert targets.label_logprob_N is not None, "atkd needs the label's log-probability"
-        is_label_nK, probs = self._is_label(rows), student[0]
+        assert self.targets is not None
+        is_label_nK, (buckets, _) = self._is_label(rows), pairs(1.0)
         own = labelled_student(probs.ids_nM, probs.tail_n, is_label_NK=is_label_nK)
+        label_n = self.targets.label_logprob(rows, self.label_N[rows], buckets)
         teacher = labelled_teacher(
-            self._buckets(1.0, rows, student)[0],
-            label_logprob_N=targets.label_logprob_N[rows].to(probs.tail_n.dtype),
+            buckets,
+            label_logprob_N=label_n.to(probs.tail_n.dtype),
             is_label_NK=is_label_nK,
             student_tail_N=probs.tail_n.detach(),
         )
@@ -263,23 +295,21 @@ class WeightedTerms:
     def _is_label(self, rows: slice) -> Tensor:
         """Which kept ids are the label, bool [n,K]."""
         assert self.targets is not None
-        return self.targets.ids_NK[rows] == self.label_N[rows, None]
+        return self.targets.ids(rows) == self.label_N[rows, None]
 
-    def _buckets(
-        self, temperature: float, rows: slice, student: Sequence[LogProbs]
-    ) -> tuple[Buckets, Buckets]:
-        """Teacher and student at a temperature, over the same kept ids and tail."""
+    def _pairs(self, rows: slice, student: Sequence[LogProbs]) -> Pairs:
+        """Teacher and student of a chunk at a temperature, over the same kept ids and tail."""
+
+        @cache
+        def pair(temperature: float) -> tuple[Buckets, Buckets]:
+            assert teacher is not None
+            probs = student[self.temperatures.index(temperature)]
+            tail_n = probs.tail_n
+            if self.is_adaptive:
+                inside_n = self._is_label(rows).any(-1)
+                tail_n = torch.where(inside_n, tail_n, torch.logaddexp(tail_n, probs.ids_nM[:, -1]))
+            return teacher(temperature), Buckets(probs.ids_nM[:, :-1], tail_n)
+
         targets = self.targets
-        assert targets is not None
-        log_tail_n = targets.log_tail_NS[rows, targets.temperatures.index(temperature)]
-        if targets.ids_NK.shape[1] >= self.vocabulary:
-            log_tail_n = torch.full_like(log_tail_n, -torch.inf)
-        teacher = teacher_distribution(
-            targets.logprobs_NK[rows], log_tail_n, temperature=temperature
-        )
-        probs = student[self.temperatures.index(temperature)]
-        tail_n = probs.tail_n
-        if self.is_adaptive:
-            inside_n = self._is_label(rows).any(-1)
-            tail_n = torch.where(inside_n, tail_n, torch.logaddexp(tail_n, probs.ids_nM[:, -1]))
-        return teacher, Buckets(probs.ids_nM[:, :-1], tail_n)
+        teacher = targets and targets.at(rows, vocabulary=self.vocabulary)
+        return pair

@@ -163,6 +163,30 @@ def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(
     assert json.loads(stored.summary.read_text())["cache_hit_rate"] == 1.0
 
 
+def test_last_states_teach_the_whole_vocabulary_live_and_from_a_store(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    """Two widths of 4 bytes a number, and the label; without the head nothing is learnt."""
+    targets = {"exact": "last_hidden", "store": str(tmp_path / "store")}
+    losses = [{"kind": "reverse_kl"}, {"kind": "atkd"}, {"kind": "cross_entropy"}]
+    job = write_job(tmp_path, tiny_pair, targets=targets, losses=losses, steps=4)
+    assert main(["run", str(job), "name=live"]) == 0
+    assert "a token costs 196 bytes from the teacher" in capsys.readouterr().out
+    alone = "targets.teacher_free=true"
+    assert main(["run", str(job), "name=stored", alone]) == 0
+    live, stored = (RunDir(tmp_path / "runs" / name) for name in ("live", "stored"))
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (live, stored)]
+    assert weights[0] == weights[1]
+    summary = json.loads(live.summary.read_text())
+    assert summary["wire_bytes_per_token"] == pytest.approx(196, abs=2)
+    assert summary["captured_mass"] == 1
+    assert {domain["kl_kind"] for domain in summary["domains"].values()} == {"full"}
+    (head,) = (tmp_path / "cache" / "heads").glob("*.safetensors")
+    head.unlink()
+    assert main(["run", str(job), "name=headless", alone]) == 2
+    assert "needs the teacher's head" in capsys.readouterr().err
+
+
 def test_two_lifetimes(ray_cluster, tmp_path, tiny_pair, capsys):
     job = write_job(tmp_path, tiny_pair)
     assert main(["train", str(job)]) == 2  # no service yet

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from shared.config import Teacher
@@ -16,8 +17,10 @@ from shared.config_losses import ForwardKL
 from shared.layout import lay_out
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetSpec
-from student_trainer.losses.objective import TeacherTargets, TokenLosses, token_losses
+from shared.teacher_head import find_head
+from student_trainer.losses.objective import Targets, TeacherTargets, TokenLosses, token_losses
 from student_trainer.losses.primitive import Head
+from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
 from teacher_service import service
 from teacher_service.pool import open_pool
 
@@ -26,7 +29,7 @@ LENGTHS = ((60, 41), (90,), (17, 30, 25))  # documents of each row
 
 
 @pytest.fixture(params=["tiny", "real"])
-def models(request, ray_cluster) -> Iterator[tuple[Path, Path, int]]:
+def models(request, ray_cluster, tmp_path) -> Iterator[tuple[Path, Path, int]]:
     """Teacher, student and vocabulary; the teacher serves under SERVICE meanwhile."""
     if request.param == "tiny":
         pair = request.getfixturevalue("tiny_pair")
@@ -34,7 +37,8 @@ def models(request, ray_cluster) -> Iterator[tuple[Path, Path, int]]:
     else:
         folder = request.getfixturevalue("reference") / "models"
         teacher, student, vocab = folder / "teacher-6m", folder / "student-base-1m", 4096
-    service.start(SERVICE, Teacher(model=str(teacher), cpus=0.5), detached=False)
+    served = Teacher(model=str(teacher), cpus=0.5)
+    service.start(SERVICE, served, detached=False, cache=str(tmp_path))
     yield teacher, student, vocab
     service.stop(SERVICE)
 
@@ -61,7 +65,9 @@ def answered(rows: Rows, spec: TargetSpec) -> SoftTargets:
     return answer
 
 
-def student_loss(folder: Path, rows: Rows, answer: SoftTargets) -> tuple[TokenLosses, list]:
+def student_loss(
+    folder: Path, rows: Rows, answer: SoftTargets, *, cache: Path | None = None
+) -> tuple[TokenLosses, list]:
     """The trainer's chunked loss on the packed batch, and its gradients to hidden and head."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     layout = lay_out(rows, packed=True)
@@ -73,22 +79,31 @@ def student_loss(folder: Path, rows: Rows, answer: SoftTargets) -> tuple[TokenLo
         ).last_hidden_state
     hidden_ND = hidden.flatten(0, 1)[torch.from_numpy(layout.loss_index_N)].requires_grad_()
     weight_VD = model.get_output_embeddings().weight.detach().requires_grad_()
-    arrays = answer.arrays()
-    targets = TeacherTargets(
-        torch.from_numpy(arrays.ids_NK.copy()),
-        torch.from_numpy(arrays.logprobs_NK.copy()),
-        torch.from_numpy(arrays.log_tail_NS.copy()),
-        answer.spec.temperatures,
-    )
     found = token_losses(
         hidden_ND,
         Head(weight_VD),
         label_N=torch.from_numpy(layout.label_N),
         terms=[ForwardKL()],
-        targets=targets,
+        targets=targets_of(answer, cache),
     )
     found.loss.backward()
     return found, [hidden_ND.grad, weight_VD.grad]
+
+
+def targets_of(answer: SoftTargets, cache: Path | None) -> Targets:
+    """An answer as the trainer's losses take it."""
+    arrays = answer.arrays()
+    if arrays.last_ND is not None:
+        assert cache is not None
+        loaded = load_file(find_head(cache, answer.spec.head))
+        head = TeacherHead(Head(loaded["weight"]), answer.spec.shared_vocab)
+        return TeacherStates(torch.from_numpy(arrays.last_ND.copy()), head)
+    return TeacherTargets(
+        torch.from_numpy(arrays.ids_NK.copy()),
+        torch.from_numpy(arrays.logprobs_NK.copy()),
+        torch.from_numpy(arrays.log_tail_NS.copy()),
+        answer.spec.temperatures,
+    )
 
 
 def dense_log_probs(folder: Path, rows: Rows) -> torch.Tensor:
@@ -110,6 +125,28 @@ def test_remote_and_in_process_teachers_give_equal_losses(models) -> None:
     log_p_NV, log_q_NV = dense_log_probs(teacher, rows), dense_log_probs(student, rows)
     dense_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
     assert dense_N.min() > 0.01
+    torch.testing.assert_close(found.terms["forward_kl"], dense_N, rtol=0, atol=1e-4)
+
+
+def test_states_and_a_head_through_the_service_give_the_dense_loss_and_gradient(
+    models, tmp_path
+) -> None:
+    """The service keeps its head in its cache; nothing is rounded on the way."""
+    teacher, student, vocab = models
+    rows, head = rows_of(vocab), service.ship_head(SERVICE)
+    spec = TargetSpec(
+        0, vocab, head=head.digest, states=head.states, states_width=head.states_width
+    )
+    found, slopes = student_loss(student, rows, answered(rows, spec), cache=tmp_path)
+    full = TargetSpec(top_k=vocab, shared_vocab=vocab, encoding="fp32")
+    other, expected = student_loss(student, rows, answered(rows, full))
+    torch.testing.assert_close(
+        found.terms["forward_kl"], other.terms["forward_kl"], rtol=0, atol=1e-5
+    )
+    for one, another in zip(slopes, expected, strict=True):
+        assert float((one - another).norm() / another.norm()) < 1e-5
+    log_p_NV, log_q_NV = dense_log_probs(teacher, rows), dense_log_probs(student, rows)
+    dense_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
     torch.testing.assert_close(found.terms["forward_kl"], dense_N, rtol=0, atol=1e-4)
 
 

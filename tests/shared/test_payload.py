@@ -2,12 +2,13 @@
 
 import pytest
 
-from shared.payload import bytes_per_token, payload_note
+from shared.payload import Pair, bytes_per_token, payload_note
 from shared.soft_targets import TargetSpec
 from tests.shared.test_rows import rows
 from tests.shared.test_soft_targets import answer
 
 WIDTH = 6  # of the states that `answer` makes up
+QWEN = Pair(teacher_width=3584, teacher_rows=152_064, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
@@ -40,8 +41,21 @@ def test_a_layer_of_states_costs_its_width_and_a_step(hidden, per_layer):
 
 def test_the_sentence_names_every_part_and_their_sum():
     spec = TargetSpec(64, 4096, encoding="fp32")
-    said = payload_note(spec, hidden_width=0)
+    said = payload_note(spec, hidden_width=0, pair=QWEN, top_k=64)
     assert "log-probabilities 256, masses and label 8" in said
-    assert "hidden" not in said
+    assert "hidden states" not in said
     total = round(sum(bytes_per_token(spec, hidden_width=0).values()))
     assert said.startswith(f"a token costs {total} bytes from the teacher: ids ")
+
+
+def test_the_sentence_says_what_the_other_kind_of_answer_costs():
+    """3,584 numbers of two bytes and the label, before a head of 152,064 rows."""
+    ids = TargetSpec(64, 151_936)
+    states = TargetSpec(0, 151_936, head="x", states="bf16", states_width=3584)
+    said = [payload_note(spec, hidden_width=0, pair=QWEN, top_k=64) for spec in (ids, states)]
+    cheap = round(sum(bytes_per_token(ids, hidden_width=0).values()))
+    assert f"{cheap} bytes" in said[0]
+    assert said[0].endswith("with targets.exact=last_hidden 7,172, and the head once 1,090.0 MB")
+    assert said[1].startswith("a token costs 7,172 bytes from the teacher: ")
+    assert "last hidden state 7,168" in said[1]
+    assert said[1].endswith(f"without targets.exact, at top_k 64, {cheap} a token")

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.config import Config
+from shared.config import Config, Targets
 from shared.curriculum import write_order
 from shared.plan import PreparedDomain, RunPlan
 from shared.row_store import RaggedRows, write_rows
 from shared.soft_targets import TargetSpec
+from teacher_service.engine import HFEngine
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,25 @@ def plan_of(
         teacher=None,
         packed=True,
         teacher_width=48 if config.hidden_layers else None,
+    )
+
+
+def with_states(plan: RunPlan, cache: Path) -> RunPlan:
+    """The same with the teacher's last states asked for, its head lying in a cache."""
+    engine = HFEngine.load(plan.config.teachers["t"].model)
+    engine.cache = str(cache)
+    head = engine.ship_head()
+    config = plan.config
+    paths = config.paths.model_copy(update={"cache": str(cache)})
+    targets = Targets(exact="last_hidden")
+    spec = TargetSpec(
+        0, tiny.VOCAB, head=head.digest, states=head.states, states_width=head.states_width
+    )
+    return replace(
+        plan,
+        config=config.model_copy(update={"paths": paths, "targets": targets}),
+        target_spec=replace(spec, hidden_layers=config.hidden_layers, hidden_encoding="fp32"),
+        evaluation_spec=spec,
     )
 
 

@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 from shared.metrics import MACHINE_FIELDS, read_metrics
 from tests import tiny
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains, torchrun
+from tests.student_trainer.runs import (
+    mark_exported,
+    plan_of,
+    prepared_domains,
+    torchrun,
+    with_states,
+)
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.1}
 KINDS: dict[str, dict] = {"full": {"kind": "full"}, "lora": LORA, "qlora": LORA | {"kind": "qlora"}}
@@ -31,12 +37,15 @@ class Cell:
     checkpointing: bool = False
     hidden: bool = False
     taid: bool = False
+    states: bool = False
 
     @property
     def name(self) -> str:
         extras = [self.dtype] * (self.dtype != "float32") + ["checkpointing"] * self.checkpointing
         parts = [self.kind, f"zero{self.zero}", "tied" if self.tied else "untied", *extras]
-        return "-".join(parts + ["hidden"] * self.hidden + ["taid"] * self.taid)
+        return "-".join(
+            parts + ["hidden"] * self.hidden + ["taid"] * self.taid + ["states"] * self.states
+        )
 
 
 CELLS = [
@@ -52,6 +61,7 @@ CELLS = [
     Cell("lora", 3, tied=True, hidden=True),
     Cell("full", 2, tied=False, hidden=True, dtype="bfloat16"),
     Cell("full", 2, tied=True, taid=True),
+    Cell("full", 3, tied=True, dtype="bfloat16", states=True),
 ]
 EXPORTED = ("full-zero3-untied", "lora-zero3-tied", "qlora-zero2-tied", "full-zero3-tied-bfloat16")
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
@@ -77,6 +87,8 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
             losses=[TAID if cell.taid else KL, CE] + [HIDDEN] * cell.hidden,
             optimiser={"lr": 1e-2 if cell.kind == "full" else 5e-2},
         )
+        if cell.states:
+            plan = with_states(plan, folder / "cache")
         if cell.name not in EXPORTED:
             mark_exported(plan)
         jobs.append(as_job("resumed", plan, at=2))

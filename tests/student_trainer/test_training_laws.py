@@ -20,6 +20,7 @@ from tests.student_trainer.runs import (
     prepared_domains,
     ragged_rows,
     torchrun,
+    with_states,
 )
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.5}
@@ -57,13 +58,18 @@ EVERY_DIVERGENCE = [
     {"kind": "generalised_kl", "direction": "reverse"},
     {"kind": "taid"},
 ]
-CUTS = GRADIENTS | ADAPTIVE | REVERSE | DIVERGENCES
+# The teacher's last states in place of ids: what its whole vocabulary teaches.
+WHOLE = {"states reference": (1, 8, {})}
+WHOLE |= {f"states zero {zero}": (2, 2, {"zero": zero}) for zero in range(4)}
+CUTS = GRADIENTS | ADAPTIVE | REVERSE | DIVERGENCES | WHOLE
 
 
 def losses_of(name: str) -> dict:
     """The losses of a cut, where they are not the default ones."""
     if name in REVERSE:
         return {"losses": [{"kind": "atkd", "direction": "reverse"}]}
+    if name in WHOLE:
+        return {"losses": [*EVERY_DIVERGENCE, {"kind": "atkd"}]}
     if name in DIVERGENCES:
         return {"losses": EVERY_DIVERGENCE}
     return {"losses": ATKD} if name in ADAPTIVE else {}
@@ -72,7 +78,7 @@ def losses_of(name: str) -> dict:
 def reference_of(name: str) -> str:
     """The cut that the others of its losses are compared with."""
     kinds = {"adaptive reference": ADAPTIVE, "reverse reference": REVERSE}
-    kinds["divergences reference"] = DIVERGENCES
+    kinds |= {"divergences reference": DIVERGENCES, "states reference": WHOLE}
     return next((reference for reference, cuts in kinds.items() if name in cuts), "reference")
 
 
@@ -91,7 +97,13 @@ class Laws:
         domains = options.pop("prepared", self.domains)
         where = options.pop("folder", name.replace(" ", "-"))
         pair = options.pop("pair", self.pair)
+        states, whole = options.pop("states", False), options.pop("whole", False)
         plan = plan_of(self.folder / str(where), pair, domains, **options)  # type: ignore[arg-type]
+        if states:
+            plan = with_states(plan, self.folder / "cache")
+        if whole:
+            assert plan.evaluation_spec is not None
+            plan = replace(plan, target_spec=plan.evaluation_spec)
         mark_exported(plan)
         self.jobs[ranks][name] = as_job(kind, plan, **arguments)  # type: ignore[arg-type]
 
@@ -118,6 +130,8 @@ def laws(tmp_path_factory: pytest.TempPathFactory) -> Laws:
             student={"workers": ranks, "zero": 0, **student},
             batch={"rows_per_step": 8, "micro_batch": micro_batch},
             arguments={"file": str(laws.folder / f"{name}.pt")},
+            states=name in WHOLE and name != "states reference",
+            whole=name == "states reference",
         )
     laws.add("ranks agree", "ranks_agree", student={"zero": 2})
     text_alone = [{"kind": "cross_entropy"}]

@@ -12,6 +12,7 @@ from shared.errors import ConfigError
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
 
 VOCAB = 128
@@ -53,6 +54,9 @@ class Scripted:
     def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
         self._suffer(rows.column("input_ids"))
         return invented(rows, spec)
+
+    def ship_head(self) -> ShippedHead:
+        raise ConfigError("a scripted teacher has no head; use a model")
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         self._suffer(openings.ids())

@@ -1,0 +1,71 @@
+"""The teacher's whole distribution from its last hidden states and its head, chunk by chunk.
+
+N positions   n positions of a chunk   E teacher width   W rows of the teacher's head
+K shared ids, the first K of both heads
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from student_trainer.losses.buckets import Buckets
+from student_trainer.losses.chunk import head_logits
+from student_trainer.losses.primitive import Head, precision
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherHead:
+    """How the teacher turns its states into logits, and how many ids the student shares."""
+
+    head: Head
+    shared_vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherStates:
+    """What the teacher shipped where it ships its last states: every shared id is kept, and the
+    head's rows beyond them are the tail. Stands in for `objective.TeacherTargets`."""
+
+    hidden_NE: Tensor  # in the teacher's own type
+    teacher: TeacherHead
+
+    @property
+    def num_ids(self) -> int:
+        """K."""
+        return self.teacher.shared_vocab
+
+    def ids(self, rows: slice) -> Tensor:
+        """The kept ids [n,K]: all shared ones, ascending."""
+        size = len(self.hidden_NE[rows])
+        return torch.arange(self.num_ids, device=self.hidden_NE.device).expand(size, -1)
+
+    @torch.no_grad()
+    def at(self, rows: slice, *, vocabulary: int) -> Callable[[float], Buckets]:
+        """The teacher's buckets at a temperature, for one chunk whose logits are formed once.
+
+        Where the student's vocabulary ends with the shared ids, so does the teacher's: rows it
+        holds beyond are left out and the shared ids share their mass.
+        """
+        head, hidden_nE = self.teacher.head, self.hidden_NE[rows]
+        width = head.vocabulary if vocabulary > self.num_ids else self.num_ids
+        logits_nW = hidden_nE.new_empty(
+            (len(hidden_nE), head.vocabulary), dtype=precision(hidden_nE)
+        )
+        logits_nW = head_logits(hidden_nE, head, out_nV=logits_nW)[:, :width]
+
+        @torch.no_grad()
+        def buckets(temperature: float) -> Buckets:
+            log_p_nW = (logits_nW / temperature).log_softmax(-1)
+            return Buckets(log_p_nW[:, : self.num_ids], log_p_nW[:, self.num_ids :].logsumexp(-1))
+
+        return buckets
+
+    def label_logprob(self, rows: slice, label_n: Tensor, teacher: Buckets) -> Tensor:
+        """The label's log-probability [n], from the chunk's buckets at temperature 1."""
+        return teacher.kept_NK.gather(1, label_n[:, None])[:, 0]
+
+    def captured_mass(self) -> Tensor:
+        """All of it [N]: nothing is left out."""
+        return torch.ones(len(self.hidden_NE), device=self.hidden_NE.device)
