@@ -8,9 +8,11 @@ N positions   K ids kept per position
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # What a student's mass is compared to where the teacher has none at all: e^-80 is near the
 # smallest float32, and keeps a divergence that divides by the teacher finite.
@@ -62,6 +64,37 @@ def log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0 without cancellation at either end (Maechler 2012, Eq. 7)."""
     near_zero = x > -math.log(2)
     return torch.where(near_zero, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+
+
+def sum_p_log_ratio(log_p_NK: Tensor, log_q_NK: Tensor) -> Tensor:
+    """The sum of `p_log_ratio` over the last dimension [N], with two temporaries of its size;
+    differentiable once."""
+    return _SumPLogRatio.apply(log_p_NK, log_q_NK)
+
+
+class _SumPLogRatio(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_p_NK: Tensor, log_q_NK: Tensor) -> Tensor:
+        p_NK = log_p_NK.exp()
+        ratio_NK = (log_p_NK - log_q_NK).masked_fill_(p_NK == 0, 0)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(p_NK, ratio_NK)
+            return (p_NK * ratio_NK).sum(-1)
+        ctx.save_for_backward(p_NK)
+        return ratio_NK.mul_(p_NK).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        grad_N1, (p_NK, *ratio) = grad_outputs[0][:, None], ctx.saved_tensors
+        slopes = [None, None]
+        if ratio:
+            slopes[0] = (ratio[0] + 1).mul_(p_NK).mul_(grad_N1)
+        if ctx.needs_input_grad[1]:
+            slopes[1] = p_NK * -grad_N1
+        return slopes[0], slopes[1]
 
 
 def p_log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from student_trainer.losses.buckets import Buckets, mixture, p_log, p_log_ratio
+from student_trainer.losses.buckets import Buckets, mixture, p_log, p_log_ratio, sum_p_log_ratio
 
 
 def kl(first: Buckets, second: Buckets) -> Tensor:
     """KL(first || second) on K+1 outcomes, nats [N]; gradients flow to both."""
-    kept_NK = p_log_ratio(first.kept_NK, second.kept_NK)
-    return kept_NK.sum(-1) + p_log_ratio(first.tail_N, second.tail_N)
+    kept_N = sum_p_log_ratio(first.kept_NK, second.kept_NK)
+    return kept_N + p_log_ratio(first.tail_N, second.tail_N)
 
 
 def forward_kl(teacher: Buckets, student: Buckets) -> Tensor:

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from student_trainer.losses.chunk import ChunkWorkspace, LogProbs, Slopes
 from student_trainer.losses.primitive import Head, chunks, default_chunk_rows, precision
 from student_trainer.losses.products import hidden_product, weight_product
+from student_trainer.losses.whole import WholeWorkspace, whole_chunk_rows
 
 
 class TokenObjective(Protocol):
@@ -42,6 +43,12 @@ class TokenObjective(Protocol):
     @property
     def num_values(self) -> int:
         """J."""
+        ...
+
+    @property
+    def kept_prefix(self) -> int | None:
+        """K where the kept ids are the first K of the vocabulary, ascending: `select` is not asked
+        then, and the log-probabilities are those of these K alone."""
         ...
 
     def select(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -92,6 +99,8 @@ def fused_token_loss(
     same autograd node.
     """
     rows = chunk_rows or default_chunk_rows(head.vocabulary, num_ids=objective.num_ids)
+    if chunk_rows is None and objective.kept_prefix is not None:
+        rows = whole_chunk_rows(head.vocabulary)
     return _FusedTokenLoss.apply(
         hidden_ND, head.weight_VD, head.bias_V, head, objective, rows, torch.is_grad_enabled()
     )
@@ -152,15 +161,21 @@ def _run(
     if num_rows == 0:
         return loss_N, values_NJ
     slices = list(chunks(num_rows, rows_per_chunk=chunk_rows))
-    workspace = ChunkWorkspace(
-        head,
-        like_ND=hidden_ND,
-        temperatures=objective.temperatures,
-        rows=max(rows.stop - rows.start for rows in slices),
-        gradients=gradients.wanted,
-    )
+    shared: dict[str, Any] = {
+        "like_ND": hidden_ND,
+        "temperatures": objective.temperatures,
+        "rows": max(rows.stop - rows.start for rows in slices),
+    }
+    workspace: ChunkWorkspace | WholeWorkspace
+    if objective.kept_prefix is None:
+        workspace = ChunkWorkspace(head, gradients=gradients.wanted, **shared)
+    else:
+        workspace = WholeWorkspace(head, kept=objective.kept_prefix, **shared)
     for rows in slices:
-        student = workspace.log_probs(hidden_ND[rows], *objective.select(rows))
+        if isinstance(workspace, WholeWorkspace):
+            student = workspace.log_probs(hidden_ND[rows])
+        else:
+            student = workspace.log_probs(hidden_ND[rows], *objective.select(rows))
         loss_N[rows], values_NJ[rows], slopes = _evaluated(
             objective, student, rows=rows, differentiate=gradients.wanted
         )

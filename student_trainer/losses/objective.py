@@ -54,7 +54,9 @@ class TeacherTargets:
         """The kept ids of a chunk [n,K]."""
         return self.ids_NK[rows]
 
-    def at(self, rows: slice, *, vocabulary: int) -> Callable[[float], Buckets]:
+    def at(
+        self, rows: slice, *, vocabulary: int, temperatures: Sequence[float]
+    ) -> Callable[[float], Buckets]:
         """The teacher's buckets of a chunk as a function of the temperature.
 
         A student whose whole `vocabulary` is kept has no tail; the mass of a larger teacher's
@@ -219,6 +221,11 @@ class WeightedTerms:
         """Three diagnostics, the terms, and what atkd reports."""
         return 3 + len(self.terms) + len(ADAPTIVE) * self.is_adaptive
 
+    @property
+    def kept_prefix(self) -> int | None:
+        """K where the teacher's whole distribution over the shared ids is known, else None."""
+        return self.targets.num_ids if isinstance(self.targets, TeacherStates) else None
+
     def select(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The label rides along as the last id, not kept, whether or not it is among the others.
 
@@ -234,7 +241,7 @@ class WeightedTerms:
     def evaluate(self, rows: slice, student: Sequence[LogProbs]) -> tuple[Tensor, Tensor]:
         """Weighted loss and unweighted values of a chunk."""
         pairs = self._pairs(rows, student)
-        nll_n = -student[0].ids_nM[:, -1]
+        nll_n = -self._label_logprob(rows, student[0])
         loss_n, values = torch.zeros_like(nll_n), []
         parts = [self._decoupled(rows, student[0], pairs)] if self.is_adaptive else []
         for term in self.terms:
@@ -250,9 +257,20 @@ class WeightedTerms:
             values += self._reported(part, rows)
         kl_n = unseen_n = torch.zeros_like(nll_n)
         if self.targets is not None:
-            teacher, own = pairs(1.0)
-            kl_n, unseen_n = forward_kl(teacher, own), own.tail_N.exp()
+            kl_n, unseen_n = self._reported_distance(pairs, values)
         return loss_n, torch.stack([nll_n, kl_n, unseen_n, *values], dim=-1)
+
+    def _reported_distance(self, pairs: Pairs, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """KL and the student's unseen mass at temperature 1, without a gradient; the KL is a
+        term's own value where there is one."""
+        teacher, own = pairs(1.0)
+        known = [
+            value_n.detach()
+            for term, value_n in zip(self.terms, values, strict=False)
+            if term.kind == "forward_kl" and term.temperature == 1
+        ]
+        with torch.no_grad():
+            return known[0] if known else forward_kl(teacher, own), own.tail_N.exp()
 
     def _soft(self, term: Any, pairs: Pairs) -> Tensor:
         divergence = DIVERGENCES[term.kind]
@@ -280,7 +298,10 @@ class WeightedTerms:
         """Teacher against student with the label on its own, or in reverse."""
         assert self.targets is not None
         is_label_nK, (buckets, _) = self._is_label(rows), pairs(1.0)
-        own = labelled_student(probs.ids_nM, probs.tail_n, is_label_NK=is_label_nK)
+        ids_nM = probs.ids_nM
+        if self.kept_prefix is not None:
+            ids_nM = torch.cat([ids_nM, self._label_logprob(rows, probs)[:, None]], dim=1)
+        own = labelled_student(ids_nM, probs.tail_n, is_label_NK=is_label_nK)
         label_n = self.targets.label_logprob(rows, self.label_N[rows], buckets)
         teacher = labelled_teacher(
             buckets,
@@ -291,6 +312,12 @@ class WeightedTerms:
         if any(term.kind == "atkd" and term.direction == "reverse" for term in self.terms):
             return decoupled(own, teacher)
         return decoupled(teacher, own)
+
+    def _label_logprob(self, rows: slice, probs: LogProbs) -> Tensor:
+        """The student's, of the label [n]: the last column, or one of a whole vocabulary's."""
+        if self.kept_prefix is None:
+            return probs.ids_nM[:, -1]
+        return probs.ids_nM.gather(1, self.label_N[rows, None])[:, 0]
 
     def _is_label(self, rows: slice) -> Tensor:
         """Which kept ids are the label, bool [n,K]."""
@@ -304,6 +331,8 @@ class WeightedTerms:
         def pair(temperature: float) -> tuple[Buckets, Buckets]:
             assert teacher is not None
             probs = student[self.temperatures.index(temperature)]
+            if self.kept_prefix is not None:
+                return teacher(temperature), Buckets(probs.ids_nM, probs.tail_n)
             tail_n = probs.tail_n
             if self.is_adaptive:
                 inside_n = self._is_label(rows).any(-1)
@@ -311,5 +340,7 @@ class WeightedTerms:
             return teacher(temperature), Buckets(probs.ids_nM[:, :-1], tail_n)
 
         targets = self.targets
-        teacher = targets and targets.at(rows, vocabulary=self.vocabulary)
+        teacher = targets and targets.at(
+            rows, vocabulary=self.vocabulary, temperatures=self.temperatures
+        )
         return pair

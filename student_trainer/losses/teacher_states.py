@@ -4,7 +4,7 @@ N positions   n positions of a chunk   E teacher width   W rows of the teacher's
 K shared ids, the first K of both heads
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +42,10 @@ class TeacherStates:
         return torch.arange(self.num_ids, device=self.hidden_NE.device).expand(size, -1)
 
     @torch.no_grad()
-    def at(self, rows: slice, *, vocabulary: int) -> Callable[[float], Buckets]:
-        """The teacher's buckets at a temperature, for one chunk whose logits are formed once.
+    def at(
+        self, rows: slice, *, vocabulary: int, temperatures: Sequence[float]
+    ) -> Callable[[float], Buckets]:
+        """The teacher's buckets at each temperature, of a chunk whose logits are formed once.
 
         Where the student's vocabulary ends with the shared ids, so does the teacher's: rows it
         holds beyond are left out and the shared ids share their mass.
@@ -54,13 +56,13 @@ class TeacherStates:
             (len(hidden_nE), head.vocabulary), dtype=precision(hidden_nE)
         )
         logits_nW = head_logits(hidden_nE, head, out_nV=logits_nW)[:, :width]
-
-        @torch.no_grad()
-        def buckets(temperature: float) -> Buckets:
-            log_p_nW = (logits_nW / temperature).log_softmax(-1)
-            return Buckets(log_p_nW[:, : self.num_ids], log_p_nW[:, self.num_ids :].logsumexp(-1))
-
-        return buckets
+        found: dict[float, Buckets] = {}
+        for temperature in sorted(temperatures, reverse=True):
+            scaled_nW = logits_nW if temperature == 1 else logits_nW / temperature
+            log_p_nW = torch.log_softmax(scaled_nW, -1)
+            tail_n = log_p_nW[:, self.num_ids :].logsumexp(-1)
+            found[temperature] = Buckets(log_p_nW[:, : self.num_ids], tail_n)
+        return found.__getitem__
 
     def label_logprob(self, rows: slice, label_n: Tensor, teacher: Buckets) -> Tensor:
         """The label's log-probability [n], from the chunk's buckets at temperature 1."""

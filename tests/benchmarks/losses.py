@@ -1,0 +1,335 @@
+"""The token loss against full logits and against two other libraries: accuracy, time and memory.
+
+Forward KL with the gradients of states and head, on one thread, from random states and heads. Two
+tasks: `whole`, over the whole vocabulary from both models' states and heads, which TRL's
+`ChunkedDivergenceFunction` and Liger's `LigerFusedLinearJSDLoss` compute too, where they can be
+imported; and `64 ids`, from what a teacher ships of its 64 likeliest. Eager and compiled are
+`log_softmax` over full logits.
+
+Seconds are processor time, in turns in one process, the least of the rounds; memory is the
+largest resident size of a fresh process in one call, above what it had before and the two gradients
+that any loss returns. Errors are relative, against float64 on the first positions.
+
+    python -m tests.benchmarks.losses [--rows 1024] [--widths 256 1536] [--rounds 2]
+
+N positions   D width of both models   V vocabulary
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from student_trainer.losses.buckets import log1mexp
+from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
+from student_trainer.losses.primitive import Head
+from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
+
+TOP_K = 64
+WIDTHS, VOCABULARIES = (256, 1_536), (32_000, 151_936)
+CHECKED = 32  # positions that errors are measured on
+FORWARD_KL = SimpleNamespace(
+    kind="forward_kl", weight=1.0, temperature=1.0, times_temperature_squared=True
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a problem."""
+
+    rows: int
+    width: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A student's and a teacher's states and heads, and the teacher's 64 likeliest ids."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    teacher_ND: Tensor
+    teacher_VD: Tensor
+    shipped: TeacherTargets
+    label_N: Tensor
+
+    @staticmethod
+    def random(size: Size) -> "Problem":
+        """Logits of standard deviation 1, the teacher's 2."""
+        torch.manual_seed(0)
+        rows, vocabulary = size.rows, size.vocabulary
+        weights = [torch.randn(vocabulary, size.width).div_(size.width**0.5) for _ in range(2)]
+        ids_NK = torch.randint(vocabulary - TOP_K, (rows, 1)) + torch.arange(TOP_K)
+        kept_NK = torch.log_softmax(2 * torch.randn(rows, TOP_K + 1), -1)
+        return Problem(
+            torch.randn(rows, size.width).requires_grad_(),
+            weights[0].requires_grad_(),
+            2 * torch.randn(rows, size.width),
+            weights[1],
+            TeacherTargets(ids_NK, kept_NK[:, :-1], kept_NK[:, -1:], (1.0,)),
+            ids_NK[:, 0].clone(),
+        )
+
+    def in_float64(self) -> "Problem":
+        """The same numbers, exactly, as fresh leaves."""
+        shipped = replace(
+            self.shipped,
+            logprobs_NK=self.shipped.logprobs_NK.double(),
+            log_tail_NS=self.shipped.log_tail_NS.double(),
+        )
+        return Problem(
+            self.hidden_ND.detach().double().requires_grad_(),
+            self.weight_VD.detach().double().requires_grad_(),
+            self.teacher_ND.double(),
+            self.teacher_VD.double(),
+            shipped,
+            self.label_N,
+        )
+
+    def forget(self) -> None:
+        """Drop the gradients of the last call."""
+        self.hidden_ND.grad = self.weight_VD.grad = None
+        gc.collect()
+
+
+Loss = Callable[[Problem], Tensor]
+
+
+def ours(problem: Problem, targets: Targets) -> Tensor:
+    """The product's loss."""
+    return token_losses(
+        problem.hidden_ND,
+        Head(problem.weight_VD),
+        label_N=problem.label_N,
+        terms=[FORWARD_KL],
+        targets=targets,
+    ).loss
+
+
+def ours_whole(problem: Problem) -> Tensor:
+    """Over the whole vocabulary."""
+    head = TeacherHead(Head(problem.teacher_VD), len(problem.teacher_VD))
+    return ours(problem, TeacherStates(problem.teacher_ND, head))
+
+
+def ours_of_64(problem: Problem) -> Tensor:
+    """Over 64 ids and the tail."""
+    return ours(problem, problem.shipped)
+
+
+def full_logits_whole(problem: Problem) -> Tensor:
+    """Over the whole vocabulary, from full logits of both."""
+    log_q_NV = torch.log_softmax(problem.hidden_ND @ problem.weight_VD.t(), -1)
+    log_p_NV = torch.log_softmax(problem.teacher_ND @ problem.teacher_VD.t(), -1)
+    return torch.nn.functional.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True)
+
+
+def full_logits_of_64(problem: Problem) -> Tensor:
+    """Over 64 ids and the tail, from full logits: the cheapest dense loss of the kind, its tail by
+    subtraction."""
+    log_q_NV = torch.log_softmax(problem.hidden_ND @ problem.weight_VD.t(), -1)
+    log_q_NK = log_q_NV.gather(1, problem.shipped.ids_NK)
+    log_q_tail_N = log1mexp(log_q_NK.logsumexp(-1))
+    p_NK, p_tail_N = problem.shipped.logprobs_NK, problem.shipped.log_tail_NS[:, 0]
+    kl_N = (p_NK.exp() * (p_NK - log_q_NK)).sum(-1)
+    return (kl_N + p_tail_N.exp() * (p_tail_N - log_q_tail_N)).sum()
+
+
+def trl(problem: Problem) -> Tensor:
+    """TRL: beta 0 is forward KL."""
+    module = importlib.import_module("trl.kernels.chunked_divergence")
+    function: Any = module.ChunkedDivergenceFunction
+    student = (problem.hidden_ND, problem.weight_VD, None)
+    teacher = (problem.teacher_ND, problem.teacher_VD, None)
+    divergence_N, *_ = function.apply(*student, *teacher, 0.0, 1.0)
+    return divergence_N.sum()
+
+
+def liger(problem: Problem) -> Tensor:
+    """Liger: without its hard loss, a mean turned into a sum."""
+    module = importlib.import_module("liger_kernel.chunked_loss")
+    loss: Any = module.LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False
+    )
+    student = (problem.hidden_ND, problem.weight_VD)
+    teacher = (problem.teacher_ND, problem.teacher_VD)
+    return loss(*student, *teacher, problem.label_N) * len(problem.label_N)
+
+
+TASKS: dict[str, dict[str, Loss]] = {
+    "whole": {
+        "ours": ours_whole,
+        "eager": full_logits_whole,
+        "compiled": full_logits_whole,
+        "TRL": trl,
+        "Liger": liger,
+    },
+    "64 ids": {"ours": ours_of_64, "eager": full_logits_of_64, "compiled": full_logits_of_64},
+}
+EXACT = {"whole": full_logits_whole, "64 ids": full_logits_of_64}
+MODULES = {"TRL": "trl.kernels.chunked_divergence", "Liger": "liger_kernel.chunked_loss"}
+
+
+def contestants(task: str, *, compiled: bool) -> dict[str, Loss]:
+    """Those of a task that are here, ready to be called."""
+    names = (name for name in TASKS[task] if compiled or name != "compiled")
+    return {name: prepared(task, name) for name in names if is_here(name)}
+
+
+def is_here(name: str) -> bool:
+    """Whether a contestant can be imported."""
+    try:
+        importlib.import_module(MODULES.get(name, "torch"))
+    except ImportError:
+        return False
+    return True
+
+
+def prepared(task: str, name: str) -> Loss:
+    """A contestant, compiled where it is to be."""
+    return torch.compile(TASKS[task][name]) if name == "compiled" else TASKS[task][name]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contestant at one size."""
+
+    task: str
+    name: str
+    size: Size
+    seconds: float
+    extra_bytes: int  # 0 where it was not measured
+    value_error: float
+    gradient_error: float  # the larger of both gradients'
+
+
+def measure(
+    task: str, size: Size, *, rounds: int, compiled: bool = True, memory: bool = True
+) -> list[Result]:
+    """All contestants of a task at a size."""
+    problem, calls = Problem.random(size), contestants(task, compiled=compiled)
+    for call in calls.values():  # imports, compilation, the first touch of memory
+        seconds(call, problem)
+    turns = [{name: seconds(call, problem) for name, call in calls.items()} for _ in range(rounds)]
+    checked = Problem.random(replace(size, rows=min(CHECKED, size.rows)))
+    exact = outcome(EXACT[task], checked.in_float64())
+    results = []
+    for name, call in calls.items():
+        errors = [relative_error(*pair) for pair in zip(outcome(call, checked), exact, strict=True)]
+        results.append(
+            Result(
+                task=task,
+                name=name,
+                size=size,
+                seconds=min(turn[name] for turn in turns),
+                extra_bytes=in_a_process(task, name, size) if memory else 0,
+                value_error=errors[0],
+                gradient_error=max(errors[1:]),
+            )
+        )
+    return results
+
+
+def seconds(call: Loss, problem: Problem) -> float:
+    """Processor time of forward and backward."""
+    problem.forget()
+    start = time.process_time()
+    call(problem).backward()
+    return time.process_time() - start
+
+
+def outcome(call: Loss, problem: Problem) -> list[Tensor]:
+    """The value and both gradients."""
+    problem.forget()
+    value = call(problem)
+    return [value.detach(), *torch.autograd.grad(value, [problem.hidden_ND, problem.weight_VD])]
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def in_a_process(task: str, name: str, size: Size) -> int:
+    """`extra_bytes` of a fresh process."""
+    arguments = json.dumps({"task": task, "name": name, "size": asdict(size)})
+    command = [sys.executable, "-m", "tests.benchmarks.losses", "--one", arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def extra_bytes(task: str, name: str, size: Size) -> int:
+    """How far one call lifts the resident size of this process, less the two gradients."""
+    problem, call = Problem.random(size), prepared(task, name)
+    # Small first, for imports and threads; compiled code is made for a size and needs it whole.
+    seconds(call, problem if name == "compiled" else Problem.random(replace(size, rows=8)))
+    problem.forget()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    call(problem).backward()
+    gradients = 4 * (problem.hidden_ND.numel() + problem.weight_VD.numel())
+    return resident("VmHWM") - before - gradients
+
+
+def resident(name: str) -> int:
+    """Bytes of this process's memory, as the kernel counts them."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def table(results: list[Result]) -> str:
+    """Markdown; times as a ratio to full logits, eager."""
+    lines = [
+        "| task | N | D | V | loss | time / eager | extra MB | error, value | error, gradient |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    eager = {(r.task, r.size): r.seconds for r in results if r.name == "eager"}
+    for r in results:
+        ratio = r.seconds / eager[r.task, r.size]
+        lines.append(
+            f"| {r.task} | {r.size.rows:,} | {r.size.width:,} | {r.size.vocabulary:,} | {r.name} | "
+            f"{ratio:.2f} | {r.extra_bytes / 1e6:,.0f} | {r.value_error:.0e} | "
+            f"{r.gradient_error:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_024])
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.one:
+        asked = json.loads(options.one)
+        print(extra_bytes(asked["task"], asked["name"], Size(**asked["size"])))
+        return
+    results = []
+    for task in options.tasks:
+        for rows in options.rows:
+            for width in options.widths:
+                for vocabulary in options.vocabularies:
+                    size = Size(rows, width, vocabulary)
+                    results += measure(task, size, rounds=options.rounds)
+                    print(f"{task} {size} {results[-1].seconds:.1f} s", file=sys.stderr)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
