@@ -37,6 +37,13 @@ prompts = typer.Typer(
 )
 app.add_typer(prompts, name="prompts")
 
+cache = typer.Typer(
+    help="What stored answers there are, whether they are sound, and what may go.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(cache, name="cache")
+
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
@@ -48,6 +55,9 @@ Address = Annotated[
     typer.Option(help="HOST:PORT of a Ray cluster, or `local` for a private one."),
 ]
 Service = Annotated[str | None, typer.Option(help="Name of the teacher service.")]
+Store = Annotated[
+    str, typer.Argument(metavar="STORE", help="A config, or a store's folder or address.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is moved aside.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as runs/NAME.")]
 
@@ -137,6 +147,73 @@ def prompts_optimise(
     from cluster.prompt_search import command
 
     command.optimise(config, overrides or [], service=service, address=address)
+
+
+@app.command()
+def capture(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    service: Service = None,
+    address: Address = None,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Every row, not only those the steps draw.")
+    ] = False,
+) -> None:
+    """Ask the teacher all that a run will ask and keep it in targets.store; run again to go on."""
+    from cluster import commands
+
+    commands.capture(config, overrides or [], service=service, address=address, all_rows=all_rows)
+
+
+@cache.command("ls")
+def cache_ls(store: Store) -> None:
+    """A line per teacher and question: rows, tokens, bytes, last use."""
+    from cluster import cache
+
+    cache.ls(store)
+
+
+@cache.command("verify")
+def cache_verify(
+    store: Store,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove what is damaged.")] = False,
+) -> None:
+    """Compare every checksum; a list and exit code 2 where files are damaged."""
+    from cluster import cache
+
+    cache.check(store, delete=delete)
+
+
+@cache.command("gc")
+def cache_gc(
+    store: Store,
+    older_than: Annotated[
+        str | None, typer.Option(help="Remove questions not used for so long, as 30d or 12h.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Remove answers of models with this in their name.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="Remove the question whose folder begins so.")
+    ] = None,
+    keep_free: Annotated[
+        str | None,
+        typer.Option(help="Remove what was used longest ago until so much is free, as 50GB."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove leftovers, damaged files and second copies, and what the options choose; never what
+    a live process uses."""
+    from cluster import cache
+
+    cache.gc(
+        store,
+        older_than=older_than,
+        teacher=teacher,
+        question=question,
+        keep_free=keep_free,
+        dry_run=dry_run,
+    )
 
 
 @app.command("eval")

@@ -48,6 +48,24 @@ def train(
     launch.train(config, service=service, fresh=fresh, address=address)
 
 
+def capture(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    service: str | None = None,
+    address: str | None = None,
+    all_rows: bool = False,
+) -> None:
+    """`tutelage capture`."""
+    config = load(path, overrides)
+    from cluster import capture as capturing
+
+    captured = capturing.capture(config, service=service, address=address, all_rows=all_rows)
+    print(captured.lines())
+    given = "".join(f" {o}" for o in overrides if not o.startswith("targets.teacher_free="))
+    print(f"Train     tutelage run {path}{given} targets.teacher_free=true")
+
+
 def evaluate(run: Path, *, service: str | None = None, address: str | None = None) -> None:
     """`tutelage eval`: a line per domain."""
     run_dir = RunDir(run.absolute())

@@ -15,7 +15,8 @@ from shared.errors import ConfigError, StorageError, TutelageError
 from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, RunPlan
 from shared.soft_targets import IdsEncoding, TargetReader, TargetSpec
-from shared.target_store import RecordingReader, StoreReader, stored_answers, stored_teacher
+from shared.store_readers import RecordingReader, StoreReader
+from shared.target_store import stored_answers, stored_teacher
 from shared.teacher_head import ShippedHead, find_head
 from teacher_service import service
 from teacher_service.description import TeacherDescription
@@ -28,6 +29,15 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
     if launch.config.targets.teacher_free:
         yield _from_store(launch)
         return
+    with asking(launch) as (plan, live):
+        assert plan.teacher is not None, "a live teacher has a fingerprint"
+        yield plan, _prompted(launch, _recorded(launch, live, plan.teacher))
+
+
+@contextmanager
+def asking(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
+    """The plan, and a way to a live teacher past any store and without prompts, for the length of
+    a `with`."""
     name = launch.service or f"{launch.namespace}-teacher"
     try:
         description = _described(launch, name)
@@ -47,7 +57,7 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
         plan = _ordered(launch, plan, teacher=scorer)
         before = _restarts(name)
         try:
-            yield plan, _prompted(launch, _recorded(launch, live, fingerprint))
+            yield plan, live
         finally:
             with suppress(StorageError):  # a full disk must not hide what stopped the run
                 count(launch.run_dir, "teacher_restarts", _restarts(name) - before)

@@ -149,7 +149,9 @@ class Targets(Section):
     )
     hidden: HiddenPayload = HiddenPayload()
     store: str | None = Field(
-        default=None, description="folder the answers are written to and read from"
+        default=None,
+        description="folder, or address as s3://BUCKET/FOLDER, that answers are written to and "
+        "read from",
     )
     store_ids: Literal["elias_fano", "plain"] | None = Field(
         default=None, description="the same in `store`, if not as they came"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shared.config import Config, HubDataset, Source
 from shared.errors import ConfigError
+from shared.places import refuse_credentials
 
 BUILTIN = "builtin:"
 JOB_FOLDERS = "/runtime_resources/working_dir_files/"  # Ray removes them after the job
@@ -53,9 +54,7 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
             "prompt_search": config.prompt_search.model_copy(
                 update={"to": str(_absolute(config.prompt_search.to, root))}
             ),
-            "targets": config.targets.model_copy(
-                update={"store": store and str(_absolute(store, root))}
-            ),
+            "targets": config.targets.model_copy(update={"store": store and _store(store, root)}),
         }
     )
 
@@ -67,6 +66,14 @@ def _lasting(folder: Path) -> Path:
 
 def _absolute(path: str, base: Path) -> Path:
     return (base / Path(path).expanduser()).resolve()
+
+
+def _store(store: str, root: Path) -> str:
+    """A folder under root, or the address of one on another file system."""
+    if "://" not in store:
+        return str(_absolute(store, root))
+    refuse_credentials(store)
+    return store
 
 
 def _model(model: str, root: Path, option: str) -> str:

@@ -58,3 +58,7 @@ class FrozenWeightsError(TutelageError, RuntimeError):
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be resumed from as asked."""
+
+
+class DamagedError(UserError):
+    """A file of a target store that is not what was written; it is never learnt from."""

@@ -1,55 +1,81 @@
 """SoftTargets on disk: the same Tables that travel, kept by row, their ids written as asked.
 
-A store is a folder with one folder per teacher and question, named by their digest:
-`description.json` says what they are, and every writer appends to an Arrow stream of its own, so
-several write safely and a killed one leaves at most a torn tail. The index is rebuilt from the
-files on opening; the files are memory-mapped.
+A store is a folder with one folder per teacher and question, named by their digest;
+`description.json` says what they are. Every answer is committed as a file of its own before it is
+delivered; a writer puts its small files together as they grow many. Files are never changed, so
+any number of processes write and read at once. The index is built from the files' footers.
 """
 
 import json
+import logging
 import os
 import time
-import uuid
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import xxhash
 
-from shared.errors import ConfigError, StorageError, TeacherError
+from shared.answer_files import (
+    FILE_BYTES,
+    SUFFIX,
+    AnswerFile,
+    Batch,
+    Holding,
+    RowPlace,
+    damage,
+    described_as,
+    open_file,
+    open_reader,
+    question_key,
+    rewritten,
+    write_file,
+)
+from shared.errors import ConfigError, DamagedError, StorageError, TeacherError
+from shared.marks import Mark
+from shared.places import Place
 from shared.rows import Rows
 from shared.soft_targets import (
-    SCHEMA_VERSION,
+    METADATA_KEY,
     IdsEncoding,
-    ReaderStats,
     SoftTargets,
-    TargetReader,
     TargetSpec,
 )
 
 DESCRIPTION = "description.json"
+SET_ASIDE = ".damaged"
+MANY_FILES = 64  # of one writer, before it puts them together
+REFRESH_S = 10.0  # at most this often a store looks for what other processes have written
+OPEN_FILES = 32
+THREADS = 16  # that read footers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswers:
     """One folder of a store."""
 
-    folder: Path
+    place: Place
     teacher: dict[str, str]  # the engine's fingerprint
     spec: TargetSpec
 
+    @property
+    def key(self) -> str:
+        """The folder's name."""
+        return self.place.path.rpartition("/")[2]
+
 
 def stored_answers(store: str | Path) -> list[StoredAnswers]:
-    """What a store holds, so that a run without a teacher can learn whose answers they are."""
-    found = []
-    for path in sorted(Path(store).expanduser().glob(f"*/{DESCRIPTION}")):
-        fields = json.loads(path.read_text())
-        if fields["schema_version"] == SCHEMA_VERSION:
-            spec = TargetSpec.from_dict(fields["spec"])
-            found.append(StoredAnswers(path.parent, fields["teacher"], spec))
-    return found
+    """What a store holds, so that a run without a teacher can learn whose answers they are.
+    Folders of other versions are passed over."""
+    place = Place.of(store)
+    found = [_described(place / info.base_name) for info in place.list() if not info.is_file]
+    return [answers for answers in found if answers is not None]
 
 
 def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
@@ -59,13 +85,14 @@ def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
     if not matching:
         held = "; ".join(a.spec.in_words() for a in answers)
         raise ConfigError(
-            f"targets.store {store} holds {held or 'nothing'}, asked is {spec.in_words()}; run "
-            "with targets.teacher_free=false first, which fills it, or change targets"
+            f"targets.store {store} holds {held or 'nothing'}, asked is {spec.in_words()}; "
+            "`tutelage capture CONFIG` fills it, or change targets"
         )
     if len(matching) > 1:
         raise ConfigError(
             f"targets.store {store} has answers of {len(matching)} teachers to the same question; "
-            f"keep one of {', '.join(a.folder.name for a in matching)}"
+            f"keep one of {', '.join(a.key for a in matching)}: `tutelage cache gc {store} "
+            "--question NAME` removes one"
         )
     return matching[0].teacher
 
@@ -73,7 +100,9 @@ def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
 class TargetStore:
     """The stored answers of one teacher to one question, by the hash of their rows.
 
-    New ones are written with their ids as `ids` says; None: as they came.
+    New ones are written with their ids as `ids` says; None: as they came. A damaged file is never
+    read from: it stops the reader with a DamagedError, or with `sets_aside`, where a teacher can
+    answer again, it is renamed, with a warning, and its rows count as missing.
     """
 
     def __init__(
@@ -83,50 +112,77 @@ class TargetStore:
         teacher: Mapping[str, str],
         spec: TargetSpec,
         ids: IdsEncoding | None = None,
+        sets_aside: bool = False,
     ) -> None:
-        self._described = {
-            "schema_version": SCHEMA_VERSION,
-            "teacher": dict(teacher),
-            "spec": spec.question(),
-        }
+        self._described = described_as(teacher, spec)
         self._ids: IdsEncoding | None = ids
-        key = json.dumps(self._described, sort_keys=True).encode()
-        self._folder = Path(store).expanduser() / xxhash.xxh3_128_hexdigest(key)
-        self._index: dict[bytes, tuple[pa.RecordBatch, int]] = {}
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        for path in sorted(self._folder.glob("*.arrow")):
-            for batch in _batches(path):
-                self._remember(batch)
+        self._sets_aside = sets_aside
+        self._store = Place.of(store)
+        self._question = question_key(teacher, spec)
+        self._folder = self._store / self._question
+        self._mark = Mark(self._folder)
+        self._files: dict[str, AnswerFile] = {}
+        self._own: list[AnswerFile] = []  # written here and not put together yet
+        self._index: dict[bytes, RowPlace] = {}
+        self._readers: OrderedDict[str, pa.ipc.RecordBatchFileReader] = OrderedDict()
+        self._refused: set[str] = set()  # damaged files
+        self.refresh()
 
     def __len__(self) -> int:
         return len(self._index)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._index
+
+    def holding(self) -> Holding:
+        """What is stored, as far as this reader knows."""
+        return Holding.of(self._files.values())
+
+    def refresh(self) -> None:
+        """Take in what other processes have written."""
+        self._looked_at = time.monotonic()
+        infos = {i.base_name: i for i in self._folder.list() if i.base_name.endswith(SUFFIX)}
+        if infos and self._mark.set():
+            self._used()
+        self._forget(set(self._files) - set(infos))
+        new = [name for name in infos if name not in self._files and name not in self._refused]
+        with ThreadPoolExecutor(THREADS) as pool:
+            opened = list(pool.map(self._opened, new, [infos[name].size for name in new]))
+        self._remember(*filter(None, opened))
+        if any(name not in self._files and name not in self._refused for name in new):
+            self.refresh()  # their writer has put them together meanwhile
+
     def missing(self, rows: Rows) -> list[str]:
         """Names of the rows that are not stored, each once."""
-        pairs = zip(rows.hashes(), rows.names(), strict=True)
+        pairs = list(zip(rows.hashes(), rows.names(), strict=True))
+        if any(key not in self._index for key, _ in pairs) and self._is_stale():
+            self.refresh()
         return list(dict.fromkeys(name for key, name in pairs if key not in self._index))
+
+    def find(self, rows: Rows) -> SoftTargets | None:
+        """The unit of these rows as `read` gives it, None where one is not stored."""
+        while len(rows) and not self.missing(rows):
+            with suppress(_Gone):
+                return self._assembled(rows.hashes())
+        return None
 
     def read(self, rows: Rows) -> SoftTargets:
         """The unit of these rows, bit for bit as it was written; where its rows have their ids
         written in two ways, as its first row. Raises TeacherError, naming the first rows that are
-        not stored."""
-        if missing := self.missing(rows):
-            raise TeacherError(
-                f"targets.store {self._folder.parent} lacks {len(missing)} of "
-                f"{len(set(rows.names()))} rows, "
-                f"first {', '.join(missing[:3])}; fill it with a teacher"
-            )
-        entries = [self._index[key] for key in rows.hashes()]
-        found = [SoftTargets(pa.Table.from_batches([b.slice(row, 1)])) for b, row in entries]
-        if not found:
-            return SoftTargets(self._any_schema().empty_table())
-        if len({tuple(batch.schema.types) for batch, _ in entries}) > 1:
-            ids = found[0].spec.ids
-            found = [targets.with_ids(ids) for targets in found]
-        return SoftTargets(pa.concat_tables([each.table for each in found]).combine_chunks())
+        not stored, and DamagedError."""
+        if (found := self.find(rows)) is not None:
+            return found
+        if not len(rows):
+            return self._empty()
+        missing = self.missing(rows)
+        raise TeacherError(
+            f"targets.store {self._store.shown} lacks {len(missing)} of "
+            f"{len(set(rows.names()))} rows, first {', '.join(missing[:3])}; "
+            "`tutelage capture CONFIG` fills it"
+        )
 
     def write(self, targets: SoftTargets) -> None:
-        """Append the rows that are not stored yet. Raises StorageError; what was stored stays."""
+        """Commit the rows that are not stored yet. Raises StorageError; what was stored stays."""
         keys = targets.table.column("row_hash").to_pylist()
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         new = sorted(row for key, row in first.items() if key not in self._index)
@@ -135,164 +191,155 @@ class TargetStore:
         chosen = SoftTargets(targets.table.take(new))
         if self._ids is not None:
             chosen = chosen.with_ids(self._ids)
+        self._describe()
         batch = chosen.table.combine_chunks().to_batches()[0]
+        file = write_file(self._folder, [Batch(batch, time.time_ns())])
+        self._own.append(file)
+        self._remember(file)
+        if len(self._own) >= MANY_FILES or sum(f.size for f in self._own) >= FILE_BYTES:
+            self._put_together()
+
+    def kept(self, rows: Rows, answer: SoftTargets) -> SoftTargets:
+        """Commit an answer to these rows; returns what must be delivered: the bytes that are
+        stored of each row, which are older where it was stored before."""
+        new = set(rows.hashes()) - set(self._index)
+        self.write(answer)
+        if len(new) == len(rows):
+            return answer
+        while (found := self.find(rows)) is None:
+            self.write(answer)  # a file was set aside meanwhile
+        return found
+
+    def close(self) -> None:
+        """Put together what was written, and let go of the folder."""
+        self._put_together()
+        self._readers.clear()
+        self._mark.clear()
+
+    def _assembled(self, keys: Sequence[bytes]) -> SoftTargets:
+        entries = [self._index[key] for key in keys]
+        records = {at: self._batch(*at) for at in dict.fromkeys(entry[:2] for entry in entries)}
+        parts = [records[name, batch].slice(row, 1) for name, batch, row in entries]
+        found = [SoftTargets(pa.Table.from_batches([part])) for part in parts]
+        if len({tuple(part.schema.types) for part in parts}) > 1:
+            ids = found[0].spec.ids
+            found = [targets.with_ids(ids) for targets in found]
+        return SoftTargets(pa.concat_tables([each.table for each in found]).combine_chunks())
+
+    def _batch(self, name: str, number: int) -> pa.RecordBatch:
+        """A checked batch. Raises _Gone where its file has left the index instead."""
+        file = self._files[name]
         try:
-            if self._writer is None:
-                self._writer = self._open_writer(batch.schema)
-            self._writer.write_batch(batch)
-        except OSError as error:
-            self._writer = None  # its tail is torn, nothing may follow it
-            raise StorageError(
-                f"targets.store cannot be written to {self._folder}: {error}; free space, or name "
-                "another folder"
+            if name not in self._readers:
+                self._readers[name] = open_reader(file.place)
+            self._readers.move_to_end(name)
+            if len(self._readers) > OPEN_FILES:
+                self._readers.popitem(last=False)
+            return file.batch(number, self._readers[name])
+        except FileNotFoundError:  # put together by its writer, or removed
+            self._forget([name])
+            self.refresh()
+        except DamagedError as error:
+            self._forget([name])
+            self._handle(file.place, error)
+        raise _Gone
+
+    def _opened(self, name: str, size: int) -> AnswerFile | None:
+        place = self._folder / name
+        try:
+            return open_file(place, size=size, question=self._question)
+        except FileNotFoundError:
+            return None  # its writer has just put it together with others
+        except DamagedError as error:
+            self._handle(place, error)
+            return None
+
+    def _handle(self, place: Place, error: DamagedError) -> None:
+        if not self._sets_aside:
+            raise DamagedError(
+                f"{error}; `tutelage cache verify {self._store.shown} --delete` removes it, then "
+                "`tutelage capture CONFIG` asks for its rows again"
             ) from error
-        self._remember(batch)
+        name = place.path.rpartition("/")[2]
+        self._refused.add(name)
+        with suppress(StorageError):
+            place.rename(name + SET_ASIDE)
+        log.warning("%s; it is set aside, and the teacher is asked for its rows again", error)
 
-    def close(self) -> None:
-        """End this writer's file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    def _put_together(self) -> None:
+        """Larger files in the place of this writer's own; where the disk is too full, they stay."""
+        small, self._own = self._own, []
+        if len(small) < 2:
+            return
+        with suppress(StorageError, DamagedError, FileNotFoundError):
+            larger = rewritten(self._folder, small)
+            self._forget([file.name for file in small])
+            self._remember(*larger)
+            for file in small:
+                file.place.delete()
 
-    def _open_writer(self, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        aside = self._folder / f"{DESCRIPTION}.{os.getpid()}"
-        aside.write_text(json.dumps(self._described, indent=1, sort_keys=True))
-        aside.replace(self._folder / DESCRIPTION)
-        # Unbuffered, so that a killed writer loses no answer that it delivered.
-        file = (self._folder / f"{uuid.uuid4().hex}.arrow").open("wb", buffering=0)
-        return pa.ipc.new_stream(file, schema)
+    def _describe(self) -> None:
+        self._mark.set()
+        place = self._folder / DESCRIPTION
+        text = json.dumps(self._described, indent=1, sort_keys=True).encode()
+        if not self._files and not self._own:
+            place.write(text)
 
-    def _remember(self, batch: pa.RecordBatch) -> None:
-        for row, key in enumerate(batch.column("row_hash").to_pylist()):
-            self._index.setdefault(key, (batch, row))
+    def _used(self) -> None:
+        """Date the folder's last use, where it lies on this machine."""
+        if self._folder.local is not None:
+            with suppress(OSError):
+                os.utime(self._folder.local / DESCRIPTION)
 
-    def _any_schema(self) -> pa.Schema:
-        if not self._index:
-            raise TeacherError(f"targets.store {self._folder.parent} is empty; fill it first")
-        return next(iter(self._index.values()))[0].schema
+    def _remember(self, *files: AnswerFile) -> None:
+        """Add to the index; of several copies of a row, the one known first stays, then the one
+        committed first."""
+        self._files |= {file.name: file for file in files}
+        batches = [(batch, f.name, n) for f in files for n, batch in enumerate(f.facts)]
+        for batch, name, number in sorted(batches, key=lambda entry: entry[0].written_at):
+            for row, key in enumerate(batch.keys):
+                self._index.setdefault(key, (name, number, row))
 
+    def _forget(self, names: Iterable[str]) -> None:
+        """Take files out of the index; copies of their rows in other files take their place."""
+        gone = {name for name in names if self._files.pop(name, None) is not None}
+        if not gone:
+            return
+        for name in gone:
+            self._readers.pop(name, None)
+        self._index = {key: entry for key, entry in self._index.items() if entry[0] not in gone}
+        self._remember(*self._files.values())
 
-class StoreReader:
-    """A `TargetReader` with no teacher alive; a row that is not stored stops the run.
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._looked_at > REFRESH_S
 
-    `teacher` None takes the one whose answers are stored.
-    """
-
-    def __init__(self, store: str | Path, *, teacher: Mapping[str, str] | None = None) -> None:
-        self._stores = _Stores(store, teacher)
-        self._asked: deque[tuple[Rows, TargetSpec]] = deque()
-        self._stats = ReaderStats()
-
-    @property
-    def stats(self) -> ReaderStats:
-        """Counters since the reader was made."""
-        return self._stats
-
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
-        """Ask for a unit."""
-        self._asked.append((rows, spec))
-
-    def next(self) -> SoftTargets:
-        """The oldest unit asked for. Raises TeacherError naming rows that are not stored."""
-        started = time.monotonic()
-        rows, spec = self._asked[0]
-        targets = self._stores.of(spec).read(rows)
-        self._asked.popleft()
-        _count(self._stats, targets, hit=True, wait_s=time.monotonic() - started)
-        return targets
-
-    def close(self) -> None:
-        """Drop what was asked for."""
-        self._asked.clear()
+    def _empty(self) -> SoftTargets:
+        for name in self._files:
+            return SoftTargets(open_reader(self._files[name].place).schema.empty_table())
+        raise TeacherError(f"targets.store {self._store.shown} is empty; fill it first")
 
 
-class RecordingReader:
-    """Reads through a store: what it holds comes from disk, the rest from `reader`, written
-    before it is delivered, its ids as `ids` says; None: as they came."""
-
-    def __init__(
-        self,
-        reader: TargetReader,
-        store: str | Path,
-        *,
-        teacher: Mapping[str, str],
-        ids: IdsEncoding | None = None,
-    ) -> None:
-        self._reader = reader
-        self._stores = _Stores(store, teacher, ids)
-        self._asked: deque[tuple[Rows, TargetSpec, bool]] = deque()
-        self._stats = ReaderStats()
-
-    @property
-    def stats(self) -> ReaderStats:
-        """Counters since the reader was made."""
-        self._stats.retried_units = self._reader.stats.retried_units
-        return self._stats
-
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
-        """Ask for a unit; a unit with one missing row is scored whole."""
-        stored = len(rows) > 0 and not self._stores.of(spec).missing(rows)
-        self._asked.append((rows, spec, stored))
-        if not stored:
-            self._reader.submit(rows, spec)
-
-    def next(self) -> SoftTargets:
-        """The oldest answer, from disk or from the inner reader."""
-        started = time.monotonic()
-        rows, spec, stored = self._asked[0]
-        store = self._stores.of(spec)
-        if stored:
-            targets = store.read(rows)
-        else:
-            targets = self._reader.next()
-            store.write(targets)
-        self._asked.popleft()
-        _count(self._stats, targets, hit=stored, wait_s=time.monotonic() - started)
-        return targets
-
-    def close(self) -> None:
-        """Close the files and the inner reader."""
-        self._asked.clear()
-        self._stores.close()
-        self._reader.close()
+class _Gone(Exception):
+    """A file has left the index while it was asked; look again."""
 
 
-class _Stores:
-    """The store's folder of each question, opened when it is first asked."""
-
-    def __init__(
-        self,
-        store: str | Path,
-        teacher: Mapping[str, str] | None,
-        ids: IdsEncoding | None = None,
-    ) -> None:
-        self._store, self._teacher = store, teacher
-        self._ids: IdsEncoding | None = ids
-        self._open: dict[TargetSpec, TargetStore] = {}
-
-    def of(self, spec: TargetSpec) -> TargetStore:
-        if spec not in self._open:
-            teacher = self._teacher or stored_teacher(self._store, spec)
-            self._open[spec] = TargetStore(self._store, teacher=teacher, spec=spec, ids=self._ids)
-        return self._open[spec]
-
-    def close(self) -> None:
-        for store in self._open.values():
-            store.close()
-        self._open.clear()
+def _described(folder: Place) -> StoredAnswers | None:
+    """Whose answers to what a folder holds, None where it is of another version or of something
+    else. A description that is damaged or missing is read from the answers themselves."""
+    key = folder.path.rpartition("/")[2]
+    for found in _descriptions(folder):
+        with suppress(TypeError, KeyError, ValueError):
+            teacher, spec = found["teacher"], TargetSpec.from_dict(found["spec"])
+            if question_key(teacher, spec) == key:
+                return StoredAnswers(folder, teacher, spec)
+    return None
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The whole batches of a file; a torn tail ends it."""
-    try:
-        yield from pa.ipc.open_stream(pa.memory_map(str(path)))
-    except (pa.ArrowInvalid, OSError):
-        return
-
-
-def _count(stats: ReaderStats, targets: SoftTargets, *, hit: bool, wait_s: float) -> None:
-    stats.units += 1
-    stats.cache_hits += hit
-    stats.wire_bytes += targets.num_bytes
-    stats.wait_s += wait_s
+def _descriptions(folder: Place) -> Iterator[dict[str, Any]]:
+    with suppress(FileNotFoundError, ValueError):
+        yield json.loads((folder / DESCRIPTION).read())
+    for info in folder.list():
+        if info.base_name.endswith(SUFFIX):
+            with suppress(FileNotFoundError, DamagedError), damage(folder / info.base_name):
+                schema = open_reader(folder / info.base_name).schema
+                yield json.loads((schema.metadata or {})[METADATA_KEY])

@@ -66,7 +66,7 @@ class Validation:
         self, engine: Any, reader: TargetReader | None = None, spec: TargetSpec | None = None
     ) -> ValidationSums:
         """Run over all validation rows; with a reader also against the teacher."""
-        size = self.rows_per_unit if spec is None or spec.top_k < BULKY_TOP_K else 1
+        size = unit_size(self.rows_per_unit, spec)
         units = list(self._own_units(size))
         num_domains = len(self.stores)
         totals = np.zeros((4, num_domains))
@@ -95,6 +95,11 @@ class Validation:
         ):
             store, indices = chosen[position] if position < len(chosen) else (self.stores[0], ())
             yield store.take(list(indices))
+
+
+def unit_size(rows_per_unit: int, spec: TargetSpec | None) -> int:
+    """Rows of a validation unit: one where the answers are bulky."""
+    return rows_per_unit if spec is None or spec.top_k < BULKY_TOP_K else 1
 
 
 def _answers(

@@ -21,7 +21,7 @@ from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, PreparedDomain, RunPlan
 from shared.run_dir import RunDir
 from shared.soft_targets import TargetSpec
-from shared.target_store import StoreReader
+from shared.store_readers import StoreReader
 from student_trainer.loop import run_plan
 
 log = logging.getLogger(__name__)

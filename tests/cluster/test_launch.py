@@ -38,8 +38,9 @@ SUMMARY = {
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
-    """A config whose run has finished, with a baseline."""
-    job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True)
+    """A config whose run has finished, with a baseline and a store."""
+    targets = {"store": "store"}
+    job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, targets=targets)
     assert main(["run", str(job)]) == 0
     return job
 
@@ -151,16 +152,14 @@ def test_no_service_and_no_controller_is_left(finished):
     assert "tutelage-controller" not in names
 
 
-def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(
-    ray_cluster, tmp_path, tiny_pair
-):
-    job = write_job(tmp_path, tiny_pair, targets={"store": str(tmp_path / "store")})
-    assert main(["run", str(job), "name=live"]) == 0
-    assert main(["run", str(job), "name=stored", "targets.teacher_free=true"]) == 0
-    live, stored = (RunDir(tmp_path / "runs" / name) for name in ("live", "stored"))
-    weights = [(r.export / "model.safetensors").read_bytes() for r in (live, stored)]
+def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(finished, run_dir):
+    free = ["name=stored", "baseline=false", "targets.teacher_free=true"]
+    assert main(["run", str(finished), *free]) == 0
+    stored = RunDir(finished.parent / "runs" / "stored")
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (run_dir, stored)]
     assert weights[0] == weights[1]
-    assert json.loads(stored.summary.read_text())["cache_hit_rate"] == 1.0
+    rates = [json.loads(r.summary.read_text())["cache_hit_rate"] for r in (run_dir, stored)]
+    assert rates == [0.0, 1.0]
 
 
 def test_last_states_teach_the_whole_vocabulary_live_and_from_a_store(

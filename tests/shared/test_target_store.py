@@ -1,22 +1,29 @@
 """Laws of the target store: bit-equal, teacher-free, torn tails, several writers."""
 
+import shutil
+import subprocess
+import sys
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shared.errors import ConfigError, TeacherError
+from shared.errors import ConfigError, DamagedError, TeacherError
+from shared.places import Place
 from shared.rows import Rows
 from shared.soft_targets import ReaderStats, SoftTargets, TargetArrays, TargetSpec
+from shared.store_readers import RecordingReader, StoreReader
+from shared.store_upkeep import questions, verify
 from shared.target_store import (
-    RecordingReader,
-    StoreReader,
+    MANY_FILES,
     TargetStore,
     stored_answers,
     stored_teacher,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = TargetSpec(top_k=4, shared_vocab=100, temperatures=(1.0, 2.0), hidden_layers=(1,))
 TEACHER = {"model": "a", "weights": "0"}
 
@@ -32,7 +39,9 @@ def make_rows(*indices: int) -> Rows:
     )
 
 
-def answer(rows: Rows, spec: TargetSpec = SPEC, seed: int = 0) -> SoftTargets:
+def answer(
+    rows: Rows, spec: TargetSpec = SPEC, seed: int = 0, teacher: dict[str, str] = TEACHER
+) -> SoftTargets:
     rng = np.random.default_rng(seed)
     num = int(rows.num_loss_tokens().sum())
     arrays = TargetArrays(
@@ -44,7 +53,7 @@ def answer(rows: Rows, spec: TargetSpec = SPEC, seed: int = 0) -> SoftTargets:
     )
     return SoftTargets.build(
         spec=spec,
-        teacher=TEACHER,
+        teacher=teacher,
         row_hashes=rows.hashes(),
         num_targets_R=rows.num_loss_tokens(),
         arrays=arrays,
@@ -124,21 +133,160 @@ def test_answers_are_written_before_they_are_delivered_and_then_come_from_disk(t
     assert (again.stats.units, again.stats.cache_hits) == (3, 2)
 
 
-def test_a_torn_tail_costs_only_the_unit_it_tore(tmp_path):
+def test_what_a_killed_writer_left_half_written_costs_only_its_unit(tmp_path):
     store = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
-    sizes = []
-    for index in range(4):
-        store.write(answer(make_rows(index)))
-        (path,) = tmp_path.glob("*/*.arrow")
-        sizes.append(path.stat().st_size)
-    whole = path.read_bytes()
-    for size in range(sizes[2], sizes[3]):
-        path.write_bytes(whole[:size])
-        torn = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
-        assert torn.missing(make_rows(0, 1, 2, 3)) == ["text/3"]
-    torn.write(answer(make_rows(3)))
-    healed = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
-    assert not healed.missing(make_rows(0, 1, 2, 3))
+    store.write(answer(make_rows(0)))
+    (path,) = tmp_path.glob("*/*.arrow")
+    half = path.with_name(f".{path.name}.0.part")
+    half.write_bytes(path.read_bytes()[:100])
+    again = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
+    assert again.missing(make_rows(0, 1)) == ["text/1"]
+
+
+def damage(path: Path, rows: Rows) -> None:
+    """Change a byte of the answers."""
+    whole = bytearray(path.read_bytes())
+    label_N = answer(rows).arrays().label_logprob_N
+    at = whole.index(label_N.tobytes())
+    whole[at] ^= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("how", ["a byte", "truncated", "of another teacher"])
+def test_a_damaged_file_stops_a_run_without_a_teacher_and_is_asked_again_with_one(
+    tmp_path, how, caplog
+):
+    rows = make_rows(1)
+    TargetStore(tmp_path, teacher=TEACHER, spec=SPEC).write(answer(rows))
+    (path,) = tmp_path.glob("*/*.arrow")
+    if how == "a byte":
+        damage(path, rows)
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:500])
+    else:
+        other = TEACHER | {"weights": "1"}
+        TargetStore(tmp_path / "other", teacher=other, spec=SPEC).write(answer(rows, teacher=other))
+        (foreign,) = (tmp_path / "other").glob("*/*.arrow")
+        path.write_bytes(foreign.read_bytes())
+        shutil.rmtree(tmp_path / "other")
+    free = StoreReader(tmp_path)
+    free.submit(rows, SPEC)
+    with pytest.raises(DamagedError, match=rf"{path.name} is damaged.*cache verify .* --delete"):
+        free.next()
+    free.close()
+    inner = Inventing()
+    live = RecordingReader(inner, tmp_path, teacher=TEACHER)
+    live.submit(rows, SPEC)
+    assert live.next().table.equals(answer(rows, seed=1).table)
+    live.close()
+    assert "set aside, and the teacher is asked for its rows again" in caplog.text
+    assert path.with_name(path.name + ".damaged").exists()
+    assert (inner.units, live.stats.cache_hits) == (1, 0)
+    free = StoreReader(tmp_path)
+    free.submit(rows, SPEC)
+    assert free.next().table.equals(answer(rows, seed=1).table)
+
+
+def test_of_a_row_that_is_stored_the_stored_answer_is_delivered_in_any_unit(tmp_path):
+    inner = Inventing()
+    reader = RecordingReader(inner, tmp_path, teacher=TEACHER)
+    units = [make_rows(1, 2), make_rows(2, 3), make_rows(4, 4), make_rows(3, 1, 4)]
+    for rows in units:  # all asked before any is answered
+        reader.submit(rows, SPEC)
+    delivered = [reader.next() for _ in units]
+    assert (inner.units, reader.stats.cache_hits) == (4, 0)
+    free = StoreReader(tmp_path, teacher=TEACHER)
+    for rows, live in zip(units, delivered, strict=True):
+        live.check(rows, SPEC, TEACHER)
+        free.submit(rows, SPEC)
+        assert free.next().table.equals(live.table)
+
+
+def test_a_store_read_cold_warm_and_mixed_says_so(tmp_path):
+    inner = Inventing()
+    rates = []
+    for units in ((1, 2), (1, 2), (2, 3)):
+        reader = RecordingReader(inner, tmp_path, teacher=TEACHER)
+        for index in units:
+            reader.submit(make_rows(index), SPEC)
+            reader.next()
+        reader.close()
+        rates.append(reader.stats.cache_hits / reader.stats.units)
+    assert rates == [0.0, 1.0, 0.5]
+
+
+def test_a_writer_puts_its_files_together_under_the_eyes_of_a_reader(tmp_path):
+    writer = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
+    for index in range(MANY_FILES - 1):
+        writer.write(answer(make_rows(index), seed=index))
+    reader = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
+    writer.write(answer(make_rows(MANY_FILES), seed=MANY_FILES))
+    assert len(list(tmp_path.glob("*/*.arrow"))) == 1
+    for store in (writer, reader, TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)):
+        for index in (0, 5, MANY_FILES - 2):
+            found = store.read(make_rows(index))
+            assert found.table.equals(answer(make_rows(index), seed=index).table)
+    assert not reader.missing(make_rows(MANY_FILES))
+
+
+def test_the_copy_that_was_committed_first_is_the_one_that_is_read(tmp_path):
+    first, second = (TargetStore(tmp_path, teacher=TEACHER, spec=SPEC) for _ in range(2))
+    second.write(answer(make_rows(7), seed=7))
+    first.write(answer(make_rows(7), seed=8))
+    again = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
+    assert again.read(make_rows(7)).table.equals(answer(make_rows(7), seed=7).table)
+
+
+WRITER = """
+import sys
+from shared.target_store import TargetStore
+from tests.shared.test_target_store import SPEC, TEACHER, answer, make_rows
+store = TargetStore(sys.argv[1], teacher=TEACHER, spec=SPEC)
+for index in range(80):
+    store.write(answer(make_rows(index % 50), seed=int(sys.argv[2])))
+if sys.argv[2] != "0":
+    store.close()
+"""
+
+
+def test_processes_that_write_at_once_leave_a_sound_store(tmp_path):
+    commands = [[sys.executable, "-c", WRITER, str(tmp_path), str(n)] for n in range(3)]
+    running = [subprocess.Popen(command, cwd=ROOT) for command in commands]
+    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+    store = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
+    assert not store.missing(make_rows(*range(50)))
+    for index in range(50):
+        found = store.read(make_rows(index)).table
+        assert any(found.equals(answer(make_rows(index), seed=n).table) for n in range(3))
+    assert list(verify(Place.of(tmp_path))) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_store_lies_on_any_file_system(tmp_path, kind):
+    where = f"file://{tmp_path}/store" if kind == "file" else f"memory://{tmp_path.name}"
+    inner = Inventing()
+    reader = RecordingReader(inner, where, teacher=TEACHER)
+    units = [make_rows(1, 2), make_rows(3)]
+    for rows in units:
+        reader.submit(rows, SPEC)
+    live = [reader.next() for _ in units]
+    reader.close()
+    free = StoreReader(where)
+    free.submit(make_rows(3), SPEC)
+    assert free.next().table.equals(live[1].table)
+    assert [(a.teacher, a.spec) for a in stored_answers(where)] == [(TEACHER, SPEC)]
+    (question,) = questions(Place.of(where))
+    assert question.holding.rows == 3
+    assert len(question.files) == 1
+    assert list(verify(Place.of(where))) == []
+
+
+def test_a_lost_description_is_read_from_the_answers(tmp_path):
+    TargetStore(tmp_path, teacher=TEACHER, spec=SPEC).write(answer(make_rows(1)))
+    (description,) = tmp_path.glob("*/description.json")
+    for text in ("", '{"teacher": {}}'):
+        description.write_text(text)
+        assert stored_teacher(tmp_path, SPEC) == TEACHER
 
 
 def test_several_writers_at_once_lose_nothing(tmp_path):
@@ -194,8 +342,8 @@ def test_rows_whose_ids_are_written_in_two_ways_make_one_unit(tmp_path):
 def test_answers_stored_before_the_entropy_could_be_asked_for_are_found(tmp_path):
     store = TargetStore(tmp_path, teacher=TEACHER, spec=SPEC)
     store.write(answer(make_rows(1)))
-    (folder,) = tmp_path.iterdir()
-    assert folder.name == "0daff4617402c18e79a9c5eea036b3d9"
+    (answers,) = stored_answers(tmp_path)
+    assert answers.key == "90351914085a4ee8d376837680bc807a"
     prompted = TargetStore(tmp_path, teacher=TEACHER, spec=replace(SPEC, prompts="a"))
     assert prompted.missing(make_rows(1)) == ["text/1"]
     asking = TargetStore(tmp_path, teacher=TEACHER, spec=replace(SPEC, entropy=True))

@@ -16,6 +16,8 @@ def test_the_verbs_are_those_on_record():
     assert set(group.commands) == {
         "run",
         "train",
+        "capture",
+        "cache",
         "teacher",
         "prompts",
         "eval",
@@ -27,3 +29,4 @@ def test_the_verbs_are_those_on_record():
     teacher = group.commands["teacher"]
     assert set(teacher.commands) == {"up", "scale", "status", "down"}  # type: ignore[attr-defined]
     assert set(group.commands["prompts"].commands) == {"optimise"}  # type: ignore[attr-defined]
+    assert set(group.commands["cache"].commands) == {"ls", "verify", "gc"}  # type: ignore[attr-defined]

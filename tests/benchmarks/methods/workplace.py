@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from shared.rows import Rows
 from shared.soft_targets import ReaderStats, SoftTargets, TargetReader, TargetSpec
-from shared.target_store import RecordingReader
+from shared.store_readers import RecordingReader
 from teacher_service.engine import HFEngine
 from tests.student_trainer.processes import LocalTeacher
 
