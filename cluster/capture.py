@@ -96,7 +96,7 @@ def capture(
         with asking(launch) as (plan, live):
             reader = live(0)
             try:
-                return _Capture(plan, store, reader, ahead=2 * config.service.in_flight).all(
+                return Capture(plan, store, reader, ahead=2 * config.service.in_flight).all(
                     all_rows=all_rows
                 )
             finally:
@@ -145,8 +145,9 @@ def training_units(plan: RunPlan, *, all_rows: bool) -> Iterator[Rows]:
 
 
 @dataclass(slots=True)
-class _Capture:
-    """A capture under way."""
+class Capture:
+    """A capture under way: a plan with the teacher's fingerprint, and a reader past any store and
+    without prompts."""
 
     plan: RunPlan
     store: str

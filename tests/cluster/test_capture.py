@@ -1,42 +1,62 @@
-"""`tutelage capture` through the command line: what it asks, that it goes on, and that a run needs
-no teacher after it."""
+"""`tutelage capture`: what it asks, that it goes on, and that a run needs no teacher after it."""
 
 import json
 import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from cluster.capture import Capture, training_units
 from cluster.cli import main
+from shared.config_mixture import DDKMixture
+from shared.domains import DomainReport
+from shared.errors import TeacherError
 from shared.metrics import read_metrics
+from shared.plan import RunPlan
+from shared.row_store import RowStore
+from shared.rows import Rows
 from shared.run_dir import RunDir
-from shared.target_store import TargetStore, stored_answers
+from shared.soft_targets import SoftTargets
+from shared.store_readers import StoreReader
+from shared.target_store import stored_answers
+from student_trainer.ranks import Ranks
+from student_trainer.supply import Supply
+from student_trainer.torchrun import StandingWeights
+from teacher_service.engine import HFEngine
 from tests.cluster.jobs import write_job
-from tests.tiny import VOCAB
+from tests.cluster.test_ordering import PHASES
+from tests.cluster.test_prompting import PROMPTS, write_prompts
+from tests.student_trainer.processes import LocalTeacher
+from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.tiny import Pair
 
 
 @pytest.fixture(scope="module")
 def captured(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
-    """A config of fixed weights whose answers are in its store."""
+    """A config with prompts, phases and projected hidden states, its answers captured."""
     folder = tmp_path_factory.mktemp("captured")
+    write_prompts(folder)
     job = write_job(
         folder,
         tiny_pair,
         steps=4,
+        prompts="prompts.json",
+        losses=[{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {2: 1}}],
         mixture={"policy": "fixed"},
-        targets={"store": str(folder / "store"), "top_k": 16},
+        progressive=PHASES | {"difficulty": "teacher_nll", "max_steps": 1, "interval": 1},
+        targets={
+            "store": str(folder / "store"),
+            "top_k": 16,
+            "hidden": {"width": 8, "calibration_rows": 4},
+        },
     )
     assert main(["capture", str(job)]) == 0
     return job
-
-
-def rows_stored(job: Path) -> dict[int, int]:
-    """Rows in the job's store by how many ids were kept."""
-    store = job.parent / "store"
-    return {
-        a.spec.top_k: len(TargetStore(store, teacher=a.teacher, spec=a.spec))
-        for a in stored_answers(store)
-    }
 
 
 def test_capture_without_a_store_is_refused_before_anything_starts(tmp_path, tiny_pair, capsys):
@@ -44,24 +64,135 @@ def test_capture_without_a_store_is_refused_before_anything_starts(tmp_path, tin
     assert "set targets.store=FOLDER" in capsys.readouterr().err
 
 
-def test_a_capture_holds_what_the_steps_draw_and_all_validation_rows(captured):
-    assert rows_stored(captured) == {16: 4 * 4, VOCAB: 2 * 4}
-
-
 def test_a_captured_run_needs_no_teacher(captured):
+    prompts = {answers.spec.prompts for answers in stored_answers(captured.parent / "store")}
+    assert prompts == {PROMPTS.id}
     assert main(["run", str(captured), "name=warm", "targets.teacher_free=true"]) == 0
     run = RunDir(captured.parent / "runs" / "warm")
     summary = json.loads(run.summary.read_text())
     assert summary["cache_hit_rate"] == 1.0
-    assert all(line.cache_hits == line.units > 0 for line in read_metrics(run.metrics))
+    lines = read_metrics(run.metrics)
+    assert all(line.cache_hits == line.units > 0 for line in lines)
+    assert {line.phase for line in lines} == {0, 1}
     assert all(d["kl_kind"] == "full" for d in summary["domains"].values())
 
 
-def test_the_same_command_asks_only_for_what_is_not_stored(captured, capsys):
-    assert main(["capture", str(captured), "steps=5"]) == 0
-    said = capsys.readouterr().out
-    assert "asked 4 rows" in said
-    assert f"Train     tutelage run {captured} steps=5 targets.teacher_free=true" in said
-    (off,) = re.findall(r"differ by at most ([0-9.e+-]+) nats", said)
-    assert float(off) < 1e-4
-    assert rows_stored(captured) == {16: 5 * 4, VOCAB: 2 * 4}
+class Counting(LocalTeacher):
+    """A real teacher in this process that counts the rows it answers, and may die."""
+
+    def __init__(self, engine: HFEngine, *, dies_after: int | None = None) -> None:
+        super().__init__(engine)
+        self.answered: Counter[bytes] = Counter()
+        self.dies_after = dies_after
+
+    def next(self) -> SoftTargets:
+        if self.dies_after is not None and self.stats.units >= self.dies_after:
+            raise TeacherError("it is gone")
+        targets = super().next()
+        self.answered.update(targets.table.column("row_hash").to_pylist())
+        return targets
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_pair: Pair) -> HFEngine:
+    return HFEngine.load(str(tiny_pair.teacher))
+
+
+@pytest.fixture
+def plan(tmp_path: Path, tiny_pair: Pair, engine: HFEngine) -> RunPlan:
+    """Two epochs and a half of two domains under fixed weights."""
+    domains = prepared_domains(tmp_path)
+    made = plan_of(tmp_path / "run", tiny_pair, domains, steps=15, student={"workers": 1}, seed=4)
+    return replace(made, teacher=engine.fingerprint)
+
+
+def all_keys(plan: RunPlan, *, training: bool) -> set[bytes]:
+    paths = [d.train_path if training else d.validation_path for d in plan.domains]
+    stores = [RowStore.open(path) for path in paths]
+    return {key for store in stores for key in store.take(range(len(store))).hashes()}
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    """One rank on its own."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield Ranks()
+    dist.destroy_process_group()
+
+
+def drawn(plan: RunPlan, ranks: Ranks, reader: StoreReader | None = None) -> list[Rows]:
+    """The units of a run in order; with a reader, every one is answered."""
+    stores = [RowStore.open(domain.train_path) for domain in plan.domains]
+    shutil.rmtree(plan.run_dir, ignore_errors=True)
+    Path(plan.run_dir).mkdir()
+    controller = StandingWeights(plan)
+    controller.observe(DomainReport(0, (0.0, 0.0), (0, 0), (0.0, 0.0)))
+    supply = Supply(plan, stores, ranks=ranks, reader=reader, controller=controller)
+    units = []
+    for index in range(plan.config.steps):
+        for unit in supply.step(index).units:
+            targets = supply.targets()
+            if targets is not None:
+                targets.check(unit, plan.target_spec)
+            units.append(unit)
+    return units
+
+
+def test_the_rows_are_those_of_the_run_in_its_order_each_once(plan, ranks):
+    for steps in (2, 15):
+        short = replace(plan, config=plan.config.model_copy(update={"steps": steps}))
+        run = [key for unit in drawn(short, ranks) for key in unit.hashes()]
+        asked = [key for unit in training_units(short, all_rows=False) for key in unit.hashes()]
+        assert asked == list(dict.fromkeys(run))
+    assert len(asked) == len(set(asked)) < len(run)
+    first = [unit.hashes() for unit in drawn(plan, ranks)[:4]]
+    assert [unit.hashes() for unit in training_units(plan, all_rows=False)][:4] == first
+
+
+def test_where_weights_move_every_row_is_asked(plan):
+    config = plan.config.model_copy(update={"steps": 1, "mixture": DDKMixture(interval=2)})
+    for moving, all_rows in ((replace(plan, config=config), False), (plan, True)):
+        units = training_units(moving, all_rows=all_rows)
+        assert {key for unit in units for key in unit.hashes()} == all_keys(plan, training=True)
+
+
+def test_a_capture_that_was_stopped_asks_nothing_twice_and_serves_any_order(
+    plan, engine, ranks, tmp_path
+):
+    store = str(tmp_path / "store")
+    dying = Counting(engine, dies_after=12)
+    with pytest.raises(TeacherError):
+        Capture(plan, store, dying, ahead=3).all(all_rows=False)
+    assert 0 < len(dying.answered) < len(all_keys(plan, training=True))
+    second = Counting(engine)
+    captured = Capture(plan, store, second, ahead=3).all(all_rows=False)
+    again_to_compare = set(next(training_units(plan, all_rows=False)).hashes())
+    assert set(dying.answered) & set(second.answered) <= again_to_compare
+    assert captured.training is not None
+    assert captured.training.rows == len(all_keys(plan, training=True))
+    assert captured.validation.rows == len(all_keys(plan, training=False))
+    assert 0 <= captured.repeat_nats < 1e-4
+    (asked,) = re.findall(r"asked (\d+) rows", captured.lines())
+    rows = captured.training.rows + captured.validation.rows
+    assert int(asked) == rows - len(dying.answered)
+    for seed, batch in (
+        (4, {}),
+        (5, {"rows_per_step": 4, "micro_batch": 1}),
+        (6, {"micro_batch": 8}),
+    ):
+        config = plan.config.model_copy(
+            update={"seed": seed, "batch": plan.config.batch.model_copy(update=batch)}
+        )
+        reader = StoreReader(store)
+        units = drawn(replace(plan, config=config), ranks, reader)
+        assert reader.stats.cache_hits == reader.stats.units == len(units) > 0
+        reader.close()
+
+
+def test_nothing_is_asked_where_all_is_stored(plan, engine, tmp_path):
+    store = str(tmp_path / "store")
+    Capture(plan, store, Counting(engine), ahead=3).all(all_rows=True)
+    second = Counting(engine)
+    captured = Capture(plan, store, second, ahead=3).all(all_rows=True)
+    assert (captured.asked_rows, captured.asked_tokens) == (0, 0)
+    assert second.stats.units <= 2 * plan.config.batch.micro_batch  # scored again to compare
