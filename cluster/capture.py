@@ -30,7 +30,6 @@ from shared.decisions import first_entry
 from shared.domains import WeightLog
 from shared.errors import ConfigError
 from shared.openings import shown
-from shared.places import Place
 from shared.plan import RunPlan
 from shared.row_store import RowStore, take_rows
 from shared.rows import Rows
@@ -265,15 +264,13 @@ class _Progress:
 
 
 def _store_of(config: Config) -> str:
-    """The config's store, which can be reached. Raises ConfigError and StorageError."""
-    store = config.targets.store
-    if store is None:
+    """The config's store. Raises ConfigError where it has none."""
+    if config.targets.store is None:
         raise ConfigError(
             "targets.store is not set, and capture writes the answers there; set "
             "targets.store=FOLDER"
         )
-    Place.of(store).list()
-    return store
+    return config.targets.store
 
 
 def _refuse_unplaceable(launch: Launch) -> None:

@@ -110,8 +110,8 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, n
 def _nothing_stored(prepared: Prepared, model: Asked, domain: PreparedDomain) -> str:
     return (
         f"no scores by this {model.role} of the rows of {domain.name} are kept in paths.cache "
-        f"{prepared.config.paths.cache}, and with targets.teacher_free nobody scores them; run "
-        "with targets.teacher_free=false first, or set progressive.difficulty=length"
+        f"{prepared.config.paths.cache}, and with targets.teacher_free nobody scores them; "
+        "`tutelage capture CONFIG` does, or set progressive.difficulty=length"
     )
 
 

@@ -19,6 +19,7 @@ from shared.config_file import dump
 from shared.config_losses import CrossEntropy
 from shared.errors import StorageError
 from shared.payload import Pair, payload_note
+from shared.places import Place
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, locked, open_run, write_atomically, write_environment
 from shared.soft_targets import TargetSpec
@@ -166,6 +167,9 @@ def _refuse_unplaceable(launch: Launch) -> None:
     placement.refuse_unplaceable(demands)
     placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
     placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")
+    store = config.targets.store and Place.of(config.targets.store).local
+    if store:
+        placement.refuse_unshared(store, option="targets.store")
 
 
 @contextmanager

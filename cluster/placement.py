@@ -51,6 +51,7 @@ def refuse_unshared(folder: Path, *, option: str, deadline_s: float = 60.0) -> N
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
+    folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".probe-{uuid.uuid4().hex}"
     probe.write_text("")
     try:

@@ -12,6 +12,7 @@ from cluster.prompting import Showing, refuse_overlong, showing_of
 from shared.config import Config, Teacher
 from shared.config_mixture import AdaptiveMixture
 from shared.errors import ConfigError, HandshakeError
+from shared.places import Place
 from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir
 from shared.teacher_head import ShippedHead
@@ -68,6 +69,8 @@ def prepare_run(config: Config) -> Prepared:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hands = check(config)
+    if config.targets.store is not None:
+        Place.of(config.targets.store).list()  # it can be reached
     showing = showing_of(config, hands)
     domains = prepare(
         config,

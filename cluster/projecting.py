@@ -26,6 +26,12 @@ from teacher_service.projection import (
 )
 
 
+def passes_projection(prepared: Prepared) -> bool:
+    """Whether hidden states travel, and narrower than they are."""
+    layers = prepared.config.hidden_layers
+    return bool(layers) and shipped_width(prepared) != prepared.teacher_width
+
+
 def projection_of(prepared: Prepared, fingerprint: dict[str, str], open_reader: OpenReader) -> str:
     """Digest of the projection, "" where states travel whole.
 
@@ -34,7 +40,7 @@ def projection_of(prepared: Prepared, fingerprint: dict[str, str], open_reader: 
     would only fill. Raises ConfigError for a cache that has lost them.
     """
     config = prepared.config
-    if not config.hidden_layers or shipped_width(prepared) == prepared.teacher_width:
+    if not passes_projection(prepared):
         return ""
     cache = config.paths.cache
     units: list[Rows] = []

@@ -9,7 +9,7 @@ from cluster.difficulty import Asked
 from cluster.ordering import ordered_domains
 from cluster.outcome import count
 from cluster.preparation import Launch, refuse_unfit, run_plan
-from cluster.projecting import projection_of
+from cluster.projecting import passes_projection, projection_of
 from shared.config import Config, QLoRATraining, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.openings import Opening, PromptedReader
@@ -216,17 +216,13 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
     assert store is not None, "the config asks for a store with teacher_free"
     specs = [answers.spec for answers in stored_answers(store)]
     prompts = launch.prepared.showing.prompts
-    alike = [spec.projection for spec in specs if spec.projection and spec.prompts == prompts]
-    projection = next(iter(alike), "")
     head = _stored_head(config, [spec for spec in specs if spec.prompts == prompts])
-    planned = partial(
-        run_plan,
-        launch.prepared,
-        run_dir=launch.run_dir.path,
-        projection=projection,
-        head=head,
-    )
+    planned = partial(run_plan, launch.prepared, run_dir=launch.run_dir.path, head=head)
     plan = planned(teacher={"store": store})
+    if plan.target_spec and passes_projection(launch.prepared):
+        projection = _stored_projection(store, specs, plan.target_spec)
+        planned = partial(planned, projection=projection)
+        plan = planned(teacher={"store": store})
     teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
     if plan.evaluation_spec not in specs:
         if config.decides_from_validation:
@@ -234,6 +230,22 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
         plan = planned(teacher=None)
     plan = _ordered(launch, plan, teacher=Asked("teacher", teacher or {}, None))
     return plan, _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
+
+
+def _stored_projection(store: str, specs: list[TargetSpec], asked: TargetSpec) -> str:
+    """The projection of the states that are stored of what is asked, "" where there are none.
+    Raises ConfigError where there are several."""
+    found = {
+        spec.projection
+        for spec in specs
+        if spec.projection and replace(spec, projection="") == asked
+    }
+    if len(found) > 1:
+        raise ConfigError(
+            f"targets.store {store} has the same hidden states through {len(found)} projections; "
+            "see `tutelage cache ls` and remove all but one with `tutelage cache gc --question`"
+        )
+    return next(iter(found), "")
 
 
 def _stored_head(config: Config, specs: list[TargetSpec]) -> ShippedHead | None:
@@ -246,7 +258,7 @@ def _stored_head(config: Config, specs: list[TargetSpec]) -> ShippedHead | None:
             return ShippedHead(spec.head, spec.states, spec.states_width, path.stat().st_size)
     raise ConfigError(
         f"targets.store {config.targets.store} holds no last hidden states, which targets.exact "
-        "asks for; run with targets.teacher_free=false first, which fills it"
+        "asks for; `tutelage capture CONFIG` fills it"
     )
 
 

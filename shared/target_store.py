@@ -138,8 +138,8 @@ class TargetStore:
         """What is stored, as far as this reader knows."""
         return Holding.of(self._files.values())
 
-    def refresh(self) -> None:
-        """Take in what other processes have written."""
+    def refresh(self, *, again: int = 3) -> None:
+        """Take in what other processes have written, looking again where files vanish."""
         self._looked_at = time.monotonic()
         infos = {i.base_name: i for i in self._folder.list() if i.base_name.endswith(SUFFIX)}
         if infos and self._mark.set():
@@ -149,8 +149,8 @@ class TargetStore:
         with ThreadPoolExecutor(THREADS) as pool:
             opened = list(pool.map(self._opened, new, [infos[name].size for name in new]))
         self._remember(*filter(None, opened))
-        if any(name not in self._files and name not in self._refused for name in new):
-            self.refresh()  # their writer has put them together meanwhile
+        if again and any(name not in self._files and name not in self._refused for name in new):
+            self.refresh(again=again - 1)  # their writer has put them together meanwhile
 
     def missing(self, rows: Rows) -> list[str]:
         """Names of the rows that are not stored, each once."""
