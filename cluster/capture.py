@@ -61,7 +61,7 @@ class Captured:
         said.append(
             f"asked {self.asked_rows:,} rows, {self.asked_tokens:,} tokens, in "
             f"{self.seconds:.1f} s, {rate:,.0f} tokens/s; log-probabilities scored again in "
-            f"another batch differ by at most {self.repeat_nats:.1e} nats"
+            f"another batch differ by at most {self.repeat_nats:.1g} nats"
         )
         return "\n".join(said)
 
@@ -195,10 +195,10 @@ class Capture:
             while asked:
                 self._take(store, asked, progress)
             self._score_again(store, sample, spec)
-            return store.holding()
         finally:
             progress.close()
             store.close()
+        return store.holding()
 
     def _opened(self, spec: TargetSpec) -> TargetStore:
         plan = self.plan

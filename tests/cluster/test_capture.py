@@ -44,11 +44,11 @@ def captured(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
     job = write_job(
         folder,
         tiny_pair,
-        steps=4,
+        steps=6,
         prompts="prompts.json",
         losses=[{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {2: 1}}],
         mixture={"policy": "fixed"},
-        progressive=PHASES | {"difficulty": "teacher_nll", "max_steps": 1, "interval": 1},
+        progressive=PHASES | {"difficulty": "teacher_nll"},
         targets={
             "store": str(folder / "store"),
             "top_k": 16,
