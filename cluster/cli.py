@@ -256,6 +256,21 @@ def status(
 
 
 @app.command()
+def selftest(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; default: a tiny pair.")
+    ] = None,
+    overrides: Overrides = None,
+    service: Service = None,
+    address: Address = None,
+) -> None:
+    """Prove that a pair learns what it should, and say how fast: masks, losses, payload, speed."""
+    from cluster.selftest import command
+
+    command.selftest(config, overrides or [], service=service, address=address)
+
+
+@app.command()
 def init(
     to: Annotated[Path, typer.Argument(metavar="[FILE]")] = Path("tutelage.yaml"),
 ) -> None:

@@ -64,7 +64,7 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
     with locked(run_dir):
         launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), service)
         with connected(address):
-            _refuse_unplaceable(launch)
+            refuse_unplaceable(launch)
             with teaching(launch) as (plan, open_reader):
                 _train(launch, replace(plan, mode="evaluate"), open_reader, _replayed(launch))
     return run_dir.path / "evaluation.json"
@@ -123,7 +123,7 @@ def _distil(launch: Launch) -> None:
 
     from cluster.serving import teaching
 
-    _refuse_unplaceable(launch)
+    refuse_unplaceable(launch)
     write_environment(launch.run_dir, cluster=ray.cluster_resources())
     try:
         with teaching(launch) as (plan, open_reader):
@@ -151,7 +151,7 @@ def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
     print(payload_note(spec, hidden_width=width, pair=pair, top_k=top_k), flush=True)
 
 
-def _refuse_unplaceable(launch: Launch) -> None:
+def refuse_unplaceable(launch: Launch) -> None:
     """Refuse what the cluster has no room for, before anything is asked of it."""
     import ray
 

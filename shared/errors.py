@@ -62,3 +62,7 @@ class CheckpointError(UserError):
 
 class DamagedError(UserError):
     """A file of a target store that is not what was written; it is never learnt from."""
+
+
+class SelftestError(TutelageError, RuntimeError):
+    """A check of `tutelage selftest` failed."""

@@ -24,6 +24,7 @@ def test_the_verbs_are_those_on_record():
         "export",
         "report",
         "status",
+        "selftest",
         "init",
     }
     teacher = group.commands["teacher"]

@@ -1,0 +1,330 @@
+"""What `selftest` looks at, in a student worker's place: each check a name, a verdict, a sentence.
+
+Every check can fail: a teacher that is off by one position, a loss in the wrong direction, a
+micro-batch that counts too much, an answer that the way changed.
+
+N positions with loss
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared.config import Config, FullTraining
+from shared.config import Student as StudentConfig
+from shared.config_losses import ForwardKL, ReverseKL
+from shared.layout import lay_out
+from shared.plan import OpenReader, RunPlan
+from shared.row_store import RowStore, take_rows
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets, TargetReader, TargetSpec
+from student_trainer.accelerator import this_device
+from student_trainer.batches import Layouts
+from student_trainer.losses.objective import TeacherTargets, token_losses
+from student_trainer.losses.primitive import Head
+from student_trainer.objective import Objective
+from student_trainer.student import load_student
+from student_trainer.teacher_head import load_teacher_head
+from teacher_service.audit import load_engine
+
+MEASURED_S = 2.0  # how long each side's speed is measured
+UNITS_AHEAD = 3
+SHOWN = 10  # positions in the picture
+
+# Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss.
+FINE = {"kl": 1e-4, "logprob": 1e-3, "loss": 1e-3}
+COARSE = {"kl": 5e-2, "logprob": 0.5, "loss": 5e-2}  # where a model is not in float32
+INT8_KL = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the selftest; `said` may go on over further lines."""
+
+    name: str
+    ok: bool
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Rows, the teacher's answers to them and how a student sees both."""
+
+    plan: RunPlan
+    spec: TargetSpec
+    rows: Rows
+    whole: SoftTargets  # the rows as one unit
+    single: tuple[SoftTargets, ...]  # each row as a unit of its own
+    reader: TargetReader
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The run's."""
+        return self.plan.config
+
+    @property
+    def tokens(self) -> int:
+        """Loss tokens of the rows."""
+        return int(self.rows.num_loss_tokens().sum())
+
+    @property
+    def layouts(self) -> Layouts:
+        """How rows become tensors."""
+        return Layouts(tuple(self.config.domains), self.plan.packed, self.device)
+
+    @property
+    def tolerance(self) -> dict[str, float]:
+        """What is rounding in the types of this pair."""
+        teacher = next(iter(self.config.teachers.values()))
+        fine = teacher.dtype == self.config.student.dtype == "float32"
+        found = FINE if fine and teacher.quantisation == "none" else COARSE
+        lossy = self.spec.encoding == "int8" and not self.spec.head
+        return found | ({"kl": max(found["kl"], INT8_KL)} if lossy else {})
+
+
+def examine(plan: RunPlan, open_reader: OpenReader) -> list[Check]:
+    """All checks, models loaded one after the other."""
+    subject = subject_of(plan, open_reader)
+    try:
+        found = [direction(), remote_equals_local(subject)]
+        found += same_model(subject)
+        found += own_student(subject)
+        return found
+    finally:
+        subject.reader.close()
+
+
+def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
+    """The first validation rows of all domains in turn, a micro-batch and at least two, scored."""
+    assert plan.target_spec is not None, "selftest asks a teacher"
+    stores = [RowStore.open(domain.validation_path) for domain in plan.domains]
+    count, num = max(2, plan.config.batch.micro_batch), len(stores)
+    places = [(i % num, i // num % len(stores[i % num])) for i in range(count)]
+    rows = take_rows(stores, *(np.array(column) for column in zip(*places, strict=True)))
+    reader, spec = open_reader(0), plan.target_spec
+    units = [rows, *(rows.part(slice(i, i + 1)) for i in range(count))]
+    whole, *single = answers(reader, units, spec)
+    return Subject(plan, spec, rows, whole, tuple(single), reader, this_device())
+
+
+def answers(reader: TargetReader, units: Sequence[Rows], spec: TargetSpec) -> Iterator[SoftTargets]:
+    """The units' answers in order, a few asked for ahead."""
+    for unit in units[:UNITS_AHEAD]:
+        reader.submit(unit, spec)
+    for number in range(len(units)):
+        yield reader.next()
+        if number + UNITS_AHEAD < len(units):
+            reader.submit(units[number + UNITS_AHEAD], spec)
+
+
+def direction() -> Check:
+    """Two distributions of five outcomes whose KL is published in both directions."""
+    p, q = (
+        torch.tensor([x]).log() for x in ([0.5, 0.2, 0.15, 0.1, 0.05], [0.3, 0.3, 0.2, 0.1, 0.1])
+    )
+    targets = TeacherTargets(torch.arange(5)[None], p, torch.full((1, 1), -math.inf), (1.0,))
+    losses = token_losses(
+        q, Head(torch.eye(5)), label_N=torch.zeros(1, dtype=torch.int64),
+        terms=[ForwardKL(), ReverseKL()], targets=targets,
+    )  # fmt: skip
+    forward, reverse = (float(value_N) for value_N in losses.terms.values())
+    ok = abs(forward - 0.0965101) < 1e-6 and abs(reverse - 0.0952430) < 1e-6
+    said = f"forward KL {forward:.6f} of 0.096510 nats, reverse {reverse:.6f} of 0.095243"
+    return Check("direction", ok, said)
+
+
+def remote_equals_local(subject: Subject) -> Check:
+    """The teacher loaded in this process scores the same unit."""
+    teacher = next(iter(subject.config.teachers.values()))
+    here = teacher.model_copy(update={"gpus": subject.config.student.gpus})
+    engine = load_engine(here, cache=subject.config.paths.cache)
+    local = engine.score(subject.rows, subject.spec)
+    name = "remote equals local"
+    pair = (targets.arrays().label_logprob_N for targets in (subject.whole, local))
+    error = float(np.abs(np.subtract(*pair)).max(initial=0))
+    same_machine = subject.whole.described["teacher"] == local.described["teacher"]
+    if same_machine and subject.whole.table.equals(local.table):
+        return Check(name, True, f"the same bits at {subject.tokens} positions")
+    ok = error <= subject.tolerance["logprob"] and not (same_machine and here.gpus == 0)
+    return Check(name, ok, f"log-probabilities of the labels differ by up to {error:.1e} nats")
+
+
+def same_model(subject: Subject) -> list[Check]:
+    """The student is the teacher: nothing to learn, and each position predicts the same token."""
+    teacher = next(iter(subject.config.teachers.values()))
+    names = ("student := teacher", "mask and shift")
+    if teacher.adapter is not None or teacher.quantisation != "none":
+        said = "not tested: a teacher with an adapter or quantised weights trains as no student"
+        picture = mask_picture(subject)
+        return [Check(names[0], True, said), Check(names[1], mask_is_sound(subject.rows), picture)]
+    twin = StudentConfig(
+        model=teacher.model,
+        revision=teacher.revision,
+        dtype=teacher.dtype,
+        trust_remote_code=teacher.trust_remote_code,
+        train=FullTraining(),
+        gpus=subject.config.student.gpus,
+    )
+    objective = objective_of(subject, twin)
+    nll, kl = evaluated(objective, subject)
+    kl_ok = abs(kl) <= subject.tolerance["kl"]
+    shift = label_error(objective, subject)
+    said = f"{shift:.1e} nats between what either model says of the next token"
+    return [
+        Check(names[0], kl_ok, f"KL {kl:.1e} nats per token, at an NLL of {nll:.2f}"),
+        Check(
+            names[1],
+            mask_is_sound(subject.rows) and shift <= subject.tolerance["logprob"],
+            f"{said}\n{mask_picture(subject)}",
+        ),
+    ]
+
+
+def own_student(subject: Subject) -> list[Check]:
+    """What needs the student that trains: normalisation and speed."""
+    objective = objective_of(subject, subject.config.student)
+    return [split_invariance(objective, subject), payload(subject), *speeds(objective, subject)]
+
+
+def objective_of(subject: Subject, student: StudentConfig) -> Objective:
+    """A student with the run's losses, without an engine around it."""
+    config = subject.config.model_copy(update={"student": student})
+    loaded = load_student(config, device=subject.device)
+    head = load_teacher_head(subject.plan, subject.device)
+    width = subject.plan.teacher_width
+    objective = Objective(loaded, config, teacher_width=width, teacher_head=head)
+    return objective.to(subject.device).eval()
+
+
+@torch.no_grad()
+def evaluated(objective: Objective, subject: Subject) -> tuple[float, float]:
+    """NLL of the labels and KL to the teacher, nats per token."""
+    batch = subject.layouts.batch(subject.rows, subject.whole)
+    (nll_kl_2G,) = objective(batch, mode="evaluate")
+    nll, kl = (float(x) for x in nll_kl_2G.sum(1) / subject.tokens)
+    return nll, kl
+
+
+@torch.no_grad()
+def label_error(objective: Objective, subject: Subject) -> float:
+    """Largest difference, at the first row's positions, between the log-probability of the label
+    that the student's side computes and the one that the teacher's side shipped."""
+    row, answer = subject.rows.part(slice(0, 1)), subject.single[0]
+    batch = subject.layouts.batch(row, answer)
+    (logits_NV,) = objective(batch, mode="logits")
+    own_N = logits_NV.float().log_softmax(-1).gather(1, batch["label_N"][:, None])[:, 0]
+    return float((own_N - batch["label_logprob_N"]).abs().max())
+
+
+def mask_is_sound(rows: Rows) -> bool:
+    """Whether every position with loss has a next token in its own document."""
+    columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+    for ids, starts, mask in zip(*columns, strict=True):
+        following = np.flatnonzero(mask) + 1
+        if (following >= len(ids)).any() or np.isin(following, starts).any():
+            return False
+    return True
+
+
+def mask_picture(subject: Subject) -> str:
+    """Some positions of the first row: the token read, whether it has loss, what it predicts."""
+    from transformers import AutoTokenizer
+
+    student = subject.config.student
+    tokenizer: Any = AutoTokenizer.from_pretrained(student.model, revision=student.revision)
+    row = subject.rows.part(slice(0, 1))
+    (ids,), (mask,) = row.column("input_ids"), row.column("loss_mask")
+    first = max(0, int(np.flatnonzero(mask)[0]) - SHOWN // 3) if mask.any() else 0
+    label_N = iter(lay_out(row, packed=subject.plan.packed).label_N[int(mask[:first].sum()) :])
+    lines = [f"          {row.names()[0]:<10}  {'token':<16}  predicts"]
+    for place in range(first, min(first + SHOWN, len(ids))):
+        predicted = repr(tokenizer.decode([next(label_N)])) if mask[place] else "- (no loss)"
+        token = repr(tokenizer.decode([int(ids[place])]))
+        lines.append(f"          {place:>10}  {token:<16}  {predicted}")
+    return "\n".join(lines)
+
+
+def split_invariance(objective: Objective, subject: Subject) -> Check:
+    """Rows as one micro-batch and one by one: the same loss and the same gradient norm."""
+    count = len(subject.rows)
+    cuts = [
+        [(subject.rows, subject.whole)],
+        [(subject.rows.part(slice(i, i + 1)), subject.single[i]) for i in range(count)],
+    ]
+    (one, one_norm), (other, other_norm) = (learnt(objective, subject, cut) for cut in cuts)
+    errors = [abs(a - b) / max(abs(a), 1e-9) for a, b in ((one, other), (one_norm, other_norm))]
+    ok = max(errors) <= subject.tolerance["loss"] and math.isfinite(one)
+    said = (
+        f"{count} rows at once or one by one: loss {one:.4f} and {other:.4f}, gradient norm "
+        f"{one_norm:.4g} and {other_norm:.4g}"
+    )
+    return Check("micro-batch split", ok, said)
+
+
+def learnt(
+    objective: Objective, subject: Subject, cut: Sequence[tuple[Rows, SoftTargets]]
+) -> tuple[float, float]:
+    """Loss of a step cut into units, and the norm of its gradient."""
+    objective.zero_grad(set_to_none=True)
+    total = 0.0
+    for rows, targets in cut:
+        loss, *_ = objective(subject.layouts.batch(rows, targets), multiplier=1 / subject.tokens)
+        loss.backward()
+        total += float(loss.detach())
+    found = [p.grad.float().norm() for p in objective.parameters() if p.grad is not None]
+    return total, float(torch.stack(found).norm()) if found else 0.0
+
+
+def payload(subject: Subject) -> Check:
+    """Bytes per token, as the answers are, and how much of the teacher they hold."""
+    arrays = subject.whole.arrays()
+    place = None if subject.spec.head else subject.spec.temperatures.index(1.0)
+    mass = 1.0 if place is None else float(-np.expm1(arrays.log_tail_NS[:, place]).mean())
+    size = subject.whole.num_bytes / max(1, subject.tokens)
+    kept = "the last state and a head" if subject.spec.head else f"top_k {subject.spec.top_k}"
+    ok = 0 < mass <= 1 + 1e-6 and subject.tokens > 0
+    return Check("payload", ok, f"{size:.0f} bytes per token; {kept} holds {mass:.1%} of the mass")
+
+
+def speeds(objective: Objective, subject: Subject) -> list[Check]:
+    """Loss tokens per second of a replica and of a worker, and which of them holds the other up."""
+    config = subject.config
+    ((name, served),) = config.teachers.items()
+    replicas = served.replicas
+    teacher = teacher_speed(subject) / replicas
+    student = student_speed(objective, subject)
+    ratio = student / teacher
+    needed = max(1, math.ceil(ratio * config.student.workers - 1e-9))
+    slower = "teacher" if needed > replicas else "student"
+    said = (
+        f"the {slower}; {ratio:.2f} replicas per worker keep pace: "
+        f"teachers.{name}.replicas={needed} for student.workers={config.student.workers}, now "
+        f"{replicas}"
+    )
+    both = f"teacher {teacher:,.0f} a replica, student {student:,.0f} a worker"
+    return [Check("tokens/s", min(teacher, student) > 0, both), Check("bottleneck", True, said)]
+
+
+def teacher_speed(subject: Subject) -> float:
+    """Of all replicas together, with a few units under way."""
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < MEASURED_S:
+        done += len(list(answers(subject.reader, [subject.rows] * 8, subject.spec)))
+    return done * subject.tokens / (time.perf_counter() - started)
+
+
+def student_speed(objective: Objective, subject: Subject) -> float:
+    """Forward and backward of a unit, without the optimiser and the other workers."""
+    unit = [(subject.rows, subject.whole)]
+    learnt(objective, subject, unit)
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < MEASURED_S:
+        learnt(objective, subject, unit)
+        done += 1
+    return done * subject.tokens / (time.perf_counter() - started)

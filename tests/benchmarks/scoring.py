@@ -1,0 +1,127 @@
+"""The teacher's side: scoring with selection against a plain forward pass of the same model.
+
+Random Llamas on one thread, seconds of processor time, in turns, the least of the rounds. `deep`
+has a trunk that costs twelve heads, `shallow` one of a fifth of a head. Plain is the model's own
+forward pass to full logits; scoring is what a replica does with a unit, the Table included.
+
+    python -m tests.benchmarks.scoring [--rounds 5]
+
+N positions   V vocabulary
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shared.layout import lay_out
+from shared.rows import Rows
+from shared.soft_targets import TargetSpec
+from teacher_service.engine import HFEngine
+
+ROWS, TOKENS, TOP_K = 4, 256, 64
+MODELS = {"deep": (16, 4_096), "shallow": (2, 32_000)}  # layers and vocabulary
+WIDTH = 256
+
+
+@dataclass(frozen=True)
+class Result:
+    """Processor seconds of one unit."""
+
+    name: str
+    plain_s: float
+    scoring_s: float
+    head_s: float  # the product with the head alone
+
+    @property
+    def ratio(self) -> float:
+        """Of scoring to a plain forward pass."""
+        return self.scoring_s / self.plain_s
+
+    @property
+    def selection(self) -> float:
+        """What scoring takes beyond a plain forward pass, in products with the head."""
+        return (self.scoring_s - self.plain_s) / self.head_s
+
+
+def measure(name: str, folder: Path, *, rounds: int, tokens: int = TOKENS) -> Result:
+    """A model of `MODELS` on a unit of random rows."""
+    engine, vocabulary = HFEngine.load(str(saved(name, folder))), MODELS[name][1]
+    rows, spec = random_rows(vocabulary, tokens), TargetSpec(TOP_K, vocabulary)
+    ids_BT = torch.from_numpy(lay_out(rows, packed=True).input_ids_BT)
+    hidden_ND = engine.last_hidden(rows)
+
+    def plain() -> None:
+        engine.model(input_ids=ids_BT, use_cache=False)
+
+    def head() -> None:
+        torch.mm(hidden_ND, engine.head.weight_VD.t())
+
+    calls = (plain, lambda: engine.score(rows, spec), head)
+    with torch.inference_mode():
+        for call in calls:
+            call()
+        turns = [[seconds(call) for call in calls] for _ in range(rounds)]
+    return Result(name, *(min(column) for column in zip(*turns, strict=True)))
+
+
+def saved(name: str, folder: Path) -> Path:
+    """A random model on disk."""
+    layers, vocabulary = MODELS[name]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=704,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=TOKENS,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def random_rows(vocabulary: int, tokens: int) -> Rows:
+    """One document to a row, every position but the last with loss."""
+    rng = np.random.default_rng(0)
+    return Rows.build(
+        domains=["any"] * ROWS,
+        indices=range(ROWS),
+        input_ids=[rng.integers(0, vocabulary, tokens) for _ in range(ROWS)],
+        doc_starts=[np.zeros(1)] * ROWS,
+        loss_masks=[np.r_[np.ones(tokens - 1), 0]] * ROWS,
+    )
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Processor time of a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| model | layers | V | scoring / plain forward | beyond it, in head products |")
+    print("|---|---:|---:|---:|---:|")
+    for name, (layers, vocabulary) in MODELS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(name, Path(folder), rounds=options.rounds)
+        print(f"| {name} | {layers} | {vocabulary:,} | {found.ratio:.2f} | {found.selection:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

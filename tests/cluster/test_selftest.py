@@ -1,0 +1,212 @@
+"""`tutelage selftest` through the public path, and that each of its checks can fail."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cluster.cli import main
+from cluster.commands import load
+from cluster.preparation import Prepared, prepare_run, run_plan
+from cluster.selftest import checks
+from cluster.selftest.checks import Check, Subject, subject_of
+from cluster.selftest.command import plain
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from teacher_service.engine import HFEngine
+from tests.cluster.jobs import write_job
+from tests.student_trainer.processes import LocalTeacher
+
+NAMES = (
+    "direction",
+    "remote equals local",
+    "student := teacher",
+    "mask and shift",
+    "micro-batch split",
+    "payload",
+    "tokens/s",
+    "bottleneck",
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MEASURED_S", 0.05)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_pair) -> Prepared:
+    folder = tmp_path_factory.mktemp("selftest")
+    return prepare_run(plain(load(write_job(folder, tiny_pair), [])))
+
+
+Change = Callable[[TargetArrays], TargetArrays]
+
+
+class Altered(LocalTeacher):
+    """A teacher in this process whose answers are changed on the way."""
+
+    def __init__(self, engine: HFEngine, change: Change) -> None:
+        super().__init__(engine)
+        self._change = change
+
+    def next(self) -> SoftTargets:
+        rows, spec = self._asked.popleft()
+        found = self._engine.score(rows, spec)
+        return SoftTargets.build(
+            spec=spec,
+            teacher=found.described["teacher"],
+            row_hashes=rows.hashes(),
+            num_targets_R=rows.num_loss_tokens(),
+            arrays=self._change(found.arrays()),
+        )
+
+
+def subject(prepared: Prepared, change: Change = lambda arrays: arrays) -> Subject:
+    engine = HFEngine.load(prepared.teacher.model)
+    plan = run_plan(prepared, run_dir=Path(), teacher=engine.fingerprint)
+    return subject_of(plan, lambda rank: Altered(engine, change))
+
+
+def by_name(found: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in found}
+
+
+def test_the_command_says_a_line_for_each_check_and_leaves_nothing(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    from teacher_service.service import list_services
+
+    job = write_job(tmp_path, tiny_pair)
+    assert main(["selftest", str(job), "targets.top_k=32"]) == 0
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith(("ok", "failed"))]
+    assert [line[8:28].strip() for line in lines] == list(NAMES)
+    assert all(line.startswith("ok") for line in lines)
+    assert "top_k 32 holds" in said
+    assert "- (no loss)" in said or "predicts" in said
+    assert "replicas per worker keep pace" in said
+    assert list_services() == []
+    assert not list((tmp_path / "cache" / "selftest").iterdir())
+
+
+def test_a_pair_that_cannot_work_is_refused_before_anything_starts(tmp_path, tiny_pair, capsys):
+    job = write_job(tmp_path, tiny_pair)
+    assert main(["selftest", str(job), "targets.top_k=600"]) == 2
+    assert "share 512 tokens" in capsys.readouterr().err
+
+
+def test_the_answers_of_a_sound_teacher_pass(prepared):
+    found = by_name(
+        [
+            checks.direction(),
+            checks.remote_equals_local(subject(prepared)),
+            *checks.same_model(subject(prepared)),
+            *checks.own_student(subject(prepared)),
+        ]
+    )
+    assert tuple(found) == NAMES
+    assert all(check.ok for check in found.values()), found
+
+
+def shifted(arrays: TargetArrays) -> TargetArrays:
+    """Every position answers as the one before it should."""
+    names = ("ids_NK", "logprobs_NK", "log_tail_NS", "label_logprob_N")
+    return replace(arrays, **{name: np.roll(getattr(arrays, name), 1, 0) for name in names})
+
+
+def test_a_teacher_that_is_off_by_one_position_fails(prepared):
+    off = subject(prepared, shifted)
+    found = by_name(checks.same_model(off))
+    assert not found["student := teacher"].ok
+    assert not found["mask and shift"].ok
+    assert not checks.remote_equals_local(off).ok
+
+
+def test_a_teacher_whose_answer_changes_by_a_bit_is_not_the_local_one(prepared):
+    def nudged(arrays: TargetArrays) -> TargetArrays:
+        label_N = np.nextafter(arrays.label_logprob_N, np.float32(-100), dtype=np.float32)
+        return replace(arrays, label_logprob_N=label_N)
+
+    assert not checks.remote_equals_local(subject(prepared, nudged)).ok
+
+
+def test_a_mask_that_reaches_over_the_end_of_a_document_fails(prepared):
+    rows = subject(prepared).rows
+    assert checks.mask_is_sound(rows)
+    masks = [np.ones_like(mask) for mask in rows.column("loss_mask")]
+    place = rows.table.schema.get_field_index("loss_mask")
+    column = pa.array([mask.tolist() for mask in masks], rows.table.schema.field(place).type)
+    assert not checks.mask_is_sound(Rows(rows.table.set_column(place, "loss_mask", column)))
+
+
+def test_a_mean_over_each_micro_batch_fails(prepared):
+    """Each unit divided by its own tokens, as if rows of few tokens counted more."""
+    sound = subject(prepared)
+    objective = checks.objective_of(sound, sound.config.student)
+    assert checks.split_invariance(objective, sound).ok
+
+    def mean_of_each(batch, *, multiplier: float):
+        return objective(batch, multiplier=1 / len(batch["label_N"]))
+
+    wrong = partial(mean_of_each)
+    wrong.zero_grad, wrong.parameters = objective.zero_grad, objective.parameters  # type: ignore[attr-defined]
+    assert not checks.split_invariance(wrong, sound).ok  # type: ignore[arg-type]
+
+
+def test_a_divergence_in_the_wrong_direction_fails(monkeypatch):
+    def swapped(*arguments, terms, **options):
+        return token_losses(*arguments, terms=terms[::-1], **options)
+
+    token_losses = checks.token_losses
+    assert checks.direction().ok
+    monkeypatch.setattr(checks, "token_losses", swapped)
+    assert not checks.direction().ok
+
+
+def test_the_replica_ratio_is_that_of_the_speeds(prepared, monkeypatch):
+    """A worker of 900 tokens a second eats what 2.25 replicas of 400 make."""
+    sound = subject(prepared)
+    monkeypatch.setattr(checks, "teacher_speed", lambda subject: 400.0)
+    monkeypatch.setattr(checks, "student_speed", lambda objective, subject: 900.0)
+    found = by_name(checks.speeds(torch.nn.Identity(), sound))  # type: ignore[arg-type]
+    assert found["bottleneck"].said.startswith("the teacher; 2.25 replicas per worker")
+    assert "replicas=3 for student.workers=1, now 1" in found["bottleneck"].said
+    monkeypatch.setattr(checks, "student_speed", lambda objective, subject: 100.0)
+    found = by_name(checks.speeds(torch.nn.Identity(), sound))  # type: ignore[arg-type]
+    assert found["bottleneck"].said.startswith("the student; 0.25 replicas per worker")
+
+
+def test_a_config_is_examined_without_what_would_answer_from_disk(tmp_path, tiny_pair):
+    job = write_job(
+        tmp_path,
+        tiny_pair,
+        losses=[{"kind": "atkd"}, {"kind": "cross_entropy"}],
+        targets={"store": str(tmp_path / "store"), "teacher_free": True, "top_k": 8},
+    )
+    found = plain(load(job, []))
+    assert [loss.kind for loss in found.losses] == ["cross_entropy", "forward_kl"]
+    assert found.targets.store is None
+    assert not found.targets.teacher_free
+    assert found.targets.top_k == 8
+
+
+def test_states_are_examined_as_ids_are(tmp_path, tiny_pair):
+    """The payload is the last state of 48 numbers of 4 bytes, and the label."""
+    job = write_job(tmp_path, tiny_pair, targets={"exact": "last_hidden"})
+    prepared = prepare_run(plain(load(job, [])))
+    engine = HFEngine.load(prepared.teacher.model)
+    engine.cache = prepared.config.paths.cache
+    head = engine.ship_head()
+    plan = run_plan(prepared, run_dir=Path(), teacher=engine.fingerprint, head=head)
+    assert plan.target_spec == TargetSpec(
+        0, 512, head=head.digest, states=head.states, states_width=head.states_width
+    )
+    found = subject_of(plan, lambda rank: LocalTeacher(engine))
+    assert all(check.ok for check in [*checks.same_model(found), *checks.own_student(found)])
+    assert checks.payload(found).said.startswith("196 bytes per token; the last state and a head")
