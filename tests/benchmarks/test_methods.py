@@ -12,7 +12,13 @@ import pytest
 
 from shared.config import Config
 from tests.benchmarks.methods import publishing
-from tests.benchmarks.methods.cells import CELLS, COMPARISONS, config_of, every_cell
+from tests.benchmarks.methods.cells import (
+    CELLS,
+    COMPARISONS,
+    SWEPT_COMPARISONS,
+    config_of,
+    every_cell,
+)
 from tests.benchmarks.methods.statistics import (
     estimate,
     mean_kl,
@@ -23,8 +29,9 @@ from tests.benchmarks.methods.statistics import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["steps=2", "data.context=64", "data.validation_rows=2", "targets.top_k=16"]
+SMALL = ["steps=5", "data.context=64", "data.validation_rows=2", "targets.top_k=16"]
 SMALL += ["batch={rows_per_step: 4, micro_batch: 4}"]
+SMALL += ["progressive={phases: 2, max_steps: 2, plateau: null, interval: 2}"]
 
 
 def record(cell: str, seed: int, *, after: float) -> dict:
@@ -74,7 +81,9 @@ def test_every_cell_is_a_config_of_equal_tokens_and_every_comparison_names_two()
         assert config.seed == 1
         assert (config.domains, config.batch) == (base.domains, base.batch), name
     assert {config_of(cell, 0).steps for cell in CELLS} == {base.steps}
-    assert all(cell in cells and against in cells for cell, against in COMPARISONS)
+    assert all(
+        cell in cells and against in cells for cell, against in (*COMPARISONS, *SWEPT_COMPARISONS)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +98,7 @@ def tiny_root(tiny_pair, tmp_path_factory) -> Path:
         (root / "data" / name).mkdir(parents=True)
         for part, count in (("train", 30), ("valid", 6)):
             texts = (
-                " ".join(words.choices([name, "one", "two", part], k=40)) for _ in range(count)
+                " ".join(words.choices([name, "one", "two", part], k=16)) for _ in range(count)
             )
             lines = [json.dumps({"text": text}) for text in texts]
             (root / "data" / name / f"made.{part}.jsonl").write_text("\n".join(lines))
@@ -106,29 +115,45 @@ def methods(*arguments: object, code: int = 0) -> str:
 
 @pytest.mark.benchmark
 def test_cells_are_recorded_once_and_share_what_the_teacher_said(tiny_root, tmp_path):
-    asked = ["--to", tmp_path, "--root", tiny_root, "--cells", "kd", "atkd", "--seeds", 0]
+    asked = [
+        "--to",
+        tmp_path,
+        "--root",
+        tiny_root,
+        "--cells",
+        "kd",
+        "atkd",
+        "akd-soft",
+        "--seeds",
+        0,
+    ]
     printed = methods("run", *asked, "--set", *SMALL)
-    assert [line.split(":")[0] for line in printed.splitlines()] == [
-        "1/2 kd, seed 0",
-        "2/2 atkd, seed 0",
+    assert [line.split(":")[0] for line in printed.splitlines() if " seed " in line] == [
+        "1/3 kd, seed 0",
+        "2/3 atkd, seed 0",
+        "3/3 akd-soft, seed 0",
     ]
     records = {r["cell"]: r for r in publishing.read_records(tmp_path)}
-    first, second = records["kd"], records["atkd"]
+    first, second, shown = records["kd"], records["atkd"], records["akd-soft"]
     assert first["teacher_tokens"] == first["tokens"] == second["tokens"] > 0
     assert second["teacher_tokens"] == 0
+    assert shown["teacher_tokens"] > 0  # it answers under another prompt
     for name, domain in first["domains"].items():
         other = second["domains"][name]
+        assert shown["domains"][name]["kl_before"] == domain["kl_before"]
         assert all(math.isfinite(value) for value in domain.values())
         assert domain["nll_before"] == other["nll_before"]
         assert domain["nll_after"] != other["nll_after"]
-    assert len(first["losses"]) == first["steps"] == 2
+    assert len(first["losses"]) == first["steps"] == 5
     assert not any((tmp_path / "runs").iterdir())
 
     assert methods("run", *asked, "--set", *SMALL) == ""
     changed = methods("check", *asked, "--set", *SMALL, "targets.top_k=2", code=1).splitlines()
-    assert [line.split(", its first loss")[0] for line in changed] == [
+    told = [line for line in changed if "phases" not in line]
+    assert [line.split(", its first loss")[0] for line in told] == [
         "kd: its config",
         "atkd: its config",
+        "akd-soft: its config",
     ]
 
     page = publishing.page(publishing.read_records(tmp_path))

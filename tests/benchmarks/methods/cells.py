@@ -3,6 +3,7 @@
 All cells of a seed start from the same student and draw rows in the same order within a domain.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,17 @@ from shared.config_file import load_config, resolve
 BASE = Path(__file__).parent / "base.yaml"
 NATURAL = "{policy: fixed, weights: natural}"
 KL, CE, ATKD = "{kind: forward_kl}", "{kind: cross_entropy}", "{kind: atkd}"
+MADE = "made/"  # of paths in the folder of records
+PROMPTS, EVEN, RANDOM = "made/prompts.json", "made/even", "made/random"
+LORA = "{kind: lora, r: 32, alpha: 32}"
+SOFT = "{kind: soft_cross_entropy, temperature: 2}"
+HIDDEN = (
+    "{kind: hidden_states, layers: {3: 2, 6: 4}, distance: cosine, weight: 1.0, final_weight: 0.1}"
+)
+STEADY_HIDDEN = (
+    "{kind: hidden_states, layers: {3: 2, 6: 4}, distance: cosine, weight: 0.5}"  # without phases
+)
+PHASES = "{difficulty: teacher_nll, phases: 3, replay: 0.2, max_steps: 40, plateau: null}"
 PAPER = f"[{CE}, {{kind: forward_kl, weight: 0.2}}]"  # DDK, Eq. 3
 
 
@@ -37,6 +49,15 @@ def policy(name: str, *, interval: int = 12, **options: float) -> str:
 
 
 KD = Cell("kd", "(b) forward KL, uniform")
+AKD = KD.but(
+    "akd",
+    "(h) AKD",
+    student__train=LORA,
+    losses=f"[{SOFT}, {HIDDEN}]",
+    targets__hidden="{width: 64}",
+    prompts=PROMPTS,
+    progressive=PHASES,
+)
 CELLS = (
     KD.but("ce", "(a) cross-entropy, uniform", losses=f"[{CE}]"),
     KD,
@@ -49,6 +70,21 @@ CELLS = (
     KD.but("atkd", "(g) ATKD, uniform", losses=f"[{ATKD}]"),
     KD.but("kd-paper", "(c) with DDK's loss", losses=PAPER, mixture=NATURAL),
     KD.but("ddk-paper", "(d) with DDK's loss", losses=PAPER, mixture=policy("ddk")),
+    AKD,
+    AKD.but("akd-full", "(h) AKD, all weights train", student__train="{kind: full}"),
+    AKD.but("akd-soft", "(h) AKD, no hidden states", losses=f"[{SOFT}]"),
+    AKD.but(
+        "akd-hard",
+        "(h) AKD, hard labels alone",
+        losses=f"[{CE}]",
+        prompts="null",
+        progressive=PHASES.replace("teacher_nll", "length"),
+    ),
+    AKD.but("akd-plain", "(h) AKD, no prompt", prompts="null"),
+    AKD.but(
+        "akd-flat", "(h) AKD, no phases", losses=f"[{SOFT}, {STEADY_HIDDEN}]", progressive="null"
+    ),
+    AKD.but("all", "(i) DDK + ATKD + AKD", losses=f"[{ATKD}, {HIDDEN}]", mixture=policy("ddk")),
 )
 
 COMPARISONS = (
@@ -62,13 +98,34 @@ COMPARISONS = (
     ("odm", "kd"),
     ("atkd", "kd"),
     ("ddk-paper", "kd-paper"),
+    *((part, "akd") for part in ("akd-full", "akd-soft", "akd-hard", "akd-plain", "akd-flat")),
+    ("akd", "kd"),
+    ("all", "akd"),
 )
 
-SWEEPS: dict[str, tuple[Cell, ...]] = {
-    "learning rate": tuple(
-        cell.but(f"{cell.name}-lr-{lr}", f"{cell.title}, {lr}", optimiser__lr=lr)
-        for cell in CELLS[:2]
-        for lr in ("1e-3", "2e-3", "4e-3")
+BY_NAME = {cell.name: cell for cell in CELLS}
+MAIN = tuple(BY_NAME[name] for name in ("ce", "kd", "ddk", "atkd"))
+
+
+def over(option: str, values: Sequence[str], cells: Sequence[Cell], *, name: str) -> list[Cell]:
+    """Cells with each value of an option; `name` is how cell names and titles call the option."""
+    return [
+        cell.but(
+            f"{cell.name}-{name}-{value.removeprefix(MADE)}",
+            f"{cell.title}, {name} {value.removeprefix(MADE)}",
+            **{option: value},
+        )
+        for value in values
+        for cell in cells
+    ]
+
+
+SWEEPS: dict[str, Sequence[Cell]] = {
+    "learning rate": over(
+        "optimiser.lr",
+        ("1e-3", "2e-3", "4e-3", "8e-3"),
+        [*MAIN[:2], BY_NAME["atkd"], AKD],
+        name="lr",
     ),
     "DDK, interval": tuple(
         KD.but(f"ddk-{k}", f"K {k}", mixture=policy("ddk", interval=k)) for k in (6, 24, 48)
@@ -80,11 +137,22 @@ SWEEPS: dict[str, tuple[Cell, ...]] = {
         KD.but(f"atkd-{w}", f"lambda {w}", losses=f"[{ATKD[:-1]}, easy_weight: {w}}}]")
         for w in (0.0, 0.5, 0.8)
     ),
+    "ATKD, share of hard tokens": tuple(
+        KD.but(f"atkd-hard-{k}", f"k {k}", losses=f"[{ATKD[:-1]}, hard_fraction: {k}}}]")
+        for k in (0.25, 0.75, 1.0)
+    ),
     "ATKD beside cross-entropy": (
         KD.but("atkd-ce", "ATKD and cross-entropy", losses=f"[{ATKD}, {CE}]"),
         KD.but("kd-ce", "forward KL and cross-entropy", losses=f"[{KL}, {CE}]"),
     ),
+    "base student": over("student.model", (EVEN, RANDOM), MAIN, name="student"),
+    "steps": over("steps", ("240",), MAIN, name="steps"),
 }
+SWEPT_COMPARISONS = tuple(
+    (f"{cell}-{circumstance}", f"{against}-{circumstance}")
+    for circumstance in ("student-even", "student-random", "steps-240")
+    for cell, against in (("kd", "ce"), ("ddk", "kd"), ("atkd", "kd"))
+)
 
 
 def every_cell() -> dict[str, Cell]:
@@ -100,6 +168,8 @@ def config_of(
     if root is None or folder is None:
         return load_config(BASE, overrides)
     paths = [f"paths.root={root}", f"paths.runs={folder}", f"paths.cache={folder / 'cache'}"]
+    made = {name: value for name, value in cell.options.items() if value.startswith(MADE)}
+    paths += [f"{name}={folder / value}" for name, value in made.items()]
     return resolve(load_config(BASE, [*overrides, *paths]))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.run_dir import write_atomically
+from tests.benchmarks.methods.cells import SWEPT_COMPARISONS
 from tests.benchmarks.methods.plot import recovered_plot
 from tests.benchmarks.methods.statistics import Record
 from tests.benchmarks.methods.table import (
@@ -55,6 +56,9 @@ def page(records: Sequence[Record]) -> str:
         "Recovered share by domain": domains_table(records),
         "Domain weights: mean, and range over decisions": weights_table(records),
         "Sweeps": sweeps_table(records),
+        "Differences in other circumstances, paired by seed": differences_table(
+            records, SWEPT_COMPARISONS
+        ),
     }
     return "\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
 

@@ -8,30 +8,43 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from cluster.controller import Controller, ControllerPlan
+from cluster.difficulty import Asked
+from cluster.ordering import ordered_domains
 from cluster.preparation import Prepared, prepare_run, run_plan
 from cluster.projecting import projection_of
+from cluster.prompting import Showing
 from shared.config import Config
 from shared.domains import ControllerClient, read_log
 from shared.metrics import read_metrics
-from shared.plan import RunPlan
+from shared.plan import PreparedDomain, RunPlan
 from shared.run_dir import RunDir, write_atomically
-from shared.soft_targets import TargetReader
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.loop import learn, reseed, train
 from student_trainer.run import EVALUATIONS, Run, close_run, open_run
-from tests.benchmarks.methods.cells import Cell, config_of, described
+from tests.benchmarks.methods.cells import (
+    BY_NAME,
+    EVEN,
+    KD,
+    MADE,
+    PROMPTS,
+    Cell,
+    config_of,
+    described,
+)
+from tests.benchmarks.methods.making import write_examples, write_random
 from tests.benchmarks.methods.workplace import TimedTeacher, Workplace
 from tests.student_trainer.runs import mark_exported
 
 Record = dict[str, Any]  # what one cell's JSON holds
+EVEN_SEED = 100  # of the student that is made
 LOSS_TOLERANCE = 1e-3  # nats; stored answers depend a little on the unit they were scored in
 
 
@@ -102,12 +115,13 @@ def differences_to(record: Record, cell: Cell, seed: int, place: Workplace) -> l
 def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
     """A run of a cell in a folder that lasts as long as the `with`."""
     logging.getLogger().setLevel(logging.WARNING)
+    _make_missing(cell, place)
     prepared = prepare_run(place_config(cell, seed, place))
     folder = place.folder / "runs" / f"{cell.name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    reader, teacher = place.reader(prepared.teacher.model, vocabulary=prepared.shared_vocab)
-    plan = _plan(prepared, folder, place, lambda rank: reader)
+    reader, teacher = place.reader(prepared)
+    plan = _plan(prepared, folder, place)
     seconds = Seconds()
     run = open_run(plan, lambda rank: reader, _controller(plan))
     run.validation = TimedValidation(run.validation, seconds)  # type: ignore[assignment]
@@ -118,17 +132,57 @@ def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _make_missing(cell: Cell, place: Workplace) -> None:
+    """Make the prompts and students that the cell names and no cell before did."""
+    for value in cell.options.values():
+        to = place.folder / value
+        if not value.startswith(MADE) or to.exists():
+            continue
+        to.parent.mkdir(exist_ok=True)
+        if value == PROMPTS:
+            write_examples(to, place_config(KD, 0, place))
+        elif value == EVEN:
+            _train_even(to, place)
+        else:
+            write_random(to, like=place.root / config_of(KD, 0).student.model)
+
+
+def _train_even(to: Path, place: Workplace) -> None:
+    """A student that knows something of every domain: trained on the text, apart from all seeds."""
+    with opened(BY_NAME["ce"], EVEN_SEED, place) as it:
+        train(it.run)
+        RunDir(Path(it.plan.run_dir)).export.rename(to)
+
+
 def place_config(cell: Cell, seed: int, place: Workplace) -> Config:
     """The resolved config of a cell in a workplace."""
     return config_of(cell, seed, root=place.root, folder=place.folder)
 
 
-def _plan(
-    prepared: Prepared, folder: Path, place: Workplace, open_reader: Callable[[int], TargetReader]
-) -> RunPlan:
+def _plan(prepared: Prepared, folder: Path, place: Workplace) -> RunPlan:
+    """With rows in the order of their difficulty and a projection, where the cell asks for them.
+
+    Whatever the teacher is shown in training, validation compares with it as it is without, so
+    that all cells are measured alike.
+    """
     fingerprint = place.engine(prepared.teacher.model).fingerprint
-    projection = projection_of(prepared, fingerprint, open_reader)
-    return run_plan(prepared, run_dir=folder, teacher=fingerprint, projection=projection)
+    projection = projection_of(prepared, fingerprint, lambda rank: place.asked(prepared))
+    plan = run_plan(prepared, run_dir=folder, teacher=fingerprint, projection=projection)
+    if plan.evaluation_spec is not None:
+        plan = replace(plan, evaluation_spec=replace(plan.evaluation_spec, prompts=""))
+    return replace(plan, domains=_ordered(prepared, place))
+
+
+def _ordered(prepared: Prepared, place: Workplace) -> tuple[PreparedDomain, ...]:
+    """Scored by the teacher without prompts, once for all cells."""
+    progressive = prepared.config.progressive
+    if progressive is None:
+        return prepared.domains
+    plain = replace(prepared, showing=Showing())
+    fingerprint = place.engine(prepared.teacher.model).fingerprint
+    asked = Asked("teacher", fingerprint, lambda: nullcontext(lambda rank: place.asked(plain)))
+    difficulty, parts = progressive.difficulty, progressive.phases
+    return ordered_domains(plain, difficulty, parts=parts, teacher=asked, student=None)
 
 
 def _controller(plan: RunPlan) -> Callable[[], ControllerClient]:

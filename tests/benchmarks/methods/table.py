@@ -44,12 +44,14 @@ def sweeps_table(records: Sequence[Record]) -> str:
     return _table(header, lines)
 
 
-def differences_table(records: Sequence[Record]) -> str:
+def differences_table(
+    records: Sequence[Record], comparisons: Iterable[tuple[str, str]] = COMPARISONS
+) -> str:
     """One line per comparison; bold where the interval leaves 0 out."""
     titles = {cell.name: cell.title for cell in (*CELLS, *(c for s in SWEEPS.values() for c in s))}
     header = ["difference", *(name for name, _ in MEASURES)]
     lines = []
-    for cell, against in COMPARISONS:
+    for cell, against in comparisons:
         found = [paired(records, cell, against, measure) for _, measure in MEASURES]
         if all(found):
             name = f"{titles[cell]} {MINUS} {titles[against]}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from cluster.preparation import Prepared
+from shared.openings import PromptedReader
 from shared.rows import Rows
 from shared.soft_targets import ReaderStats, SoftTargets, TargetReader, TargetSpec
 from shared.store_readers import RecordingReader
@@ -114,10 +116,21 @@ class Workplace:
             self._engines[model].cache = str(self.folder / "cache")
         return self._engines[model]
 
-    def reader(self, model: str, *, vocabulary: int) -> tuple[TargetReader, TimedTeacher]:
-        """A reader of a run's own, and the teacher behind its store."""
-        engine = self.engine(model)
+    def reader(self, prepared: Prepared) -> tuple[TargetReader, TimedTeacher]:
+        """A reader of a run's own, and the teacher behind its store. The store's answers are to
+        the teacher shown the run's prompts, whole vocabularies to the teacher without."""
+        engine = self.engine(prepared.teacher.model)
         teacher, comparing = TimedTeacher(engine), LocalTeacher(engine)
         stored = RecordingReader(teacher, self.folder / "targets", teacher=engine.fingerprint)
         whole = Remembered(comparing, self._whole)
-        return SharedTargets(stored, whole, vocabulary=vocabulary), teacher
+        reader = SharedTargets(_prompted(stored, prepared), whole, vocabulary=prepared.shared_vocab)
+        return reader, teacher
+
+    def asked(self, prepared: Prepared) -> TargetReader:
+        """The teacher shown a run's prompts, past any store."""
+        return _prompted(LocalTeacher(self.engine(prepared.teacher.model)), prepared)
+
+
+def _prompted(reader: TargetReader, prepared: Prepared) -> TargetReader:
+    openings = prepared.showing.openings
+    return PromptedReader(reader, openings) if openings else reader
