@@ -17,7 +17,8 @@ KL, CE, ATKD = "{kind: forward_kl}", "{kind: cross_entropy}", "{kind: atkd}"
 MADE = "made/"  # of paths in the folder of records
 PROMPTS, EVEN, RANDOM = "made/prompts.json", "made/even", "made/random"
 LORA = "{kind: lora, r: 32, alpha: 32}"
-SOFT = "{kind: soft_cross_entropy, temperature: 2}"
+SOFT = "{kind: soft_cross_entropy, temperature: 1}"
+SOFT_AT_2 = "{kind: soft_cross_entropy, temperature: 2}"
 HIDDEN = (
     "{kind: hidden_states, layers: {3: 2, 6: 4}, distance: cosine, weight: 1.0, final_weight: 0.1}"
 )
@@ -57,6 +58,7 @@ AKD = KD.but(
     targets__hidden="{width: 64}",
     prompts=PROMPTS,
     progressive=PHASES,
+    optimiser__lr="8e-3",
 )
 CELLS = (
     KD.but("ce", "(a) cross-entropy, uniform", losses=f"[{CE}]"),
@@ -71,7 +73,12 @@ CELLS = (
     KD.but("kd-paper", "(c) with DDK's loss", losses=PAPER, mixture=NATURAL),
     KD.but("ddk-paper", "(d) with DDK's loss", losses=PAPER, mixture=policy("ddk")),
     AKD,
-    AKD.but("akd-full", "(h) AKD, all weights train", student__train="{kind: full}"),
+    AKD.but(
+        "akd-full",
+        "(h) AKD, all weights train",
+        student__train="{kind: full}",
+        optimiser__lr="4e-3",
+    ),
     AKD.but("akd-soft", "(h) AKD, no hidden states", losses=f"[{SOFT}]"),
     AKD.but(
         "akd-hard",
@@ -120,6 +127,8 @@ def over(option: str, values: Sequence[str], cells: Sequence[Cell], *, name: str
     ]
 
 
+LORA_KD = KD.but("lora", "forward KL, LoRA", student__train=LORA)
+
 SWEEPS: dict[str, Sequence[Cell]] = {
     "learning rate": over(
         "optimiser.lr",
@@ -144,6 +153,23 @@ SWEEPS: dict[str, Sequence[Cell]] = {
     "ATKD beside cross-entropy": (
         KD.but("atkd-ce", "ATKD and cross-entropy", losses=f"[{ATKD}, {CE}]"),
         KD.but("kd-ce", "forward KL and cross-entropy", losses=f"[{KL}, {CE}]"),
+    ),
+    "adapters and temperature": (
+        LORA_KD,
+        *over("optimiser.lr", ("8e-3", "1.6e-2", "3.2e-2"), [LORA_KD], name="lr"),
+        KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]"),
+        KD.but(
+            "kd-t2-k512",
+            "soft targets at T 2, 512 ids",
+            losses=f"[{SOFT_AT_2}]",
+            targets__top_k="512",
+        ),
+        KD.but(
+            "kd-hidden",
+            "forward KL and hidden states",
+            losses=f"[{KL}, {STEADY_HIDDEN}]",
+            targets__hidden="{width: 64}",
+        ),
     ),
     "base student": over("student.model", (EVEN, RANDOM), MAIN, name="student"),
     "steps": over("steps", ("240",), MAIN, name="steps"),
