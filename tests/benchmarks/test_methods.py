@@ -158,3 +158,10 @@ def test_cells_are_recorded_once_and_share_what_the_teacher_said(tiny_root, tmp_
 
     page = publishing.page(publishing.read_records(tmp_path))
     assert "| (g) ATKD, uniform \u2212 (b) forward KL, uniform |" in page
+
+
+def test_the_readme_and_the_pages_show_the_published_records():
+    records = publishing.published()
+    assert publishing.section(records) in publishing.README.read_text()
+    assert publishing.PAGE.read_text() == publishing.page(records)
+    assert publishing.PLOT.read_text() == publishing.recovered_plot(records)

@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 RECORDS, PAGE, PLOT = RESULTS / "records.json", RESULTS / "results.md", RESULTS / "results.svg"
 README = Path(__file__).resolve().parents[3] / "README.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
+HEADER = 2  # lines of a table that says nothing yet
 LEFT_OUT = ("losses",)  # of a record: long, and in no table
 
 
@@ -60,7 +61,8 @@ def page(records: Sequence[Record]) -> str:
             records, SWEPT_COMPARISONS
         ),
     }
-    return "\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
+    told = {title: table for title, table in parts.items() if table.count("\n") > HEADER}
+    return "\n".join(f"## {title}\n\n{table}" for title, table in told.items())
 
 
 def section(records: Sequence[Record]) -> str:

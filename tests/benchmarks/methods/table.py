@@ -90,15 +90,14 @@ def of_cell(records: Iterable[Record], cell: Cell) -> list[Record]:
 
 
 def _method_lines(cells: Iterable[Cell], records: Sequence[Record]) -> list[list[str]]:
-    per_token = teacher_seconds_per_token(records)
-
     def values(own: Sequence[Record]) -> list[str]:
         def mean(measure: Measure) -> float:
             return estimate([measure(record) for record in own]).mean
 
         tokens, training = mean(lambda r: r["tokens"]), mean(lambda r: r["cpu_s"]["training"])
         asks = any(loss["kind"] != "cross_entropy" for loss in own[0]["config"]["losses"])
-        teacher = tokens * per_token if asks else 0.0
+        alike = [r for r in records if _shown(r) == _shown(own[0])]
+        teacher = tokens * teacher_seconds_per_token(alike) if asks else 0.0
         decisions = mean(lambda r: r["cpu_s"]["decisions"])
         extra = f" ({decisions / (training + teacher):.0%})" if decisions else ""
         levels = [_level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
@@ -106,6 +105,11 @@ def _method_lines(cells: Iterable[Cell], records: Sequence[Record]) -> list[list
         return [*levels, *costs, f"{decisions:.0f}{extra}"]
 
     return _lines(cells, records, values)
+
+
+def _shown(record: Record) -> str | None:
+    """The prompts of a cell; the config of an older record may not name the option."""
+    return record["config"].get("prompts")
 
 
 def _lines(
