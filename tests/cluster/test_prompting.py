@@ -159,7 +159,12 @@ def test_an_evaluation_shows_the_teacher_what_the_run_was_shown(prompted, run_di
             {"numbers": Prompt("one two " * 40)},
             [],
             "the prompt of domain numbers has {n} tokens and its longest document 64, together "
-            "more than the 128 that the teacher reads; shorten the prompt, or set data.context=",
+            "more than the 128 that the teacher reads; shorten the prompt",
+        ),
+        (
+            {"numbers": Prompt("one two " * 14)},
+            [],
+            "the 128 that the teacher reads; shorten the prompt, or set data.context=",
         ),
         (
             {"numbers": Prompt("one")},
