@@ -34,7 +34,8 @@ from shared.plan import RunPlan
 from shared.row_store import RowStore, take_rows
 from shared.rows import Rows
 from shared.run_dir import RunDir
-from shared.soft_targets import TargetReader, TargetSpec
+from shared.target_reader import TargetReader
+from shared.target_spec import TargetSpec
 from shared.target_store import TargetStore
 from student_trainer.evaluate import unit_size
 

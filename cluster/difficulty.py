@@ -29,8 +29,10 @@ from shared.plan import OpenReader, PreparedDomain
 from shared.row_store import RowStore
 from shared.rows import Rows
 from shared.run_dir import write_atomically
-from shared.soft_targets import SoftTargets, TargetReader, TargetSpec
+from shared.soft_targets import SoftTargets
 from shared.sources import digest_file
+from shared.target_reader import TargetReader
+from shared.target_spec import TargetSpec
 
 Measure = Literal["teacher_nll", "teacher_entropy", "gap", "length"]
 Quantity = Literal["nll", "entropy"]

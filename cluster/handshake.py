@@ -12,8 +12,9 @@ from shared.config import Config
 from shared.config_losses import HiddenStates
 from shared.errors import ConfigError, HandshakeError
 from shared.fingerprint import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
-from shared.soft_targets import TargetSpec
+from shared.selectors import DRAWN
 from shared.sources import read_documents, sources_of
+from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 
 LARGEST_FULL_VOCABULARY = 32_768
@@ -97,10 +98,15 @@ def target_spec(
             hidden_encoding=config.targets.hidden.encoding,
             projection=projection,
         )
+    selector, temperatures = config.selector, config.temperatures
+    drawn = selector in DRAWN
     return TargetSpec(
         top_k=config.targets.top_k,
         shared_vocab=vocabulary,
-        temperatures=config.temperatures,
+        selector=selector if selector != "renormalised" else "top_k",
+        seed=config.seed if drawn else 0,
+        entropy=drawn,
+        temperatures=temperatures[-1:] if drawn else temperatures,
         encoding=config.targets.encoding,
         ids=config.targets.ids,
         hidden_layers=config.hidden_layers,

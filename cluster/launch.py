@@ -22,7 +22,8 @@ from shared.payload import Pair, payload_note
 from shared.places import Place
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, locked, open_run, write_atomically, write_environment
-from shared.soft_targets import TargetSpec
+from shared.selectors import selector_note
+from shared.target_spec import TargetSpec
 
 CONTROLLER = "tutelage-controller"
 CONTROLLER_DEADLINE_S = 120.0
@@ -148,6 +149,9 @@ def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
     prepared = launch.prepared
     pair = Pair(prepared.teacher_width, prepared.teacher_rows, prepared.teacher.dtype)
     width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, prepared.shared_vocab)
+    if not spec.head:
+        asked, losses = plan.config.targets, plan.config.losses
+        print(selector_note(asked.selector, losses, asked.top_k), flush=True)
     print(payload_note(spec, hidden_width=width, pair=pair, top_k=top_k), flush=True)
 
 

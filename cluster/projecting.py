@@ -16,7 +16,8 @@ from shared.plan import OpenReader
 from shared.row_store import RowStore
 from shared.rows import Rows
 from shared.run_dir import write_atomically
-from shared.soft_targets import TargetReader, TargetSpec
+from shared.target_reader import TargetReader
+from shared.target_spec import TargetSpec
 from teacher_service.projection import (
     Projections,
     fit_pca,

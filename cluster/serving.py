@@ -14,8 +14,9 @@ from shared.config import Config, QLoRATraining, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, RunPlan
-from shared.soft_targets import IdsEncoding, TargetReader, TargetSpec
 from shared.store_readers import RecordingReader, StoreReader
+from shared.target_reader import TargetReader
+from shared.target_spec import IdsEncoding, TargetSpec
 from shared.target_store import stored_answers, stored_teacher
 from shared.teacher_head import ShippedHead, find_head
 from teacher_service import service

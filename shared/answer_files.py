@@ -19,7 +19,8 @@ import xxhash
 
 from shared.errors import DamagedError, StorageError
 from shared.places import Place
-from shared.soft_targets import METADATA_KEY, SCHEMA_VERSION, TargetSpec
+from shared.soft_targets import METADATA_KEY, SCHEMA_VERSION
+from shared.target_spec import TargetSpec
 
 FOOTER = b"tutelage.answers"
 FORMAT = 1  # of the files and of the footer

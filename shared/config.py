@@ -15,6 +15,7 @@ from shared.config_mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mix
 from shared.config_progressive import Progressive
 from shared.config_prompts import PromptSearch
 from shared.phases import check_progressive
+from shared.selectors import Selector, check_selector, chosen
 
 
 class Paths(Section):
@@ -137,7 +138,18 @@ class HiddenPayload(Section):
 class Targets(Section):
     """What the teacher ships per position (design: SoftTargets)."""
 
-    top_k: int = Field(default=64, ge=1)
+    selector: Literal["auto", "top_k", "renormalised", "threshold", "sampled"] = Field(
+        default="auto",
+        description="top_k, renormalised, threshold or sampled; auto takes what fits the losses",
+    )
+    top_k: int = Field(
+        default=64, ge=1, description="ids the teacher ships per position, whatever the selector"
+    )
+    draws: int = Field(
+        default=4,
+        ge=1,
+        description="draws of a row that take turns from epoch to epoch, if its ids are drawn",
+    )
     encoding: Literal["fp16", "int8", "fp32"] = "fp16"
     ids: Literal["elias_fano", "plain"] = Field(
         default="elias_fano",
@@ -166,7 +178,7 @@ class Targets(Section):
         if self.exact is None:
             return self
         fields = type(self).model_fields
-        for option in ("top_k", "encoding", "ids", "store_ids"):
+        for option in ("selector", "top_k", "draws", "encoding", "ids", "store_ids"):
             if getattr(self, option) != fields[option].default:
                 raise ValueError(
                     f"targets.exact is {self.exact}, which ships no ids, so targets.{option} has "
@@ -279,6 +291,11 @@ class Config(Section):
         return (1.0, *sorted(others))
 
     @property
+    def selector(self) -> Selector:
+        """What `targets.selector` stands for."""
+        return chosen(self.targets.selector, self.losses)
+
+    @property
     def prefetch_steps(self) -> int:
         """Blocks whose units may be under way beyond the current one."""
         return min(2, self.mixture.lag_steps)
@@ -340,6 +357,7 @@ class Config(Section):
             raise ValueError("losses has more than one atkd; keep one, the split is the step's")
         if sum(isinstance(loss, TAID) for loss in self.losses) > 1:
             raise ValueError("losses has more than one taid; keep one, its t follows one loss")
+        check_selector(self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))
         self._phases_fit()
         if self.targets.exact and self.evaluation.kl == "bucketed":

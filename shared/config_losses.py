@@ -1,6 +1,6 @@
 """Losses a config can name; each is a term in nats per token with a weight."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ class Divergence(Section):
     divergences` holds formulas, sources and laws of all.
     """
 
+    # Whether ids drawn from p alone give it without bias: it is linear in p.
+    takes_drawn_ids: ClassVar[bool] = False
+
     weight: Positive = 1.0
     temperature: Positive = 1.0
     times_temperature_squared: bool = True
@@ -21,6 +24,8 @@ class Divergence(Section):
 
 class ForwardKL(Divergence):
     """KL(p || q)."""
+
+    takes_drawn_ids: ClassVar[bool] = True
 
     kind: Literal["forward_kl"] = "forward_kl"
 
@@ -36,6 +41,8 @@ class SoftCrossEntropy(Divergence):
 
     The soft-target cross-entropy of AKD (Saxena, Janzen and Maass, WiML 2024).
     """
+
+    takes_drawn_ids: ClassVar[bool] = True
 
     kind: Literal["soft_cross_entropy"] = "soft_cross_entropy"
     temperature: Positive = 2.0

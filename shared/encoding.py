@@ -87,7 +87,7 @@ def logprobs_from_int8(
     """The inverse, float32 [N, K]: within half a step, and the kept ids share what the tail leaves
     exactly."""
     below_NK = steps_NK * (-range_N.astype(np.float32) / 255)[:, None]
-    level_N = _log_kept_mass(log_tail_N) - np.log(np.exp(below_NK).sum(axis=1))
+    level_N = log_kept_mass(log_tail_N) - np.log(np.exp(below_NK).sum(axis=1))
     return below_NK + level_N.astype(np.float32)[:, None]
 
 
@@ -104,7 +104,7 @@ def _are_finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _log_kept_mass(log_tail_N: np.ndarray) -> np.ndarray:
+def log_kept_mass(log_tail_N: np.ndarray) -> np.ndarray:
     """log(1 - tail) in float64, finite also where rounding leaves nothing."""
     mass_N = -np.expm1(log_tail_N.astype(np.float64))
     return np.log(np.maximum(mass_N, LEAST_KEPT_MASS))
@@ -112,7 +112,7 @@ def _log_kept_mass(log_tail_N: np.ndarray) -> np.ndarray:
 
 def _refuse_unsound(kept_mass_N: np.ndarray, log_tail_N: np.ndarray) -> None:
     left_N = -np.expm1(log_tail_N.astype(np.float64))
-    off_N = np.abs(np.log(np.maximum(kept_mass_N, LEAST_KEPT_MASS)) - _log_kept_mass(log_tail_N))
+    off_N = np.abs(np.log(np.maximum(kept_mass_N, LEAST_KEPT_MASS)) - log_kept_mass(log_tail_N))
     if (off_N[left_N > 1e-3] > UNSOUND_LEVEL).any():
         raise TeacherError(
             "the teacher's kept and tail probabilities do not sum to 1, which targets.encoding "

@@ -17,8 +17,10 @@ from shared.errors import DataError
 from shared.framing import Tokenizer, encode
 from shared.prompts import Prompt
 from shared.rows import Rows
-from shared.soft_targets import ReaderStats, SoftTargets, TargetReader, TargetSpec
+from shared.soft_targets import SoftTargets
 from shared.sources import Document, Message
+from shared.target_reader import ReaderStats, TargetReader
+from shared.target_spec import TargetSpec
 
 Kind = Literal["text", "pair", "messages"]  # of a document
 PROBES = ("Which way is north?", "7 x 8\n  is it?")  # a user's first words

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shared.config_base import Dtype
-from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
 
 BYTES = {"float32": 4, "bfloat16": 2}
+EXACT_SHARE = 0.25  # about, of the ids of `threshold` that are kept with their log-probabilities
 NUM_POSITIONS = 256  # enough that what a row costs is little per position
 
 
@@ -74,7 +76,7 @@ def _kind(column: str) -> str:
         return "last hidden state"
     if column.startswith("hidden_"):
         return "hidden states"
-    if column.startswith("top_logprobs"):
+    if column.startswith(("top_logprobs", "exact")):
         return "log-probabilities"
     return "ids" if column == "top_ids" else "masses and label"
 
@@ -82,12 +84,15 @@ def _kind(column: str) -> str:
 def _arrays(spec: TargetSpec, hidden_width: int) -> TargetArrays:
     kept = max(1, spec.top_k)
     step = spec.shared_vocab // kept
+    logprobs_NK = np.full((NUM_POSITIONS, spec.top_k), -np.log(2 * kept), np.float32)
+    if spec.is_drawn:
+        logprobs_NK[:, round(spec.top_k * EXACT_SHARE) :] = -np.inf
     shape = (NUM_POSITIONS, hidden_width)
     state_type = np.uint16 if spec.hidden_encoding == "bf16" else np.float32
     flat_N = np.zeros(NUM_POSITIONS, np.float32)
     return TargetArrays(
         ids_NK=np.tile(np.arange(spec.top_k) * step, (NUM_POSITIONS, 1)),
-        logprobs_NK=np.full((NUM_POSITIONS, spec.top_k), -np.log(2 * kept), np.float32),
+        logprobs_NK=logprobs_NK,
         log_tail_NS=np.full((NUM_POSITIONS, len(spec.temperatures)), -np.log(2), np.float32),
         label_logprob_N=flat_N - 1,
         hidden_ND={layer: np.zeros(shape, state_type) for layer in spec.hidden_layers},

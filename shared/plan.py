@@ -7,7 +7,8 @@ from typing import Literal
 from shared.config import Config
 from shared.domains import ControllerClient
 from shared.openings import Opening
-from shared.soft_targets import TargetReader, TargetSpec
+from shared.target_reader import TargetReader
+from shared.target_spec import TargetSpec
 
 
 @dataclass(frozen=True, slots=True)

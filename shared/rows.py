@@ -84,10 +84,25 @@ class Rows:
         """Positions with loss in each row, int64 [R]."""
         return np.array([int(mask.sum()) for mask in self.column("loss_mask")], dtype=np.int64)
 
+    def with_draws(self, draw_R: np.ndarray) -> "Rows":
+        """The same rows with the number of the draw that is asked for, from 0: of what a selector
+        draws at random for a row, each number names one outcome."""
+        names = (*SCHEMA.names, "draw")
+        columns = [*self.table.select(SCHEMA.names).columns, pa.array(draw_R, pa.int32())]
+        return Rows(pa.Table.from_arrays(columns, names=names))
+
+    def draws(self) -> np.ndarray:
+        """The number of each row's draw [R], 0 where none is named."""
+        if "draw" not in self.table.column_names:
+            return np.zeros(len(self), np.int32)
+        return self.table.column("draw").to_numpy()
+
     def hashes(self) -> list[bytes]:
-        """16 bytes per row over token ids, document starts and loss mask: the row's identity."""
+        """16 bytes per row over token ids, document starts, loss mask, and the draw where it is
+        not the first: the identity of the row, and of what is asked about it."""
         columns = (self.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
-        return [_digest(parts) for parts in zip(*columns, strict=True)]
+        numbers = [[np.array([draw])] if draw else [] for draw in self.draws()]
+        return [_digest((*parts, *n)) for *parts, n in zip(*columns, numbers, strict=True)]
 
 
 def _digest(parts: Sequence[np.ndarray]) -> bytes:

@@ -13,12 +13,21 @@ Log-probabilities are nats at temperature 1, normalised over the teacher's whole
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
+from shared.drawn_targets import (
+    EXACT,
+    LOGPROBS,
+    RANGE,
+    drawn_in_order,
+    equal_log_weights,
+    exact_columns,
+    log_weights,
+    num_exact,
+)
 from shared.elias_fano import EliasFano
 from shared.encoding import (
     in_float16,
@@ -31,94 +40,28 @@ from shared.encoding import (
 )
 from shared.errors import TeacherError
 from shared.rows import Rows
-from shared.teacher_head import StatesEncoding
+from shared.target_spec import IdsEncoding, TargetSpec
 
 SCHEMA_VERSION = 3
 METADATA_KEY = b"tutelage.soft_targets"
 STATE_TYPES = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
 
-IdsEncoding = Literal["elias_fano", "plain"]
-
-LATER = ("entropy", "prompts", "head", "states", "states_width")  # fields that few questions have
-
-
-@dataclass(frozen=True, slots=True)
-class TargetSpec:
-    """What is asked of the teacher; with the row and the teacher it determines the answer."""
-
-    top_k: int
-    shared_vocab: int  # ids both tokenizers know; only these are selected, the rest is tail
-    temperatures: tuple[float, ...] = (1.0,)
-    encoding: Literal["fp16", "int8", "fp32"] = "fp16"  # of the kept log-probabilities
-    hidden_layers: tuple[int, ...] = ()
-    hidden_encoding: Literal["bf16", "int8", "fp32"] = "bf16"
-    projection: str = ""  # digest of the matrices the hidden states pass through; "": none
-    entropy: bool = False  # of the teacher's whole distribution, per position
-    prompts: str = ""  # digest of the prompts the teacher is shown; "": none
-    head: str = ""  # digest of the teacher's head, whose input travels whole in place of ids
-    states: StatesEncoding | Literal[""] = ""  # type of that input, the teacher's own
-    states_width: int = 0  # its numbers per position
-
-    # How the ids are written: it loses nothing and is no part of the question.
-    ids: IdsEncoding = field(default="elias_fano", compare=False)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every shared id is kept, so that ids need not be named at all."""
-        return self.top_k == self.shared_vocab
-
-    @property
-    def names_ids(self) -> bool:
-        """Whether answers hold a column of ids."""
-        return not self.is_full and not self.head
-
-    def as_dict(self) -> dict[str, Any]:
-        """Fields that JSON takes. Those of `LATER` are named only where they are asked for, so
-        that answers without are called on disk what they were called before there were any."""
-        fields = asdict(self)
-        for name in LATER:
-            if not fields[name]:
-                del fields[name]
-        return fields
-
-    def question(self) -> dict[str, Any]:
-        """The fields that decide what is answered."""
-        return {name: value for name, value in self.as_dict().items() if name != "ids"}
-
-    @staticmethod
-    def from_dict(fields: Mapping) -> "TargetSpec":
-        """The inverse of `as_dict`, also after a trip through JSON."""
-        tuples = {name: tuple(fields[name]) for name in ("temperatures", "hidden_layers")}
-        return TargetSpec(**{**fields, **tuples})
-
-    def in_words(self) -> str:
-        """The question as a message names it."""
-        layers = ""
-        if self.hidden_layers:
-            layers = f", hidden layers {_listed(self.hidden_layers)} in {self.hidden_encoding}"
-        kept = (
-            f"top_k {self.top_k} of {self.shared_vocab:,} ids at temperature "
-            f"{_listed(self.temperatures)} in {self.encoding}"
-        )
-        if self.head:
-            kept = f"last hidden states in {self.states} before the head {self.head[:8]}"
-        return (
-            f"{kept}{layers}"
-            f"{', entropy' if self.entropy else ''}"
-            f"{f', shown prompts {self.prompts[:8]}' if self.prompts else ''}"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class TargetArrays:
-    """Flat views of a SoftTargets; read-only where they are views of shared memory."""
+    """Flat views of a SoftTargets; read-only where they are views of shared memory.
+
+    Of a selector that draws, `logprobs_NK` into a table are those of the ids kept exactly, -inf for
+    the others; out of it they are the logs of all ids' weights, at the temperature of the draw.
+    """
 
     ids_NK: np.ndarray  # int64; ascending where they come out of a table, in any order into it
     logprobs_NK: np.ndarray  # float32
     log_tail_NS: np.ndarray  # float32, exact log-mass outside the kept ids at each temperature
     label_logprob_N: np.ndarray  # float32
     hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (bf16)
-    entropy_N: np.ndarray | None = None  # float32, nats at temperature 1; None: not asked for
+    # float32, nats at temperature 1, drawn: at that of the draw; None: not asked for
+    entropy_N: np.ndarray | None = None
     # The head's input in the teacher's own type, bfloat16 as uint16 bits; None: not asked for, else
     # no ids are kept.
     last_ND: np.ndarray | None = None
@@ -143,15 +86,20 @@ class SoftTargets:
 
         `teacher` is the engine's fingerprint. Raises TeacherError on a non-finite value.
         """
-        named = {"logprobs": arrays.logprobs_NK, "label_logprob": arrays.label_logprob_N}
+        logprobs_NK = arrays.logprobs_NK
+        if spec.is_drawn:
+            logprobs_NK = logprobs_NK[logprobs_NK != -np.inf]
+        named = {"logprobs": logprobs_NK, "label_logprob": arrays.label_logprob_N}
         named |= {"entropy": arrays.entropy_N, "last_hidden": arrays.last_ND}
         refuse_non_finite(named, log_tail_NS=arrays.log_tail_NS)
-        offsets = np.concatenate([[0], np.cumsum(num_targets_R)]).astype(np.int32)
         flat = _columns(spec, arrays)
+        offsets = _offsets(num_targets_R)
         columns: dict[str, pa.Array] = {"row_hash": pa.array(row_hashes, pa.binary(16))}
-        columns |= {
-            name: pa.ListArray.from_arrays(offsets, column) for name, column in flat.items()
-        }
+        for name, column in flat.items():
+            ends = offsets
+            if name == LOGPROBS:
+                ends = _offsets((arrays.logprobs_NK > -np.inf).sum(axis=1))[offsets]
+            columns[name] = pa.ListArray.from_arrays(ends, column)
         described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
@@ -238,6 +186,13 @@ class SoftTargets:
         return EliasFano(spec.top_k, spec.shared_vocab).decode(written)
 
     def _logprobs(self, spec: TargetSpec) -> np.ndarray:
+        if spec.selector == "sampled":
+            return equal_log_weights(len(self._vector("label_logprob")), spec.top_k)
+        if spec.selector == "threshold":
+            range_N = self._vector(RANGE) if spec.encoding == "int8" else None
+            tail_N = self._matrix("log_tail")[:, 0]
+            written_H = self._vector(LOGPROBS)
+            return log_weights(self._matrix(EXACT), written_H, range_N, tail_N, spec.top_k)
         written = self._matrix("top_logprobs")
         if spec.encoding != "int8":
             return written.astype(np.float32, copy=False)
@@ -270,49 +225,18 @@ class SoftTargets:
                 )
         if rows is None:
             return
-        for name in schema.names[1:]:
+        num_R = rows.num_loss_tokens()
+        lengths = dict.fromkeys(schema.names[1:], num_R)
+        if LOGPROBS in lengths:
+            exact = np.concatenate([[0], num_exact(self._matrix(EXACT)).cumsum()])
+            lengths[LOGPROBS] = np.diff(exact[np.minimum(_offsets(num_R), len(exact) - 1)])
+        for name, length_R in lengths.items():
             offsets = self.table.column(name).combine_chunks().offsets.to_numpy()
-            if not np.array_equal(np.diff(offsets), rows.num_loss_tokens()):
+            if not np.array_equal(np.diff(offsets), length_R):
                 raise TeacherError(
                     f"column {name} of an answer does not have an entry for every token with loss "
                     f"of rows {', '.join(rows.names())}; the answer is damaged"
                 )
-
-
-class TargetReader(Protocol):
-    """Where SoftTargets come from: a pool of live teachers or a store on disk."""
-
-    def submit(self, rows: Rows, spec: TargetSpec, /) -> None:
-        """Ask for a unit; never blocks. Answers come back in the order of submission."""
-        ...
-
-    def next(self) -> SoftTargets:
-        """The oldest answer not yet taken, waited for. Raises TeacherError, naming the rows."""
-        ...
-
-    def close(self) -> None:
-        """Drop what is under way."""
-        ...
-
-    @property
-    def stats(self) -> "ReaderStats":
-        """Counters since the reader was made."""
-        ...
-
-
-@dataclass(slots=True)
-class ReaderStats:
-    """What a reader has done so far."""
-
-    units: int = 0
-    wait_s: float = 0.0  # time spent blocked in `next`
-    wire_bytes: int = 0
-    retried_units: int = 0
-    cache_hits: int = 0
-
-
-def _listed(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def hidden_column(layer: int) -> str:
@@ -342,6 +266,8 @@ def _columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
 
 def _kept_columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
     columns: dict[str, pa.Array] = {}
+    if spec.is_drawn:
+        return _drawn_columns(spec, arrays)
     if spec.is_full:
         logprobs_NK = placed_by_id(arrays.ids_NK, arrays.logprobs_NK)
     else:
@@ -361,6 +287,16 @@ def _state_column(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]
     assert arrays.last_ND is not None, "the engine ships what the spec asks for"
     assert spec.states
     return {"last_hidden": _lists(arrays.last_ND.astype(STATE_TYPES[spec.states], copy=False))}
+
+
+def _drawn_columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
+    ids_NK, logprobs_NK, tail_N = arrays.ids_NK, arrays.logprobs_NK, arrays.log_tail_NS[:, 0]
+    ids_NK, logprobs_NK = drawn_in_order(ids_NK, logprobs_NK, tail_N, spec.shared_vocab)
+    columns = {"top_ids": _written(ids_NK, spec), "log_tail": _lists(arrays.log_tail_NS)}
+    if spec.selector == "sampled":
+        return columns
+    found = exact_columns(logprobs_NK, spec.encoding)
+    return columns | {name: _lists(a) if a.ndim > 1 else pa.array(a) for name, a in found.items()}
 
 
 def _written(ids_NK: np.ndarray, spec: TargetSpec) -> pa.FixedSizeListArray:
@@ -386,6 +322,10 @@ def _no_arrays(spec: TargetSpec) -> TargetArrays:
 def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
     flat = pa.array(np.ascontiguousarray(matrix).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

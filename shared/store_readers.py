@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shared.rows import Rows
-from shared.soft_targets import IdsEncoding, ReaderStats, SoftTargets, TargetReader, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_reader import ReaderStats, TargetReader
+from shared.target_spec import IdsEncoding, TargetSpec
 from shared.target_store import TargetStore, stored_teacher
 
 

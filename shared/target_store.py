@@ -39,12 +39,8 @@ from shared.errors import ConfigError, DamagedError, StorageError, TeacherError
 from shared.marks import Mark
 from shared.places import Place
 from shared.rows import Rows
-from shared.soft_targets import (
-    METADATA_KEY,
-    IdsEncoding,
-    SoftTargets,
-    TargetSpec,
-)
+from shared.soft_targets import METADATA_KEY, SoftTargets
+from shared.target_spec import IdsEncoding, TargetSpec
 
 DESCRIPTION = "description.json"
 SET_ASIDE = ".damaged"

@@ -55,12 +55,20 @@ class Shard:
 
 
 def draw_step(
-    curriculum: Curriculum, stores: Sequence[RowStore], *, index: int, shard: Shard
+    curriculum: Curriculum,
+    stores: Sequence[RowStore],
+    *,
+    index: int,
+    shard: Shard,
+    draws: int = 1,
 ) -> Step:
     """Block `index` read from disk, once. The whole block is read to count its tokens; a rank
-    keeps only its own units."""
+    keeps only its own units. Of a selector's `draws` a row is learnt with another in every
+    epoch."""
     block = curriculum.block(index)
     rows = take_rows(stores, block.domain_index_R, block.row_index_R)
+    if draws > 1:
+        rows = rows.with_draws(block.epoch_R % draws)
     domain_R, size = block.domain_index_R, len(stores)
     tokens_D = np.bincount(domain_R, weights=rows.num_loss_tokens(), minlength=size)
     own = [rows.part(unit) for unit in shard.units(len(rows))]
@@ -115,5 +123,8 @@ def _target_arrays(targets: SoftTargets) -> dict[str, np.ndarray]:
             "logprobs_NK": arrays.logprobs_NK,
             "log_tail_NS": arrays.log_tail_NS,
         }
+    if targets.spec.is_drawn:
+        assert arrays.entropy_N is not None, "what draws is asked for the entropy too"
+        kept["entropy_N"] = arrays.entropy_N
     hidden = {f"teacher_{layer}_NE": states for layer, states in arrays.hidden_ND.items()}
     return {**kept, "label_logprob_N": arrays.label_logprob_N, **hidden}

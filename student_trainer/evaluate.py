@@ -18,7 +18,9 @@ from tqdm import tqdm
 from shared.metrics import DomainEvaluation
 from shared.row_store import RowStore
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetReader, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_reader import TargetReader
+from shared.target_spec import TargetSpec
 from student_trainer.batches import Layouts
 from student_trainer.ranks import Ranks
 

@@ -11,7 +11,7 @@ import numpy as np
 from shared.config import Config
 from shared.domains import WeightEntry
 from shared.metrics import DomainMetrics, StepMetrics
-from shared.soft_targets import ReaderStats
+from shared.target_reader import ReaderStats
 from student_trainer.batches import Step
 from student_trainer.losses.objective import term_names
 from student_trainer.objective import BY_DOMAIN, TOTALS

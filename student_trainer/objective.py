@@ -18,6 +18,7 @@ from shared.config import Config
 from shared.config_losses import HiddenStates, Loss
 from student_trainer.accelerator import deepspeed
 from student_trainer.batches import Batch
+from student_trainer.losses.drawn import DrawnTargets
 from student_trainer.losses.hidden_states import HiddenStatePairs, native_states, projection
 from student_trainer.losses.objective import (
     ADAPTIVE,
@@ -121,6 +122,7 @@ class LossHead(nn.Module):
         phases = config.progressive.phases if config.progressive else 1
         self._terms_in_phase = [tuple(config.losses_in(phase)) for phase in range(phases)]
         self.temperatures = config.temperatures
+        self._renormalised = config.targets.selector == "renormalised"
         self.num_domains = len(config.domains)
         self._atkd = config.atkd
         self._student = (student,)
@@ -161,7 +163,12 @@ class LossHead(nn.Module):
             label_N=batch["label_N"],
             terms=terms,
             multiplier=multiplier,
-            targets=_targets(batch, self.temperatures, self._teacher_head[0]),
+            targets=_targets(
+                batch,
+                self.temperatures,
+                self._teacher_head[0],
+                renormalised=self._renormalised,
+            ),
             hidden_states=self._pairs(batch),
             classes=self._classes(hidden_ND, head, batch),
             teacher_share=teacher_share,
@@ -229,18 +236,27 @@ def _weighted(found: TokenLosses, terms: Sequence[Loss]) -> Tensor:
 
 
 def _targets(
-    batch: Batch, temperatures: tuple[float, ...], teacher_head: TeacherHead | None
+    batch: Batch,
+    temperatures: tuple[float, ...],
+    teacher_head: TeacherHead | None,
+    *,
+    renormalised: bool = False,
 ) -> Targets | None:
-    """The teacher's part of a batch. Column s of the tails belongs to temperature s."""
+    """The teacher's part of a batch. Column s of the tails belongs to temperature s; drawn ids have
+    one, that of the divergences."""
     if "teacher_last_NE" in batch:
         assert teacher_head is not None, "the plan names the head of such answers"
         return TeacherStates(native_states(batch["teacher_last_NE"]), teacher_head)
     if "ids_NK" not in batch:
         return None
+    if "entropy_N" in batch:
+        kept = (batch["ids_NK"], batch["logprobs_NK"], batch["log_tail_NS"][:, 0])
+        return DrawnTargets(*kept, batch["entropy_N"], temperatures[-1])
     return TeacherTargets(
         batch["ids_NK"],
         batch["logprobs_NK"],
         batch["log_tail_NS"],
         temperatures,
         batch["label_logprob_N"],
+        renormalised,
     )

@@ -18,7 +18,7 @@ from shared.metrics import DomainEvaluation, append_metrics
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.row_store import RowStore
 from shared.run_dir import RunDir, write_atomically
-from shared.soft_targets import ReaderStats, TargetReader
+from shared.target_reader import ReaderStats, TargetReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.batches import Layouts, Step
 from student_trainer.checkpoint import (

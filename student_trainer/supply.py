@@ -15,7 +15,8 @@ from shared.domains import ControllerClient, WeightEntry, WeightLog
 from shared.errors import TutelageError
 from shared.plan import RunPlan
 from shared.row_store import RowStore
-from shared.soft_targets import SoftTargets, TargetReader
+from shared.soft_targets import SoftTargets
+from shared.target_reader import TargetReader
 from student_trainer.batches import Shard, Step, draw_step
 from student_trainer.ranks import Ranks
 
@@ -35,6 +36,8 @@ class Supply:
         self._plan, self._config, self._ranks = plan, plan.config, ranks
         self._stores, self._reader, self._controller = stores, reader, controller
         self._shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
+        drawn = plan.target_spec is not None and plan.target_spec.is_drawn
+        self._draws = plan.config.targets.draws if drawn else 1
         self.domains = _parts(plan, stores)
         self._curriculum = _empty_curriculum(plan, self.domains)
         self._drawn: deque[Step] = deque()
@@ -51,7 +54,9 @@ class Supply:
             pass
         through = min(ahead, self._end() - 1, self._settled())
         for block in self._missing(index, through):
-            step = draw_step(self._curriculum, self._stores, index=block, shard=self._shard)
+            step = draw_step(
+                self._curriculum, self._stores, index=block, shard=self._shard, draws=self._draws
+            )
             self._ask(step)
             self._drawn.append(step)
         return self._drawn.popleft()

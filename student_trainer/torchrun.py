@@ -20,8 +20,8 @@ from shared.errors import ConfigError, TutelageError
 from shared.openings import Opening, PromptedReader
 from shared.plan import OpenReader, PreparedDomain, RunPlan
 from shared.run_dir import RunDir
-from shared.soft_targets import TargetSpec
 from shared.store_readers import StoreReader
+from shared.target_spec import TargetSpec
 from student_trainer.loop import run_plan
 
 log = logging.getLogger(__name__)

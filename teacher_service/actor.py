@@ -19,7 +19,7 @@ from ray import cloudpickle
 from shared.errors import TeacherError, TutelageError
 from shared.generation import GenerationSpec, Openings
 from shared.rows import Rows
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 from teacher_service.description import Engine, MakeEngine, TeacherDescription
 

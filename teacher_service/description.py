@@ -6,7 +6,8 @@ from typing import Protocol
 
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 
 

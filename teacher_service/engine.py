@@ -15,14 +15,17 @@ import transformers
 from torch import Tensor
 
 from shared.config import Dtype
+from shared.draws import uniforms
 from shared.errors import ConfigError, HandshakeError, TutelageError
 from shared.fingerprint import identify
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.layout import Layout, lay_out
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
+from teacher_service.drawing import draw
 from teacher_service.generating import generate, refuse_openings
 from teacher_service.head_file import save_head
 from teacher_service.loading import Loaded, load_model, merge_head, weights_digest
@@ -112,15 +115,8 @@ class HFEngine:
         self._refuse(rows, spec)
         layout = lay_out(rows, packed=self.packed)
         hidden = self._hidden(layout, spec.hidden_layers)
-        selection = select(
-            hidden[self.decoder.num_layers],
-            self.head,
-            torch.from_numpy(layout.label_N),
-            top_k=spec.top_k,
-            shared_vocab=spec.shared_vocab,
-            temperatures=spec.temperatures,
-            entropy=spec.entropy,
-        )
+        last_ND, label_N = hidden[self.decoder.num_layers], torch.from_numpy(layout.label_N)
+        selection = self._selected(last_ND, label_N, rows, spec)
         return SoftTargets.build(
             spec=spec,
             teacher=self.fingerprint,
@@ -128,7 +124,7 @@ class HFEngine:
             num_targets_R=rows.num_loss_tokens(),
             arrays=replace(
                 _arrays(selection, self._projected(hidden, spec), spec),
-                last_ND=self._head_input(hidden[self.decoder.num_layers]) if spec.head else None,
+                last_ND=self._head_input(last_ND) if spec.head else None,
             ),
         )
 
@@ -160,6 +156,31 @@ class HFEngine:
             torch.from_numpy(layout.position_ids_BT),
             torch.from_numpy(layout.loss_index_N),
             layers,
+        )
+
+    def _selected(
+        self, hidden_ND: Tensor, label_N: Tensor, rows: Rows, spec: TargetSpec
+    ) -> Selection:
+        if spec.selector == "top_k":
+            return select(
+                hidden_ND,
+                self.head,
+                label_N,
+                top_k=spec.top_k,
+                shared_vocab=spec.shared_vocab,
+                temperatures=spec.temperatures,
+                entropy=spec.entropy,
+            )
+        count = spec.top_k if spec.selector == "sampled" else 1
+        return draw(
+            hidden_ND,
+            self.head,
+            label_N,
+            uniform_NU=torch.from_numpy(uniforms(rows, seed=spec.seed, count=count)),
+            selector=spec.selector,
+            top_k=spec.top_k,
+            shared_vocab=spec.shared_vocab,
+            temperature=spec.temperatures[0],
         )
 
     def _projected(self, hidden: dict[int, Tensor], spec: TargetSpec) -> dict[int, Tensor]:

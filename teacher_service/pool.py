@@ -17,7 +17,9 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from shared.errors import TeacherError, TutelageError, UserError
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
-from shared.soft_targets import ReaderStats, SoftTargets, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_reader import ReaderStats
+from shared.target_spec import TargetSpec
 from teacher_service.roster import Roster
 
 SETTLE_S = 1.0

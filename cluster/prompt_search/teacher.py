@@ -20,8 +20,8 @@ from shared.generation import GenerationSpec, Openings
 from shared.openings import Opening, opening, shown
 from shared.prompts import Example, Prompt
 from shared.rows import Rows
-from shared.soft_targets import TargetSpec
 from shared.sources import Document
+from shared.target_spec import TargetSpec
 from teacher_service.description import TeacherDescription
 from teacher_service.pool import GenerationPool, TeacherPool
 

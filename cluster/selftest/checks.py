@@ -22,7 +22,9 @@ from shared.layout import lay_out
 from shared.plan import OpenReader, RunPlan
 from shared.row_store import RowStore, take_rows
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetReader, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_reader import TargetReader
+from shared.target_spec import TargetSpec
 from student_trainer.accelerator import this_device
 from student_trainer.batches import Layouts
 from student_trainer.losses.objective import TeacherTargets, token_losses

@@ -39,6 +39,14 @@ class Buckets:
         return Buckets(*(x.masked_fill(x == -torch.inf, LOG_NOTHING) for x in parts))
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnBuckets(Buckets):
+    """Ids drawn from a teacher, with the logs of their weights in place of log-probabilities; they
+    sum to 1 without a tail, which is -inf. Ids may repeat."""
+
+    entropy_N: Tensor  # nats, of the teacher's whole distribution
+
+
 def teacher_distribution(logprobs_NK: Tensor, log_tail_N: Tensor, *, temperature: float) -> Buckets:
     """The teacher's buckets at a temperature, from what it shipped.
 

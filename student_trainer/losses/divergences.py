@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from student_trainer.losses.buckets import Buckets, mixture, p_log, p_log_ratio, sum_p_log_ratio
+from student_trainer.losses.buckets import (
+    Buckets,
+    DrawnBuckets,
+    mixture,
+    p_log,
+    p_log_ratio,
+    sum_p_log_ratio,
+)
 
 
 def kl(first: Buckets, second: Buckets) -> Tensor:
@@ -49,6 +56,12 @@ def soft_cross_entropy(teacher: Buckets, student: Buckets) -> Tensor:
     """-sum p log q, nats [N]: forward KL plus the teacher's bucketed entropy, with its gradient."""
     kept_NK = p_log(teacher.kept_NK, student.kept_NK)
     return -(kept_NK.sum(-1) + p_log(teacher.tail_N, student.tail_N))
+
+
+def drawn_forward_kl(teacher: DrawnBuckets, student: Buckets) -> Tensor:
+    """-sum t log q - H, nats [N], with the weights t of drawn ids and the teacher's entropy H:
+    unbiased in value and gradient. Of one draw it may lie below 0."""
+    return soft_cross_entropy(teacher, student) - teacher.entropy_N
 
 
 def jsd(teacher: Buckets, student: Buckets, *, beta: float, continuous: bool) -> Tensor:
@@ -156,6 +169,8 @@ class Divergence:
     source: str
     parameters: tuple[str, ...] = ()  # keyword arguments of the function
     laws: Laws = field(default_factory=Laws)
+    # Its estimate from drawn ids; None: it needs both distributions at the same ids.
+    drawn: Callable[[DrawnBuckets, Buckets], Tensor] | None = None
 
 
 def _jsd_bound(beta: float, continuous: bool) -> float:
@@ -172,7 +187,10 @@ def _skew_bound(alpha: float) -> float:
 
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": Divergence(
-        forward_kl, "KL(p, q)", "Hinton et al. 2015; tail bucket: arXiv 2503.16870"
+        forward_kl,
+        "KL(p, q)",
+        "Hinton et al. 2015; tail bucket: arXiv 2503.16870",
+        drawn=drawn_forward_kl,
     ),
     "reverse_kl": Divergence(reverse_kl, "KL(q, p)", "MiniLLM, arXiv 2306.08543"),
     "soft_cross_entropy": Divergence(
@@ -180,6 +198,7 @@ DIVERGENCES: dict[str, Divergence] = {
         "-sum p log q",
         "AKD, Saxena, Janzen and Maass, WiML 2024",
         laws=Laws(zero_value=False),
+        drawn=soft_cross_entropy,
     ),
     "jsd": Divergence(
         jsd,

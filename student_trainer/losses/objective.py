@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_trainer.losses.buckets import Buckets, teacher_distribution
+from student_trainer.losses.buckets import Buckets, DrawnBuckets, teacher_distribution
 from student_trainer.losses.chunk import LogProbs
-from student_trainer.losses.divergences import DIVERGENCES, forward_kl
+from student_trainer.losses.divergences import DIVERGENCES
+from student_trainer.losses.drawn import DrawnTargets
 from student_trainer.losses.fused import fused_token_loss
 from student_trainer.losses.hidden_states import HiddenStatePairs, hidden_state_loss
 from student_trainer.losses.primitive import Head
@@ -44,6 +45,7 @@ class TeacherTargets:
     log_tail_NS: Tensor  # float32, exact log-mass outside the kept ids per temperature
     temperatures: tuple[float, ...]  # S, with 1 among them
     label_logprob_N: Tensor | None = None  # float32, exact
+    renormalised: bool = False  # whether the tail is left out, as if the kept ids were everything
 
     @property
     def num_ids(self) -> int:
@@ -65,7 +67,7 @@ class TeacherTargets:
 
         def buckets(temperature: float) -> Buckets:
             log_tail_n = self.log_tail_NS[rows, self.temperatures.index(temperature)]
-            if self.num_ids >= vocabulary:
+            if self.renormalised or self.num_ids >= vocabulary:
                 log_tail_n = torch.full_like(log_tail_n, -torch.inf)
             return teacher_distribution(self.logprobs_NK[rows], log_tail_n, temperature=temperature)
 
@@ -81,7 +83,7 @@ class TeacherTargets:
         return -torch.expm1(self.log_tail_NS[:, self.temperatures.index(1.0)])
 
 
-Targets = TeacherTargets | TeacherStates
+Targets = TeacherTargets | TeacherStates | DrawnTargets
 Pairs = Callable[[float], tuple[Buckets, Buckets]]  # temperature -> teacher, student of a chunk
 
 
@@ -92,7 +94,9 @@ class TokenLosses:
     loss: Tensor  # scalar with a gradient: multiplier x weighted sum
     terms: dict[str, Tensor]  # name -> [N], unweighted, nats (hidden states: no unit)
     label_nll_N: Tensor  # cross-entropy of the text's own next token, nats
-    kl_N: Tensor | None  # bucketed KL(teacher || student) at temperature 1; None: no teacher
+    # Bucketed KL(teacher || student) at temperature 1, of drawn ids its unbiased estimate at
+    # theirs; None: no teacher.
+    kl_N: Tensor | None
     captured_mass_N: Tensor | None  # teacher mass on the kept ids; None: no teacher
     unseen_mass_N: Tensor | None  # student mass outside the kept ids; None: no teacher
     adaptive: dict[str, Tensor] = field(default_factory=dict)  # `ADAPTIVE` -> [N]; or empty
@@ -197,14 +201,20 @@ class WeightedTerms:
     temperatures: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        wanted = {term.temperature for term in self.terms if term.kind in DIVERGENCES} - {1.0}
+        wanted = {term.temperature for term in self.terms if term.kind in DIVERGENCES}
         assert self.targets is not None or not any(t.kind in DIVERGENCES for t in self.terms), (
             "a divergence needs the teacher's targets"
         )
         assert not self.is_adaptive or (self.targets is not None and self.classes is not None), (
             "atkd needs the teacher's targets and the split"
         )
+        wanted = (wanted | {self.reported_temperature}) - {1.0}
         object.__setattr__(self, "temperatures", (1.0, *sorted(wanted)))
+
+    @property
+    def reported_temperature(self) -> float:
+        """That of the KL and the unseen mass: 1, or the one that ids are drawn at."""
+        return self.targets.temperature if isinstance(self.targets, DrawnTargets) else 1.0
 
     @property
     def is_adaptive(self) -> bool:
@@ -236,6 +246,8 @@ class WeightedTerms:
             ids_nM = torch.cat([self.targets.ids(rows), ids_nM], dim=1)
         kept_nM = torch.ones_like(ids_nM, dtype=torch.bool)
         kept_nM[:, -1] = ~self._is_label(rows).any(-1) if self.is_adaptive else False
+        if isinstance(self.targets, DrawnTargets):
+            kept_nM[:, :-1] = self.targets.kept(rows)
         return ids_nM, kept_nM
 
     def evaluate(self, rows: slice, student: Sequence[LogProbs]) -> tuple[Tensor, Tensor]:
@@ -261,23 +273,23 @@ class WeightedTerms:
         return loss_n, torch.stack([nll_n, kl_n, unseen_n, *values], dim=-1)
 
     def _reported_distance(self, pairs: Pairs, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """KL and the student's unseen mass at temperature 1, without a gradient; the KL is a
-        term's own value where there is one."""
-        teacher, own = pairs(1.0)
+        """KL and the student's unseen mass, without a gradient; the KL is a term's own value where
+        there is one."""
+        temperature = self.reported_temperature
+        teacher, own = pairs(temperature)
         known = [
             value_n.detach()
             for term, value_n in zip(self.terms, values, strict=False)
-            if term.kind == "forward_kl" and term.temperature == 1
+            if term.kind == "forward_kl" and term.temperature == temperature == 1
         ]
         with torch.no_grad():
-            return known[0] if known else forward_kl(teacher, own), own.tail_N.exp()
+            kl_n = known[0] if known else _distance("forward_kl", teacher, own)
+            return kl_n, own.tail_N.exp()
 
     def _soft(self, term: Any, pairs: Pairs) -> Tensor:
-        divergence = DIVERGENCES[term.kind]
-        value_n = divergence.function(
-            *pairs(term.temperature),
-            **{name: self._parameter(term, name) for name in divergence.parameters},
-        )
+        names = DIVERGENCES[term.kind].parameters
+        parameters = {name: self._parameter(term, name) for name in names}
+        value_n = _distance(term.kind, *pairs(term.temperature), **parameters)
         return value_n * term.temperature**2 if term.times_temperature_squared else value_n
 
     def _parameter(self, term: Any, name: str) -> Any:
@@ -297,6 +309,7 @@ class WeightedTerms:
     def _decoupled(self, rows: slice, probs: LogProbs, pairs: Pairs) -> Decoupled:
         """Teacher against student with the label on its own, or in reverse."""
         assert self.targets is not None
+        assert not isinstance(self.targets, DrawnTargets)
         is_label_nK, (buckets, _) = self._is_label(rows), pairs(1.0)
         ids_nM = probs.ids_nM
         if self.kept_prefix is not None:
@@ -344,3 +357,12 @@ class WeightedTerms:
             rows, vocabulary=self.vocabulary, temperatures=self.temperatures
         )
         return pair
+
+
+def _distance(kind: str, teacher: Buckets, student: Buckets, **parameters: Any) -> Tensor:
+    """A divergence of the registry [n], estimated where ids are drawn."""
+    divergence = DIVERGENCES[kind]
+    if not isinstance(teacher, DrawnBuckets):
+        return divergence.function(teacher, student, **parameters)
+    assert divergence.drawn is not None, f"{kind} needs both distributions at the same ids"
+    return divergence.drawn(teacher, student)

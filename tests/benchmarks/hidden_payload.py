@@ -21,7 +21,8 @@ from cluster.projecting import projection_of
 from shared.payload import bytes_per_token
 from shared.row_store import RowStore
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from teacher_service.projection import load_projections
 from tests.student_trainer.processes import LocalTeacher

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.layout import lay_out
 from shared.rows import Rows
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 
 ROWS, TOKENS, TOP_K = 4, 256, 64

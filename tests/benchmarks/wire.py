@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -24,9 +25,11 @@ from cluster.preparation import prepare_run
 from shared.layout import lay_out
 from shared.row_store import RowStore
 from shared.rows import Rows
-from shared.soft_targets import IdsEncoding, SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import IdsEncoding, TargetSpec
 from student_trainer.losses.buckets import Buckets, teacher_distribution
 from student_trainer.losses.divergences import forward_kl
+from teacher_service.drawing import draw
 from teacher_service.engine import HFEngine
 from teacher_service.scoring import Head, select
 
@@ -40,6 +43,9 @@ ENCODINGS: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8"
 WAYS_OF_IDS: tuple[IdsEncoding, ...] = ("plain", "elias_fano")
 UNIT_ROWS, ROW_TOKENS = 8, 511
 TEMPERATURES = (1.0, 4.0)
+Selector = Literal["top_k", "threshold"]
+SELECTORS: tuple[Selector, ...] = ("top_k", "threshold")
+LOGPROBS = ("top_logprobs", "top_logprobs_range", "exact_logprobs", "exact_logprobs_range")
 
 T = TypeVar("T")
 
@@ -49,6 +55,7 @@ class Cost:
     """One encoding of K ids of V: bytes of a position by column, and time per position."""
 
     vocab: int
+    selector: str
     k: int
     encoding: str
     ids: str
@@ -60,7 +67,7 @@ class Cost:
 
     @property
     def num_bytes(self) -> float:
-        """Bytes of a position, label and tail included, row overheads apart."""
+        """Bytes of a position, all columns included, row overheads apart."""
         return sum(self.columns.values())
 
     @property
@@ -162,26 +169,39 @@ def entropy(logits_NV: Tensor) -> Tensor:
     return -(log_p_NV.exp() * log_p_NV).sum(1)
 
 
-def selected(head: Head, hidden_ND: Tensor, label_N: Tensor, k: int) -> TargetArrays:
+def selected(
+    head: Head, hidden_ND: Tensor, label_N: Tensor, k: int, selector: Selector = "top_k"
+) -> TargetArrays:
     """What the teacher selects, as its engine hands it to the encoder."""
-    found = select(
-        hidden_ND,
-        head,
-        label_N,
-        top_k=k,
-        shared_vocab=len(head.weight_VD),
-        temperatures=TEMPERATURES,
-    )
+    vocab = len(head.weight_VD)
+    if selector == "top_k":
+        found = select(
+            hidden_ND, head, label_N, top_k=k, shared_vocab=vocab, temperatures=TEMPERATURES
+        )
+    else:
+        draw_from = torch.Generator().manual_seed(0)
+        found = draw(
+            hidden_ND,
+            head,
+            label_N,
+            uniform_NU=torch.rand(len(label_N), 1, generator=draw_from, dtype=torch.float64),
+            selector=selector,
+            top_k=k,
+            shared_vocab=vocab,
+        )
     return TargetArrays(
         ids_NK=found.ids_NK.numpy(),
         logprobs_NK=found.logprobs_NK.numpy(),
         log_tail_NS=found.log_tail_NS.numpy(),
         label_logprob_N=found.label_logprob_N.numpy(),
         hidden_ND={},
+        entropy_N=None if found.entropy_N is None else found.entropy_N.numpy(),
     )
 
 
-def costs(arrays: TargetArrays, *, vocab: int, scoring_s: float, rounds: int) -> Iterator[Cost]:
+def costs(
+    arrays: TargetArrays, selector: Selector, *, vocab: int, scoring_s: float, rounds: int
+) -> Iterator[Cost]:
     """Every encoding of one selection, repeated to a unit of 8 rows of 511 tokens."""
     place = np.arange(UNIT_ROWS * ROW_TOKENS) % len(arrays.ids_NK)
     unit = TargetArrays(
@@ -190,16 +210,19 @@ def costs(arrays: TargetArrays, *, vocab: int, scoring_s: float, rounds: int) ->
         log_tail_NS=arrays.log_tail_NS[place, :1],
         label_logprob_N=arrays.label_logprob_N[place],
         hidden_ND={},
+        entropy_N=None if arrays.entropy_N is None else arrays.entropy_N[place],
     )
+    asked = {"selector": selector, "entropy": arrays.entropy_N is not None}
     k, num = arrays.ids_NK.shape[1], len(place)
     for ids in WAYS_OF_IDS:
         for encoding in ENCODINGS:
-            spec = TargetSpec(k, vocab, encoding=encoding, ids=ids)
+            spec = TargetSpec(k, vocab, encoding=encoding, ids=ids, **asked)
             answer, encode_s = _timed(lambda spec=spec: _built(spec, unit), rounds)
             _, decode_s = _timed(answer.arrays, rounds)
             columns = _bytes_by_column(answer)
             yield Cost(
                 vocab=vocab,
+                selector=selector,
                 k=k,
                 encoding=encoding,
                 ids=ids,
@@ -290,13 +313,13 @@ def _pulled(arrays: TargetArrays, student_NV: Tensor, column: int) -> tuple[Buck
 def real_costs(real: Real, *, rounds: int) -> list[Cost]:
     """The reference teacher's own answers; its layers and its selection are the scoring time."""
     found: list[Cost] = []
-    for k in SIZES:
+    for selector, k in product(SELECTORS, SIZES):
         arrays, select_s = _timed(
-            lambda k=k: selected(real.head, real.hidden_ND, real.label_N, k), rounds
+            lambda k=k, s=selector: selected(real.head, real.hidden_ND, real.label_N, k, s), rounds
         )
         scoring_s = real.layers_s + select_s / len(real.label_N)
         vocab = real.logits_NV.shape[1]
-        found += costs(arrays, vocab=vocab, scoring_s=scoring_s, rounds=rounds)
+        found += costs(arrays, selector, vocab=vocab, scoring_s=scoring_s, rounds=rounds)
     return found
 
 
@@ -308,26 +331,29 @@ def synthetic_costs(logits_NV: Tensor, *, rounds: int) -> list[Cost]:
     dense = Head(torch.randn(vocab, 256) / 16)
     hidden_ND = torch.randn(num, 256) * 4
     found: list[Cost] = []
-    for k in SIZES:
-        arrays = selected(exact, torch.eye(num), label_N, k)
-        _, select_s = _timed(lambda k=k: selected(dense, hidden_ND, label_N, k), min(rounds, 2))
-        found += costs(arrays, vocab=vocab, scoring_s=select_s / num, rounds=rounds)
+    for selector, k in product(SELECTORS, SIZES):
+        arrays = selected(exact, torch.eye(num), label_N, k, selector)
+        _, select_s = _timed(
+            lambda k=k, s=selector: selected(dense, hidden_ND, label_N, k, s), min(rounds, 2)
+        )
+        found += costs(arrays, selector, vocab=vocab, scoring_s=select_s / num, rounds=rounds)
     return found
 
 
 def print_costs(found: list[Cost]) -> None:
     """Bytes by column and times."""
     print(
-        "      V   k ids        log-p  ids B  log-p B  label B  tail B   B/token  B/row"
+        "      V selector    k ids        log-p  ids B  log-p B  other B   B/token  B/row"
         "   encode us  decode us  tokens/s  of scoring"
     )
     for cost in found:
         columns = cost.columns
-        logprobs = columns["top_logprobs"] + columns.get("top_logprobs_range", 0)
+        logprobs = sum(columns.get(name, 0) for name in LOGPROBS)
+        other = cost.num_bytes - columns["top_ids"] - logprobs
         print(
-            f"{cost.vocab:7,} {cost.k:3} {cost.ids:10} {cost.encoding:5} "
-            f"{columns['top_ids']:6.0f} {logprobs:8.0f} {columns['label_logprob']:8.0f} "
-            f"{columns['log_tail']:7.0f} {cost.num_bytes:9.1f} {cost.row_bytes:6.1f} "
+            f"{cost.vocab:7,} {cost.selector:9} {cost.k:3} {cost.ids:10} {cost.encoding:5} "
+            f"{columns['top_ids']:6.0f} {logprobs:8.1f} {other:8.0f} "
+            f"{cost.num_bytes:9.1f} {cost.row_bytes:6.1f} "
             f"{cost.encode_s * 1e6:11.2f} {cost.decode_s * 1e6:10.2f} {cost.tokens_per_s:9,.0f} "
             f"{cost.share:11.2%}"
         )

@@ -11,7 +11,7 @@ import pytest
 from cluster.cache import bytes_of, seconds_of
 from cluster.cli import main
 from shared.errors import ConfigError
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from shared.target_store import TargetStore, stored_answers
 from tests.cluster.jobs import write_job
 from tests.shared.test_target_store import ROOT, SPEC, TEACHER, answer, damage, make_rows

@@ -21,7 +21,7 @@ from shared.errors import ConfigError
 from shared.layout import lay_out
 from shared.plan import OpenReader
 from shared.row_store import RowStore
-from shared.soft_targets import ReaderStats
+from shared.target_reader import ReaderStats
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher, teacher
 from tests.tiny import Pair

@@ -254,3 +254,31 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
     # In two layers 48 numbers of a byte become 8.
     saved = raw["wire_bytes_per_token"] - narrow["wire_bytes_per_token"]
     assert saved == pytest.approx(2 * (48 - 8), abs=1)
+
+
+def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path, tiny_pair, capsys):
+    """Weights follow the KL of the domains, which is estimated from the same draws."""
+    targets = {"selector": "threshold", "top_k": 16, "store": str(tmp_path / "store")}
+    job = write_job(
+        tmp_path,
+        tiny_pair,
+        targets=targets,
+        mixture={"policy": "odm", "interval": 2, "lag_steps": 1},
+        losses=[{"kind": "forward_kl", "temperature": 2.0}],
+    )
+    assert main(["run", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "threshold: 16 ids, the most likely exactly and the rest drawn by probability" in said
+    found = {(a.spec.selector, a.spec.top_k) for a in stored_answers(tmp_path / "store")}
+    assert found == {("threshold", 16), ("top_k", VOCAB)}
+    first = RunDir(tmp_path / "runs" / "job")
+    assert 0 < json.loads(first.summary.read_text())["captured_mass"] < 1
+    assert main(["run", str(job), "name=warm", "targets.teacher_free=true"]) == 0
+    warm = RunDir(tmp_path / "runs" / "warm")
+    weights = [(run.export / "model.safetensors").read_bytes() for run in (first, warm)]
+    assert weights[0] == weights[1]
+    assert first.weight_log.read_text() == warm.weight_log.read_text()
+    capsys.readouterr()
+    other = ["name=other", "seed=3", "targets.teacher_free=true"]
+    assert main(["run", str(job), *other]) == 2
+    assert "asked is threshold 16 of 512 ids at temperature 2" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from cluster.commands import load
 from cluster.preparation import Prepared, prepare_run
 from cluster.projecting import projection_of
 from shared.row_store import RowStore
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from teacher_service.projection import load_projections
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher, teacher

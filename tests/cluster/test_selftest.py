@@ -17,7 +17,8 @@ from cluster.selftest import checks
 from cluster.selftest.checks import Check, Subject, subject_of
 from cluster.selftest.command import plain
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher

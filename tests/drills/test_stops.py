@@ -16,7 +16,8 @@ import pytest
 from cluster.cli import main
 from shared.config import Teacher
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_spec import TargetSpec
 from student_trainer.checkpoint import latest_checkpoint
 from teacher_service import service
 from teacher_service.description import Engine, TeacherDescription

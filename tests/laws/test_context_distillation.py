@@ -17,8 +17,10 @@ from shared.openings import Opening, PromptedReader, opening
 from shared.packing import Fit, pack, pieces_of
 from shared.prompts import Example, Prompt
 from shared.rows import Rows
-from shared.soft_targets import ReaderStats, SoftTargets, TargetSpec
+from shared.soft_targets import SoftTargets
 from shared.sources import Document
+from shared.target_reader import ReaderStats
+from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from tests import tiny
 

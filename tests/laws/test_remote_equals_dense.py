@@ -16,12 +16,14 @@ from shared.config import Teacher
 from shared.config_losses import ForwardKL
 from shared.layout import lay_out
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_spec import TargetSpec
 from shared.teacher_head import find_head
 from student_trainer.losses.objective import Targets, TeacherTargets, TokenLosses, token_losses
 from student_trainer.losses.primitive import Head
 from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
 from teacher_service import service
+from teacher_service.engine import HFEngine
 from teacher_service.pool import open_pool
 
 SERVICE = "remote-equals-dense"
@@ -171,3 +173,20 @@ def test_small_encodings_cost_a_thousandth_or_a_hundredth_of_the_gradient(models
                   f"{errors[1]:.1e} (head); largest loss error {off:.1e} nats")  # fmt: skip
         assert max(errors) <= gradient_bound, encoding
         assert off <= loss_bound, encoding
+
+
+@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+def test_drawn_ids_are_those_that_this_process_would_draw(models, selector) -> None:
+    teacher, _, vocab = models
+    rows = rows_of(vocab).with_draws(np.array([0, 1, 2]))
+    spec = TargetSpec(32, vocab, encoding="fp32", selector=selector, entropy=True)
+    remote, again = answered(rows, spec), answered(rows, spec)
+    assert remote.table.equals(again.table)
+    one, other = remote.arrays(), HFEngine.load(str(teacher)).score(rows, spec).arrays()
+    # Logits of other threads differ in their last bits, and hardly a draw with them.
+    same_N = (one.ids_NK == other.ids_NK).all(1)
+    assert same_N.mean() > 0.98
+    difference_NK = np.exp(one.logprobs_NK) - np.exp(other.logprobs_NK)
+    assert np.abs(difference_NK[same_N]).max() < 1e-5
+    assert one.entropy_N is not None
+    np.testing.assert_allclose(one.entropy_N, other.entropy_N, atol=1e-4)

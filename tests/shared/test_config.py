@@ -122,3 +122,38 @@ def test_fixed_weights_name_every_domain():
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValidationError):
         config().steps = 3  # type: ignore[misc]
+
+
+def test_auto_stands_for_a_selector():
+    assert config().selector == "top_k"
+    for name in ("top_k", "renormalised", "threshold", "sampled"):
+        assert config(targets={"selector": name}).selector == name
+
+
+@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+@pytest.mark.parametrize(
+    ("losses", "sentence"),
+    [
+        ([{"kind": "reverse_kl"}], "but the loss reverse_kl compares both distributions"),
+        ([{"kind": "forward_kl"}, {"kind": "atkd"}], "but the loss atkd compares"),
+        ([{"kind": "taid"}], "take targets.selector=top_k, or forward_kl or soft_cross_entropy"),
+        (
+            [{"kind": "forward_kl"}, {"kind": "soft_cross_entropy"}],
+            "draws ids at one temperature, but losses have 1 and 2; give them the same",
+        ),
+    ],
+)
+def test_a_selector_that_draws_is_refused_where_it_cannot_serve(selector, losses, sentence):
+    with pytest.raises(ValidationError, match=sentence) as caught:
+        config(losses=losses, targets={"selector": selector})
+    assert f"targets.selector is {selector}" in str(caught.value)
+    config(losses=losses, targets={"selector": "renormalised"})
+
+
+def test_losses_without_the_teacher_have_no_temperature_to_draw_at():
+    losses = [
+        {"kind": "forward_kl", "temperature": 2.0},
+        {"kind": "cross_entropy"},
+        {"kind": "hidden_states", "layers": {1: 1}},
+    ]
+    assert config(losses=losses, targets={"selector": "threshold"}).selector == "threshold"

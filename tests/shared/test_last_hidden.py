@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from shared.errors import ConfigError, TeacherError
-from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
 from shared.target_store import TargetStore
 from shared.teacher_head import find_head, head_path
 from tests.shared.test_config import config

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.payload import Pair, bytes_per_token, payload_note
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from tests.shared.test_rows import rows
 from tests.shared.test_soft_targets import answer
 

@@ -9,7 +9,8 @@ import pytest
 
 from shared.errors import TeacherError
 from shared.rows import Rows
-from shared.soft_targets import METADATA_KEY, SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import METADATA_KEY, SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
 from tests.shared.test_rows import rows
 
 TEACHER = {"model": "a teacher", "dtype": "float32"}

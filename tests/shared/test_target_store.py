@@ -13,9 +13,11 @@ import pytest
 from shared.errors import ConfigError, DamagedError, TeacherError
 from shared.places import Place
 from shared.rows import Rows
-from shared.soft_targets import ReaderStats, SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
 from shared.store_readers import RecordingReader, StoreReader
 from shared.store_upkeep import questions, verify
+from shared.target_reader import ReaderStats
+from shared.target_spec import TargetSpec
 from shared.target_store import (
     MANY_FILES,
     TargetStore,

@@ -17,7 +17,9 @@ import torch.distributed as dist
 from shared.errors import TutelageError
 from shared.plan import OpenController, RunPlan
 from shared.rows import Rows
-from shared.soft_targets import ReaderStats, SoftTargets, TargetSpec
+from shared.soft_targets import SoftTargets
+from shared.target_reader import ReaderStats
+from shared.target_spec import TargetSpec
 from student_trainer.accelerator import join, this_device
 from student_trainer.loop import run_plan
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.handshake import target_spec
 from shared.config import Config, Targets
 from shared.curriculum import write_order
 from shared.plan import PreparedDomain, RunPlan
 from shared.row_store import RaggedRows, write_rows
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from tests import tiny
 
@@ -67,7 +68,7 @@ def plan_of(
         "domains": {domain.name: {"train": domain.train_path} for domain in domains},
         "data": {"context": 64},
         "batch": {"rows_per_step": 8, "micro_batch": 2},
-        "targets": {"top_k": 16, "encoding": "fp32"},
+        "targets": {"selector": "top_k", "top_k": 16, "encoding": "fp32"},
         "losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.5}],
         "optimiser": {"lr": 1e-2, "warmup_steps": 1, "weight_decay": 0.01},
         "checkpoints": {"every": 2},
@@ -80,8 +81,10 @@ def plan_of(
         config=config,
         run_dir=str(folder),
         domains=domains,
-        target_spec=_spec(config, top_k=16, hidden_layers=config.hidden_layers),
-        evaluation_spec=_spec(config, top_k=tiny.VOCAB),
+        target_spec=target_spec(config, tiny.VOCAB),
+        evaluation_spec=TargetSpec(
+            tiny.VOCAB, tiny.VOCAB, temperatures=config.temperatures, encoding="fp32"
+        ),
         kl_kind="full",
         teacher=None,
         packed=True,
@@ -140,13 +143,3 @@ def torchrun(jobs: list[dict], folder: Path, *, ranks: int = 2, timeout_s: int =
     )
     assert done.returncode == 0, done.stderr[-9000:] + done.stdout[-2000:]
     return json.loads(result_file.read_text())
-
-
-def _spec(config: Config, *, top_k: int, hidden_layers: tuple[int, ...] = ()) -> TargetSpec:
-    return TargetSpec(
-        top_k=top_k,
-        shared_vocab=tiny.VOCAB,
-        temperatures=config.temperatures,
-        encoding="fp32",
-        hidden_layers=hidden_layers,
-    )

@@ -38,14 +38,15 @@ class Cell:
     hidden: bool = False
     taid: bool = False
     states: bool = False
+    drawn: bool = False
 
     @property
     def name(self) -> str:
         extras = [self.dtype] * (self.dtype != "float32") + ["checkpointing"] * self.checkpointing
         parts = [self.kind, f"zero{self.zero}", "tied" if self.tied else "untied", *extras]
-        return "-".join(
-            parts + ["hidden"] * self.hidden + ["taid"] * self.taid + ["states"] * self.states
-        )
+        for extra in ("hidden", "taid", "states", "drawn"):
+            parts += [extra] * getattr(self, extra)
+        return "-".join(parts)
 
 
 CELLS = [
@@ -62,6 +63,7 @@ CELLS = [
     Cell("full", 2, tied=False, hidden=True, dtype="bfloat16"),
     Cell("full", 2, tied=True, taid=True),
     Cell("full", 3, tied=True, dtype="bfloat16", states=True),
+    Cell("full", 2, tied=False, drawn=True),
 ]
 EXPORTED = ("full-zero3-untied", "lora-zero3-tied", "qlora-zero2-tied", "full-zero3-tied-bfloat16")
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
@@ -85,6 +87,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "activation_checkpointing": cell.checkpointing,
             },
             losses=[TAID if cell.taid else KL, CE] + [HIDDEN] * cell.hidden,
+            targets={"selector": "threshold" if cell.drawn else "top_k"},
             optimiser={"lr": 1e-2 if cell.kind == "full" else 5e-2},
         )
         if cell.states:

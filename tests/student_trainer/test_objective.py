@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
 from student_trainer.batches import Layouts
 from student_trainer.objective import BY_DOMAIN, TOTALS, Objective
 from student_trainer.student import load_student

@@ -10,6 +10,10 @@ from cluster.controller import Controller, ControllerPlan
 from shared.config_mixture import DDKMixture
 from shared.domains import DomainReport, WeightEntry
 from shared.row_store import RowStore
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets
+from shared.target_reader import ReaderStats
+from shared.target_spec import TargetSpec
 from student_trainer.ranks import Ranks
 from student_trainer.supply import Supply
 from tests import tiny
@@ -102,3 +106,51 @@ def test_how_fast_the_controller_is_changes_no_row(
             steps.append([unit.names() for unit in supply.step(step).units])
         drawn[kind] = steps
     assert drawn[Controller] == drawn[SlowController]
+
+
+class Asked:
+    """A reader that only remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.units: list[tuple[Rows, TargetSpec]] = []
+        self.stats = ReaderStats()
+
+    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+        self.units.append((rows, spec))
+
+    def next(self) -> SoftTargets:
+        raise AssertionError("nothing is answered here")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("selector", "draws"), [("threshold", 2), ("sampled", 3), ("top_k", 2)])
+def test_every_epoch_learns_from_another_draw(
+    ranks: Ranks, tiny_pair: tiny.Pair, tmp_path: Path, selector: str, draws: int
+) -> None:
+    domains = prepared_domains(tmp_path)
+    plan = plan_of(
+        tmp_path / "run",
+        tiny_pair,
+        domains,
+        steps=26,  # of 8 rows, of which both domains have 24
+        student={"workers": 1},
+        targets={"selector": selector, "draws": draws},
+    )
+    stores = [RowStore.open(domain.train_path) for domain in domains]
+    log_path = str(tmp_path / "weight_log.jsonl")
+    controller = Controller(ControllerPlan(plan.config, (0.5, 0.5), log_path))
+    reader = Asked()
+    supply = Supply(plan, stores, ranks=ranks, reader=reader, controller=controller)
+    for step in range(26):
+        supply.step(step)
+    asked: dict[str, list[int]] = {}
+    for rows, _ in reader.units:
+        for name, number in zip(rows.names(), rows.draws().tolist(), strict=True):
+            asked.setdefault(name, []).append(number)
+    assert max(map(len, asked.values())) > 3
+    for numbers in asked.values():
+        drawn = selector != "top_k"
+        expected = [epoch % draws if drawn else 0 for epoch in range(len(numbers))]
+        assert sorted(numbers) == sorted(expected)  # a block may hold a row of two epochs

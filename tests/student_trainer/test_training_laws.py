@@ -61,11 +61,24 @@ EVERY_DIVERGENCE = [
 # The teacher's last states in place of ids: what its whole vocabulary teaches.
 WHOLE = {"states reference": (1, 8, {})}
 WHOLE |= {f"states zero {zero}": (2, 2, {"zero": zero}) for zero in range(4)}
-CUTS = GRADIENTS | ADAPTIVE | REVERSE | DIVERGENCES | WHOLE
+# Which ids are drawn does not depend on who asks.
+DRAWN = {
+    "drawn reference": (1, 8, {}),
+    "drawn 1x8 one rank": (1, 1, {}),
+    "drawn two ranks": (2, 2, {}),
+    "drawn zero 3": (2, 2, {"zero": 3}),
+}
+THRESHOLD = {
+    "losses": [{"kind": "forward_kl", "temperature": 2.0}, {"kind": "cross_entropy"}],
+    "targets": {"selector": "threshold"},
+}
+CUTS = GRADIENTS | ADAPTIVE | REVERSE | DIVERGENCES | WHOLE | DRAWN
 
 
 def losses_of(name: str) -> dict:
     """The losses of a cut, where they are not the default ones."""
+    if name in DRAWN:
+        return THRESHOLD
     if name in REVERSE:
         return {"losses": [{"kind": "atkd", "direction": "reverse"}]}
     if name in WHOLE:
@@ -79,6 +92,7 @@ def reference_of(name: str) -> str:
     """The cut that the others of its losses are compared with."""
     kinds = {"adaptive reference": ADAPTIVE, "reverse reference": REVERSE}
     kinds |= {"divergences reference": DIVERGENCES, "states reference": WHOLE}
+    kinds |= {"drawn reference": DRAWN}
     return next((reference for reference, cuts in kinds.items() if name in cuts), "reference")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from shared.errors import ConfigError
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays, TargetSpec
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.config import Teacher
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from teacher_service import audit
 from teacher_service.engine import HFEngine
 from tests.teacher_service.scripted import make_rows

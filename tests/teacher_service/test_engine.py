@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.errors import ConfigError, HandshakeError
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from teacher_service.projection import random_projection, save_projections
 from tests.allocations import largest_tensor

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from shared.errors import ConfigError
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from shared.teacher_head import find_head
 from teacher_service.engine import HFEngine
 from teacher_service.head_file import save_head

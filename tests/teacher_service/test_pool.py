@@ -12,7 +12,7 @@ import pytest
 from shared.config import Teacher
 from shared.errors import ConfigError, TeacherError
 from shared.rows import Rows
-from shared.soft_targets import TargetSpec
+from shared.target_spec import TargetSpec
 from teacher_service import service
 from teacher_service.audit import load_engine
 from teacher_service.pool import open_pool

@@ -15,8 +15,10 @@ import torch.distributed as dist
 from cluster.preparation import Prepared
 from shared.openings import PromptedReader
 from shared.rows import Rows
-from shared.soft_targets import ReaderStats, SoftTargets, TargetReader, TargetSpec
+from shared.soft_targets import SoftTargets
 from shared.store_readers import RecordingReader
+from shared.target_reader import ReaderStats, TargetReader
+from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from tests.student_trainer.processes import LocalTeacher
 

@@ -16,8 +16,8 @@ from shared.errors import ConfigError, DataError
 from shared.openings import opening, shown
 from shared.prompts import Prompt, read_prompts
 from shared.row_store import RowStore
-from shared.soft_targets import TargetSpec
 from shared.sources import read_documents
+from shared.target_spec import TargetSpec
 from shared.tokenise import prepare_domain
 from teacher_service.engine import HFEngine
 from tests.cluster.jobs import write_job

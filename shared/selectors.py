@@ -1,0 +1,58 @@
+"""Which ids the teacher ships: what a config's `targets.selector` may be, and what `auto` picks.
+
+`top_k` ships the most likely ids and the exact mass of all others; `renormalised` leaves that mass
+out, which is biased. `threshold` and `sampled` draw ids by the teacher's probabilities, which is
+unbiased, for divergences that are linear in p and at one temperature.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from shared.config_losses import ATKD, Divergence, Loss
+
+Selector = Literal["top_k", "renormalised", "threshold", "sampled"]
+DRAWN: tuple[Selector, ...] = ("threshold", "sampled")
+
+
+def chosen(selector: Selector | Literal["auto"], losses: Sequence[Loss]) -> Selector:
+    """The selector itself, or what `auto` stands for with these losses."""
+    return "top_k" if selector == "auto" else selector
+
+
+def check_selector(selector: Selector | Literal["auto"], losses: Sequence[Loss]) -> None:
+    """Raise ValueError where a selector that draws cannot serve a loss."""
+    if selector not in DRAWN:
+        return
+    for loss in losses:
+        if isinstance(loss, ATKD) or (isinstance(loss, Divergence) and not loss.takes_drawn_ids):
+            raise ValueError(
+                f"targets.selector is {selector}, which draws ids, but the loss {loss.kind} "
+                "compares both distributions at the same ids; take targets.selector=top_k, or "
+                "forward_kl or soft_cross_entropy"
+            )
+    temperatures = divergence_temperatures(losses)
+    if len(temperatures) > 1:
+        named = " and ".join(f"{temperature:g}" for temperature in temperatures)
+        raise ValueError(
+            f"targets.selector is {selector}, which draws ids at one temperature, but losses have "
+            f"{named}; give them the same, or take targets.selector=top_k"
+        )
+
+
+def divergence_temperatures(losses: Sequence[Loss]) -> list[float]:
+    """Those of the divergences, each once, ascending."""
+    return sorted({loss.temperature for loss in losses if isinstance(loss, Divergence)})
+
+
+def selector_note(selector: Selector | Literal["auto"], losses: Sequence[Loss], top_k: int) -> str:
+    """A sentence for the start of a run."""
+    picked = chosen(selector, losses)
+    kept = {
+        "top_k": f"the {top_k} most likely ids and the exact mass of all others",
+        "renormalised": f"the {top_k} most likely ids as if there were no others; this biases the "
+        "student towards them and is for comparison, top_k or threshold are not",
+        "threshold": f"{top_k} ids, the most likely exactly and the rest drawn by probability",
+        "sampled": f"{top_k} draws by probability, with replacement",
+    }
+    source = f"targets.selector auto picks {picked}" if selector == "auto" else picked
+    return f"{source}: {kept[picked]}"

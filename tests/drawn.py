@@ -1,0 +1,115 @@
+"""Drawn ids from given logits, on their whole way from the teacher to the loss.
+
+N positions   V ids   K ids kept per position
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.draws import uniforms
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets, TargetArrays
+from shared.target_spec import TargetSpec
+from student_trainer.losses.drawn import DrawnTargets
+from teacher_service.drawing import draw
+from teacher_service.scoring import Head
+
+Selector = Literal["threshold", "sampled"]
+
+
+def row_of(num: int) -> Rows:
+    """One row with loss at `num` positions."""
+    return Rows.build(
+        domains=["any"],
+        indices=[0],
+        input_ids=[np.arange(num + 1)],
+        doc_starts=[np.zeros(1)],
+        loss_masks=[np.append(np.ones(num), 0)],
+    )
+
+
+def drawn_answer(
+    logits_NV: Tensor,
+    spec: TargetSpec,
+    *,
+    rows: Rows | None = None,
+    chunk: int | None = None,
+    times: int = 1,
+) -> SoftTargets:
+    """What a teacher with these logits, all of them again and again, answers about rows with as
+    many loss positions."""
+    num = times * len(logits_NV)
+    rows = rows or row_of(num)
+    count = spec.top_k if spec.selector == "sampled" else 1
+    found = draw(
+        torch.eye(len(logits_NV)).repeat(times, 1),
+        Head(logits_NV.T.contiguous()),
+        torch.zeros(num, dtype=torch.long),
+        uniform_NU=torch.from_numpy(uniforms(rows, seed=spec.seed, count=count)),
+        selector=spec.selector,  # type: ignore[arg-type]
+        top_k=spec.top_k,
+        shared_vocab=spec.shared_vocab,
+        temperature=spec.temperatures[0],
+        chunk=chunk,
+    )
+    assert found.entropy_N is not None
+    return SoftTargets.build(
+        spec=spec,
+        teacher={},
+        row_hashes=rows.hashes(),
+        num_targets_R=rows.num_loss_tokens(),
+        arrays=TargetArrays(
+            ids_NK=found.ids_NK.numpy(),
+            logprobs_NK=found.logprobs_NK.numpy(),
+            log_tail_NS=found.log_tail_NS.numpy(),
+            label_logprob_N=found.label_logprob_N.clamp(min=-1e4).numpy(),
+            hidden_ND={},
+            entropy_N=found.entropy_N.numpy(),
+        ),
+    )
+
+
+def drawn_spec(
+    selector: Selector, top_k: int, vocab: int, *, temperature: float = 1.0, **more
+) -> TargetSpec:
+    """A question to which ids are drawn."""
+    return TargetSpec(
+        top_k,
+        vocab,
+        temperatures=(temperature,),
+        selector=selector,
+        entropy=True,
+        **({"encoding": "fp32"} | more),
+    )
+
+
+def dense_weights(answer: SoftTargets) -> Tensor:
+    """The weight of every id, float64 [N, V]."""
+    arrays, vocab = answer.arrays(), answer.spec.shared_vocab
+    weights_NV = torch.zeros(len(arrays.ids_NK), vocab, dtype=torch.float64)
+    weights_NK = torch.tensor(arrays.logprobs_NK).double().exp()
+    return weights_NV.scatter_add_(1, torch.tensor(arrays.ids_NK), weights_NK)
+
+
+def draws_of(logits_NV: Tensor, spec: TargetSpec, *, count: int) -> Iterator[SoftTargets]:
+    """Answers to the draws 0, 1, 2 ... of one row."""
+    rows = row_of(len(logits_NV))
+    for number in range(count):
+        yield drawn_answer(logits_NV, spec, rows=rows.with_draws(np.array([number])))
+
+
+def drawn_targets(answer: SoftTargets) -> DrawnTargets:
+    """The answer as the loss takes it."""
+    arrays = answer.arrays()
+    assert arrays.entropy_N is not None
+    return DrawnTargets(
+        torch.tensor(arrays.ids_NK),
+        torch.tensor(arrays.logprobs_NK),
+        torch.tensor(arrays.log_tail_NS[:, 0]),
+        torch.tensor(arrays.entropy_N),
+        answer.spec.temperatures[0],
+    )
