@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -122,25 +123,30 @@ def captures_all_rows(config: Config) -> bool:
 
 def training_units(plan: RunPlan, *, all_rows: bool) -> Iterator[Rows]:
     """Units of the rows that a run asks about, each row once, in the order of the run where its
-    draws are known, else domain by domain."""
+    order is known, else domain by domain. Where ids are drawn, each row once for every draw."""
     config, stores = plan.config, [RowStore.open(d.train_path) for d in plan.domains]
     size = config.batch.micro_batch
+    draws = plan.draws
     if all_rows or captures_all_rows(config):
-        for store in stores:
-            yield from _chunks(store, size)
+        for draw, store in product(range(draws), stores):
+            for rows in _chunks(store, size):
+                yield rows.with_draws(np.full(len(rows), draw)) if draw else rows
         return
     curriculum = _curriculum(plan)
-    drawn = [np.zeros(len(store), bool) for store in stores]
+    taken = [np.zeros((len(store), draws), bool) for store in stores]
     for index in range(config.steps):
         block = curriculum.block(index)
-        pairs = list(zip(block.domain_index_R.tolist(), block.row_index_R.tolist(), strict=True))
-        for first in range(0, len(pairs), size):
-            new = [(d, r) for d, r in pairs[first : first + size] if not drawn[d][r]]
-            for domain, row in new:
-                drawn[domain][row] = True
+        columns = (block.domain_index_R, block.row_index_R, block.epoch_R % draws)
+        asked = list(zip(*(column.tolist() for column in columns), strict=True))
+        for first in range(0, len(asked), size):
+            new = [(d, r, n) for d, r, n in asked[first : first + size] if not taken[d][r, n]]
+            for domain, row, number in new:
+                taken[domain][row, number] = True
             if new := list(dict.fromkeys(new)):
-                yield take_rows(stores, *zip(*new, strict=True))
-        if all(each.all() for each in drawn):
+                domains, rows, numbers = zip(*new, strict=True)
+                unit = take_rows(stores, domains, rows)
+                yield unit.with_draws(np.array(numbers)) if any(numbers) else unit
+        if all(each.all() for each in taken):
             return
 
 
@@ -163,7 +169,7 @@ class Capture:
         plan, config, training = self.plan, self.plan.config, None
         assert plan.evaluation_spec is not None, "there is a teacher"
         if plan.target_spec is not None:
-            total = sum(d.num_loss_tokens for d in plan.domains)
+            total = plan.draws * sum(d.num_loss_tokens for d in plan.domains)
             if not (all_rows or captures_all_rows(config)):
                 total = _drawn_tokens(plan)
             units = training_units(plan, all_rows=all_rows)
@@ -315,7 +321,8 @@ def _curriculum(plan: RunPlan) -> Curriculum:
 
 
 def _drawn_tokens(plan: RunPlan) -> int:
-    """Loss tokens of the rows that a run draws, each row once; from the mean of its domain."""
+    """Loss tokens of the rows that a run takes, each once for every draw; from the mean of its
+    domain."""
     epochs = _curriculum(plan).epochs(plan.config.steps)
     pairs = zip(epochs, plan.domains, strict=True)
-    return round(sum(min(1.0, epoch) * domain.num_loss_tokens for epoch, domain in pairs))
+    return round(sum(min(plan.draws, epoch) * domain.num_loss_tokens for epoch, domain in pairs))

@@ -104,7 +104,7 @@ def target_spec(
         top_k=config.targets.top_k,
         shared_vocab=vocabulary,
         selector=selector if selector != "renormalised" else "top_k",
-        seed=config.seed if drawn else 0,
+        seed=config.targets.seed if drawn else 0,
         entropy=drawn,
         temperatures=temperatures[-1:] if drawn else temperatures,
         encoding=config.targets.encoding,

@@ -148,7 +148,10 @@ class Targets(Section):
     draws: int = Field(
         default=4,
         ge=1,
-        description="draws of a row that take turns from epoch to epoch, if its ids are drawn",
+        description="draws of a row that take turns, one an epoch, if ids are drawn",
+    )
+    seed: int = Field(
+        default=0, description="of the draws; runs of any seed share those of a store"
     )
     encoding: Literal["fp16", "int8", "fp32"] = "fp16"
     ids: Literal["elias_fano", "plain"] = Field(
@@ -178,7 +181,7 @@ class Targets(Section):
         if self.exact is None:
             return self
         fields = type(self).model_fields
-        for option in ("selector", "top_k", "draws", "encoding", "ids", "store_ids"):
+        for option in ("selector", "top_k", "draws", "seed", "encoding", "ids", "store_ids"):
             if getattr(self, option) != fields[option].default:
                 raise ValueError(
                     f"targets.exact is {self.exact}, which ships no ids, so targets.{option} has "

@@ -75,10 +75,11 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
     longer now. Rows of other domains, and of one with an empty prompt, stay as they are.
     Raises DataError where a row learns tokens of its opening.
     """
-    names, domains = rows.names(), rows.domains()
+    names, domains, draws = rows.names(), rows.domains(), rows.draws()
     indices = rows.table.column("index").to_pylist()
     columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
     lines: list[tuple[str, int, _Line]] = []
+    line_draws: list[int] = []
     for row, (ids, starts, mask) in enumerate(zip(*columns, strict=True)):
         whole = _Line(ids, starts, mask)
         instead = openings.get(domains[row])
@@ -87,13 +88,15 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
         else:
             parts = _reopened(whole, instead, names[row])
         lines += [(domains[row], indices[row], part) for part in parts]
-    return Rows.build(
+        line_draws += [draws[row]] * len(parts)
+    sent = Rows.build(
         domains=[domain for domain, _, _ in lines],
         indices=[index for _, index, _ in lines],
         input_ids=[line.ids for _, _, line in lines],
         doc_starts=[line.starts for _, _, line in lines],
         loss_masks=[line.mask for _, _, line in lines],
     )
+    return sent.with_draws(np.array(line_draws)) if any(line_draws) else sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,12 @@ class RunPlan:
     # By domain; what the teacher is shown and the student is not. Readers do it.
     openings: Mapping[str, Opening] = field(default_factory=dict)
 
+    @property
+    def draws(self) -> int:
+        """Draws of a row that take turns from epoch to epoch; 1 where no ids are drawn."""
+        drawn = self.target_spec is not None and self.target_spec.is_drawn
+        return self.config.targets.draws if drawn else 1
+
 
 OpenReader = Callable[[int], TargetReader]  # rank -> reader; picklable
 OpenController = Callable[[], ControllerClient]  # called on rank 0 only; picklable

@@ -36,8 +36,6 @@ class Supply:
         self._plan, self._config, self._ranks = plan, plan.config, ranks
         self._stores, self._reader, self._controller = stores, reader, controller
         self._shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
-        drawn = plan.target_spec is not None and plan.target_spec.is_drawn
-        self._draws = plan.config.targets.draws if drawn else 1
         self.domains = _parts(plan, stores)
         self._curriculum = _empty_curriculum(plan, self.domains)
         self._drawn: deque[Step] = deque()
@@ -55,7 +53,11 @@ class Supply:
         through = min(ahead, self._end() - 1, self._settled())
         for block in self._missing(index, through):
             step = draw_step(
-                self._curriculum, self._stores, index=block, shard=self._shard, draws=self._draws
+                self._curriculum,
+                self._stores,
+                index=block,
+                shard=self._shard,
+                draws=self._plan.draws,
             )
             self._ask(step)
             self._drawn.append(step)

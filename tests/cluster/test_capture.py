@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from cluster.capture import Capture, training_units
 from cluster.cli import main
+from cluster.handshake import target_spec
 from shared.config_mixture import DDKMixture
 from shared.domains import DomainReport
 from shared.errors import TeacherError
@@ -33,7 +34,7 @@ from tests.cluster.test_ordering import PHASES
 from tests.cluster.test_prompting import PROMPTS, write_prompts
 from tests.student_trainer.processes import LocalTeacher
 from tests.student_trainer.runs import plan_of, prepared_domains
-from tests.tiny import Pair
+from tests.tiny import VOCAB, Pair
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,30 @@ def test_the_rows_are_those_of_the_run_in_its_order_each_once(plan, ranks):
     assert len(asked) == len(set(asked)) < len(run)
     first = [unit.hashes() for unit in drawn(plan, ranks)[:4]]
     assert [unit.hashes() for unit in training_units(plan, all_rows=False)][:4] == first
+
+
+def test_drawn_ids_are_captured_for_every_draw_that_a_run_asks_for(plan, engine, ranks, tmp_path):
+    changed = {"selector": "threshold", "draws": 2}
+    targets = plan.config.targets.model_copy(update=changed)
+    config = plan.config.model_copy(update={"targets": targets})
+    plan = replace(plan, config=config, target_spec=target_spec(config, VOCAB))
+    run = [key for unit in drawn(plan, ranks) for key in unit.hashes()]
+    asked = [key for unit in training_units(plan, all_rows=False) for key in unit.hashes()]
+    assert asked == list(dict.fromkeys(run))
+    rows = all_keys(plan, training=True)
+    assert len(rows) < len(asked) <= 2 * len(rows)
+    everything = [key for unit in training_units(plan, all_rows=True) for key in unit.hashes()]
+    assert len(everything) == len(set(everything)) == 2 * len(rows)
+    store = str(tmp_path / "store")
+    captured = Capture(plan, store, LocalTeacher(engine), ahead=3).all(all_rows=False)
+    assert captured.training is not None
+    assert captured.training.rows == len(asked)
+    reader = StoreReader(store)
+    for seed in (plan.config.seed, 5):
+        config = plan.config.model_copy(update={"seed": seed, "steps": 6})  # the first epoch
+        assert drawn(replace(plan, config=config), ranks, reader)
+    assert reader.stats.cache_hits == reader.stats.units > 0
+    reader.close()
 
 
 def test_where_weights_move_every_row_is_asked(plan):

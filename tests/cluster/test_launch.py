@@ -279,6 +279,6 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
     assert weights[0] == weights[1]
     assert first.weight_log.read_text() == warm.weight_log.read_text()
     capsys.readouterr()
-    other = ["name=other", "seed=3", "targets.teacher_free=true"]
+    other = ["name=other", "targets.seed=3", "targets.teacher_free=true"]
     assert main(["run", str(job), *other]) == 2
     assert "asked is threshold 16 of 512 ids at temperature 2" in capsys.readouterr().err
