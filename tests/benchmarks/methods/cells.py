@@ -171,13 +171,24 @@ SWEEPS: dict[str, Sequence[Cell]] = {
             targets__hidden="{width: 64}",
         ),
     ),
+    "selector": over(
+        "targets.selector",
+        ("renormalised", "sampled", "threshold"),
+        [KD, KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]")],
+        name="selector",
+    ),
     "base student": over("student.model", (EVEN, RANDOM), MAIN, name="student"),
     "steps": over("steps", ("240",), MAIN, name="steps"),
 }
-SWEPT_COMPARISONS = tuple(
+CIRCUMSTANCES = tuple(
     (f"{cell}-{circumstance}", f"{against}-{circumstance}")
     for circumstance in ("student-even", "student-random", "steps-240")
     for cell, against in (("kd", "ce"), ("ddk", "kd"), ("atkd", "kd"))
+)
+SWEPT_COMPARISONS = (
+    *((f"kd-selector-{s}", "kd") for s in ("renormalised", "sampled", "threshold")),
+    ("kd-t2-selector-threshold", "kd-t2"),
+    *CIRCUMSTANCES,
 )
 
 
