@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,23 @@ def test_training_lowers_the_loss_and_leaves_torch_as_it_was(monkeypatch):
     assert model(input_ids=ids, labels=ids).loss.item() < 1.0 < float(np.log(64))
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_muon_is_torchs_but_for_the_rounding_of_bfloat16():
+    torch.manual_seed(0)
+    starts = [torch.randn(24, 8), torch.randn(8, 24), torch.randn(16, 16)]
+    gradients = [[torch.randn_like(start) for start in starts] for _ in range(3)]
+    moved = []
+    for make in (default_training.Muon, partial(torch.optim.Muon, weight_decay=0.0)):
+        matrices = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimiser = make(matrices, lr=0.1)
+        for step in gradients:
+            for matrix, gradient in zip(matrices, step, strict=True):
+                matrix.grad = gradient.clone()
+            optimiser.step()
+        moved.append([m.detach() - start for m, start in zip(matrices, starts, strict=True)])
+    for ours, torchs in zip(*moved, strict=True):
+        assert (ours - torchs).norm() < 0.02 * torchs.norm()
 
 
 def test_the_real_student_knows_one_domain_and_is_smaller(monkeypatch):
