@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from cluster.placement import refuse_unplaceable, teacher_bundle
+from cluster.placement import refuse_unplaceable, teacher_demands
 from cluster.policies import FixedPolicy
 from cluster.preparation import Launch, prepare_run
 from cluster.serving import asking
@@ -26,9 +26,8 @@ from cluster.teachers import find_service
 from shared.answer_files import Holding
 from shared.config import Config
 from shared.config_mixture import FixedMixture
-from shared.curriculum import Curriculum, whole_domain
+from shared.curriculum import Curriculum
 from shared.decisions import first_entry
-from shared.domains import WeightLog
 from shared.errors import ConfigError
 from shared.openings import shown
 from shared.plan import RunPlan
@@ -39,6 +38,7 @@ from shared.target_reader import TargetReader
 from shared.target_spec import TargetSpec
 from shared.target_store import TargetStore
 from student_trainer.evaluate import unit_size
+from student_trainer.supply import empty_curriculum, whole_domains
 
 UNITS_PER_REPLICA = 2  # under way, so that a replica never waits for the next
 SAID_EVERY_S = 60.0  # where there is no terminal for a bar
@@ -129,7 +129,7 @@ def training_units(plan: RunPlan, *, all_rows: bool) -> Iterator[Rows]:
     draws = plan.draws
     if all_rows or captures_all_rows(config):
         for draw, store in product(range(draws), stores):
-            for rows in _chunks(store, size):
+            for rows in store.units(size):
                 yield rows.with_draws(np.full(len(rows), draw)) if draw else rows
         return
     curriculum = _curriculum(plan)
@@ -176,7 +176,7 @@ class Capture:
             training = self.fill(units, plan.target_spec, name="training", total=total)
         size = unit_size(config.batch.micro_batch, plan.evaluation_spec)
         stores = [RowStore.open(d.validation_path) for d in plan.domains]
-        units = (unit for store in stores for unit in _chunks(store, size))
+        units = (unit for store in stores for unit in store.units(size))
         total = sum(store.num_loss_tokens for store in stores)
         validation = self.fill(units, plan.evaluation_spec, name="validation", total=total)
         seconds = time.monotonic() - self.started
@@ -284,14 +284,7 @@ def _refuse_unplaceable(launch: Launch) -> None:
     import ray
 
     if launch.service is None:
-        teacher = launch.prepared.teacher
-        bundle = teacher_bundle(teacher, ray.cluster_resources())
-        refuse_unplaceable([("the teacher's replicas", bundle)] * teacher.replicas)
-
-
-def _chunks(store: RowStore, size: int) -> Iterator[Rows]:
-    for first in range(0, len(store), size):
-        yield store.take(range(first, min(first + size, len(store))))
+        refuse_unplaceable(teacher_demands(launch.prepared.teacher, ray.cluster_resources()))
 
 
 def _unstored(store: TargetStore, rows: Rows, asked: Sequence[Rows]) -> Rows:
@@ -309,15 +302,9 @@ def _curriculum(plan: RunPlan) -> Curriculum:
     assert isinstance(config.mixture, FixedMixture), "weights that move are not known"
     natural = tuple(domain.natural_weight for domain in plan.domains)
     weights = FixedPolicy(config.mixture, names, natural).opening().weights
-    return Curriculum(
-        seed=config.seed,
-        domains=tuple(
-            whole_domain(d.name, num_rows=d.num_rows, num_loss_tokens=d.num_loss_tokens)
-            for d in plan.domains
-        ),
-        rows_per_block=config.batch.rows_per_step,
-        log=WeightLog(names, (first_entry(weights, factors=None, report=None, domains=names),)),
-    )
+    entry = first_entry(weights, factors=None, report=None, domains=names)
+    empty = empty_curriculum(plan, whole_domains(plan))
+    return empty.with_log(empty.log.appended(entry))
 
 
 def _drawn_tokens(plan: RunPlan) -> int:

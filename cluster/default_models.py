@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -104,12 +104,15 @@ def build_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     if not target.is_dir():
         with FileLock(folder / f"{target.name}.lock"):
             if not target.is_dir():
+                texts = (text for domain in DOMAINS for text in _texts(folder, domain))
                 with _renamed_into_place(target) as scratch:
-                    _train_tokenizer(folder).save_pretrained(scratch)
+                    train_tokenizer(texts, vocab=VOCAB).save_pretrained(scratch)
     return PreTrainedTokenizerFast.from_pretrained(target)
 
 
-def _train_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+def train_tokenizer(texts: Iterable[str], *, vocab: int, **settings) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer with the special ids 0 to 2; `settings` are of the transformers
+    class around it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -117,16 +120,15 @@ def _train_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = (text for domain in DOMAINS for text in _texts(folder, domain))
     tokenizer.train_from_iterator(texts, trainer)
     pad, bos, eos = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, **settings
     )
 
 

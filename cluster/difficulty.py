@@ -131,7 +131,7 @@ def _score(
     )
     parts, reader = [np.zeros(0)], open_reader(0)
     try:
-        units = _units(store, size=config.batch.micro_batch)
+        units = store.units(config.batch.micro_batch)
         for rows, answer in _answers(reader, units, spec, ahead=2 * config.service.in_flight):
             parts.append(_means(rows, answer))
             bar.update(len(rows))
@@ -139,11 +139,6 @@ def _score(
         reader.close()
         bar.close()
     return np.concatenate(parts)
-
-
-def _units(store: RowStore, *, size: int) -> Iterator[Rows]:
-    for first in range(0, len(store), size):
-        yield store.take(range(first, min(first + size, len(store))))
 
 
 def _answers(

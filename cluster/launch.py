@@ -165,9 +165,7 @@ def refuse_unplaceable(launch: Launch) -> None:
     worker = ("the student's workers", placement.student_bundle(config, declared))
     demands = [worker] * config.student.workers
     if launch.service is None and not config.targets.teacher_free:
-        teacher = launch.prepared.teacher
-        replica = ("the teacher's replicas", placement.teacher_bundle(teacher, declared))
-        demands += [replica] * teacher.replicas
+        demands += placement.teacher_demands(launch.prepared.teacher, declared)
     placement.refuse_unplaceable(demands)
     placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
     placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")

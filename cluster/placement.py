@@ -25,6 +25,11 @@ def teacher_bundle(teacher: Teacher, declared: Mapping[str, float]) -> Bundle:
     return _bundle("teacher", teacher.cpus, teacher.gpus, declared)
 
 
+def teacher_demands(teacher: Teacher, declared: Mapping[str, float]) -> list[tuple[str, Bundle]]:
+    """What all replicas need, as `refuse_unplaceable` takes it."""
+    return [("the teacher's replicas", teacher_bundle(teacher, declared))] * teacher.replicas
+
+
 def student_bundle(config: Config, declared: Mapping[str, float]) -> Bundle:
     """What one worker needs."""
     return _bundle("student", config.student.cpus, config.student.gpus, declared)

@@ -93,10 +93,8 @@ def _moments(reader: TargetReader, units: list[Rows], prepared: Prepared) -> dic
 
 
 def _sample(config: Config, path: str) -> Iterator[Rows]:
-    store = RowStore.open(path)
-    count, size = min(len(store), config.targets.hidden.calibration_rows), config.batch.micro_batch
-    for first in range(0, count, size):
-        yield store.take(list(range(first, min(first + size, count))))
+    most = config.targets.hidden.calibration_rows
+    return RowStore.open(path).units(config.batch.micro_batch, most=most)
 
 
 def _key(prepared: Prepared, fingerprint: dict[str, str], units: list[Rows]) -> str:

@@ -26,12 +26,11 @@ def up(
     with connected(address, outlives=True):
         import ray
 
-        from cluster.placement import refuse_unplaceable, teacher_bundle
+        from cluster.placement import refuse_unplaceable, teacher_demands
         from teacher_service import service as services
 
-        bundle = teacher_bundle(teacher, ray.cluster_resources())
         if name not in services.list_services():
-            refuse_unplaceable([("the teacher's replicas", bundle)] * teacher.replicas)
+            refuse_unplaceable(teacher_demands(teacher, ray.cluster_resources()))
         print(f"loading {teacher.model}", flush=True)
         description = services.start(name, teacher, detached=True, cache=config.paths.cache)
         for note in description.notes:

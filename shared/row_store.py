@@ -4,7 +4,7 @@ R rows asked for   D documents
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,12 @@ class RowStore:
     def take(self, indices: Sequence[int] | np.ndarray) -> Rows:
         """The rows at `indices` [R], in that order, copied out of the map."""
         return take_rows([self], np.zeros(len(indices), np.int64), indices)
+
+    def units(self, size: int, *, most: int | None = None) -> Iterator[Rows]:
+        """All rows, or the first `most`, in file order, `size` at a time."""
+        count = len(self) if most is None else min(len(self), most)
+        for first in range(0, count, size):
+            yield self.take(range(first, min(first + size, count)))
 
     def row(self, index: int) -> pa.RecordBatch:
         """One row as a zero-copy slice of the map. Raises IndexError outside the file."""

@@ -37,7 +37,7 @@ class Supply:
         self._stores, self._reader, self._controller = stores, reader, controller
         self._shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
         self.domains = _parts(plan, stores)
-        self._curriculum = _empty_curriculum(plan, self.domains)
+        self._curriculum = empty_curriculum(plan, self.domains)
         self._drawn: deque[Step] = deque()
 
     def step(self, index: int) -> Step:
@@ -165,10 +165,7 @@ def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]
     """Every domain cut into the parts of the run's phases; an evaluation alone needs none."""
     progressive = plan.config.progressive
     if progressive is None or plan.mode == "evaluate":
-        return tuple(
-            whole_domain(d.name, num_rows=d.num_rows, num_loss_tokens=d.num_loss_tokens)
-            for d in plan.domains
-        )
+        return whole_domains(plan)
     paths = [Path(d.order_path) for d in plan.domains if d.order_path is not None]
     assert len(paths) == len(stores), "phases need an order of every domain's rows"
     return tuple(
@@ -177,7 +174,16 @@ def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]
     )
 
 
-def _empty_curriculum(plan: RunPlan, domains: Sequence[DomainParts]) -> Curriculum:
+def whole_domains(plan: RunPlan) -> tuple[DomainParts, ...]:
+    """Every domain in one part, as a run without phases draws it."""
+    return tuple(
+        whole_domain(d.name, num_rows=d.num_rows, num_loss_tokens=d.num_loss_tokens)
+        for d in plan.domains
+    )
+
+
+def empty_curriculum(plan: RunPlan, domains: Sequence[DomainParts]) -> Curriculum:
+    """The draws of a run before any weight is known."""
     config = plan.config
     return Curriculum(
         seed=config.seed,

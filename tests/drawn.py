@@ -4,6 +4,7 @@ N positions   V ids   K ids kept per position
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
 from student_trainer.losses.drawn import DrawnTargets
 from teacher_service.drawing import draw
-from teacher_service.scoring import Head
+from teacher_service.scoring import Head, Selection
 
 Selector = Literal["threshold", "sampled"]
 
@@ -29,6 +30,18 @@ def row_of(num: int) -> Rows:
         input_ids=[np.arange(num + 1)],
         doc_starts=[np.zeros(1)],
         loss_masks=[np.append(np.ones(num), 0)],
+    )
+
+
+def arrays_of(found: Selection) -> TargetArrays:
+    """A selection as the encoder takes it, without hidden states."""
+    return TargetArrays(
+        ids_NK=found.ids_NK.numpy(),
+        logprobs_NK=found.logprobs_NK.numpy(),
+        log_tail_NS=found.log_tail_NS.numpy(),
+        label_logprob_N=found.label_logprob_N.numpy(),
+        hidden_ND={},
+        entropy_N=None if found.entropy_N is None else found.entropy_N.numpy(),
     )
 
 
@@ -62,13 +75,8 @@ def drawn_answer(
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=rows.num_loss_tokens(),
-        arrays=TargetArrays(
-            ids_NK=found.ids_NK.numpy(),
-            logprobs_NK=found.logprobs_NK.numpy(),
-            log_tail_NS=found.log_tail_NS.numpy(),
-            label_logprob_N=found.label_logprob_N.clamp(min=-1e4).numpy(),
-            hidden_ND={},
-            entropy_N=found.entropy_N.numpy(),
+        arrays=replace(
+            arrays_of(found), label_logprob_N=found.label_logprob_N.clamp(min=-1e4).numpy()
         ),
     )
 

@@ -4,11 +4,12 @@ import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-VOCAB = 512
+from cluster.default_models import train_tokenizer
+from cluster.selftest import models
+
+VOCAB = models.VOCAB
 
 
 @dataclass(frozen=True)
@@ -21,44 +22,17 @@ class Pair:
 
 def save_tokenizer(folder: Path) -> None:
     """Train a tokenizer on this interpreter's own sources and save it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=["<|pad|>", "<|bos|>", "<|eos|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([inspect.getsource(inspect)], trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        bos_token="<|bos|>",
-        eos_token="<|eos|>",
-        model_max_length=128,
-    ).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
 
 
 def save_model(folder: Path, *, width: int, layers: int, tied: bool = True, seed: int = 0) -> None:
     """Save a random Llama with the tokenizer beside it."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
+    models.save_model(folder, _tokenizer(), width=width, layers=layers, tied=tied, seed=seed)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    text = inspect.getsource(inspect)
+    return train_tokenizer([text], vocab=VOCAB, model_max_length=models.CONTEXT)
 
 
 def save_pair(folder: Path, *, tied: bool = True) -> Pair:

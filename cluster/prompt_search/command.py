@@ -208,11 +208,10 @@ def _own_service(
 ) -> Iterator[tuple[str, TeacherDescription]]:
     import ray
 
-    from cluster.placement import refuse_unplaceable, teacher_bundle
+    from cluster.placement import refuse_unplaceable, teacher_demands
     from teacher_service import service as services
 
-    bundle = teacher_bundle(teacher, ray.cluster_resources())
-    refuse_unplaceable([("the teacher's replicas", bundle)] * teacher.replicas)
+    refuse_unplaceable(teacher_demands(teacher, ray.cluster_resources()))
     print(f"loading the teacher, {teacher.model}", flush=True)
     try:
         yield name, services.start(name, teacher, detached=False, cache=found.paths.cache)

@@ -18,22 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.commands import load
-from cluster.preparation import prepare_run
 from shared.config_losses import ForwardKL
 from shared.draws import uniforms
-from shared.layout import lay_out
-from shared.row_store import RowStore
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays
+from shared.soft_targets import SoftTargets
 from shared.target_spec import TargetSpec
 from student_trainer.losses.drawn import DrawnTargets
 from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
 from student_trainer.losses.primitive import Head as StudentHead
 from teacher_service.drawing import draw
-from teacher_service.engine import HFEngine
 from teacher_service.scoring import Head, select
-from tests.benchmarks.wire import RECIPE, REFERENCE
+from tests.benchmarks.wire import REFERENCE, labels_of, reference_pair
+from tests.drawn import arrays_of, row_of
 
 Name = Literal["renormalised", "top_k", "sampled", "threshold"]
 CHOICES: tuple[tuple[Name, int], ...] = (
@@ -91,13 +86,9 @@ class Result:
 
 def real_scene(reference: Path, cache: Path, *, rows: int) -> Scene:
     """Both models on `rows` validation rows of every domain, their positions shuffled."""
-    settings = [f"paths.root={reference}", f"paths.cache={cache}", f"data.validation_rows={rows}"]
-    prepared = prepare_run(load(RECIPE, settings))
-    units = [RowStore.open(d.validation_path).take(range(rows)) for d in prepared.domains]
-    teacher = HFEngine.load(prepared.teacher.model)
-    student = HFEngine.load(str(reference / "models" / "student-base-1m"))
+    units, teacher, student = reference_pair(reference, cache, rows=rows)
     states = [torch.cat([e.last_hidden(u).float() for u in units]) for e in (teacher, student)]
-    labels = [torch.from_numpy(lay_out(u, packed=teacher.packed).label_N) for u in units]
+    labels = [labels_of(unit, teacher.packed) for unit in units]
     order_N = torch.randperm(len(states[0]), generator=torch.Generator().manual_seed(0))
     return Scene(
         teacher_ND=states[0][order_N].clone(),
@@ -144,7 +135,7 @@ def _measured(scene: Scene, name: Name, size: int, whole_VD: Tensor, *, draws: i
 def asked(scene: Scene, name: Name, size: int, *, seed: int) -> SoftTargets:
     """The teacher's answer about all positions, as one row, in fp16."""
     num, vocab = len(scene.label_N), scene.vocab
-    rows = _row_of(num)
+    rows = row_of(num)
     if name in ("top_k", "renormalised"):
         spec = TargetSpec(size, vocab)
         found = select(
@@ -167,14 +158,7 @@ def asked(scene: Scene, name: Name, size: int, *, seed: int) -> SoftTargets:
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=np.array([num]),
-        arrays=TargetArrays(
-            ids_NK=found.ids_NK.numpy(),
-            logprobs_NK=found.logprobs_NK.numpy(),
-            log_tail_NS=found.log_tail_NS.numpy(),
-            label_logprob_N=found.label_logprob_N.numpy(),
-            hidden_ND={},
-            entropy_N=None if found.entropy_N is None else found.entropy_N.numpy(),
-        ),
+        arrays=arrays_of(found),
     )
 
 
@@ -201,16 +185,6 @@ def _targets(answer: SoftTargets, name: Name) -> Targets:
         return DrawnTargets(ids_NK, logprobs_NK, tail_NS[:, 0], torch.tensor(arrays.entropy_N), 1.0)
     renormalised = name == "renormalised"
     return TeacherTargets(ids_NK, logprobs_NK, tail_NS, (1.0,), renormalised=renormalised)
-
-
-def _row_of(num: int) -> Rows:
-    return Rows.build(
-        domains=["any"],
-        indices=[0],
-        input_ids=[np.arange(num + 1)],
-        doc_starts=[np.zeros(1)],
-        loss_masks=[np.append(np.ones(num), 0)],
-    )
 
 
 def _bytes(answer: SoftTargets) -> float:

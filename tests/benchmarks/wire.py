@@ -32,6 +32,7 @@ from student_trainer.losses.divergences import forward_kl
 from teacher_service.drawing import draw
 from teacher_service.engine import HFEngine
 from teacher_service.scoring import Head, select
+from tests.drawn import arrays_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 REFERENCE = PROJECT.parent / "shared"
@@ -107,13 +108,20 @@ class Real:
     layers_s: float  # processor time of the teacher's layers per position
 
 
-def real_pair(reference: Path, cache: Path, *, rows: int) -> Real:
-    """Both models on `rows` validation rows of every domain."""
+def reference_pair(
+    reference: Path, cache: Path, *, rows: int
+) -> tuple[list[Rows], HFEngine, HFEngine]:
+    """`rows` validation rows of every domain, and both models."""
     settings = [f"paths.root={reference}", f"paths.cache={cache}", f"data.validation_rows={rows}"]
     prepared = prepare_run(load(RECIPE, settings))
     units = [RowStore.open(d.validation_path).take(range(rows)) for d in prepared.domains]
     teacher = HFEngine.load(prepared.teacher.model)
-    student = HFEngine.load(str(reference / "models" / "student-base-1m"))
+    return units, teacher, HFEngine.load(str(reference / "models" / "student-base-1m"))
+
+
+def real_pair(reference: Path, cache: Path, *, rows: int) -> Real:
+    """Both models on `rows` validation rows of every domain."""
+    units, teacher, student = reference_pair(reference, cache, rows=rows)
     hidden_ND, layers_s = _timed(lambda: torch.cat([teacher.last_hidden(u) for u in units]), 2)
     with torch.inference_mode():
         student_NV = torch.cat([student.head.logits(student.last_hidden(u)) for u in units])
@@ -123,12 +131,13 @@ def real_pair(reference: Path, cache: Path, *, rows: int) -> Real:
         student_NV=student_NV.clone(),
         hidden_ND=hidden_ND.clone(),
         head=teacher.head,
-        label_N=torch.cat([_labels(unit, teacher.packed) for unit in units]),
+        label_N=torch.cat([labels_of(unit, teacher.packed) for unit in units]),
         layers_s=layers_s / len(hidden_ND),
     )
 
 
-def _labels(unit: Rows, packed: bool) -> Tensor:
+def labels_of(unit: Rows, packed: bool) -> Tensor:
+    """The token that each position with loss of a unit predicts, int64 [N]."""
     return torch.from_numpy(lay_out(unit, packed=packed).label_N)
 
 
@@ -189,14 +198,7 @@ def selected(
             top_k=k,
             shared_vocab=vocab,
         )
-    return TargetArrays(
-        ids_NK=found.ids_NK.numpy(),
-        logprobs_NK=found.logprobs_NK.numpy(),
-        log_tail_NS=found.log_tail_NS.numpy(),
-        label_logprob_N=found.label_logprob_N.numpy(),
-        hidden_ND={},
-        entropy_N=None if found.entropy_N is None else found.entropy_N.numpy(),
-    )
+    return arrays_of(found)
 
 
 def costs(
