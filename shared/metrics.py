@@ -14,7 +14,9 @@ from pathlib import Path
 class DomainMetrics:
     """One domain over the steps of a line, all ranks."""
 
-    kl: float | None  # nats per loss token at temperature 1, bucketed; None without a teacher
+    # Nats per loss token: bucketed at temperature 1, of drawn ids unbiased and at theirs; None
+    # without a teacher.
+    kl: float | None
     tokens: int  # loss tokens
     sequences: int  # rows
     weight: float  # target share of loss tokens at the line's last step
@@ -35,7 +37,8 @@ class StepMetrics:
     lr: float
     grad_norm: float  # of the last step, before clipping
     tokens: int  # loss tokens of the line's steps
-    captured_mass: float | None  # teacher mass on the kept ids, mean per loss token
+    # Teacher mass on the kept ids, with `threshold` on those kept exactly; mean per loss token.
+    captured_mass: float | None
     # Student mass outside them, which reverse KL and JSD see as one bucket; None without a teacher.
     unseen_mass: float | None = None
     teacher_share: float | None = None  # TAID's t for the step after the line; None without it

@@ -60,7 +60,7 @@ def payload_note(spec: TargetSpec, *, hidden_width: int, pair: Pair, top_k: int)
     instead = f"{round(sum(other.values())):,}"
     said = f"a token costs {total:,} bytes from the teacher: {parts}"
     if spec.head:
-        return f"{said}; and {once}; without targets.exact, at top_k {top_k}, {instead} a token"
+        return f"{said}; and {once}; the {top_k} likeliest ids would cost {instead}"
     return f"{said}; with targets.exact=last_hidden {instead}, and {once}"
 
 

@@ -15,33 +15,32 @@ DRAWN: tuple[Selector, ...] = ("threshold", "sampled")
 
 
 def chosen(selector: Selector | Literal["auto"], losses: Sequence[Loss]) -> Selector:
-    """The selector itself, or what `auto` stands for with these losses."""
-    return "top_k" if selector == "auto" else selector
+    """The selector itself, or what `auto` stands for: `threshold` where every loss that reads
+    ids takes drawn ones, all at one temperature, else `top_k`."""
+    if selector != "auto":
+        return selector
+    takes_drawn_ids = all(_takes_drawn_ids(loss) for loss in _read_ids(losses))
+    return "threshold" if takes_drawn_ids and len(_temperatures(losses)) == 1 else "top_k"
 
 
 def check_selector(selector: Selector | Literal["auto"], losses: Sequence[Loss]) -> None:
     """Raise ValueError where a selector that draws cannot serve a loss."""
     if selector not in DRAWN:
         return
-    for loss in losses:
-        if isinstance(loss, ATKD) or (isinstance(loss, Divergence) and not loss.takes_drawn_ids):
+    for loss in _read_ids(losses):
+        if not _takes_drawn_ids(loss):
             raise ValueError(
                 f"targets.selector is {selector}, which draws ids, but the loss {loss.kind} "
                 "compares both distributions at the same ids; take targets.selector=top_k, or "
                 "forward_kl or soft_cross_entropy"
             )
-    temperatures = divergence_temperatures(losses)
+    temperatures = _temperatures(losses)
     if len(temperatures) > 1:
         named = " and ".join(f"{temperature:g}" for temperature in temperatures)
         raise ValueError(
             f"targets.selector is {selector}, which draws ids at one temperature, but losses have "
             f"{named}; give them the same, or take targets.selector=top_k"
         )
-
-
-def divergence_temperatures(losses: Sequence[Loss]) -> list[float]:
-    """Those of the divergences, each once, ascending."""
-    return sorted({loss.temperature for loss in losses if isinstance(loss, Divergence)})
 
 
 def selector_note(selector: Selector | Literal["auto"], losses: Sequence[Loss], top_k: int) -> str:
@@ -54,5 +53,20 @@ def selector_note(selector: Selector | Literal["auto"], losses: Sequence[Loss], 
         "threshold": f"{top_k} ids, the most likely exactly and the rest drawn by probability",
         "sampled": f"{top_k} draws by probability, with replacement",
     }
-    source = f"targets.selector auto picks {picked}" if selector == "auto" else picked
-    return f"{source}: {kept[picked]}"
+    if selector != "auto":
+        return f"{picked}: {kept[picked]}"
+    kinds = " and ".join(dict.fromkeys(loss.kind for loss in _read_ids(losses)))
+    return f"targets.selector auto picks {picked}{kinds and f' for {kinds}'}: {kept[picked]}"
+
+
+def _read_ids(losses: Sequence[Loss]) -> list[Divergence | ATKD]:
+    return [loss for loss in losses if isinstance(loss, Divergence | ATKD)]
+
+
+def _takes_drawn_ids(loss: Divergence | ATKD) -> bool:
+    return isinstance(loss, Divergence) and loss.takes_drawn_ids
+
+
+def _temperatures(losses: Sequence[Loss]) -> list[float]:
+    """Those of the divergences, each once, ascending."""
+    return sorted({loss.temperature for loss in losses if isinstance(loss, Divergence)})

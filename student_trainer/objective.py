@@ -36,14 +36,15 @@ from student_trainer.token_split import TokenSplit
 
 Mode = Literal["train", "evaluate", "logits"]
 
-# What training sums up for each domain, nats: bucketed KL(teacher || student) at temperature 1,
-# how far the student's NLL of the label exceeds the teacher's, never below 0, and what ATKD
-# reports: hard tokens, their uncertainty, TKD and DKD (0 without it).
+# What training sums up for each domain, nats: KL(teacher || student), bucketed at temperature 1 or
+# estimated from drawn ids at theirs, how far the student's NLL of the label exceeds the teacher's,
+# never below 0, and what ATKD reports: hard tokens, their uncertainty, TKD and DKD (0 without it).
 BY_DOMAIN = ("kl", "excess", *ADAPTIVE)
 
 
 # What it sums up over all domains, before the losses: the weighted loss in nats, the teacher's mass
-# on the kept ids, and the student's outside them, both at temperature 1 (0 without a teacher).
+# on the kept ids (of drawn ones, what is not estimated), and the student's outside them, both at
+# the temperature of the KL (0 without a teacher).
 TOTALS = ("loss", "captured_mass", "unseen_mass")
 
 

@@ -9,7 +9,7 @@ N positions with loss
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class Subject:
     spec: TargetSpec
     rows: Rows
     whole: SoftTargets  # the rows as one unit
+    ranked: SoftTargets  # the same, with the likeliest ids: what is drawn is right on average alone
     single: tuple[SoftTargets, ...]  # each row as a unit of its own
     reader: TargetReader
     device: torch.device
@@ -112,7 +113,12 @@ def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
     reader, spec = open_reader(0), plan.target_spec
     units = [rows, *(rows.part(slice(i, i + 1)) for i in range(count))]
     whole, *single = answers(reader, units, spec)
-    return Subject(plan, spec, rows, whole, tuple(single), reader, this_device())
+    ranked = whole
+    if spec.is_drawn:
+        assert plan.evaluation_spec is not None, "a run with a teacher is evaluated against it"
+        question = replace(plan.evaluation_spec, top_k=spec.top_k)
+        (ranked,) = answers(reader, [rows], question)
+    return Subject(plan, spec, rows, whole, ranked, tuple(single), reader, this_device())
 
 
 def answers(reader: TargetReader, units: Sequence[Rows], spec: TargetSpec) -> Iterator[SoftTargets]:
@@ -207,7 +213,7 @@ def objective_of(subject: Subject, student: StudentConfig) -> Objective:
 @torch.no_grad()
 def evaluated(objective: Objective, subject: Subject) -> tuple[float, float]:
     """NLL of the labels and KL to the teacher, nats per token."""
-    batch = subject.layouts.batch(subject.rows, subject.whole)
+    batch = subject.layouts.batch(subject.rows, subject.ranked)
     (nll_kl_2G,) = objective(batch, mode="evaluate")
     nll, kl = (float(x) for x in nll_kl_2G.sum(1) / subject.tokens)
     return nll, kl
@@ -285,13 +291,20 @@ def learnt(
 
 def payload(subject: Subject) -> Check:
     """Bytes per token, as the answers are, and how much of the teacher they hold."""
-    arrays = subject.whole.arrays()
-    place = None if subject.spec.head else subject.spec.temperatures.index(1.0)
-    mass = 1.0 if place is None else float(-np.expm1(arrays.log_tail_NS[:, place]).mean())
-    size = subject.whole.num_bytes / max(1, subject.tokens)
-    kept = "the last state and a head" if subject.spec.head else f"top_k {subject.spec.top_k}"
-    ok = 0 < mass <= 1 + 1e-6 and subject.tokens > 0
-    return Check("payload", ok, f"{size:.0f} bytes per token; {kept} holds {mass:.1%} of the mass")
+    spec, size = subject.spec, subject.whole.num_bytes / max(1, subject.tokens)
+    if spec.head:
+        mass, holds = 1.0, "the last state and a head hold"
+    else:
+        place = 0 if spec.is_drawn else spec.temperatures.index(1.0)
+        mass = float(-np.expm1(subject.whole.arrays().log_tail_NS[:, place]).mean())
+        holds = f"{spec.selector} {spec.top_k} holds"
+    exactly = " exactly and draws the rest" if spec.selector == "threshold" else ""
+    least = mass >= 0 if spec.is_drawn else mass > 0
+    return Check(
+        "payload",
+        least and mass <= 1 + 1e-6 and subject.tokens > 0,
+        f"{size:.0f} bytes per token; {holds} {mass:.1%} of the mass{exactly}",
+    )
 
 
 def speeds(objective: Objective, subject: Subject) -> list[Check]:

@@ -22,6 +22,7 @@ from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher
+from tests.tiny import Pair
 
 NAMES = (
     "direction",
@@ -40,10 +41,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "MEASURED_S", 0.05)
 
 
+def prepared_with(folder: Path, pair: Pair, **targets) -> Prepared:
+    return prepare_run(plain(load(write_job(folder, pair, targets=targets), [])))
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tiny_pair) -> Prepared:
-    folder = tmp_path_factory.mktemp("selftest")
-    return prepare_run(plain(load(write_job(folder, tiny_pair), [])))
+    return prepared_with(tmp_path_factory.mktemp("selftest"), tiny_pair, selector="top_k")
 
 
 Change = Callable[[TargetArrays], TargetArrays]
@@ -89,7 +93,7 @@ def test_the_command_says_a_line_for_each_check_and_leaves_nothing(
     lines = [line for line in said.splitlines() if line.startswith(("ok", "failed"))]
     assert [line[8:28].strip() for line in lines] == list(NAMES)
     assert all(line.startswith("ok") for line in lines)
-    assert "top_k 32 holds" in said
+    assert "threshold 32 holds" in said
     assert "- (no loss)" in said or "predicts" in said
     assert "replicas per worker keep pace" in said
     assert list_services() == []
@@ -113,6 +117,18 @@ def test_the_answers_of_a_sound_teacher_pass(prepared):
     )
     assert tuple(found) == NAMES
     assert all(check.ok for check in found.values()), found
+
+
+@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
+    prepared = prepared_with(tmp_path, tiny_pair, selector=selector, top_k=16)
+    engine = HFEngine.load(prepared.teacher.model)
+    plan = run_plan(prepared, run_dir=Path(), teacher=engine.fingerprint)
+    drawn = subject_of(plan, lambda rank: LocalTeacher(engine))
+    assert drawn.spec.selector == selector
+    found = [checks.remote_equals_local(drawn), *checks.same_model(drawn)]
+    found += checks.own_student(drawn)
+    assert all(check.ok for check in found), found
 
 
 def shifted(arrays: TargetArrays) -> TargetArrays:
@@ -199,8 +215,7 @@ def test_a_config_is_examined_without_what_would_answer_from_disk(tmp_path, tiny
 
 def test_states_are_examined_as_ids_are(tmp_path, tiny_pair):
     """The payload is the last state of 48 numbers of 4 bytes, and the label."""
-    job = write_job(tmp_path, tiny_pair, targets={"exact": "last_hidden"})
-    prepared = prepare_run(plain(load(job, [])))
+    prepared = prepared_with(tmp_path, tiny_pair, exact="last_hidden")
     engine = HFEngine.load(prepared.teacher.model)
     engine.cache = prepared.config.paths.cache
     head = engine.ship_head()

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared.config import Config
+from shared.selectors import selector_note
 
 SMALLEST = {
     "name": "x",
@@ -124,8 +125,33 @@ def test_a_config_cannot_be_changed():
         config().steps = 3  # type: ignore[misc]
 
 
-def test_auto_stands_for_a_selector():
-    assert config().selector == "top_k"
+@pytest.mark.parametrize(
+    ("losses", "picked"),
+    [
+        ([{"kind": "forward_kl"}], "threshold"),
+        ([{"kind": "cross_entropy"}, {"kind": "forward_kl", "temperature": 2}], "threshold"),
+        (
+            [{"kind": "soft_cross_entropy"}, {"kind": "hidden_states", "layers": {1: 1}}],
+            "threshold",
+        ),
+        ([{"kind": "forward_kl"}, {"kind": "soft_cross_entropy"}], "top_k"),  # temperatures 1, 2
+        ([{"kind": "forward_kl"}, {"kind": "reverse_kl"}], "top_k"),
+        ([{"kind": "taid"}], "top_k"),
+        ([{"kind": "atkd"}], "top_k"),
+        ([{"kind": "forward_kl"}, {"kind": "atkd"}], "top_k"),
+        ([{"kind": "cross_entropy"}], "top_k"),
+        ([{"kind": "hidden_states", "layers": {1: 1}}], "top_k"),
+    ],
+)
+def test_auto_draws_ids_where_every_divergence_takes_them(losses, picked):
+    found = config(losses=losses)
+    assert found.selector == picked
+    said = selector_note("auto", found.losses, 64)
+    assert said.startswith(f"targets.selector auto picks {picked}")
+    assert ": " in said
+
+
+def test_a_named_selector_stands_for_itself():
     for name in ("top_k", "renormalised", "threshold", "sampled"):
         assert config(targets={"selector": name}).selector == name
 

@@ -58,4 +58,4 @@ def test_the_sentence_says_what_the_other_kind_of_answer_costs():
     assert said[0].endswith("with targets.exact=last_hidden 7,172, and the head once 1,090.0 MB")
     assert said[1].startswith("a token costs 7,172 bytes from the teacher: ")
     assert "last hidden state 7,168" in said[1]
-    assert said[1].endswith(f"without targets.exact, at top_k 64, {cheap} a token")
+    assert said[1].endswith(f"the 64 likeliest ids would cost {cheap}")
