@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from shared.config import Config
 from tests.benchmarks.methods import publishing
+from tests.benchmarks.methods.calibration import calibration_error
 from tests.benchmarks.methods.cells import (
     CELLS,
     COMPARISONS,
@@ -70,6 +72,15 @@ def test_what_is_measured_of_a_record():
     assert mean_recovered(one) == pytest.approx((0.75 + 0.5) / 2)
     assert mean_kl(one) == pytest.approx(0.35)
     assert worst_gap(one) == pytest.approx(1.0)
+
+
+def test_the_calibration_error_of_known_predictions():
+    """Four at .9 of which two are right, and two at .5 of which one is."""
+    confidence_N = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.5, 0.5])
+    correct_N = torch.tensor([True, True, False, False, True, False])
+    error = calibration_error(confidence_N, correct_N)
+    assert error == pytest.approx((4 * 0.4 + 2 * 0.0) / 6)
+    assert calibration_error(torch.ones(3), torch.ones(3, dtype=torch.bool)) == 0
 
 
 def test_every_cell_is_a_config_of_equal_tokens_and_every_comparison_names_two():
@@ -134,6 +145,7 @@ def test_cells_are_recorded_once_and_share_what_the_teacher_said(tiny_root, tmp_
         "3/3 akd-soft, seed 0",
     ]
     records = {r["cell"]: r for r in publishing.read_records(tmp_path)}
+    assert all(0 <= r["calibration_error"] <= 1 for r in records.values())
     first, second, shown = records["kd"], records["atkd"], records["akd-soft"]
     assert first["teacher_tokens"] == first["tokens"] == second["tokens"] > 0
     assert second["teacher_tokens"] == 0

@@ -185,6 +185,14 @@ CIRCUMSTANCES = tuple(
     for circumstance in ("student-even", "student-random", "steps-240")
     for cell, against in (("kd", "ce"), ("ddk", "kd"), ("atkd", "kd"))
 )
+SELECTED = {  # by the title of a table of selectors
+    "`top_k`": "kd",
+    "`renormalised`": "kd-selector-renormalised",
+    "`sampled`": "kd-selector-sampled",
+    "`threshold`": "kd-selector-threshold",
+    "`top_k`, T 2": "kd-t2",
+    "`threshold`, T 2": "kd-t2-selector-threshold",
+}
 SWEPT_COMPARISONS = (
     *((f"kd-selector-{s}", "kd") for s in ("renormalised", "sampled", "threshold")),
     ("kd-t2-selector-threshold", "kd-t2"),

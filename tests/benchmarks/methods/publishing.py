@@ -15,6 +15,7 @@ from tests.benchmarks.methods.table import (
     differences_table,
     domains_table,
     methods_table,
+    selectors_table,
     sweeps_table,
     weights_table,
 )
@@ -57,6 +58,7 @@ def page(records: Sequence[Record]) -> str:
         "Recovered share by domain": domains_table(records),
         "Domain weights: mean, and range over decisions": weights_table(records),
         "Sweeps": sweeps_table(records),
+        "Students of each selector": selectors_table(records),
         "Differences in other circumstances, paired by seed": differences_table(
             records, SWEPT_COMPARISONS
         ),

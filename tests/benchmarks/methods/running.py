@@ -29,6 +29,7 @@ from shared.run_dir import RunDir, write_atomically
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.loop import learn, reseed, train
 from student_trainer.run import EVALUATIONS, Run, close_run, open_run
+from tests.benchmarks.methods.calibration import student_calibration_error
 from tests.benchmarks.methods.cells import (
     BY_NAME,
     EVEN,
@@ -61,6 +62,7 @@ class TimedValidation:
 
     def __init__(self, validation: Validation, seconds: Seconds) -> None:
         self._validation, self._seconds = validation, seconds
+        self.stores = validation.stores
 
     def sums(self, engine: Any, reader: Any = None, spec: Any = None) -> ValidationSums:
         """See `Validation.sums`."""
@@ -248,6 +250,7 @@ def _record(cell: Cell, seed: int, it: Opened, *, cpu_s: float, wall_s: float) -
             }
             for name in it.plan.config.domains
         },
+        "calibration_error": student_calibration_error(it.run),
         "weights": [[entry.effective_from, *entry.weights] for entry in log.entries],
         "losses": [round(line.loss, 5) for line in lines],
         "steps": lines[-1].step,

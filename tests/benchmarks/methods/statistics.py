@@ -76,6 +76,11 @@ def worst_gap(record: Record) -> float:
     return max(d["nll_after"] - d["teacher_nll"] for d in record["domains"].values())
 
 
+def calibration(record: Record) -> float:
+    """The student's expected calibration error on validation text, after training."""
+    return record["calibration_error"]
+
+
 def recovered_in(name: str) -> Measure:
     """The recovered share of one domain."""
     return lambda record: recovered(record["domains"][name])

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from tests.benchmarks.methods.cells import CELLS, COMPARISONS, SWEEPS, Cell
+from tests.benchmarks.methods.cells import CELLS, COMPARISONS, SELECTED, SWEEPS, Cell
 from tests.benchmarks.methods.statistics import (
     Estimate,
     Measure,
     Record,
+    calibration,
     estimate,
     mean_kl,
     mean_recovered,
@@ -41,6 +42,19 @@ def sweeps_table(records: Sequence[Record]) -> str:
             if own:
                 values = [_level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
                 lines.append([sweep, cell.title, str(len(own)), *values])
+    return _table(header, lines)
+
+
+def selectors_table(records: Sequence[Record]) -> str:
+    """Students that differ in the ids they learnt from; only records that hold all measures."""
+    header = ["selector", "seeds", *(name for name, _ in MEASURES), "calibration error"]
+    measures = (*(measure for _, measure in MEASURES), calibration)
+    lines = []
+    for title, cell in SELECTED.items():
+        own = [r for r in records if r["cell"] == cell and "calibration_error" in r]
+        if own:
+            values = [_level(estimate([measure(r) for r in own])) for measure in measures]
+            lines.append([title, str(len(own)), *values])
     return _table(header, lines)
 
 
