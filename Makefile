@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+TWO_PROCESSES := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: install demo test test-all check clean
 
@@ -21,7 +22,7 @@ check: install
 	$(BIN)/pyright
 
 test: check
-	$(BIN)/pytest -m 'not drill and not benchmark' --durations=15
+	$(BIN)/pytest -m 'not drill and not benchmark' --durations=15 $(TWO_PROCESSES)
 
 test-all: check
 	$(BIN)/pytest --durations=25

@@ -16,6 +16,16 @@ from tests import tiny
 REFERENCE = Path(__file__).resolve().parents[1].parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two processes (`make test`): the files that need the Ray cluster come first and share
+    one, every other file goes to whichever is free."""
+    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in on_ray)
+    for item in items:
+        group = "ray" if item.path in on_ray else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Real text and models; absent on a user's machine."""
@@ -32,7 +42,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster for the whole session."""
+    """One local Ray cluster for the whole session of this process."""
     import ray
 
     ray.init(
