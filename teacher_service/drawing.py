@@ -5,10 +5,12 @@ Both selectors draw from the teacher's distribution at one temperature over the 
 with the student: rows of the head beyond them are left out, as no student could learn them.
 
 N positions with loss   C positions of a chunk   V shared ids   D hidden width
-K ids kept per position   U uniform numbers of a position
+K ids kept per position   U uniform numbers of a position   B blocks of neighbouring ids
 Log-probabilities are nats.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,8 +19,22 @@ from torch import Tensor
 from teacher_service.scoring import Head, Selection, chunk_size
 
 # An id so near to the threshold that rounding decides on which side it lies is kept exactly.
-MARGIN = 1e-5
-NOTHING = torch.finfo(torch.float32).tiny  # a smaller probability is 0
+MARGIN = 1e-4
+# Of a probability over the largest one; a smaller one, which float32 cannot hold well, is 0.
+LEAST_LOG_RATIO = math.log(torch.finfo(torch.float32).tiny)
+LOG_NOTHING = -200.0  # exp of it is 0 in float32
+BLOCK = 32  # neighbouring ids that running sums pass over in one step
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What was drawn at the positions of a chunk."""
+
+    ids_CK: Tensor  # int64
+    logprobs_CK: Tensor  # float32, of the ids kept exactly; -inf for the others
+    log_tail_C: Tensor  # float64
+    log_sum_C: Tensor  # float64, of exp(logits / temperature) over the shared ids
+    entropy_C: Tensor  # float64
 
 
 @torch.inference_mode()
@@ -42,8 +58,9 @@ def draw(
     everything that was not drawn (`sampled`). The entropy is that of the distribution drawn from;
     the label's log-probability is at temperature 1 over all rows of the head.
     """
-    device = head.weight_VD.device
-    num, step = len(hidden_ND), chunk or max(16, chunk_size(len(head.weight_VD), device.type) // 2)
+    device, num_rows = head.weight_VD.device, len(head.weight_VD)
+    widest = num_rows + 4 * BLOCK * top_k  # numbers of a position, ids and float64 counted twice
+    num, step = len(hidden_ND), chunk or chunk_size(widest, device.type)
     found = Selection(
         ids_NK=torch.empty(num, top_k, dtype=torch.int64, device=device),
         logprobs_NK=torch.empty(num, top_k, device=device),
@@ -52,82 +69,141 @@ def draw(
         entropy_N=torch.empty(num, device=device),
     )
     assert found.entropy_N is not None
+    draws = _threshold if selector == "threshold" else _sampled
     for start in range(0, num, step):
         part = slice(start, start + step)
         logits_CV = head.logits(hidden_ND[part])
-        label_C1 = label_N[part, None].to(device)
-        found.label_logprob_N[part] = logits_CV.gather(1, label_C1)[:, 0] - logits_CV.logsumexp(1)
-        log_p_CV = (logits_CV[:, :shared_vocab] / temperature).log_softmax(1)
-        p_CV = log_p_CV.exp()
-        found.entropy_N[part] = torch.special.entr(p_CV).sum(1)
-        log_p_CV.masked_fill_(p_CV < NOTHING, -torch.inf)
-        draws = _threshold if selector == "threshold" else _sampled
-        ids_CK, logprobs_CK, log_tail_C = draws(log_p_CV, uniform_NU[part].to(device), top_k)
-        found.ids_NK[part], found.logprobs_NK[part] = ids_CK, logprobs_CK
-        found.log_tail_NS[part, 0] = log_tail_C
+        label_C = logits_CV.gather(1, label_N[part, None].to(device))[:, 0]
+        drawn_from_all = temperature == 1.0 and shared_vocab == num_rows
+        log_sum_C = None if drawn_from_all else logits_CV.logsumexp(1)
+        chosen = draws(logits_CV[:, :shared_vocab], uniform_NU[part].to(device), top_k, temperature)
+        found.label_logprob_N[part] = label_C - (
+            chosen.log_sum_C if log_sum_C is None else log_sum_C
+        )
+        found.ids_NK[part], found.logprobs_NK[part] = chosen.ids_CK, chosen.logprobs_CK
+        found.log_tail_NS[part, 0] = chosen.log_tail_C.clamp(max=0.0)
+        found.entropy_N[part] = chosen.entropy_C
     return found
 
 
-def _threshold(log_p_CV: Tensor, uniform_C1: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: float) -> Drawn:
     """Sampling with probability proportional to size, of fixed size (Madow 1949).
 
     With the probabilities sorted and T_h the mass after the first h, the head is the smallest h
     with p_(h+1) < tau = T_h / (size - h). It is kept exactly; of the rest, in the order of ids,
-    those that cover the points (u + j) tau, j < size - h, are kept with the weight tau.
+    those that cover the points (u + j) tau, j < size - h, are kept with the weight tau. Overwrites
+    the logits.
     """
-    top_CK, ids_CK = log_p_CV.topk(size, sorted=True)
-    place_K = torch.arange(size, device=log_p_CV.device)
-    num_exact_C1, log_tail_C = _head(log_p_CV, top_CK, ids_CK)
+    top_CK, ids_CK = logits_CV.topk(size, sorted=True)
+    peak_C1 = top_CK[:, :1].clone()
+    # `ratio` stands for probabilities over the largest one.
+    top_CK = _log_ratio(top_CK, peak_C1, temperature)
+    ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
+    beyond_C = ratio_CV.scatter_(1, ids_CK, 0.0).sum(1).double()
+    top_ratio_CK = top_CK.exp()
+    num_exact_C1, tail_C = _head(top_ratio_CK.double(), beyond_C)
+    place_K = torch.arange(size, device=logits_CV.device)
     exact_CK = place_K < num_exact_C1
-    rest_CV = log_p_CV.scatter_(1, ids_CK, top_CK.masked_fill(exact_CK, -torch.inf))
-    sums_CV = _running_sums(rest_CV)
-    step_C1 = sums_CV[:, -1:] / (size - num_exact_C1).clamp(min=1)
-    points_CK = (uniform_C1 + (place_K - num_exact_C1).clamp(min=0)) * step_C1
-    drawn_CK = _covering(sums_CV, points_CK)
+    ratio_CV.scatter_(1, ids_CK, top_ratio_CK.masked_fill(exact_CK, 0.0))
+    part_CK = uniform_C1 + (place_K - num_exact_C1).clamp(min=0)
+    drawn_CK = _covering(ratio_CV, part_CK / (size - num_exact_C1).clamp(min=1))
     filled_CK = exact_CK | (num_exact_C1 == size)  # without a rest the last slots stay empty
-    return (
-        torch.where(filled_CK, ids_CK, drawn_CK),
-        top_CK.masked_fill(~exact_CK, -torch.inf),
-        log_tail_C,
+    sum_C = beyond_C + top_ratio_CK.double().sum(1)
+    log_sum_C = sum_C.log()
+    exact_CK &= top_CK > LOG_NOTHING
+    return Drawn(
+        ids_CK=torch.where(filled_CK, ids_CK, drawn_CK),
+        logprobs_CK=(top_CK - log_sum_C[:, None]).masked_fill(~exact_CK, -torch.inf).float(),
+        log_tail_C=tail_C.log() - log_sum_C,
+        log_sum_C=log_sum_C + peak_C1[:, 0] / temperature,
+        entropy_C=log_sum_C - moment_C / sum_C,
     )
 
 
-def _head(log_p_CV: Tensor, top_CK: Tensor, ids_CK: Tensor) -> tuple[Tensor, Tensor]:
-    """How many ids are kept exactly [C, 1], and the log-mass of all others [C].
+def _head(ratio_CK: Tensor, beyond_C: Tensor) -> tuple[Tensor, Tensor]:
+    """How many ids are kept exactly [C, 1], and the mass of all others [C], both masses over the
+    largest probability.
 
     Masses are summed from the smallest up, from the exact mass outside the top ids on. Where that
     is 0, everything is in the head; elsewhere at least one slot is left to draw.
     """
-    size = top_CK.shape[1]
-    beyond_C = log_p_CV.scatter(1, ids_CK, -torch.inf).logsumexp(1).double().exp()
-    p_CK = top_CK.double().exp()
-    place_K = torch.arange(size, device=top_CK.device)
-    after_CK = p_CK.flip(1).cumsum(1).flip(1) + beyond_C[:, None]  # T_h at place h
-    too_large_CK = p_CK * (size - place_K) * (1 + MARGIN) >= after_CK
+    size = ratio_CK.shape[1]
+    place_K = torch.arange(size, device=ratio_CK.device)
+    after_CK = ratio_CK.flip(1).cumsum(1).flip(1) + beyond_C[:, None]  # T_h at place h
+    too_large_CK = ratio_CK * (size - place_K) * (1 + MARGIN) >= after_CK
     num_C = (too_large_CK * (place_K + 1)).amax(1)
     num_C = torch.where(beyond_C > 0, num_C.clamp(max=size - 1), size)
     tail_CK1 = torch.cat([after_CK, torch.zeros_like(after_CK[:, :1])], dim=1)
-    return num_C[:, None], tail_CK1.gather(1, num_C[:, None])[:, 0].log().clamp(max=0.0)
+    return num_C[:, None], tail_CK1.gather(1, num_C[:, None])[:, 0]
 
 
-def _sampled(log_p_CV: Tensor, uniform_CK: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Independent draws with replacement, each of weight 1 / size (arXiv 2503.16870)."""
-    sums_CV = _running_sums(log_p_CV)
-    ids_CK = _covering(sums_CV, uniform_CK * sums_CV[:, -1:])
-    log_tail_C = log_p_CV.scatter(1, ids_CK, -torch.inf).logsumexp(1)
-    nothing_CK = torch.full((len(ids_CK), size), -torch.inf, device=ids_CK.device)
-    return ids_CK, nothing_CK, log_tail_C.clamp(max=0.0)
+def _sampled(logits_CV: Tensor, uniform_CK: Tensor, size: int, temperature: float) -> Drawn:
+    """Independent draws with replacement, each of weight 1 / size (arXiv 2503.16870). Overwrites
+    the logits."""
+    peak_C1 = logits_CV.amax(1, keepdim=True)
+    ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
+    sum_C = ratio_CV.sum(1).double()
+    ids_CK = _covering(ratio_CV, uniform_CK)
+    tail_C = ratio_CV.scatter_(1, ids_CK, 0.0).sum(1).double()
+    log_sum_C = sum_C.log()
+    return Drawn(
+        ids_CK=ids_CK,
+        logprobs_CK=torch.full_like(uniform_CK, -torch.inf, dtype=torch.float32),
+        log_tail_C=tail_C.log() - log_sum_C,
+        log_sum_C=log_sum_C + peak_C1[:, 0] / temperature,
+        entropy_C=log_sum_C - moment_C / sum_C,
+    )
 
 
-def _running_sums(log_p_CV: Tensor) -> Tensor:
-    """Of p over ids in float64, up to a factor; 0 where there is nothing."""
-    top_C1 = log_p_CV.amax(1, keepdim=True)
-    p_CV = (log_p_CV - top_C1.masked_fill(top_C1 == -torch.inf, 0)).exp()
-    return p_CV.cumsum(1, dtype=torch.float64)
+def _ratios(logits_CV: Tensor, peak_C1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Probabilities over the largest one [C, V], and the sum of each times its own logarithm [C].
+    Overwrites the logits: every pass over V counts."""
+    log_ratio_CV = _log_ratio(logits_CV, peak_C1, temperature)
+    ratio_CV = log_ratio_CV.exp()
+    return ratio_CV, torch.bmm(ratio_CV[:, None], log_ratio_CV[:, :, None])[:, 0, 0].double()
 
 
-def _covering(sums_CV: Tensor, points_CK: Tensor) -> Tensor:
-    """The id whose stretch of the running sums each point falls into."""
-    last_C1 = torch.nextafter(sums_CV[:, -1:], torch.zeros_like(sums_CV[:, -1:]))
-    ids_CK = torch.searchsorted(sums_CV, torch.minimum(points_CK, last_C1), right=True)
-    return ids_CK.clamp(max=sums_CV.shape[1] - 1)
+def _log_ratio(logits_CX: Tensor, peak_C1: Tensor, temperature: float) -> Tensor:
+    """Of probabilities to the largest one, in place of the logits; `LOG_NOTHING` for next to
+    nothing."""
+    logits_CX.sub_(peak_C1)
+    if temperature != 1.0:
+        logits_CX.div_(temperature)
+    return torch.threshold_(logits_CX, LEAST_LOG_RATIO, LOG_NOTHING)
+
+
+def _covering(mass_CV: Tensor, share_CK: Tensor) -> Tensor:
+    """The ids whose stretches of the running sum hold the points at these shares of it, in [0, 1).
+
+    First the block of ids is found and then the id in it, so that running sums, in float64, are
+    short. Nothing without mass is ever found.
+    """
+    sums_CB = _block_sums(mass_CV)
+    ends_CB = sums_CB.cumsum(1)
+    point_CK = _below(share_CK * ends_CB[:, -1:], ends_CB[:, -1:])
+    block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
+    block_CK = block_CK.clamp(max=sums_CB.shape[1] - 1)  # where there is no mass at all
+    within_CK = point_CK - (ends_CB.gather(1, block_CK) - sums_CB.gather(1, block_CK))
+    place = torch.arange(BLOCK, device=mass_CV.device)
+    ids_CKX = block_CK[:, :, None] * BLOCK + place  # X: places of a block
+    last = mass_CV.shape[1] - 1
+    near_CX = mass_CV.gather(1, ids_CKX.clamp(max=last).flatten(1))
+    near_CKX = near_CX.view_as(ids_CKX).masked_fill(ids_CKX > last, 0.0)
+    ends_CKX = near_CKX.cumsum(2, dtype=torch.float64)
+    point_CK1 = _below(within_CK[:, :, None], ends_CKX[:, :, -1:])
+    found_CK = torch.searchsorted(ends_CKX, point_CK1, right=True)[:, :, 0]
+    return (block_CK * BLOCK + found_CK).clamp(max=last)
+
+
+def _block_sums(mass_CV: Tensor) -> Tensor:
+    """Of `BLOCK` neighbouring ids each, of the last what is left, float64 [C, B]."""
+    whole = mass_CV.shape[1] // BLOCK * BLOCK
+    sums_CB = mass_CV[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
+    if whole < mass_CV.shape[1]:
+        sums_CB = torch.cat([sums_CB, mass_CV[:, whole:].sum(1, keepdim=True)], dim=1)
+    return sums_CB.double()
+
+
+def _below(point: Tensor, end: Tensor) -> Tensor:
+    """The points, rounded to within [0, end)."""
+    return point.clamp(min=0).minimum(torch.nextafter(end, torch.zeros_like(end)))

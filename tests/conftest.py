@@ -16,6 +16,7 @@ from tests import tiny
 REFERENCE = Path(__file__).resolve().parents[1].parent / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For two processes (`make test`): the files that need the Ray cluster come first and share
     one, every other file goes to whichever is free."""
