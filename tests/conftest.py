@@ -7,24 +7,42 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import tiny
 
-REFERENCE = Path(__file__).resolve().parents[1].parent / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT.parent / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@cache
+def needs_ray(file: str) -> bool:
+    """Whether a test file asks for the Ray cluster."""
+    return "ray_cluster" in (ROOT / file).read_text()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two processes (`make test`): the files that need the Ray cluster come first and share
-    one, every other file goes to whichever is free."""
-    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in on_ray)
-    for item in items:
-        group = "ray" if item.path in on_ray else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """What needs the Ray cluster comes first: it takes longest."""
+    files = {item.location[0]: needs_ray(item.location[0]) for item in items}
+    items.sort(key=lambda item: not files[item.location[0]])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For two processes (`make test`): the files that need the Ray cluster share one, every other
+    file goes to whichever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, _ = nodeid.partition("::")
+            return "ray" if needs_ray(file) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
