@@ -23,7 +23,8 @@ MARGIN = 1e-4
 # Of a probability over the largest one; a smaller one, which float32 cannot hold well, is 0.
 LEAST_LOG_RATIO = math.log(torch.finfo(torch.float32).tiny)
 LOG_NOTHING = -200.0  # exp of it is 0 in float32
-BLOCK = 32  # neighbouring ids that running sums pass over in one step
+BLOCK = 16  # neighbouring ids that running sums pass over in one step
+CACHED_LOGITS = 2**20  # elements of the logits of a few positions, so that a CPU's caches hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,8 @@ def draw(
     everything that was not drawn (`sampled`). The entropy is that of the distribution drawn from;
     the label's log-probability is at temperature 1 over all rows of the head.
     """
-    device, num_rows = head.weight_VD.device, len(head.weight_VD)
-    widest = num_rows + 4 * BLOCK * top_k  # numbers of a position, ids and float64 counted twice
-    num, step = len(hidden_ND), chunk or chunk_size(widest, device.type)
+    device = head.weight_VD.device
+    num, step = len(hidden_ND), chunk or chunk_size(len(head.weight_VD), device.type)
     found = Selection(
         ids_NK=torch.empty(num, top_k, dtype=torch.int64, device=device),
         logprobs_NK=torch.empty(num, top_k, device=device),
@@ -68,22 +68,28 @@ def draw(
         label_logprob_N=torch.empty(num, device=device),
         entropy_N=torch.empty(num, device=device),
     )
-    assert found.entropy_N is not None
     draws = _threshold if selector == "threshold" else _sampled
+    few = step if device.type != "cpu" else max(16, CACHED_LOGITS // len(head.weight_VD))
     for start in range(0, num, step):
-        part = slice(start, start + step)
-        logits_CV = head.logits(hidden_ND[part])
-        label_C = logits_CV.gather(1, label_N[part, None].to(device))[:, 0]
-        drawn_from_all = temperature == 1.0 and shared_vocab == num_rows
-        log_sum_C = None if drawn_from_all else logits_CV.logsumexp(1)
-        chosen = draws(logits_CV[:, :shared_vocab], uniform_NU[part].to(device), top_k, temperature)
-        found.label_logprob_N[part] = label_C - (
-            chosen.log_sum_C if log_sum_C is None else log_sum_C
-        )
-        found.ids_NK[part], found.logprobs_NK[part] = chosen.ids_CK, chosen.logprobs_CK
-        found.log_tail_NS[part, 0] = chosen.log_tail_C.clamp(max=0.0)
-        found.entropy_N[part] = chosen.entropy_C
+        logits_CV = head.logits(hidden_ND[start : start + step])
+        for first, logits_cV in zip(range(start, num, few), logits_CV.split(few), strict=False):
+            part = slice(first, first + len(logits_cV))
+            label_c, uniform_cU = label_N[part].to(device), uniform_NU[part].to(device)
+            label_c = logits_cV.gather(1, label_c[:, None])[:, 0]
+            from_all = temperature == 1.0 and shared_vocab == logits_cV.shape[1]
+            log_sum_c = None if from_all else logits_cV.logsumexp(1)
+            chosen = draws(logits_cV[:, :shared_vocab], uniform_cU, top_k, temperature)
+            _keep(chosen, found, part)
+            log_sum_c = chosen.log_sum_C if log_sum_c is None else log_sum_c
+            found.label_logprob_N[part] = label_c - log_sum_c
     return found
+
+
+def _keep(chosen: Drawn, found: Selection, part: slice) -> None:
+    assert found.entropy_N is not None
+    found.ids_NK[part], found.logprobs_NK[part] = chosen.ids_CK, chosen.logprobs_CK
+    found.log_tail_NS[part, 0] = chosen.log_tail_C.clamp(max=0.0)
+    found.entropy_N[part] = chosen.entropy_C
 
 
 def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: float) -> Drawn:
@@ -156,11 +162,15 @@ def _sampled(logits_CV: Tensor, uniform_CK: Tensor, size: int, temperature: floa
 
 
 def _ratios(logits_CV: Tensor, peak_C1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Probabilities over the largest one [C, V], and the sum of each times its own logarithm [C].
-    Overwrites the logits: every pass over V counts."""
+    """Probabilities over the largest one [C, V], with zeros up to whole blocks, and the sum of
+    each times its own logarithm [C]. Overwrites the logits: every pass over V counts."""
+    num, vocab = logits_CV.shape
     log_ratio_CV = _log_ratio(logits_CV, peak_C1, temperature)
-    ratio_CV = log_ratio_CV.exp()
-    return ratio_CV, torch.bmm(ratio_CV[:, None], log_ratio_CV[:, :, None])[:, 0, 0].double()
+    ratio_CV = log_ratio_CV.new_empty(num, -(-vocab // BLOCK) * BLOCK)
+    ratio_CV[:, vocab:] = 0
+    torch.exp(log_ratio_CV, out=ratio_CV[:, :vocab])
+    moment_C = log_ratio_CV.mul_(ratio_CV[:, :vocab]).sum(1)
+    return ratio_CV, moment_C.double()
 
 
 def _log_ratio(logits_CX: Tensor, peak_C1: Tensor, temperature: float) -> Tensor:
@@ -175,33 +185,21 @@ def _log_ratio(logits_CX: Tensor, peak_C1: Tensor, temperature: float) -> Tensor
 def _covering(mass_CV: Tensor, share_CK: Tensor) -> Tensor:
     """The ids whose stretches of the running sum hold the points at these shares of it, in [0, 1).
 
-    First the block of ids is found and then the id in it, so that running sums, in float64, are
-    short. Nothing without mass is ever found.
+    First the block of ids is found, from sums in float64, and then the id in it, where they are
+    short enough for float32. Nothing without mass is ever found.
     """
-    sums_CB = _block_sums(mass_CV)
+    mass_CBX = mass_CV.unflatten(1, (-1, BLOCK))  # X: places of a block
+    sums_CB = mass_CBX.sum(2).double()
     ends_CB = sums_CB.cumsum(1)
     point_CK = _below(share_CK * ends_CB[:, -1:], ends_CB[:, -1:])
     block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
     block_CK = block_CK.clamp(max=sums_CB.shape[1] - 1)  # where there is no mass at all
     within_CK = point_CK - (ends_CB.gather(1, block_CK) - sums_CB.gather(1, block_CK))
-    place = torch.arange(BLOCK, device=mass_CV.device)
-    ids_CKX = block_CK[:, :, None] * BLOCK + place  # X: places of a block
-    last = mass_CV.shape[1] - 1
-    near_CX = mass_CV.gather(1, ids_CKX.clamp(max=last).flatten(1))
-    near_CKX = near_CX.view_as(ids_CKX).masked_fill(ids_CKX > last, 0.0)
-    ends_CKX = near_CKX.cumsum(2, dtype=torch.float64)
-    point_CK1 = _below(within_CK[:, :, None], ends_CKX[:, :, -1:])
-    found_CK = torch.searchsorted(ends_CKX, point_CK1, right=True)[:, :, 0]
-    return (block_CK * BLOCK + found_CK).clamp(max=last)
-
-
-def _block_sums(mass_CV: Tensor) -> Tensor:
-    """Of `BLOCK` neighbouring ids each, of the last what is left, float64 [C, B]."""
-    whole = mass_CV.shape[1] // BLOCK * BLOCK
-    sums_CB = mass_CV[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
-    if whole < mass_CV.shape[1]:
-        sums_CB = torch.cat([sums_CB, mass_CV[:, whole:].sum(1, keepdim=True)], dim=1)
-    return sums_CB.double()
+    near_CKX = mass_CBX.gather(1, block_CK[:, :, None].expand(-1, -1, BLOCK))
+    ends_CKX = near_CKX.cumsum(2)
+    point_CK1 = _below(within_CK[:, :, None].float(), ends_CKX[:, :, -1:])
+    place_CK = torch.searchsorted(ends_CKX, point_CK1, right=True)[:, :, 0]
+    return block_CK * BLOCK + place_CK.clamp(max=BLOCK - 1)
 
 
 def _below(point: Tensor, end: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Random Llamas on one thread, seconds of processor time, in turns, the least of the rounds. `deep`
 has a trunk that costs twelve heads, `shallow` one of a fifth of a head. Plain is the model's own
-forward pass to full logits; scoring is what a replica does with a unit, the Table included.
+forward pass to full logits; scoring is what a replica does with a unit, the Table included, with
+ids by rank (`top_k`) and drawn ones (`threshold`).
 
     python -m tests.benchmarks.scoring [--rounds 5]
 
@@ -14,7 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +30,8 @@ from teacher_service.engine import HFEngine
 
 ROWS, TOKENS, TOP_K = 4, 256, 64
 MODELS = {"deep": (16, 4_096), "shallow": (2, 32_000)}  # layers and vocabulary
+Selector = Literal["top_k", "threshold"]
+SELECTORS: tuple[Selector, ...] = ("top_k", "threshold")
 WIDTH = 256
 
 
@@ -34,7 +39,8 @@ WIDTH = 256
 class Result:
     """Processor seconds of one unit."""
 
-    name: str
+    model: str
+    selector: Selector
     plain_s: float
     scoring_s: float
     head_s: float  # the product with the head alone
@@ -50,10 +56,11 @@ class Result:
         return (self.scoring_s - self.plain_s) / self.head_s
 
 
-def measure(name: str, folder: Path, *, rounds: int, tokens: int = TOKENS) -> Result:
-    """A model of `MODELS` on a unit of random rows."""
+def measure(name: str, folder: Path, *, rounds: int, tokens: int = TOKENS) -> list[Result]:
+    """A model of `MODELS` on a unit of random rows, by selector."""
     engine, vocabulary = HFEngine.load(str(saved(name, folder))), MODELS[name][1]
-    rows, spec = random_rows(vocabulary, tokens), TargetSpec(TOP_K, vocabulary)
+    rows = random_rows(vocabulary, tokens)
+    specs = [TargetSpec(TOP_K, vocabulary, selector=s, entropy=s != "top_k") for s in SELECTORS]
     ids_BT = torch.from_numpy(lay_out(rows, packed=True).input_ids_BT)
     hidden_ND = engine.last_hidden(rows)
 
@@ -63,12 +70,16 @@ def measure(name: str, folder: Path, *, rounds: int, tokens: int = TOKENS) -> Re
     def head() -> None:
         torch.mm(hidden_ND, engine.head.weight_VD.t())
 
-    calls = (plain, lambda: engine.score(rows, spec), head)
+    calls = (plain, head, *(partial(engine.score, rows, spec) for spec in specs))
     with torch.inference_mode():
         for call in calls:
             call()
         turns = [[seconds(call) for call in calls] for _ in range(rounds)]
-    return Result(name, *(min(column) for column in zip(*turns, strict=True)))
+    plain_s, head_s, *scoring = (min(column) for column in zip(*turns, strict=True))
+    return [
+        Result(name, selector, plain_s, scoring_s, head_s)
+        for selector, scoring_s in zip(SELECTORS, scoring, strict=True)
+    ]
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -115,12 +126,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | layers | V | scoring / plain forward | beyond it, in head products |")
-    print("|---|---:|---:|---:|---:|")
+    print("| model | layers | V | selector | scoring / plain forward | beyond, in head products |")
+    print("|---|---:|---:|---|---:|---:|")
     for name, (layers, vocabulary) in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             found = measure(name, Path(folder), rounds=options.rounds)
-        print(f"| {name} | {layers} | {vocabulary:,} | {found.ratio:.2f} | {found.selection:.2f} |")
+        for result in found:
+            print(
+                f"| {name} | {layers} | {vocabulary:,} | `{result.selector}` | "
+                f"{result.ratio:.2f} | {result.selection:.2f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.benchmarks.scoring import measure
+from tests.benchmarks.scoring import SELECTORS, measure
 
 
 @pytest.fixture(autouse=True)
@@ -16,12 +16,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_it_measures_three_times(tmp_path):
+def test_it_measures_three_times_for_each_selector(tmp_path):
     found = measure("shallow", tmp_path, rounds=1, tokens=32)
-    assert min(found.plain_s, found.scoring_s, found.head_s) > 0
+    assert [result.selector for result in found] == list(SELECTORS)
+    assert min(min(r.plain_s, r.scoring_s, r.head_s) for r in found) > 0
 
 
 @pytest.mark.benchmark
 def test_selection_adds_a_tenth_to_a_deep_model_and_a_head_product_to_a_shallow_one(tmp_path):
-    assert measure("deep", tmp_path / "deep", rounds=5).ratio <= 1.10
-    assert measure("shallow", tmp_path / "shallow", rounds=5).selection <= 1
+    for deep in measure("deep", tmp_path / "deep", rounds=5):
+        assert deep.ratio <= 1.10, deep
+    for shallow in measure("shallow", tmp_path / "shallow", rounds=5):
+        assert shallow.selection <= 1, shallow
