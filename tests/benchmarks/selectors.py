@@ -1,18 +1,20 @@
 """How near each selector's gradient comes to that of the whole vocabulary, at what bytes.
 
-`python -m tests.benchmarks.selectors` prints a table: the reference teacher and student on
-validation text of all domains, V = 4,096, forward KL at temperature 1. The angle is between the
-gradients of the student's head; a bias stays as tokens grow, a variance averages out.
+`python -m tests.benchmarks.selectors` prints a table for each scene: the reference pair, V = 4,096;
+a pair with the largest vocabulary that the text bears, V = 65,536, trained first if `--folder` does
+not hold it; synthetic logits, V = 151,936. Forward KL at temperature 1. The angle is between the
+gradients of the student's head; a bias stays as tokens grow, a variance averages out. Beside the
+selectors stand the two presets of `approximated`.
 
-N positions with loss   V ids   D student width   K ids kept per position
+N positions with loss   V ids   D student width   K ids kept per position   n positions of a part
 """
 
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,161 +22,212 @@ from torch import Tensor
 
 from shared.config_losses import ForwardKL
 from shared.draws import uniforms
-from shared.soft_targets import SoftTargets
+from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
 from student_trainer.losses.drawn import DrawnTargets
 from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
 from student_trainer.losses.primitive import Head as StudentHead
 from teacher_service.drawing import draw
-from teacher_service.scoring import Head, select
-from tests.benchmarks.wire import REFERENCE, labels_of, reference_pair
+from teacher_service.scoring import Head, Selection, select
+from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
+from tests.benchmarks.scenes import (
+    LARGE_VOCAB,
+    REFERENCE,
+    Scene,
+    read_pair,
+    reference_models,
+    synthetic_scene,
+)
+from tests.benchmarks.wide_pair import wide_pair
 from tests.drawn import arrays_of, row_of
 
-Name = Literal["renormalised", "top_k", "sampled", "threshold"]
-CHOICES: tuple[tuple[Name, int], ...] = (
-    ("renormalised", 32),
-    ("top_k", 32),
-    ("top_k", 64),
-    ("sampled", 50),
-    ("sampled", 100),
-    ("threshold", 32),
-    ("threshold", 48),
-    ("threshold", 64),
-)
-TOKENS = (512, 2048, 8192)
+Name = Literal[
+    "whole", "renormalised", "top_k", "sampled", "threshold", "polynomial_zero", "polynomial_bucket"
+]
+DRAWN, POLYNOMIAL = ("sampled", "threshold"), ("polynomial_zero", "polynomial_bucket")
+PRESETS = {preset.top_k: preset for preset in (BUDGET, DEFAULT)}
+PART = 64  # positions at a time: a head with as many columns stands for their logits
 DRAWS = 4
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A teacher and a student at the same positions."""
+class Choice(NamedTuple):
+    """A way to choose ids and to write them."""
 
-    teacher_ND: Tensor  # its last hidden states
-    teacher: Head
-    student_ND: Tensor
-    student: StudentHead
-    label_N: Tensor
+    name: Name
+    size: int  # ids of a position
+    encoding: Literal["fp16", "int8"] = "fp16"
 
-    @property
-    def vocab(self) -> int:
-        """Ids that both know."""
-        return min(len(self.teacher.weight_VD), self.student.vocabulary)
 
-    def part(self, num: int) -> "Scene":
-        """The first positions."""
-        return Scene(
-            self.teacher_ND[:num],
-            self.teacher,
-            self.student_ND[:num],
-            self.student,
-            self.label_N[:num],
-        )
+POLYNOMIALS = tuple(Choice(name, size) for size in PRESETS for name in POLYNOMIAL)
+THRESHOLDS = tuple(
+    Choice("threshold", size, encoding)
+    for encoding in ("fp16", "int8")
+    for size in (32, 48, 64, 96, 128, 160)
+)
+CHOICES = (
+    Choice("renormalised", 32),
+    Choice("top_k", 32),
+    Choice("top_k", 64),
+    Choice("sampled", 50),
+    Choice("sampled", 100),
+    *THRESHOLDS,
+    *POLYNOMIALS,
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One selector on so many tokens, the mean over draws."""
+    """One choice on so many tokens, the mean over draws."""
 
-    name: Name
-    size: int
+    choice: Choice
     distinct: float  # ids per position
-    num_bytes: float  # per position in fp16, without what a row costs
+    num_bytes: float  # per position, without what a row costs
     tokens: int
     angle: float  # degrees to the gradient of the whole vocabulary
     norm: float  # over that gradient's
 
 
-def real_scene(reference: Path, cache: Path, *, rows: int) -> Scene:
-    """Both models on `rows` validation rows of every domain, their positions shuffled."""
-    units, teacher, student = reference_pair(reference, cache, rows=rows)
-    states = [torch.cat([e.last_hidden(u).float() for u in units]) for e in (teacher, student)]
-    labels = [labels_of(unit, teacher.packed) for unit in units]
-    order_N = torch.randperm(len(states[0]), generator=torch.Generator().manual_seed(0))
-    return Scene(
-        teacher_ND=states[0][order_N].clone(),
-        teacher=teacher.head,
-        student_ND=states[1][order_N].clone(),
-        student=StudentHead(student.head.weight_VD.float().detach().clone()),
-        label_N=torch.cat(labels)[order_N],
-    )
-
-
 def measure(
-    scene: Scene, choices: Sequence[tuple[Name, int]], *, tokens: Sequence[int], draws: int
+    scene: Scene, choices: Sequence[Choice], *, tokens: Sequence[int], draws: int
 ) -> Iterator[Result]:
-    """Every choice on the first so many tokens."""
-    for num in tokens:
-        part = scene.part(num)
-        whole_VD = gradient(part, asked(part, "top_k", scene.vocab, seed=0), "top_k")
-        for name, size in choices:
-            yield _measured(part, name, size, whole_VD, draws=draws)
+    """Every choice on the first so many tokens, in ascending order."""
+    scene = scene.take(torch.arange(tokens[-1]))
+    wholes_VD = gradients(scene, Choice("whole", scene.vocab), seed=0, tokens=tokens).grads_VD
+    for choice in choices:
+        found = [
+            gradients(scene, choice, seed=seed, tokens=tokens)
+            for seed in range(draws if choice.name in DRAWN else 1)
+        ]
+        for place, num in enumerate(tokens):
+            grads_VD = [one.grads_VD[place] for one in found]
+            whole_VD = wholes_VD[place]
+            yield Result(
+                choice=choice,
+                distinct=float(np.mean([one.distinct for one in found])),
+                num_bytes=float(np.mean([one.num_bytes for one in found])),
+                tokens=num,
+                angle=float(np.mean([_angle(grad_VD, whole_VD) for grad_VD in grads_VD])),
+                norm=float(np.mean([float(g.norm() / whole_VD.norm()) for g in grads_VD])),
+            )
 
 
-def _measured(scene: Scene, name: Name, size: int, whole_VD: Tensor, *, draws: int) -> Result:
-    angles, norms, distinct, size_bytes = [], [], [], 0.0
-    for seed in range(draws if name in ("sampled", "threshold") else 1):
-        answer = asked(scene, name, size, seed=seed)
-        grad_VD = gradient(scene, answer, name)
-        cosine = torch.cosine_similarity(grad_VD.flatten(), whole_VD.flatten(), dim=0)
-        angles.append(float(torch.rad2deg(cosine.double().clamp(-1, 1).acos())))
-        norms.append(float(grad_VD.norm() / whole_VD.norm()))
-        ids_NK = answer.arrays().ids_NK
-        distinct.append(1 + float((np.diff(ids_NK, axis=1) > 0).sum(1).mean()))
-        size_bytes = _bytes(answer)
-    return Result(
-        name=name,
-        size=size,
-        distinct=float(np.mean(distinct)),
-        num_bytes=size_bytes,
-        tokens=len(scene.label_N),
-        angle=float(np.mean(angles)),
-        norm=float(np.mean(norms)),
+def _angle(one_VD: Tensor, other_VD: Tensor) -> float:
+    one, other = one_VD.flatten().double(), other_VD.flatten().double()
+    cosine = (one @ other) / (one.norm() * other.norm())
+    return float(torch.rad2deg(cosine.clamp(-1, 1).acos()))
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Those of the student's head [V, D] after so many tokens, and what the targets cost."""
+
+    grads_VD: list[Tensor]
+    num_bytes: float
+    distinct: float
+
+
+def gradients(scene: Scene, choice: Choice, *, seed: int, tokens: Sequence[int]) -> Gradients:
+    """The gradient as the trainer forms it, summed part by part over positions."""
+    targets, num_bytes, distinct = answered(scene, choice, seed=seed)
+    sum_VD = torch.zeros(scene.vocab, scene.student_ND.shape[1])
+    found = []
+    for start, stop in zip([0, *tokens[:-1]], tokens, strict=True):
+        for first in range(start, stop, PART):
+            rows = slice(first, min(first + PART, stop))
+            sum_VD.addmm_(_logits_gradient(scene, targets, rows), scene.student_ND[rows])
+        found.append(sum_VD.clone())
+    return Gradients(found, num_bytes, distinct)
+
+
+def _logits_gradient(scene: Scene, targets: Targets | None, rows: slice) -> Tensor:
+    """That of forward KL in the student's logits [V, n]; without targets, all ids are the
+    teacher's."""
+    weight_Vn = scene.student_NV[rows].T.contiguous().requires_grad_()
+    found = token_losses(
+        torch.eye(weight_Vn.shape[1]),
+        StudentHead(weight_Vn),
+        label_N=scene.label_N[rows],
+        terms=[ForwardKL()],
+        targets=_whole(scene.teacher_NV[rows]) if targets is None else _part(targets, rows),
     )
+    found.loss.backward()
+    assert weight_Vn.grad is not None
+    return weight_Vn.grad
 
 
-def asked(scene: Scene, name: Name, size: int, *, seed: int) -> SoftTargets:
-    """The teacher's answer about all positions, as one row, in fp16."""
+def _whole(logits_nV: Tensor) -> TeacherTargets:
+    num, vocab = logits_nV.shape
+    nothing_n1 = torch.full((num, 1), -torch.inf)
+    ids_nV = torch.arange(vocab).expand(num, -1)
+    return TeacherTargets(ids_nV, logits_nV.log_softmax(1), nothing_n1, (1.0,))
+
+
+def _part(targets: Targets, rows: slice) -> Targets:
+    names = ("ids_NK", "logprobs_NK", "log_weights_NK", "log_tail_NS", "log_tail_N", "entropy_N")
+    kept = {n: getattr(targets, n)[rows] for n in names if hasattr(targets, n)}
+    return replace(targets, **kept)
+
+
+def answered(scene: Scene, choice: Choice, *, seed: int) -> tuple[Targets | None, float, float]:
+    """What the loss is given, bytes of a position, and distinct ids of one."""
+    if choice.name == "whole":
+        return None, np.nan, scene.vocab
+    if choice.name in POLYNOMIAL:
+        preset = PRESETS[choice.size]
+        fits = [preset.fit(logits_nV) for logits_nV in scene.teacher_NV.split(PART)]
+        ids_NK, logprobs_NK = (torch.cat(parts) for parts in zip(*fits, strict=True))
+        form = renormalised if choice.name == "polynomial_zero" else bucketed
+        return form(ids_NK, logprobs_NK), preset.num_bytes(scene.vocab), choice.size
+    answer = asked(scene, choice, seed=seed)
+    ids_NK = answer.arrays().ids_NK
+    distinct = 1 + float((np.diff(ids_NK, axis=1) > 0).sum(1).mean())
+    return _targets(answer, choice.name), _bytes(answer), distinct
+
+
+def asked(scene: Scene, choice: Choice, *, seed: int) -> SoftTargets:
+    """The teacher's answer about all positions, as one row."""
     num, vocab = len(scene.label_N), scene.vocab
-    rows = row_of(num)
-    if name in ("top_k", "renormalised"):
-        spec = TargetSpec(size, vocab)
-        found = select(
-            scene.teacher_ND, scene.teacher, scene.label_N, top_k=size, shared_vocab=vocab
-        )
-    else:
-        spec = TargetSpec(size, vocab, selector=name, seed=seed, entropy=True)
-        count = size if name == "sampled" else 1
-        found = draw(
-            scene.teacher_ND,
-            scene.teacher,
-            scene.label_N,
-            uniform_NU=torch.from_numpy(uniforms(rows, seed=seed, count=count)),
-            selector=name,
-            top_k=size,
-            shared_vocab=vocab,
-        )
+    rows, drawn = row_of(num), choice.name in DRAWN
+    count = choice.size if choice.name == "sampled" else 1
+    uniform_NU = torch.from_numpy(uniforms(rows, seed=seed, count=count))
+    parts = [
+        arrays_of(_selection(scene, choice, slice(first, first + PART), uniform_NU))
+        for first in range(0, num, PART)
+    ]
+    spec = TargetSpec(choice.size, vocab, encoding=choice.encoding)
+    if drawn:
+        spec = replace(spec, selector=choice.name, seed=seed, entropy=True)
     return SoftTargets.build(
         spec=spec,
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=np.array([num]),
-        arrays=arrays_of(found),
+        arrays=_joined(parts),
     )
 
 
-def gradient(scene: Scene, answer: SoftTargets, name: Name) -> Tensor:
-    """That of the student's head [V, D], as the trainer forms it."""
-    weight_VD = scene.student.weight_VD.detach().requires_grad_()
-    found = token_losses(
-        scene.student_ND,
-        StudentHead(weight_VD),
-        label_N=scene.label_N,
-        terms=[ForwardKL()],
-        targets=_targets(answer, name),
+def _selection(scene: Scene, choice: Choice, rows: slice, uniform_NU: Tensor) -> Selection:
+    """Of the positions of a part: a head that holds their logits, times an identity."""
+    logits_nV = scene.teacher_NV[rows]
+    asked_of = (torch.eye(len(logits_nV)), Head(logits_nV.T.contiguous()), scene.label_N[rows])
+    kept = {"top_k": choice.size, "shared_vocab": scene.vocab}
+    if choice.name in DRAWN:
+        return draw(*asked_of, uniform_NU=uniform_NU[rows], selector=choice.name, **kept)  # type: ignore[arg-type]
+    return select(*asked_of, **kept)
+
+
+def _joined(parts: Sequence[TargetArrays]) -> TargetArrays:
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return TargetArrays(
+        ids_NK=column("ids_NK"),
+        logprobs_NK=column("logprobs_NK"),
+        log_tail_NS=column("log_tail_NS"),
+        label_logprob_N=column("label_logprob_N"),
+        hidden_ND={},
+        entropy_N=None if parts[0].entropy_N is None else column("entropy_N"),
     )
-    found.loss.backward()
-    assert weight_VD.grad is not None
-    return weight_VD.grad
 
 
 def _targets(answer: SoftTargets, name: Name) -> Targets:
@@ -183,8 +236,7 @@ def _targets(answer: SoftTargets, name: Name) -> Targets:
     tail_NS = torch.tensor(arrays.log_tail_NS)
     if arrays.entropy_N is not None:
         return DrawnTargets(ids_NK, logprobs_NK, tail_NS[:, 0], torch.tensor(arrays.entropy_N), 1.0)
-    renormalised = name == "renormalised"
-    return TeacherTargets(ids_NK, logprobs_NK, tail_NS, (1.0,), renormalised=renormalised)
+    return TeacherTargets(ids_NK, logprobs_NK, tail_NS, (1.0,), renormalised=name == "renormalised")
 
 
 def _bytes(answer: SoftTargets) -> float:
@@ -195,38 +247,49 @@ def _bytes(answer: SoftTargets) -> float:
 
 
 def print_table(found: Sequence[Result]) -> None:
-    """One line per selector, the angles side by side."""
+    """One line per choice, the angles side by side."""
     tokens = sorted({result.tokens for result in found})
-    print(
-        "| selector | ids | distinct | bytes | "
-        + " | ".join(f"{n:,}" for n in tokens)
-        + " | norm |"
-    )
-    print("| --- " * (5 + len(tokens)) + "|")
-    choices = dict.fromkeys((result.name, result.size) for result in found)
-    for name, size in choices:
-        own = {r.tokens: r for r in found if (r.name, r.size) == (name, size)}
+    heads = ("selector", "ids", "log-p", "distinct", "bytes", *(f"{n:,}" for n in tokens), "norm")
+    print(f"| {' | '.join(heads)} |")
+    print("| --- " * len(heads) + "|")
+    for choice in dict.fromkeys(result.choice for result in found):
+        own = {r.tokens: r for r in found if r.choice == choice}
         last = own[tokens[-1]]
+        encoding = "fit" if choice.name in POLYNOMIAL else choice.encoding
         angles = " | ".join(f"{own[n].angle:.1f}" for n in tokens)
         print(
-            f"| `{name}` | {size} | {last.distinct:.0f} | {last.num_bytes:.0f} | {angles} | "
-            f"{last.norm:.3f} |"
+            f"| `{choice.name}` | {choice.size} | {encoding} | {last.distinct:.0f} | "
+            f"{last.num_bytes:.0f} | {angles} | {last.norm:.3f} |",
+            flush=True,
         )
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2, help="validation rows of each domain")
     parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--folder", type=Path, help="keeps the pair that is trained")
+    parser.add_argument("--vocab", type=int, nargs="*", help="these scenes alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as cache:
-        scene = real_scene(REFERENCE, Path(cache), rows=options.rows)
-    num = len(scene.label_N)
-    tokens = [n for n in TOKENS if n < num] + [num] * (num < TOKENS[-1])
-    print(f"{num:,} positions; degrees to the gradient of the whole vocabulary, by tokens")
-    print_table(list(measure(scene, CHOICES, tokens=tokens, draws=options.draws)))
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = Path(temporary)
+        folder = options.folder or cache
+        real = read_pair(REFERENCE, cache, reference_models(REFERENCE), rows=options.rows).scene
+        makers = {
+            real.vocab: lambda: real.shuffled(),
+            2**16: lambda: read_pair(
+                REFERENCE, cache, wide_pair(REFERENCE, folder), rows=options.rows
+            ).scene.shuffled(2048),
+            LARGE_VOCAB: lambda: synthetic_scene(real, num=1024),
+        }
+        for vocab in options.vocab or makers:
+            scene = makers[vocab]()
+            num = len(scene.label_N)
+            tokens = [n for n in (128, 512, 2048) if n < num] + [num]
+            print(f"\nV = {scene.vocab:,}, {num:,} positions; degrees to the whole gradient")
+            print_table(list(measure(scene, CHOICES, tokens=tokens, draws=options.draws)))
 
 
 if __name__ == "__main__":

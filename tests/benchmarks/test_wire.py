@@ -1,19 +1,21 @@
 """The bars of the wire: bytes, tokens/s of encoding and decoding on one core, and the error."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.benchmarks.wire import (
+from tests.benchmarks.scenes import (
     LARGE_VOCAB,
+    Pair,
     entropy,
-    errors,
-    real_costs,
-    real_pair,
-    synthetic_costs,
-    synthetic_logits,
+    read_pair,
+    reference_models,
+    synthetic_scene,
 )
+from tests.benchmarks.wide_pair import wide_pair
+from tests.benchmarks.wire import Cost, errors, pair_costs, synthetic_costs
 
 BYTES = {
     ("top_k", 64): {"fp16": 245, "int8": 180},
@@ -23,25 +25,65 @@ BYTES = {
 }
 KL = {"fp16": 1e-6, "int8": 5e-5}
 ANGLE = {"fp16": 0.05, "int8": 0.5}
+TOKENS_PER_S, SHARE = 100_000, 0.05
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is timed is timed on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def real(reference: Path, tmp_path: Path, one_thread: None) -> Pair:
+    """The reference pair on two validation rows of each domain."""
+    return read_pair(reference, tmp_path, reference_models(reference), rows=2)
+
+
+def refuse_slow(found: list[Cost]) -> None:
+    """The bars on time hold for the way that ids travel."""
+    for cost in (c for c in found if c.ids == "elias_fano"):
+        assert cost.tokens_per_s >= TOKENS_PER_S, cost
+        assert cost.share <= SHARE, cost
+
+
+def refuse_large(found: list[Cost]) -> None:
+    """The bars on bytes, label and tail included, what a row costs apart."""
+    for cost in (c for c in found if c.ids == "elias_fano" and c.encoding != "fp32"):
+        assert cost.num_bytes <= BYTES[cost.selector, cost.k][cost.encoding], cost
 
 
 @pytest.mark.benchmark
-def test_the_wire_is_small_quick_and_close(reference: Path, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        real = real_pair(reference, tmp_path, rows=2)
-        logits_NV = synthetic_logits(real.logits_NV, vocab=LARGE_VOCAB, num=32)
-        assert abs(float(entropy(logits_NV).mean() - entropy(real.logits_NV).mean())) < 1
-        wide = synthetic_costs(logits_NV, rounds=3)
-        found = [*wide, *real_costs(real, rounds=3)]
-    finally:
-        torch.set_num_threads(threads)
-    for cost in (c for c in wide if c.ids == "elias_fano" and c.encoding != "fp32"):
-        assert cost.num_bytes <= BYTES[cost.selector, cost.k][cost.encoding], cost
-    for cost in (c for c in found if c.ids == "elias_fano"):
-        assert cost.tokens_per_s >= 100_000, cost
-        assert cost.share <= 0.05, cost
+def test_a_vocabulary_of_152_k_is_small_and_quick_on_the_wire(real: Pair) -> None:
+    scene = synthetic_scene(real.scene, num=32)
+    assert scene.vocab == LARGE_VOCAB
+    assert abs(float(entropy(scene.teacher_NV).mean() - entropy(real.scene.teacher_NV).mean())) < 1
+    found = synthetic_costs(scene.teacher_NV, rounds=3)
+    refuse_large(found)
+    refuse_slow(found)
+
+
+@pytest.mark.benchmark
+def test_the_reference_teacher_is_small_quick_and_close_on_the_wire(real: Pair) -> None:
+    found = pair_costs(real, rounds=3)
+    refuse_large(found)
+    refuse_slow(found)
     for error in (error for k in (64, 32) for error in errors(real, k)):
         assert error.mean_kl <= KL[error.encoding], error
         assert error.angle <= ANGLE[error.encoding], error
+
+
+@pytest.mark.benchmark
+def test_the_widest_teacher_of_this_text_is_small_and_quick_on_the_wire(
+    reference: Path, tmp_path: Path, pytestconfig: pytest.Config, one_thread: None
+) -> None:
+    assert pytestconfig.cache is not None
+    models = wide_pair(reference, pytestconfig.cache.mkdir("wide_pair"))
+    wide = read_pair(reference, tmp_path, models, rows=1)
+    assert wide.scene.vocab >= 32_000
+    found = pair_costs(wide, rounds=3)
+    refuse_large(found)
+    refuse_slow(found)

@@ -1,44 +1,43 @@
 """What a token costs on its way from teacher to student: bytes, time and error of every encoding.
 
-`python -m tests.benchmarks.wire` prints three tables. Real: the reference teacher and student on
-validation text of all domains, V = 4,096. Synthetic: V = 151,936, from `synthetic_logits`. Times
-are processor time of one thread; encoding is `SoftTargets.build`, decoding `SoftTargets.arrays`.
+`python -m tests.benchmarks.wire` prints tables for the three scenes of `scenes`: the reference
+teacher, V = 4,096; a teacher with the largest vocabulary that the text bears, V = 65,536, trained
+first if `--folder` does not hold it; synthetic logits, V = 151,936. Times are processor time of one
+thread; encoding is `SoftTargets.build`, decoding `SoftTargets.arrays`.
 
 N positions with loss   V head rows   K ids kept per position   D hidden width
 """
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.commands import load
-from cluster.preparation import prepare_run
-from shared.layout import lay_out
-from shared.row_store import RowStore
-from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import IdsEncoding, TargetSpec
 from student_trainer.losses.buckets import Buckets, teacher_distribution
 from student_trainer.losses.divergences import forward_kl
 from teacher_service.drawing import draw
-from teacher_service.engine import HFEngine
 from teacher_service.scoring import Head, select
+from tests.benchmarks.scenes import (
+    REFERENCE,
+    Pair,
+    print_profile,
+    read_pair,
+    reference_models,
+    synthetic_scene,
+    timed,
+)
+from tests.benchmarks.wide_pair import wide_pair
 from tests.drawn import arrays_of
 
-PROJECT = Path(__file__).resolve().parents[2]
-REFERENCE = PROJECT.parent / "shared"
-RECIPE = PROJECT / "cluster" / "recipes" / "real_text.yaml"
-
-LARGE_VOCAB = 151_936
 SIZES = (64, 32)
 ENCODINGS: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
 WAYS_OF_IDS: tuple[IdsEncoding, ...] = ("plain", "elias_fano")
@@ -47,8 +46,6 @@ TEMPERATURES = (1.0, 4.0)
 Selector = Literal["top_k", "threshold"]
 SELECTORS: tuple[Selector, ...] = ("top_k", "threshold")
 LOGPROBS = ("top_logprobs", "top_logprobs_range", "exact_logprobs", "exact_logprobs_range")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,88 +93,6 @@ class Error:
     angle: float  # degrees, mean over positions
 
 
-@dataclass(frozen=True)
-class Real:
-    """The reference pair on validation text."""
-
-    logits_NV: Tensor  # float32, of the teacher
-    student_NV: Tensor
-    hidden_ND: Tensor  # of the teacher's last layer
-    head: Head
-    label_N: Tensor
-    layers_s: float  # processor time of the teacher's layers per position
-
-
-def reference_pair(
-    reference: Path, cache: Path, *, rows: int
-) -> tuple[list[Rows], HFEngine, HFEngine]:
-    """`rows` validation rows of every domain, and both models."""
-    settings = [f"paths.root={reference}", f"paths.cache={cache}", f"data.validation_rows={rows}"]
-    prepared = prepare_run(load(RECIPE, settings))
-    units = [RowStore.open(d.validation_path).take(range(rows)) for d in prepared.domains]
-    teacher = HFEngine.load(prepared.teacher.model)
-    return units, teacher, HFEngine.load(str(reference / "models" / "student-base-1m"))
-
-
-def real_pair(reference: Path, cache: Path, *, rows: int) -> Real:
-    """Both models on `rows` validation rows of every domain."""
-    units, teacher, student = reference_pair(reference, cache, rows=rows)
-    hidden_ND, layers_s = _timed(lambda: torch.cat([teacher.last_hidden(u) for u in units]), 2)
-    with torch.inference_mode():
-        student_NV = torch.cat([student.head.logits(student.last_hidden(u)) for u in units])
-        logits_NV = teacher.head.logits(hidden_ND)
-    return Real(
-        logits_NV=logits_NV.clone(),
-        student_NV=student_NV.clone(),
-        hidden_ND=hidden_ND.clone(),
-        head=teacher.head,
-        label_N=torch.cat([labels_of(unit, teacher.packed) for unit in units]),
-        layers_s=layers_s / len(hidden_ND),
-    )
-
-
-def labels_of(unit: Rows, packed: bool) -> Tensor:
-    """The token that each position with loss of a unit predicts, int64 [N]."""
-    return torch.from_numpy(lay_out(unit, packed=packed).label_N)
-
-
-def synthetic_logits(logits_NV: Tensor, *, vocab: int, num: int, seed: int = 0) -> Tensor:
-    """Logits [num, vocab] with the rank profile and the mean entropy of real ones over fewer ids.
-
-    A position takes the sorted log-probabilities of a real one. Beyond half of the real
-    vocabulary, where a small one ends too soon, they go on as a power law of the rank, with the
-    slope that the position has between a quarter and a half. One temperature then brings the mean
-    entropy back to the real one. Which id has which rank is drawn at random.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(logits_NV), generator=draw)[:num]
-    profile_nV = logits_NV[chosen].log_softmax(1).sort(1, descending=True).values
-    end = profile_nV.shape[1] // 2
-    fall_n = (profile_nV[:, end // 2] - profile_nV[:, end]) / np.log(2)
-    rest = torch.log(torch.arange(end, vocab) / end)
-    tail = profile_nV[:, end : end + 1] - fall_n.clamp(min=1.05)[:, None] * rest
-    sorted_nV = torch.cat([profile_nV[:, :end], tail], dim=1)
-    sorted_nV *= _sharpness(sorted_nV, float(entropy(logits_NV[chosen]).mean()))
-    ids_nV = torch.stack([torch.randperm(vocab, generator=draw) for _ in range(len(chosen))])
-    return torch.empty_like(sorted_nV).scatter_(1, ids_nV, sorted_nV)
-
-
-def _sharpness(logits_NV: Tensor, wanted: float) -> float:
-    """The factor that gives logits this mean entropy, by bisection."""
-    low, high = 0.2, 5.0
-    for _ in range(16):
-        middle = (low * high) ** 0.5
-        too_flat = float(entropy(logits_NV * middle).mean()) > wanted
-        low, high = (middle, high) if too_flat else (low, middle)
-    return (low * high) ** 0.5
-
-
-def entropy(logits_NV: Tensor) -> Tensor:
-    """Nats [N]."""
-    log_p_NV = logits_NV.log_softmax(1)
-    return -(log_p_NV.exp() * log_p_NV).sum(1)
-
-
 def selected(
     head: Head, hidden_ND: Tensor, label_N: Tensor, k: int, selector: Selector = "top_k"
 ) -> TargetArrays:
@@ -219,8 +134,8 @@ def costs(
     for ids in WAYS_OF_IDS:
         for encoding in ENCODINGS:
             spec = TargetSpec(k, vocab, encoding=encoding, ids=ids, **asked)
-            answer, encode_s = _timed(lambda spec=spec: _built(spec, unit), rounds)
-            _, decode_s = _timed(answer.arrays, rounds)
+            answer, encode_s = timed(lambda spec=spec: _built(spec, unit), rounds)
+            _, decode_s = timed(answer.arrays, rounds)
             columns = _bytes_by_column(answer)
             yield Cost(
                 vocab=vocab,
@@ -253,24 +168,13 @@ def _bytes_by_column(answer: SoftTargets) -> dict[str, float]:
     return {name: table.column(name).combine_chunks().flatten().nbytes / num for name in names}
 
 
-def _timed(work: Callable[[], T], rounds: int) -> tuple[T, float]:
-    """The last result and the least processor time of several rounds."""
-    times_s, result = [], None
-    for _ in range(rounds):
-        started = time.process_time()
-        result = work()
-        times_s.append(time.process_time() - started)
-    assert result is not None
-    return result, min(times_s)
-
-
-def errors(real: Real, k: int) -> Iterator[Error]:
-    """What fp16 and int8 change, against float32, on the real pair in float64."""
-    arrays = selected(real.head, real.hidden_ND, real.label_N, k)
-    vocab = real.logits_NV.shape[1]
+def errors(pair: Pair, k: int) -> Iterator[Error]:
+    """What fp16 and int8 change, against float32, on a pair in float64."""
+    scene = pair.scene
+    arrays = selected(pair.head, pair.hidden_ND, scene.label_N, k)
     decoded = {
         encoding: SoftTargets.build(
-            spec=TargetSpec(k, vocab, TEMPERATURES, encoding=encoding),
+            spec=TargetSpec(k, scene.vocab, TEMPERATURES, encoding=encoding),
             teacher={},
             row_hashes=[bytes(16)],
             num_targets_R=np.array([len(arrays.ids_NK)]),
@@ -279,9 +183,9 @@ def errors(real: Real, k: int) -> Iterator[Error]:
         for encoding in ENCODINGS
     }
     for column, temperature in enumerate(TEMPERATURES):
-        exact, exact_grad_NV = _pulled(decoded["fp32"], real.student_NV, column)
+        exact, exact_grad_NV = _pulled(decoded["fp32"], scene.student_NV, column)
         for encoding in ENCODINGS[1:]:
-            coded, grad_NV = _pulled(decoded[encoding], real.student_NV, column)
+            coded, grad_NV = _pulled(decoded[encoding], scene.student_NV, column)
             kl_N = forward_kl(exact, coded)
             cosine_N = torch.cosine_similarity(grad_NV, exact_grad_NV, dim=1, eps=1e-30)
             yield Error(
@@ -312,15 +216,15 @@ def _pulled(arrays: TargetArrays, student_NV: Tensor, column: int) -> tuple[Buck
     return teacher, gradient_NV
 
 
-def real_costs(real: Real, *, rounds: int) -> list[Cost]:
-    """The reference teacher's own answers; its layers and its selection are the scoring time."""
+def pair_costs(pair: Pair, *, rounds: int) -> list[Cost]:
+    """A teacher's own answers; its layers and its selection are the scoring time."""
+    label_N, vocab = pair.scene.label_N, pair.scene.vocab
     found: list[Cost] = []
     for selector, k in product(SELECTORS, SIZES):
-        arrays, select_s = _timed(
-            lambda k=k, s=selector: selected(real.head, real.hidden_ND, real.label_N, k, s), rounds
+        arrays, select_s = timed(
+            lambda k=k, s=selector: selected(pair.head, pair.hidden_ND, label_N, k, s), rounds
         )
-        scoring_s = real.layers_s + select_s / len(real.label_N)
-        vocab = real.logits_NV.shape[1]
+        scoring_s = pair.layers_s + select_s / len(label_N)
         found += costs(arrays, selector, vocab=vocab, scoring_s=scoring_s, rounds=rounds)
     return found
 
@@ -335,7 +239,7 @@ def synthetic_costs(logits_NV: Tensor, *, rounds: int) -> list[Cost]:
     found: list[Cost] = []
     for selector, k in product(SELECTORS, SIZES):
         arrays = selected(exact, torch.eye(num), label_N, k, selector)
-        _, select_s = _timed(
+        _, select_s = timed(
             lambda k=k, s=selector: selected(dense, hidden_ND, label_N, k, s), min(rounds, 2)
         )
         found += costs(arrays, selector, vocab=vocab, scoring_s=select_s / num, rounds=rounds)
@@ -371,34 +275,34 @@ def print_errors(found: list[Error]) -> None:
         )
 
 
-def print_profile(name: str, logits_NV: Tensor) -> None:
-    """Entropy and mean log-probability by rank."""
-    ranks = [1, 2, 4, 8, 16, 32, 64, 256, 1024]
-    top_NK = logits_NV.log_softmax(1).topk(max(ranks)).values
-    means = " ".join(f"{float(top_NK[:, rank - 1].mean()):7.2f}" for rank in ranks)
-    entropy_N = entropy(logits_NV)
-    print(f"{name:10} {float(entropy_N.mean()):8.3f} {float(entropy_N.std()):5.2f}  {means}")
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2, help="validation rows of each domain")
     parser.add_argument("--positions", type=int, default=96, help="of synthetic logits")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="keeps the pair that is trained")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as cache:
-        real = real_pair(REFERENCE, Path(cache), rows=options.rows)
-    logits_NV = synthetic_logits(real.logits_NV, vocab=LARGE_VOCAB, num=options.positions)
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = Path(temporary)
+        wide_models = wide_pair(REFERENCE, options.folder or cache)
+        real = read_pair(REFERENCE, cache, reference_models(REFERENCE), rows=options.rows)
+        wide = read_pair(REFERENCE, cache, wide_models, rows=options.rows)
+    synthetic_NV = synthetic_scene(real.scene, num=options.positions).teacher_NV
     print("\nlogits      entropy   std  mean log-probability at rank 1 2 4 8 16 32 64 256 1024")
-    print_profile("real", real.logits_NV)
-    print_profile("synthetic", logits_NV)
-    print(f"\n{len(real.label_N):,} real positions, {len(logits_NV)} synthetic ones, one thread")
-    print_costs(real_costs(real, rounds=options.rounds))
-    print_costs(synthetic_costs(logits_NV, rounds=options.rounds))
-    print("\nAgainst fp32, the real pair")
+    print_profile("reference", real.scene.teacher_NV)
+    print_profile("wide", wide.scene.teacher_NV)
+    print_profile("synthetic", synthetic_NV)
+    print(
+        f"\n{len(real.hidden_ND):,} positions of the reference pair, {len(wide.hidden_ND):,} of "
+        f"the wide one, {len(synthetic_NV)} synthetic ones, one thread"
+    )
+    print_costs(pair_costs(real, rounds=options.rounds))
+    print_costs(pair_costs(wide, rounds=options.rounds))
+    print_costs(synthetic_costs(synthetic_NV, rounds=options.rounds))
+    print("\nAgainst fp32, the reference pair")
     print_errors([error for k in SIZES for error in errors(real, k)])
 
 

@@ -1,0 +1,75 @@
+"""A teacher and a student with as large a vocabulary as the reference text bears.
+
+A byte-level BPE tokenizer learns 65,536 ids from the training text of all domains, 17 million
+characters, and two small Llamas learn that text: some minutes of one core. The folder they are
+made in keeps them.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from cluster.default_models import train_tokenizer
+from cluster.default_training import ModelPlan, train_model
+
+ASKED = 2**16  # ids; the trainer stops earlier where no pair is left to merge
+DOMAINS = ("cli", "code", "instruct", "intent", "law", "math", "medicine", "ner", "sql", "stories")
+PLANS = {
+    "teacher": ModelPlan(
+        width=128, layers=2, heads=4, domains=DOMAINS, steps=400, rows_per_step=4, context=128
+    ),
+    "student": ModelPlan(
+        width=64, layers=2, heads=2, domains=DOMAINS, steps=100, rows_per_step=4, context=128
+    ),
+}
+
+
+def wide_pair(reference: Path, folder: Path) -> dict[str, Path]:
+    """The folders of both models, with their tokenizer; made where they are missing."""
+    paths = {name: folder / f"{name}-{_key(plan)}" for name, plan in PLANS.items()}
+    if not all(path.is_dir() for path in paths.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = train_tokenizer(texts(reference), vocab=ASKED)
+        tokens = [ids_of(tokenizer, reference, domain) for domain in DOMAINS]
+        for name, plan in PLANS.items():
+            _save(paths[name], plan, tokenizer, tokens)
+    return paths
+
+
+def _key(plan: ModelPlan) -> str:
+    return hashlib.sha256(repr((plan, ASKED)).encode()).hexdigest()[:8]
+
+
+def texts(reference: Path, *domains: str) -> Iterator[str]:
+    """The training documents of domains, of all of them if none is named."""
+    for domain in domains or DOMAINS:
+        for path in sorted((reference / "data" / domain).glob("*.train.jsonl")):
+            with path.open(encoding="utf-8") as file:
+                for row in map(json.loads, file):
+                    yield row.get("text") or f"{row['prompt']}\n{row['response']}"
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, reference: Path, domain: str) -> np.ndarray:
+    """A domain's documents end to end, each between its special ids, int32."""
+    documents = list(texts(reference, domain))
+    encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return np.array([i for ids in encoded for i in (bos, *ids, eos)], dtype=np.int32)
+
+
+def _save(
+    target: Path, plan: ModelPlan, tokenizer: PreTrainedTokenizerFast, tokens: list[np.ndarray]
+) -> None:
+    scratch = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model = train_model(plan, tokens, vocab=len(tokenizer), title=target.name)
+    model.save_pretrained(scratch)
+    tokenizer.model_max_length = plan.max_length
+    tokenizer.save_pretrained(scratch)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
