@@ -28,7 +28,7 @@ ANGLE = {"fp16": 0.05, "int8": 0.5}
 TOKENS_PER_S, SHARE = 100_000, 0.05
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """What is timed is timed on one core."""
     threads = torch.get_num_threads()
@@ -37,10 +37,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def real(reference: Path, tmp_path: Path, one_thread: None) -> Pair:
+@pytest.fixture(scope="module")
+def real(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """The reference pair on two validation rows of each domain."""
-    return read_pair(reference, tmp_path, reference_models(reference), rows=2)
+    cache = tmp_path_factory.mktemp("cache")
+    return read_pair(reference, cache, reference_models(reference), rows=2)
 
 
 def refuse_slow(found: list[Cost]) -> None:
@@ -78,7 +79,7 @@ def test_the_reference_teacher_is_small_quick_and_close_on_the_wire(real: Pair) 
 
 @pytest.mark.benchmark
 def test_the_widest_teacher_of_this_text_is_small_and_quick_on_the_wire(
-    reference: Path, tmp_path: Path, pytestconfig: pytest.Config, one_thread: None
+    reference: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     assert pytestconfig.cache is not None
     models = wide_pair(reference, pytestconfig.cache.mkdir("wide_pair"))

@@ -21,10 +21,10 @@ ASKED = 2**16  # ids; the trainer stops earlier where no pair is left to merge
 DOMAINS = ("cli", "code", "instruct", "intent", "law", "math", "medicine", "ner", "sql", "stories")
 PLANS = {
     "teacher": ModelPlan(
-        width=128, layers=2, heads=4, domains=DOMAINS, steps=400, rows_per_step=4, context=128
+        width=128, layers=2, heads=4, domains=DOMAINS, steps=300, rows_per_step=4, context=128
     ),
     "student": ModelPlan(
-        width=64, layers=2, heads=2, domains=DOMAINS, steps=100, rows_per_step=4, context=128
+        width=64, layers=2, heads=2, domains=DOMAINS, steps=60, rows_per_step=4, context=128
     ),
 }
 
