@@ -170,11 +170,16 @@ def _start(plan: ControllerPlan, name: str) -> Any:
 
 
 def _actor_processes() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if " ".join(child.cmdline()).startswith("ray::ControllerActor")
-    ]
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if _title(child).startswith("ray::ControllerActor")]
+
+
+def _title(process: psutil.Process) -> str:
+    """What a process calls itself; nothing where it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie is one too
+        return ""
 
 
 def test_the_actor_survives_a_kill_between_reports_and_decides_as_if_undisturbed(

@@ -236,7 +236,7 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
     losses = [{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {1: 1, 3: 2}}]
     store = tmp_path / "store"
     hidden = {"width": 8, "encoding": "int8", "calibration_rows": 6}
-    targets = {"top_k": 16, "store": str(store), "hidden": hidden}
+    targets = {"selector": "top_k", "top_k": 16, "store": str(store), "hidden": hidden}
     job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2)
     assert main(["run", str(job)]) == 0
     said = capsys.readouterr().out
@@ -264,7 +264,7 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
         tiny_pair,
         targets=targets,
         mixture={"policy": "odm", "interval": 2, "lag_steps": 1},
-        losses=[{"kind": "forward_kl", "temperature": 2.0}],
+        losses=[{"kind": "forward_kl", "temperature": 0.5}],  # sharp enough to have a head
     )
     assert main(["run", str(job)]) == 0
     said = capsys.readouterr().out
@@ -281,4 +281,4 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
     capsys.readouterr()
     other = ["name=other", "targets.seed=3", "targets.teacher_free=true"]
     assert main(["run", str(job), *other]) == 2
-    assert "asked is threshold 16 of 512 ids at temperature 2" in capsys.readouterr().err
+    assert "asked is threshold 16 of 512 ids at temperature 0.5" in capsys.readouterr().err

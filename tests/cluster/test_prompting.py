@@ -125,7 +125,7 @@ def test_the_store_serves_without_a_teacher(prompted, run_dir, capsys):
     assert weights[0] == weights[1]
     plain = ["run", str(prompted), "name=plain", "targets.teacher_free=true", "prompts=null"]
     assert main(plain) == 2
-    assert "asked is top_k" in capsys.readouterr().err
+    assert "asked is threshold" in capsys.readouterr().err
 
 
 def test_other_prompts_under_the_same_name_are_refused(prompted, run_dir, tmp_path, capsys):
