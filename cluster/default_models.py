@@ -136,9 +136,11 @@ def _train_into(
     scratch: Path, plan: "ModelPlan", tokenizer: "PreTrainedTokenizerFast", *, title: str
 ) -> None:
     import numpy as np
+    from transformers.utils import logging
 
     from cluster.default_training import train_model
 
+    logging.disable_progress_bar()  # one shard needs none
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     tokens = []
     for domain in plan.domains:
