@@ -55,13 +55,15 @@ def optimise(
 
 
 def optimise_domain(task: Task, config: Config, teacher: Teacher) -> Outcome:
-    """One domain's search, with a bar per round on the terminal."""
+    """One domain's search, with a bar per round on the terminal, a line elsewhere."""
     settings = config.prompt_search
     bar = tqdm(unit="prompt", disable=not sys.stderr.isatty())
 
     def report(number: int, count: int) -> None:
         bar.set_description(f"{task.domain}, round {number}")
         bar.reset(total=count)
+        if bar.disable:
+            print(f"{task.domain}, round {number}: {count} prompts", flush=True)
 
     scorers = [
         scorer_for(

@@ -184,6 +184,7 @@ def test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_
 ):
     assert main(["prompts", "optimise", str(job)]) == 0
     said = capsys.readouterr().out
+    assert "pairs, round 1: " in said
     assert "best prompt found" in said
     assert str(tmp_path / "prompts.json") in said
     first = (tmp_path / "prompts.json").read_text()
