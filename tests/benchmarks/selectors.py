@@ -31,7 +31,6 @@ from teacher_service.drawing import draw
 from teacher_service.scoring import Head, Selection, select
 from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
 from tests.benchmarks.scenes import (
-    LARGE_VOCAB,
     REFERENCE,
     Scene,
     read_pair,
@@ -47,7 +46,7 @@ Name = Literal[
 DRAWN, POLYNOMIAL = ("sampled", "threshold"), ("polynomial_zero", "polynomial_bucket")
 PRESETS = {preset.top_k: preset for preset in (BUDGET, DEFAULT)}
 PART = 64  # positions at a time: a head with as many columns stands for their logits
-DRAWS = 4
+SCENES = ("reference", "wide", "synthetic")
 
 
 class Choice(NamedTuple):
@@ -59,18 +58,14 @@ class Choice(NamedTuple):
 
 
 POLYNOMIALS = tuple(Choice(name, size) for size in PRESETS for name in POLYNOMIAL)
-THRESHOLDS = tuple(
-    Choice("threshold", size, encoding)
-    for encoding in ("fp16", "int8")
-    for size in (32, 48, 64, 96, 128, 160)
-)
 CHOICES = (
     Choice("renormalised", 32),
     Choice("top_k", 32),
     Choice("top_k", 64),
     Choice("sampled", 50),
     Choice("sampled", 100),
-    *THRESHOLDS,
+    *(Choice("threshold", size) for size in (32, 48, 64, 128)),
+    *(Choice("threshold", size, "int8") for size in (48, 64, 160)),
     *POLYNOMIALS,
 )
 
@@ -264,30 +259,28 @@ def print_table(found: Sequence[Result]) -> None:
         )
 
 
+def made(name: str, folder: Path, cache: Path, *, rows: int) -> Scene:
+    """A scene of the tables, in a random order of positions."""
+    models = wide_pair(REFERENCE, folder) if name == "wide" else reference_models(REFERENCE)
+    scene = read_pair(REFERENCE, cache, models, rows=rows).scene
+    return synthetic_scene(scene, num=1024) if name == "synthetic" else scene.shuffled(2048)
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", nargs="*", choices=SCENES, default=SCENES)
     parser.add_argument("--rows", type=int, default=2, help="validation rows of each domain")
-    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="keeps the pair that is trained")
-    parser.add_argument("--vocab", type=int, nargs="*", help="these scenes alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(temporary)
-        folder = options.folder or cache
-        real = read_pair(REFERENCE, cache, reference_models(REFERENCE), rows=options.rows).scene
-        makers = {
-            real.vocab: lambda: real.shuffled(),
-            2**16: lambda: read_pair(
-                REFERENCE, cache, wide_pair(REFERENCE, folder), rows=options.rows
-            ).scene.shuffled(2048),
-            LARGE_VOCAB: lambda: synthetic_scene(real, num=1024),
-        }
-        for vocab in options.vocab or makers:
-            scene = makers[vocab]()
+        for name in options.scenes:
+            scene = made(name, options.folder or cache, cache, rows=options.rows)
             num = len(scene.label_N)
-            tokens = [n for n in (128, 512, 2048) if n < num] + [num]
+            tokens = [n for n in (128, 512) if n < num] + [num]
             print(f"\nV = {scene.vocab:,}, {num:,} positions; degrees to the whole gradient")
             print_table(list(measure(scene, CHOICES, tokens=tokens, draws=options.draws)))
 
