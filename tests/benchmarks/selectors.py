@@ -263,7 +263,9 @@ def made(name: str, folder: Path, cache: Path, *, rows: int) -> Scene:
     """A scene of the tables, in a random order of positions."""
     models = wide_pair(REFERENCE, folder) if name == "wide" else reference_models(REFERENCE)
     scene = read_pair(REFERENCE, cache, models, rows=rows).scene
-    return synthetic_scene(scene, num=1024) if name == "synthetic" else scene.shuffled(2048)
+    if name == "synthetic":
+        return synthetic_scene(scene, num=1024)
+    return scene.shuffled(1024 if name == "wide" else 2048)
 
 
 def main() -> None:

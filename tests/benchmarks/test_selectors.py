@@ -18,6 +18,7 @@ from tests.benchmarks.selectors import (
     POLYNOMIALS,
     Choice,
     Result,
+    gradients,
     measure,
     print_table,
 )
@@ -48,6 +49,16 @@ def test_it_runs_and_everything_kept_has_no_angle(capsys) -> None:
     assert all(result.norm == pytest.approx(1, abs=1e-3) for result in whole)
     print_table(found)
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(choices)
+
+
+def test_the_whole_gradient_is_that_of_a_dense_computation() -> None:
+    scene = small_scene(80)
+    p_NV, q_NV = (x.double().softmax(1) for x in (scene.teacher_NV, scene.student_NV))
+    dense_NV = q_NV - p_NV
+    found = gradients(scene, Choice("whole", 300), seed=0, tokens=(30, 80)).grads_VD
+    for num, grad_VD in zip((30, 80), found, strict=True):
+        wanted_VD = dense_NV[:num].T @ scene.student_ND[:num].double()
+        assert torch.allclose(grad_VD.double(), wanted_VD, atol=1e-5)
 
 
 @pytest.mark.parametrize(

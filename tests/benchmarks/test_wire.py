@@ -83,7 +83,7 @@ def test_the_widest_teacher_of_this_text_is_small_and_quick_on_the_wire(
 ) -> None:
     assert pytestconfig.cache is not None
     models = wide_pair(reference, pytestconfig.cache.mkdir("wide_pair"))
-    wide = read_pair(reference, tmp_path, models, rows=1)
+    wide = read_pair(reference, tmp_path, models, rows=2)
     assert wide.scene.vocab >= 32_000
     found = pair_costs(wide, rounds=3)
     refuse_large(found)
