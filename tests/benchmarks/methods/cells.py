@@ -196,6 +196,7 @@ SELECTED = {  # by the title of a table of selectors
 SWEPT_COMPARISONS = (
     *((f"kd-selector-{s}", "kd") for s in ("renormalised", "sampled", "threshold")),
     ("kd-t2-selector-threshold", "kd-t2"),
+    ("atkd-ce", "kd-ce"),
     *CIRCUMSTANCES,
 )
 
