@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,21 +289,21 @@ def resident(name: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def table(results: list[Result]) -> str:
-    """Markdown; times as a ratio to full logits, eager."""
-    lines = [
-        "| task | N | D | V | loss | time / eager | extra MB | error, value | error, gradient |",
-        "|---|---:|---:|---:|---|---:|---:|---:|---:|",
-    ]
-    eager = {(r.task, r.size): r.seconds for r in results if r.name == "eager"}
-    for r in results:
-        ratio = r.seconds / eager[r.task, r.size]
-        lines.append(
-            f"| {r.task} | {r.size.rows:,} | {r.size.width:,} | {r.size.vocabulary:,} | {r.name} | "
-            f"{ratio:.2f} | {r.extra_bytes / 1e6:,.0f} | {r.value_error:.0e} | "
-            f"{r.gradient_error:.0e} |"
-        )
-    return "\n".join(lines)
+HEADER = """\
+| task | N | D | V | loss | time / eager | extra MB | error, value | error, gradient |
+|---|---:|---:|---:|---|---:|---:|---:|---:|"""
+
+
+def lines(results: list[Result]) -> str:
+    """The contestants of one task and size below `HEADER`; times as a ratio to full logits,
+    eager."""
+    (eager,) = (r.seconds for r in results if r.name == "eager")
+    return "\n".join(
+        f"| {r.task} | {r.size.rows:,} | {r.size.width:,} | {r.size.vocabulary:,} | {r.name} | "
+        f"{r.seconds / eager:.2f} | {r.extra_bytes / 1e6:,.0f} | {r.value_error:.0e} | "
+        f"{r.gradient_error:.0e} |"
+        for r in results
+    )
 
 
 def main() -> None:
@@ -320,15 +321,12 @@ def main() -> None:
         asked = json.loads(options.one)
         print(extra_bytes(asked["task"], asked["name"], Size(**asked["size"])))
         return
-    results = []
-    for task in options.tasks:
-        for rows in options.rows:
-            for width in options.widths:
-                for vocabulary in options.vocabularies:
-                    size = Size(rows, width, vocabulary)
-                    results += measure(task, size, rounds=options.rounds)
-                    print(f"{task} {size} {results[-1].seconds:.1f} s", file=sys.stderr)
-    print(table(results))
+    print(HEADER, flush=True)
+    for task, rows, width, vocabulary in product(
+        options.tasks, options.rows, options.widths, options.vocabularies
+    ):
+        size = Size(rows, width, vocabulary)
+        print(lines(measure(task, size, rounds=options.rounds)), flush=True)
 
 
 if __name__ == "__main__":
