@@ -59,11 +59,11 @@ def selector_note(selector: Selector | Literal["auto"], losses: Sequence[Loss], 
     return f"targets.selector auto picks {picked}{kinds and f' for {kinds}'}: {kept[picked]}"
 
 
-def _read_ids(losses: Sequence[Loss]) -> list[Divergence | ATKD]:
+def _read_ids(losses: Sequence[Loss]) -> list[Loss]:
     return [loss for loss in losses if isinstance(loss, Divergence | ATKD)]
 
 
-def _takes_drawn_ids(loss: Divergence | ATKD) -> bool:
+def _takes_drawn_ids(loss: Loss) -> bool:
     return isinstance(loss, Divergence) and loss.takes_drawn_ids
 
 
