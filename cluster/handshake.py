@@ -98,7 +98,7 @@ def target_spec(
             hidden_encoding=config.targets.hidden.encoding,
             projection=projection,
         )
-    selector, temperatures = config.selector, config.temperatures
+    selector, temperatures = config.selector_for(vocabulary), config.temperatures
     drawn = selector in DRAWN
     return TargetSpec(
         top_k=config.targets.top_k,

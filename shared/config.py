@@ -293,10 +293,10 @@ class Config(Section):
         others = {getattr(loss, "temperature", 1.0) for loss in self.losses} - {1.0}
         return (1.0, *sorted(others))
 
-    @property
-    def selector(self) -> Selector:
-        """What `targets.selector` stands for."""
-        return chosen(self.targets.selector, self.losses)
+    def selector_for(self, vocabulary: int) -> Selector:
+        """What `targets.selector` stands for with so many shared ids."""
+        keeps_all = self.targets.top_k == vocabulary
+        return chosen(self.targets.selector, self.losses, keeps_all=keeps_all)
 
     @property
     def prefetch_steps(self) -> int:

@@ -14,11 +14,15 @@ Selector = Literal["top_k", "renormalised", "threshold", "sampled"]
 DRAWN: tuple[Selector, ...] = ("threshold", "sampled")
 
 
-def chosen(selector: Selector | Literal["auto"], losses: Sequence[Loss]) -> Selector:
+def chosen(
+    selector: Selector | Literal["auto"], losses: Sequence[Loss], *, keeps_all: bool = False
+) -> Selector:
     """The selector itself, or what `auto` stands for: `threshold` where every loss that reads
-    ids takes drawn ones, all at one temperature, else `top_k`."""
+    ids takes drawn ones, all at one temperature, and some ids are not kept, else `top_k`."""
     if selector != "auto":
         return selector
+    if keeps_all:
+        return "top_k"
     takes_drawn_ids = all(_takes_drawn_ids(loss) for loss in _read_ids(losses))
     return "threshold" if takes_drawn_ids and len(_temperatures(losses)) == 1 else "top_k"
 
@@ -43,9 +47,11 @@ def check_selector(selector: Selector | Literal["auto"], losses: Sequence[Loss])
         )
 
 
-def selector_note(selector: Selector | Literal["auto"], losses: Sequence[Loss], top_k: int) -> str:
+def selector_note(
+    selector: Selector | Literal["auto"], losses: Sequence[Loss], top_k: int, *, vocabulary: int
+) -> str:
     """A sentence for the start of a run."""
-    picked = chosen(selector, losses)
+    picked = chosen(selector, losses, keeps_all=top_k == vocabulary)
     kept = {
         "top_k": f"the {top_k} most likely ids and the exact mass of all others",
         "renormalised": f"the {top_k} most likely ids as if there were no others; this biases the "

@@ -299,12 +299,21 @@ def payload(subject: Subject) -> Check:
         mass = float(-np.expm1(subject.whole.arrays().log_tail_NS[:, place]).mean())
         holds = f"{spec.selector} {spec.top_k} holds"
     exactly = " exactly and draws the rest" if spec.selector == "threshold" else ""
-    least = mass >= 0 if spec.is_drawn else mass > 0
+    least = mass >= 0 if spec.selector == "threshold" else mass > 0
+    sound = least and mass <= 1 + 1e-6 and weights_sum_to_one(subject)
     return Check(
         "payload",
-        least and mass <= 1 + 1e-6 and subject.tokens > 0,
+        sound and subject.tokens > 0,
         f"{size:.0f} bytes per token; {holds} {mass:.1%} of the mass{exactly}",
     )
+
+
+def weights_sum_to_one(subject: Subject) -> bool:
+    """Whether drawn ids stand for the whole distribution."""
+    if not subject.spec.is_drawn:
+        return True
+    weights_NK = np.exp(subject.whole.arrays().logprobs_NK.astype(np.float64))
+    return bool(np.allclose(weights_NK.sum(axis=1), 1, rtol=0, atol=FINE["loss"]))
 
 
 def speeds(objective: Objective, subject: Subject) -> list[Check]:

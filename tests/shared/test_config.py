@@ -145,15 +145,16 @@ def test_a_config_cannot_be_changed():
 )
 def test_auto_draws_ids_where_every_divergence_takes_them(losses, picked):
     found = config(losses=losses)
-    assert found.selector == picked
-    said = selector_note("auto", found.losses, 64)
+    assert found.selector_for(512) == picked
+    assert found.selector_for(found.targets.top_k) == "top_k", "nothing is left to draw"
+    said = selector_note("auto", found.losses, 64, vocabulary=512)
     assert said.startswith(f"targets.selector auto picks {picked}")
     assert ": " in said
 
 
 def test_a_named_selector_stands_for_itself():
     for name in ("top_k", "renormalised", "threshold", "sampled"):
-        assert config(targets={"selector": name}).selector == name
+        assert config(targets={"selector": name}).selector_for(512) == name
 
 
 @pytest.mark.parametrize("selector", ["threshold", "sampled"])
@@ -182,4 +183,4 @@ def test_losses_without_the_teacher_have_no_temperature_to_draw_at():
         {"kind": "cross_entropy"},
         {"kind": "hidden_states", "layers": {1: 1}},
     ]
-    assert config(losses=losses, targets={"selector": "threshold"}).selector == "threshold"
+    assert config(losses=losses, targets={"selector": "threshold"}).selector_for(512) == "threshold"
