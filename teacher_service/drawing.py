@@ -69,7 +69,9 @@ def draw(
         entropy_N=torch.empty(num, device=device),
     )
     draws = _threshold if selector == "threshold" else _sampled
-    few = step if device.type != "cpu" else max(16, CACHED_LOGITS // len(head.weight_VD))
+    widest = max(len(head.weight_VD), BLOCK * top_k)  # numbers of a position at a time
+    on_cpu = device.type == "cpu"
+    few = max(16, CACHED_LOGITS // widest) if on_cpu else chunk_size(widest, device.type)
     for start in range(0, num, step):
         logits_CV = head.logits(hidden_ND[start : start + step])
         for first, logits_cV in zip(range(start, num, few), logits_CV.split(few), strict=False):
