@@ -24,6 +24,7 @@ from shared.config_paths import BUILTIN
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerFast
 
     from cluster.default_training import ModelPlan
@@ -135,24 +136,27 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int, **settings) -> "PreTrai
 def _train_into(
     scratch: Path, plan: "ModelPlan", tokenizer: "PreTrainedTokenizerFast", *, title: str
 ) -> None:
-    import numpy as np
     from transformers.utils import logging
 
     from cluster.default_training import train_model
 
     logging.disable_progress_bar()  # one shard needs none
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    tokens = []
-    for domain in plan.domains:
-        texts = list(_texts(scratch.parent, domain))
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        tokens.append(np.array([i for ids in encoded for i in (bos, *ids, eos)], dtype=np.int32))
+    tokens = [end_to_end(tokenizer, _texts(scratch.parent, domain)) for domain in plan.domains]
     note = f"training the built-in {title}, once; it is kept in {scratch.parent}"
     print(note, file=sys.stderr, flush=True)
     model = train_model(plan, tokens, vocab=VOCAB, title=f"built-in {title}")
     model.save_pretrained(scratch)
     tokenizer.model_max_length = plan.max_length
     tokenizer.save_pretrained(scratch)
+
+
+def end_to_end(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]) -> "np.ndarray":
+    """The ids of documents, each between its special ones, int32."""
+    import numpy as np
+
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return np.array([i for ids in encoded for i in (bos, *ids, eos)], dtype=np.int32)
 
 
 def _texts(folder: Path, domain: str) -> Iterator[str]:

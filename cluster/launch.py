@@ -151,9 +151,8 @@ def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
     width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, prepared.shared_vocab)
     if not spec.head:
         asked, losses = plan.config.targets, plan.config.losses
-        vocabulary = spec.shared_vocab
-        note = selector_note(asked.selector, losses, asked.top_k, vocabulary=vocabulary)
-        print(note, flush=True)
+        picked = plan.config.selector_for(spec.shared_vocab)
+        print(selector_note(asked.selector, picked, losses, asked.top_k), flush=True)
     print(payload_note(spec, hidden_width=width, pair=pair, top_k=top_k), flush=True)
 
 

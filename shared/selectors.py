@@ -15,7 +15,7 @@ DRAWN: tuple[Selector, ...] = ("threshold", "sampled")
 
 
 def chosen(
-    selector: Selector | Literal["auto"], losses: Sequence[Loss], *, keeps_all: bool = False
+    selector: Selector | Literal["auto"], losses: Sequence[Loss], *, keeps_all: bool
 ) -> Selector:
     """The selector itself, or what `auto` stands for: `threshold` where every loss that reads
     ids takes drawn ones, all at one temperature, and some ids are not kept, else `top_k`."""
@@ -48,10 +48,9 @@ def check_selector(selector: Selector | Literal["auto"], losses: Sequence[Loss])
 
 
 def selector_note(
-    selector: Selector | Literal["auto"], losses: Sequence[Loss], top_k: int, *, vocabulary: int
+    selector: Selector | Literal["auto"], picked: Selector, losses: Sequence[Loss], top_k: int
 ) -> str:
-    """A sentence for the start of a run."""
-    picked = chosen(selector, losses, keeps_all=top_k == vocabulary)
+    """A sentence for the start of a run; `picked` is what the selector stands for."""
     kept = {
         "top_k": f"the {top_k} most likely ids and the exact mass of all others",
         "renormalised": f"the {top_k} most likely ids as if there were no others; this biases the "

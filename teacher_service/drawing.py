@@ -116,15 +116,14 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     part_CK = uniform_C1 + (place_K - num_exact_C1).clamp(min=0)
     drawn_CK = _covering(ratio_CV, part_CK / (size - num_exact_C1).clamp(min=1))
     filled_CK = exact_CK | (num_exact_C1 == size)  # without a rest the last slots stay empty
-    sum_C = beyond_C + top_ratio_CK.double().sum(1)
-    log_sum_C = sum_C.log()
     exact_CK &= top_CK > LOG_NOTHING
-    return Drawn(
-        ids_CK=torch.where(filled_CK, ids_CK, drawn_CK),
-        logprobs_CK=(top_CK - log_sum_C[:, None]).masked_fill(~exact_CK, -torch.inf).float(),
-        log_tail_C=tail_C.log() - log_sum_C,
-        log_sum_C=log_sum_C + peak_C1[:, 0] / temperature,
-        entropy_C=log_sum_C - moment_C / sum_C,
+    return _normalised(
+        torch.where(filled_CK, ids_CK, drawn_CK),
+        top_CK.masked_fill(~exact_CK, -torch.inf),
+        tail_C=tail_C,
+        sum_C=beyond_C + top_ratio_CK.double().sum(1),
+        moment_C=moment_C,
+        log_peak_C=peak_C1[:, 0] / temperature,
     )
 
 
@@ -152,13 +151,32 @@ def _sampled(logits_CV: Tensor, uniform_CK: Tensor, size: int, temperature: floa
     ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
     sum_C = ratio_CV.sum(1).double()
     ids_CK = _covering(ratio_CV, uniform_CK)
-    tail_C = ratio_CV.scatter_(1, ids_CK, 0.0).sum(1).double()
+    return _normalised(
+        ids_CK,
+        torch.full_like(uniform_CK, -torch.inf, dtype=torch.float32),
+        tail_C=ratio_CV.scatter_(1, ids_CK, 0.0).sum(1).double(),
+        sum_C=sum_C,
+        moment_C=moment_C,
+        log_peak_C=peak_C1[:, 0] / temperature,
+    )
+
+
+def _normalised(
+    ids_CK: Tensor,
+    log_ratio_CK: Tensor,
+    *,
+    tail_C: Tensor,
+    sum_C: Tensor,
+    moment_C: Tensor,
+    log_peak_C: Tensor,
+) -> Drawn:
+    """From ratios to the largest probability, their tail, sum and moment, to probabilities."""
     log_sum_C = sum_C.log()
     return Drawn(
         ids_CK=ids_CK,
-        logprobs_CK=torch.full_like(uniform_CK, -torch.inf, dtype=torch.float32),
+        logprobs_CK=(log_ratio_CK - log_sum_C[:, None]).float(),
         log_tail_C=tail_C.log() - log_sum_C,
-        log_sum_C=log_sum_C + peak_C1[:, 0] / temperature,
+        log_sum_C=log_sum_C + log_peak_C,
         entropy_C=log_sum_C - moment_C / sum_C,
     )
 

@@ -27,8 +27,7 @@ def needs_ray(file: str) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs the Ray cluster comes first: it takes longest."""
-    files = {item.location[0]: needs_ray(item.location[0]) for item in items}
-    items.sort(key=lambda item: not files[item.location[0]])
+    items.sort(key=lambda item: not needs_ray(item.location[0]))
 
 
 @pytest.hookimpl(optionalhook=True)

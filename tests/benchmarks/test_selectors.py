@@ -22,7 +22,6 @@ from tests.benchmarks.selectors import (
     measure,
     print_table,
 )
-from tests.benchmarks.wide_pair import wide_pair
 
 AGAINST = (Choice("threshold", 48, "int8"), Choice("threshold", 160, "int8"))  # either preset
 
@@ -161,11 +160,9 @@ def test_threshold_is_nearer_than_a_polynomial_tail_of_4_k_ids(
 
 @pytest.mark.benchmark
 def test_threshold_is_nearer_than_a_polynomial_tail_of_the_widest_vocabulary_of_this_text(
-    reference: Path, tmp_path: Path, pytestconfig: pytest.Config
+    reference: Path, tmp_path: Path, wide_models: dict[str, Path]
 ) -> None:
-    assert pytestconfig.cache is not None
-    models = wide_pair(reference, pytestconfig.cache.mkdir("wide_pair"))
-    scene = read_pair(reference, tmp_path, models, rows=2).scene
+    scene = read_pair(reference, tmp_path, wide_models, rows=2).scene
     assert scene.vocab >= 32_000
     refuse_farther_than_a_fit(scene.shuffled(1024), draws=2)
 

@@ -14,7 +14,6 @@ from tests.benchmarks.scenes import (
     reference_models,
     synthetic_scene,
 )
-from tests.benchmarks.wide_pair import wide_pair
 from tests.benchmarks.wire import Cost, errors, pair_costs, synthetic_costs
 
 BYTES = {
@@ -79,11 +78,9 @@ def test_the_reference_teacher_is_small_quick_and_close_on_the_wire(real: Pair) 
 
 @pytest.mark.benchmark
 def test_the_widest_teacher_of_this_text_is_small_and_quick_on_the_wire(
-    reference: Path, tmp_path: Path, pytestconfig: pytest.Config
+    reference: Path, tmp_path: Path, wide_models: dict[str, Path]
 ) -> None:
-    assert pytestconfig.cache is not None
-    models = wide_pair(reference, pytestconfig.cache.mkdir("wide_pair"))
-    wide = read_pair(reference, tmp_path, models, rows=2)
+    wide = read_pair(reference, tmp_path, wide_models, rows=2)
     assert wide.scene.vocab >= 32_000
     found = pair_costs(wide, rounds=3)
     refuse_large(found)

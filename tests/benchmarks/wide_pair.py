@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from cluster.default_models import train_tokenizer
+from cluster.default_models import end_to_end, train_tokenizer
 from cluster.default_training import ModelPlan, train_model
 
 ASKED = 2**16  # ids; the trainer stops earlier where no pair is left to merge
@@ -35,7 +35,7 @@ def wide_pair(reference: Path, folder: Path) -> dict[str, Path]:
     if not all(path.is_dir() for path in paths.values()):
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = train_tokenizer(texts(reference), vocab=ASKED)
-        tokens = [ids_of(tokenizer, reference, domain) for domain in DOMAINS]
+        tokens = [end_to_end(tokenizer, texts(reference, domain)) for domain in DOMAINS]
         for name, plan in PLANS.items():
             _save(paths[name], plan, tokenizer, tokens)
     return paths
@@ -52,14 +52,6 @@ def texts(reference: Path, *domains: str) -> Iterator[str]:
             with path.open(encoding="utf-8") as file:
                 for row in map(json.loads, file):
                     yield row.get("text") or f"{row['prompt']}\n{row['response']}"
-
-
-def ids_of(tokenizer: PreTrainedTokenizerFast, reference: Path, domain: str) -> np.ndarray:
-    """A domain's documents end to end, each between its special ids, int32."""
-    documents = list(texts(reference, domain))
-    encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return np.array([i for ids in encoded for i in (bos, *ids, eos)], dtype=np.int32)
 
 
 def _save(

@@ -147,7 +147,7 @@ def test_auto_draws_ids_where_every_divergence_takes_them(losses, picked):
     found = config(losses=losses)
     assert found.selector_for(512) == picked
     assert found.selector_for(found.targets.top_k) == "top_k", "nothing is left to draw"
-    said = selector_note("auto", found.losses, 64, vocabulary=512)
+    said = selector_note("auto", found.selector_for(512), found.losses, 64)
     assert said.startswith(f"targets.selector auto picks {picked}")
     assert ": " in said
 
