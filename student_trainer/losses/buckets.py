@@ -75,7 +75,7 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def sum_p_log_ratio(log_p_NK: Tensor, log_q_NK: Tensor) -> Tensor:
-    """The sum of `p_log_ratio` over the last dimension [N], with two temporaries of its size;
+    """The sum of `p_log_ratio` over the last dimension [N], with three temporaries of its size;
     differentiable once."""
     return _SumPLogRatio.apply(log_p_NK, log_q_NK)
 
@@ -84,12 +84,15 @@ class _SumPLogRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_p_NK: Tensor, log_q_NK: Tensor) -> Tensor:
         p_NK = log_p_NK.exp()
-        ratio_NK = (log_p_NK - log_q_NK).masked_fill_(p_NK == 0, 0)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(p_NK, ratio_NK)
-            return (p_NK * ratio_NK).sum(-1)
-        ctx.save_for_backward(p_NK)
-        return ratio_NK.mul_(p_NK).sum(-1)
+        ratio_NK = log_p_NK - log_q_NK
+        sum_N = None if ratio_NK.is_cuda else torch.linalg.vecdot(p_NK, ratio_NK)
+        # The mask costs more than all else. It is needed where a log is -inf, which a sum that is
+        # not finite tells; to ask it would make a GPU wait.
+        if sum_N is None or not sum_N.isfinite().all():
+            ratio_NK.masked_fill_(p_NK == 0, 0)
+            sum_N = torch.linalg.vecdot(p_NK, ratio_NK)
+        ctx.save_for_backward(p_NK, *([ratio_NK] if ctx.needs_input_grad[0] else []))
+        return sum_N
 
     @staticmethod
     @once_differentiable

@@ -52,14 +52,19 @@ class ChunkWorkspace:
             for _ in range(count + self._keeps_logits)
         ]
 
-    def log_probs(self, hidden_nD: Tensor, ids_nM: Tensor, kept_nM: Tensor) -> list[LogProbs]:
-        """Read the chunk's log-probabilities at every temperature.
+    def load(self, hidden_nD: Tensor) -> None:
+        """Form the logits of a chunk."""
+        self._chunk_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
+        head_logits(hidden_nD, self.head, out_nV=self._chunk_nV[-1])
+
+    def log_probs(self, part: slice, ids_nM: Tensor, kept_nM: Tensor) -> list[LogProbs]:
+        """Read the log-probabilities of a part of the chunk at every temperature.
 
         Leaves the softmax over the complement of the kept ids in each temperature's buffer.
         """
-        self._buffers_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
+        self._buffers_nV = [buffer[part] for buffer in self._chunk_nV]
         self._ids_nM, self._kept_nM = ids_nM, kept_nM
-        logits_nV = head_logits(hidden_nD, self.head, out_nV=self._buffers_nV[-1])
+        logits_nV = self._buffers_nV[-1]
         self._picked_nM = logits_nV.gather(1, ids_nM)
         # Adding -inf or 0 also does the right thing where a marked id is repeated unmarked.
         logits_nV.scatter_add_(1, ids_nM, _minus_infinity(kept_nM, logits_nV.dtype))
@@ -69,8 +74,8 @@ class ChunkWorkspace:
             self._student.append(self._normalised(temperature, *peaks))
         return self._student
 
-    def logits_gradient(self, slopes: Sequence[Slopes | None]) -> Tensor:
-        """The gradient [n,V] of the product with the head, in one of the buffers.
+    def to_gradient(self, part: slice, slopes: Sequence[Slopes | None]) -> None:
+        """Turn what `log_probs` left of the part into the gradient of the product with the head.
 
         On the complement, softmax = tail x softmax over the complement, so that one factor per
         position serves; the ids asked about are added on top.
@@ -87,7 +92,14 @@ class ChunkWorkspace:
         assert grad_nV is not None, "the loss depends on no temperature"
         if self.head.soft_cap is not None:
             self._through_soft_cap(grad_nV, picked_nM)
-        return grad_nV.scatter_add_(1, self._ids_nM, picked_nM)
+        grad_nV.scatter_add_(1, self._ids_nM, picked_nM)
+        if grad_nV is not self._buffers_nV[0]:
+            self._buffers_nV[0].copy_(grad_nV)
+
+    @property
+    def gradient_nV(self) -> Tensor:
+        """Of the chunk, once all parts are turned."""
+        return self._chunk_nV[0]
 
     def _buffer(self, index: int) -> Tensor:
         """Where a temperature's softmax goes; the last one overwrites the logits."""

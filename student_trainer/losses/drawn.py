@@ -6,7 +6,7 @@ bias; log q is normalised over the student's whole vocabulary, and there is no t
 N positions   n positions of a chunk   K ids kept per position
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +42,7 @@ class DrawnTargets:
         kept_nK[:, 1:] = ids_nK[:, 1:] != ids_nK[:, :-1]
         return kept_nK
 
-    def at(
-        self, rows: slice, *, vocabulary: int, temperatures: Sequence[float]
-    ) -> Callable[[float], Buckets]:
+    def at(self, rows: slice, *, vocabulary: int) -> Callable[[float], Buckets]:
         """The weights of a chunk, at the temperature of the draw alone."""
 
         def buckets(temperature: float) -> Buckets:

@@ -13,7 +13,7 @@ N positions   n positions of a chunk   D hidden width   V student vocabulary
 M ids asked about per position   J values reported per position
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from student_trainer.losses.chunk import ChunkWorkspace, LogProbs, Slopes
 from student_trainer.losses.primitive import Head, chunks, default_chunk_rows, precision
 from student_trainer.losses.products import hidden_product, weight_product
 from student_trainer.losses.whole import WholeWorkspace, whole_chunk_rows
+
+PART_BYTES = 4 * 2**20  # of logits that are evaluated at a time, to stay in a core's cache
 
 
 class TokenObjective(Protocol):
@@ -55,7 +57,14 @@ class TokenObjective(Protocol):
         """Ids [n,M] and which of them are kept [n,M], each id of the selection marked once."""
         ...
 
-    def evaluate(self, rows: slice, student: Sequence[LogProbs]) -> tuple[Tensor, Tensor]:
+    def teacher_logits(self, rows: slice, *, buffer: Tensor | None) -> Tensor | None:
+        """The teacher's logits of a chunk, in `buffer`, those of the chunk before, if that is
+        given; None where it ships log-probabilities."""
+        ...
+
+    def evaluate(
+        self, rows: slice, student: Sequence[LogProbs], teacher_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Loss [n], differentiable in `student`, and values to report [n,J]."""
         ...
 
@@ -161,42 +170,74 @@ def _run(
     if num_rows == 0:
         return loss_N, values_NJ
     slices = list(chunks(num_rows, rows_per_chunk=chunk_rows))
-    shared: dict[str, Any] = {
-        "like_ND": hidden_ND,
-        "temperatures": objective.temperatures,
-        "rows": max(rows.stop - rows.start for rows in slices),
-    }
-    workspace: ChunkWorkspace | WholeWorkspace
-    if objective.kept_prefix is None:
-        workspace = ChunkWorkspace(head, gradients=gradients.wanted, **shared)
-    else:
-        workspace = WholeWorkspace(head, kept=objective.kept_prefix, **shared)
+    workspace = _workspace(
+        hidden_ND,
+        head,
+        objective=objective,
+        rows=max(rows.stop - rows.start for rows in slices),
+        gradients=gradients.wanted,
+    )
+    teacher_nW = None
     for rows in slices:
-        if isinstance(workspace, WholeWorkspace):
-            student = workspace.log_probs(hidden_ND[rows])
-        else:
-            student = workspace.log_probs(hidden_ND[rows], *objective.select(rows))
-        loss_N[rows], values_NJ[rows], slopes = _evaluated(
-            objective, student, rows=rows, differentiate=gradients.wanted
-        )
+        workspace.load(hidden_ND[rows])
+        teacher_nW = objective.teacher_logits(rows, buffer=teacher_nW)
+        for part in parts(rows.stop - rows.start, vocabulary=head.vocabulary, like=hidden_ND):
+            place = slice(rows.start + part.start, rows.start + part.stop)
+            if isinstance(workspace, WholeWorkspace):
+                student = workspace.log_probs(part)
+            else:
+                student = workspace.log_probs(part, *objective.select(place))
+            loss_N[place], values_NJ[place], slopes = _evaluated(
+                objective,
+                student,
+                rows=place,
+                teacher_logits=None if teacher_nW is None else teacher_nW[part],
+                differentiate=gradients.wanted,
+            )
+            if gradients.wanted:
+                workspace.to_gradient(part, slopes)
         if gradients.wanted:
-            grad_nV = workspace.logits_gradient(slopes)
-            gradients.add(grad_nV, hidden_ND, head, rows=rows)
+            gradients.add(workspace.gradient_nV, hidden_ND, head, rows=rows)
     return loss_N, values_NJ
 
 
+def parts(num_rows: int, *, vocabulary: int, like: Tensor) -> Iterator[slice]:
+    """Slices of a chunk that are evaluated one at a time. On a CPU what is computed of one is read
+    again from its cache; an accelerator takes the chunk as a whole."""
+    rows = max(1, PART_BYTES // (4 * vocabulary)) if like.device.type == "cpu" else num_rows
+    return chunks(num_rows, rows_per_chunk=rows)
+
+
+def _workspace(
+    hidden_ND: Tensor, head: Head, *, objective: TokenObjective, rows: int, gradients: bool
+) -> ChunkWorkspace | WholeWorkspace:
+    shared: dict[str, Any] = {
+        "like_ND": hidden_ND,
+        "temperatures": objective.temperatures,
+        "rows": rows,
+    }
+    if objective.kept_prefix is None:
+        return ChunkWorkspace(head, gradients=gradients, **shared)
+    return WholeWorkspace(head, kept=objective.kept_prefix, **shared)
+
+
 def _evaluated(
-    objective: TokenObjective, student: Sequence[LogProbs], *, rows: slice, differentiate: bool
+    objective: TokenObjective,
+    student: Sequence[LogProbs],
+    *,
+    rows: slice,
+    teacher_logits: Tensor | None,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor, list[Slopes | None]]:
     """Loss, values, and the loss's derivatives per temperature (None: it does not depend on it)."""
     inputs = [tensor for probs in student for tensor in (probs.ids_nM, probs.tail_n)]
     slopes: list[Slopes | None] = [None] * len(student)
     if not differentiate:
-        return *objective.evaluate(rows, student), slopes
+        return *objective.evaluate(rows, student, teacher_logits), slopes
     with torch.enable_grad():
         for tensor in inputs:
             tensor.requires_grad_()
-        loss_n, values_nJ = objective.evaluate(rows, student)
+        loss_n, values_nJ = objective.evaluate(rows, student, teacher_logits)
         total = loss_n.sum()
     if not loss_n.requires_grad:  # a loss of other things than logits: the gradient is zero
         slopes[-1] = Slopes(*(torch.zeros_like(tensor) for tensor in inputs[-2:]))

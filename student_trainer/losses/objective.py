@@ -56,9 +56,7 @@ class TeacherTargets:
         """The kept ids of a chunk [n,K]."""
         return self.ids_NK[rows]
 
-    def at(
-        self, rows: slice, *, vocabulary: int, temperatures: Sequence[float]
-    ) -> Callable[[float], Buckets]:
+    def at(self, rows: slice, *, vocabulary: int) -> Callable[[float], Buckets]:
         """The teacher's buckets of a chunk as a function of the temperature.
 
         A student whose whole `vocabulary` is kept has no tail; the mass of a larger teacher's
@@ -250,9 +248,17 @@ class WeightedTerms:
             kept_nM[:, :-1] = self.targets.kept(rows)
         return ids_nM, kept_nM
 
-    def evaluate(self, rows: slice, student: Sequence[LogProbs]) -> tuple[Tensor, Tensor]:
-        """Weighted loss and unweighted values of a chunk."""
-        pairs = self._pairs(rows, student)
+    def teacher_logits(self, rows: slice, *, buffer: Tensor | None) -> Tensor | None:
+        """Of a chunk, where the teacher ships its states; see `fused.TokenObjective`."""
+        if not isinstance(self.targets, TeacherStates):
+            return None
+        return self.targets.logits(rows, buffer=buffer)
+
+    def evaluate(
+        self, rows: slice, student: Sequence[LogProbs], teacher_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted loss and unweighted values of a chunk, or a part of it."""
+        pairs = self._pairs(rows, student, teacher_logits)
         nll_n = -self._label_logprob(rows, student[0])
         loss_n, values = torch.zeros_like(nll_n), []
         parts = [self._decoupled(rows, student[0], pairs)] if self.is_adaptive else []
@@ -337,7 +343,9 @@ class WeightedTerms:
         assert self.targets is not None
         return self.targets.ids(rows) == self.label_N[rows, None]
 
-    def _pairs(self, rows: slice, student: Sequence[LogProbs]) -> Pairs:
+    def _pairs(
+        self, rows: slice, student: Sequence[LogProbs], teacher_logits: Tensor | None
+    ) -> Pairs:
         """Teacher and student of a chunk at a temperature, over the same kept ids and tail."""
 
         @cache
@@ -352,11 +360,19 @@ class WeightedTerms:
                 tail_n = torch.where(inside_n, tail_n, torch.logaddexp(tail_n, probs.ids_nM[:, -1]))
             return teacher(temperature), Buckets(probs.ids_nM[:, :-1], tail_n)
 
-        targets = self.targets
-        teacher = targets and targets.at(
-            rows, vocabulary=self.vocabulary, temperatures=self.temperatures
-        )
+        teacher = self._teacher(rows, teacher_logits)
         return pair
+
+    def _teacher(
+        self, rows: slice, teacher_logits: Tensor | None
+    ) -> Callable[[float], Buckets] | None:
+        """The teacher's buckets of a chunk as a function of the temperature."""
+        if isinstance(self.targets, TeacherStates):
+            assert teacher_logits is not None
+            return self.targets.at(
+                teacher_logits, vocabulary=self.vocabulary, temperatures=self.temperatures
+            )
+        return self.targets and self.targets.at(rows, vocabulary=self.vocabulary)
 
 
 def _distance(kind: str, teacher: Buckets, student: Buckets, **parameters: Any) -> Tensor:

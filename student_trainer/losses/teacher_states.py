@@ -42,20 +42,26 @@ class TeacherStates:
         return torch.arange(self.num_ids, device=self.hidden_NE.device).expand(size, -1)
 
     @torch.no_grad()
+    def logits(self, rows: slice, *, buffer: Tensor | None = None) -> Tensor:
+        """The teacher's logits [n,W] of a chunk, in `buffer`, those of another, if that is large
+        enough."""
+        head, hidden_nE = self.teacher.head, self.hidden_NE[rows]
+        if buffer is None or len(buffer) < len(hidden_nE):
+            shape = (len(hidden_nE), head.vocabulary)
+            buffer = hidden_nE.new_empty(shape, dtype=precision(hidden_nE))
+        return head_logits(hidden_nE, head, out_nV=buffer[: len(hidden_nE)])
+
+    @torch.no_grad()
     def at(
-        self, rows: slice, *, vocabulary: int, temperatures: Sequence[float]
+        self, logits_nW: Tensor, *, vocabulary: int, temperatures: Sequence[float]
     ) -> Callable[[float], Buckets]:
-        """The teacher's buckets at each temperature, of a chunk whose logits are formed once.
+        """The teacher's buckets at each temperature, from its logits.
 
         Where the student's vocabulary ends with the shared ids, so does the teacher's: rows it
         holds beyond are left out and the shared ids share their mass.
         """
-        head, hidden_nE = self.teacher.head, self.hidden_NE[rows]
-        width = head.vocabulary if vocabulary > self.num_ids else self.num_ids
-        logits_nW = hidden_nE.new_empty(
-            (len(hidden_nE), head.vocabulary), dtype=precision(hidden_nE)
-        )
-        logits_nW = head_logits(hidden_nE, head, out_nV=logits_nW)[:, :width]
+        if vocabulary == self.num_ids:
+            logits_nW = logits_nW[:, : self.num_ids]
         found: dict[float, Buckets] = {}
         for temperature in sorted(temperatures, reverse=True):
             scaled_nW = logits_nW if temperature == 1 else logits_nW / temperature

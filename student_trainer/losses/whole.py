@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses.chunk import LogProbs, Slopes, head_logits
-from student_trainer.losses.primitive import Head, precision
+from student_trainer.losses.primitive import MIN_CHUNK_ROWS, Head, precision
 
 # Rows of the largest chunk's logits: fewer read the head too often, more take memory for nothing.
-CHUNK_BYTES = 16 * 2**20
-MIN_CHUNK_ROWS = 128
+CHUNK_BYTES = 32 * 2**20
 
 
 def whole_chunk_rows(vocabulary: int) -> int:
-    """Positions in a chunk, of which about five tensors [n,V] live at one time."""
+    """Positions in a chunk, of which the student's and the teacher's logits [n,V] live at one time;
+    on an accelerator about three more such tensors."""
     return max(MIN_CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary))
 
 
@@ -41,14 +41,20 @@ class WholeWorkspace:
             for _ in range(len(self.temperatures) + (head.soft_cap is not None))
         ]
 
-    def log_probs(self, hidden_nD: Tensor) -> list[LogProbs]:
-        """Log-probabilities of the kept ids and of all others at every temperature."""
-        self._buffers_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
-        logits_nV = head_logits(hidden_nD, self.head, out_nV=self._buffers_nV[-1])
+    def load(self, hidden_nD: Tensor) -> None:
+        """Form the logits of a chunk."""
+        self._chunk_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
+        head_logits(hidden_nD, self.head, out_nV=self._chunk_nV[-1])
+
+    def log_probs(self, part: slice) -> list[LogProbs]:
+        """Log-probabilities of the kept ids and of all others at every temperature, of a part of
+        the chunk."""
+        self._buffers_nV = [buffer[part] for buffer in self._chunk_nV]
+        logits_nV = self._buffers_nV[-1]
         return [self._softened(logits_nV, index) for index in range(len(self.temperatures))]
 
-    def logits_gradient(self, slopes: Sequence[Slopes | None]) -> Tensor:
-        """The gradient [n,V] of the product with the head, in one of the buffers."""
+    def to_gradient(self, part: slice, slopes: Sequence[Slopes | None]) -> None:
+        """Turn what `log_probs` left of the part into the gradient of the product with the head."""
         grad_nV = None
         for index, slope in enumerate(slopes):
             if slope is not None:
@@ -59,7 +65,13 @@ class WholeWorkspace:
             # d(capped) / d(uncapped) = 1 - (capped / cap)^2
             capped_nV = self._buffers_nV[-1].div_(self.head.soft_cap)
             grad_nV.addcmul_(grad_nV * capped_nV, capped_nV, value=-1)
-        return grad_nV
+        if grad_nV is not self._buffers_nV[0]:
+            self._buffers_nV[0].copy_(grad_nV)
+
+    @property
+    def gradient_nV(self) -> Tensor:
+        """Of the chunk, once all parts are turned."""
+        return self._chunk_nV[0]
 
     def _softened(self, logits_nV: Tensor, index: int) -> LogProbs:
         """Into the temperature's buffer; the last one overwrites the logits, unless a soft-cap

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from student_trainer.losses import fused
 from student_trainer.losses.buckets import Buckets, teacher_distribution
 from student_trainer.losses.divergences import forward_kl
 from student_trainer.losses.hidden_states import HiddenStatePairs
@@ -343,6 +344,15 @@ def test_the_chunk_size_changes_nothing_but_rounding():
         parts = case.losses(terms=terms, targets=targets, chunk_rows=chunk_rows)
         pairs = zip(gradients(parts.loss, case), whole, strict=True)
         assert all(relative_error(one, other) < 1e-13 for one, other in pairs)
+
+
+def test_parts_of_a_chunk_change_nothing_but_rounding(monkeypatch):
+    case, terms = Case.random(soft_cap=5.0), MIXES[-1]
+    options = {"targets": case.targets(8, temperatures=ALL_TEMPERATURES), "chunk_rows": 20}
+    chunk = gradients(case.losses(terms=terms, **options).loss, case)
+    monkeypatch.setattr(fused, "PART_BYTES", 3 * 4 * case.head.vocabulary)
+    parts = gradients(case.losses(terms=terms, **options).loss, case)
+    assert all(relative_error(*pair) < 1e-13 for pair in zip(parts, chunk, strict=True))
 
 
 @pytest.mark.parametrize("soft_cap", [None, 5.0])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from student_trainer.losses import fused
 from student_trainer.losses.primitive import Head
 from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
 from tests.allocations import largest_tensor, peak_bytes
@@ -157,6 +158,18 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient():
         loss, value_N = exact.found(name)
         assert value_N.abs().max() < 1e-6
         assert max(x.abs().max() for x in gradients(loss, case)) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_parts_of_a_chunk_change_nothing_but_rounding(monkeypatch, temperature):
+    """Temperature 2 leaves the gradient in another buffer than that of the reported KL."""
+    exact = Exact.random()
+    options = {"terms": [term("jsd .5", temperature=temperature)], "targets": exact.states}
+    chunk = gradients(exact.case.losses(**options, chunk_rows=20).loss, exact.case)
+    monkeypatch.setattr(fused, "PART_BYTES", 3 * 4 * exact.case.head.vocabulary)
+    parts = gradients(exact.case.losses(**options, chunk_rows=20).loss, exact.case)
+    for pair in zip(parts, chunk, strict=True):
+        torch.testing.assert_close(*pair, atol=1e-6, rtol=1e-5)
 
 
 def test_a_tied_head_collects_the_gradients_of_both_uses():
