@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from teacher_service.scoring import Head, Selection, chunk_size
+from teacher_service.scoring import Head, Selection, largest, logits_in_parts
 
 # An id so near to the threshold that rounding decides on which side it lies is kept exactly.
 MARGIN = 1e-4
@@ -24,7 +24,6 @@ MARGIN = 1e-4
 LEAST_LOG_RATIO = math.log(torch.finfo(torch.float32).tiny)
 LOG_NOTHING = -200.0  # exp of it is 0 in float32
 BLOCK = 16  # neighbouring ids that running sums pass over in one step
-CACHED_LOGITS = 2**20  # elements of the logits of a few positions, so that a CPU's caches hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def draw(
     the label's log-probability is at temperature 1 over all rows of the head.
     """
     device = head.weight_VD.device
-    num, step = len(hidden_ND), chunk or chunk_size(len(head.weight_VD), device.type)
+    num = len(hidden_ND)
     found = Selection(
         ids_NK=torch.empty(num, top_k, dtype=torch.int64, device=device),
         logprobs_NK=torch.empty(num, top_k, device=device),
@@ -69,21 +68,16 @@ def draw(
         entropy_N=torch.empty(num, device=device),
     )
     draws = _threshold if selector == "threshold" else _sampled
-    widest = max(len(head.weight_VD), BLOCK * top_k)  # numbers of a position at a time
-    on_cpu = device.type == "cpu"
-    few = max(16, CACHED_LOGITS // widest) if on_cpu else chunk_size(widest, device.type)
-    for start in range(0, num, step):
-        logits_CV = head.logits(hidden_ND[start : start + step])
-        for first, logits_cV in zip(range(start, num, few), logits_CV.split(few), strict=False):
-            part = slice(first, first + len(logits_cV))
-            label_c, uniform_cU = label_N[part].to(device), uniform_NU[part].to(device)
-            label_c = logits_cV.gather(1, label_c[:, None])[:, 0]
-            from_all = temperature == 1.0 and shared_vocab == logits_cV.shape[1]
-            log_sum_c = None if from_all else logits_cV.logsumexp(1)
-            chosen = draws(logits_cV[:, :shared_vocab], uniform_cU, top_k, temperature)
-            _keep(chosen, found, part)
-            log_sum_c = chosen.log_sum_C if log_sum_c is None else log_sum_c
-            found.label_logprob_N[part] = label_c - log_sum_c
+    logits = logits_in_parts(hidden_ND, head, chunk=chunk, width=BLOCK * top_k)
+    for part, logits_CV in logits:
+        label_C, uniform_CU = label_N[part].to(device), uniform_NU[part].to(device)
+        label_C = logits_CV.gather(1, label_C[:, None])[:, 0]
+        from_all = temperature == 1.0 and shared_vocab == logits_CV.shape[1]
+        log_sum_C = None if from_all else logits_CV.logsumexp(1)
+        chosen = draws(logits_CV[:, :shared_vocab], uniform_CU, top_k, temperature)
+        _keep(chosen, found, part)
+        log_sum_C = chosen.log_sum_C if log_sum_C is None else log_sum_C
+        found.label_logprob_N[part] = label_C - log_sum_C
     return found
 
 
@@ -102,7 +96,7 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     those that cover the points (u + j) tau, j < size - h, are kept with the weight tau. Overwrites
     the logits.
     """
-    top_CK, ids_CK = logits_CV.topk(size, sorted=True)
+    top_CK, ids_CK = largest(logits_CV, size)
     peak_C1 = top_CK[:, :1].clone()
     # `ratio` stands for probabilities over the largest one.
     top_CK = _log_ratio(top_CK, peak_C1, temperature)

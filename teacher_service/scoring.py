@@ -3,16 +3,19 @@
 No tensor of [N, V] elements exists here unless top_k is the whole vocabulary. Needs torch alone.
 
 N positions with loss   C positions of a chunk   V head rows   D hidden width
-K ids kept per position   S temperatures
+K ids kept per position   S temperatures   G groups of ids   M members of each   X candidates
 Log-probabilities are nats, normalised over all V rows of the head.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # elements of a chunk's logits
+CACHED_LOGITS = 2**20  # elements of the logits of a few positions, so that a CPU's caches hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,48 @@ def chunk_size(vocab_rows: int, device: str) -> int:
     return max(16, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // vocab_rows)
 
 
+def logits_in_parts(
+    hidden_ND: Tensor, head: Head, *, chunk: int | None = None, width: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """The logits of all positions, to be overwritten: the product with the head is made of a chunk
+    of them and, on a CPU, given out a few positions at a time, which stay in its caches.
+
+    `width` is how many numbers of a position are in use at a time, if more than its logits.
+    """
+    device, width = head.weight_VD.device.type, max(len(head.weight_VD), width)
+    step = chunk or chunk_size(len(head.weight_VD), device)
+    few = max(16, CACHED_LOGITS // width) if device == "cpu" else chunk_size(width, device)
+    for start in range(0, len(hidden_ND), step):
+        first = start
+        for logits_CV in head.logits(hidden_ND[start : start + step]).split(few):
+            yield slice(first, first + len(logits_CV)), logits_CV
+            first += len(logits_CV)
+
+
+def largest(logits_CV: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The `size` largest of every row and their ids [C, K], largest first; which of equal ones is
+    as good as chance.
+
+    They lie within the `size` groups of ids whose own largest are the largest, so that `topk`,
+    which takes several times as long as another pass over V, sees few numbers.
+    """
+    vocab = logits_CV.shape[1]
+    members = 2 ** int(math.log2(max(1, vocab // size)) / 2)  # of a group: the least work
+    if members == 1:
+        return logits_CV.topk(size, sorted=True)
+    groups = vocab // members
+    grouped_CMG = logits_CV[:, : members * groups].unflatten(1, (members, groups))
+    group_C1K = grouped_CMG.amax(1).topk(size, sorted=False)[1][:, None]
+    member_M1 = torch.arange(members, device=logits_CV.device)[:, None]
+    left = torch.arange(members * groups, vocab, device=logits_CV.device)
+    values_CX = grouped_CMG.gather(2, group_C1K.expand(-1, members, -1)).flatten(1)
+    values_CX = torch.cat([values_CX, logits_CV[:, members * groups :]], dim=1)
+    ids_CX = (group_C1K + member_M1 * groups).flatten(1)
+    ids_CX = torch.cat([ids_CX, left.expand(len(ids_CX), -1)], dim=1)
+    values_CK, place_CK = values_CX.topk(size, sorted=True)
+    return values_CK, ids_CX.gather(1, place_CK)
+
+
 @torch.inference_mode()
 def select(
     hidden_ND: Tensor,
@@ -70,7 +115,7 @@ def select(
     each temperature; rows of the head beyond the shared vocabulary belong to it.
     """
     device = head.weight_VD.device
-    num, step = len(hidden_ND), chunk or chunk_size(len(head.weight_VD), device.type)
+    num = len(hidden_ND)
     kept = Selection(
         ids_NK=torch.empty(num, top_k, dtype=torch.int64, device=device),
         logprobs_NK=torch.empty(num, top_k, device=device),
@@ -78,9 +123,7 @@ def select(
         label_logprob_N=torch.empty(num, device=device),
         entropy_N=torch.empty(num, device=device) if entropy else None,
     )
-    for start in range(0, num, step):
-        part = slice(start, start + step)
-        logits_CV = head.logits(hidden_ND[part])
+    for part, logits_CV in logits_in_parts(hidden_ND, head, chunk=chunk):
         _select_chunk(logits_CV, label_N[part], kept, part, shared_vocab, temperatures)
     return kept
 
@@ -102,7 +145,7 @@ def _select_chunk(
         logits_CK = logits_CV[:, :shared_vocab].clone()
         ids_CK = torch.arange(top_k, device=logits_CV.device).expand(len(logits_CV), -1)
     else:
-        logits_CK, ids_CK = logits_CV[:, :shared_vocab].topk(top_k, sorted=True)
+        logits_CK, ids_CK = largest(logits_CV[:, :shared_vocab], top_k)
     label_C = logits_CV.gather(1, label_C[:, None].to(logits_CV.device))[:, 0]
     if kept.entropy_N is not None:
         kept.entropy_N[part] = torch.special.entr(logits_CV.softmax(1)).sum(1)

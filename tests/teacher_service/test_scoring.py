@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from teacher_service.scoring import Head, chunk_size, select
+from teacher_service.scoring import Head, chunk_size, largest, select
 from tests.allocations import largest_tensor
 
 # N positions   V head rows   D hidden width   K ids kept
@@ -167,3 +167,26 @@ def test_scoring_imports_with_torch_alone():
         "sys.exit(any(m in sys.modules for m in ('transformers', 'ray', 'pydantic', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("vocab", [3, 64, 257, 1_000, 32_003])
+@pytest.mark.parametrize("size", [1, 2, 31, 64])
+@pytest.mark.parametrize("kind", ["normal", "equal", "few values", "mostly nothing"])
+def test_the_largest_are_those_of_topk(vocab, size, kind):
+    """Distinct ids with the same values in the same order; the ids themselves where none are
+    equal."""
+    torch.manual_seed(0)
+    logits_CV = torch.randn(9, vocab)
+    if kind == "equal":
+        logits_CV.zero_()
+    if kind == "few values":
+        logits_CV.round_()
+    if kind == "mostly nothing":
+        logits_CV.masked_fill_(torch.rand(9, vocab) < 0.9, -torch.inf)
+    size = min(size, vocab)
+    (values_CK, ids_CK), exact = largest(logits_CV, size), logits_CV.topk(size)
+    assert torch.equal(values_CK, exact.values)
+    assert torch.equal(logits_CV.gather(1, ids_CK), values_CK)
+    assert all(len(set(row)) == size for row in ids_CK.tolist())
+    if kind == "normal":
+        assert torch.equal(ids_CK, exact.indices)
