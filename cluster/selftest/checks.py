@@ -42,6 +42,7 @@ SHOWN = 10  # positions in the picture
 FINE = {"kl": 1e-4, "logprob": 1e-3, "loss": 1e-3}
 COARSE = {"kl": 5e-2, "logprob": 0.5, "loss": 5e-2}  # where a model is not in float32
 INT8_KL = 1e-2
+SURE = 4  # standard errors that chance does not exceed
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +182,15 @@ def same_model(subject: Subject) -> list[Check]:
     )
     objective = objective_of(subject, twin)
     nll, kl = evaluated(objective, subject)
-    kl_ok = abs(kl) <= subject.tolerance["kl"]
+    kl_ok, kl_said = abs(kl) <= subject.tolerance["kl"], f"KL {kl:.1e} nats per token"
+    if subject.spec.is_drawn:
+        mean, error = drawn_kl(objective, subject)
+        kl_ok &= abs(mean) <= SURE * error + subject.tolerance["kl"]
+        kl_said += f", from drawn ids {mean:.1e} with a standard error of {error:.1e}"
     shift = label_error(objective, subject)
     said = f"{shift:.1e} nats between what either model says of the next token"
     return [
-        Check(names[0], kl_ok, f"KL {kl:.1e} nats per token, at an NLL of {nll:.2f}"),
+        Check(names[0], kl_ok, f"{kl_said}, at an NLL of {nll:.2f}"),
         Check(
             names[1],
             mask_is_sound(subject.rows) and shift <= subject.tolerance["logprob"],
@@ -217,6 +222,23 @@ def evaluated(objective: Objective, subject: Subject) -> tuple[float, float]:
     (nll_kl_2G,) = objective(batch, mode="evaluate")
     nll, kl = (float(x) for x in nll_kl_2G.sum(1) / subject.tokens)
     return nll, kl
+
+
+@torch.no_grad()
+def drawn_kl(objective: Objective, subject: Subject) -> tuple[float, float]:
+    """Mean of the KL estimated from the ids drawn at the first row's positions, nats per token,
+    and its standard error; the estimate is right on average over draws alone."""
+    row, answer = subject.rows.part(slice(0, 1)), subject.single[0]
+    arrays, shared = answer.arrays(), subject.spec.shared_vocab
+    assert arrays.entropy_N is not None, "what draws is asked for the entropy too"
+    (logits_NV,) = objective(subject.layouts.batch(row, answer), mode="logits")
+    scaled_NV = logits_NV[:, :shared].double() / subject.spec.temperatures[-1]
+    log_q_NK = (
+        scaled_NV.log_softmax(-1).cpu().gather(1, torch.from_numpy(arrays.ids_NK.astype(int)))
+    )
+    weights_NK = np.exp(arrays.logprobs_NK.astype(np.float64))
+    kl_N = -(weights_NK * log_q_NK.numpy()).sum(axis=1) - arrays.entropy_N
+    return float(kl_N.mean()), float(kl_N.std() / math.sqrt(max(1, len(kl_N) - 1)))
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from cluster.selftest.command import plain
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
+from teacher_service import drawing
 from teacher_service.engine import HFEngine
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher
@@ -119,16 +120,35 @@ def test_the_answers_of_a_sound_teacher_pass(prepared):
     assert all(check.ok for check in found.values()), found
 
 
-@pytest.mark.parametrize("selector", ["threshold", "sampled"])
-def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
-    prepared = prepared_with(tmp_path, tiny_pair, selector=selector, top_k=16)
+def drawn_subject(folder: Path, pair: Pair, selector: str) -> Subject:
+    prepared = prepared_with(folder, pair, selector=selector, top_k=16)
     engine = HFEngine.load(prepared.teacher.model)
     plan = run_plan(prepared, run_dir=Path(), teacher=engine.fingerprint)
-    drawn = subject_of(plan, lambda rank: LocalTeacher(engine))
+    return subject_of(plan, lambda rank: LocalTeacher(engine))
+
+
+@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
+    drawn = drawn_subject(tmp_path, tiny_pair, selector)
     assert drawn.spec.selector == selector
     found = [checks.remote_equals_local(drawn), *checks.same_model(drawn)]
     found += checks.own_student(drawn)
     assert all(check.ok for check in found), found
+    assert "from drawn ids" in by_name(found)["student := teacher"].said
+
+
+@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+def test_ids_drawn_beside_the_teachers_probability_fail(
+    tmp_path, tiny_pair, monkeypatch, selector: str
+):
+    covering = drawing._covering
+
+    def beside(mass_CV: torch.Tensor, share_CK: torch.Tensor) -> torch.Tensor:
+        return (covering(mass_CV, share_CK) + 1) % 512
+
+    monkeypatch.setattr(drawing, "_covering", beside)
+    found = checks.same_model(drawn_subject(tmp_path, tiny_pair, selector))
+    assert not by_name(found)["student := teacher"].ok
 
 
 def shifted(arrays: TargetArrays) -> TargetArrays:
