@@ -18,7 +18,6 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from cluster.placement import refuse_unplaceable, teacher_demands
-from cluster.policies import FixedPolicy
 from cluster.preparation import Launch, prepare_run
 from cluster.serving import asking
 from cluster.session import attached, connected, find_address, prepare_environment
@@ -300,8 +299,7 @@ def _curriculum(plan: RunPlan) -> Curriculum:
     """The draws of a run under fixed weights, as its controller settles them."""
     config, names = plan.config, tuple(domain.name for domain in plan.domains)
     assert isinstance(config.mixture, FixedMixture), "weights that move are not known"
-    natural = tuple(domain.natural_weight for domain in plan.domains)
-    weights = FixedPolicy(config.mixture, names, natural).opening().weights
+    weights = config.mixture.shares({d.name: d.natural_weight for d in plan.domains})
     entry = first_entry(weights, factors=None, report=None, domains=names)
     empty = empty_curriculum(plan, whole_domains(plan))
     return empty.with_log(empty.log.appended(entry))

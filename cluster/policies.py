@@ -69,12 +69,7 @@ class FixedPolicy:
 
     def opening(self) -> Decision:
         """The configured weights, normalised."""
-        asked = self.mixture.weights
-        if asked == "natural":
-            return Decision(_normalised(self.natural))
-        if asked == "uniform":
-            return Decision(_normalised((1.0,) * len(self.domains)))
-        return Decision(_normalised(tuple(asked[name] for name in self.domains)))
+        return Decision(self.mixture.shares(dict(zip(self.domains, self.natural, strict=True))))
 
     def first(self, report: DomainReport) -> Decision:
         """The same, whatever the report."""

@@ -1,5 +1,6 @@
 """Which domains the student sees how much of."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,18 @@ class FixedMixture(Section):
 
     policy: Literal["fixed"] = "fixed"
     weights: Literal["natural", "uniform"] | dict[str, float] = "natural"
+
+    def shares(self, natural: Mapping[str, float]) -> tuple[float, ...]:
+        """Of loss tokens, sum 1, in the order of the domains' `natural` weights."""
+        match self.weights:
+            case "natural":
+                asked = natural
+            case "uniform":
+                asked = dict.fromkeys(natural, 1.0)
+            case asked:
+                pass
+        total = sum(asked[name] for name in natural)
+        return tuple(asked[name] / total for name in natural)
 
 
 class AdaptiveMixture(Section):

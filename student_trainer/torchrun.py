@@ -58,28 +58,21 @@ class StandingWeights:
         """The log so far, begun where it is new."""
         config = self.plan.config
         if not self._path.exists():
-            weights, domains = fixed_weights(self.plan), tuple(config.domains)
+            weights, domains = _fixed_weights(self.plan), tuple(config.domains)
             first = first_entry(weights, factors=None, report=None, domains=domains)
             write_entry(self._path, domains, first)
         return read_log(self._path, config.domains)
 
 
-def fixed_weights(plan: RunPlan) -> tuple[float, ...]:
-    """Shares of loss tokens in config order, sum 1. Raises ConfigError for other mixtures."""
+def _fixed_weights(plan: RunPlan) -> tuple[float, ...]:
+    """Shares of loss tokens in config order. Raises ConfigError for mixtures that move them."""
     mixture = plan.config.mixture
     if isinstance(mixture, AdaptiveMixture):
         raise ConfigError(
             f"mixture.policy is {mixture.policy}, which needs a controller; use `tutelage run`, "
             "or fixed weights"
         )
-    match mixture.weights:
-        case "natural":
-            shares = [domain.natural_weight for domain in plan.domains]
-        case "uniform":
-            shares = [1.0 for _ in plan.domains]
-        case asked:
-            shares = [asked[domain.name] for domain in plan.domains]
-    return tuple(share / sum(shares) for share in shares)
+    return mixture.shares({domain.name: domain.natural_weight for domain in plan.domains})
 
 
 def write_plan(path: Path, plan: RunPlan) -> None:
