@@ -1,8 +1,6 @@
 """LoRA and QLoRA: which weights of the student are quantised, frozen and adapted."""
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
-from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -26,8 +24,8 @@ def keep_unpacked(model: PreTrainedModel) -> None:
     Repacked weights serve inference only; training after it would get wrong gradients unnoticed.
     """
     for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # of bitsandbytes, whose import is slow
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def adapt(model: PreTrainedModel, asked: StudentConfig, *, head: nn.Linear, seed: int) -> nn.Module:
@@ -38,6 +36,8 @@ def adapt(model: PreTrainedModel, asked: StudentConfig, *, head: nn.Linear, seed
     train = asked.train
     if not isinstance(train, LoRATraining):
         return model
+    from peft import LoraConfig, TaskType, get_peft_model  # slow, and only adapters need it
+
     torch.manual_seed(seed)
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM,

@@ -12,17 +12,19 @@ T tokens   V vocabulary
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from bitsandbytes.nn.modules import Linear4bit
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 OURS = {"shared", "student_trainer", "teacher_service", "cluster"}
 
 
-def load(folder: Path, settings: dict) -> PreTrainedModel | PeftModel:
+def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
     """The exported model: whole, or an adapter on its base."""
     dtype = getattr(torch, settings["dtype"])
     options = {"dtype": dtype, "trust_remote_code": settings["trust_remote_code"]}
@@ -32,10 +34,12 @@ def load(folder: Path, settings: dict) -> PreTrainedModel | PeftModel:
         )
     if settings["base"] is None:
         return AutoModelForCausalLM.from_pretrained(folder, **options)
+    from peft import PeftModel  # slow, and only adapters need it
+
     revision = settings["revision"] or "main"
     base = AutoModelForCausalLM.from_pretrained(settings["base"], revision=revision, **options)
     for module in base.modules():
-        if isinstance(module, Linear4bit):
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # training's own kernel, for equal logits
     return PeftModel.from_pretrained(base, str(folder))
 

@@ -9,7 +9,6 @@ import ray.train
 from shared.errors import StorageError, TutelageError
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, write_atomically
-from student_trainer.loop import run_plan
 
 ERROR = "error.json"
 
@@ -22,6 +21,8 @@ def train_worker(
     An error that a restart cannot cure is raised on all ranks together; rank 0 writes it to
     `logs/error.json` and all return, so that Ray restarts the group after crashes only.
     """
+    from student_trainer.loop import run_plan  # slow, and Ray Train's own processes unpickle this
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     leads = ray.train.get_context().get_world_rank() == 0
     path = RunDir(Path(plan.run_dir)).logs / ERROR

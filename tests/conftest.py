@@ -1,15 +1,14 @@
-"""Parts shared by the tests: tiny real models, the reference folder, one Ray cluster."""
+"""Parts shared by the tests: tiny real models, the reference folder, a Ray cluster."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves them beside other tests
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,29 +18,24 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared"
 
 
-@cache
-def needs_ray(file: str) -> bool:
-    """Whether a test file asks for the Ray cluster."""
-    return "ray_cluster" in (ROOT / file).read_text()
+# Files that take longest, the longest first: so the two processes of `make test` end together.
+LONGEST = (
+    "cluster/test_launch.py",
+    "student_trainer/test_training_laws.py",
+    "cluster/test_prompting.py",
+    "cluster/test_ordering.py",
+    "teacher_service/test_pool.py",
+    "cluster/test_controller.py",
+    "teacher_service/test_service.py",
+    "cluster/test_capture.py",
+    "student_trainer/test_matrix.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the Ray cluster comes first: it takes longest."""
-    items.sort(key=lambda item: not needs_ray(item.location[0]))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For two processes (`make test`): the files that need the Ray cluster share one, every other
-    file goes to whichever is free."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file, _, _ = nodeid.partition("::")
-            return "ray" if needs_ray(file) else file
-
-    return ByFile(config, log)
+    """What takes longest comes first."""
+    place = {f"tests/{file}": index for index, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.location[0], len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +54,11 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster for the whole session of this process."""
+    """A Ray cluster of this process's own, for its whole session."""
     import ray
 
     ray.init(
+        address="local",
         num_cpus=8,
         resources={"teacher": 8, "student": 8},
         include_dashboard=False,

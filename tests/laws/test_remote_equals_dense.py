@@ -30,8 +30,14 @@ SERVICE = "remote-equals-dense"
 LENGTHS = ((60, 41), (90,), (17, 30, 25))  # documents of each row
 
 
-@pytest.fixture(params=["tiny", "real"])
-def models(request, ray_cluster, tmp_path) -> Iterator[tuple[Path, Path, int]]:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """Where the service keeps its head."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", params=["tiny", "real"])
+def models(request, ray_cluster, cache) -> Iterator[tuple[Path, Path, int]]:
     """Teacher, student and vocabulary; the teacher serves under SERVICE meanwhile."""
     if request.param == "tiny":
         pair = request.getfixturevalue("tiny_pair")
@@ -40,7 +46,7 @@ def models(request, ray_cluster, tmp_path) -> Iterator[tuple[Path, Path, int]]:
         folder = request.getfixturevalue("reference") / "models"
         teacher, student, vocab = folder / "teacher-6m", folder / "student-base-1m", 4096
     served = Teacher(model=str(teacher), cpus=0.5)
-    service.start(SERVICE, served, detached=False, cache=str(tmp_path))
+    service.start(SERVICE, served, detached=False, cache=str(cache))
     yield teacher, student, vocab
     service.stop(SERVICE)
 
@@ -131,7 +137,7 @@ def test_remote_and_in_process_teachers_give_equal_losses(models) -> None:
 
 
 def test_states_and_a_head_through_the_service_give_the_dense_loss_and_gradient(
-    models, tmp_path
+    models, cache
 ) -> None:
     """The service keeps its head in its cache; nothing is rounded on the way."""
     teacher, student, vocab = models
@@ -139,7 +145,7 @@ def test_states_and_a_head_through_the_service_give_the_dense_loss_and_gradient(
     spec = TargetSpec(
         0, vocab, head=head.digest, states=head.states, states_width=head.states_width
     )
-    found, slopes = student_loss(student, rows, answered(rows, spec), cache=tmp_path)
+    found, slopes = student_loss(student, rows, answered(rows, spec), cache=cache)
     full = TargetSpec(top_k=vocab, shared_vocab=vocab, encoding="fp32")
     other, expected = student_loss(student, rows, answered(rows, full))
     torch.testing.assert_close(
