@@ -34,6 +34,14 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 """
 
+# Prints the packages that are imported with the named modules.
+LOADED = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+
 
 def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
@@ -115,3 +123,21 @@ def test_losses_and_scoring_work_with_torch_alone():
 def test_the_command_line_starts_without_heavy_imports():
     outcome = isolated("cluster.cli", barred=HEAVY | {"pyarrow", "numpy"})
     assert outcome.returncode == 0, outcome.stderr
+
+
+# Processes of their own, many to a run, which start as fast as what they import.
+STARTED = {
+    ("cluster.controller", "teacher_service.registry", "student_trainer.worker"): HEAVY - {"ray"},
+    ("teacher_service.audit", "student_trainer.loop", "student_trainer.reload"): {
+        "peft",
+        "bitsandbytes",
+        "ray",
+    },
+}
+
+
+@pytest.mark.parametrize("modules", STARTED)
+def test_processes_start_without_what_they_may_never_need(modules):
+    command = [sys.executable, "-c", LOADED, *modules]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not STARTED[modules] & set(outcome.stdout.splitlines()[-1].split())

@@ -245,7 +245,7 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
     training_and_validation = {16, VOCAB}
     assert {answers.spec.top_k for answers in stored_answers(store)} == training_and_validation
     narrow = json.loads(RunDir(tmp_path / "runs" / "job").summary.read_text())
-    assert main(["run", str(job), "name=again", "seed=3"]) == 0
+    assert main(["capture", str(job), "seed=3"]) == 0
     assert "fitting the projection" not in capsys.readouterr().out
     assert main(["run", str(job), "name=raw", "targets.hidden.raw=true"]) == 0
     raw = json.loads(RunDir(tmp_path / "runs" / "raw").summary.read_text())

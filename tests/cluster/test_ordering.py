@@ -71,7 +71,7 @@ def test_the_students_service_is_gone_and_nothing_is_scored_twice(job, capsys):
     from teacher_service.service import list_services
 
     assert list_services() == []
-    assert main(["run", str(job), "name=again"]) == 0
+    assert main(["capture", str(job)]) == 0
     said = capsys.readouterr().out
     assert "phases by gap, cut at: letters" in said
     assert "scored" not in said
