@@ -21,14 +21,15 @@ REFERENCE = ROOT.parent / "shared"
 # Files that take longest, the longest first: so the two processes of `make test` end together.
 LONGEST = (
     "cluster/test_launch.py",
-    "student_trainer/test_training_laws.py",
-    "cluster/test_prompting.py",
-    "cluster/test_ordering.py",
-    "teacher_service/test_pool.py",
-    "cluster/test_controller.py",
-    "teacher_service/test_service.py",
-    "cluster/test_capture.py",
     "student_trainer/test_matrix.py",
+    "cluster/test_ordering.py",
+    "cluster/test_prompting.py",
+    "student_trainer/test_training_laws.py",
+    "teacher_service/test_service.py",
+    "teacher_service/test_pool.py",
+    "cluster/test_capture.py",
+    "student_trainer/test_frozen.py",
+    "cluster/test_controller.py",
 )
 
 
