@@ -59,11 +59,7 @@ def shake_hands(config: Config) -> Handshake:
     vocabulary = shared_vocab(identities[1], teacher_rows=rows[0], student_rows=rows[1])
     for (option, model, _, _), (_, model_config) in zip(models, described, strict=True):
         _refuse_short_context(option, model, config.data.context, model_config)
-    if config.targets.exact is None and config.targets.top_k > vocabulary:
-        raise ConfigError(
-            f"targets.top_k is {config.targets.top_k}, but teacher and student share "
-            f"{vocabulary:,} tokens; set targets.top_k={vocabulary} or lower"
-        )
+    _refuse_more_than_all(config, vocabulary)
     _refuse_missing_layers(config, *(model_config for _, model_config in described))
     teacher_config = described[0][1]
     return Handshake(
@@ -101,7 +97,8 @@ def target_spec(
     selector, temperatures = config.selector_for(vocabulary), config.temperatures
     drawn = selector in DRAWN
     return TargetSpec(
-        top_k=config.targets.top_k,
+        top_k=config.targets.top_k + config.targets.student_ids,
+        student_ids=config.targets.student_ids,
         shared_vocab=vocabulary,
         selector=selector if selector != "renormalised" else "top_k",
         seed=config.targets.seed if drawn else 0,
@@ -203,6 +200,21 @@ def _refuse_missing_layers(config: Config, teacher: Any, student: Any) -> None:
                 f"a hidden_states loss asks for {role} layer {beyond[0]}, but the {role} has "
                 f"layers 0 to {last}; change losses"
             )
+
+
+def _refuse_more_than_all(config: Config, vocabulary: int) -> None:
+    top_k, own = config.targets.top_k, config.targets.student_ids
+    if config.targets.exact is None and top_k > vocabulary:
+        raise ConfigError(
+            f"targets.top_k is {top_k}, but teacher and student share {vocabulary:,} tokens; set "
+            f"targets.top_k={vocabulary} or lower"
+        )
+    if top_k + own > vocabulary and own:
+        raise ConfigError(
+            f"targets.top_k is {top_k} and targets.student_ids {own}, {top_k + own} ids in all, "
+            f"but teacher and student share {vocabulary:,}; lower one, or set student_ids=0 and "
+            f"top_k={vocabulary}, which ships all"
+        )
 
 
 def _uses_chat_template(config: Config) -> bool:

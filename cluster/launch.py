@@ -22,7 +22,7 @@ from shared.payload import Pair, payload_note
 from shared.places import Place
 from shared.plan import OpenController, OpenReader, RunPlan
 from shared.run_dir import RunDir, locked, open_run, write_atomically, write_environment
-from shared.selectors import selector_note
+from shared.selectors import selector_note, student_ids_note
 from shared.target_spec import TargetSpec
 
 CONTROLLER = "tutelage-controller"
@@ -152,7 +152,11 @@ def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
     if not spec.head:
         asked, losses = plan.config.targets, plan.config.losses
         picked = plan.config.selector_for(spec.shared_vocab)
-        print(selector_note(asked.selector, picked, losses, asked.top_k), flush=True)
+        own = asked.student_ids
+        note = selector_note(asked.selector, picked, losses, asked.top_k, student_ids=own)
+        print(note, flush=True)
+        if own:
+            print(student_ids_note(own), flush=True)
     print(payload_note(spec, hidden_width=width, pair=pair, top_k=top_k), flush=True)
 
 
@@ -239,7 +243,13 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> N
     write_atomically(run_dir.weight_log, launch.run_dir.weight_log.read_text())
     if plan.config.prompts is not None:
         write_atomically(run_dir.prompts, launch.run_dir.prompts.read_text())
-    config = plan.config.model_copy(update={"losses": [CrossEntropy()], "baseline": False})
+    config = plan.config.model_copy(
+        update={
+            "losses": [CrossEntropy()],
+            "targets": plan.config.targets.model_copy(update={"student_ids": 0}),
+            "baseline": False,
+        }
+    )
     write_atomically(run_dir.config, dump(_at(run_dir, config)))
     hard = replace(
         plan, config=config, run_dir=str(run_dir.path), target_spec=None, teacher_width=None

@@ -15,7 +15,7 @@ from shared.config_mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mix
 from shared.config_progressive import Progressive
 from shared.config_prompts import PromptSearch
 from shared.phases import check_progressive
-from shared.selectors import Selector, check_selector, chosen
+from shared.selectors import Selector, check_selector, check_student_ids, chosen
 
 
 class Paths(Section):
@@ -145,6 +145,11 @@ class Targets(Section):
     top_k: int = Field(
         default=64, ge=1, description="ids the teacher ships per position, whatever the selector"
     )
+    student_ids: int = Field(
+        default=0,
+        ge=0,
+        description="the student's own likeliest ids that it ships beside them; asks no step ahead",
+    )
     draws: int = Field(
         default=4,
         ge=1,
@@ -181,12 +186,23 @@ class Targets(Section):
         if self.exact is None:
             return self
         fields = type(self).model_fields
-        for option in ("selector", "top_k", "draws", "seed", "encoding", "ids", "store_ids"):
+        ids = ("selector", "top_k", "student_ids", "draws", "seed", "encoding", "ids", "store_ids")
+        for option in ids:
             if getattr(self, option) != fields[option].default:
                 raise ValueError(
                     f"targets.exact is {self.exact}, which ships no ids, so targets.{option} has "
                     "no meaning; remove one of the two"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_stored_depends_on_no_student(self) -> "Targets":
+        if self.student_ids and self.store is not None:
+            raise ValueError(
+                f"targets.student_ids is {self.student_ids}, whose answers depend on the student "
+                f"of the moment, but targets.store is {self.store}, which keeps answers for any; "
+                "remove one of the two"
+            )
         return self
 
 
@@ -300,7 +316,10 @@ class Config(Section):
 
     @property
     def prefetch_steps(self) -> int:
-        """Blocks whose units may be under way beyond the current one."""
+        """Blocks whose units may be under way beyond the current one; none where they depend on
+        the weights that the student has before it."""
+        if self.targets.student_ids:
+            return 0
         return min(2, self.mixture.lag_steps)
 
     @property
@@ -361,6 +380,7 @@ class Config(Section):
         if sum(isinstance(loss, TAID) for loss in self.losses) > 1:
             raise ValueError("losses has more than one taid; keep one, its t follows one loss")
         check_selector(self.targets.selector, self.losses)
+        check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))
         self._phases_fit()
         if self.targets.exact and self.evaluation.kl == "bucketed":

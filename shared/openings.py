@@ -96,7 +96,10 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
         doc_starts=[line.starts for _, _, line in lines],
         loss_masks=[line.mask for _, _, line in lines],
     )
-    return sent.with_draws(np.array(line_draws)) if any(line_draws) else sent
+    if any(line_draws):
+        sent = sent.with_draws(np.array(line_draws))
+    asked_NM = rows.student_ids()
+    return sent if asked_NM is None else sent.with_student_ids(asked_NM)
 
 
 @dataclass(frozen=True, slots=True)

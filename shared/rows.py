@@ -5,6 +5,7 @@ it predicts a counted token of its own document: never a prompt, padding, a row'
 position whose next token opens another document.
 
 R rows   T tokens of a row   N positions with loss, all rows end to end
+M ids of the student per position
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ SCHEMA = pa.schema(
         "loss_mask": pa.list_(pa.uint8()),  # T; 1 where position t is trained to predict token t+1
     }
 )
+STUDENT_IDS = "student_ids"  # a further column, where the student asks about ids of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,31 @@ class Rows:
             return np.zeros(len(self), np.int32)
         return self.table.column("draw").to_numpy()
 
+    def with_student_ids(self, ids_NM: np.ndarray) -> "Rows":
+        """The same rows with ids that the student asks about at every position with loss."""
+        flat = pa.array(np.ascontiguousarray(ids_NM, np.int32).reshape(-1))
+        lists = pa.FixedSizeListArray.from_arrays(flat, ids_NM.shape[1])
+        ends = np.concatenate([[0], self.num_loss_tokens().cumsum()]).astype(np.int32)
+        column = pa.ListArray.from_arrays(pa.array(ends), lists)
+        return Rows(self.table.append_column(STUDENT_IDS, column))
+
+    def student_ids(self) -> np.ndarray | None:
+        """The ids that the student asks about, int32 [N, M]; None where it asks about none."""
+        if STUDENT_IDS not in self.table.column_names:
+            return None
+        lists = self.table.column(STUDENT_IDS).combine_chunks().flatten()
+        return _numpy(lists.flatten()).reshape(-1, lists.type.list_size)
+
     def hashes(self) -> list[bytes]:
-        """16 bytes per row over token ids, document starts, loss mask, and the draw where it is
-        not the first: the identity of the row, and of what is asked about it."""
+        """16 bytes per row over token ids, document starts, loss mask, the draw where it is not
+        the first, and the student's ids where there are some: the identity of the row, and of
+        what is asked about it."""
         columns = (self.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
-        numbers = [[np.array([draw])] if draw else [] for draw in self.draws()]
-        return [_digest((*parts, *n)) for *parts, n in zip(*columns, numbers, strict=True)]
+        asked = [[np.array([draw])] if draw else [] for draw in self.draws()]
+        if (ids_NM := self.student_ids()) is not None:
+            ends = self.num_loss_tokens().cumsum()[:-1]
+            asked = [[*n, ids] for n, ids in zip(asked, np.split(ids_NM, ends), strict=True)]
+        return [_digest((*parts, *more)) for *parts, more in zip(*columns, asked, strict=True)]
 
 
 def _digest(parts: Sequence[np.ndarray]) -> bytes:

@@ -2,13 +2,24 @@
 
 `top_k` ships the most likely ids and the exact mass of all others; `renormalised` leaves that mass
 out, which is biased. `threshold` and `sampled` draw ids by the teacher's probabilities, which is
-unbiased, for divergences that are linear in p and at one temperature.
+unbiased, for divergences that are linear in p and at one temperature. Beside the most likely ids
+the teacher may answer about some that the student names, for losses that weigh ids by the student.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
-from shared.config_losses import ATKD, Divergence, Loss
+from shared.config_losses import (
+    AKL,
+    ATKD,
+    JSD,
+    Divergence,
+    GeneralisedKL,
+    Loss,
+    ReverseKL,
+    SkewReverseKL,
+    TotalVariation,
+)
 
 Selector = Literal["top_k", "renormalised", "threshold", "sampled"]
 DRAWN: tuple[Selector, ...] = ("threshold", "sampled")
@@ -47,12 +58,49 @@ def check_selector(selector: Selector | Literal["auto"], losses: Sequence[Loss])
         )
 
 
+def check_student_ids(
+    student_ids: int, selector: Selector | Literal["auto"], losses: Sequence[Loss]
+) -> None:
+    """Raise ValueError where the student names ids that no answer could hold or no loss reads."""
+    if not student_ids:
+        return
+    if selector not in ("auto", "top_k"):
+        raise ValueError(
+            f"targets.student_ids is {student_ids}, which needs targets.selector top_k, not "
+            f"{selector}; take top_k or auto, or leave student_ids out"
+        )
+    if not any(_weighs_by_student(loss) for loss in losses):
+        kinds = " and ".join(dict.fromkeys(loss.kind for loss in losses))
+        raise ValueError(
+            f"targets.student_ids is {student_ids}, but no loss weighs ids by the student's "
+            f"probability, with {kinds} alone; leave it out, or take reverse_kl, jsd with "
+            "beta above 0, skew_reverse_kl, total_variation, akl with mu below 1, or "
+            "generalised_kl or atkd with direction reverse"
+        )
+
+
+def student_ids_note(student_ids: int) -> str:
+    """A sentence for the start of a run whose student names ids."""
+    return (
+        f"targets.student_ids {student_ids}: the student reads every row once more to name ids, "
+        "and no step is asked ahead, so that training waits for the teacher at the start of every "
+        f"step; {4 * student_ids} bytes a token go to the teacher"
+    )
+
+
 def selector_note(
-    selector: Selector | Literal["auto"], picked: Selector, losses: Sequence[Loss], top_k: int
+    selector: Selector | Literal["auto"],
+    picked: Selector,
+    losses: Sequence[Loss],
+    top_k: int,
+    *,
+    student_ids: int = 0,
 ) -> str:
     """A sentence for the start of a run; `picked` is what the selector stands for."""
+    others = f"the {student_ids} likeliest ids of the student, " if student_ids else ""
+    likeliest = f"{others}the {top_k} most likely {'others' if others else 'ids'}"
     kept = {
-        "top_k": f"the {top_k} most likely ids and the exact mass of all others",
+        "top_k": f"{likeliest} and the exact mass of {'the rest' if others else 'all others'}",
         "renormalised": f"the {top_k} most likely ids as if there were no others; this biases the "
         "student towards them and is for comparison, top_k or threshold are not",
         "threshold": f"{top_k} ids, the most likely exactly and the rest drawn by probability",
@@ -66,6 +114,17 @@ def selector_note(
 
 def _read_ids(losses: Sequence[Loss]) -> list[Loss]:
     return [loss for loss in losses if isinstance(loss, Divergence | ATKD)]
+
+
+def _weighs_by_student(loss: Loss) -> bool:
+    """Whether the loss sums over the student's distribution, so that its own ids tell it more."""
+    if isinstance(loss, JSD):
+        return loss.beta > 0  # at 0 it is forward KL
+    if isinstance(loss, GeneralisedKL | ATKD):
+        return loss.direction == "reverse"
+    if isinstance(loss, AKL):
+        return loss.mu < 1  # at 1 it is forward KL, too
+    return isinstance(loss, ReverseKL | SkewReverseKL | TotalVariation)
 
 
 def _takes_drawn_ids(loss: Loss) -> bool:

@@ -17,6 +17,7 @@ UNNAMED = {
     "head": "",
     "states": "",
     "states_width": 0,
+    "student_ids": 0,
 }
 
 
@@ -40,6 +41,9 @@ class TargetSpec:
     head: str = ""  # digest of the teacher's head, whose input travels whole in place of ids
     states: StatesEncoding | Literal[""] = ""  # type of that input, the teacher's own
     states_width: int = 0  # its numbers per position
+    # Of the `top_k` ids kept, those that the student names with the rows
+    # (`Rows.with_student_ids`); the others are the most likely beside them.
+    student_ids: int = 0
 
     # How the ids are written: it loses nothing and is no part of the question.
     ids: IdsEncoding = field(default="elias_fano", compare=False)
@@ -84,6 +88,8 @@ class TargetSpec:
             f"{self.selector} {self.top_k} of {self.shared_vocab:,} ids at temperature "
             f"{_listed(self.temperatures)} in {self.encoding}"
         )
+        if self.student_ids:
+            kept += f", {self.student_ids} of them named by the student"
         if self.head:
             kept = f"last hidden states in {self.states} before the head {self.head[:8]}"
         return (

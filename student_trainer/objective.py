@@ -4,8 +4,8 @@ The whole loss runs inside its forward, so that the engine sees every use of eve
 of size [B, T, V] is ever made.
 
 B lines   T tokens   N positions with loss   D student width   E teacher width   V vocabulary
-K ids kept per position   S temperatures   L losses   G domains in config order
-Q quantities summed by domain
+K ids kept per position   M ids that the student names   S temperatures   L losses
+G domains in config order   Q quantities summed by domain
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from shared.config import Config
 from shared.config_losses import HiddenStates, Loss
+from shared.target_spec import TargetSpec
 from student_trainer.accelerator import deepspeed
 from student_trainer.batches import Batch
 from student_trainer.losses.drawn import DrawnTargets
 from student_trainer.losses.hidden_states import HiddenStatePairs, native_states, projection
+from student_trainer.losses.likeliest import likeliest_ids
 from student_trainer.losses.objective import (
     ADAPTIVE,
     Targets,
@@ -34,7 +36,7 @@ from student_trainer.losses.token_adaptive import TokenClasses
 from student_trainer.student import Student, takes_positions
 from student_trainer.token_split import TokenSplit
 
-Mode = Literal["train", "evaluate", "logits"]
+Mode = Literal["train", "evaluate", "logits", "likeliest"]
 
 # What training sums up for each domain, nats: KL(teacher || student), bucketed at temperature 1 or
 # estimated from drawn ids at theirs, how far the student's NLL of the label exceeds the teacher's,
@@ -76,6 +78,7 @@ class Objective(nn.Module):
         multiplier: float = 1.0,
         phase: int = 0,
         teacher_share: float = 1.0,
+        asked: TargetSpec | None = None,
     ) -> tuple[Tensor, ...]:
         """`train`: the loss of the unit times `multiplier`, sums to report float64 [3+L+Q*G], and
         the weighted loss of each position [N]. The sums: `TOTALS`, each loss unweighted, then the
@@ -83,6 +86,7 @@ class Objective(nn.Module):
         is the t of TAID.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
+        `likeliest`: the ids that the student names for the question `asked` [N, M].
         """
         positions = {"position_ids": batch["position_ids_BT"]} if self._takes_positions else {}
         output = self._decoder[0](
@@ -104,6 +108,7 @@ class Objective(nn.Module):
             multiplier=multiplier,
             phase=phase,
             teacher_share=teacher_share,
+            asked=asked,
         )
 
 
@@ -150,9 +155,14 @@ class LossHead(nn.Module):
         multiplier: float,
         phase: int,
         teacher_share: float,
+        asked: TargetSpec | None,
     ) -> tuple[Tensor, ...]:
         """See `Objective.forward`."""
         head = self._head()
+        if mode == "likeliest":
+            assert asked is not None, "the question says how many ids of which"
+            count, vocabulary = asked.student_ids, asked.shared_vocab
+            return (likeliest_ids(hidden_ND, head, count=count, shared_vocab=vocabulary),)
         if mode == "logits":
             return (head.logits(hidden_ND),)
         if mode == "evaluate":

@@ -39,6 +39,7 @@ from student_trainer.objective import TOTALS, Objective
 from student_trainer.ranks import Ranks
 from student_trainer.shards import load_shards, write_checkpoint
 from student_trainer.student import Student, load_student
+from student_trainer.student_ids import StudentIds
 from student_trainer.supply import Supply
 from student_trainer.teacher_head import load_teacher_head
 
@@ -312,6 +313,9 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     engine = open_engine(objective, config)
+    spec, student_ids = plan.target_spec, None
+    if spec is not None and spec.student_ids:
+        student_ids = StudentIds(engine, layouts, spec)
     train = tuple(RowStore.open(domain.train_path) for domain in plan.domains)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
@@ -323,7 +327,14 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
         engine=engine,
         frozen=frozen_weights(student, engine.module, ranks),
         layouts=layouts,
-        supply=Supply(plan, train, ranks=ranks, reader=reader, controller=controller),
+        supply=Supply(
+            plan,
+            train,
+            ranks=ranks,
+            reader=reader,
+            controller=controller,
+            student_ids=student_ids,
+        ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
         interval=_empty_interval(config),
         since_report=SinceReport.empty(len(config.domains)),

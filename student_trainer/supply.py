@@ -2,7 +2,7 @@
 
 Units are submitted up to the prefetch depth ahead of the step under way, but never beyond the
 last block whose weights are settled, so that neither prefetch nor a slow controller can change
-what is drawn.
+what is drawn. Where the student names ids to ask about, that depth is 0.
 """
 
 from collections import deque
@@ -19,6 +19,7 @@ from shared.soft_targets import SoftTargets
 from shared.target_reader import TargetReader
 from student_trainer.batches import Shard, Step, draw_step
 from student_trainer.ranks import Ranks
+from student_trainer.student_ids import StudentIds
 
 
 class Supply:
@@ -32,7 +33,10 @@ class Supply:
         ranks: Ranks,
         reader: TargetReader | None,
         controller: ControllerClient | None,
+        student_ids: StudentIds | None = None,
     ) -> None:
+        assert student_ids is None or plan.config.prefetch_steps == 0, "its weights would be old"
+        self._student_ids = student_ids
         self._plan, self._config, self._ranks = plan, plan.config, ranks
         self._stores, self._reader, self._controller = stores, reader, controller
         self._shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
@@ -117,7 +121,8 @@ class Supply:
 
     def _ask(self, step: Step) -> None:
         if self._reader is not None and self._plan.target_spec is not None:
-            for rows in step.units:
+            own = self._student_ids
+            for rows in step.units if own is None else own.named(step.units):
                 self._reader.submit(rows, self._plan.target_spec)
 
     def _settled(self) -> int:

@@ -162,6 +162,7 @@ class HFEngine:
         self, hidden_ND: Tensor, label_N: Tensor, rows: Rows, spec: TargetSpec
     ) -> Selection:
         if spec.selector == "top_k":
+            named_NM = rows.student_ids() if spec.student_ids else None
             return select(
                 hidden_ND,
                 self.head,
@@ -170,6 +171,7 @@ class HFEngine:
                 shared_vocab=spec.shared_vocab,
                 temperatures=spec.temperatures,
                 entropy=spec.entropy,
+                named_NM=None if named_NM is None else torch.from_numpy(named_NM.astype(np.int64)),
             )
         count = spec.top_k if spec.selector == "sampled" else 1
         return draw(
@@ -236,6 +238,8 @@ class HFEngine:
                     f"{self.decoder.num_layers}; change losses.layers"
                 )
         self._refuse_rows(rows, vocab_rows)
+        if spec.student_ids:
+            _refuse_student_ids(rows, spec)
 
     def _refuse_rows(self, rows: Rows, vocab_rows: int) -> None:
         for name, ids in zip(rows.names(), rows.column("input_ids"), strict=True):
@@ -249,6 +253,34 @@ class HFEngine:
                     f"row {name} holds token id {ids.max()} and the teacher knows {vocab_rows}; "
                     "use a student that shares its tokenizer"
                 )
+
+
+def _refuse_student_ids(rows: Rows, spec: TargetSpec) -> None:
+    """Ids that are missing, not as many as asked for, unknown, or named twice."""
+    ids_NM = rows.student_ids()
+    num, wanted = int(rows.num_loss_tokens().sum()), spec.student_ids
+    if spec.selector != "top_k" or spec.head or wanted > spec.top_k:
+        raise ConfigError(
+            f"{wanted} ids of the student are asked for with {spec.in_words()}; they need the "
+            "selector top_k and room among its ids"
+        )
+    found = "none" if ids_NM is None else f"{ids_NM.shape[1]} at {len(ids_NM)}"
+    if ids_NM is None or ids_NM.shape != (num, wanted):
+        raise HandshakeError(
+            f"rows {rows.named()} should come with {wanted} ids of the student at {num} positions "
+            f"and come with {found}; run teacher and trainer in the same version"
+        )
+    if ids_NM.size and not 0 <= ids_NM.min() <= ids_NM.max() < spec.shared_vocab:
+        raise HandshakeError(
+            f"the student asks about ids {ids_NM.min()} to {ids_NM.max()} in rows {rows.named()}, "
+            f"and it shares {spec.shared_vocab} with the teacher; use a student that shares its "
+            "tokenizer"
+        )
+    if not np.diff(np.sort(ids_NM, axis=1), axis=1).all():
+        raise HandshakeError(
+            f"the student asks about one id twice at a position of rows {rows.named()}; run "
+            "teacher and trainer in the same version"
+        )
 
 
 def _proven_parts(

@@ -3,7 +3,8 @@
 No tensor of [N, V] elements exists here unless top_k is the whole vocabulary. Needs torch alone.
 
 N positions with loss   C positions of a chunk   V head rows   D hidden width
-K ids kept per position   S temperatures   G groups of ids   M members of each   X candidates
+K ids kept per position   M of them named by the student, O others   S temperatures
+G groups of ids   P members of each   X candidates
 Log-probabilities are nats, normalised over all V rows of the head.
 """
 
@@ -40,9 +41,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The most likely ids of each position and exact masses around them."""
+    """The most likely ids of each position, or some that were named and the most likely others, and
+    exact masses around them."""
 
-    ids_NK: Tensor  # int64, most likely first; ascending where all are kept
+    ids_NK: Tensor  # int64, named ones first, then most likely first; ascending where all are kept
     logprobs_NK: Tensor  # float32
     log_tail_NS: Tensor  # float32; -inf where nothing is left
     label_logprob_N: Tensor  # float32
@@ -84,13 +86,13 @@ def largest(logits_CV: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if members == 1:
         return logits_CV.topk(size, sorted=True)
     groups = vocab // members
-    grouped_CMG = logits_CV[:, : members * groups].unflatten(1, (members, groups))
-    group_C1K = grouped_CMG.amax(1).topk(size, sorted=False)[1][:, None]
-    member_M1 = torch.arange(members, device=logits_CV.device)[:, None]
+    grouped_CPG = logits_CV[:, : members * groups].unflatten(1, (members, groups))
+    group_C1K = grouped_CPG.amax(1).topk(size, sorted=False)[1][:, None]
+    member_P1 = torch.arange(members, device=logits_CV.device)[:, None]
     left = torch.arange(members * groups, vocab, device=logits_CV.device)
-    values_CX = grouped_CMG.gather(2, group_C1K.expand(-1, members, -1)).flatten(1)
+    values_CX = grouped_CPG.gather(2, group_C1K.expand(-1, members, -1)).flatten(1)
     values_CX = torch.cat([values_CX, logits_CV[:, members * groups :]], dim=1)
-    ids_CX = (group_C1K + member_M1 * groups).flatten(1)
+    ids_CX = (group_C1K + member_P1 * groups).flatten(1)
     ids_CX = torch.cat([ids_CX, left.expand(len(ids_CX), -1)], dim=1)
     values_CK, place_CK = values_CX.topk(size, sorted=True)
     return values_CK, ids_CX.gather(1, place_CK)
@@ -106,10 +108,14 @@ def select(
     shared_vocab: int,
     temperatures: tuple[float, ...] = (1.0,),
     entropy: bool = False,
+    named_NM: Tensor | None = None,
     chunk: int | None = None,
 ) -> Selection:
-    """Keep the top_k ids below `shared_vocab`, the label's log-probability, the tail masses and,
-    if asked, the entropy over all V rows.
+    """Keep top_k ids below `shared_vocab`, the label's log-probability, the tail masses and, if
+    asked, the entropy over all V rows.
+
+    The ids are the most likely, or those of `named_NM`, which differ from each other at a position
+    and are below `shared_vocab`, and the most likely others.
 
     `log_tail` is a logsumexp over the complement of the kept ids, computed from the logits at
     each temperature; rows of the head beyond the shared vocabulary belong to it.
@@ -124,13 +130,15 @@ def select(
         entropy_N=torch.empty(num, device=device) if entropy else None,
     )
     for part, logits_CV in logits_in_parts(hidden_ND, head, chunk=chunk):
-        _select_chunk(logits_CV, label_N[part], kept, part, shared_vocab, temperatures)
+        named_CM = None if named_NM is None else named_NM[part].to(device)
+        _select_chunk(logits_CV, label_N[part], named_CM, kept, part, shared_vocab, temperatures)
     return kept
 
 
 def _select_chunk(
     logits_CV: Tensor,
     label_C: Tensor,
+    named_CM: Tensor | None,
     kept: Selection,
     part: slice,
     shared_vocab: int,
@@ -140,15 +148,10 @@ def _select_chunk(
 
     The whole mass is that of the kept ids plus that of the complement: one pass over V each.
     """
-    top_k = kept.ids_NK.shape[1]
-    if top_k == shared_vocab:
-        logits_CK = logits_CV[:, :shared_vocab].clone()
-        ids_CK = torch.arange(top_k, device=logits_CV.device).expand(len(logits_CV), -1)
-    else:
-        logits_CK, ids_CK = largest(logits_CV[:, :shared_vocab], top_k)
     label_C = logits_CV.gather(1, label_C[:, None].to(logits_CV.device))[:, 0]
     if kept.entropy_N is not None:
         kept.entropy_N[part] = torch.special.entr(logits_CV.softmax(1)).sum(1)
+    logits_CK, ids_CK = _chosen(logits_CV, named_CM, kept.ids_NK.shape[1], shared_vocab)
     rest_CV = logits_CV.scatter_(1, ids_CK, float("-inf"))
     masses = {t: _log_masses(logits_CK, rest_CV, t) for t in {1.0, *temperatures}}
     for column, temperature in enumerate(temperatures):
@@ -158,6 +161,21 @@ def _select_chunk(
     kept.ids_NK[part] = ids_CK
     kept.logprobs_NK[part] = logits_CK - whole_C[:, None]
     kept.label_logprob_N[part] = label_C - whole_C
+
+
+def _chosen(
+    logits_CV: Tensor, named_CM: Tensor | None, top_k: int, shared_vocab: int
+) -> tuple[Tensor, Tensor]:
+    """Logits and ids of what is kept [C, K]; the logits of named ids are overwritten."""
+    if top_k == shared_vocab:
+        ids_V = torch.arange(top_k, device=logits_CV.device)
+        return logits_CV[:, :shared_vocab].clone(), ids_V.expand(len(logits_CV), -1)
+    if named_CM is None:
+        return largest(logits_CV[:, :shared_vocab], top_k)
+    named_logits_CM = logits_CV.gather(1, named_CM)
+    logits_CV.scatter_(1, named_CM, float("-inf"))
+    others_CO, ids_CO = largest(logits_CV[:, :shared_vocab], top_k - named_CM.shape[1])
+    return torch.cat([named_logits_CM, others_CO], dim=1), torch.cat([named_CM, ids_CO], dim=1)
 
 
 def _log_masses(logits_CK: Tensor, rest_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

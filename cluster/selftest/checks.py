@@ -111,7 +111,8 @@ def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
     count, num = max(2, plan.config.batch.micro_batch), len(stores)
     places = [(i % num, i // num % len(stores[i % num])) for i in range(count)]
     rows = take_rows(stores, *(np.array(column) for column in zip(*places, strict=True)))
-    reader, spec = open_reader(0), plan.target_spec
+    # No student is there to name ids: as many of the likeliest stand for them.
+    reader, spec = open_reader(0), replace(plan.target_spec, student_ids=0)
     units = [rows, *(rows.part(slice(i, i + 1)) for i in range(count))]
     whole, *single = answers(reader, units, spec)
     ranked = whole
