@@ -259,7 +259,7 @@ def _refuse_student_ids(rows: Rows, spec: TargetSpec) -> None:
     """Ids that are missing, not as many as asked for, unknown, or named twice."""
     ids_NM = rows.student_ids()
     num, wanted = int(rows.num_loss_tokens().sum()), spec.student_ids
-    if spec.selector != "top_k" or spec.head or wanted > spec.top_k:
+    if spec.selector != "top_k" or spec.head or wanted >= spec.top_k:
         raise ConfigError(
             f"{wanted} ids of the student are asked for with {spec.in_words()}; they need the "
             "selector top_k and room among its ids"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.preparation import idle_policy_note, refuse_unasked
+from cluster.preparation import check, idle_policy_note, refuse_unasked
 from shared.config_file import load_config
 from shared.errors import ConfigError
 from tests.cluster.jobs import write_job
@@ -34,3 +34,10 @@ def test_a_policy_on_training_text_needs_a_loss_that_asks_the_teacher(tmp_path, 
     hard = load_config(job, ["losses=[{kind: cross_entropy}]"])  # as its baseline's is read again
     with pytest.raises(ConfigError, match=rf"mixture.policy is {policy}, .* no loss asks"):
         refuse_unasked(hard)
+
+
+def test_more_ids_than_both_models_share_are_refused(tmp_path, tiny_pair):
+    job = write_job(tmp_path, tiny_pair, losses=[{"kind": "reverse_kl"}])
+    check(load_config(job, ["targets.top_k=500", "targets.student_ids=12"]))
+    with pytest.raises(ConfigError, match=r"student_ids 13, 513 ids in all, .* share 512; lower"):
+        check(load_config(job, ["targets.top_k=500", "targets.student_ids=13"]))

@@ -246,3 +246,11 @@ def test_states_are_examined_as_ids_are(tmp_path, tiny_pair):
     found = subject_of(plan, lambda rank: LocalTeacher(engine))
     assert all(check.ok for check in [*checks.same_model(found), *checks.own_student(found)])
     assert checks.payload(found).said.startswith("196 bytes per token; the last state and a head")
+
+
+def test_a_pair_whose_student_names_ids_is_looked_at_without_its_naming(tmp_path, tiny_pair):
+    targets = {"student_ids": 8, "top_k": 24}
+    job = write_job(tmp_path, tiny_pair, targets=targets, losses=[{"kind": "reverse_kl"}])
+    looked_at = subject(prepare_run(plain(load(job, []))))
+    assert looked_at.spec.top_k == 32
+    assert checks.payload(looked_at).ok

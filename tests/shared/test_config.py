@@ -184,3 +184,50 @@ def test_losses_without_the_teacher_have_no_temperature_to_draw_at():
         {"kind": "hidden_states", "layers": {1: 1}},
     ]
     assert config(losses=losses, targets={"selector": "threshold"}).selector_for(512) == "threshold"
+
+
+REVERSE = [{"kind": "cross_entropy"}, {"kind": "reverse_kl"}]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "reverse_kl"},
+        {"kind": "jsd"},
+        {"kind": "skew_reverse_kl"},
+        {"kind": "total_variation"},
+        {"kind": "akl"},
+        {"kind": "generalised_kl", "direction": "reverse"},
+        {"kind": "atkd", "direction": "reverse"},
+    ],
+)
+@pytest.mark.parametrize("lag", [0, 3])
+def test_a_student_that_names_ids_is_asked_about_when_its_step_is_reached(loss, lag):
+    mixture = {"policy": "ddk", "interval": 10, "lag_steps": lag}
+    found = config(losses=[loss], targets={"student_ids": 16}, mixture=mixture)
+    assert found.prefetch_steps == 0
+    assert found.selector_for(512) == "top_k"
+    said = selector_note("auto", "top_k", found.losses, 64, student_ids=16)
+    ending = "the 16 likeliest ids of the student, the 64 most likely others and the exact mass of"
+    assert ending in said
+
+
+@pytest.mark.parametrize(
+    ("losses", "targets", "sentence"),
+    [
+        ([{"kind": "forward_kl"}], {}, "no loss weighs ids by the student's .* forward_kl alone"),
+        ([{"kind": "jsd", "beta": 0}], {}, "take reverse_kl, jsd with beta above 0, skew_reverse"),
+        ([{"kind": "akl", "mu": 1}], {}, "akl with mu below 1"),
+        ([{"kind": "atkd"}, {"kind": "generalised_kl"}], {}, "with atkd and generalised_kl alone"),
+        ([{"kind": "cross_entropy"}], {}, "no loss weighs ids"),
+        (REVERSE, {"selector": "renormalised"}, "needs targets.selector top_k, not renormalised"),
+        (REVERSE, {"store": "s"}, "targets.store is s, which keeps answers for any; remove one"),
+        (REVERSE, {"store": "s", "teacher_free": True}, "depend on the student of the moment"),
+        (REVERSE, {"exact": "last_hidden"}, "ships no ids, so targets.student_ids has no meaning"),
+        ([{"kind": "forward_kl"}], {"selector": "sampled"}, "needs targets.selector top_k, not sa"),
+    ],
+)
+def test_a_student_that_cannot_name_ids_is_refused(losses, targets, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        config(losses=losses, targets={"student_ids": 16} | targets)
+    config(losses=losses, targets=targets | {"student_ids": 0})

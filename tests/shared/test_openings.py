@@ -231,3 +231,16 @@ def test_an_opening_that_is_learnt_is_refused() -> None:
     )
     with pytest.raises(DataError, match=r"row a/3 learns tokens of the chat template .*=responses"):
         shown(rows, {"a": opened([1, 2], [1, 9, 2])})
+
+
+def test_the_students_ids_stay_with_their_positions() -> None:
+    """Rows become several, and none of their positions is another's."""
+    rows = random_rows(0, plain=np.array([1]))
+    label_N = lay_out(rows, packed=True).label_N
+    named = rows.with_student_ids(np.stack([label_N, np.arange(len(label_N))], axis=1))
+    sent = shown(named, {"a": opened([1], [1, 20, 21, 22])})
+    assert len(sent) > len(rows)
+    ids_NM = sent.student_ids()
+    assert ids_NM is not None
+    np.testing.assert_array_equal(ids_NM[:, 0], lay_out(sent, packed=True).label_N)
+    assert sent.hashes() != shown(rows, {"a": opened([1], [1, 20, 21, 22])}).hashes()

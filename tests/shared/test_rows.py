@@ -103,3 +103,26 @@ def test_a_part_is_those_rows_and_travels_without_the_others() -> None:
     assert part.num_loss_tokens().tolist() == [8, 4]
     assert part.table.nbytes < whole.table.nbytes / 10
     assert len(whole.part(slice(3, 9))) == 1
+
+
+def test_rows_carry_the_ids_that_a_student_names_and_their_hash_covers_them() -> None:
+    plain = rows([7, 4, 1, 9])
+    ids_NM = np.arange(17 * 3, dtype=np.int32).reshape(17, 3)
+    named = plain.with_student_ids(ids_NM)
+    assert plain.student_ids() is None
+    np.testing.assert_array_equal(named.student_ids(), ids_NM)
+    part = pickle.loads(pickle.dumps(named.part(slice(1, 4))))
+    np.testing.assert_array_equal(part.student_ids(), ids_NM[6:])
+    assert part.hashes() == named.hashes()[1:]
+    other_NM = ids_NM.copy()
+    other_NM[7, 1] += 1
+    pairs = zip(named.hashes(), plain.with_student_ids(other_NM).hashes(), strict=True)
+    assert [one == other for one, other in pairs] == [True, False, True, True]
+    assert not set(named.hashes()) & set(plain.hashes())
+
+
+def test_rows_without_a_position_name_no_id() -> None:
+    empty = rows([]).with_student_ids(np.zeros((0, 4), np.int32))
+    assert empty.student_ids() is not None
+    assert empty.student_ids().shape == (0, 4)
+    assert empty.hashes() == []

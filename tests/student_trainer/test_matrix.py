@@ -23,6 +23,7 @@ KINDS: dict[str, dict] = {"full": {"kind": "full"}, "lora": LORA, "qlora": LORA 
 KL, CE = {"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.05}
 # Steps of t far above its line, so that a resume that forgets the state shows.
 TAID = {"kind": "taid", "t_start": 0.2, "alpha": 0.9, "beta": 0.5}
+REVERSE = {"kind": "reverse_kl"}
 HIDDEN = {"kind": "hidden_states", "weight": 0.1, "layers": {1: 1, 3: 2}}
 
 
@@ -39,12 +40,13 @@ class Cell:
     taid: bool = False
     states: bool = False
     drawn: bool = False
+    naming: bool = False
 
     @property
     def name(self) -> str:
         extras = [self.dtype] * (self.dtype != "float32") + ["checkpointing"] * self.checkpointing
         parts = [self.kind, f"zero{self.zero}", "tied" if self.tied else "untied", *extras]
-        for extra in ("hidden", "taid", "states", "drawn"):
+        for extra in ("hidden", "taid", "states", "drawn", "naming"):
             parts += [extra] * getattr(self, extra)
         return "-".join(parts)
 
@@ -64,6 +66,9 @@ CELLS = [
     Cell("full", 2, tied=True, taid=True),
     Cell("full", 3, tied=True, dtype="bfloat16", states=True),
     Cell("full", 2, tied=False, drawn=True),
+    Cell("full", 3, tied=False, naming=True),
+    Cell("lora", 0, tied=True, naming=True),
+    Cell("qlora", 2, tied=False, dtype="bfloat16", naming=True),
 ]
 EXPORTED = ("full-zero3-untied", "lora-zero3-tied", "qlora-zero2-tied", "full-zero3-tied-bfloat16")
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
@@ -86,8 +91,12 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "dtype": cell.dtype,
                 "activation_checkpointing": cell.checkpointing,
             },
-            losses=[TAID if cell.taid else KL, CE] + [HIDDEN] * cell.hidden,
-            targets={"selector": "threshold" if cell.drawn else "top_k"},
+            losses=[TAID if cell.taid else REVERSE if cell.naming else KL, CE]
+            + [HIDDEN] * cell.hidden,
+            targets={
+                "selector": "threshold" if cell.drawn else "top_k",
+                "student_ids": 8 * cell.naming,
+            },
             optimiser={"lr": 1e-2 if cell.kind == "full" else 5e-2},
         )
         if cell.states:

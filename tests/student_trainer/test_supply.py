@@ -3,21 +3,25 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from cluster.controller import Controller, ControllerPlan
-from shared.config_mixture import DDKMixture
+from shared.config_mixture import DDKMixture, FixedMixture
 from shared.domains import DomainReport, WeightEntry
 from shared.row_store import RowStore
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets
 from shared.target_reader import ReaderStats
 from shared.target_spec import TargetSpec
+from student_trainer.batches import Batch, Layouts
 from student_trainer.ranks import Ranks
+from student_trainer.student_ids import StudentIds
 from student_trainer.supply import Supply
 from tests import tiny
-from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains
 
 
 @pytest.fixture
@@ -154,3 +158,63 @@ def test_every_epoch_learns_from_another_draw(
         drawn = selector != "top_k"
         expected = [epoch % draws if drawn else 0 for epoch in range(len(numbers))]
         assert sorted(numbers) == sorted(expected)  # a block may hold a row of two epochs
+
+
+class Naming:
+    """In an engine's place: names its number of steps so far, and then the next ids."""
+
+    def __init__(self) -> None:
+        self.steps, self.training = 0, True
+
+    def eval(self) -> None:
+        self.training = False
+
+    def train(self) -> None:
+        self.training = True
+
+    def __call__(self, batch: Batch, *, mode: str, asked: TargetSpec) -> tuple[torch.Tensor]:
+        assert not self.training
+        ids_M = self.steps + torch.arange(asked.student_ids)
+        return (ids_M.expand(len(batch["loss_index_N"]), -1),)
+
+
+@pytest.mark.parametrize("mixture", [FixedMixture(), MIXTURE])
+def test_a_step_is_asked_about_when_it_is_reached_with_the_student_of_then(
+    ranks: Ranks, tiny_pair: tiny.Pair, tmp_path: Path, mixture: FixedMixture | DDKMixture
+) -> None:
+    domains = prepared_domains(tmp_path)
+    plan = plan_of(
+        tmp_path / "run",
+        tiny_pair,
+        domains,
+        steps=4,
+        mixture=mixture,
+        student={"workers": 1},
+        losses=[{"kind": "reverse_kl"}],
+        targets={"student_ids": 3},
+    )
+    stores = [RowStore.open(domain.train_path) for domain in domains]
+    controller = Controller(ControllerPlan(plan.config, (0.5, 0.5), str(tmp_path / "log.jsonl")))
+    reader, engine = Asked(), Naming()
+    layouts = Layouts(DOMAINS, True, torch.device("cpu"))
+    assert plan.target_spec is not None
+    assert plan.target_spec.top_k == 16 + 3
+    own = StudentIds(engine, layouts, plan.target_spec)
+    supply = Supply(
+        plan, stores, ranks=ranks, reader=reader, controller=controller, student_ids=own
+    )
+    for step in range(4):
+        if step in plan.config.decision_steps:
+            controller.observe(report(step))
+        engine.steps = step
+        drawn = supply.step(step)
+        assert engine.training
+        asked = [rows for rows, _ in reader.units]
+        assert len(asked) == 4 * (step + 1), "no unit of a later step"
+        for rows, unit in zip(asked[-4:], drawn.units, strict=True):
+            assert rows.names() == unit.names()
+            assert unit.student_ids() is None
+            ids_NM = rows.student_ids()
+            assert ids_NM is not None
+            assert (ids_NM == step + np.arange(3)).all()
+            assert len(ids_NM) == rows.num_loss_tokens().sum()

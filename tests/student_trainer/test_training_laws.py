@@ -22,6 +22,7 @@ from tests.student_trainer.runs import (
     torchrun,
     with_states,
 )
+from tests.student_trainer.test_matrix import comparable_lines, final_weights
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.5}
 GRADIENTS = {
@@ -72,13 +73,26 @@ THRESHOLD = {
     "losses": [{"kind": "forward_kl", "temperature": 2.0}, {"kind": "cross_entropy"}],
     "targets": {"selector": "threshold"},
 }
-CUTS = GRADIENTS | ADAPTIVE | REVERSE | DIVERGENCES | WHOLE | DRAWN
+# Which ids a student names does not depend on who holds which of its weights and rows.
+NAMING = {
+    "naming reference": (1, 8, {}),
+    "naming 1x8 one rank": (1, 1, {}),
+    "naming two ranks": (2, 2, {}),
+    "naming zero 3": (2, 2, {"zero": 3}),
+}
+NAMED = {
+    "losses": [{"kind": "reverse_kl", "temperature": 2.0}, {"kind": "jsd"}],
+    "targets": {"student_ids": 8},
+}
+CUTS = GRADIENTS | ADAPTIVE | REVERSE | DIVERGENCES | WHOLE | DRAWN | NAMING
 
 
 def losses_of(name: str) -> dict:
     """The losses of a cut, where they are not the default ones."""
     if name in DRAWN:
         return THRESHOLD
+    if name in NAMING:
+        return NAMED
     if name in REVERSE:
         return {"losses": [{"kind": "atkd", "direction": "reverse"}]}
     if name in WHOLE:
@@ -92,7 +106,7 @@ def reference_of(name: str) -> str:
     """The cut that the others of its losses are compared with."""
     kinds = {"adaptive reference": ADAPTIVE, "reverse reference": REVERSE}
     kinds |= {"divergences reference": DIVERGENCES, "states reference": WHOLE}
-    kinds |= {"drawn reference": DRAWN}
+    kinds |= {"drawn reference": DRAWN, "naming reference": NAMING}
     return next((reference for reference, cuts in kinds.items() if name in cuts), "reference")
 
 
@@ -165,6 +179,14 @@ def laws(tmp_path_factory: pytest.TempPathFactory) -> Laws:
         targets={"top_k": 16, "encoding": "fp32"},
         arguments={"file": str(laws.folder / "same model.pt")},
     )
+    for name, own in (("names no id", 0), ("names ids", 12)):
+        laws.add(
+            name,
+            "train",
+            student={"train": LORA},
+            losses=[{"kind": "reverse_kl"}],
+            targets={"top_k": tiny.VOCAB - own, "student_ids": own},
+        )
     add_poisoned(laws)
     laws.add("two steps", "train", folder="disk", steps=2)
     laws.add("full disk", "full_disk", folder="disk", steps=4)
@@ -228,6 +250,17 @@ def test_dropout_is_on_while_training_and_repeats_with_its_seed(laws: Laws) -> N
     first, other, again = laws.results["dropout"]["losses"]
     assert first == again
     assert first != other
+
+
+def test_a_student_that_names_ids_draws_the_same_numbers_and_rows(laws: Laws) -> None:
+    """All ids are kept either way; what differs is a forward pass before every step, and dropout
+    and prefetch know nothing of it."""
+    runs = [laws.folder / name for name in ("names-no-id", "names-ids")]
+    assert not any(laws.results[name]["error"] for name in ("names no id", "names ids"))
+    weights, others = (final_weights(run) for run in runs)
+    assert weights
+    assert all((others[name] == weight).all() for name, weight in weights.items())
+    assert comparable_lines(runs[0]) == comparable_lines(runs[1])
 
 
 def test_an_evaluation_pass_leaves_quantised_gradients_alone(laws: Laws) -> None:

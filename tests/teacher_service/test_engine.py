@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.errors import ConfigError, HandshakeError
+from shared.errors import ConfigError, HandshakeError, TeacherError
 from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 from teacher_service.projection import random_projection, save_projections
@@ -226,3 +226,74 @@ def test_bfloat16_answers_are_near_the_float32_ones(reference):
     )
     kl_N = (np.exp(full_NV) * (full_NV - half_NV)).sum(1)
     assert 0 < kl_N.mean() < 5e-3
+
+
+# N positions with loss   M ids named by the student per position   K ids kept
+def asked_of(count, *, vocab=TINY_VOCAB):
+    """Rows whose student names ids that differ from each other at a position."""
+    rows = make_rows(LENGTHS, vocab=TINY_VOCAB)
+    num = int(rows.num_loss_tokens().sum())
+    rng = np.random.default_rng(4)
+    return rows, rng.permuted(np.tile(np.arange(vocab), (num, 1)), axis=1)[:, :count]
+
+
+def test_answers_about_named_ids_equal_the_dense_model(tiny_pair):
+    rows, ids_NM = asked_of(6)
+    spec = TargetSpec(22, TINY_VOCAB, temperatures=(1.0, 2.0), encoding="fp32", student_ids=6)
+    asked, engine = rows.with_student_ids(ids_NM), HFEngine.load(str(tiny_pair.teacher))
+    answer = engine.score(asked, spec)
+    answer.check(asked, spec, engine.fingerprint)
+    found = answer.arrays()
+    logp_NV = dense(AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval(), rows)
+    others_NV = logp_NV.copy()
+    np.put_along_axis(others_NV, ids_NM, -np.inf, axis=1)
+    expected_NK = np.concatenate([ids_NM, np.argsort(-others_NV, axis=1)[:, :16]], axis=1)
+    np.testing.assert_array_equal(found.ids_NK, np.sort(expected_NK, axis=1))
+    expected_NK = np.take_along_axis(logp_NV, found.ids_NK, axis=1)
+    np.testing.assert_allclose(found.logprobs_NK, expected_NK, atol=1e-4)
+    for column, temperature in enumerate(spec.temperatures):
+        scaled_NV = torch.from_numpy(logp_NV / temperature).log_softmax(1)
+        outside_NV = scaled_NV.scatter(1, torch.tensor(found.ids_NK), -torch.inf)
+        tail_N = outside_NV.logsumexp(1).numpy()
+        np.testing.assert_allclose(found.log_tail_NS[:, column], tail_N, atol=1e-4)
+
+
+def test_asked_again_about_named_ids_the_answer_is_the_same_bytes_and_to_those_alone(tiny_pair):
+    rows, ids_NM = asked_of(3)
+    spec, engine = TargetSpec(8, TINY_VOCAB, student_ids=3), HFEngine.load(str(tiny_pair.teacher))
+    asked, other = (rows.with_student_ids(ids) for ids in (ids_NM, (ids_NM + 1) % TINY_VOCAB))
+    answer, again = (engine.score(asked, spec) for _ in range(2))
+    assert answer.table.equals(again.table, check_metadata=True)
+    with pytest.raises(TeacherError, match="the answer is not about rows text/0, text/1"):
+        answer.check(other, spec)
+    with pytest.raises(TeacherError, match="the answer is not about rows"):
+        answer.check(rows, spec)
+    plain = TargetSpec(8, TINY_VOCAB)
+    with pytest.raises(TeacherError, match="3 of them named by the student, asked was"):
+        answer.check(asked, plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda ids: None, HandshakeError, "with 3 ids of the student at 107 .* come with none"),
+        (lambda ids: ids[:, :2], HandshakeError, "come with 2 at 107; run teacher and trainer"),
+        (lambda ids: ids + 510, HandshakeError, "asks about ids 510 to 102. .* shares 512"),
+        (lambda ids: ids[:, [0, 1, 1]], HandshakeError, "one id twice at a position of rows text"),
+    ],
+)
+def test_named_ids_that_cannot_be_answered_are_refused(tiny_pair, change, error, text):
+    rows, ids_NM = asked_of(3)
+    engine, changed = HFEngine.load(str(tiny_pair.teacher)), change(ids_NM)
+    asked = rows if changed is None else rows.with_student_ids(changed)
+    with pytest.raises(error, match=text):
+        engine.score(asked, TargetSpec(8, TINY_VOCAB, student_ids=3))
+
+
+@pytest.mark.parametrize("spec", [{"top_k": 2}, {"selector": "threshold", "entropy": True}])
+def test_named_ids_need_room_and_a_selector_that_does_not_draw(tiny_pair, spec):
+    rows, ids_NM = asked_of(3)
+    engine = HFEngine.load(str(tiny_pair.teacher))
+    asked = TargetSpec(**({"top_k": 8, "shared_vocab": TINY_VOCAB, "student_ids": 3} | spec))
+    with pytest.raises(ConfigError, match="they need the selector top_k and room among its ids"):
+        engine.score(rows.with_student_ids(ids_NM), asked)

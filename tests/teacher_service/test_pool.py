@@ -102,6 +102,15 @@ def test_the_only_replica_comes_back_and_is_waited_for(name, tmp_path):
     assert pool.stats.retried_units > 0
 
 
+def test_a_unit_that_is_sent_again_names_the_same_ids(name, tmp_path):
+    pool = started(name, Scripted(killed_once=str(tmp_path / "killed")), unit_deadline_s=60)
+    spec, (plain,) = TargetSpec(top_k=4, shared_vocab=100, student_ids=2), units(1)
+    rows = plain.with_student_ids(np.arange(2 * 15).reshape(15, 2))
+    pool.submit(rows, spec)
+    assert pool.next().table.equals(invented(rows, spec).table, check_metadata=True)
+    assert pool.stats.retried_units > 0
+
+
 def test_a_row_that_kills_every_replica_stops_the_run_by_name(name):
     pool, asked = started(name, Scripted(killed_by=POISON), replicas=2), units(6)
     asked[2] = poisoned(asked[2])

@@ -132,7 +132,8 @@ def test_the_whole_vocabulary_leaves_no_tail():
     assert torch.equal(found.ids_NK.sort(1).values, torch.arange(V).expand(N, V))
 
 
-def test_no_tensor_of_positions_times_vocabulary_is_allocated():
+@pytest.mark.parametrize("named_NM", [None, torch.arange(4).expand(512, 4)])
+def test_no_tensor_of_positions_times_vocabulary_is_allocated(named_NM):
     hidden_ND, head, label_N = torch.randn(512, D), Head(torch.randn(4000, D)), torch.zeros(512)
     largest = largest_tensor(
         lambda: select(
@@ -143,6 +144,7 @@ def test_no_tensor_of_positions_times_vocabulary_is_allocated():
             shared_vocab=3000,
             temperatures=(1.0, 2.0),
             entropy=True,
+            named_NM=named_NM,
             chunk=32,
         )
     )
@@ -190,3 +192,44 @@ def test_the_largest_are_those_of_topk(vocab, size, kind):
     assert all(len(set(row)) == size for row in ids_CK.tolist())
     if kind == "normal":
         assert torch.equal(ids_CK, exact.indices)
+
+
+def named_ids(count, *, below):
+    """Ids that differ from each other at every position, likely or not."""
+    torch.manual_seed(1)
+    return torch.rand(N, below).topk(count).indices
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("shared_vocab", [V, 200])
+def test_named_ids_come_first_and_the_masses_are_those_outside_all(kind, shared_vocab):
+    hidden_ND, head, label_N = problem(**HEADS[kind])
+    named_NM, temperatures = named_ids(5, below=shared_vocab), (1.0, 0.5, 3.0)
+    asked = {"shared_vocab": shared_vocab, "temperatures": temperatures, "entropy": True}
+    found = select(hidden_ND, head, label_N, top_k=5 + K, named_NM=named_NM, chunk=16, **asked)
+    logits_NV = dense_logits(hidden_ND, head)
+    others_NV = logits_NV.scatter(1, named_NM, -torch.inf)[:, :shared_vocab]
+    ids_NK = torch.cat([named_NM, others_NV.topk(K).indices], dim=1)
+    assert torch.equal(found.ids_NK, ids_NK)
+    close = {"atol": 1e-5, "rtol": 1e-6, "check_dtype": False}
+    logp_NV = logits_NV.log_softmax(1)
+    torch.testing.assert_close(found.logprobs_NK, logp_NV.gather(1, ids_NK), **close)
+    for column, temperature in enumerate(temperatures):
+        at_T_NV = (logits_NV / temperature).log_softmax(1)
+        tail_N = at_T_NV.scatter(1, ids_NK, -torch.inf).logsumexp(1)
+        torch.testing.assert_close(found.log_tail_NS[:, column], tail_N, **close)
+    without = select(hidden_ND, head, label_N, top_k=K, chunk=16, **asked)
+    torch.testing.assert_close(found.label_logprob_N, without.label_logprob_N)
+    torch.testing.assert_close(found.entropy_N, without.entropy_N)
+
+
+def test_naming_ids_changes_nothing_where_all_are_kept_or_the_likeliest_are_named():
+    hidden_ND, head, label_N = problem()
+    for top_k, named_NM in ((V, named_ids(9, below=V)), (K, head.logits(hidden_ND).topk(3)[1])):
+        plain, named = (
+            select(hidden_ND, head, label_N, top_k=top_k, shared_vocab=V, named_NM=ids)
+            for ids in (None, named_NM)
+        )
+        assert torch.equal(named.ids_NK, plain.ids_NK)
+        assert torch.equal(named.logprobs_NK, plain.logprobs_NK)
+        assert torch.equal(named.log_tail_NS, plain.log_tail_NS)
