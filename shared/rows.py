@@ -121,8 +121,8 @@ class Rows:
         columns = (self.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
         asked = [[np.array([draw])] if draw else [] for draw in self.draws()]
         if (ids_NM := self.student_ids()) is not None:
-            ends = self.num_loss_tokens().cumsum()[:-1]
-            asked = [[*n, ids] for n, ids in zip(asked, np.split(ids_NM, ends), strict=True)]
+            by_row = np.split(ids_NM, self.num_loss_tokens().cumsum())[:-1]
+            asked = [[*n, ids] for n, ids in zip(asked, by_row, strict=True)]
         return [_digest((*parts, *more)) for *parts, more in zip(*columns, asked, strict=True)]
 
 

@@ -276,9 +276,9 @@ def test_asked_again_about_named_ids_the_answer_is_the_same_bytes_and_to_those_a
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        (lambda ids: None, HandshakeError, "with 3 ids of the student at 107 .* come with none"),
-        (lambda ids: ids[:, :2], HandshakeError, "come with 2 at 107; run teacher and trainer"),
-        (lambda ids: ids + 510, HandshakeError, "asks about ids 510 to 102. .* shares 512"),
+        (lambda ids: None, HandshakeError, "with 3 ids of the student at 103 .* come with none"),
+        (lambda ids: ids[:, :2], HandshakeError, "come with 2 at 103; run teacher and trainer"),
+        (lambda ids: ids + 510, HandshakeError, "asks about ids 51. to 102. .* shares 512"),
         (lambda ids: ids[:, [0, 1, 1]], HandshakeError, "one id twice at a position of rows text"),
     ],
 )
