@@ -148,7 +148,8 @@ class Targets(Section):
     student_ids: int = Field(
         default=0,
         ge=0,
-        description="the student's own likeliest ids that it ships beside them; asks no step ahead",
+        description="likeliest ids of the student that the teacher ships too; no step is then "
+        "asked ahead",
     )
     draws: int = Field(
         default=4,
