@@ -243,13 +243,7 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> N
     write_atomically(run_dir.weight_log, launch.run_dir.weight_log.read_text())
     if plan.config.prompts is not None:
         write_atomically(run_dir.prompts, launch.run_dir.prompts.read_text())
-    config = plan.config.model_copy(
-        update={
-            "losses": [CrossEntropy()],
-            "targets": plan.config.targets.model_copy(update={"student_ids": 0}),
-            "baseline": False,
-        }
-    )
+    config = on_hard_labels(plan.config)
     write_atomically(run_dir.config, dump(_at(run_dir, config)))
     hard = replace(
         plan, config=config, run_dir=str(run_dir.path), target_spec=None, teacher_width=None
@@ -257,6 +251,13 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> N
     _train(launch, hard, open_reader, _replayed(launch))
     conclude(run_dir, status="finished")
     conclude(launch.run_dir, status="finished")
+
+
+def on_hard_labels(config: Config) -> Config:
+    """The config of a copy that asks no teacher in training."""
+    targets = config.targets.model_copy(update={"student_ids": 0})
+    alone = {"losses": [CrossEntropy()], "targets": targets, "baseline": False}
+    return config.model_copy(update=alone)
 
 
 def _at(run_dir: RunDir, config: Config) -> Config:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.launch import run_dir_of
+from cluster.launch import on_hard_labels, run_dir_of
+from shared.config_file import dump, load_config
 from shared.domains import read_log
 from shared.metrics import read_metrics
 from shared.run_dir import RunDir
@@ -284,12 +285,10 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
     assert "asked is threshold 16 of 512 ids at temperature 0.5" in capsys.readouterr().err
 
 
-def test_a_student_names_ids_beside_a_copy_on_hard_labels_that_names_none(
-    ray_cluster, tmp_path, tiny_pair, capsys
-):
+def test_a_student_that_names_ids_is_answered_about_them(ray_cluster, tmp_path, tiny_pair, capsys):
     losses = [{"kind": "reverse_kl"}]
     targets = {"top_k": 16, "student_ids": 16, "encoding": "fp32"}
-    job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2, baseline=True)
+    job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2)
     assert main(["run", str(job)]) == 0
     said = capsys.readouterr().out
     assert "the 16 likeliest ids of the student, the 16 most likely others and the exact" in said
@@ -299,4 +298,12 @@ def test_a_student_names_ids_beside_a_copy_on_hard_labels_that_names_none(
     (total,) = re.findall(r"a token costs (\d+) bytes .*log-probabilities 128,", said)
     summary = json.loads(run.summary.read_text())
     assert summary["wire_bytes_per_token"] == pytest.approx(int(total), abs=2)
-    assert run.baseline.recorded_config().targets.student_ids == 0
+
+
+def test_a_copy_on_hard_labels_has_a_config_that_can_be_read_again(tmp_path, tiny_pair):
+    losses, targets = [{"kind": "reverse_kl"}], {"student_ids": 16}
+    config = load_config(write_job(tmp_path, tiny_pair, losses=losses, targets=targets))
+    (tmp_path / "hard.yaml").write_text(dump(on_hard_labels(config)))
+    again = load_config(tmp_path / "hard.yaml")
+    assert [loss.kind for loss in again.losses] == ["cross_entropy"]
+    assert again.targets.student_ids == 0
