@@ -39,8 +39,8 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
     revision = settings["revision"] or "main"
     base = AutoModelForCausalLM.from_pretrained(settings["base"], revision=revision, **options)
     for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # training's own kernel, for equal logits
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # training's kernel, for equal logits
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return PeftModel.from_pretrained(base, str(folder))
 
 

@@ -74,7 +74,7 @@ def test_the_students_service_is_gone_and_nothing_is_scored_twice(job, capsys):
     assert main(["capture", str(job)]) == 0
     said = capsys.readouterr().out
     assert "phases by gap, cut at: letters" in said
-    assert "scored" not in said
+    assert "for their difficulty" not in said
     assert "loading the student" not in said
 
 
