@@ -82,8 +82,8 @@ def largest(logits_CV: Tensor, size: int) -> tuple[Tensor, Tensor]:
     which takes several times as long as another pass over V, sees few numbers.
     """
     vocab = logits_CV.shape[1]
-    members = 2 ** int(math.log2(max(1, vocab // size)) / 2)  # of a group: the least work
-    if members == 1:
+    members = 2 ** int(math.log2(max(1, vocab // max(1, size))) / 2)  # of a group: the least work
+    if members == 1 or size == 0:
         return logits_CV.topk(size, sorted=True)
     groups = vocab // members
     grouped_CPG = logits_CV[:, : members * groups].unflatten(1, (members, groups))

@@ -172,7 +172,7 @@ def test_scoring_imports_with_torch_alone():
 
 
 @pytest.mark.parametrize("vocab", [3, 64, 257, 1_000, 32_003])
-@pytest.mark.parametrize("size", [1, 2, 31, 64])
+@pytest.mark.parametrize("size", [0, 1, 2, 31, 64])
 @pytest.mark.parametrize("kind", ["normal", "equal", "few values", "mostly nothing"])
 def test_the_largest_are_those_of_topk(vocab, size, kind):
     """Distinct ids with the same values in the same order; the ids themselves where none are
