@@ -101,14 +101,17 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     # `ratio` stands for probabilities over the largest one.
     top_CK = _log_ratio(top_CK, peak_C1, temperature)
     ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
-    beyond_C = ratio_CV.scatter_(1, ids_CK, 0.0).sum(1).double()
+    sum_CB = _block_sums(ratio_CV.scatter_(1, ids_CK, 0.0))
+    beyond_C = sum_CB.sum(1)
     top_ratio_CK = top_CK.exp()
     num_exact_C1, tail_C = _head(top_ratio_CK.double(), beyond_C)
     place_K = torch.arange(size, device=logits_CV.device)
     exact_CK = place_K < num_exact_C1
-    ratio_CV.scatter_(1, ids_CK, top_ratio_CK.masked_fill(exact_CK, 0.0))
+    rest_CK = top_ratio_CK.masked_fill(exact_CK, 0.0)
+    ratio_CV.scatter_(1, ids_CK, rest_CK)
+    sum_CB.scatter_add_(1, ids_CK // BLOCK, rest_CK.double())
     part_CK = uniform_C1 + (place_K - num_exact_C1).clamp(min=0)
-    drawn_CK = _covering(ratio_CV, part_CK / (size - num_exact_C1).clamp(min=1))
+    drawn_CK = _covering(ratio_CV, sum_CB, part_CK / (size - num_exact_C1).clamp(min=1))
     filled_CK = exact_CK | (num_exact_C1 == size)  # without a rest the last slots stay empty
     exact_CK &= top_CK > LOG_NOTHING
     return _normalised(
@@ -143,13 +146,13 @@ def _sampled(logits_CV: Tensor, uniform_CK: Tensor, size: int, temperature: floa
     the logits."""
     peak_C1 = logits_CV.amax(1, keepdim=True)
     ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
-    sum_C = ratio_CV.sum(1).double()
-    ids_CK = _covering(ratio_CV, uniform_CK)
+    sum_CB = _block_sums(ratio_CV)
+    ids_CK = _covering(ratio_CV, sum_CB, uniform_CK)
     return _normalised(
         ids_CK,
         torch.full_like(uniform_CK, -torch.inf, dtype=torch.float32),
         tail_C=ratio_CV.scatter_(1, ids_CK, 0.0).sum(1).double(),
-        sum_C=sum_C,
+        sum_C=sum_CB.sum(1),
         moment_C=moment_C,
         log_peak_C=peak_C1[:, 0] / temperature,
     )
@@ -196,19 +199,24 @@ def _log_ratio(logits_CX: Tensor, peak_C1: Tensor, temperature: float) -> Tensor
     return torch.threshold_(logits_CX, LEAST_LOG_RATIO, LOG_NOTHING)
 
 
-def _covering(mass_CV: Tensor, share_CK: Tensor) -> Tensor:
+def _block_sums(mass_CV: Tensor) -> Tensor:
+    """The mass of every block of neighbouring ids [C, B], float64, each added up in float32."""
+    ones_X = mass_CV.new_ones(BLOCK)  # X: places of a block
+    return torch.mv(mass_CV.view(-1, BLOCK), ones_X).view(len(mass_CV), -1).double()
+
+
+def _covering(mass_CV: Tensor, sum_CB: Tensor, share_CK: Tensor) -> Tensor:
     """The ids whose stretches of the running sum hold the points at these shares of it, in [0, 1).
 
     First the block of ids is found, from sums in float64, and then the id in it, where they are
     short enough for float32. Nothing without mass is ever found.
     """
-    mass_CBX = mass_CV.unflatten(1, (-1, BLOCK))  # X: places of a block
-    sums_CB = mass_CBX.sum(2).double()
-    ends_CB = sums_CB.cumsum(1)
+    mass_CBX = mass_CV.unflatten(1, (-1, BLOCK))
+    ends_CB = sum_CB.cumsum(1)
     point_CK = _below(share_CK * ends_CB[:, -1:], ends_CB[:, -1:])
     block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
-    block_CK = block_CK.clamp(max=sums_CB.shape[1] - 1)  # where there is no mass at all
-    within_CK = point_CK - (ends_CB.gather(1, block_CK) - sums_CB.gather(1, block_CK))
+    block_CK = block_CK.clamp(max=sum_CB.shape[1] - 1)  # where there is no mass at all
+    within_CK = point_CK - (ends_CB.gather(1, block_CK) - sum_CB.gather(1, block_CK))
     near_CKX = mass_CBX.gather(1, block_CK[:, :, None].expand(-1, -1, BLOCK))
     ends_CKX = near_CKX.cumsum(2)
     point_CK1 = _below(within_CK[:, :, None].float(), ends_CKX[:, :, -1:])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # elements of a chunk's logits
 CACHED_LOGITS = 2**20  # elements of the logits of a few positions, so that a CPU's caches hold them
+FEW_LOGITS = 512  # among which `topk` is as fast as looking in groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +75,28 @@ def logits_in_parts(
             first += len(logits_CV)
 
 
-def largest(logits_CV: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The `size` largest of every row and their ids [C, K], largest first; which of equal ones is
-    as good as chance.
+def largest(logits_CV: Tensor, size: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
+    """The `size` largest of every row and their ids [C, K], largest first unless they need not be
+    `ordered`; which of equal ones is as good as chance.
 
-    They lie within the `size` groups of ids whose own largest are the largest, so that `topk`,
-    which takes several times as long as another pass over V, sees few numbers.
+    They lie within the `size` groups of ids whose own largest are the largest, and those groups are
+    looked for in the same way, so that `topk`, which takes several times as long as another pass
+    over V, sees few numbers.
     """
     vocab = logits_CV.shape[1]
     members = 2 ** int(math.log2(max(1, vocab // max(1, size))) / 2)  # of a group: the least work
-    if members == 1 or size == 0:
-        return logits_CV.topk(size, sorted=True)
+    if members == 1 or size == 0 or vocab <= FEW_LOGITS:
+        return logits_CV.topk(size, sorted=ordered)
     groups = vocab // members
     grouped_CPG = logits_CV[:, : members * groups].unflatten(1, (members, groups))
-    group_C1K = grouped_CPG.amax(1).topk(size, sorted=False)[1][:, None]
+    group_C1K = largest(grouped_CPG.amax(1), size, ordered=False)[1][:, None]
     member_P1 = torch.arange(members, device=logits_CV.device)[:, None]
     left = torch.arange(members * groups, vocab, device=logits_CV.device)
     values_CX = grouped_CPG.gather(2, group_C1K.expand(-1, members, -1)).flatten(1)
     values_CX = torch.cat([values_CX, logits_CV[:, members * groups :]], dim=1)
     ids_CX = (group_C1K + member_P1 * groups).flatten(1)
     ids_CX = torch.cat([ids_CX, left.expand(len(ids_CX), -1)], dim=1)
-    values_CK, place_CK = values_CX.topk(size, sorted=True)
+    values_CK, place_CK = largest(values_CX, size, ordered=ordered)
     return values_CK, ids_CX.gather(1, place_CK)
 
 
