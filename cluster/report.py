@@ -152,6 +152,7 @@ def _adaptive_curves(record: RunRecord) -> list[Curve]:
     """What a token-adaptive loss splits and learns, by domain; nothing without one."""
     described = [
         ("Hard tokens by domain", "share of loss tokens", "hard_share", plots.percent),
+        ("Uncertainty by domain", "1 - probability of the label", "uncertainty", plots.compact),
         ("TKD by domain", "nats per token", "tkd", plots.compact),
         ("DKD by domain", "nats per token", "dkd", plots.compact),
     ]

@@ -109,8 +109,9 @@ def test_a_token_adaptive_loss_adds_its_curves_by_domain(tmp_path: Path):
     text = write_report(tmp_path / "run").read_text()
     captions = re.findall(r"<figcaption>(.*?) <small>", text)
     first = captions.index("Domain weights") + 1
-    assert captions[first : first + 3] == [
+    assert captions[first : first + 4] == [
         "Hard tokens by domain",
+        "Uncertainty by domain",
         "TKD by domain",
         "DKD by domain",
     ]
