@@ -54,12 +54,12 @@ def prepare(
     for domain in prepared:
         if config.mixture.needs_validation:
             way_out = "take doremi, odm or fixed weights"
-            _refuse_thin_validation(
-                domain, what=f"mixture.policy {config.mixture.policy}", way_out=way_out
-            )
+            what = f"mixture.policy {config.mixture.policy}"
+            _refuse_thin_validation(domain, config.data, what=what, way_out=way_out)
         elif config.decides_from_validation:
             way_out = "set progressive.max_steps and progressive.plateau=null"
-            _refuse_thin_validation(domain, what="progressive.plateau", way_out=way_out)
+            what = "progressive.plateau"
+            _refuse_thin_validation(domain, config.data, what=what, way_out=way_out)
         if config.progressive is not None:
             _refuse_empty_parts(domain, parts=config.progressive.phases)
     total = sum(domain.num_loss_tokens for domain in prepared)
@@ -161,15 +161,20 @@ def _refuse_too_little(
         )
 
 
-def _refuse_thin_validation(domain: PreparedDomain, *, what: str, way_out: str) -> None:
+def _refuse_thin_validation(
+    domain: PreparedDomain, data: Data, *, what: str, way_out: str
+) -> None:
     """One row says too little to move weights by, or to end a phase."""
     validation = RowStore.open(domain.validation_path)
     if len(validation) < FEWEST_VALIDATION_ROWS or not validation.num_loss_tokens:
+        more = f"name more text under domains.{domain.name}.validation"
+        if data.validation_rows < FEWEST_VALIDATION_ROWS:
+            more = f"set data.validation_rows={FEWEST_VALIDATION_ROWS} or more"
+        rows = "row" if len(validation) == 1 else "rows"
         raise DataError(
-            f"domain {domain.name} has {len(validation)} validation rows with "
+            f"domain {domain.name} has {len(validation)} validation {rows} with "
             f"{validation.num_loss_tokens} tokens to learn, too little for {what}, "
-            f"which needs {FEWEST_VALIDATION_ROWS} rows; name more text under "
-            f"domains.{domain.name}.validation, or {way_out}"
+            f"which needs {FEWEST_VALIDATION_ROWS} rows; {more}, or {way_out}"
         )
 
 

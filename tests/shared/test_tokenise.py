@@ -335,10 +335,22 @@ def test_a_policy_on_validation_text_needs_two_rows_of_it(
     config = described(tmp_path, domains, mixture={"policy": policy})
     given = {"tokenizer": tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
     if policy in ("ddk", "sheared"):
-        with pytest.raises(DataError, match=rf"domain thin has 1 validation rows .* {policy}, "):
+        said = rf"domain thin has 1 validation row .* {policy}, .* text under domains.thin.valid"
+        with pytest.raises(DataError, match=said):
             prepare(config, **given)
     else:
         assert len(RowStore.open(prepare(config, **given)[0].validation_path)) == 1
+
+
+def test_one_validation_row_by_configuration_is_told_from_too_little_text(
+    tmp_path: Path, tokenizer
+) -> None:
+    write(tmp_path / "a.jsonl", *pairs(200))
+    data = DATA.model_copy(update={"validation_rows": 1})
+    domains = {"long": {"train": "a.jsonl"}}
+    config = described(tmp_path, domains, mixture={"policy": "ddk"}, data=data)
+    with pytest.raises(DataError, match=r"which needs 2 rows; set data.validation_rows=2 or more"):
+        prepare(config, tokenizer=tokenizer, tokenizer_digest="d", cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("plateau", [0.01, None])
