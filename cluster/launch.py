@@ -10,7 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from cluster.outcome import conclude, count
-from cluster.preparation import Launch, idle_policy_note, prepare_run, refuse_unasked
+from cluster.preparation import (
+    Launch,
+    idle_policy_note,
+    prepare_run,
+    refuse_unasked,
+    reverse_split_note,
+)
 from cluster.session import attached, connected, find_address, prepare_environment
 from cluster.summary import final_table
 from cluster.teachers import find_service
@@ -110,7 +116,7 @@ def _prepared(config: Config, *, fresh: bool, service: str | None) -> Launch:
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
-    if note := idle_policy_note(config):
+    for note in filter(None, (idle_policy_note(config), reverse_split_note(config))):
         print(note, flush=True)
     return Launch(prepared, run_dir, run_dir.new_attempt(), service)
 
