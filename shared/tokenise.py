@@ -161,9 +161,7 @@ def _refuse_too_little(
         )
 
 
-def _refuse_thin_validation(
-    domain: PreparedDomain, data: Data, *, what: str, way_out: str
-) -> None:
+def _refuse_thin_validation(domain: PreparedDomain, data: Data, *, what: str, way_out: str) -> None:
     """One row says too little to move weights by, or to end a phase."""
     validation = RowStore.open(domain.validation_path)
     if len(validation) < FEWEST_VALIDATION_ROWS or not validation.num_loss_tokens:
