@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cluster.prompt_search.search import Material, Outcome, search
 from cluster.prompt_search.splits import Task, task_of
-from cluster.prompt_search.teacher import Teacher, rewrite, scorer_for
+from cluster.prompt_search.teacher import Teacher, refuse_unfit, rewrite, scorer_for
 from shared.config import Config
 from shared.config import Teacher as TeacherConfig
 from shared.errors import ConfigError
@@ -42,7 +42,15 @@ def optimise(
     found = found.model_copy(update={"prompts": None})
     refuse_unknown_instructions(found)
     to = target_of(found)
-    tasks = [task_of(name, found, check(found).tokenizer) for name in found.domains]
+    hands, settings = check(found), found.prompt_search
+    tasks = [task_of(name, found, hands.tokenizer) for name in found.domains]
+    for task in tasks:
+        refuse_unfit(
+            task,
+            settings.instructions.get(task.domain),
+            max_new_tokens=settings.max_new_tokens,
+            limit=hands.teacher_context,
+        )
     outcomes: dict[str, tuple[Task, Outcome]] = {}
     with _serving(found, service=service, address=address) as (name, description):
         teacher = _asked(found, name, description)

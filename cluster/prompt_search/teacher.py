@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from cluster.prompt_search.splits import Split, Task
+from shared.errors import HandshakeError
 from shared.framing import encode
 from shared.generation import GenerationSpec, Openings
 from shared.openings import Opening, opening, shown
@@ -97,10 +98,8 @@ class Scorer:
     def _fits(self, prompt: Prompt) -> bool:
         """Whether the domain's longest document, or the longest answer, fits after the prompt."""
         limit = self.teacher.description.max_context
-        if limit is None:
-            return True
-        extra = self.max_new_tokens if self.task.metric == "accuracy" else 0
-        return len(self._opening(prompt).shown_ids) + self.task.longest + extra <= limit
+        longest = longest_asked(self.task, prompt, max_new_tokens=self.max_new_tokens)
+        return limit is None or longest <= limit
 
     def _opening(self, prompt: Prompt) -> Opening:
         return opening(prompt, self.task.tokenizer, self.task.kind)
@@ -146,6 +145,41 @@ class Scorer:
         return TargetSpec(top_k=1, shared_vocab=self.teacher.description.vocab_rows)
 
 
+def answer_room(task: Task) -> int:
+    """New tokens that the longest right answer needs."""
+    return task.longest_answer + ROOM
+
+
+def longest_asked(task: Task, prompt: Prompt, *, max_new_tokens: int) -> int:
+    """Tokens that the teacher must have room for: the prompt, the domain's longest document and,
+    where it writes answers, one of those."""
+    instead = opening(prompt, task.tokenizer, task.kind)
+    before = len(instead.shown_ids) if prompt else 0
+    return before + task.longest + (max_new_tokens if task.metric == "accuracy" else 0)
+
+
+def refuse_unfit(
+    task: Task, instruction: str | None, *, max_new_tokens: int | None, limit: int | None
+) -> None:
+    """Refuse a domain whose longest document leaves no room, and an instruction that does not fit
+    before it. Raises HandshakeError."""
+    room = answer_room(task) if max_new_tokens is None else max_new_tokens
+    for prompt in (Prompt(), Prompt(instruction or "")):
+        size = longest_asked(task, prompt, max_new_tokens=room)
+        if limit is None or size <= limit:
+            continue
+        parts = [f"its longest document of {task.longest} tokens"]
+        parts += [f"an answer of up to {room}"] if task.metric == "accuracy" else []
+        way_out = "lower data.context by as many"
+        if prompt:
+            parts.insert(0, "the instruction in prompt_search.instructions")
+            way_out = f"shorten it, or {way_out}"
+        raise HandshakeError(
+            f"domain {task.domain} needs {size} tokens for {' and '.join(parts)}, {size - limit} "
+            f"more than the {limit} that the teacher reads; {way_out}"
+        )
+
+
 def same_answer(written: str, right: str, *, chat: bool) -> bool:
     """Whether an answer is the right one but for whitespace. Without a chat template an empty line
     ends an answer, as it does in worked examples, unless the right answer has one."""
@@ -159,7 +193,7 @@ def scorer_for(task: Task, split: Split, teacher: Teacher, *, cache: Path, **opt
 
     `options` are `max_new_tokens`, None for as many as the longest right answer needs, and `done`.
     """
-    max_new_tokens = options.pop("max_new_tokens") or task.longest_answer + ROOM
+    max_new_tokens = options.pop("max_new_tokens") or answer_room(task)
     decides = [
         teacher.description.fingerprint,
         split.digest,

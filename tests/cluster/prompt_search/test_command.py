@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 
 from cluster.cli import main
 from cluster.prompt_search.splits import Task, question, task_of
-from cluster.prompt_search.teacher import ScoreStore, asked_of, same_answer
+from cluster.prompt_search.teacher import ScoreStore, asked_of, refuse_unfit, same_answer
 from shared.config import Config
 from shared.config_file import load_config, resolve
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DataError, HandshakeError
 from shared.openings import opening, shown
 from shared.prompts import Prompt, read_prompts
 from shared.row_store import RowStore
@@ -123,6 +123,11 @@ def test_too_little_text_and_a_metric_without_right_answers_are_refused(job):
         ("prompt_search.metric=accuracy", "are not prompts with responses"),
         ("prompt_search.instructions={odd: Write.}", "none of the domains pairs, letters"),
         ("prompt_search.to=.", "a folder; name a file"),
+        (
+            f"prompt_search.instructions={{pairs: {'Write it. ' * 60}}}",
+            "more than the 128 that the teacher reads; shorten it, or lower data.context",
+        ),
+        ("prompt_search.max_new_tokens=120", "tokens and an answer of up to 120, "),
     ],
 )
 def test_bad_input_is_a_sentence_before_anything_starts(job, override, said, capsys, monkeypatch):
@@ -131,6 +136,13 @@ def test_bad_input_is_a_sentence_before_anything_starts(job, override, said, cap
     error = capsys.readouterr().err.strip()
     assert said in error
     assert "\n" not in error
+
+
+def test_text_as_long_as_the_teachers_context_can_be_tried_without_a_prompt(job):
+    found = task("letters", config_of(job, "data.context=128"))
+    refuse_unfit(found, None, max_new_tokens=None, limit=128)
+    with pytest.raises(HandshakeError, match="for its longest document of 128 tokens, 1 more than"):
+        refuse_unfit(found, None, max_new_tokens=None, limit=127)
 
 
 def test_an_answer_is_right_but_for_whitespace_and_what_follows_an_empty_line():
