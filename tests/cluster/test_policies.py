@@ -76,6 +76,69 @@ def test_a_restart_after_any_decision_changes_nothing(
     assert len(whole.log.entries) == 8
 
 
+STEPS = range(10, 60, 10)
+
+
+def _decided(folder: Path, policy: str, **options: Any) -> np.ndarray:
+    """Weights of entry 0 and of those decided at STEPS."""
+    controller = Controller(_plan(folder, _mixture(policy, **options)))
+    for step in STEPS:
+        controller.observe(_report(step))
+    return _weights(controller)
+
+
+def _seen(report: DomainReport, sums: tuple[float, ...], before_D: np.ndarray) -> np.ndarray:
+    """Means per training token; what was there before where a domain was not seen."""
+    tokens_D = np.array(report.training_tokens)
+    return np.where(tokens_D > 0, np.array(sums) / np.maximum(tokens_D, 1), before_D)
+
+
+def _raised(weight_D: np.ndarray, loss_D: np.ndarray) -> np.ndarray:
+    """w exp(0.7 loss), normalised, with 0.05 of the uniform distribution."""
+    raised_D = weight_D * np.exp(0.7 * loss_D)
+    return 0.95 * raised_D / raised_D.sum() + 0.05 / 4
+
+
+def test_the_reports_leave_domains_out_now_and_then() -> None:
+    assert any(0 in _report(step).training_tokens for step in STEPS)
+
+
+def test_doremi_follows_its_equations(tmp_path: Path) -> None:
+    weight_D, excess_D = np.full(4, 0.25), np.zeros(4)
+    found = _decided(tmp_path, "doremi", step_size=0.7, smoothing=0.05)
+    for step, found_D in zip(STEPS, found[1:], strict=True):
+        excess_D = _seen(_report(step), _report(step).training_excess_sums, excess_D)
+        weight_D = _raised(weight_D, excess_D)
+        np.testing.assert_allclose(found_D, weight_D, atol=1e-12)
+
+
+def test_sheared_follows_its_equations(tmp_path: Path) -> None:
+    weight_D = np.array(NATURAL)
+    found = _decided(tmp_path, "sheared", step_size=0.7, smoothing=0.05)
+    for step, found_D in zip(STEPS, found[1:], strict=True):
+        report = _report(step)
+        student_D = np.array(report.student_nll_sums) / report.num_tokens
+        weight_D = _raised(weight_D, np.maximum(student_D - report.teacher_nlls, 0))
+        np.testing.assert_allclose(found_D, weight_D, atol=1e-12)
+
+
+def test_odm_follows_its_equations(tmp_path: Path) -> None:
+    """With four domains exploration leaves room from the sixth decision on."""
+    weight_D, reward_D, before = np.full(4, 0.25), np.zeros(4), 0.25
+    controller = Controller(_plan(tmp_path, _mixture("odm", smoothing=0.6)))
+    for t in range(1, 20):
+        report = _report(10 * t)
+        controller.observe(report)
+        seen_D = np.array(report.training_tokens) > 0
+        kl_D = _seen(report, report.training_kl_sums, reward_D)
+        reward_D = np.where(seen_D, 0.6 * reward_D + 0.4 * kl_D / weight_D, reward_D)
+        explored = min(0.25, np.sqrt(np.log(4) / (4 * t)))
+        exploited_D = np.exp(before * reward_D) / np.exp(before * reward_D).sum()
+        weight_D, before = (1 - 4 * explored) * exploited_D + explored, explored
+        np.testing.assert_allclose(controller.entry(t).weights, weight_D, atol=1e-12)
+    assert np.ptp(weight_D) > 0.05
+
+
 @pytest.mark.parametrize("policy", ADAPTIVE)
 @pytest.mark.parametrize(("floor", "max_change"), [(0, 1), (0.1, 1), (0, 0.02), (0.05, 0.03)])
 def test_floors_and_caps_hold_after_every_decision(
