@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from cluster.commands import load
 from cluster.difficulty import Asked, scores
 from cluster.preparation import Prepared, prepare_run
+from cluster.prompting import Showing
 from shared.errors import ConfigError
 from shared.layout import lay_out
 from shared.plan import OpenReader
@@ -159,6 +160,12 @@ def test_other_text_another_model_and_another_quantity_are_scored_anew(prepared,
     by_domain = found(replace(prepared, domains=shorter), "teacher_nll", *models)
     assert [len(value_R) for value_R in by_domain.values()] == sizes
     assert models[0].services == 2
+
+
+def test_a_teacher_that_is_shown_prompts_scores_anew_and_the_student_does_not(prepared, models):
+    found(prepared, "gap", *models)
+    found(replace(prepared, showing=Showing("digest")), "gap", *models)
+    assert (models[0].services, models[1].services) == (2, 1)
 
 
 @pytest.mark.parametrize("measure", ["teacher_nll", "teacher_entropy", "gap"])

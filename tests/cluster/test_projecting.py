@@ -9,7 +9,9 @@ import pytest
 from cluster.commands import load
 from cluster.preparation import Prepared, prepare_run
 from cluster.projecting import projection_of
+from cluster.prompting import Showing
 from shared.row_store import RowStore
+from shared.rows import Rows
 from shared.target_spec import TargetSpec
 from teacher_service.projection import load_projections
 from tests.cluster.jobs import write_job
@@ -27,6 +29,41 @@ def prepared(folder: Path, pair: Pair, **hidden: object) -> Prepared:
 
 def nobody(rank: int) -> LocalTeacher:
     raise AssertionError("no teacher is to be asked")
+
+
+def asked_of(made: Prepared, pair: Pair, *, fingerprint: dict[str, str]) -> list[TargetSpec]:
+    """What a teacher is asked until the projection is known; nothing where it is kept."""
+    engine, asked = teacher(str(pair.teacher)), []
+
+    class Noting(LocalTeacher):
+        def submit(self, rows: Rows, spec: TargetSpec) -> None:
+            asked.append(spec)
+            super().submit(rows, spec)
+
+    projection_of(made, fingerprint, lambda rank: Noting(engine))
+    return asked
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"width": 9}, {"calibration_rows": 5}, "layers", "fingerprint", "prompts"]
+)
+def test_a_pca_is_made_anew_for_whatever_decides_it_and_for_nothing_else(
+    tmp_path, tiny_pair, changed
+):
+    made, fingerprint = prepared(tmp_path, tiny_pair), FINGERPRINT
+    assert asked_of(made, tiny_pair, fingerprint=FINGERPRINT)
+    if isinstance(changed, dict):
+        made = prepared(tmp_path, tiny_pair, **changed)
+    elif changed == "layers":
+        losses = [loss.model_copy(update={"layers": {2: 1}}) for loss in made.config.losses]
+        made = replace(made, config=made.config.model_copy(update={"losses": losses}))
+    elif changed == "prompts":
+        made = replace(made, showing=Showing("digest"))
+    else:
+        fingerprint = {"model": "another"}
+    asked = asked_of(made, tiny_pair, fingerprint=fingerprint)
+    assert bool(asked) == bool(changed)
+    assert {spec.prompts for spec in asked} <= {made.showing.prompts}
 
 
 def test_random_directions_read_no_rows_and_ask_no_teacher(tmp_path, tiny_pair):

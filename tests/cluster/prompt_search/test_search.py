@@ -114,6 +114,19 @@ def test_a_winner_that_does_not_win_on_the_untouched_split_is_not_kept():
     assert outcome.prompt == Prompt()
 
 
+def test_a_winner_that_may_have_been_lucky_on_the_untouched_split_is_not_kept():
+    """One of 60 answers more is one standard error above none."""
+    lucky = np.sort(Scripted(None, examples=60, seed=1).luck_E)[30:32]
+
+    def one_more(prompt: Prompt) -> float:
+        return float(lucky.mean() if "last" in prompt.instruction.lower() else lucky[0])
+
+    outcome, _ = found(last_word_is_best, confirm=one_more)
+    assert outcome.gain.mean == pytest.approx(1 / 60)
+    assert outcome.gain.above(0.99) > 0
+    assert not outcome.kept
+
+
 def test_rounds_are_bounded():
     outcome, _ = found(last_word_is_best, settings=replace_of(SETTINGS, rounds=1))
     assert max(t.round for t in outcome.history) == 1
