@@ -61,6 +61,12 @@ def job_decided(plan: RunPlan, at: int) -> dict:
     return {}
 
 
+def job_controlled(plan: RunPlan) -> dict:
+    """Train with a controller in rank 0."""
+    run(plan, lambda: _controller(plan))
+    return {}
+
+
 def job_stopped(plan: RunPlan) -> dict:
     """Train with a controller in rank 0, and again after the end; whether the run knows it."""
     run(plan, lambda: _controller(plan))
@@ -236,6 +242,7 @@ JOBS: dict[str, Callable[..., dict]] = {
     "train": job_train,
     "resumed": job_resumed,
     "decided": job_decided,
+    "controlled": job_controlled,
     "stopped": job_stopped,
     "gradient": job_gradient,
     "ranks_agree": job_ranks_agree,
