@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from shared.config import Config
 from student_trainer.losses.divergences import DIVERGENCES, Laws
+from student_trainer.losses.token_adaptive import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -50,7 +51,7 @@ def divergence_table() -> str:
     """One line per divergence of the registry: its formula, its laws, its source."""
     head = ("kind", "per position", "parameters", *LAWS, "swaps p and q", "at most", "source")
     rows = [head, ("---",) * len(head)]
-    for kind, entry in DIVERGENCES.items():
+    for kind, entry in (DIVERGENCES | PARTS).items():
         laws = ("yes" if getattr(entry.laws, law) else "no" for law in LAWS.values())
         parameters = ", ".join(f"`{name}`" for name in entry.parameters)
         bound = entry.laws.bound.text if entry.laws.bound else ""

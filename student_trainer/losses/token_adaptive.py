@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student_trainer.losses.buckets import LOG_NOTHING, Buckets, log1mexp, p_log_ratio
+from student_trainer.losses.buckets import Buckets, log1mexp, p_log_ratio
+from student_trainer.losses.divergences import Divergence
 
 # Below this 1 - p_g is no direction to learn from, only rounding: the token's DKD is dropped.
 SMALLEST_UNCERTAINTY = 1e-5
@@ -66,13 +67,38 @@ def decoupled(target: LabelledBuckets, learner: LabelledBuckets) -> Decoupled:
 
     DKD does not see the label, so that its gradient with respect to the label's logit is 0.
     """
-    uncertainty_N = target.log_rest_N.exp()
-    tkd_N = p_log_ratio(target.label_N, learner.label_N)
-    tkd_N = tkd_N + p_log_ratio(target.log_rest_N, learner.log_rest_N)
+    return Decoupled(target.log_rest_N.exp(), tkd(target, learner), dkd(target, learner))
+
+
+def tkd(target: LabelledBuckets, learner: LabelledBuckets) -> Tensor:
+    """KL of the label against everything else, nats [N]: exact whatever is kept."""
+    label_N = p_log_ratio(target.label_N, learner.label_N)
+    return label_N + p_log_ratio(target.log_rest_N, learner.log_rest_N)
+
+
+def dkd(target: LabelledBuckets, learner: LabelledBuckets) -> Tensor:
+    """KL of everything but the label, nats [N]; 0 where UNC is below 1e-5."""
     p, q = _without_label(target), _without_label(learner)
     dkd_N = p_log_ratio(p.kept_NK, q.kept_NK).sum(-1) + p_log_ratio(p.tail_N, q.tail_N)
-    known_N = uncertainty_N.detach() >= SMALLEST_UNCERTAINTY
-    return Decoupled(uncertainty_N, tkd_N, torch.where(known_N, dkd_N, 0))
+    known_N = target.log_rest_N.detach().exp() >= SMALLEST_UNCERTAINTY
+    return torch.where(known_N, dkd_N, 0)
+
+
+# Both terms with their laws, which hold in either direction.
+PARTS = {
+    "atkd: TKD": Divergence(
+        tkd,
+        "KL((p_g, 1 - p_g), (q_g, 1 - q_g)), g: the label; reverse: p and q swapped",
+        "ATKD, arXiv 2402.11890",
+        ("direction",),
+    ),
+    "atkd: DKD": Divergence(
+        dkd,
+        "KL(p, q) given that the token is not g; reverse: p and q swapped",
+        "ATKD, arXiv 2402.11890",
+        ("direction",),
+    ),
+}
 
 
 def labelled_teacher(
@@ -88,13 +114,12 @@ def labelled_teacher(
     kept_N = is_label_NK.any(-1)
     log_share_N = torch.where(kept_N, -torch.inf, label_N - teacher.tail_N)
     tail_N = teacher.tail_N + log1mexp(log_share_N.clamp(max=-ROUNDING))
-    tail_N = tail_N.clamp(min=LOG_NOTHING)
-    others_NK = teacher.kept_NK.clamp(min=LOG_NOTHING).masked_fill(is_label_NK, -torch.inf)
+    some = Buckets(teacher.kept_NK, tail_N).without_zeros()
     return LabelledBuckets(
         label_N=label_N,
         log_rest_N=log1mexp(label_N),
-        others_NK=others_NK,
-        tail_N=tail_N.masked_fill(student_tail_N == -torch.inf, -torch.inf),
+        others_NK=some.kept_NK.masked_fill(is_label_NK, -torch.inf),
+        tail_N=some.tail_N.masked_fill(student_tail_N == -torch.inf, -torch.inf),
     )
 
 
