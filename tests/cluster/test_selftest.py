@@ -13,9 +13,10 @@ import torch
 from cluster.cli import main
 from cluster.commands import load
 from cluster.preparation import Prepared, prepare_run, run_plan
-from cluster.selftest import checks
+from cluster.selftest import checks, command
 from cluster.selftest.checks import Check, Subject, subject_of
 from cluster.selftest.command import plain
+from shared import soft_targets
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
@@ -204,6 +205,31 @@ def test_a_divergence_in_the_wrong_direction_fails(monkeypatch):
     assert checks.direction().ok
     monkeypatch.setattr(checks, "token_losses", swapped)
     assert not checks.direction().ok
+
+
+def test_an_answer_that_holds_nothing_of_the_teachers_mass_fails(prepared):
+    def emptied(arrays: TargetArrays) -> TargetArrays:
+        return replace(arrays, log_tail_NS=np.zeros_like(arrays.log_tail_NS))
+
+    assert checks.payload(subject(prepared)).ok
+    assert not checks.payload(subject(prepared, emptied)).ok
+
+
+def test_drawn_ids_whose_weights_do_not_sum_to_one_fail(tmp_path, tiny_pair, monkeypatch):
+    drawn = drawn_subject(tmp_path, tiny_pair, "threshold")
+    assert checks.payload(drawn).ok
+    log_weights = soft_targets.log_weights
+    monkeypatch.setattr(soft_targets, "log_weights", lambda *parts: log_weights(*parts) + 0.01)
+    assert not checks.payload(drawn).ok
+
+
+def test_a_check_that_fails_is_named_in_a_sentence_with_exit_code_1(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_examined", lambda *pair, **how: ["payload"])
+    assert main(["selftest"]) == 1
+    printed = capsys.readouterr()
+    assert "selftest failed at payload; do not train with these models" in printed.err
+    assert "All is well" not in printed.out
 
 
 def test_the_replica_ratio_is_that_of_the_speeds(prepared, monkeypatch):
