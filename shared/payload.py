@@ -51,14 +51,16 @@ class Pair:
 def payload_note(spec: TargetSpec, *, hidden_width: int, pair: Pair, top_k: int) -> str:
     """Sentences for the start of a run: what its answers cost, and what the other kind would.
 
-    `top_k` is what ids would be asked for where states are.
+    `top_k` is what ids would be asked for where states are. How many ids `threshold` keeps exactly
+    depends on the text, so that its costs are about as said.
     """
     found = bytes_per_token(spec, hidden_width=hidden_width)
     parts = ", ".join(f"{kind} {round(size):,}" for kind, size in found.items())
     total, once = round(sum(found.values())), f"the head once {pair.head_bytes / 1e6:,.1f} MB"
     other = bytes_per_token(_other(spec, pair, top_k), hidden_width=hidden_width)
     instead = f"{round(sum(other.values())):,}"
-    said = f"a token costs {total:,} bytes from the teacher: {parts}"
+    about = "about " if spec.selector == "threshold" else ""
+    said = f"a token costs {about}{total:,} bytes from the teacher: {parts}"
     if spec.head:
         return f"{said}; and {once}; the {top_k} likeliest ids would cost {instead}"
     return f"{said}; with targets.exact=last_hidden {instead}, and {once}"
@@ -68,7 +70,15 @@ def _other(spec: TargetSpec, pair: Pair, top_k: int) -> TargetSpec:
     if spec.head:
         return replace(spec, top_k=top_k, head="", states="", states_width=0)
     states = "bf16" if pair.dtype == "bfloat16" else "fp32"
-    return replace(spec, top_k=0, head="other", states=states, states_width=pair.teacher_width)
+    return replace(
+        spec,
+        selector="top_k",
+        entropy=False,
+        top_k=0,
+        head="other",
+        states=states,
+        states_width=pair.teacher_width,
+    )
 
 
 def _kind(column: str) -> str:

@@ -152,9 +152,12 @@ def test_auto_draws_ids_where_every_divergence_takes_them(losses, picked):
     assert ": " in said
 
 
-def test_a_named_selector_stands_for_itself():
+def test_a_named_selector_stands_for_itself_and_only_a_biased_one_warns():
     for name in ("top_k", "renormalised", "threshold", "sampled"):
-        assert config(targets={"selector": name}).selector_for(512) == name
+        found = config(targets={"selector": name})
+        assert found.selector_for(512) == name
+        said = selector_note(name, name, found.losses, 64)
+        assert ("this biases the student" in said) == (name == "renormalised")
 
 
 @pytest.mark.parametrize("selector", ["threshold", "sampled"])

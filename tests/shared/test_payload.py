@@ -56,6 +56,10 @@ def test_the_sentence_says_what_the_other_kind_of_answer_costs():
     cheap = round(sum(bytes_per_token(ids, hidden_width=0).values()))
     assert f"{cheap} bytes" in said[0]
     assert said[0].endswith("with targets.exact=last_hidden 7,172, and the head once 1,090.0 MB")
+    drawn = TargetSpec(64, 151_936, selector="threshold", entropy=True)
+    threshold = payload_note(drawn, hidden_width=0, pair=QWEN, top_k=64)
+    assert threshold.startswith("a token costs about 158 bytes from the teacher: ")
+    assert "with targets.exact=last_hidden 7,172, and" in threshold
     assert said[1].startswith("a token costs 7,172 bytes from the teacher: ")
     assert "last hidden state 7,168" in said[1]
     assert said[1].endswith(f"the 64 likeliest ids would cost {cheap}")
