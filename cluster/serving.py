@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from cluster.difficulty import Asked
 from cluster.ordering import ordered_domains
@@ -224,13 +225,25 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
         projection = _stored_projection(store, specs, plan.target_spec)
         planned = partial(planned, projection=projection)
         plan = planned(teacher={"store": store})
-    teacher = stored_teacher(store, plan.target_spec) if plan.target_spec else None
+    named = _names(launch.prepared.teacher)
+    teacher = stored_teacher(store, plan.target_spec, named=named) if plan.target_spec else None
     if plan.evaluation_spec not in specs:
         if config.decides_from_validation:
             raise ConfigError(_no_validation_answers(config, store))
         plan = planned(teacher=None)
     plan = _ordered(launch, plan, teacher=Asked("teacher", teacher or {}, None))
     return plan, _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
+
+
+def _names(teacher: Teacher) -> dict[str, str]:
+    """What a config alone says of its teacher, as fingerprints have it: its files need not be
+    there, so that two of one name are told apart by who fills a store."""
+    return {
+        "model": Path(teacher.model).name,
+        "adapter": Path(teacher.adapter or "").name,
+        "dtype": teacher.dtype,
+        "quantisation": teacher.quantisation,
+    }
 
 
 def _stored_projection(store: str, specs: list[TargetSpec], asked: TargetSpec) -> str:

@@ -74,8 +74,11 @@ def stored_answers(store: str | Path) -> list[StoredAnswers]:
     return [answers for answers in found if answers is not None]
 
 
-def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
-    """Fingerprint of the one teacher whose answers to `spec` are stored. Raises ConfigError."""
+def stored_teacher(
+    store: str | Path, spec: TargetSpec, *, named: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Fingerprint of the one teacher whose answers to `spec` are stored. `named`: fields that it
+    must have, models by the last part of their names. Raises ConfigError."""
     answers = stored_answers(store)
     matching = [a for a in answers if a.spec == spec]
     if not matching:
@@ -84,6 +87,14 @@ def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
             f"targets.store {store} holds {held or 'nothing'}, asked is {spec.in_words()}; "
             "`tutelage capture CONFIG` fills it, or change targets"
         )
+    held = " and ".join(_in_words(a.teacher, named or {}) for a in matching)
+    matching = [a for a in matching if _fields(a.teacher, named or {}) == dict(named or {})]
+    if not matching:
+        raise ConfigError(
+            f"targets.store {store} has answers of {held}, but teachers names "
+            f"{_in_words(named or {}, named or {})}; name that teacher, or fill another store with "
+            "`tutelage capture CONFIG`"
+        )
     if len(matching) > 1:
         raise ConfigError(
             f"targets.store {store} has answers of {len(matching)} teachers to the same question; "
@@ -91,6 +102,17 @@ def stored_teacher(store: str | Path, spec: TargetSpec) -> dict[str, str]:
             "--question NAME` removes one"
         )
     return matching[0].teacher
+
+
+def _fields(teacher: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
+    """Those of a fingerprint that are named, models and adapters by the last part of theirs."""
+    return {name: teacher.get(name, "").rstrip("/").rpartition("/")[2] for name in named}
+
+
+def _in_words(teacher: Mapping[str, str], named: Mapping[str, str]) -> str:
+    """What is named of a teacher, as a message lists it."""
+    fields = _fields(teacher, named or {"model": ""})
+    return " ".join(value for value in fields.values() if value and value != "none") or "a teacher"
 
 
 class TargetStore:

@@ -65,10 +65,18 @@ def test_capture_without_a_store_is_refused_before_anything_starts(tmp_path, tin
     assert "set targets.store=FOLDER" in capsys.readouterr().err
 
 
-def test_a_captured_run_needs_no_teacher(captured):
+def test_a_captured_run_needs_no_teacher(captured, tiny_pair, tmp_path, capsys):
+    """Its tokenizer and config alone, and it refuses the answers of a teacher of another name."""
     prompts = {answers.spec.prompts for answers in stored_answers(captured.parent / "store")}
     assert prompts == {PROMPTS.id}
-    assert main(["run", str(captured), "name=warm", "targets.teacher_free=true"]) == 0
+    bare = tmp_path / tiny_pair.teacher.name
+    shutil.copytree(tiny_pair.teacher, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    free = [str(captured), "targets.teacher_free=true", f"teachers.tiny.model={bare}"]
+    assert main(["run", *free, "name=warm"]) == 0
+    other = bare.rename(tmp_path / "other")
+    assert main(["run", *free[:2], f"teachers.tiny.model={other}", "name=other"]) == 2
+    said = "has answers of teacher float32, but teachers names other float32; name that teacher"
+    assert said in capsys.readouterr().err
     run = RunDir(captured.parent / "runs" / "warm")
     summary = json.loads(run.summary.read_text())
     assert summary["cache_hit_rate"] == 1.0

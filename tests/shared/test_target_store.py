@@ -311,6 +311,20 @@ def test_teachers_and_questions_never_share_a_folder(tmp_path):
     assert [(a.teacher, a.spec) for a in stored_answers(tmp_path)] == [(TEACHER, SPEC)]
 
 
+def test_a_store_of_another_teacher_than_the_named_one_is_refused(tmp_path):
+    teacher = {"model": "some/one", "dtype": "float32", "adapter": "", "weights": "0"}
+    for stored in (teacher, teacher | {"model": "other"}):
+        TargetStore(tmp_path, teacher=stored, spec=SPEC).write(answer(make_rows(1), teacher=stored))
+    named = {"model": "one", "dtype": "float32", "adapter": ""}
+    assert stored_teacher(tmp_path, SPEC, named=named) == teacher
+    with pytest.raises(ConfigError, match="has answers of 2 teachers"):
+        stored_teacher(tmp_path, SPEC)
+    for change in ({"model": "third"}, {"dtype": "bfloat16"}, {"adapter": "x"}):
+        wanted = " ".join(filter(None, (named | change).values()))
+        with pytest.raises(ConfigError, match=f"one float32.* but teachers names {wanted};"):
+            stored_teacher(tmp_path, SPEC, named=named | change)
+
+
 @pytest.mark.parametrize("ids", ["elias_fano", "plain"])
 def test_ids_lie_on_disk_as_asked_and_are_found_however_they_are_asked(tmp_path, ids):
     inner = Inventing()
