@@ -91,13 +91,6 @@ def logprobs_from_int8(
     return below_NK + level_N.astype(np.float32)[:, None]
 
 
-def states_in_int8(states_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rounded to 127 steps either side of 0, and the size of a step per position [N]."""
-    scale_N = (np.abs(states_ND).max(axis=1, initial=0) / 127).astype(np.float32)
-    steps_N1 = np.where(scale_N > 0, scale_N, 1)[:, None]
-    return np.rint(states_ND / steps_N1).astype(np.int8), scale_N
-
-
 def _are_finite(values: np.ndarray) -> bool:
     if values.dtype == np.uint16:
         return bool(((values & 0x7F80) != 0x7F80).all())

@@ -98,7 +98,7 @@ def _arrays(spec: TargetSpec, hidden_width: int) -> TargetArrays:
     if spec.is_drawn:
         logprobs_NK[:, round(spec.top_k * EXACT_SHARE) :] = -np.inf
     shape = (NUM_POSITIONS, hidden_width)
-    state_type = np.uint16 if spec.hidden_encoding == "bf16" else np.float32
+    state_type = {"bf16": np.uint16, "int8": np.int8, "fp32": np.float32}[spec.hidden_encoding]
     flat_N = np.zeros(NUM_POSITIONS, np.float32)
     return TargetArrays(
         ids_NK=np.tile(np.arange(spec.top_k) * step, (NUM_POSITIONS, 1)),
@@ -106,6 +106,7 @@ def _arrays(spec: TargetSpec, hidden_width: int) -> TargetArrays:
         log_tail_NS=np.full((NUM_POSITIONS, len(spec.temperatures)), -np.log(2), np.float32),
         label_logprob_N=flat_N - 1,
         hidden_ND={layer: np.zeros(shape, state_type) for layer in spec.hidden_layers},
+        hidden_scale_N=dict.fromkeys(spec.hidden_layers, flat_N),
         entropy_N=flat_N if spec.entropy else None,
         last_ND=np.zeros((NUM_POSITIONS, spec.states_width), np.float32) if spec.head else None,
     )

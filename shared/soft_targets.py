@@ -13,7 +13,7 @@ Log-probabilities are nats at temperature 1, normalised over the teacher's whole
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,6 @@ from shared.encoding import (
     placed_by_id,
     refuse_non_finite,
     sorted_by_id,
-    states_in_int8,
 )
 from shared.errors import TeacherError
 from shared.rows import Rows
@@ -55,11 +54,14 @@ class TargetArrays:
     the others; out of it they are the logs of all ids' weights, at the temperature of the draw.
     """
 
-    ids_NK: np.ndarray  # int64; ascending where they come out of a table, in any order into it
-    logprobs_NK: np.ndarray  # float32
+    ids_NK: np.ndarray  # int64 and ascending out of a table, any integers in any order into it
+    logprobs_NK: np.ndarray  # float32; into a table float16 too, if that is how they are written
     log_tail_NS: np.ndarray  # float32, exact log-mass outside the kept ids at each temperature
     label_logprob_N: np.ndarray  # float32
-    hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (bf16)
+    # float32, or uint16 holding bfloat16 bits (bf16); int8 into a table, with the step of each
+    # position, float32
+    hidden_ND: dict[int, np.ndarray]
+    hidden_scale_N: dict[int, np.ndarray] = field(default_factory=dict, kw_only=True)
     # float32, nats at temperature 1, drawn: at that of the draw; None: not asked for
     entropy_N: np.ndarray | None = None
     # The head's input in the teacher's own type, bfloat16 as uint16 bits; None: not asked for, else
@@ -258,8 +260,7 @@ def _columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
         columns["entropy"] = pa.array(arrays.entropy_N.astype(np.float32))
     for layer, states_ND in arrays.hidden_ND.items():
         if spec.hidden_encoding == "int8":
-            states_ND, scale_N = states_in_int8(states_ND)
-            columns[scale_column(layer)] = pa.array(scale_N)
+            columns[scale_column(layer)] = pa.array(arrays.hidden_scale_N[layer])
         columns[hidden_column(layer)] = _lists(states_ND)
     return columns
 

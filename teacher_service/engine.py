@@ -21,7 +21,7 @@ from shared.fingerprint import identify
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.layout import Layout, lay_out
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays
+from shared.soft_targets import SoftTargets
 from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
@@ -32,6 +32,7 @@ from teacher_service.loading import Loaded, load_model, merge_head, weights_dige
 from teacher_service.model_parts import Decoder, find_decoder, find_head, head_is_exact, len_vocab
 from teacher_service.projection import load_projections
 from teacher_service.scoring import Head, Selection, select
+from teacher_service.shipping import to_host
 
 PACKING_TOLERANCE = {"float32": 1e-4}  # relative, of the last hidden state; other types below
 COARSE_PACKING_TOLERANCE = 5e-2
@@ -123,7 +124,7 @@ class HFEngine:
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
             arrays=replace(
-                _arrays(selection, self._projected(hidden, spec), spec),
+                to_host(selection, self._projected(hidden, spec), spec),
                 last_ND=self._head_input(last_ND) if spec.head else None,
             ),
         )
@@ -305,23 +306,6 @@ def _proven_parts(
 def _input_device(model: torch.nn.Module, device: str) -> torch.device:
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     return embedding.weight.device if embedding is not None else torch.device(device)
-
-
-def _arrays(selection: Selection, hidden: dict[int, Tensor], spec: TargetSpec) -> TargetArrays:
-    return TargetArrays(
-        ids_NK=selection.ids_NK.cpu().numpy(),
-        logprobs_NK=selection.logprobs_NK.cpu().numpy(),
-        log_tail_NS=selection.log_tail_NS.cpu().numpy(),
-        label_logprob_N=selection.label_logprob_N.cpu().numpy(),
-        hidden_ND={layer: _shipped(state, spec) for layer, state in hidden.items()},
-        entropy_N=None if selection.entropy_N is None else selection.entropy_N.cpu().numpy(),
-    )
-
-
-def _shipped(hidden_ND: Tensor, spec: TargetSpec) -> np.ndarray:
-    if spec.hidden_encoding == "bf16":
-        return hidden_ND.bfloat16().view(torch.uint16).cpu().numpy()
-    return hidden_ND.float().cpu().numpy()
 
 
 def _name(model: str) -> str:
