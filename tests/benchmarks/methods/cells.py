@@ -128,12 +128,13 @@ def over(option: str, values: Sequence[str], cells: Sequence[Cell], *, name: str
 
 
 LORA_KD = KD.but("lora", "forward KL, LoRA", student__train=LORA)
+KD_AT_2 = KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]")
 
 SWEEPS: dict[str, Sequence[Cell]] = {
     "learning rate": over(
         "optimiser.lr",
-        ("1e-3", "2e-3", "4e-3", "8e-3"),
-        [*MAIN[:2], BY_NAME["atkd"], AKD],
+        ("2e-3", "4e-3", "8e-3"),
+        [*MAIN[:2], BY_NAME["atkd"]],
         name="lr",
     ),
     "DDK, interval": tuple(
@@ -157,13 +158,8 @@ SWEEPS: dict[str, Sequence[Cell]] = {
     "adapters and temperature": (
         LORA_KD,
         *over("optimiser.lr", ("8e-3", "1.6e-2", "3.2e-2"), [LORA_KD], name="lr"),
-        KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]"),
-        KD.but(
-            "kd-t2-k512",
-            "soft targets at T 2, 512 ids",
-            losses=f"[{SOFT_AT_2}]",
-            targets__top_k="512",
-        ),
+        KD_AT_2,
+        KD_AT_2.but("kd-t2-k512", "soft targets at T 2, 512 ids", targets__top_k="512"),
         KD.but(
             "kd-hidden",
             "forward KL and hidden states",
@@ -171,11 +167,9 @@ SWEEPS: dict[str, Sequence[Cell]] = {
             targets__hidden="{width: 64}",
         ),
     ),
-    "selector": over(
-        "targets.selector",
-        ("renormalised", "sampled", "threshold"),
-        [KD, KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]")],
-        name="selector",
+    "selector": (
+        *over("targets.selector", ("renormalised", "sampled", "threshold"), [KD], name="selector"),
+        *over("targets.selector", ("threshold",), [KD_AT_2], name="selector"),
     ),
     "base student": over("student.model", (EVEN, RANDOM), MAIN, name="student"),
     "steps": over("steps", ("240",), MAIN, name="steps"),
