@@ -5,6 +5,7 @@ overrides and suggestions for misspelt keys live in `shared.config_file`.
 Relative model, data and store paths are relative to `paths.root`.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -415,5 +416,7 @@ def _check_weights(weights: dict[str, float], domains: dict[str, Domain]) -> Non
     if set(weights) != set(domains):
         odd = sorted(set(weights) ^ set(domains))
         raise ValueError(f"mixture.weights must name every domain once; {', '.join(odd)} differ")
-    if any(w < 0 for w in weights.values()) or sum(weights.values()) <= 0:
-        raise ValueError(f"mixture.weights must be non-negative with a positive sum, not {weights}")
+    if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
+        raise ValueError(
+            f"mixture.weights must be non-negative with a positive, finite sum, not {weights}"
+        )

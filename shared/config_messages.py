@@ -29,7 +29,8 @@ def explain(error: ValidationError, values: dict[str, Any], place: Place) -> str
     """The sentence for the first problem; misspelt keys go first, since they cause the others."""
     problems = error.errors(include_url=False)
     rank = {"extra_forbidden": 0, "missing": 2}
-    problem = min(problems, key=lambda p: rank.get(p["type"], 1))
+    first = min(problems, key=lambda p: rank.get(p["type"], 1))
+    problem = _innermost(first, problems, values)
     path, value = _located(problem, values)
     here = f"({place(path)})"
     name = ".".join(map(str, path))
@@ -71,6 +72,15 @@ def _holds_model(annotation: Any) -> bool:
     if isinstance(annotation, type) and not get_args(annotation):
         return issubclass(annotation, BaseModel)
     return any(_holds_model(argument) for argument in get_args(annotation))
+
+
+def _innermost(
+    problem: ErrorDetails, problems: list[ErrorDetails], values: dict[str, Any]
+) -> ErrorDetails:
+    """What is wrong inside the same value, where another member of its union got that far."""
+    path = _located(problem, values)[0]
+    inside = [p for p in problems if _located(p, values)[0][: len(path)] == path]
+    return max(inside, key=lambda p: len(_located(p, values)[0]))
 
 
 def _located(problem: ErrorDetails, values: Any) -> tuple[tuple[str | int, ...], Any]:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from shared.config_base import Fraction, Positive, Section
 
 Share = Annotated[float, Field(gt=0, le=1)]
+# At 1000 a domain ahead by 0.05 nats already takes all but the smoothing, and no product with a
+# loss overflows.
+StepSize = Annotated[float, Field(gt=0, le=1000)]
 
 
 class FixedMixture(Section):
@@ -85,7 +88,7 @@ class DoReMiMixture(AdaptiveMixture):
 
     policy: Literal["doremi"] = "doremi"
     interval: int = Field(default=10, ge=1, description="steps between decisions")
-    step_size: Positive = Field(default=1.0, description="eta")
+    step_size: StepSize = Field(default=1.0, description="eta")
     smoothing: Share = Field(default=1e-4, description="c: share of the uniform distribution")
 
 
@@ -95,7 +98,7 @@ class ShearedMixture(AdaptiveMixture):
 
     policy: Literal["sheared"] = "sheared"
     interval: int = Field(default=50, ge=1, description="m: steps between decisions")
-    step_size: Positive = Field(default=1.0, description="eta")
+    step_size: StepSize = Field(default=1.0, description="eta")
     smoothing: Share = Field(default=1e-4, description="c: share of the uniform distribution")
 
 

@@ -102,8 +102,10 @@ def test_a_floor_that_domains_cannot_all_have_is_refused(policy):
     [
         ("ddk", "alpha", 1.5),
         ("doremi", "step_size", 0),
+        ("doremi", "step_size", 1e308),
         ("doremi", "smoothing", 0),
         ("sheared", "step_size", -1),
+        ("sheared", "step_size", 1e308),
         ("sheared", "smoothing", 2),
         ("odm", "smoothing", -0.1),
         ("odm", "max_change", 0),
@@ -118,6 +120,12 @@ def test_a_hyperparameter_out_of_range_is_refused(policy, option, value):
 def test_fixed_weights_name_every_domain():
     with pytest.raises(ValidationError, match=r"mixture.weights must name every domain"):
         config(mixture={"policy": "fixed", "weights": {"math": 1.0}})
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 1.7e308])
+def test_fixed_weights_have_a_positive_finite_sum(weight):
+    with pytest.raises(ValidationError, match=r"mixture.weights must be non-negative with a pos"):
+        config(mixture={"policy": "fixed", "weights": {"math": weight, "code": weight}})
 
 
 def test_a_config_cannot_be_changed():

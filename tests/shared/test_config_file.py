@@ -186,7 +186,8 @@ def test_the_runs_of_a_ray_job_outlive_its_temporary_folder(config, tmp_path, mo
 def test_numbers_that_are_not_finite_are_refused(config, value):
     assert "optimiser.lr is" in refusal(config, f"optimiser.lr={value}")
     weights = f"mixture={{policy: fixed, weights: {{math: {value}}}}}"
-    assert "mixture.weights is" in refusal(config, weights)
+    assert "mixture.weights.math is" in (sentence := refusal(config, weights))
+    assert "it should be a finite number (" in sentence
 
 
 @pytest.mark.parametrize("text", ["a: &x {b: *x}\n", "a: " + "[" * 3000 + "]" * 3000])

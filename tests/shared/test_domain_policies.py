@@ -1,8 +1,11 @@
 """DoReMi, Sheared and ODM: golden vectors from the papers' equations, and their laws."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from shared.config_mixture import DoReMiMixture, ShearedMixture
 from shared.domain_policies import (
     excess_losses,
     exp3_weights,
@@ -67,6 +70,15 @@ def test_equal_differences_leave_weights_alone_up_to_the_smoothing() -> None:
 def test_a_vanishing_step_leaves_weights_alone() -> None:
     found_D = raised_weights(BEFORE_D, np.array([5, 1, 0]), step_size=1e-12, smoothing=1e-12)
     np.testing.assert_allclose(found_D, BEFORE_D, atol=1e-11)
+
+
+@pytest.mark.parametrize("mixture", [DoReMiMixture, ShearedMixture])
+def test_the_largest_step_leaves_all_but_the_leader_the_smoothing(mixture: Any) -> None:
+    largest = next(m.le for m in mixture.model_fields["step_size"].metadata if hasattr(m, "le"))
+    found_D = raised_weights(
+        BEFORE_D, np.array([1e300, 0.0, 0.0]), step_size=largest, smoothing=0.3
+    )
+    np.testing.assert_allclose(found_D, [0.8, 0.1, 0.1], atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(20))
