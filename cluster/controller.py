@@ -89,7 +89,7 @@ class Controller:
 
     def _next(self, report: DomainReport) -> WeightEntry:
         config, before = self._plan.config, self.log.entries
-        decision = self._policy.next(before[-1], report)
+        decision = self._policy.next(self.log, report)
         weights = limited(decision.weights, config.mixture, previous=before[-1])
         return next_entry(config, before, report, weights=weights, factors=decision.factors)
 

@@ -29,7 +29,7 @@ from shared.domain_policies import (
     raised_weights,
     smoothed_rewards,
 )
-from shared.domains import DomainReport, WeightEntry
+from shared.domains import DomainReport, WeightEntry, WeightLog
 from shared.simplex import projected
 
 Weights = tuple[float, ...]  # shares of loss tokens in config order, sum 1
@@ -54,8 +54,8 @@ class Policy(Protocol):
         """Entry 0 from the report of the untrained student."""
         ...
 
-    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
-        """The entry after `previous`."""
+    def next(self, log: WeightLog, report: DomainReport) -> Decision:
+        """The entry after those of `log`, which has some."""
         ...
 
 
@@ -75,7 +75,7 @@ class FixedPolicy:
         """The same, whatever the report."""
         return self.opening()
 
-    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+    def next(self, log: WeightLog, report: DomainReport) -> Decision:
         """The same, whatever the report."""
         return self.opening()
 
@@ -98,11 +98,12 @@ class DDKPolicy:
         weights = r if self.mixture.start == "ddk" else _normalised(self.natural)
         return Decision(weights, factors=r)
 
-    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+    def next(self, log: WeightLog, report: DomainReport) -> Decision:
         """r^{t+1} from r^t by Eq. 2."""
-        assert previous.factors is not None, "a DDK entry keeps its factors"
+        before = log.entries[-1].factors
+        assert before is not None, "a DDK entry keeps its factors"
         alpha = self.mixture.alpha
-        r = updated_factors(previous.factors, report, alpha=alpha, domains=self.domains)
+        r = updated_factors(before, report, alpha=alpha, domains=self.domains)
         return Decision(r, factors=r)
 
 
@@ -126,8 +127,9 @@ class DoReMiPolicy:
         """The same, whatever the report."""
         return self.opening()
 
-    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+    def next(self, log: WeightLog, report: DomainReport) -> Decision:
         """The weights before, raised by excess loss."""
+        previous = log.entries[-1]
         excess_D = excess_losses(report, _remembered(previous))
         weight_D = _raised(previous, excess_D, self.mixture)
         return Decision(tuple(weight_D.tolist()), factors=tuple(excess_D.tolist()))
@@ -149,17 +151,19 @@ class ShearedPolicy:
         """The same, whatever the report."""
         return self.opening()
 
-    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+    def next(self, log: WeightLog, report: DomainReport) -> Decision:
         """The weights before, raised by the distance to the teacher."""
         difference_D = loss_differences(report, domains=self.domains)
-        return Decision(tuple(_raised(previous, difference_D, self.mixture).tolist()))
+        return Decision(tuple(_raised(log.entries[-1], difference_D, self.mixture).tolist()))
 
 
 @dataclass(frozen=True, slots=True)
 class ODMPolicy:
     """A bandit that plays the domains whose training text has the largest KL.
 
-    Its factors are the smoothed rewards R.
+    A reward is divided by the mean of the weights that the blocks since the report before were
+    drawn with, of which the first `lag_steps` were drawn under the entry before the last. A block
+    counts as one, whatever its loss tokens. Its factors are the smoothed rewards R.
     """
 
     mixture: ODMMixture
@@ -176,12 +180,14 @@ class ODMPolicy:
         """The same, whatever the report."""
         return self.opening()
 
-    def next(self, previous: WeightEntry, report: DomainReport) -> Decision:
+    def next(self, log: WeightLog, report: DomainReport) -> Decision:
         """By the rewards so far; t is the index of the decision."""
+        previous = log.entries[-1]
+        drawn_D = log.mean_weights(range(previous.decided_at, report.step))
         reward_D = smoothed_rewards(
             _remembered(previous),
             report,
-            weight_D=np.array(previous.weights),
+            weight_D=np.array(drawn_D),
             smoothing=self.mixture.smoothing,
         )
         weight_D = exp3_weights(reward_D, decision=previous.index + 1)

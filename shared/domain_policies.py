@@ -58,8 +58,8 @@ def smoothed_rewards(
 ) -> np.ndarray:
     """R = xi R + (1 - xi) KL / pi: importance weighted rewards [D] (arXiv 2312.02406, Algorithm 1).
 
-    `weight_D` is pi, the weights under which the text was drawn. A domain that was not seen keeps
-    its reward, and so does one that was to get nothing.
+    `weight_D` is pi, the weights under which the text was drawn, their mean where they changed.
+    A domain that was not seen keeps its reward, and so does one that was to get nothing.
     """
     kl_D = _means(report.training_kl_sums, report.training_tokens, otherwise_D=reward_D)
     seen_D = (np.array(report.training_tokens) > 0) & (weight_D > 0)

@@ -1,7 +1,11 @@
-"""The controller's vocabulary: reports, weight entries, and the log that decides every draw."""
+"""The controller's vocabulary: reports, weight entries, and the log that decides every draw.
+
+D domains in config order
+"""
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +67,15 @@ class WeightLog:
     def ruling(self, block: int) -> WeightEntry:
         """The entry whose weights a block is drawn with."""
         return next(e for e in reversed(self.entries) if e.effective_from <= block)
+
+    def mean_weights(self, blocks: range) -> tuple[float, ...]:
+        """Mean over blocks, of which there is at least one, of the weights each is drawn with."""
+        drawn = Counter(self.ruling(block).index for block in blocks)
+        mean_D = [0.0] * len(self.domains)
+        for index, count in drawn.items():
+            weights = self.entries[index].weights
+            mean_D = [m + count / len(blocks) * w for m, w in zip(mean_D, weights, strict=True)]
+        return tuple(mean_D)
 
 
 class ControllerClient(Protocol):

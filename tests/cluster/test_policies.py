@@ -123,15 +123,18 @@ def test_sheared_follows_its_equations(tmp_path: Path) -> None:
 
 
 def test_odm_follows_its_equations(tmp_path: Path) -> None:
-    """With four domains exploration leaves room from the sixth decision on."""
+    """With four domains exploration leaves room from the sixth decision on. The first two of an
+    interval's ten blocks are drawn under the entry before the last."""
     weight_D, reward_D, before = np.full(4, 0.25), np.zeros(4), 0.25
+    older_D = weight_D
     controller = Controller(_plan(tmp_path, _mixture("odm", smoothing=0.6)))
     for t in range(1, 20):
         report = _report(10 * t)
         controller.observe(report)
         seen_D = np.array(report.training_tokens) > 0
         kl_D = _seen(report, report.training_kl_sums, reward_D)
-        reward_D = np.where(seen_D, 0.6 * reward_D + 0.4 * kl_D / weight_D, reward_D)
+        drawn_D, older_D = 0.2 * older_D + 0.8 * weight_D, weight_D
+        reward_D = np.where(seen_D, 0.6 * reward_D + 0.4 * kl_D / drawn_D, reward_D)
         explored = min(0.25, np.sqrt(np.log(4) / (4 * t)))
         exploited_D = np.exp(before * reward_D) / np.exp(before * reward_D).sum()
         weight_D, before = (1 - 4 * explored) * exploited_D + explored, explored

@@ -90,6 +90,14 @@ def test_the_ruling_entry_is_the_last_one_in_effect() -> None:
     assert [log.ruling(block).index for block in (0, 21, 22, 500)] == [0, 0, 1, 1]
 
 
+def test_mean_weights_count_each_block_under_the_entry_that_rules_it() -> None:
+    log = WeightLog(NAMES, (FIRST, SECOND))
+    assert log.mean_weights(range(22)) == pytest.approx(FIRST.weights, abs=1e-15)
+    assert log.mean_weights(range(22, 24)) == SECOND.weights
+    expected = [(2 * a + 6 * b) / 8 for a, b in zip(FIRST.weights, SECOND.weights, strict=True)]
+    assert log.mean_weights(range(20, 28)) == pytest.approx(expected, abs=1e-15)
+
+
 def test_a_log_written_before_there_were_phases_is_read(tmp_path: Path) -> None:
     line = '{"index": 0, "decided_at": 0, "effective_from": 0, '
     line += '"weights": {"math": 0.25, "code": 0.75}, "factors": null}'

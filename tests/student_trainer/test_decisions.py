@@ -60,5 +60,6 @@ def test_the_reward_of_odm_is_the_mean_kl_of_the_steps_before(runs: Path) -> Non
         tokens_D = np.array([sum(s.domains[name].tokens for s in seen) for name in DOMAINS])
         sums = [sum((s.domains[n].kl or 0) * s.domains[n].tokens for s in seen) for n in DOMAINS]
         kl_D = np.array(sums) / tokens_D
-        reward_D = 0.9 * reward_D + 0.1 * kl_D / np.array(before.weights)
+        drawn = [log.ruling(block).weights for block in range(before.decided_at, entry.decided_at)]
+        reward_D = 0.9 * reward_D + 0.1 * kl_D / np.mean(drawn, axis=0)
         np.testing.assert_allclose(entry.factors, reward_D, rtol=1e-9)
