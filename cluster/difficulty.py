@@ -49,7 +49,7 @@ class Asked:
 
 
 def scores(
-    prepared: Prepared, measure: Measure, *, teacher: Asked | None, student: Asked | None
+    prepared: Prepared, measure: Measure, *, teacher: Asked, student: Asked | None
 ) -> dict[str, np.ndarray]:
     """Difficulty of every training row by domain, float64 [R]; higher is harder.
 
@@ -59,11 +59,6 @@ def scores(
     """
     if measure == "length":
         return {d.name: _lengths(d) for d in prepared.domains}
-    if teacher is None:
-        raise ConfigError(
-            f"progressive.difficulty is {measure}, but no loss asks a teacher in this run, which "
-            "has none; set progressive.difficulty=length"
-        )
     if measure == "teacher_entropy":
         return _scored(prepared, teacher, "entropy")
     found = _scored(prepared, teacher, "nll")
