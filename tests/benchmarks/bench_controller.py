@@ -1,10 +1,12 @@
-"""What one update of the domain weights costs a student: a report out, a decided entry back.
+"""What one update of the domain weights costs: a report out, a decided entry back at every rank.
 
 A DDK controller in an actor of a private Ray cluster, asked through the client that rank 0 holds;
 the entry is on disk, flushed, before it comes back. The sums of all ranks are added up in the
 trainer, two numbers per domain, so the controller sees one report whatever the number of ranks.
+In a run rank 0 alone asks for the entry and tells the others; here every rank asks, each through a
+client of its own, in threads of one process.
 
-    python -m tests.benchmarks.bench_controller [--domains 1000] [--decisions 100]
+    python -m tests.benchmarks.bench_controller [--domains 1000] [--decisions 100] [--ranks 64]
 """
 
 import argparse
@@ -12,6 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,17 +39,19 @@ MIXTURE = DDKMixture(interval=10)
 
 @dataclass(frozen=True)
 class Result:
-    """Milliseconds of one update; `hand_over` is the part in which the student cannot train."""
+    """Milliseconds from a report until the last rank has the entry; `hand_over` is the part in
+    which the student cannot train."""
 
     domains: int
     decisions: int
+    ranks: int
     median_ms: float
     worst_ms: float
     hand_over_median_ms: float
     hand_over_worst_ms: float
 
 
-def measure(*, domains: int, decisions: int, folder: Path) -> Result:
+def measure(*, domains: int, decisions: int, ranks: int, folder: Path) -> Result:
     """Decisions in a row on the cluster that this process is connected to; log in `folder`."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     plan = ControllerPlan(
@@ -56,8 +61,11 @@ def measure(*, domains: int, decisions: int, folder: Path) -> Result:
     )
     actor = start_controller(plan, name=name, namespace=NAMESPACE, deadline_s=DEADLINE_S)
     try:
-        client = open_controller(name, namespace=NAMESPACE, deadline_s=DEADLINE_S)
-        pairs = [_update(client, index, domains) for index in range(decisions)]
+        clients = [
+            open_controller(name, namespace=NAMESPACE, deadline_s=DEADLINE_S) for _ in range(ranks)
+        ]
+        with ThreadPoolExecutor(ranks) as pool:
+            pairs = [_update(clients, pool, index, domains) for index in range(decisions)]
     finally:
         stop_controller(name, namespace=NAMESPACE)
         del actor
@@ -65,6 +73,7 @@ def measure(*, domains: int, decisions: int, folder: Path) -> Result:
     return Result(
         domains=domains,
         decisions=decisions,
+        ranks=ranks,
         median_ms=statistics.median(update_ms),
         worst_ms=max(update_ms),
         hand_over_median_ms=statistics.median(hand_over_ms),
@@ -72,15 +81,17 @@ def measure(*, domains: int, decisions: int, folder: Path) -> Result:
     )
 
 
-def _update(client: RayControllerClient, index: int, domains: int) -> tuple[float, float]:
-    """Milliseconds until the report is handed over, and until the entry is there."""
+def _update(
+    clients: list[RayControllerClient], pool: ThreadPoolExecutor, index: int, domains: int
+) -> tuple[float, float]:
+    """Milliseconds until the report is handed over, and until the last rank has the entry."""
     report = _report(MIXTURE.interval * index, domains)
     start = time.perf_counter()
-    client.observe(report)
+    clients[0].observe(report)
     handed_over = time.perf_counter()
-    entry = client.entry(index)
+    entries = list(pool.map(lambda client: client.entry(index), clients))
     done = time.perf_counter()
-    assert entry.decided_at == report.step
+    assert all(entry.decided_at == report.step for entry in entries)
     return 1000 * (handed_over - start), 1000 * (done - start)
 
 
@@ -100,12 +111,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--domains", type=int, default=1000)
     parser.add_argument("--decisions", type=int, default=100)
+    parser.add_argument("--ranks", type=int, default=64)
     options = parser.parse_args()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(domains=options.domains, decisions=options.decisions, folder=Path(folder))
+        found = measure(
+            domains=options.domains,
+            decisions=options.decisions,
+            ranks=options.ranks,
+            folder=Path(folder),
+        )
     print(
-        f"{found.domains} domains, {found.decisions} decisions: an update takes "
+        f"{found.domains} domains, {found.decisions} decisions, {found.ranks} ranks: from the "
+        f"report until the last rank has the entry it takes "
         f"{found.median_ms:.1f} ms (worst {found.worst_ms:.1f}), of which handing the report over "
         f"{found.hand_over_median_ms:.1f} ms (worst {found.hand_over_worst_ms:.1f})"
     )
