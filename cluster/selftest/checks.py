@@ -3,7 +3,7 @@
 Every check can fail: a teacher that is off by one position, a loss in the wrong direction, a
 micro-batch that counts too much, an answer that the way changed.
 
-N positions with loss
+N positions with loss   D width of the student   L losses
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 
 from shared.config import Config, FullTraining
 from shared.config import Student as StudentConfig
-from shared.config_losses import ForwardKL, ReverseKL
+from shared.config_losses import ForwardKL, Loss, ReverseKL
 from shared.layout import lay_out
 from shared.plan import OpenReader, RunPlan
 from shared.row_store import RowStore, take_rows
@@ -27,9 +27,10 @@ from shared.target_reader import TargetReader
 from shared.target_spec import TargetSpec
 from student_trainer.accelerator import this_device
 from student_trainer.batches import Layouts
+from student_trainer.losses.divergences import DIVERGENCES
 from student_trainer.losses.objective import TeacherTargets, token_losses
 from student_trainer.losses.primitive import Head
-from student_trainer.objective import Objective
+from student_trainer.objective import TOTALS, Objective
 from student_trainer.student import load_student
 from student_trainer.teacher_head import load_teacher_head
 from teacher_service.audit import load_engine
@@ -38,10 +39,14 @@ MEASURED_S = 2.0  # how long each side's speed is measured
 UNITS_AHEAD = 3
 SHOWN = 10  # positions in the picture
 
-# Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss.
-FINE = {"kl": 1e-4, "logprob": 1e-3, "loss": 1e-3}
-COARSE = {"kl": 5e-2, "logprob": 0.5, "loss": 5e-2}  # where a model is not in float32
-INT8_KL = 1e-2
+# Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss, and
+# what a loss that should vanish is of what it is one position off: fp16 has a probability right to
+# 2^-8 down to e^-16 (up to 0.002 was seen, in bfloat16 0.09), int8 to half of 1/255 of the range.
+FINE = {"kl": 1e-4, "logprob": 1e-3, "loss": 1e-3, "share": 1e-2}
+# Where a model is not in float32.
+COARSE = {"kl": 5e-2, "logprob": 0.5, "loss": 5e-2, "share": 0.25}
+INT8 = {"kl": 1e-2, "share": 5e-2}
+SMALL = 1e-4  # nats per token, or their slope: a hundredth of it is float32's rounding
 SURE = 4  # standard errors that chance does not exceed
 
 
@@ -89,7 +94,7 @@ class Subject:
         fine = teacher.dtype == self.config.student.dtype == "float32"
         found = FINE if fine and teacher.quantisation == "none" else COARSE
         lossy = self.spec.encoding == "int8" and not self.spec.head
-        return found | ({"kl": max(found["kl"], INT8_KL)} if lossy else {})
+        return found | {name: max(found[name], INT8[name]) for name in (INT8 if lossy else ())}
 
 
 def examine(plan: RunPlan, open_reader: OpenReader) -> list[Check]:
@@ -181,17 +186,19 @@ def same_model(subject: Subject) -> list[Check]:
         train=FullTraining(),
         gpus=subject.config.student.gpus,
     )
-    objective = objective_of(subject, twin)
+    objective = objective_of(subject, twin, stationary_losses(subject.config.losses))
     nll, kl = evaluated(objective, subject)
     kl_ok, kl_said = abs(kl) <= subject.tolerance["kl"], f"KL {kl:.1e} nats per token"
     if subject.spec.is_drawn:
         mean, error = drawn_kl(objective, subject)
         kl_ok &= abs(mean) <= SURE * error + subject.tolerance["kl"]
         kl_said += f", from drawn ids {mean:.1e} with a standard error of {error:.1e}"
+    kl_said += f", at an NLL of {nll:.2f}"
+    losses_ok, losses_said = losses_vanish(objective, subject)
     shift = label_error(objective, subject)
     said = f"{shift:.1e} nats between what either model says of the next token"
     return [
-        Check(names[0], kl_ok, f"{kl_said}, at an NLL of {nll:.2f}"),
+        Check(names[0], kl_ok and losses_ok, f"{kl_said}; {losses_said}"),
         Check(
             names[1],
             mask_is_sound(subject.rows) and shift <= subject.tolerance["logprob"],
@@ -206,9 +213,12 @@ def own_student(subject: Subject) -> list[Check]:
     return [split_invariance(objective, subject), payload(subject), *speeds(objective, subject)]
 
 
-def objective_of(subject: Subject, student: StudentConfig) -> Objective:
-    """A student with the run's losses, without an engine around it."""
-    config = subject.config.model_copy(update={"student": student})
+def objective_of(
+    subject: Subject, student: StudentConfig, losses: Sequence[Loss] | None = None
+) -> Objective:
+    """A student with the run's losses, or with others, without an engine around it."""
+    kept = subject.config.losses if losses is None else list(losses)
+    config = subject.config.model_copy(update={"student": student, "losses": kept})
     loaded = load_student(config, device=subject.device)
     head = load_teacher_head(subject.plan, subject.device)
     width = subject.plan.teacher_width
@@ -240,6 +250,58 @@ def drawn_kl(objective: Objective, subject: Subject) -> tuple[float, float]:
     weights_NK = np.exp(arrays.logprobs_NK.astype(np.float64))
     kl_N = -(weights_NK * log_q_NK.numpy()).sum(axis=1) - arrays.entropy_N
     return float(kl_N.mean()), float(kl_N.std() / math.sqrt(max(1, len(kl_N) - 1)))
+
+
+def stationary_losses(losses: Sequence[Loss]) -> list[Loss]:
+    """The divergences, without weight where their gradient is not 0 at p = q."""
+    found = [loss for loss in losses if loss.kind in DIVERGENCES]
+    return [
+        loss
+        if DIVERGENCES[loss.kind].laws.zero_gradient
+        else loss.model_copy(update={"weight": 0.0})
+        for loss in found
+    ]
+
+
+def losses_vanish(objective: Objective, subject: Subject) -> tuple[bool, str]:
+    """Whether the configured divergences of a student that is its teacher are 0, and the gradient
+    of their weighted sum, where their laws say so."""
+    losses = stationary_losses(subject.config.losses)
+    if not losses:
+        return True, "no divergence among its losses"
+    if subject.spec.is_drawn:
+        return True, "its losses vanish on average over draws alone"
+    if subject.config.targets.selector == "renormalised":
+        return True, "its losses do not vanish, as renormalised leaves out the teacher's tail"
+    (value_L, slope), (far_L, far_slope) = (
+        values_and_slope(objective, subject, shift=shift) for shift in (0, 1)
+    )
+    zero_L = [DIVERGENCES[loss.kind].laws.zero_value for loss in losses]
+    share_L = np.abs(value_L) / np.maximum(np.abs(far_L), SMALL)
+    value, slope = share_L.max(initial=0, where=zero_L), slope / np.maximum(far_slope, SMALL)
+    said = f"its losses are {value:.1e} and their gradient {slope:.1e} of what one position off has"
+    return bool(np.max([value, slope]) <= subject.tolerance["share"]), said
+
+
+def values_and_slope(
+    objective: Objective, subject: Subject, *, shift: int
+) -> tuple[np.ndarray, float]:
+    """The L losses of an objective, nats per token, and the norm of their weighted sum's gradient
+    in the head's input, where every position has the state of the one `shift` before."""
+    states: list[torch.Tensor] = []
+
+    def moved(module: torch.nn.Module, inputs: tuple) -> tuple:
+        states.append(inputs[0].detach().roll(shift, 0).requires_grad_())
+        return (states[0], *inputs[1:])
+
+    batch = subject.layouts.batch(subject.rows, subject.whole)
+    objective.requires_grad_(False)
+    with objective.loss_head.register_forward_pre_hook(moved):
+        loss, sums, _ = objective(batch, multiplier=1 / subject.tokens)
+    (slope_ND,) = torch.autograd.grad(loss, states)
+    num = len(stationary_losses(subject.config.losses))
+    value_L = sums[len(TOTALS) : len(TOTALS) + num] / subject.tokens
+    return value_L.cpu().numpy(), float(slope_ND.float().norm())
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ from shared import soft_targets
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
+from student_trainer.losses.buckets import Buckets, p_log
+from student_trainer.losses.divergences import DIVERGENCES
 from teacher_service import drawing
 from teacher_service.engine import HFEngine
 from tests.cluster.jobs import write_job
@@ -144,12 +146,70 @@ def test_ids_drawn_beside_the_teachers_probability_fail(
 ):
     covering = drawing._covering
 
-    def beside(mass_CV: torch.Tensor, share_CK: torch.Tensor) -> torch.Tensor:
-        return (covering(mass_CV, share_CK) + 1) % 512
+    def beside(*parts: torch.Tensor) -> torch.Tensor:
+        return (covering(*parts) + 1) % 512
 
     monkeypatch.setattr(drawing, "_covering", beside)
     found = checks.same_model(drawn_subject(tmp_path, tiny_pair, selector))
     assert not by_name(found)["student := teacher"].ok
+
+
+def divergences(folder: Path, pair: Pair, losses: list[dict], **targets) -> Prepared:
+    asked = {"selector": "top_k", "top_k": 16} | targets
+    return prepare_run(plain(load(write_job(folder, pair, losses=losses, targets=asked), [])))
+
+
+@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
+def test_every_divergence_of_a_student_that_is_its_teacher_vanishes(
+    tmp_path, tiny_pair, encoding: str
+):
+    losses = [{"kind": kind, "temperature": 2.0} for kind in DIVERGENCES]
+    pair = subject(divergences(tmp_path, tiny_pair, losses, encoding=encoding))
+    check = by_name(checks.same_model(pair))["student := teacher"]
+    assert check.ok, check.said
+    assert "their gradient" in check.said
+
+
+def test_tails_of_another_temperature_fail(tmp_path, tiny_pair):
+    """The KL at temperature 1 does not see them."""
+
+    def unscaled(arrays: TargetArrays) -> TargetArrays:
+        return replace(arrays, log_tail_NS=arrays.log_tail_NS[:, [0] * 2])
+
+    losses = [{"kind": "forward_kl", "temperature": 2.0}]
+    pair = divergences(tmp_path, tiny_pair, losses)
+    assert by_name(checks.same_model(subject(pair)))["student := teacher"].ok
+    assert not by_name(checks.same_model(subject(pair, unscaled)))["student := teacher"].ok
+
+
+def without_tail(teacher: Buckets, student: Buckets, **_: float) -> torch.Tensor:
+    return -p_log(teacher.kept_NK, student.kept_NK).sum(-1)
+
+
+def squared(teacher: Buckets, student: Buckets, **_: float) -> torch.Tensor:
+    return (student.kept_NK.exp() ** 2).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [("soft_cross_entropy", without_tail), ("taid", without_tail), ("total_variation", squared)],
+)
+def test_a_divergence_that_breaks_its_law_at_its_teacher_fails(
+    tmp_path, tiny_pair, monkeypatch, kind: str, wrong: Callable
+):
+    """Gradients of what has no zero, and the value of what has no gradient of zero."""
+    pair = subject(divergences(tmp_path, tiny_pair, [{"kind": kind}]))
+    assert by_name(checks.same_model(pair))["student := teacher"].ok
+    monkeypatch.setitem(DIVERGENCES, kind, replace(DIVERGENCES[kind], function=wrong))
+    assert not by_name(checks.same_model(pair))["student := teacher"].ok
+
+
+def test_what_leaves_the_tail_out_is_said_not_to_vanish(tmp_path, tiny_pair):
+    losses = [{"kind": "reverse_kl"}]
+    pair = subject(divergences(tmp_path, tiny_pair, losses, selector="renormalised"))
+    check = by_name(checks.same_model(pair))["student := teacher"]
+    assert check.ok
+    assert "do not vanish, as renormalised leaves out the teacher's tail" in check.said
 
 
 def shifted(arrays: TargetArrays) -> TargetArrays:
