@@ -1,13 +1,13 @@
 """The teacher's side: scoring with selection against a plain forward pass of the same model.
 
 Random Llamas on one thread, seconds of processor time, in turns, the least of the rounds. `deep`
-has a trunk that costs twelve heads, `shallow` one of a fifth of a head. Plain is the model's own
-forward pass to full logits; scoring is what a replica does with a unit, the Table included, with
-ids by rank (`top_k`) and drawn ones (`threshold`).
+and `wide` have trunks with the weights of twelve heads, `shallow` one with a fifth of a head's.
+Plain is the model's own forward pass to full logits; scoring is what a replica does with a unit,
+the Table included, with ids by rank (`top_k`) and drawn ones (`threshold`).
 
     python -m tests.benchmarks.scoring [--rounds 5]
 
-N positions   V vocabulary
+N positions   D width   V vocabulary
 """
 
 import argparse
@@ -29,10 +29,13 @@ from shared.target_spec import TargetSpec
 from teacher_service.engine import HFEngine
 
 ROWS, TOKENS, TOP_K = 4, 256, 64
-MODELS = {"deep": (16, 4_096), "shallow": (2, 32_000)}  # layers and vocabulary
+MODELS = {  # layers, width and vocabulary
+    "deep": (16, 256, 4_096),
+    "wide": (16, 1_024, 16_384),
+    "shallow": (2, 256, 32_000),
+}
 Selector = Literal["top_k", "threshold"]
 SELECTORS: tuple[Selector, ...] = ("top_k", "threshold")
-WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Result:
 
 def measure(name: str, folder: Path, *, rounds: int, tokens: int = TOKENS) -> list[Result]:
     """A model of `MODELS` on a unit of random rows, by selector."""
-    engine, vocabulary = HFEngine.load(str(saved(name, folder))), MODELS[name][1]
+    engine, vocabulary = HFEngine.load(str(saved(name, folder))), MODELS[name][2]
     rows = random_rows(vocabulary, tokens)
     specs = [TargetSpec(TOP_K, vocabulary, selector=s, entropy=s != "top_k") for s in SELECTORS]
     ids_BT = torch.from_numpy(lay_out(rows, packed=True).input_ids_BT)
@@ -84,12 +87,12 @@ def measure(name: str, folder: Path, *, rounds: int, tokens: int = TOKENS) -> li
 
 def saved(name: str, folder: Path) -> Path:
     """A random model on disk."""
-    layers, vocabulary = MODELS[name]
+    layers, width, vocabulary = MODELS[name]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=704,
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -126,14 +129,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | layers | V | selector | scoring / plain forward | beyond, in head products |")
-    print("|---|---:|---:|---|---:|---:|")
-    for name, (layers, vocabulary) in MODELS.items():
+    print(
+        "| model | layers | D | V | selector | scoring / plain forward | beyond, in head products |"
+    )
+    print("|---|---:|---:|---:|---|---:|---:|")
+    for name, (layers, width, vocabulary) in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             found = measure(name, Path(folder), rounds=options.rounds)
         for result in found:
             print(
-                f"| {name} | {layers} | {vocabulary:,} | `{result.selector}` | "
+                f"| {name} | {layers} | {width:,} | {vocabulary:,} | `{result.selector}` | "
                 f"{result.ratio:.2f} | {result.selection:.2f} |"
             )
 

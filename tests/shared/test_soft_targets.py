@@ -23,15 +23,17 @@ def random_arrays(spec: TargetSpec, num_targets: int, *, seed: int = 0) -> Targe
     logits = rng.normal(size=(num_targets, 4 * spec.top_k)) * 4
     logprobs = np.sort(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, ::-1]
     tail = np.logaddexp.reduce(logprobs[:, spec.top_k :], axis=1)
+    states = np.int8 if spec.hidden_encoding == "int8" else np.float32
     return TargetArrays(
         ids_NK=rng.integers(0, spec.shared_vocab, (num_targets, spec.top_k)),
         logprobs_NK=logprobs[:, : spec.top_k].astype(np.float32),
         log_tail_NS=np.stack([tail] * len(spec.temperatures), 1).astype(np.float32),
         label_logprob_N=logprobs[:, 3].astype(np.float32),
         hidden_ND={
-            layer: rng.normal(size=(num_targets, 6)).astype(np.float32)
+            layer: (rng.normal(size=(num_targets, 6)) * 30).astype(states)
             for layer in spec.hidden_layers
         },
+        hidden_scale_N=dict.fromkeys(spec.hidden_layers, np.ones(num_targets, np.float32)),
         entropy_N=rng.random(num_targets, np.float32) * 6 if spec.entropy else None,
     )
 
