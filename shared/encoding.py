@@ -1,6 +1,6 @@
-"""Narrow types for what crosses the wire: the places where the teacher's precision is lost.
+"""Narrow types for log-probabilities on the wire, where some of the teacher's precision is lost.
 
-N positions   K ids kept per position   D hidden width
+N positions   K ids kept per position   V vocabulary   S temperatures
 Log-probabilities are nats at temperature 1, normalised over the teacher's whole vocabulary.
 """
 

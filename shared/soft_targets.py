@@ -84,7 +84,7 @@ class SoftTargets:
         num_targets_R: np.ndarray,
         arrays: TargetArrays,
     ) -> "SoftTargets":
-        """Encode flat arrays; the one place the teacher's precision is lost.
+        """Encode flat arrays, rounding whatever is not in the spec's types yet.
 
         `teacher` is the engine's fingerprint. Raises TeacherError on a non-finite value.
         """

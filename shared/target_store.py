@@ -79,6 +79,7 @@ def stored_teacher(
 ) -> dict[str, str]:
     """Fingerprint of the one teacher whose answers to `spec` are stored. `named`: fields that it
     must have, models by the last part of their names. Raises ConfigError."""
+    named = named or {}
     answers = stored_answers(store)
     matching = [a for a in answers if a.spec == spec]
     if not matching:
@@ -87,12 +88,12 @@ def stored_teacher(
             f"targets.store {store} holds {held or 'nothing'}, asked is {spec.in_words()}; "
             "`tutelage capture CONFIG` fills it, or change targets"
         )
-    held = " and ".join(_in_words(a.teacher, named or {}) for a in matching)
-    matching = [a for a in matching if _fields(a.teacher, named or {}) == dict(named or {})]
+    held = " and ".join(_in_words(a.teacher, named) for a in matching)
+    matching = [a for a in matching if _fields(a.teacher, named) == dict(named)]
     if not matching:
         raise ConfigError(
             f"targets.store {store} has answers of {held}, but teachers names "
-            f"{_in_words(named or {}, named or {})}; name that teacher, or fill another store with "
+            f"{_in_words(named, named)}; name that teacher, or fill another store with "
             "`tutelage capture CONFIG`"
         )
     if len(matching) > 1:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.encoding import LARGEST
 from shared.soft_targets import TargetArrays
 from shared.target_spec import TargetSpec
 from teacher_service.scoring import Selection
 
-LARGEST = torch.finfo(torch.float16).max
 STEPS = 127  # of int8, either side of 0
 
 
@@ -42,8 +42,9 @@ def to_host(selection: Selection, hidden: dict[int, Tensor], spec: TargetSpec) -
 
 
 def in_float16(logprobs_NK: Tensor) -> Tensor:
-    """Rounded; below the smallest number is -inf alone, which marks ids that were drawn."""
-    rounded_NK = logprobs_NK.clamp(min=-LARGEST).half()
+    """Rounded as `shared.encoding.in_float16` does, but -inf, which marks ids that were drawn,
+    stays."""
+    rounded_NK = logprobs_NK.clamp(min=-float(LARGEST)).half()
     return rounded_NK.masked_fill_(logprobs_NK == -torch.inf, -torch.inf)
 
 

@@ -1,4 +1,4 @@
-"""What `selftest` looks at, in a student worker's place: each check a name, a verdict, a sentence.
+"""What `selftest` tests, in a student worker's place: each check a name, a verdict, a sentence.
 
 Every check can fail: a teacher that is off by one position, a loss in the wrong direction, a
 micro-batch that counts too much, an answer that the way changed.
@@ -8,25 +8,21 @@ N positions with loss   D width of the student   L losses
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from shared.config import Config, FullTraining
+from cluster.selftest.subject import FINE, Subject, answers, subject_of
+from shared.config import FullTraining
 from shared.config import Student as StudentConfig
 from shared.config_losses import ForwardKL, Loss, ReverseKL
 from shared.layout import lay_out
 from shared.plan import OpenReader, RunPlan
-from shared.row_store import RowStore, take_rows
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets
-from shared.target_reader import TargetReader
-from shared.target_spec import TargetSpec
-from student_trainer.accelerator import this_device
-from student_trainer.batches import Layouts
 from student_trainer.losses.divergences import DIVERGENCES
 from student_trainer.losses.objective import TeacherTargets, token_losses
 from student_trainer.losses.primitive import Head
@@ -36,16 +32,7 @@ from student_trainer.teacher_head import load_teacher_head
 from teacher_service.audit import load_engine
 
 MEASURED_S = 2.0  # how long each side's speed is measured
-UNITS_AHEAD = 3
 SHOWN = 10  # positions in the picture
-
-# Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss, and
-# what a loss that should vanish is of what it is one position off: fp16 has a probability right to
-# 2^-8 down to e^-16 (up to 0.002 was seen, in bfloat16 0.09), int8 to half of 1/255 of the range.
-FINE = {"kl": 1e-4, "logprob": 1e-3, "loss": 1e-3, "share": 1e-2}
-# Where a model is not in float32.
-COARSE = {"kl": 5e-2, "logprob": 0.5, "loss": 5e-2, "share": 0.25}
-INT8 = {"kl": 1e-2, "share": 5e-2}
 SMALL = 1e-4  # nats per token, or their slope: a hundredth of it is float32's rounding
 SURE = 4  # standard errors that chance does not exceed
 
@@ -59,44 +46,6 @@ class Check:
     said: str
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Rows, the teacher's answers to them and how a student sees both."""
-
-    plan: RunPlan
-    spec: TargetSpec
-    rows: Rows
-    whole: SoftTargets  # the rows as one unit
-    ranked: SoftTargets  # the same, with the likeliest ids: what is drawn is right on average alone
-    single: tuple[SoftTargets, ...]  # each row as a unit of its own
-    reader: TargetReader
-    device: torch.device
-
-    @property
-    def config(self) -> Config:
-        """The run's."""
-        return self.plan.config
-
-    @property
-    def tokens(self) -> int:
-        """Loss tokens of the rows."""
-        return int(self.rows.num_loss_tokens().sum())
-
-    @property
-    def layouts(self) -> Layouts:
-        """How rows become tensors."""
-        return Layouts(tuple(self.config.domains), self.plan.packed, self.device)
-
-    @property
-    def tolerance(self) -> dict[str, float]:
-        """What is rounding in the types of this pair."""
-        teacher = next(iter(self.config.teachers.values()))
-        fine = teacher.dtype == self.config.student.dtype == "float32"
-        found = FINE if fine and teacher.quantisation == "none" else COARSE
-        lossy = self.spec.encoding == "int8" and not self.spec.head
-        return found | {name: max(found[name], INT8[name]) for name in (INT8 if lossy else ())}
-
-
 def examine(plan: RunPlan, open_reader: OpenReader) -> list[Check]:
     """All checks, models loaded one after the other."""
     subject = subject_of(plan, open_reader)
@@ -107,35 +56,6 @@ def examine(plan: RunPlan, open_reader: OpenReader) -> list[Check]:
         return found
     finally:
         subject.reader.close()
-
-
-def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
-    """The first validation rows of all domains in turn, a micro-batch and at least two, scored."""
-    assert plan.target_spec is not None, "selftest asks a teacher"
-    stores = [RowStore.open(domain.validation_path) for domain in plan.domains]
-    count, num = max(2, plan.config.batch.micro_batch), len(stores)
-    places = [(i % num, i // num % len(stores[i % num])) for i in range(count)]
-    rows = take_rows(stores, *(np.array(column) for column in zip(*places, strict=True)))
-    # No student is there to name ids: as many of the likeliest stand for them.
-    reader, spec = open_reader(0), replace(plan.target_spec, student_ids=0)
-    units = [rows, *(rows.part(slice(i, i + 1)) for i in range(count))]
-    whole, *single = answers(reader, units, spec)
-    ranked = whole
-    if spec.is_drawn:
-        assert plan.evaluation_spec is not None, "a run with a teacher is evaluated against it"
-        question = replace(plan.evaluation_spec, top_k=spec.top_k)
-        (ranked,) = answers(reader, [rows], question)
-    return Subject(plan, spec, rows, whole, ranked, tuple(single), reader, this_device())
-
-
-def answers(reader: TargetReader, units: Sequence[Rows], spec: TargetSpec) -> Iterator[SoftTargets]:
-    """The units' answers in order, a few asked for ahead."""
-    for unit in units[:UNITS_AHEAD]:
-        reader.submit(unit, spec)
-    for number in range(len(units)):
-        yield reader.next()
-        if number + UNITS_AHEAD < len(units):
-            reader.submit(units[number + UNITS_AHEAD], spec)
 
 
 def direction() -> Check:
@@ -186,7 +106,8 @@ def same_model(subject: Subject) -> list[Check]:
         train=FullTraining(),
         gpus=subject.config.student.gpus,
     )
-    objective = objective_of(subject, twin, stationary_losses(subject.config.losses))
+    losses = stationary_losses(subject.config.losses)
+    objective = objective_of(subject, twin, losses)
     nll, kl = evaluated(objective, subject)
     kl_ok, kl_said = abs(kl) <= subject.tolerance["kl"], f"KL {kl:.1e} nats per token"
     if subject.spec.is_drawn:
@@ -194,7 +115,7 @@ def same_model(subject: Subject) -> list[Check]:
         kl_ok &= abs(mean) <= SURE * error + subject.tolerance["kl"]
         kl_said += f", from drawn ids {mean:.1e} with a standard error of {error:.1e}"
     kl_said += f", at an NLL of {nll:.2f}"
-    losses_ok, losses_said = losses_vanish(objective, subject)
+    losses_ok, losses_said = losses_vanish(objective, subject, losses)
     shift = label_error(objective, subject)
     said = f"{shift:.1e} nats between what either model says of the next token"
     return [
@@ -263,10 +184,11 @@ def stationary_losses(losses: Sequence[Loss]) -> list[Loss]:
     ]
 
 
-def losses_vanish(objective: Objective, subject: Subject) -> tuple[bool, str]:
-    """Whether the configured divergences of a student that is its teacher are 0, and the gradient
+def losses_vanish(
+    objective: Objective, subject: Subject, losses: Sequence[Loss]
+) -> tuple[bool, str]:
+    """Whether the divergences of an objective whose student is its teacher are 0, and the gradient
     of their weighted sum, where their laws say so."""
-    losses = stationary_losses(subject.config.losses)
     if not losses:
         return True, "no divergence among its losses"
     if subject.spec.is_drawn:
@@ -274,7 +196,7 @@ def losses_vanish(objective: Objective, subject: Subject) -> tuple[bool, str]:
     if subject.config.targets.selector == "renormalised":
         return True, "its losses do not vanish, as renormalised leaves out the teacher's tail"
     (value_L, slope), (far_L, far_slope) = (
-        values_and_slope(objective, subject, shift=shift) for shift in (0, 1)
+        values_and_slope(objective, subject, num=len(losses), shift=shift) for shift in (0, 1)
     )
     zero_L = [DIVERGENCES[loss.kind].laws.zero_value for loss in losses]
     share_L = np.abs(value_L) / np.maximum(np.abs(far_L), SMALL)
@@ -284,10 +206,10 @@ def losses_vanish(objective: Objective, subject: Subject) -> tuple[bool, str]:
 
 
 def values_and_slope(
-    objective: Objective, subject: Subject, *, shift: int
+    objective: Objective, subject: Subject, *, num: int, shift: int
 ) -> tuple[np.ndarray, float]:
-    """The L losses of an objective, nats per token, and the norm of their weighted sum's gradient
-    in the head's input, where every position has the state of the one `shift` before."""
+    """The `num` losses [L] of an objective, nats per token, and the norm of their weighted sum's
+    gradient in the head's input, where every position has the state of the one `shift` before."""
     states: list[torch.Tensor] = []
 
     def moved(module: torch.nn.Module, inputs: tuple) -> tuple:
@@ -299,7 +221,6 @@ def values_and_slope(
     with objective.loss_head.register_forward_pre_hook(moved):
         loss, sums, _ = objective(batch, multiplier=1 / subject.tokens)
     (slope_ND,) = torch.autograd.grad(loss, states)
-    num = len(stationary_losses(subject.config.losses))
     value_L = sums[len(TOTALS) : len(TOTALS) + num] / subject.tokens
     return value_L.cpu().numpy(), float(slope_ND.float().norm())
 

@@ -14,8 +14,9 @@ from cluster.cli import main
 from cluster.commands import load
 from cluster.preparation import Prepared, prepare_run, run_plan
 from cluster.selftest import checks, command
-from cluster.selftest.checks import Check, Subject, subject_of
+from cluster.selftest.checks import Check
 from cluster.selftest.command import plain
+from cluster.selftest.subject import Subject, subject_of
 from shared import soft_targets
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays

@@ -1,0 +1,93 @@
+"""What `selftest` looks at: rows, the teacher's answers to them, and how a student sees both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from shared.config import Config
+from shared.plan import OpenReader, RunPlan
+from shared.row_store import RowStore, take_rows
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets
+from shared.target_reader import TargetReader
+from shared.target_spec import TargetSpec
+from student_trainer.accelerator import this_device
+from student_trainer.batches import Layouts
+
+UNITS_AHEAD = 3
+# Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss, and
+# what a loss that should vanish is of what it is one position off: fp16 has a probability right to
+# 2^-8 down to e^-16 (up to 0.002 was seen, in bfloat16 0.09), int8 to half of 1/255 of the range.
+FINE = {"kl": 1e-4, "logprob": 1e-3, "loss": 1e-3, "share": 1e-2}
+# Where a model is not in float32.
+COARSE = {"kl": 5e-2, "logprob": 0.5, "loss": 5e-2, "share": 0.25}
+INT8 = {"kl": 1e-2, "share": 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Rows, the teacher's answers to them and how a student sees both."""
+
+    plan: RunPlan
+    spec: TargetSpec
+    rows: Rows
+    whole: SoftTargets  # the rows as one unit
+    ranked: SoftTargets  # the same, with the likeliest ids: what is drawn is right on average alone
+    single: tuple[SoftTargets, ...]  # each row as a unit of its own
+    reader: TargetReader
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The run's."""
+        return self.plan.config
+
+    @property
+    def tokens(self) -> int:
+        """Loss tokens of the rows."""
+        return int(self.rows.num_loss_tokens().sum())
+
+    @property
+    def layouts(self) -> Layouts:
+        """How rows become tensors."""
+        return Layouts(tuple(self.config.domains), self.plan.packed, self.device)
+
+    @property
+    def tolerance(self) -> dict[str, float]:
+        """What is rounding in the types of this pair."""
+        teacher = next(iter(self.config.teachers.values()))
+        fine = teacher.dtype == self.config.student.dtype == "float32"
+        found = FINE if fine and teacher.quantisation == "none" else COARSE
+        lossy = self.spec.encoding == "int8" and not self.spec.head
+        return found | {name: max(found[name], INT8[name]) for name in (INT8 if lossy else ())}
+
+
+def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
+    """The first validation rows of all domains in turn, a micro-batch and at least two, scored."""
+    assert plan.target_spec is not None, "selftest asks a teacher"
+    stores = [RowStore.open(domain.validation_path) for domain in plan.domains]
+    count, num = max(2, plan.config.batch.micro_batch), len(stores)
+    places = [(i % num, i // num % len(stores[i % num])) for i in range(count)]
+    rows = take_rows(stores, *(np.array(column) for column in zip(*places, strict=True)))
+    # No student is there to name ids: as many of the likeliest stand for them.
+    reader, spec = open_reader(0), replace(plan.target_spec, student_ids=0)
+    units = [rows, *(rows.part(slice(i, i + 1)) for i in range(count))]
+    whole, *single = answers(reader, units, spec)
+    ranked = whole
+    if spec.is_drawn:
+        assert plan.evaluation_spec is not None, "a run with a teacher is evaluated against it"
+        question = replace(plan.evaluation_spec, top_k=spec.top_k)
+        (ranked,) = answers(reader, [rows], question)
+    return Subject(plan, spec, rows, whole, ranked, tuple(single), reader, this_device())
+
+
+def answers(reader: TargetReader, units: Sequence[Rows], spec: TargetSpec) -> Iterator[SoftTargets]:
+    """The units' answers in order, a few asked for ahead."""
+    for unit in units[:UNITS_AHEAD]:
+        reader.submit(unit, spec)
+    for number in range(len(units)):
+        yield reader.next()
+        if number + UNITS_AHEAD < len(units):
+            reader.submit(units[number + UNITS_AHEAD], spec)
