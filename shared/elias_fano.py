@@ -37,6 +37,11 @@ class EliasFano:
         """Bytes of a position: W."""
         return sum(self._part_bytes(self.low_bits))
 
+    @property
+    def places(self) -> int:
+        """Bits of the high part."""
+        return self.num_ids + (self.vocab - 1 >> self.low_bits)
+
     def encode(self, ids_NK: np.ndarray) -> np.ndarray:
         """Bytes [N, W] of ids that ascend along K, repeats allowed, and are below V."""
         out_NW = np.empty((len(ids_NK), self.num_bytes), np.uint8)
@@ -62,7 +67,7 @@ class EliasFano:
         return ids_NK
 
     def _encoded(self, ids_NK: np.ndarray) -> list[np.ndarray]:
-        num, places = len(ids_NK), self._places
+        num, places = len(ids_NK), self.places
         set_NK = (ids_NK >> self.low_bits) + np.arange(self.num_ids) + _starts(num, places)
         bits = np.zeros(num * places, np.uint8)
         bits[set_NK.reshape(-1)] = 1
@@ -75,7 +80,7 @@ class EliasFano:
         return parts
 
     def _high(self, bytes_NW: np.ndarray) -> np.ndarray:
-        num, places = len(bytes_NW), self._places
+        num, places = len(bytes_NW), self.places
         end = self._part_bytes(self.low_bits)[0]
         set_ = np.flatnonzero(_unpacked(bytes_NW[:, :end], places).view(bool))
         if len(set_) == num * self.num_ids:
@@ -101,11 +106,6 @@ class EliasFano:
             low_NK |= plane_NK.astype(np.int64) << 8 * whole + bit
         return low_NK
 
-    @property
-    def _places(self) -> int:
-        """Bits of the high part."""
-        return self.num_ids + (self.vocab - 1 >> self.low_bits)
-
     def _part_bytes(self, low_bits: int) -> tuple[int, int, int]:
         """Bytes of the high bits, the whole low bytes and the single low bits of a position."""
         whole, single = divmod(low_bits, 8)
@@ -113,7 +113,7 @@ class EliasFano:
         return -(-high // 8), whole * self.num_ids, -(-single * self.num_ids // 8)
 
     def _chunks(self, num: int) -> list[slice]:
-        step = max(1, CHUNK_BITS // self._places)
+        step = max(1, CHUNK_BITS // self.places)
         return [slice(first, min(first + step, num)) for first in range(0, num, step)]
 
 

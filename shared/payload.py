@@ -1,36 +1,27 @@
-"""What an answer costs per token: measured on a Table built as the teacher builds it.
-
-N positions with loss   K ids kept per position   D hidden width
-"""
+"""What an answer costs per token, from the types of its columns."""
 
 from dataclasses import dataclass, replace
 
-import numpy as np
+import pyarrow as pa
 
 from shared.config_base import Dtype
-from shared.soft_targets import SoftTargets, TargetArrays
+from shared.decoding import LOGPROBS
+from shared.soft_targets import column_types, hidden_types
 from shared.target_spec import TargetSpec
 
 BYTES = {"float32": 4, "bfloat16": 2}
 EXACT_SHARE = 0.25  # about, of the ids of `threshold` that are kept with their log-probabilities
-NUM_POSITIONS = 256  # enough that what a row costs is little per position
 
 
 def bytes_per_token(spec: TargetSpec, *, hidden_width: int) -> dict[str, float]:
-    """Bytes of a Table per position with loss, by what they hold; `hidden_width` as shipped."""
-    answer = SoftTargets.build(
-        spec=spec,
-        teacher={},
-        row_hashes=[bytes(16)],
-        num_targets_R=np.array([NUM_POSITIONS]),
-        arrays=_arrays(spec, hidden_width),
-    )
+    """Bytes of a Table per position with loss, by what they hold, row overheads apart;
+    `hidden_width` as shipped."""
     found: dict[str, float] = {}
     if not spec.head:
         found = {"ids": 0.0, "log-probabilities": 0.0, "masses and label": 0.0}
-    for name in answer.table.column_names:
-        kind = _kind(name)
-        found[kind] = found.get(kind, 0.0) + answer.table.column(name).nbytes / NUM_POSITIONS
+    for name, type_ in (column_types(spec) | hidden_types(spec, hidden_width)).items():
+        entries = EXACT_SHARE * spec.top_k if name == LOGPROBS else 1
+        found[_kind(name)] = found.get(_kind(name), 0.0) + entries * _size(type_)
     return found
 
 
@@ -91,22 +82,8 @@ def _kind(column: str) -> str:
     return "ids" if column == "top_ids" else "masses and label"
 
 
-def _arrays(spec: TargetSpec, hidden_width: int) -> TargetArrays:
-    kept = max(1, spec.top_k)
-    step = spec.shared_vocab // kept
-    logprobs_NK = np.full((NUM_POSITIONS, spec.top_k), -np.log(2 * kept), np.float32)
-    if spec.is_drawn:
-        logprobs_NK[:, round(spec.top_k * EXACT_SHARE) :] = -np.inf
-    shape = (NUM_POSITIONS, hidden_width)
-    state_type = {"bf16": np.uint16, "int8": np.int8, "fp32": np.float32}[spec.hidden_encoding]
-    flat_N = np.zeros(NUM_POSITIONS, np.float32)
-    return TargetArrays(
-        ids_NK=np.tile(np.arange(spec.top_k) * step, (NUM_POSITIONS, 1)),
-        logprobs_NK=logprobs_NK,
-        log_tail_NS=np.full((NUM_POSITIONS, len(spec.temperatures)), -np.log(2), np.float32),
-        label_logprob_N=flat_N - 1,
-        hidden_ND={layer: np.zeros(shape, state_type) for layer in spec.hidden_layers},
-        hidden_scale_N=dict.fromkeys(spec.hidden_layers, flat_N),
-        entropy_N=flat_N if spec.entropy else None,
-        last_ND=np.zeros((NUM_POSITIONS, spec.states_width), np.float32) if spec.head else None,
-    )
+def _size(type_: pa.DataType) -> int:
+    """Bytes of an entry, a number or a list of a fixed size."""
+    if pa.types.is_fixed_size_list(type_):
+        return type_.list_size * _size(type_.value_type)
+    return type_.bit_width // 8

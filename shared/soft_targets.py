@@ -13,55 +13,42 @@ Log-probabilities are nats at temperature 1, normalised over the teacher's whole
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
-from shared.drawn_targets import (
+from shared.decoding import (
     EXACT,
     LOGPROBS,
     RANGE,
-    drawn_in_order,
     equal_log_weights,
-    exact_columns,
     log_weights,
+    logprobs_from_int8,
     num_exact,
 )
 from shared.elias_fano import EliasFano
-from shared.encoding import (
-    in_float16,
-    logprobs_from_int8,
-    logprobs_in_int8,
-    placed_by_id,
-    refuse_non_finite,
-    sorted_by_id,
-)
 from shared.errors import TeacherError
 from shared.rows import Rows
 from shared.target_spec import IdsEncoding, TargetSpec
 
 SCHEMA_VERSION = 3
 METADATA_KEY = b"tutelage.soft_targets"
-STATE_TYPES = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
+# bfloat16 travels as its bits.
+STATE_TYPES = {"bf16": pa.uint16(), "fp16": pa.float16(), "fp32": pa.float32(), "int8": pa.int8()}
+LOGPROB_TYPES = {"fp16": pa.float16(), "fp32": pa.float32(), "int8": pa.uint8()}
 
 
 @dataclass(frozen=True, slots=True)
 class TargetArrays:
-    """Flat views of a SoftTargets; read-only where they are views of shared memory.
+    """What a SoftTargets says, flat; read-only where it is a view of shared memory."""
 
-    Of a selector that draws, `logprobs_NK` into a table are those of the ids kept exactly, -inf for
-    the others; out of it they are the logs of all ids' weights, at the temperature of the draw.
-    """
-
-    ids_NK: np.ndarray  # int64 and ascending out of a table, any integers in any order into it
-    logprobs_NK: np.ndarray  # float32; into a table float16 too, if that is how they are written
+    ids_NK: np.ndarray  # int64, ascending
+    # float32; of a selector that draws, the logs of the ids' weights, at the draw's temperature
+    logprobs_NK: np.ndarray
     log_tail_NS: np.ndarray  # float32, exact log-mass outside the kept ids at each temperature
     label_logprob_N: np.ndarray  # float32
-    # float32, or uint16 holding bfloat16 bits (bf16); int8 into a table, with the step of each
-    # position, float32
-    hidden_ND: dict[int, np.ndarray]
-    hidden_scale_N: dict[int, np.ndarray] = field(default_factory=dict, kw_only=True)
+    hidden_ND: dict[int, np.ndarray]  # float32, or uint16 holding bfloat16 bits (bf16)
     # float32, nats at temperature 1, drawn: at that of the draw; None: not asked for
     entropy_N: np.ndarray | None = None
     # The head's input in the teacher's own type, bfloat16 as uint16 bits; None: not asked for, else
@@ -82,32 +69,23 @@ class SoftTargets:
         teacher: Mapping[str, str],
         row_hashes: list[bytes],
         num_targets_R: np.ndarray,
-        arrays: TargetArrays,
+        columns: Mapping[str, np.ndarray],
     ) -> "SoftTargets":
-        """Encode flat arrays, rounding whatever is not in the spec's types yet.
-
-        `teacher` is the engine's fingerprint. Raises TeacherError on a non-finite value.
-        """
-        logprobs_NK = arrays.logprobs_NK
-        if spec.is_drawn:
-            logprobs_NK = logprobs_NK[logprobs_NK != -np.inf]
-        named = {"logprobs": logprobs_NK, "label_logprob": arrays.label_logprob_N}
-        named |= {"entropy": arrays.entropy_N, "last_hidden": arrays.last_ND}
-        refuse_non_finite(named, log_tail_NS=arrays.log_tail_NS)
-        flat = _columns(spec, arrays)
+        """Of the columns that `column_types` and `hidden_types` describe, all positions end to end;
+        `teacher` is the engine's fingerprint."""
         offsets = _offsets(num_targets_R)
-        columns: dict[str, pa.Array] = {"row_hash": pa.array(row_hashes, pa.binary(16))}
-        for name, column in flat.items():
+        lists: dict[str, pa.Array] = {"row_hash": pa.array(row_hashes, pa.binary(16))}
+        for name, column in columns.items():
             ends = offsets
             if name == LOGPROBS:
-                ends = _offsets((arrays.logprobs_NK > -np.inf).sum(axis=1))[offsets]
-            columns[name] = pa.ListArray.from_arrays(ends, column)
+                ends = _offsets(num_exact(columns[EXACT]))[offsets]
+            lists[name] = pa.ListArray.from_arrays(ends, _flat_column(column))
         described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
             "spec": spec.as_dict(),
         }
-        table = pa.table(columns)
+        table = pa.table(lists)
         return SoftTargets(table.replace_schema_metadata({METADATA_KEY: json.dumps(described)}))
 
     @property
@@ -173,7 +151,8 @@ class SoftTargets:
         if spec.names_ids:
             place = table.schema.get_field_index("top_ids")
             offsets = table.column("top_ids").combine_chunks().offsets.to_numpy()
-            lists = pa.ListArray.from_arrays(offsets - offsets[0], _written(self._ids(spec), other))
+            written = _flat_column(_written(self._ids(spec), other))
+            lists = pa.ListArray.from_arrays(offsets - offsets[0], written)
             table = table.set_column(place, "top_ids", lists)
         described = json.dumps(self.described | {"spec": other.as_dict()})
         return SoftTargets(table.replace_schema_metadata({METADATA_KEY: described}))
@@ -217,12 +196,12 @@ class SoftTargets:
     def _refuse_misshapen(self, rows: Rows | None = None) -> None:
         """Columns of other types than the spec's or, with `rows`, of other lengths than theirs."""
         spec, schema = self.spec, self.table.schema
-        for name, column in _columns(spec, _no_arrays(spec)).items():
+        for name, type_ in column_types(spec).items():
             place = schema.get_field_index(name)
-            if place < 0 or schema.field(place).type != pa.list_(column.type):
+            if place < 0 or schema.field(place).type != pa.list_(type_):
                 found = "is missing" if place < 0 else f"holds {schema.field(place).type}"
                 raise TeacherError(
-                    f"column {name} of an answer {found}, it must hold {pa.list_(column.type)}; "
+                    f"column {name} of an answer {found}, it must hold {pa.list_(type_)}; "
                     "the answer is damaged or of another version"
                 )
         if rows is None:
@@ -251,78 +230,61 @@ def scale_column(layer: int) -> str:
     return f"hidden_{layer}_scale"
 
 
-def _columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
-    """Every column but the rows' hashes, all positions end to end."""
-    columns = _state_column(spec, arrays) if spec.head else _kept_columns(spec, arrays)
-    columns["label_logprob"] = pa.array(arrays.label_logprob_N.astype(np.float32))
-    if spec.entropy:
-        assert arrays.entropy_N is not None, "the engine computes what the spec asks for"
-        columns["entropy"] = pa.array(arrays.entropy_N.astype(np.float32))
-    for layer, states_ND in arrays.hidden_ND.items():
-        if spec.hidden_encoding == "int8":
-            columns[scale_column(layer)] = pa.array(arrays.hidden_scale_N[layer])
-        columns[hidden_column(layer)] = _lists(states_ND)
-    return columns
-
-
-def _kept_columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
-    columns: dict[str, pa.Array] = {}
-    if spec.is_drawn:
-        return _drawn_columns(spec, arrays)
-    if spec.is_full:
-        logprobs_NK = placed_by_id(arrays.ids_NK, arrays.logprobs_NK)
+def column_types(spec: TargetSpec) -> dict[str, pa.DataType]:
+    """What every column but the hidden states' has of a position. The ids kept exactly have one
+    entry each, of which a position has several or none."""
+    if spec.head:
+        assert spec.states, "a spec names the type of what it asks for"
+        types = {"last_hidden": pa.list_(STATE_TYPES[spec.states], spec.states_width)}
     else:
-        ids_NK, logprobs_NK = sorted_by_id(arrays.ids_NK, arrays.logprobs_NK, spec.shared_vocab)
-        columns["top_ids"] = _written(ids_NK, spec)
-    if spec.encoding == "int8":
-        tail_N = arrays.log_tail_NS[:, spec.temperatures.index(1.0)]
-        logprobs_NK, range_N = logprobs_in_int8(logprobs_NK, tail_N)
-        columns["top_logprobs_range"] = pa.array(range_N)
-    elif spec.encoding == "fp16":
-        logprobs_NK = in_float16(logprobs_NK)
-    log_tail_NS = arrays.log_tail_NS.astype(np.float32)
-    return columns | {"top_logprobs": _lists(logprobs_NK), "log_tail": _lists(log_tail_NS)}
+        types = {"top_ids": _ids_type(spec)} if spec.names_ids else {}
+        types["log_tail"] = pa.list_(pa.float32(), len(spec.temperatures))
+        types |= _logprob_types(spec)
+    types["label_logprob"] = pa.float32()
+    return types | ({"entropy": pa.float32()} if spec.entropy else {})
 
 
-def _state_column(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
-    assert arrays.last_ND is not None, "the engine ships what the spec asks for"
-    assert spec.states
-    return {"last_hidden": _lists(arrays.last_ND.astype(STATE_TYPES[spec.states], copy=False))}
+def hidden_types(spec: TargetSpec, width: int) -> dict[str, pa.DataType]:
+    """The same of the hidden states, which are as wide as the teacher's or their projection."""
+    types: dict[str, pa.DataType] = {}
+    for layer in spec.hidden_layers:
+        if spec.hidden_encoding == "int8":
+            types[scale_column(layer)] = pa.float32()
+        types[hidden_column(layer)] = pa.list_(STATE_TYPES[spec.hidden_encoding], width)
+    return types
 
 
-def _drawn_columns(spec: TargetSpec, arrays: TargetArrays) -> dict[str, pa.Array]:
-    ids_NK, logprobs_NK, tail_N = arrays.ids_NK, arrays.logprobs_NK, arrays.log_tail_NS[:, 0]
-    ids_NK, logprobs_NK = drawn_in_order(ids_NK, logprobs_NK, tail_N, spec.shared_vocab)
-    columns = {"top_ids": _written(ids_NK, spec), "log_tail": _lists(arrays.log_tail_NS)}
+def _ids_type(spec: TargetSpec) -> pa.DataType:
+    if spec.ids == "plain":
+        least = pa.uint16() if spec.shared_vocab <= 2**16 else pa.int32()
+        return pa.list_(least, spec.top_k)
+    return pa.list_(pa.uint8(), EliasFano(spec.top_k, spec.shared_vocab).num_bytes)
+
+
+def _logprob_types(spec: TargetSpec) -> dict[str, pa.DataType]:
+    one, many = LOGPROB_TYPES[spec.encoding], pa.list_(LOGPROB_TYPES[spec.encoding], spec.top_k)
     if spec.selector == "sampled":
-        return columns
-    found = exact_columns(logprobs_NK, spec.encoding)
-    return columns | {name: _lists(a) if a.ndim > 1 else pa.array(a) for name, a in found.items()}
+        return {}
+    if spec.selector == "threshold":
+        types, range_ = {EXACT: pa.list_(pa.uint8(), -(-spec.top_k // 8)), LOGPROBS: one}, RANGE
+    else:
+        types, range_ = {"top_logprobs": many}, "top_logprobs_range"
+    return types | ({range_: pa.float16()} if spec.encoding == "int8" else {})
 
 
-def _written(ids_NK: np.ndarray, spec: TargetSpec) -> pa.FixedSizeListArray:
+def _written(ids_NK: np.ndarray, spec: TargetSpec) -> np.ndarray:
     """Ascending ids as `spec.ids` says: the bytes of `EliasFano`, or the least whole integers."""
     if spec.ids == "plain":
-        return _lists(ids_NK.astype(np.uint16 if spec.shared_vocab <= 2**16 else np.int32))
-    return _lists(EliasFano(spec.top_k, spec.shared_vocab).encode(ids_NK))
+        return ids_NK.astype(_ids_type(spec).value_type.to_pandas_dtype())
+    return EliasFano(spec.top_k, spec.shared_vocab).encode(ids_NK)
 
 
-def _no_arrays(spec: TargetSpec) -> TargetArrays:
-    """The answer about no position, without hidden states."""
-    return TargetArrays(
-        ids_NK=np.empty((0, spec.top_k), np.int64),
-        logprobs_NK=np.empty((0, spec.top_k), np.float32),
-        log_tail_NS=np.empty((0, len(spec.temperatures)), np.float32),
-        label_logprob_N=np.empty(0, np.float32),
-        hidden_ND={},
-        entropy_N=np.empty(0, np.float32),
-        last_ND=np.empty((0, spec.states_width), np.float32) if spec.head else None,
-    )
-
-
-def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
-    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+def _flat_column(column: np.ndarray) -> pa.Array:
+    """Numbers, or lists of a fixed size [N, K]."""
+    if column.ndim == 1:
+        return pa.array(column)
+    flat = pa.array(np.ascontiguousarray(column).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

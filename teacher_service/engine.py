@@ -4,7 +4,6 @@ B lines   T tokens   N positions with loss   D hidden width   V head rows
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -26,13 +25,13 @@ from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
 from teacher_service.drawing import draw
+from teacher_service.encoding import encode
 from teacher_service.generating import generate, refuse_openings
 from teacher_service.head_file import save_head
 from teacher_service.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.model_parts import Decoder, find_decoder, find_head, head_is_exact, len_vocab
 from teacher_service.projection import load_projections
 from teacher_service.scoring import Head, Selection, select
-from teacher_service.shipping import to_host
 
 PACKING_TOLERANCE = {"float32": 1e-4}  # relative, of the last hidden state; other types below
 COARSE_PACKING_TOLERANCE = 5e-2
@@ -117,16 +116,13 @@ class HFEngine:
         layout = lay_out(rows, packed=self.packed)
         hidden = self._hidden(layout, spec.hidden_layers)
         last_ND, label_N = hidden[self.decoder.num_layers], torch.from_numpy(layout.label_N)
-        selection = self._selected(last_ND, label_N, rows, spec)
+        found = self._selected(last_ND, label_N, rows, spec)
         return SoftTargets.build(
             spec=spec,
             teacher=self.fingerprint,
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            arrays=replace(
-                to_host(selection, self._projected(hidden, spec), spec),
-                last_ND=self._head_input(last_ND) if spec.head else None,
-            ),
+            columns=encode(found, spec, hidden=self._projected(hidden, spec), last_ND=last_ND),
         )
 
     def ship_head(self) -> ShippedHead:
@@ -143,13 +139,6 @@ class HFEngine:
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""
         return self._hidden(lay_out(rows, packed=self.packed), ())[self.decoder.num_layers]
-
-    def _head_input(self, hidden_ND: Tensor) -> np.ndarray:
-        """In the type in which the head multiplies it; bfloat16 as its bits."""
-        hidden_ND = hidden_ND.to(self.head.weight_VD.dtype)
-        if hidden_ND.dtype == torch.bfloat16:
-            hidden_ND = hidden_ND.view(torch.uint16)
-        return hidden_ND.cpu().numpy()
 
     def _hidden(self, layout: Layout, layers: Sequence[int]) -> dict[int, Tensor]:
         return self.decoder.hidden(

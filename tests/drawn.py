@@ -13,11 +13,12 @@ from torch import Tensor
 
 from shared.draws import uniforms
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays
+from shared.soft_targets import SoftTargets
 from shared.target_spec import TargetSpec
 from student_trainer.losses.drawn import DrawnTargets
 from teacher_service.drawing import draw
-from teacher_service.scoring import Head, Selection
+from teacher_service.encoding import encode
+from teacher_service.scoring import Head
 
 Selector = Literal["threshold", "sampled"]
 
@@ -30,18 +31,6 @@ def row_of(num: int) -> Rows:
         input_ids=[np.arange(num + 1)],
         doc_starts=[np.zeros(1)],
         loss_masks=[np.append(np.ones(num), 0)],
-    )
-
-
-def arrays_of(found: Selection) -> TargetArrays:
-    """A selection as the encoder takes it, without hidden states."""
-    return TargetArrays(
-        ids_NK=found.ids_NK.numpy(),
-        logprobs_NK=found.logprobs_NK.numpy(),
-        log_tail_NS=found.log_tail_NS.numpy(),
-        label_logprob_N=found.label_logprob_N.numpy(),
-        hidden_ND={},
-        entropy_N=None if found.entropy_N is None else found.entropy_N.numpy(),
     )
 
 
@@ -69,15 +58,12 @@ def drawn_answer(
         temperature=spec.temperatures[0],
         chunk=chunk,
     )
-    assert found.entropy_N is not None
     return SoftTargets.build(
         spec=spec,
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=rows.num_loss_tokens(),
-        arrays=replace(
-            arrays_of(found), label_logprob_N=found.label_logprob_N.clamp(min=-1e4).numpy()
-        ),
+        columns=encode(replace(found, label_logprob_N=found.label_logprob_N.clamp(min=-1e4)), spec),
     )
 
 

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from shared.config_losses import ForwardKL
 from shared.draws import uniforms
-from shared.soft_targets import SoftTargets, TargetArrays
+from shared.soft_targets import SoftTargets
 from shared.target_spec import TargetSpec
 from student_trainer.losses.drawn import DrawnTargets
 from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
 from student_trainer.losses.primitive import Head as StudentHead
 from teacher_service.drawing import draw
+from teacher_service.encoding import encode
 from teacher_service.scoring import Head, Selection, select
 from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
 from tests.benchmarks.scenes import (
@@ -38,7 +39,7 @@ from tests.benchmarks.scenes import (
     synthetic_scene,
 )
 from tests.benchmarks.wide_pair import wide_pair
-from tests.drawn import arrays_of, row_of
+from tests.drawn import row_of
 
 Name = Literal[
     "whole", "renormalised", "top_k", "sampled", "threshold", "polynomial_zero", "polynomial_bucket"
@@ -186,7 +187,7 @@ def asked(scene: Scene, choice: Choice, *, seed: int) -> SoftTargets:
     count = choice.size if choice.name == "sampled" else 1
     uniform_NU = torch.from_numpy(uniforms(rows, seed=seed, count=count))
     parts = [
-        arrays_of(_selection(scene, choice, slice(first, first + PART), uniform_NU))
+        _selection(scene, choice, slice(first, first + PART), uniform_NU)
         for first in range(0, num, PART)
     ]
     spec = TargetSpec(choice.size, vocab, encoding=choice.encoding)
@@ -197,7 +198,7 @@ def asked(scene: Scene, choice: Choice, *, seed: int) -> SoftTargets:
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=np.array([num]),
-        arrays=_joined(parts),
+        columns=encode(_joined(parts), spec),
     )
 
 
@@ -211,16 +212,15 @@ def _selection(scene: Scene, choice: Choice, rows: slice, uniform_NU: Tensor) ->
     return select(*asked_of, **kept)
 
 
-def _joined(parts: Sequence[TargetArrays]) -> TargetArrays:
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
+def _joined(parts: Sequence[Selection]) -> Selection:
+    def column(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
 
-    return TargetArrays(
+    return Selection(
         ids_NK=column("ids_NK"),
         logprobs_NK=column("logprobs_NK"),
         log_tail_NS=column("log_tail_NS"),
         label_logprob_N=column("label_logprob_N"),
-        hidden_ND={},
         entropy_N=None if parts[0].entropy_N is None else column("entropy_N"),
     )
 

@@ -3,7 +3,7 @@
 `python -m tests.benchmarks.wire` prints tables for the three scenes of `scenes`: the reference
 teacher, V = 4,096; a teacher with the largest vocabulary that the text bears, V = 65,536, trained
 first if `--folder` does not hold it; synthetic logits, V = 151,936. Times are processor time of one
-thread; encoding is `SoftTargets.build`, decoding `SoftTargets.arrays`.
+thread; encoding is `encode` and `SoftTargets.build`, decoding `SoftTargets.arrays`.
 
 N positions with loss   V head rows   K ids kept per position   D hidden width
 """
@@ -25,7 +25,8 @@ from shared.target_spec import IdsEncoding, TargetSpec
 from student_trainer.losses.buckets import Buckets, teacher_distribution
 from student_trainer.losses.divergences import forward_kl
 from teacher_service.drawing import draw
-from teacher_service.scoring import Head, select
+from teacher_service.encoding import encode
+from teacher_service.scoring import Head, Selection, select
 from tests.benchmarks.scenes import (
     REFERENCE,
     Pair,
@@ -36,7 +37,6 @@ from tests.benchmarks.scenes import (
     timed,
 )
 from tests.benchmarks.wide_pair import wide_pair
-from tests.drawn import arrays_of
 
 SIZES = (64, 32)
 ENCODINGS: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
@@ -95,42 +95,39 @@ class Error:
 
 def selected(
     head: Head, hidden_ND: Tensor, label_N: Tensor, k: int, selector: Selector = "top_k"
-) -> TargetArrays:
+) -> Selection:
     """What the teacher selects, as its engine hands it to the encoder."""
     vocab = len(head.weight_VD)
     if selector == "top_k":
-        found = select(
+        return select(
             hidden_ND, head, label_N, top_k=k, shared_vocab=vocab, temperatures=TEMPERATURES
         )
-    else:
-        draw_from = torch.Generator().manual_seed(0)
-        found = draw(
-            hidden_ND,
-            head,
-            label_N,
-            uniform_NU=torch.rand(len(label_N), 1, generator=draw_from, dtype=torch.float64),
-            selector=selector,
-            top_k=k,
-            shared_vocab=vocab,
-        )
-    return arrays_of(found)
+    draw_from = torch.Generator().manual_seed(0)
+    return draw(
+        hidden_ND,
+        head,
+        label_N,
+        uniform_NU=torch.rand(len(label_N), 1, generator=draw_from, dtype=torch.float64),
+        selector=selector,
+        top_k=k,
+        shared_vocab=vocab,
+    )
 
 
 def costs(
-    arrays: TargetArrays, selector: Selector, *, vocab: int, scoring_s: float, rounds: int
+    found: Selection, selector: Selector, *, vocab: int, scoring_s: float, rounds: int
 ) -> Iterator[Cost]:
     """Every encoding of one selection, repeated to a unit of 8 rows of 511 tokens."""
-    place = np.arange(UNIT_ROWS * ROW_TOKENS) % len(arrays.ids_NK)
-    unit = TargetArrays(
-        ids_NK=arrays.ids_NK[place],
-        logprobs_NK=arrays.logprobs_NK[place],
-        log_tail_NS=arrays.log_tail_NS[place, :1],
-        label_logprob_N=arrays.label_logprob_N[place],
-        hidden_ND={},
-        entropy_N=None if arrays.entropy_N is None else arrays.entropy_N[place],
+    place = torch.arange(UNIT_ROWS * ROW_TOKENS) % len(found.ids_NK)
+    unit = Selection(
+        ids_NK=found.ids_NK[place],
+        logprobs_NK=found.logprobs_NK[place],
+        log_tail_NS=found.log_tail_NS[place, :1],
+        label_logprob_N=found.label_logprob_N[place],
+        entropy_N=None if found.entropy_N is None else found.entropy_N[place],
     )
-    asked = {"selector": selector, "entropy": arrays.entropy_N is not None}
-    k, num = arrays.ids_NK.shape[1], len(place)
+    asked = {"selector": selector, "entropy": found.entropy_N is not None}
+    k, num = found.ids_NK.shape[1], len(place)
     for ids in WAYS_OF_IDS:
         for encoding in ENCODINGS:
             spec = TargetSpec(k, vocab, encoding=encoding, ids=ids, **asked)
@@ -151,13 +148,13 @@ def costs(
             )
 
 
-def _built(spec: TargetSpec, arrays: TargetArrays) -> SoftTargets:
+def _built(spec: TargetSpec, found: Selection) -> SoftTargets:
     return SoftTargets.build(
         spec=spec,
         teacher={},
         row_hashes=[bytes(16)] * UNIT_ROWS,
         num_targets_R=np.full(UNIT_ROWS, ROW_TOKENS),
-        arrays=arrays,
+        columns=encode(found, spec),
     )
 
 
@@ -171,17 +168,17 @@ def _bytes_by_column(answer: SoftTargets) -> dict[str, float]:
 def errors(pair: Pair, k: int) -> Iterator[Error]:
     """What fp16 and int8 change, against float32, on a pair in float64."""
     scene = pair.scene
-    arrays = selected(pair.head, pair.hidden_ND, scene.label_N, k)
-    decoded = {
-        encoding: SoftTargets.build(
-            spec=TargetSpec(k, scene.vocab, TEMPERATURES, encoding=encoding),
+    found = selected(pair.head, pair.hidden_ND, scene.label_N, k)
+    decoded = {}
+    for encoding in ENCODINGS:
+        spec = TargetSpec(k, scene.vocab, TEMPERATURES, encoding=encoding)
+        decoded[encoding] = SoftTargets.build(
+            spec=spec,
             teacher={},
             row_hashes=[bytes(16)],
-            num_targets_R=np.array([len(arrays.ids_NK)]),
-            arrays=arrays,
+            num_targets_R=np.array([len(found.ids_NK)]),
+            columns=encode(found, spec),
         ).arrays()
-        for encoding in ENCODINGS
-    }
     for column, temperature in enumerate(TEMPERATURES):
         exact, exact_grad_NV = _pulled(decoded["fp32"], scene.student_NV, column)
         for encoding in ENCODINGS[1:]:
@@ -221,11 +218,11 @@ def pair_costs(pair: Pair, *, rounds: int) -> list[Cost]:
     label_N, vocab = pair.scene.label_N, pair.scene.vocab
     found: list[Cost] = []
     for selector, k in product(SELECTORS, SIZES):
-        arrays, select_s = timed(
+        chosen, select_s = timed(
             lambda k=k, s=selector: selected(pair.head, pair.hidden_ND, label_N, k, s), rounds
         )
         scoring_s = pair.layers_s + select_s / len(label_N)
-        found += costs(arrays, selector, vocab=vocab, scoring_s=scoring_s, rounds=rounds)
+        found += costs(chosen, selector, vocab=vocab, scoring_s=scoring_s, rounds=rounds)
     return found
 
 
@@ -238,11 +235,11 @@ def synthetic_costs(logits_NV: Tensor, *, rounds: int) -> list[Cost]:
     hidden_ND = torch.randn(num, 256) * 4
     found: list[Cost] = []
     for selector, k in product(SELECTORS, SIZES):
-        arrays = selected(exact, torch.eye(num), label_N, k, selector)
+        chosen = selected(exact, torch.eye(num), label_N, k, selector)
         _, select_s = timed(
             lambda k=k, s=selector: selected(dense, hidden_ND, label_N, k, s), min(rounds, 2)
         )
-        found += costs(arrays, selector, vocab=vocab, scoring_s=select_s / num, rounds=rounds)
+        found += costs(chosen, selector, vocab=vocab, scoring_s=select_s / num, rounds=rounds)
     return found
 
 

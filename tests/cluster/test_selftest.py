@@ -25,6 +25,7 @@ from student_trainer.losses.buckets import Buckets, p_log
 from student_trainer.losses.divergences import DIVERGENCES
 from teacher_service import drawing
 from teacher_service.engine import HFEngine
+from tests.answers import encoded
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher
 from tests.tiny import Pair
@@ -73,7 +74,7 @@ class Altered(LocalTeacher):
             teacher=found.described["teacher"],
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            arrays=self._change(found.arrays()),
+            columns=encoded(spec, self._change(found.arrays())),
         )
 
 

@@ -12,6 +12,7 @@ from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
 from shared.target_store import TargetStore
 from shared.teacher_head import find_head, head_path
+from tests.answers import encoded
 from tests.shared.test_config import config
 from tests.shared.test_soft_targets import TEACHER, UNIT, shipped
 
@@ -44,7 +45,7 @@ def answer(states: str) -> tuple[SoftTargets, TargetArrays]:
         teacher=TEACHER,
         row_hashes=UNIT.hashes(),
         num_targets_R=counts,
-        arrays=arrays,
+        columns=encoded(spec_of(states), arrays),
     )
     return built, arrays
 
@@ -106,7 +107,7 @@ def test_a_state_that_is_no_number_is_refused(states, value):
             teacher=TEACHER,
             row_hashes=UNIT.hashes(),
             num_targets_R=UNIT.num_loss_tokens(),
-            arrays=arrays,
+            columns=encoded(spec_of(states), arrays),
         )
 
 

@@ -11,6 +11,7 @@ from shared.errors import TeacherError
 from shared.rows import Rows
 from shared.soft_targets import METADATA_KEY, SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
+from tests.answers import encoded
 from tests.shared.test_rows import rows
 
 TEACHER = {"model": "a teacher", "dtype": "float32"}
@@ -23,17 +24,15 @@ def random_arrays(spec: TargetSpec, num_targets: int, *, seed: int = 0) -> Targe
     logits = rng.normal(size=(num_targets, 4 * spec.top_k)) * 4
     logprobs = np.sort(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, ::-1]
     tail = np.logaddexp.reduce(logprobs[:, spec.top_k :], axis=1)
-    states = np.int8 if spec.hidden_encoding == "int8" else np.float32
     return TargetArrays(
         ids_NK=rng.integers(0, spec.shared_vocab, (num_targets, spec.top_k)),
         logprobs_NK=logprobs[:, : spec.top_k].astype(np.float32),
         log_tail_NS=np.stack([tail] * len(spec.temperatures), 1).astype(np.float32),
         label_logprob_N=logprobs[:, 3].astype(np.float32),
         hidden_ND={
-            layer: (rng.normal(size=(num_targets, 6)) * 30).astype(states)
+            layer: (rng.normal(size=(num_targets, 6)) * 30).astype(np.float32)
             for layer in spec.hidden_layers
         },
-        hidden_scale_N=dict.fromkeys(spec.hidden_layers, np.ones(num_targets, np.float32)),
         entropy_N=rng.random(num_targets, np.float32) * 6 if spec.entropy else None,
     )
 
@@ -52,7 +51,11 @@ def answer(spec: TargetSpec, *, unit: Rows = UNIT, arrays: TargetArrays | None =
     counts = unit.num_loss_tokens()
     arrays = arrays or random_arrays(spec, int(counts.sum()))
     built = SoftTargets.build(
-        spec=spec, teacher=TEACHER, row_hashes=unit.hashes(), num_targets_R=counts, arrays=arrays
+        spec=spec,
+        teacher=TEACHER,
+        row_hashes=unit.hashes(),
+        num_targets_R=counts,
+        columns=encoded(spec, arrays),
     )
     return built, ascending(arrays)
 
@@ -135,7 +138,7 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
         "top_logprobs": "list<item: fixed_size_list<item: halffloat>[4]>",
         "log_tail": "list<item: fixed_size_list<item: float>[2]>",
         "label_logprob": "list<item: float>",
-        "hidden_3": "list<item: fixed_size_list<item: float>[6]>",
+        "hidden_3": "list<item: fixed_size_list<item: uint16>[6]>",
     }
     assert described == {
         "schema_version": 3,
@@ -293,7 +296,7 @@ def test_ids_of_a_slice_are_rewritten_alone() -> None:
 def test_the_whole_vocabulary_travels_without_ids(encoding: str) -> None:
     spec = TargetSpec(512, 512, encoding=encoding)
     arrays = random_arrays(TargetSpec(512, 512), int(UNIT.num_loss_tokens().sum()))
-    arrays.ids_NK[:] = np.argsort(np.random.default_rng(0).random(arrays.ids_NK.shape), axis=1)
+    arrays.ids_NK[:] = np.arange(512)
     built, sent = answer(spec, arrays=arrays)
     assert "top_ids" not in built.table.schema.names
     got = shipped(built).arrays()

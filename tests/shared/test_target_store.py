@@ -24,6 +24,7 @@ from shared.target_store import (
     stored_answers,
     stored_teacher,
 )
+from tests.answers import encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = TargetSpec(top_k=4, shared_vocab=100, temperatures=(1.0, 2.0), hidden_layers=(1,))
@@ -58,7 +59,7 @@ def answer(
         teacher=teacher,
         row_hashes=rows.hashes(),
         num_targets_R=rows.num_loss_tokens(),
-        arrays=arrays,
+        columns=encoded(spec, arrays),
     )
 
 
@@ -242,6 +243,7 @@ def test_the_copy_that_was_committed_first_is_the_one_that_is_read(tmp_path):
 WRITER = """
 import sys
 from shared.target_store import TargetStore
+from tests.answers import encoded
 from tests.shared.test_target_store import SPEC, TEACHER, answer, make_rows
 store = TargetStore(sys.argv[1], teacher=TEACHER, spec=SPEC)
 for index in range(80):

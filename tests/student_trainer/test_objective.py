@@ -21,6 +21,7 @@ from student_trainer.objective import BY_DOMAIN, TOTALS, Objective
 from student_trainer.student import load_student
 from teacher_service.engine import HFEngine
 from tests import tiny
+from tests.answers import encoded
 from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains, ragged_rows
 
 CPU = torch.device("cpu")
@@ -183,7 +184,7 @@ def _no_targets(spec: TargetSpec, rows: Rows) -> SoftTargets:
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=np.zeros(len(rows), np.int64),
-        arrays=arrays,
+        columns=encoded(spec, arrays),
     )
 
 

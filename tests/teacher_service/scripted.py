@@ -15,6 +15,7 @@ from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
+from tests.answers import encoded
 
 VOCAB = 128
 
@@ -96,12 +97,15 @@ def invented(rows: Rows, spec: TargetSpec) -> SoftTargets:
         teacher={"model": "scripted"},
         row_hashes=rows.hashes(),
         num_targets_R=num,
-        arrays=TargetArrays(
-            ids_NK=rng.integers(0, spec.shared_vocab, (total, spec.top_k)),
-            logprobs_NK=-rng.random((total, spec.top_k), np.float32),
-            log_tail_NS=-rng.random((total, len(spec.temperatures)), np.float32),
-            label_logprob_N=-rng.random(total, np.float32),
-            hidden_ND={},
+        columns=encoded(
+            spec,
+            TargetArrays(
+                ids_NK=rng.integers(0, spec.shared_vocab, (total, spec.top_k)),
+                logprobs_NK=-rng.random((total, spec.top_k), np.float32),
+                log_tail_NS=-rng.random((total, len(spec.temperatures)), np.float32),
+                label_logprob_N=-rng.random(total, np.float32),
+                hidden_ND={},
+            ),
         ),
     )
 

@@ -1,0 +1,30 @@
+"""Answers of given numbers, encoded as a teacher encodes what it found."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.soft_targets import TargetArrays
+from shared.target_spec import TargetSpec
+from teacher_service.encoding import encode
+from teacher_service.scoring import Selection
+
+
+def encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, np.ndarray]:
+    """The columns of a `SoftTargets`. Ids may come in any order, and a drawn one has the
+    log-probability -inf; states that are bfloat16 bits are read as such."""
+    found = Selection(
+        ids_NK=torch.from_numpy(arrays.ids_NK.astype(np.int64)),
+        logprobs_NK=torch.from_numpy(arrays.logprobs_NK),
+        log_tail_NS=torch.from_numpy(arrays.log_tail_NS),
+        label_logprob_N=torch.from_numpy(arrays.label_logprob_N),
+        entropy_N=None if arrays.entropy_N is None else torch.from_numpy(arrays.entropy_N),
+    )
+    hidden = {layer: _states(states_ND) for layer, states_ND in arrays.hidden_ND.items()}
+    last_ND = None if arrays.last_ND is None else _states(arrays.last_ND)
+    return encode(found, spec, hidden=hidden, last_ND=last_ND)
+
+
+def _states(states_ND: np.ndarray) -> Tensor:
+    states = torch.from_numpy(states_ND)
+    return states.view(torch.bfloat16) if states.dtype == torch.uint16 else states
