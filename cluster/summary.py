@@ -83,10 +83,11 @@ def _change(record: RunRecord) -> list[str]:
     rose = [name for name, fall in falls.items() if fall <= 0]
     if rose:
         return [f"KL to the teacher did not fall in {', '.join(rose)}."]
-    least = min(falls, key=lambda name: falls[name])
-    return [
-        f"KL to the teacher fell by {math.floor(100 * falls[least])} % or more in every domain."
-    ]
+    hardly = [name for name, fall in falls.items() if fall < 0.01]
+    if hardly:
+        return [f"KL to the teacher fell in every domain, by less than 1 % in {', '.join(hardly)}."]
+    least = math.floor(100 * min(falls.values()))
+    return [f"KL to the teacher fell by {least} % or more in every domain."]
 
 
 def _lower(

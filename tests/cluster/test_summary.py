@@ -187,13 +187,23 @@ def test_the_table_says_which_student_is_lower_and_where(tmp_path: Path):
     assert "KL to the teacher fell by 70 % or more in every domain." in table
 
 
-def test_a_domain_whose_kl_rose_is_named(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (3.0, "did not fall in legal."),
+        (1.0, "did not fall in legal."),
+        (0.996, "fell in every domain, by less than 1 % in legal."),
+        (0.95, "fell by 5 % or more in every domain."),
+    ],
+)
+def test_what_training_changed_where_it_changed_least(tmp_path: Path, share: float, said: str):
     run_dir = tmp_path / "run"
     write_run(run_dir)
     evaluations = json.loads((run_dir / "evaluations.json").read_text())
-    evaluations["after"]["legal"]["kl"] = 9.0
+    before, after = (evaluations[when]["legal"] for when in ("before", "after"))
+    after["kl"] = share * before["kl"]
     (run_dir / "evaluations.json").write_text(json.dumps(evaluations))
-    assert "KL to the teacher did not fall in legal." in final_table(run_dir)
+    assert f"KL to the teacher {said}" in final_table(run_dir).splitlines()
 
 
 def test_the_next_recipe_that_the_table_names_exists():
