@@ -1,7 +1,7 @@
 """What `selftest` tests, in a student worker's place: each check a name, a verdict, a sentence.
 
-Every check can fail: a teacher that is off by one position, a loss in the wrong direction, a
-micro-batch that counts too much, an answer that the way changed.
+Whatever has a verdict can fail: a teacher that is off by one position, a loss in the wrong
+direction, a micro-batch that counts too much, an answer that the way changed. Speeds have none.
 
 N positions with loss   D width of the student   L losses
 """
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ import torch
 from cluster.selftest.subject import FINE, Subject, answers, subject_of
 from shared.config import FullTraining
 from shared.config import Student as StudentConfig
-from shared.config_losses import ForwardKL, Loss, ReverseKL
+from shared.config_losses import ATKD, ForwardKL, Loss, ReverseKL
 from shared.layout import lay_out
 from shared.plan import OpenReader, RunPlan
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets
-from student_trainer.losses.divergences import DIVERGENCES
-from student_trainer.losses.objective import TeacherTargets, token_losses
+from student_trainer.losses.divergences import DIVERGENCES, Laws
+from student_trainer.losses.objective import TeacherTargets, term_names, token_losses
 from student_trainer.losses.primitive import Head
+from student_trainer.losses.token_adaptive import PARTS
 from student_trainer.objective import TOTALS, Objective
 from student_trainer.student import load_student
 from student_trainer.teacher_head import load_teacher_head
@@ -42,7 +44,7 @@ class Check:
     """One line of the selftest; `said` may go on over further lines."""
 
     name: str
-    ok: bool
+    ok: bool | None  # None: no verdict, of what is measured alone or cannot be tested
     said: str
 
 
@@ -97,7 +99,7 @@ def same_model(subject: Subject) -> list[Check]:
     if teacher.adapter is not None or teacher.quantisation != "none":
         said = "not tested: a teacher with an adapter or quantised weights trains as no student"
         picture = mask_picture(subject)
-        return [Check(names[0], True, said), Check(names[1], mask_is_sound(subject.rows), picture)]
+        return [Check(names[0], None, said), Check(names[1], mask_is_sound(subject.rows), picture)]
     twin = StudentConfig(
         model=teacher.model,
         revision=teacher.revision,
@@ -130,16 +132,14 @@ def same_model(subject: Subject) -> list[Check]:
 
 def own_student(subject: Subject) -> list[Check]:
     """What needs the student that trains: normalisation and speed."""
-    objective = objective_of(subject, subject.config.student)
+    losses = indifferent_to_cuts(subject.config.losses)
+    objective = objective_of(subject, subject.config.student, losses)
     return [split_invariance(objective, subject), payload(subject), *speeds(objective, subject)]
 
 
-def objective_of(
-    subject: Subject, student: StudentConfig, losses: Sequence[Loss] | None = None
-) -> Objective:
-    """A student with the run's losses, or with others, without an engine around it."""
-    kept = subject.config.losses if losses is None else list(losses)
-    config = subject.config.model_copy(update={"student": student, "losses": kept})
+def objective_of(subject: Subject, student: StudentConfig, losses: Sequence[Loss]) -> Objective:
+    """A student and its losses, without an engine around it."""
+    config = subject.config.model_copy(update={"student": student, "losses": list(losses)})
     loaded = load_student(config, device=subject.device)
     head = load_teacher_head(subject.plan, subject.device)
     width = subject.plan.teacher_width
@@ -173,35 +173,58 @@ def drawn_kl(objective: Objective, subject: Subject) -> tuple[float, float]:
     return float(kl_N.mean()), float(kl_N.std() / math.sqrt(max(1, len(kl_N) - 1)))
 
 
+def laws_of(loss: Loss) -> list[Laws]:
+    """What a divergence declares, or each part of atkd; nothing of any other loss."""
+    declared = (DIVERGENCES | PARTS).items()
+    return [entry.laws for name, entry in declared if name.partition(":")[0] == loss.kind]
+
+
 def stationary_losses(losses: Sequence[Loss]) -> list[Loss]:
-    """The divergences, without weight where their gradient is not 0 at p = q."""
-    found = [loss for loss in losses if loss.kind in DIVERGENCES]
+    """Those with laws, without weight where their gradient is not 0 at p = q."""
     return [
         loss
-        if DIVERGENCES[loss.kind].laws.zero_gradient
+        if all(laws.zero_gradient for laws in laws_of(loss))
         else loss.model_copy(update={"weight": 0.0})
-        for loss in found
+        for loss in losses
+        if laws_of(loss)
+    ]
+
+
+def indifferent_to_cuts(losses: Sequence[Loss]) -> list[Loss]:
+    """A run's losses, with all tokens hard for atkd in reverse, which splits each micro-batch by
+    itself, so that a step's loss depends on the cut."""
+    return [
+        loss.model_copy(update={"hard_fraction": 1.0, "easy_weight": 0.0})
+        if isinstance(loss, ATKD) and loss.direction == "reverse"
+        else loss
+        for loss in losses
     ]
 
 
 def losses_vanish(
     objective: Objective, subject: Subject, losses: Sequence[Loss]
 ) -> tuple[bool, str]:
-    """Whether the divergences of an objective whose student is its teacher are 0, and the gradient
-    of their weighted sum, where their laws say so."""
+    """Whether the losses of an objective whose student is its teacher are 0, and the gradient of
+    their weighted sum, where their laws say so."""
     if not losses:
         return True, "no divergence among its losses"
     if subject.spec.is_drawn:
-        return True, "its losses vanish on average over draws alone"
+        return True, "with drawn ids a loss vanishes on average alone"
     if subject.config.targets.selector == "renormalised":
-        return True, "its losses do not vanish, as renormalised leaves out the teacher's tail"
+        return True, "no loss vanishes, as renormalised leaves out the teacher's tail"
     (value_L, slope), (far_L, far_slope) = (
         values_and_slope(objective, subject, num=len(losses), shift=shift) for shift in (0, 1)
     )
-    zero_L = [DIVERGENCES[loss.kind].laws.zero_value for loss in losses]
+    zero_L = [all(laws.zero_value for laws in laws_of(loss)) for loss in losses]
     share_L = np.abs(value_L) / np.maximum(np.abs(far_L), SMALL)
     value, slope = share_L.max(initial=0, where=zero_L), slope / np.maximum(far_slope, SMALL)
-    said = f"its losses are {value:.1e} and their gradient {slope:.1e} of what one position off has"
+    found = {"value": (value, zero_L), "gradient": (slope, [loss.weight > 0 for loss in losses])}
+    parts = [
+        f"{what} {share:.1e} ({', '.join(compress(term_names(losses), looked_at_L))})"
+        for what, (share, looked_at_L) in found.items()
+        if any(looked_at_L)
+    ]
+    said = f"{' and '.join(parts)} of what one position off has"
     return bool(np.max([value, slope]) <= subject.tolerance["share"]), said
 
 
@@ -216,7 +239,7 @@ def values_and_slope(
         states.append(inputs[0].detach().roll(shift, 0).requires_grad_())
         return (states[0], *inputs[1:])
 
-    batch = subject.layouts.batch(subject.rows, subject.whole)
+    (batch,) = subject.batches([(subject.rows, subject.whole)])
     objective.requires_grad_(False)
     with objective.loss_head.register_forward_pre_hook(moved):
         loss, sums, _ = objective(batch, multiplier=1 / subject.tokens)
@@ -287,8 +310,8 @@ def learnt(
     """Loss of a step cut into units, and the norm of its gradient."""
     objective.zero_grad(set_to_none=True)
     total = 0.0
-    for rows, targets in cut:
-        loss, *_ = objective(subject.layouts.batch(rows, targets), multiplier=1 / subject.tokens)
+    for batch in subject.batches(cut):
+        loss, *_ = objective(batch, multiplier=1 / subject.tokens)
         loss.backward()
         total += float(loss.detach())
     found = [p.grad.float().norm() for p in objective.parameters() if p.grad is not None]
@@ -323,7 +346,8 @@ def weights_sum_to_one(subject: Subject) -> bool:
 
 
 def speeds(objective: Objective, subject: Subject) -> list[Check]:
-    """Loss tokens per second of a replica and of a worker, and which of them holds the other up."""
+    """Loss tokens per second of a replica and of a worker, and which of them would hold the other
+    up: a measurement and a prediction from it, neither right nor wrong."""
     config = subject.config
     ((name, served),) = config.teachers.items()
     replicas = served.replicas
@@ -338,7 +362,7 @@ def speeds(objective: Objective, subject: Subject) -> list[Check]:
         f"{replicas}"
     )
     both = f"teacher {teacher:,.0f} a replica, student {student:,.0f} a worker"
-    return [Check("tokens/s", min(teacher, student) > 0, both), Check("bottleneck", True, said)]
+    return [Check("tokens/s", None, both), Check("bottleneck", None, said)]
 
 
 def teacher_speed(subject: Subject) -> float:

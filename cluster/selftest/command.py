@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.preparation import Launch, prepare_run
 from cluster.selftest.models import tiny_config
 from shared.config import Config, Paths
-from shared.config_losses import ATKD, ForwardKL
+from shared.config_losses import ForwardKL
 from shared.config_mixture import FixedMixture
 from shared.errors import SelftestError, TutelageError
 from shared.plan import OpenReader, RunPlan
@@ -49,13 +49,9 @@ def selftest(
 
 
 def plain(config: Config) -> Config:
-    """A config's pair, payload and losses, without what would only take time or answer from disk.
-
-    A loss that splits the tokens of a whole step is left to its own tests.
-    """
-    losses = [loss for loss in config.losses if not isinstance(loss, ATKD)]
-    if all(loss.kind == "cross_entropy" for loss in losses):
-        losses.append(ForwardKL())
+    """A config's pair, payload and losses, without what would only take time or answer from disk;
+    with forward KL where no loss needs the teacher."""
+    losses = config.losses if config.needs_teacher else [*config.losses, ForwardKL()]
     return config.model_copy(
         update={
             "losses": losses,
@@ -71,7 +67,7 @@ def plain(config: Config) -> Config:
 def _examined(
     config: Config, folder: Path, *, service: str | None, address: str | None
 ) -> list[str]:
-    """Print every check; returns the names of those that failed."""
+    """Print every check, "-" for no verdict; returns the names of those that failed."""
     from cluster.launch import refuse_unplaceable
     from cluster.session import attached, connected
     from cluster.teachers import find_service
@@ -91,9 +87,9 @@ def _examined(
         refuse_unplaceable(launch)
         with teaching(launch) as (plan, open_reader):
             for check in _in_a_worker(plan, open_reader):
-                verdict = "ok" if check.ok else "failed"
+                verdict = {True: "ok", False: "failed", None: "-"}[check.ok]
                 print(f"{verdict:<8}{check.name:<{NAME_WIDTH}}{check.said}", flush=True)
-                failed += [check.name] * (not check.ok)
+                failed += [check.name] * (verdict == "failed")
     return failed
 
 

@@ -1,6 +1,7 @@
 """`tutelage selftest` through the public path, and that each of its checks can fail."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,10 @@ from shared import soft_targets
 from shared.rows import Rows
 from shared.soft_targets import SoftTargets, TargetArrays
 from shared.target_spec import TargetSpec
-from student_trainer.losses.buckets import Buckets, p_log
+from student_trainer.losses import token_adaptive
+from student_trainer.losses.buckets import Buckets, p_log, p_log_ratio
 from student_trainer.losses.divergences import DIVERGENCES
+from student_trainer.losses.token_adaptive import LabelledBuckets, tkd
 from teacher_service import drawing
 from teacher_service.engine import HFEngine
 from tests.answers import encoded
@@ -30,16 +33,18 @@ from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher
 from tests.tiny import Pair
 
-NAMES = (
+JUDGED = (
     "direction",
     "remote equals local",
     "student := teacher",
     "mask and shift",
     "micro-batch split",
     "payload",
-    "tokens/s",
-    "bottleneck",
 )
+MEASURED = ("tokens/s", "bottleneck")
+NAMES = JUDGED + MEASURED
+
+BOTH = ("value", "gradient")
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +93,11 @@ def by_name(found: list[Check]) -> dict[str, Check]:
     return {check.name: check for check in found}
 
 
+def verdicts(found: Iterable[Check]) -> dict[str, bool]:
+    """Of the checks that have one."""
+    return {check.name: check.ok for check in found if check.ok is not None}
+
+
 def test_the_command_says_a_line_for_each_check_and_leaves_nothing(
     ray_cluster, tmp_path, tiny_pair, capsys
 ):
@@ -96,9 +106,9 @@ def test_the_command_says_a_line_for_each_check_and_leaves_nothing(
     job = write_job(tmp_path, tiny_pair)
     assert main(["selftest", str(job), "targets.top_k=32"]) == 0
     said = capsys.readouterr().out
-    lines = [line for line in said.splitlines() if line.startswith(("ok", "failed"))]
+    lines = [line for line in said.splitlines() if line.startswith(("ok ", "failed ", "- "))]
     assert [line[8:28].strip() for line in lines] == list(NAMES)
-    assert all(line.startswith("ok") for line in lines)
+    assert [line[:8].strip() for line in lines] == ["ok"] * len(JUDGED) + ["-"] * len(MEASURED)
     assert "threshold 32 holds" in said
     assert "- (no loss)" in said or "predicts" in said
     assert "replicas per worker keep pace" in said
@@ -122,7 +132,7 @@ def test_the_answers_of_a_sound_teacher_pass(prepared):
         ]
     )
     assert tuple(found) == NAMES
-    assert all(check.ok for check in found.values()), found
+    assert verdicts(found.values()) == dict.fromkeys(JUDGED, True), found
 
 
 def drawn_subject(folder: Path, pair: Pair, selector: str) -> Subject:
@@ -138,7 +148,7 @@ def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
     assert drawn.spec.selector == selector
     found = [checks.remote_equals_local(drawn), *checks.same_model(drawn)]
     found += checks.own_student(drawn)
-    assert all(check.ok for check in found), found
+    assert all(verdicts(found).values()), found
     assert "from drawn ids" in by_name(found)["student := teacher"].said
 
 
@@ -161,6 +171,43 @@ def divergences(folder: Path, pair: Pair, losses: list[dict], **targets) -> Prep
     return prepare_run(plain(load(write_job(folder, pair, losses=losses, targets=asked), [])))
 
 
+def looked_at(said: str) -> dict[str, list[str]]:
+    """The losses whose value and gradient a sentence speaks of."""
+    found = re.findall(r"(value|gradient) [\d.e+-]+ \((.*?)\)", said)
+    return {what: names.split(", ") for what, names in found}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "asked"),
+    [
+        (["forward_kl", "forward_kl"], {what: ["forward_kl", "forward_kl_2"] for what in BOTH}),
+        (["soft_cross_entropy"], {"gradient": ["soft_cross_entropy"]}),
+        (["total_variation", "cross_entropy"], {"value": ["total_variation"]}),
+    ],
+)
+def test_the_sentence_names_the_losses_that_were_looked_at(
+    tmp_path, tiny_pair, kinds: list[str], asked: dict[str, list[str]]
+):
+    pair = subject(divergences(tmp_path, tiny_pair, [{"kind": kind} for kind in kinds]))
+    assert looked_at(by_name(checks.same_model(pair))["student := teacher"].said) == asked
+
+
+def test_losses_without_a_law_at_the_teacher_are_said_to_have_none(tmp_path, tiny_pair):
+    losses = [{"kind": "hidden_states", "layers": {1: 1}}]
+    pair = subject(divergences(tmp_path, tiny_pair, losses))
+    check = by_name(checks.same_model(pair))["student := teacher"]
+    assert check.said.endswith("no divergence among its losses")
+
+
+def test_a_teacher_that_no_student_can_be_is_not_called_ok(prepared):
+    found = subject(prepared)
+    ((name, teacher),) = found.config.teachers.items()
+    teachers = {name: teacher.model_copy(update={"quantisation": "int8"})}
+    config = found.config.model_copy(update={"teachers": teachers})
+    quantised = replace(found, plan=replace(found.plan, config=config))
+    assert by_name(checks.same_model(quantised))["student := teacher"].ok is None
+
+
 @pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
 def test_every_divergence_of_a_student_that_is_its_teacher_vanishes(
     tmp_path, tiny_pair, encoding: str
@@ -169,7 +216,10 @@ def test_every_divergence_of_a_student_that_is_its_teacher_vanishes(
     pair = subject(divergences(tmp_path, tiny_pair, losses, encoding=encoding))
     check = by_name(checks.same_model(pair))["student := teacher"]
     assert check.ok, check.said
-    assert "their gradient" in check.said
+    assert looked_at(check.said) == {
+        "value": [kind for kind, entry in DIVERGENCES.items() if entry.laws.zero_value],
+        "gradient": [kind for kind, entry in DIVERGENCES.items() if entry.laws.zero_gradient],
+    }
 
 
 def test_tails_of_another_temperature_fail(tmp_path, tiny_pair):
@@ -182,6 +232,67 @@ def test_tails_of_another_temperature_fail(tmp_path, tiny_pair):
     pair = divergences(tmp_path, tiny_pair, losses)
     assert by_name(checks.same_model(subject(pair)))["student := teacher"].ok
     assert not by_name(checks.same_model(subject(pair, unscaled)))["student := teacher"].ok
+
+
+@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_atkd_of_a_student_that_is_its_teacher_vanishes(
+    tmp_path, tiny_pair, direction: str, encoding: str
+):
+    losses = [{"kind": "atkd", "direction": direction}, {"kind": "jsd"}]
+    pair = subject(divergences(tmp_path, tiny_pair, losses, encoding=encoding))
+    check = by_name(checks.same_model(pair))["student := teacher"]
+    assert check.ok, check.said
+    assert looked_at(check.said) == {what: ["atkd", "jsd"] for what in BOTH}
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_atkd_of_a_step_cut_otherwise_is_the_same(tmp_path, tiny_pair, direction: str):
+    losses = [{"kind": "atkd", "direction": direction}]
+    pair = subject(divergences(tmp_path, tiny_pair, losses))
+    check = by_name(checks.own_student(pair))["micro-batch split"]
+    assert check.ok, check.said
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_labels_of_another_position_fail_with_atkd(tmp_path, tiny_pair, direction: str):
+    """No other loss sees what was shipped of the labels."""
+
+    def rolled(arrays: TargetArrays) -> TargetArrays:
+        return replace(arrays, label_logprob_N=np.roll(arrays.label_logprob_N, 1))
+
+    for kind, ok in (("forward_kl", True), ("atkd", False)):
+        losses = [{"kind": kind} | ({"direction": direction} if kind == "atkd" else {})]
+        pair = subject(divergences(tmp_path, tiny_pair, losses), rolled)
+        assert by_name(checks.same_model(pair))["student := teacher"].ok == ok
+
+
+def unweighted(target: LabelledBuckets, learner: LabelledBuckets) -> torch.Tensor:
+    """0 where both are equal, but not its gradient."""
+    return target.label_N - learner.label_N
+
+
+def kept_alone(target: LabelledBuckets, learner: LabelledBuckets) -> torch.Tensor:
+    return p_log_ratio(target.others_NK, learner.others_NK).sum(-1)
+
+
+def above(target: LabelledBuckets, learner: LabelledBuckets) -> torch.Tensor:
+    """A gradient of 0 where both are equal, but not its value."""
+    return tkd(target, learner) + 1
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    ("part", "wrong"), [("tkd", unweighted), ("dkd", kept_alone), ("tkd", above), ("dkd", above)]
+)
+def test_a_part_of_atkd_that_breaks_its_law_at_its_teacher_fails(
+    tmp_path, tiny_pair, monkeypatch, part: str, wrong: Callable, direction: str
+):
+    losses = [{"kind": "atkd", "direction": direction}]
+    pair = subject(divergences(tmp_path, tiny_pair, losses))
+    assert by_name(checks.same_model(pair))["student := teacher"].ok
+    monkeypatch.setattr(token_adaptive, part, wrong)
+    assert not by_name(checks.same_model(pair))["student := teacher"].ok
 
 
 def without_tail(teacher: Buckets, student: Buckets, **_: float) -> torch.Tensor:
@@ -211,7 +322,7 @@ def test_what_leaves_the_tail_out_is_said_not_to_vanish(tmp_path, tiny_pair):
     pair = subject(divergences(tmp_path, tiny_pair, losses, selector="renormalised"))
     check = by_name(checks.same_model(pair))["student := teacher"]
     assert check.ok
-    assert "do not vanish, as renormalised leaves out the teacher's tail" in check.said
+    assert "no loss vanishes, as renormalised leaves out the teacher's tail" in check.said
 
 
 def shifted(arrays: TargetArrays) -> TargetArrays:
@@ -248,7 +359,7 @@ def test_a_mask_that_reaches_over_the_end_of_a_document_fails(prepared):
 def test_a_mean_over_each_micro_batch_fails(prepared):
     """Each unit divided by its own tokens, as if rows of few tokens counted more."""
     sound = subject(prepared)
-    objective = checks.objective_of(sound, sound.config.student)
+    objective = checks.objective_of(sound, sound.config.student, sound.config.losses)
     assert checks.split_invariance(objective, sound).ok
 
     def mean_of_each(batch, *, multiplier: float):
@@ -305,6 +416,7 @@ def test_the_replica_ratio_is_that_of_the_speeds(prepared, monkeypatch):
     monkeypatch.setattr(checks, "student_speed", lambda objective, subject: 100.0)
     found = by_name(checks.speeds(torch.nn.Identity(), sound))  # type: ignore[arg-type]
     assert found["bottleneck"].said.startswith("the student; 0.25 replicas per worker")
+    assert not verdicts(found.values())
 
 
 def test_a_config_is_examined_without_what_would_answer_from_disk(tmp_path, tiny_pair):
@@ -315,15 +427,22 @@ def test_a_config_is_examined_without_what_would_answer_from_disk(tmp_path, tiny
         targets={"store": str(tmp_path / "store"), "teacher_free": True, "top_k": 8},
     )
     found = plain(load(job, []))
-    assert [loss.kind for loss in found.losses] == ["cross_entropy", "forward_kl"]
+    assert [loss.kind for loss in found.losses] == ["atkd", "cross_entropy"]
     assert found.targets.store is None
     assert not found.targets.teacher_free
     assert found.targets.top_k == 8
 
 
-def test_states_are_examined_as_ids_are(tmp_path, tiny_pair):
+def test_a_config_of_hard_labels_alone_is_examined_with_forward_kl(tmp_path, tiny_pair):
+    job = write_job(tmp_path, tiny_pair, losses=[{"kind": "cross_entropy"}])
+    assert [loss.kind for loss in plain(load(job, [])).losses] == ["cross_entropy", "forward_kl"]
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "atkd"])
+def test_states_are_examined_as_ids_are(tmp_path, tiny_pair, kind: str):
     """The payload is the last state of 48 numbers of 4 bytes, and the label."""
-    prepared = prepared_with(tmp_path, tiny_pair, exact="last_hidden")
+    job = write_job(tmp_path, tiny_pair, losses=[{"kind": kind}], targets={"exact": "last_hidden"})
+    prepared = prepare_run(plain(load(job, [])))
     engine = HFEngine.load(prepared.teacher.model)
     engine.cache = prepared.config.paths.cache
     head = engine.ship_head()
@@ -332,7 +451,7 @@ def test_states_are_examined_as_ids_are(tmp_path, tiny_pair):
         0, 512, head=head.digest, states=head.states, states_width=head.states_width
     )
     found = subject_of(plan, lambda rank: LocalTeacher(engine))
-    assert all(check.ok for check in [*checks.same_model(found), *checks.own_student(found)])
+    assert all(verdicts([*checks.same_model(found), *checks.own_student(found)]).values())
     assert checks.payload(found).said.startswith("196 bytes per token; the last state and a head")
 
 
