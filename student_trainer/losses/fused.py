@@ -26,7 +26,10 @@ from student_trainer.losses.primitive import Head, chunks, default_chunk_rows, p
 from student_trainer.losses.products import hidden_product, weight_product
 from student_trainer.losses.whole import WholeWorkspace, whole_chunk_rows
 
-PART_BYTES = 4 * 2**20  # of logits that are evaluated at a time, to stay in a core's cache
+# Of logits that are evaluated at a time: on a CPU so that a core's cache holds them, on an
+# accelerator so that what is computed of them takes little memory, yet longer than its launch.
+PART_BYTES = {"cpu": 4 * 2**20}
+ACCELERATOR_PART_BYTES = 32 * 2**20
 
 
 class TokenObjective(Protocol):
@@ -202,10 +205,9 @@ def _run(
 
 
 def parts(num_rows: int, *, vocabulary: int, like: Tensor) -> Iterator[slice]:
-    """Slices of a chunk that are evaluated one at a time. On a CPU what is computed of one is read
-    again from its cache; an accelerator takes the chunk as a whole."""
-    rows = max(1, PART_BYTES // (4 * vocabulary)) if like.device.type == "cpu" else num_rows
-    return chunks(num_rows, rows_per_chunk=rows)
+    """Slices of a chunk that are evaluated one at a time."""
+    size = PART_BYTES.get(like.device.type, ACCELERATOR_PART_BYTES)
+    return chunks(num_rows, rows_per_chunk=max(1, size // (4 * vocabulary)))
 
 
 def _workspace(

@@ -18,8 +18,8 @@ CHUNK_BYTES = 32 * 2**20
 
 
 def whole_chunk_rows(vocabulary: int) -> int:
-    """Positions in a chunk, of which the student's and the teacher's logits [n,V] live at one time;
-    on an accelerator about three more such tensors."""
+    """Positions in a chunk, of which the student's and the teacher's logits [n,V] live at one
+    time."""
     return max(MIN_CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary))
 
 

@@ -6,11 +6,13 @@ tasks: `whole`, over the whole vocabulary from both models' states and heads, wh
 imported; and `64 ids`, from what a teacher ships of its 64 likeliest. Eager and compiled are
 `log_softmax` over full logits.
 
-Seconds are processor time, in turns in one process, the least of the rounds; memory is the
-largest resident size of a fresh process in one call, above what it had before and the two gradients
-that any loss returns. Errors are relative, against float64 on the first positions.
+Seconds are processor time, on a GPU those that pass, in turns in one process, the least of the
+rounds; memory is the largest resident size of a fresh process in one call, on a GPU that of all
+tensors, above what it had before and the two gradients that any loss returns. Errors are relative,
+against float64 on the first positions. A GPU without room for full logits needs `--losses ours`.
 
     python -m tests.benchmarks.losses [--rows 1024] [--widths 256 1536] [--rounds 2]
+    python -m tests.benchmarks.losses --device cuda --dtype bfloat16 --rows 65536 --widths 2048
 
 N positions   D width of both models   V vocabulary
 """
@@ -22,7 +24,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -52,6 +54,8 @@ class Size:
     rows: int
     width: int
     vocabulary: int
+    dtype: str = "float32"  # of states and heads
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,16 @@ class Problem:
     def random(size: Size) -> "Problem":
         """Logits of standard deviation 1, the teacher's 2."""
         torch.manual_seed(0)
-        rows, vocabulary = size.rows, size.vocabulary
-        weights = [torch.randn(vocabulary, size.width).div_(size.width**0.5) for _ in range(2)]
-        ids_NK = torch.randint(vocabulary - TOP_K, (rows, 1)) + torch.arange(TOP_K)
-        kept_NK = torch.log_softmax(2 * torch.randn(rows, TOP_K + 1), -1)
+        rows, width, vocabulary = size.rows, size.width, size.vocabulary
+        made = {"device": size.device, "dtype": getattr(torch, size.dtype)}
+        weights = [torch.randn(vocabulary, width, **made).div_(width**0.5) for _ in range(2)]
+        first_N1 = torch.randint(vocabulary - TOP_K, (rows, 1), device=size.device)
+        ids_NK = first_N1 + torch.arange(TOP_K, device=size.device)
+        kept_NK = torch.log_softmax(2 * torch.randn(rows, TOP_K + 1, device=size.device), -1)
         return Problem(
-            torch.randn(rows, size.width).requires_grad_(),
+            torch.randn(rows, width, **made).requires_grad_(),
             weights[0].requires_grad_(),
-            2 * torch.randn(rows, size.width),
+            2 * torch.randn(rows, width, **made),
             weights[1],
             TeacherTargets(ids_NK, kept_NK[:, :-1], kept_NK[:, -1:], (1.0,)),
             ids_NK[:, 0].clone(),
@@ -178,14 +184,14 @@ TASKS: dict[str, dict[str, Loss]] = {
     },
     "64 ids": {"ours": ours_of_64, "eager": full_logits_of_64, "compiled": full_logits_of_64},
 }
+LOSSES = tuple(TASKS["whole"])
 EXACT = {"whole": full_logits_whole, "64 ids": full_logits_of_64}
 MODULES = {"TRL": "trl.kernels.chunked_divergence", "Liger": "liger_kernel.chunked_loss"}
 
 
-def contestants(task: str, *, compiled: bool) -> dict[str, Loss]:
-    """Those of a task that are here, ready to be called."""
-    names = (name for name in TASKS[task] if compiled or name != "compiled")
-    return {name: prepared(task, name) for name in names if is_here(name)}
+def contestants(task: str, names: Sequence[str]) -> dict[str, Loss]:
+    """Those of a task that are named and here, ready to be called."""
+    return {name: prepared(task, name) for name in TASKS[task] if name in names and is_here(name)}
 
 
 def is_here(name: str) -> bool:
@@ -216,10 +222,10 @@ class Result:
 
 
 def measure(
-    task: str, size: Size, *, rounds: int, compiled: bool = True, memory: bool = True
+    task: str, size: Size, *, rounds: int, names: Sequence[str] = LOSSES, memory: bool = True
 ) -> list[Result]:
-    """All contestants of a task at a size."""
-    problem, calls = Problem.random(size), contestants(task, compiled=compiled)
+    """The contestants of a task at a size."""
+    problem, calls = Problem.random(size), contestants(task, names)
     for call in calls.values():  # imports, compilation, the first touch of memory
         seconds(call, problem)
     turns = [{name: seconds(call, problem) for name, call in calls.items()} for _ in range(rounds)]
@@ -243,11 +249,17 @@ def measure(
 
 
 def seconds(call: Loss, problem: Problem) -> float:
-    """Processor time of forward and backward."""
+    """Time of forward and backward: the processor's, or that which passes on a GPU."""
     problem.forget()
-    start = time.process_time()
+    if not problem.hidden_ND.is_cuda:
+        start = time.process_time()
+        call(problem).backward()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
     call(problem).backward()
-    return time.process_time() - start
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def outcome(call: Loss, problem: Problem) -> list[Tensor]:
@@ -271,15 +283,21 @@ def in_a_process(task: str, name: str, size: Size) -> int:
 
 
 def extra_bytes(task: str, name: str, size: Size) -> int:
-    """How far one call lifts the resident size of this process, less the two gradients."""
+    """How far one call lifts the resident size of this process, or what a GPU holds of tensors,
+    less the two gradients."""
     problem, call = Problem.random(size), prepared(task, name)
     # Small first, for imports and threads; compiled code is made for a size and needs it whole.
     seconds(call, problem if name == "compiled" else Problem.random(replace(size, rows=8)))
     problem.forget()
+    gradients = problem.hidden_ND.nbytes + problem.weight_VD.nbytes
+    if problem.hidden_ND.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(problem).backward()
+        return torch.cuda.max_memory_allocated() - before - gradients
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
     call(problem).backward()
-    gradients = 4 * (problem.hidden_ND.numel() + problem.weight_VD.numel())
     return resident("VmHWM") - before - gradients
 
 
@@ -295,9 +313,9 @@ HEADER = """\
 
 
 def lines(results: list[Result]) -> str:
-    """The contestants of one task and size below `HEADER`; times as a ratio to full logits,
-    eager."""
-    (eager,) = (r.seconds for r in results if r.name == "eager")
+    """The contestants of one task and size below `HEADER`; times as a ratio to full logits, eager,
+    or to the first where those are left out."""
+    eager = next((r.seconds for r in results if r.name == "eager"), results[0].seconds)
     return "\n".join(
         f"| {r.task} | {r.size.rows:,} | {r.size.width:,} | {r.size.vocabulary:,} | {r.name} | "
         f"{r.seconds / eager:.2f} | {r.extra_bytes / 1e6:,.0f} | {r.value_error:.0e} | "
@@ -314,6 +332,9 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -325,8 +346,9 @@ def main() -> None:
     for task, rows, width, vocabulary in product(
         options.tasks, options.rows, options.widths, options.vocabularies
     ):
-        size = Size(rows, width, vocabulary)
-        print(lines(measure(task, size, rounds=options.rounds)), flush=True)
+        size = Size(rows, width, vocabulary, options.dtype, options.device)
+        found = measure(task, size, rounds=options.rounds, names=options.losses)
+        print(lines(found), flush=True)
 
 
 if __name__ == "__main__":

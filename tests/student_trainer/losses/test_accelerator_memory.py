@@ -1,0 +1,103 @@
+"""What the token loss takes of an accelerator's memory, counted on tensors that have no numbers.
+
+They say that they are CUDA's, so that products and parts are as there, and are counted as long as
+they live, from whichever operation they come. What an allocator or a library takes beside them is
+not counted.
+
+N positions   D width of both models   V vocabulary   K ids kept
+"""
+
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from student_trainer.losses import fused
+from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
+from student_trainer.losses.primitive import Head
+from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
+
+V, D, K = 151_936, 2_048, 64
+FORWARD_KL = SimpleNamespace(
+    kind="forward_kl", weight=1.0, temperature=1.0, times_temperature_squared=True
+)
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages that came into being since, and the most there were at one time."""
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()
+        self.bytes, self.most = 0, 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.bytes += storage.nbytes()
+        self.most = max(self.most, self.bytes)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, place: int, size: int) -> None:
+        self._known.remove(place)
+        self.bytes -= size
+
+
+def whole(teacher_ND: Tensor, teacher_VD: Tensor) -> Targets:
+    """The teacher's states and head."""
+    return TeacherStates(teacher_ND, TeacherHead(Head(teacher_VD), V))
+
+
+def likeliest(teacher_ND: Tensor, teacher_VD: Tensor) -> Targets:
+    """Its likeliest ids."""
+    num = len(teacher_ND)
+    ids_NK = teacher_ND.new_empty((num, K), dtype=torch.int64)
+    logprobs_NK, tail_N1 = (teacher_ND.new_empty((num, n), dtype=torch.float32) for n in (K, 1))
+    return TeacherTargets(ids_NK, logprobs_NK, tail_N1, (1.0,))
+
+
+@pytest.mark.parametrize("targets_of", [whole, likeliest])
+def test_65_536_positions_of_151_936_ids_take_less_than_2_gib_both_gradients_included(
+    targets_of, monkeypatch
+) -> None:
+    """From two smaller numbers of positions, as each takes the same."""
+    monkeypatch.setattr(FakeTensor, "is_cuda", property(lambda tensor: True))
+    monkeypatch.setitem(fused.PART_BYTES, "cpu", fused.ACCELERATOR_PART_BYTES)
+    few, more = most_bytes(1_024, targets_of), most_bytes(2_048, targets_of)
+    of_a_position = (more - few) / 1_024
+    assert of_a_position >= 2 * D  # of the gradient
+    assert more + (65_536 - 2_048) * of_a_position < 2 * 2**30
+
+
+def most_bytes(num: int, targets_of: Callable[[Tensor, Tensor], Targets]) -> int:
+    """Of a loss and its gradients in bfloat16, states, heads and targets apart."""
+    with FakeTensorMode():
+        states = [torch.empty(num, D, dtype=torch.bfloat16) for _ in range(2)]
+        heads = [torch.empty(V, D, dtype=torch.bfloat16) for _ in range(2)]
+        label_N = torch.empty(num, dtype=torch.int64)
+        targets = targets_of(states[1], heads[1])
+        fields = [getattr(targets, name) for name in targets.__dataclass_fields__]
+        shipped = [field for field in fields if isinstance(field, Tensor)]
+        hidden_ND, weight_VD = states[0].requires_grad_(), heads[0].requires_grad_()
+        with Alive(*states, *heads, label_N, *shipped) as alive:
+            token_losses(
+                hidden_ND, Head(weight_VD), label_N=label_N, terms=[FORWARD_KL], targets=targets
+            ).loss.backward()
+        assert hidden_ND.grad is not None
+        assert weight_VD.grad is not None
+        assert alive.bytes >= hidden_ND.grad.nbytes + weight_VD.grad.nbytes
+    return alive.most
