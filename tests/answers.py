@@ -15,10 +15,10 @@ def encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, np.ndarray]:
     log-probability -inf; states that are bfloat16 bits are read as such."""
     found = Selection(
         ids_NK=torch.from_numpy(arrays.ids_NK.astype(np.int64)),
-        logprobs_NK=torch.from_numpy(arrays.logprobs_NK),
-        log_tail_NS=torch.from_numpy(arrays.log_tail_NS),
-        label_logprob_N=torch.from_numpy(arrays.label_logprob_N),
-        entropy_N=None if arrays.entropy_N is None else torch.from_numpy(arrays.entropy_N),
+        logprobs_NK=torch.tensor(arrays.logprobs_NK),
+        log_tail_NS=torch.tensor(arrays.log_tail_NS),
+        label_logprob_N=torch.tensor(arrays.label_logprob_N),
+        entropy_N=None if arrays.entropy_N is None else torch.tensor(arrays.entropy_N),
     )
     hidden = {layer: _states(states_ND) for layer, states_ND in arrays.hidden_ND.items()}
     last_ND = None if arrays.last_ND is None else _states(arrays.last_ND)
@@ -26,5 +26,5 @@ def encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, np.ndarray]:
 
 
 def _states(states_ND: np.ndarray) -> Tensor:
-    states = torch.from_numpy(states_ND)
+    states = torch.tensor(states_ND)
     return states.view(torch.bfloat16) if states.dtype == torch.uint16 else states
