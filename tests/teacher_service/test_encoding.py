@@ -235,3 +235,20 @@ def test_an_id_that_is_not_shared_is_refused(wrong: int) -> None:
     found.ids_NK[4, 2] = wrong
     with pytest.raises(TeacherError, match=rf"selected ids .*{wrong}.* of 70,000 shared"):
         encode(found, TargetSpec(K, V))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("encoding", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("selector", ["top_k", "threshold", "sampled"])
+@pytest.mark.parametrize("ids", ["plain", "elias_fano"])
+def test_a_gpu_writes_the_bytes_of_a_cpu(selector, encoding, ids) -> None:
+    drawn = selector != "top_k"
+    spec = TargetSpec(
+        K, V, selector=selector, encoding=encoding, entropy=drawn, ids=ids, hidden_layers=(2, 5)
+    )
+    here = sound(drawn=drawn)
+    fields = {name: getattr(here, name) for name in here.__dataclass_fields__}
+    there = Selection(**{n: None if x is None else x.cuda() for n, x in fields.items()})
+    found = encode(there, spec, hidden={n: x.cuda() for n, x in states().items()})
+    for name, column in encode(here, spec, hidden=states()).items():
+        np.testing.assert_array_equal(found[name], column, err_msg=name)
