@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from shared.config_base import Dtype
 from shared.decoding import LOGPROBS
-from shared.soft_targets import column_types, hidden_types
+from shared.soft_targets import column_types
 from shared.target_spec import TargetSpec
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -19,8 +19,8 @@ def bytes_per_token(spec: TargetSpec, *, hidden_width: int) -> dict[str, float]:
     found: dict[str, float] = {}
     if not spec.head:
         found = {"ids": 0.0, "log-probabilities": 0.0, "masses and label": 0.0}
-    for name, type_ in (column_types(spec) | hidden_types(spec, hidden_width)).items():
-        entries = EXACT_SHARE * spec.top_k if name == LOGPROBS else 1
+    for name, type_ in column_types(spec, hidden_width).items():
+        entries = round(EXACT_SHARE * spec.top_k) if name == LOGPROBS else 1
         found[_kind(name)] = found.get(_kind(name), 0.0) + entries * _size(type_)
     return found
 

@@ -71,8 +71,8 @@ class SoftTargets:
         num_targets_R: np.ndarray,
         columns: Mapping[str, np.ndarray],
     ) -> "SoftTargets":
-        """Of the columns that `column_types` and `hidden_types` describe, all positions end to end;
-        `teacher` is the engine's fingerprint."""
+        """Of the columns that `column_types` describes, all positions end to end; `teacher` is the
+        engine's fingerprint."""
         offsets = _offsets(num_targets_R)
         lists: dict[str, pa.Array] = {"row_hash": pa.array(row_hashes, pa.binary(16))}
         for name, column in columns.items():
@@ -196,7 +196,7 @@ class SoftTargets:
     def _refuse_misshapen(self, rows: Rows | None = None) -> None:
         """Columns of other types than the spec's or, with `rows`, of other lengths than theirs."""
         spec, schema = self.spec, self.table.schema
-        for name, type_ in column_types(spec).items():
+        for name, type_ in column_types(spec, _hidden_width(schema, spec)).items():
             place = schema.get_field_index(name)
             if place < 0 or schema.field(place).type != pa.list_(type_):
                 found = "is missing" if place < 0 else f"holds {schema.field(place).type}"
@@ -230,9 +230,9 @@ def scale_column(layer: int) -> str:
     return f"hidden_{layer}_scale"
 
 
-def column_types(spec: TargetSpec) -> dict[str, pa.DataType]:
-    """What every column but the hidden states' has of a position. The ids kept exactly have one
-    entry each, of which a position has several or none."""
+def column_types(spec: TargetSpec, hidden_width: int) -> dict[str, pa.DataType]:
+    """What every column has of a position, of which ids kept exactly have several or no entries;
+    hidden states are as wide as the teacher's or their projection."""
     if spec.head:
         assert spec.states, "a spec names the type of what it asks for"
         types = {"last_hidden": pa.list_(STATE_TYPES[spec.states], spec.states_width)}
@@ -241,17 +241,21 @@ def column_types(spec: TargetSpec) -> dict[str, pa.DataType]:
         types["log_tail"] = pa.list_(pa.float32(), len(spec.temperatures))
         types |= _logprob_types(spec)
     types["label_logprob"] = pa.float32()
-    return types | ({"entropy": pa.float32()} if spec.entropy else {})
-
-
-def hidden_types(spec: TargetSpec, width: int) -> dict[str, pa.DataType]:
-    """The same of the hidden states, which are as wide as the teacher's or their projection."""
-    types: dict[str, pa.DataType] = {}
+    types |= {"entropy": pa.float32()} if spec.entropy else {}
     for layer in spec.hidden_layers:
         if spec.hidden_encoding == "int8":
             types[scale_column(layer)] = pa.float32()
-        types[hidden_column(layer)] = pa.list_(STATE_TYPES[spec.hidden_encoding], width)
+        types[hidden_column(layer)] = pa.list_(STATE_TYPES[spec.hidden_encoding], hidden_width)
     return types
+
+
+def _hidden_width(schema: pa.Schema, spec: TargetSpec) -> int:
+    """Of the first layer's column; 0 where there is none of the kind."""
+    for layer in spec.hidden_layers:
+        place = schema.get_field_index(hidden_column(layer))
+        entry = getattr(schema.field(place).type, "value_type", None) if place >= 0 else None
+        return getattr(entry, "list_size", 0)
+    return 0
 
 
 def _ids_type(spec: TargetSpec) -> pa.DataType:
@@ -262,13 +266,13 @@ def _ids_type(spec: TargetSpec) -> pa.DataType:
 
 
 def _logprob_types(spec: TargetSpec) -> dict[str, pa.DataType]:
-    one, many = LOGPROB_TYPES[spec.encoding], pa.list_(LOGPROB_TYPES[spec.encoding], spec.top_k)
+    one = LOGPROB_TYPES[spec.encoding]
     if spec.selector == "sampled":
         return {}
     if spec.selector == "threshold":
         types, range_ = {EXACT: pa.list_(pa.uint8(), -(-spec.top_k // 8)), LOGPROBS: one}, RANGE
     else:
-        types, range_ = {"top_logprobs": many}, "top_logprobs_range"
+        types, range_ = {"top_logprobs": pa.list_(one, spec.top_k)}, "top_logprobs_range"
     return types | ({range_: pa.float16()} if spec.encoding == "int8" else {})
 
 

@@ -15,7 +15,7 @@ from student_trainer.engine import backward, take_step
 from student_trainer.interval import Stopwatch
 from student_trainer.run import Run, close_run, is_finished, open_run
 from student_trainer.schedule import learning_rate
-from student_trainer.token_split import TokenSplit
+from student_trainer.token_split import split_batches
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +104,9 @@ def batches(run: Run, drawn: Step) -> Iterator[tuple[Rows, Batch]]:
             yield rows, run.layouts.batch(rows, run.supply.targets())
         return
     answers = [run.supply.targets() for _ in drawn.units]
-    own = [answer.arrays().label_logprob_N for answer in answers if answer is not None]
-    everywhere = run.ranks.gather(np.concatenate(own))
-    split = TokenSplit.of(np.concatenate(everywhere), hard_fraction=term.hard_fraction)
-    for rows, answer in zip(drawn.units, answers, strict=True):
-        batch = run.layouts.batch(rows, answer)
-        yield rows, batch | split.tensors(batch["label_logprob_N"], term)
+    cut = [(rows, answer) for rows, answer in zip(drawn.units, answers, strict=True) if answer]
+    batches_of_step = split_batches(cut, run.layouts, term, gather=run.ranks.gather)
+    yield from zip(drawn.units, batches_of_step, strict=True)
 
 
 def refuse_non_finite(run: Run, drawn: Step, grad_norm: float) -> None:

@@ -4,12 +4,16 @@ N tokens   H hard ones
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from shared.config_losses import ATKD
+from shared.rows import Rows
+from shared.soft_targets import SoftTargets
+from student_trainer.batches import Batch, Layouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,19 @@ class TokenSplit:
         hard_N = label_logprob_N <= self.threshold
         weights = torch.tensor([easy, hard], dtype=torch.float32, device=label_logprob_N.device)
         return {"hard_N": hard_N, "class_weight_N": weights[hard_N.long()]}
+
+
+def split_batches(
+    cut: Sequence[tuple[Rows, SoftTargets]],
+    layouts: Layouts,
+    term: ATKD,
+    *,
+    gather: Callable[[np.ndarray], list[np.ndarray]],
+) -> Iterator[Batch]:
+    """The tensors of a rank's units with the split of the whole step's tokens beside them; `gather`
+    gives what every rank has."""
+    own_N = np.concatenate([answer.arrays().label_logprob_N for _, answer in cut])
+    split = TokenSplit.of(np.concatenate(gather(own_N)), hard_fraction=term.hard_fraction)
+    for rows, answer in cut:
+        batch = layouts.batch(rows, answer)
+        yield batch | split.tensors(batch["label_logprob_N"], term)

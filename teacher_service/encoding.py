@@ -39,11 +39,9 @@ def encode(
 
     Raises TeacherError where a number is not finite or a mass is none.
     """
-    _refuse_unsound(found, spec, last_ND)
+    _refuse_unsound(found, spec)
     if spec.head:
-        assert last_ND is not None, "the engine ships what the spec asks for"
-        assert spec.states, "a spec names the type of what it asks for"
-        columns = {"last_hidden": last_ND.to(STATE_TYPES[spec.states])}
+        columns = {"last_hidden": _head_input(last_ND, spec)}
     else:
         columns = _drawn_columns(found, spec) if spec.is_drawn else _likeliest_columns(found, spec)
     columns["label_logprob"] = found.label_logprob_N
@@ -57,7 +55,7 @@ def encode(
 
 def in_float16(logprobs: Tensor) -> Tensor:
     """Rounded, never below the smallest number: such a probability is 0 anyway."""
-    return logprobs.clamp(min=-LARGEST).half()
+    return logprobs.half().clamp_(min=-LARGEST)
 
 
 def logprobs_in_int8(logprobs_NK: Tensor, log_tail_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +108,14 @@ def _packed(bits_NP: Tensor) -> Tensor:
     return folded_NW.to(torch.uint8)
 
 
+def _head_input(last_ND: Tensor | None, spec: TargetSpec) -> Tensor:
+    assert last_ND is not None, "the engine ships what the spec asks for"
+    assert spec.states, "a spec names the type of what it asks for"
+    last_ND = last_ND.to(STATE_TYPES[spec.states])
+    _refuse_non_finite("last_hidden", last_ND.isfinite())
+    return last_ND
+
+
 def _likeliest_columns(found: Selection, spec: TargetSpec) -> dict[str, Tensor]:
     logprobs_NK, columns = found.logprobs_NK, {}
     if not spec.is_full:
@@ -127,38 +133,45 @@ def _likeliest_columns(found: Selection, spec: TargetSpec) -> dict[str, Tensor]:
 def _drawn_columns(found: Selection, spec: TargetSpec) -> dict[str, Tensor]:
     """Ids ascending, bits of those that are kept exactly [N, W] and their log-probabilities [H].
 
-    Without a tail the others are empty slots, which repeat the largest id of the position; they
-    come after the id they repeat, as selections name the most likely ids first.
+    Without a tail the others of `threshold` are empty slots, which repeat the largest id of the
+    position; they come after the id they repeat, as selections name the most likely ids first.
     """
-    empty_NK = (found.log_tail_NS == -torch.inf) & (found.logprobs_NK == -torch.inf)
-    largest_N1 = found.ids_NK.masked_fill(empty_NK, -1).amax(1, keepdim=True)
-    ids_NK = torch.where(empty_NK, largest_N1, found.ids_NK).int()
-    ids_NK, order_NK = ids_NK.sort(dim=1, stable=True)
+    ids_NK = found.ids_NK
+    if spec.selector == "threshold":
+        empty_NK = (found.log_tail_NS == -torch.inf) & (found.logprobs_NK == -torch.inf)
+        largest_N1 = ids_NK.masked_fill(empty_NK, -1).amax(1, keepdim=True)
+        ids_NK = torch.where(empty_NK, largest_N1, ids_NK)
+    ids_NK, order_NK = ids_NK.int().sort(dim=1, stable=True)
     columns = {"top_ids": _written(ids_NK, spec), "log_tail": found.log_tail_NS}
     if spec.selector == "sampled":
         return columns
-    logprobs_NK = found.logprobs_NK.gather(1, order_NK)
+    logprobs_NK, range_ = found.logprobs_NK.gather(1, order_NK), {}
     exact_NK = logprobs_NK > -torch.inf
-    columns[EXACT] = _packed(exact_NK.to(torch.uint8))
     if spec.encoding == "int8":
         top_N1 = logprobs_NK.amax(1, keepdim=True)
-        below_NK = torch.where(exact_NK, top_N1 - logprobs_NK, 0)
-        logprobs_NK, columns[RANGE] = _steps_down(below_NK)
+        logprobs_NK, range_[RANGE] = _steps_down(torch.where(exact_NK, top_N1 - logprobs_NK, 0))
     elif spec.encoding == "fp16":
         logprobs_NK = in_float16(logprobs_NK)
-    return columns | {LOGPROBS: logprobs_NK[exact_NK]}
+    kept = {EXACT: _packed(exact_NK.to(torch.uint8)), LOGPROBS: logprobs_NK[exact_NK]}
+    return columns | kept | range_
 
 
 def _steps_down(below_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances from the top in 255 steps, uint8, and the largest [N], float16."""
+    """Distances from the top, overwritten, in 255 steps, uint8, and the largest [N], float16."""
     range_N = below_NK.amax(1).clamp(max=LARGEST).half()
     step_N1 = (torch.where(range_N > 0, range_N, 1).float() / LOGPROB_STEPS)[:, None]
-    steps_NK = (below_NK / step_N1).clamp(max=LOGPROB_STEPS).round()
-    return steps_NK.to(torch.uint8), range_N
+    below_NK.div_(step_N1).clamp_(max=LOGPROB_STEPS).round_()
+    return below_NK.to(torch.uint8), range_N
 
 
 def _written(ids_NK: Tensor, spec: TargetSpec) -> Tensor:
-    """Ascending ids as `spec.ids` says: the bytes of `EliasFano`, or the least whole integers."""
+    """Ascending ids as `spec.ids` says: the bytes of `EliasFano`, or the least whole integers.
+    Raises TeacherError for ids that are not shared."""
+    if ((ids_NK < 0) | (ids_NK >= spec.shared_vocab)).any():
+        raise TeacherError(
+            f"the teacher selected ids {ids_NK.min()} to {ids_NK.max()} of {spec.shared_vocab:,} "
+            "shared ones"
+        )
     if spec.ids == "plain":
         return ids_NK.to(torch.uint16 if spec.shared_vocab <= 2**16 else torch.int32)
     return ids_in_bytes(ids_NK, EliasFano(spec.top_k, spec.shared_vocab))
@@ -178,31 +191,32 @@ def _host(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def _refuse_unsound(found: Selection, spec: TargetSpec, last_ND: Tensor | None) -> None:
+def _refuse_unsound(found: Selection, spec: TargetSpec) -> None:
     """A tail may be -inf: nothing is left; and so is the log-probability of an id that is drawn."""
-    checked = {"logprobs": found.logprobs_NK, "label_logprob": found.label_logprob_N}
-    checked |= {"entropy": found.entropy_N, "last_hidden": last_ND}
-    for name, values in checked.items():
-        if values is None:
-            continue
-        finite = values.isfinite()
-        if name == "logprobs" and spec.is_drawn:
-            finite |= values == -torch.inf
-        if not finite.all():
-            raise TeacherError(f"the teacher computed a non-finite {name}")
+    finite_NK = found.logprobs_NK.isfinite()
+    if spec.is_drawn:
+        finite_NK |= found.logprobs_NK == -torch.inf
+    _refuse_non_finite("logprobs", finite_NK)
+    _refuse_non_finite("label_logprob", found.label_logprob_N.isfinite())
+    if found.entropy_N is not None:
+        _refuse_non_finite("entropy", found.entropy_N.isfinite())
     if not (found.log_tail_NS <= 0).all():
         raise TeacherError("the teacher computed a tail mass outside [0, 1]")
-    if spec.names_ids and ((found.ids_NK < 0) | (found.ids_NK >= spec.shared_vocab)).any():
-        raise TeacherError(
-            f"the teacher selected ids {found.ids_NK.min()} to {found.ids_NK.max()} of "
-            f"{spec.shared_vocab:,} shared ones"
-        )
+    if spec.is_full:
+        every_V = torch.arange(spec.shared_vocab, device=found.ids_NK.device)
+        if not (found.ids_NK == every_V).all():
+            raise TeacherError("the teacher ships the whole vocabulary and not in order")
+
+
+def _refuse_non_finite(name: str, finite: Tensor) -> None:
+    if not finite.all():
+        raise TeacherError(f"the teacher computed a non-finite {name}")
 
 
 def _refuse_other_sums(logprobs_NK: Tensor, log_tail_N: Tensor) -> None:
     """What is kept and what the tail leaves, where that is more than a thousandth."""
     left_N = -torch.expm1(log_tail_N.double())
-    off_N = (logprobs_NK.exp().sum(1).double() / left_N).log().abs()
+    off_N = (logprobs_NK.logsumexp(1).double() - left_N.log()).abs()
     if ((off_N > UNSOUND_LEVEL) & (left_N > 1e-3)).any():
         raise TeacherError(
             "the teacher's kept and tail probabilities do not sum to 1, which targets.encoding "

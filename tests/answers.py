@@ -11,8 +11,9 @@ from teacher_service.scoring import Selection
 
 
 def encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, np.ndarray]:
-    """The columns of a `SoftTargets`. Ids may come in any order, and a drawn one has the
-    log-probability -inf; states that are bfloat16 bits are read as such."""
+    """The columns of a `SoftTargets`. Ids may come in any order, unless they are the whole
+    vocabulary, and a drawn one has the log-probability -inf; states that are bfloat16 bits are
+    read as such."""
     found = Selection(
         ids_NK=torch.from_numpy(arrays.ids_NK.astype(np.int64)),
         logprobs_NK=torch.tensor(arrays.logprobs_NK),

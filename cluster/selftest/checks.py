@@ -301,6 +301,8 @@ def split_invariance(objective: Objective, subject: Subject) -> Check:
         f"{count} rows at once or one by one: loss {one:.4f} and {other:.4f}, gradient norm "
         f"{one_norm:.4g} and {other_norm:.4g}"
     )
+    if subject.config.atkd is not None and subject.config.atkd.direction == "reverse":
+        said += "; all tokens hard, as atkd in reverse splits each micro-batch"
     return Check("micro-batch split", ok, said)
 
 

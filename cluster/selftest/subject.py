@@ -15,7 +15,7 @@ from shared.target_reader import TargetReader
 from shared.target_spec import TargetSpec
 from student_trainer.accelerator import this_device
 from student_trainer.batches import Batch, Layouts
-from student_trainer.token_split import TokenSplit
+from student_trainer.token_split import split_batches
 
 UNITS_AHEAD = 3
 # Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss, and
@@ -56,17 +56,12 @@ class Subject:
         return Layouts(tuple(self.config.domains), self.plan.packed, self.device)
 
     def batches(self, cut: Sequence[tuple[Rows, SoftTargets]]) -> Iterator[Batch]:
-        """The tensors of a step cut into units, with the split of its tokens where a loss has one,
-        as `student_trainer.loop` makes them."""
+        """The tensors of a step cut into units, with the split of its tokens where a loss has
+        one."""
         term = self.config.atkd
-        if term is None:
-            yield from (self.layouts.batch(rows, answer) for rows, answer in cut)
-            return
-        label_N = np.concatenate([answer.arrays().label_logprob_N for _, answer in cut])
-        split = TokenSplit.of(label_N, hard_fraction=term.hard_fraction)
-        for rows, answer in cut:
-            batch = self.layouts.batch(rows, answer)
-            yield batch | split.tensors(batch["label_logprob_N"], term)
+        if term is None or term.direction == "reverse":
+            return (self.layouts.batch(rows, answer) for rows, answer in cut)
+        return split_batches(cut, self.layouts, term, gather=lambda own_N: [own_N])
 
     @property
     def tolerance(self) -> dict[str, float]:

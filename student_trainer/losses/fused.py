@@ -26,10 +26,9 @@ from student_trainer.losses.primitive import Head, chunks, default_chunk_rows, p
 from student_trainer.losses.products import hidden_product, weight_product
 from student_trainer.losses.whole import WholeWorkspace, whole_chunk_rows
 
-# Of logits that are evaluated at a time: on a CPU so that a core's cache holds them, on an
-# accelerator so that what is computed of them takes little memory, yet longer than its launch.
-PART_BYTES = {"cpu": 4 * 2**20}
-ACCELERATOR_PART_BYTES = 32 * 2**20
+PART_BYTES = 4 * 2**20  # of logits that are evaluated at a time, to stay in a core's cache
+# The same on an accelerator over a whole vocabulary, where five such tensors are computed of them.
+ACCELERATOR_PART_BYTES = 64 * 2**20
 
 
 class TokenObjective(Protocol):
@@ -184,7 +183,7 @@ def _run(
     for rows in slices:
         workspace.load(hidden_ND[rows])
         teacher_nW = objective.teacher_logits(rows, buffer=teacher_nW)
-        for part in parts(rows.stop - rows.start, vocabulary=head.vocabulary, like=hidden_ND):
+        for part in parts(rows.stop - rows.start, workspace, on=hidden_ND.device.type):
             place = slice(rows.start + part.start, rows.start + part.stop)
             if isinstance(workspace, WholeWorkspace):
                 student = workspace.log_probs(part)
@@ -204,10 +203,13 @@ def _run(
     return loss_N, values_NJ
 
 
-def parts(num_rows: int, *, vocabulary: int, like: Tensor) -> Iterator[slice]:
-    """Slices of a chunk that are evaluated one at a time."""
-    size = PART_BYTES.get(like.device.type, ACCELERATOR_PART_BYTES)
-    return chunks(num_rows, rows_per_chunk=max(1, size // (4 * vocabulary)))
+def parts(num_rows: int, workspace: ChunkWorkspace | WholeWorkspace, *, on: str) -> Iterator[slice]:
+    """Slices of a chunk that are evaluated one at a time on a type of device: an accelerator takes
+    the chunk as a whole where little is computed of its logits."""
+    size = PART_BYTES if on == "cpu" else ACCELERATOR_PART_BYTES
+    if on != "cpu" and isinstance(workspace, ChunkWorkspace):
+        return chunks(num_rows, rows_per_chunk=num_rows)
+    return chunks(num_rows, rows_per_chunk=max(1, size // (4 * workspace.head.vocabulary)))
 
 
 def _workspace(

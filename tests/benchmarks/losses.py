@@ -315,6 +315,8 @@ HEADER = """\
 def lines(results: list[Result]) -> str:
     """The contestants of one task and size below `HEADER`; times as a ratio to full logits, eager,
     or to the first where those are left out."""
+    if not results:
+        return ""
     eager = next((r.seconds for r in results if r.name == "eager"), results[0].seconds)
     return "\n".join(
         f"| {r.task} | {r.size.rows:,} | {r.size.width:,} | {r.size.vocabulary:,} | {r.name} | "

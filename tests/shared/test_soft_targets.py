@@ -132,6 +132,9 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
     spec = TargetSpec(4, 512, temperatures=(1.0, 2.0), hidden_layers=(3,))
     built, _ = answer(spec)
     described = json.loads(built.table.schema.metadata[METADATA_KEY])
+    assert built.table.schema.names == [
+        "row_hash", "top_ids", "top_logprobs", "log_tail", "label_logprob", "hidden_3"
+    ]  # fmt: skip
     assert {f.name: str(f.type) for f in built.table.schema} == {
         "row_hash": "fixed_size_binary[16]",
         "top_ids": "list<item: fixed_size_list<item: uint8>[5]>",
@@ -155,6 +158,42 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
         },
     }
     assert shipped(built).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("selector", "encoding", "names"),
+    [
+        ("top_k", "int8", ["top_ids", "top_logprobs_range", "top_logprobs", "log_tail"]),
+        ("threshold", "fp16", ["top_ids", "log_tail", "exact", "exact_logprobs"]),
+        (
+            "threshold", "int8",
+            ["top_ids", "log_tail", "exact", "exact_logprobs", "exact_logprobs_range"],
+        ),
+        ("sampled", "fp16", ["top_ids", "log_tail"]),
+    ],
+)  # fmt: skip
+def test_the_order_of_columns_is_frozen(selector: str, encoding: str, names: list[str]) -> None:
+    """Rows of a store are put together column by column."""
+    spec = TargetSpec(4, 512, selector=selector, encoding=encoding, entropy=True)
+    spec = dataclasses.replace(spec, hidden_layers=(3,), hidden_encoding="int8")
+    built, _ = answer(spec)
+    hidden = ["label_logprob", "entropy", "hidden_3_scale", "hidden_3"]
+    assert built.table.schema.names == ["row_hash", *names, *hidden]
+
+
+@pytest.mark.parametrize("hidden_encoding", ["bf16", "int8", "fp32"])
+def test_damaged_hidden_states_are_refused(hidden_encoding: str) -> None:
+    spec = TargetSpec(4, 512, hidden_layers=(1, 3), hidden_encoding=hidden_encoding)
+    built, _ = answer(spec)
+    for name in built.table.schema.names[4:]:
+        place = built.table.schema.get_field_index(name)
+        numbers = pa.array([[1.0]] * built.table.num_rows, pa.list_(pa.float64()))
+        for other in (
+            built.table.drop_columns([name]),
+            built.table.set_column(place, name, numbers),
+        ):
+            with pytest.raises(TeacherError, match=r"column \w+ of an answer .* must hold"):
+                SoftTargets(other).check(UNIT, spec)
 
 
 @pytest.mark.parametrize("encoding", ["fp16", "fp32"])
@@ -273,6 +312,8 @@ def test_ids_written_in_either_way_are_the_same_answer(k: int, encoding: str) ->
     spec = TargetSpec(k, 512, encoding=encoding)
     arrays = random_arrays(TargetSpec(k, 4 * 512), int(UNIT.num_loss_tokens().sum()))
     arrays.ids_NK[:] = np.argsort(np.random.default_rng(0).random((len(arrays.ids_NK), 512)))[:, :k]
+    if spec.is_full:
+        arrays.ids_NK.sort(axis=1)
     built, sent = answer(spec, arrays=arrays)
     plain = built.with_ids("plain")
     asked_plain, _ = answer(dataclasses.replace(spec, ids="plain"), arrays=arrays)

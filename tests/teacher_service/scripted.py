@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.elias_fano import EliasFano
 from shared.errors import ConfigError
 from shared.generation import Continuations, GenerationSpec, Openings
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays
+from shared.soft_targets import SoftTargets
 from shared.target_spec import TargetSpec
 from shared.teacher_head import ShippedHead
 from teacher_service.description import TeacherDescription
-from tests.answers import encoded
 
 VOCAB = 128
 
@@ -92,21 +92,18 @@ def invented(rows: Rows, spec: TargetSpec) -> SoftTargets:
     seed = int.from_bytes(b"".join(rows.hashes())[:8], "little")
     rng = np.random.default_rng(seed)
     total = int(num.sum())
+    ids_NK = np.sort(rng.integers(0, spec.shared_vocab, (total, spec.top_k)))
     return SoftTargets.build(
         spec=spec,
         teacher={"model": "scripted"},
         row_hashes=rows.hashes(),
         num_targets_R=num,
-        columns=encoded(
-            spec,
-            TargetArrays(
-                ids_NK=rng.integers(0, spec.shared_vocab, (total, spec.top_k)),
-                logprobs_NK=-rng.random((total, spec.top_k), np.float32),
-                log_tail_NS=-rng.random((total, len(spec.temperatures)), np.float32),
-                label_logprob_N=-rng.random(total, np.float32),
-                hidden_ND={},
-            ),
-        ),
+        columns={
+            "top_ids": EliasFano(spec.top_k, spec.shared_vocab).encode(ids_NK),
+            "top_logprobs": -rng.random((total, spec.top_k)).astype(np.float16),
+            "log_tail": -rng.random((total, len(spec.temperatures)), np.float32),
+            "label_logprob": -rng.random(total, np.float32),
+        },
     )
 
 

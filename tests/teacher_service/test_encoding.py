@@ -187,6 +187,34 @@ def test_an_empty_slot_repeats_the_largest_id_and_stands_behind_it() -> None:
     np.testing.assert_array_equal(columns["exact_logprobs"], logprobs_1K[[2, 0, 1]])
 
 
+@pytest.mark.parametrize("ids", ["plain", "elias_fano"])
+def test_sampled_ids_that_cover_all_the_mass_are_themselves(ids) -> None:
+    """Nothing is outside, and yet no slot is empty."""
+    nothing = torch.full((1, 4), -torch.inf)
+    found = Selection(
+        torch.tensor([[7, 3, 3, 7]]), nothing, nothing[:, :1], torch.zeros(1), torch.zeros(1)
+    )
+    spec = TargetSpec(4, 11, selector="sampled", entropy=True, ids=ids)
+    built = SoftTargets.build(
+        spec=spec,
+        teacher={},
+        row_hashes=[bytes(16)],
+        num_targets_R=np.array([1]),
+        columns=encode(found, spec),
+    )
+    np.testing.assert_array_equal(built.arrays().ids_NK, [[3, 3, 7, 7]])
+    np.testing.assert_allclose(built.arrays().logprobs_NK, np.log(0.25), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [[0, 2, 1], [0, 1, 1], [0, 1, 3]])
+def test_a_whole_vocabulary_out_of_order_is_refused(wrong: list[int]) -> None:
+    found = Selection(
+        torch.tensor([wrong]), torch.zeros(1, 3), torch.full((1, 1), -torch.inf), torch.zeros(1)
+    )
+    with pytest.raises(TeacherError, match="whole vocabulary and not in order"):
+        encode(found, TargetSpec(3, 3))
+
+
 @pytest.mark.parametrize(("encoded", "size"), [("bf16", 2), ("int8", 1), ("fp32", 4)])
 def test_states_leave_the_device_in_the_type_in_which_they_travel(encoded: str, size: int) -> None:
     spec = TargetSpec(K, V, hidden_layers=(2, 5), hidden_encoding=encoded)  # type: ignore[arg-type]

@@ -76,7 +76,8 @@ def test_65_536_positions_of_151_936_ids_take_less_than_2_gib_both_gradients_inc
 ) -> None:
     """From two smaller numbers of positions, as each takes the same."""
     monkeypatch.setattr(FakeTensor, "is_cuda", property(lambda tensor: True))
-    monkeypatch.setitem(fused.PART_BYTES, "cpu", fused.ACCELERATOR_PART_BYTES)
+    parts = fused.parts
+    monkeypatch.setattr(fused, "parts", lambda *chunk, on: parts(*chunk, on="cuda"))
     few, more = most_bytes(1_024, targets_of), most_bytes(2_048, targets_of)
     of_a_position = (more - few) / 1_024
     assert of_a_position >= 2 * D  # of the gradient

@@ -350,7 +350,7 @@ def test_parts_of_a_chunk_change_nothing_but_rounding(monkeypatch):
     case, terms = Case.random(soft_cap=5.0), MIXES[-1]
     options = {"targets": case.targets(8, temperatures=ALL_TEMPERATURES), "chunk_rows": 20}
     chunk = gradients(case.losses(terms=terms, **options).loss, case)
-    monkeypatch.setitem(fused.PART_BYTES, "cpu", 3 * 4 * case.head.vocabulary)
+    monkeypatch.setattr(fused, "PART_BYTES", 3 * 4 * case.head.vocabulary)
     parts = gradients(case.losses(terms=terms, **options).loss, case)
     assert all(relative_error(*pair) < 1e-13 for pair in zip(parts, chunk, strict=True))
 

@@ -166,7 +166,7 @@ def test_parts_of_a_chunk_change_nothing_but_rounding(monkeypatch, temperature):
     exact = Exact.random()
     options = {"terms": [term("jsd .5", temperature=temperature)], "targets": exact.states}
     chunk = gradients(exact.case.losses(**options, chunk_rows=20).loss, exact.case)
-    monkeypatch.setitem(fused.PART_BYTES, "cpu", 3 * 4 * exact.case.head.vocabulary)
+    monkeypatch.setattr(fused, "PART_BYTES", 3 * 4 * exact.case.head.vocabulary)
     parts = gradients(exact.case.losses(**options, chunk_rows=20).loss, exact.case)
     for pair in zip(parts, chunk, strict=True):
         torch.testing.assert_close(*pair, atol=1e-6, rtol=1e-5)
