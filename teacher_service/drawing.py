@@ -211,16 +211,18 @@ def _covering(mass_CV: Tensor, sum_CB: Tensor, share_CK: Tensor) -> Tensor:
     First the block of ids is found, from sums in float64, and then the id in it, where they are
     short enough for float32. Nothing without mass is ever found.
     """
-    mass_CBX = mass_CV.unflatten(1, (-1, BLOCK))
+    num, blocks = sum_CB.shape
     ends_CB = sum_CB.cumsum(1)
     point_CK = _below(share_CK * ends_CB[:, -1:], ends_CB[:, -1:])
     block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
-    block_CK = block_CK.clamp(max=sum_CB.shape[1] - 1)  # where there is no mass at all
+    block_CK = block_CK.clamp(max=blocks - 1)  # where there is no mass at all
     within_CK = point_CK - (ends_CB.gather(1, block_CK) - sum_CB.gather(1, block_CK))
-    near_CKX = mass_CBX.gather(1, block_CK[:, :, None].expand(-1, -1, BLOCK))
-    ends_CKX = near_CKX.cumsum(2)
-    point_CK1 = _below(within_CK[:, :, None].float(), ends_CKX[:, :, -1:])
-    place_CK = torch.searchsorted(ends_CKX, point_CK1, right=True)[:, :, 0]
+    start_C1 = torch.arange(0, num * blocks, blocks, device=mass_CV.device)[:, None]
+    near_YX = mass_CV.view(-1, BLOCK).index_select(0, (start_C1 + block_CK).flatten())
+    ends_YX = near_YX.cumsum(1)
+    point_Y1 = _below(within_CK.float().view(-1, 1), ends_YX[:, -1:])
+    passed_YX = torch.le(ends_YX, point_Y1, out=near_YX)  # as 0.0 and 1.0
+    place_CK = _block_sums(passed_YX.view(num, -1)).long()
     return block_CK * BLOCK + place_CK.clamp(max=BLOCK - 1)
 
 
