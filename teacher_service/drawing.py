@@ -110,8 +110,11 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     rest_CK = top_ratio_CK.masked_fill(exact_CK, 0.0)
     ratio_CV.scatter_(1, ids_CK, rest_CK)
     sum_CB.scatter_add_(1, ids_CK // BLOCK, rest_CK.double())
-    part_CK = uniform_C1 + (place_K - num_exact_C1).clamp(min=0)
-    drawn_CK = _covering(ratio_CV, sum_CB, part_CK / (size - num_exact_C1).clamp(min=1))
+    ends_CB, count_C1 = sum_CB.cumsum(1), (size - num_exact_C1).clamp(min=1)
+    point_CK = (place_K - num_exact_C1).clamp(min=0)
+    block_CK = _blocks_at_steps(ends_CB, uniform_C1, count_C1, size).gather(1, point_CK)
+    point_CK = (point_CK + uniform_C1) * (ends_CB[:, -1:] / count_C1)
+    drawn_CK = _found_in(ratio_CV, sum_CB, ends_CB, block_CK, point_CK)
     filled_CK = exact_CK | (num_exact_C1 == size)  # without a rest the last slots stay empty
     exact_CK &= top_CK > LOG_NOTHING
     return _normalised(
@@ -147,7 +150,10 @@ def _sampled(logits_CV: Tensor, uniform_CK: Tensor, size: int, temperature: floa
     peak_C1 = logits_CV.amax(1, keepdim=True)
     ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
     sum_CB = _block_sums(ratio_CV)
-    ids_CK = _covering(ratio_CV, sum_CB, uniform_CK)
+    ends_CB = sum_CB.cumsum(1)
+    point_CK = _below(uniform_CK * ends_CB[:, -1:], ends_CB[:, -1:])
+    block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
+    ids_CK = _found_in(ratio_CV, sum_CB, ends_CB, block_CK, point_CK)
     return _normalised(
         ids_CK,
         torch.full_like(uniform_CK, -torch.inf, dtype=torch.float32),
@@ -205,25 +211,40 @@ def _block_sums(mass_CV: Tensor) -> Tensor:
     return torch.mv(mass_CV.view(-1, BLOCK), ones_X).view(len(mass_CV), -1).double()
 
 
-def _covering(mass_CV: Tensor, sum_CB: Tensor, share_CK: Tensor) -> Tensor:
-    """The ids whose stretches of the running sum hold the points at these shares of it, in [0, 1).
+def _blocks_at_steps(
+    ends_CB: Tensor, uniform_C1: Tensor, count_C1: Tensor, size: int
+) -> Tensor:
+    """The blocks that hold the points (u + j) / count of the whole mass, j < size [C, K].
 
-    First the block of ids is found, from sums in float64, and then the id in it, where they are
-    short enough for float32. Nothing without mass is ever found.
+    How many points lie before the end of each block is known without a search, and how many ends
+    lie before each point follows by counting. Later points than `count` are in no block.
+    """
+    whole_C1 = ends_CB[:, -1:]
+    before_CB = (ends_CB * (count_C1 / whole_C1)).sub_(uniform_C1).ceil_()
+    before_CB = torch.where(ends_CB < whole_C1, before_CB, size).clamp_(0, size).long()
+    ends_at_CK = before_CB.new_zeros(len(ends_CB), size + 1)
+    ends_at_CK.scatter_add_(1, before_CB, torch.ones_like(before_CB))
+    return ends_at_CK.cumsum(1)[:, :size]
+
+
+def _found_in(
+    mass_CV: Tensor, sum_CB: Tensor, ends_CB: Tensor, block_CK: Tensor, point_CK: Tensor
+) -> Tensor:
+    """The ids [C, K] whose stretches of the running sum hold these points of these blocks.
+
+    Blocks are told apart in float64, ids in one of them, where sums are short, in float32. Nothing
+    without mass is ever found.
     """
     num, blocks = sum_CB.shape
-    ends_CB = sum_CB.cumsum(1)
-    point_CK = _below(share_CK * ends_CB[:, -1:], ends_CB[:, -1:])
-    block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
     block_CK = block_CK.clamp(max=blocks - 1)  # where there is no mass at all
-    within_CK = point_CK - (ends_CB.gather(1, block_CK) - sum_CB.gather(1, block_CK))
+    within_CK = point_CK - (ends_CB - sum_CB).gather(1, block_CK)
     start_C1 = torch.arange(0, num * blocks, blocks, device=mass_CV.device)[:, None]
     near_YX = mass_CV.view(-1, BLOCK).index_select(0, (start_C1 + block_CK).flatten())
     ends_YX = near_YX.cumsum(1)
     point_Y1 = _below(within_CK.float().view(-1, 1), ends_YX[:, -1:])
     passed_YX = torch.le(ends_YX, point_Y1, out=near_YX)  # as 0.0 and 1.0
     place_CK = _block_sums(passed_YX.view(num, -1)).long()
-    return block_CK * BLOCK + place_CK.clamp(max=BLOCK - 1)
+    return block_CK * BLOCK + place_CK.clamp_(max=BLOCK - 1)
 
 
 def _below(point: Tensor, end: Tensor) -> Tensor:
