@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from teacher_service.scoring import Head, Selection, largest, logits_in_parts
+from teacher_service.scoring import Head, Selection, few_rows, largest, logits_in_parts
 
 # An id so near to the threshold that rounding decides on which side it lies is kept exactly.
 MARGIN = 1e-4
@@ -100,8 +100,7 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     peak_C1 = top_CK[:, :1].clone()
     # `ratio` stands for probabilities over the largest one.
     top_CK = _log_ratio(top_CK, peak_C1, temperature)
-    ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
-    sum_CB = _block_sums(ratio_CV.scatter_(1, ids_CK, 0.0))
+    ratio_CV, sum_CB, moment_C = _ratios(logits_CV, peak_C1, temperature, without_CK=ids_CK)
     beyond_C = sum_CB.sum(1)
     top_ratio_CK = top_CK.exp()
     num_exact_C1, tail_C = _head(top_ratio_CK.double(), beyond_C)
@@ -148,8 +147,8 @@ def _sampled(logits_CV: Tensor, uniform_CK: Tensor, size: int, temperature: floa
     """Independent draws with replacement, each of weight 1 / size (arXiv 2503.16870). Overwrites
     the logits."""
     peak_C1 = logits_CV.amax(1, keepdim=True)
-    ratio_CV, moment_C = _ratios(logits_CV, peak_C1, temperature)
-    sum_CB = _block_sums(ratio_CV)
+    none_C0 = torch.empty(len(logits_CV), 0, dtype=torch.int64, device=logits_CV.device)
+    ratio_CV, sum_CB, moment_C = _ratios(logits_CV, peak_C1, temperature, without_CK=none_C0)
     ends_CB = sum_CB.cumsum(1)
     point_CK = _below(uniform_CK * ends_CB[:, -1:], ends_CB[:, -1:])
     block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
@@ -184,16 +183,25 @@ def _normalised(
     )
 
 
-def _ratios(logits_CV: Tensor, peak_C1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Probabilities over the largest one [C, V], with zeros up to whole blocks, and the sum of
-    each times its own logarithm [C]. Overwrites the logits: every pass over V counts."""
+def _ratios(
+    logits_CV: Tensor, peak_C1: Tensor, temperature: float, *, without_CK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities over the largest one [C, V], zero at the ids `without` and up to whole blocks,
+    their block sums [C, B], and the sum of each times its own logarithm [C], of all ids. Overwrites
+    the logits: every pass over V counts."""
     num, vocab = logits_CV.shape
-    log_ratio_CV = _log_ratio(logits_CV, peak_C1, temperature)
-    ratio_CV = log_ratio_CV.new_empty(num, -(-vocab // BLOCK) * BLOCK)
+    blocks = -(-vocab // BLOCK)
+    ratio_CV = logits_CV.new_empty(num, blocks * BLOCK)
     ratio_CV[:, vocab:] = 0
-    torch.exp(log_ratio_CV, out=ratio_CV[:, :vocab])
-    moment_C = log_ratio_CV.mul_(ratio_CV[:, :vocab]).sum(1)
-    return ratio_CV, moment_C.double()
+    sum_CB = logits_CV.new_empty(num, blocks, dtype=torch.float64)
+    moment_C = logits_CV.new_empty(num, dtype=torch.float64)
+    for rows in few_rows(logits_CV):
+        log_ratio_XV = _log_ratio(logits_CV[rows], peak_C1[rows], temperature)
+        ratio_XV = torch.exp(log_ratio_XV, out=ratio_CV[rows, :vocab])
+        moment_C[rows] = log_ratio_XV.mul_(ratio_XV).sum(1)
+        ratio_XV.scatter_(1, without_CK[rows], 0.0)
+        sum_CB[rows] = _block_sums(ratio_CV[rows])
+    return ratio_CV, sum_CB, moment_C
 
 
 def _log_ratio(logits_CX: Tensor, peak_C1: Tensor, temperature: float) -> Tensor:
@@ -206,9 +214,9 @@ def _log_ratio(logits_CX: Tensor, peak_C1: Tensor, temperature: float) -> Tensor
 
 
 def _block_sums(mass_CV: Tensor) -> Tensor:
-    """The mass of every block of neighbouring ids [C, B], float64, each added up in float32."""
+    """The mass of every block of neighbouring ids [C, B]."""
     ones_X = mass_CV.new_ones(BLOCK)  # X: places of a block
-    return torch.mv(mass_CV.view(-1, BLOCK), ones_X).view(len(mass_CV), -1).double()
+    return torch.mv(mass_CV.view(-1, BLOCK), ones_X).view(len(mass_CV), -1)
 
 
 def _blocks_at_steps(
@@ -249,4 +257,4 @@ def _found_in(
 
 def _below(point: Tensor, end: Tensor) -> Tensor:
     """The points, rounded to within [0, end)."""
-    return point.clamp(min=0).minimum(torch.nextafter(end, torch.zeros_like(end)))
+    return point.clamp(min=0).minimum(end * (1 - torch.finfo(end.dtype).eps))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # elements of a chunk's logits
 CACHED_LOGITS = 2**20  # elements of the logits of a few positions, so that a CPU's caches hold them
+OWN_CACHE_LOGITS = 2**17  # the same of a few rows, so that the cache of one core does
 FEW_LOGITS = 2048  # among which looking in groups is no faster
 BEYOND_FLOAT32 = 2.0**1000  # a float64 that is infinite as float32
 ID_BITS = 2**28 - 1  # the lowest bits of a float64, which are less than half a float32's last bit
@@ -76,6 +77,15 @@ def logits_in_parts(
         for logits_CV in head.logits(hidden_ND[start : start + step]).split(few):
             yield slice(first, first + len(logits_CV)), logits_CV
             first += len(logits_CV)
+
+
+def few_rows(logits_CV: Tensor) -> Iterator[slice]:
+    """Rows for one pass over V after the other while a CPU core's own cache holds them; all of them
+    on a GPU."""
+    num, vocab = logits_CV.shape
+    step = max(1, OWN_CACHE_LOGITS // vocab) if logits_CV.device.type == "cpu" else max(1, num)
+    for start in range(0, num, step):
+        yield slice(start, start + step)
 
 
 def largest(logits_CV: Tensor, size: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
@@ -173,16 +183,13 @@ def _select_chunk(
     if kept.entropy_N is not None:
         kept.entropy_N[part] = torch.special.entr(logits_CV.softmax(1)).sum(1)
     logits_CK, ids_CK, peak_C1 = _chosen(logits_CV, named_CM, kept.ids_NK.shape[1], shared_vocab)
-    rest_CV = logits_CV.sub_(peak_C1)
-    masses, distinct = {}, sorted({1.0, *temperatures})
-    for t in distinct:
-        at_t_CV = rest_CV if t == distinct[-1] else rest_CV.clone()
-        tail_C = _log_tail(at_t_CV, ids_CK, t) + peak_C1[:, 0] / t
-        masses[t] = tail_C, torch.logaddexp((logits_CK / t).logsumexp(1), tail_C)
-    for column, temperature in enumerate(temperatures):
-        tail_C, whole_C = masses[temperature]
-        kept.log_tail_NS[part, column] = (tail_C - whole_C).clamp(max=0.0)
-    whole_C = masses[1.0][1]
+    distinct = sorted({1.0, *temperatures})
+    tail_CS = _log_tails(logits_CV, ids_CK, peak_C1, distinct)
+    kept_CS = torch.stack([(logits_CK / t).logsumexp(1) for t in distinct], dim=1)
+    whole_CS = torch.logaddexp(kept_CS, tail_CS)
+    asked = [distinct.index(t) for t in temperatures]
+    kept.log_tail_NS[part] = (tail_CS - whole_CS)[:, asked].clamp(max=0.0)
+    whole_C = whole_CS[:, distinct.index(1.0)]
     kept.ids_NK[part] = ids_CK
     kept.logprobs_NK[part] = logits_CK - whole_C[:, None]
     kept.label_logprob_N[part] = label_C - whole_C
@@ -217,11 +224,18 @@ def _peak(logits_CX: Tensor) -> Tensor:
     return logits_CX.amax(1, keepdim=True).clamp(min=least)
 
 
-def _log_tail(rest_CV: Tensor, ids_CK: Tensor, temperature: float) -> Tensor:
-    """Log-mass of all but the kept ids, from logits less the largest of them, which are overwritten.
+def _log_tails(
+    logits_CV: Tensor, ids_CK: Tensor, peak_C1: Tensor, temperatures: list[float]
+) -> Tensor:
+    """Log-masses [C, S] of all but the kept ids, the largest of which has the logit `peak`; the
+    logits are overwritten.
 
     What is kept is taken out after `exp`, which is several times slower on infinities.
     """
-    if temperature != 1.0:
-        rest_CV.div_(temperature)
-    return rest_CV.exp_().scatter_(1, ids_CK, 0.0).sum(1).log()
+    tail_CS = logits_CV.new_empty(len(logits_CV), len(temperatures))
+    for rows in few_rows(logits_CV):
+        rest_XV = logits_CV[rows].sub_(peak_C1[rows])
+        for column, temperature in enumerate(temperatures):
+            mass_XV = torch.exp(rest_XV if temperature == 1.0 else rest_XV / temperature)
+            tail_CS[rows, column] = mass_XV.scatter_(1, ids_CK[rows], 0.0).sum(1)
+    return tail_CS.log_() + torch.cat([peak_C1 / t for t in temperatures], dim=1)
