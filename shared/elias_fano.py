@@ -75,8 +75,9 @@ class EliasFano:
         parts = [_packed(bits.reshape(num, places))]
         parts += [(ids_NK >> 8 * byte).astype(np.uint8) for byte in range(whole)]
         if single:
-            planes = [(ids_NK >> 8 * whole + bit) & 1 for bit in range(single)]
-            parts.append(_packed(np.concatenate(planes, axis=1).astype(np.uint8)))
+            low_NK = (ids_NK >> 8 * whole).astype(np.uint8)
+            planes = [(low_NK >> bit) & 1 for bit in range(single)]
+            parts.append(_packed(np.concatenate(planes, axis=1)))
         return parts
 
     def _high(self, bytes_NW: np.ndarray) -> np.ndarray:

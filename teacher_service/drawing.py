@@ -23,7 +23,8 @@ MARGIN = 1e-4
 # Of a probability over the largest one; a smaller one, which float32 cannot hold well, is 0.
 LEAST_LOG_RATIO = math.log(torch.finfo(torch.float32).tiny)
 LOG_NOTHING = -200.0  # exp of it is 0 in float32
-BLOCK = 16  # neighbouring ids that running sums pass over in one step
+BLOCK_BITS = 4
+BLOCK = 2**BLOCK_BITS  # neighbouring ids that running sums pass over in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     exact_CK = place_K < num_exact_C1
     rest_CK = top_ratio_CK.masked_fill(exact_CK, 0.0)
     ratio_CV.scatter_(1, ids_CK, rest_CK)
-    sum_CB.scatter_add_(1, ids_CK // BLOCK, rest_CK.double())
+    sum_CB.scatter_add_(1, ids_CK >> BLOCK_BITS, rest_CK.double())
     ends_CB, count_C1 = sum_CB.cumsum(1), (size - num_exact_C1).clamp(min=1)
     point_CK = (place_K - num_exact_C1).clamp(min=0)
     block_CK = _blocks_at_steps(ends_CB, uniform_C1, count_C1, size).gather(1, point_CK)
@@ -252,7 +253,7 @@ def _found_in(
     point_Y1 = _below(within_CK.float().view(-1, 1), ends_YX[:, -1:])
     passed_YX = torch.le(ends_YX, point_Y1, out=near_YX)  # as 0.0 and 1.0
     place_CK = _block_sums(passed_YX.view(num, -1)).long()
-    return block_CK * BLOCK + place_CK.clamp_(max=BLOCK - 1)
+    return (block_CK << BLOCK_BITS) + place_CK.clamp_(max=BLOCK - 1)
 
 
 def _below(point: Tensor, end: Tensor) -> Tensor:

@@ -104,9 +104,10 @@ def largest(logits_CV: Tensor, size: int, *, ordered: bool = True) -> tuple[Tens
     grouped_CPG = logits_CV[:, : members * groups].unflatten(1, (members, groups))
     group_C1K = largest(grouped_CPG.amax(1), size, ordered=False)[1][:, None]
     member_P1 = torch.arange(members, device=logits_CV.device)[:, None]
-    left = torch.arange(members * groups, vocab, device=logits_CV.device)
     ids_CX = (group_C1K + member_P1 * groups).flatten(1)
-    ids_CX = torch.cat([ids_CX, left.expand(len(ids_CX), -1)], dim=1)
+    if members * groups < vocab:
+        left = torch.arange(members * groups, vocab, device=logits_CV.device)
+        ids_CX = torch.cat([ids_CX, left.expand(len(ids_CX), -1)], dim=1)
     values_CK, place_CK = largest(logits_CV.gather(1, ids_CX), size, ordered=ordered)
     return values_CK, ids_CX.gather(1, place_CK)
 
