@@ -220,9 +220,7 @@ def _block_sums(mass_CV: Tensor) -> Tensor:
     return torch.mv(mass_CV.view(-1, BLOCK), ones_X).view(len(mass_CV), -1)
 
 
-def _blocks_at_steps(
-    ends_CB: Tensor, uniform_C1: Tensor, count_C1: Tensor, size: int
-) -> Tensor:
+def _blocks_at_steps(ends_CB: Tensor, uniform_C1: Tensor, count_C1: Tensor, size: int) -> Tensor:
     """The blocks that hold the points (u + j) / count of the whole mass, j < size [C, K].
 
     How many points lie before the end of each block is known without a search, and how many ends
