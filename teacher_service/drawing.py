@@ -224,7 +224,8 @@ def _blocks_at_steps(ends_CB: Tensor, uniform_C1: Tensor, count_C1: Tensor, size
     """The blocks that hold the points (u + j) / count of the whole mass, j < size [C, K].
 
     How many points lie before the end of each block is known without a search, and how many ends
-    lie before each point follows by counting. Later points than `count` are in no block.
+    lie before each point follows by counting. Points from `count` on, beyond the mass, are not
+    placed: theirs is the last block that has any.
     """
     whole_C1 = ends_CB[:, -1:]
     before_CB = (ends_CB * (count_C1 / whole_C1)).sub_(uniform_C1).ceil_()

@@ -1,10 +1,11 @@
 """The teacher's side: scoring with selection against a plain forward pass of the same model.
 
-Random Llamas on one thread, processor time. `deep` and `wide` have trunks with the weights of twelve
-heads, `shallow` one with a fifth of a head's. In every round each call runs once, one after the
-other. The decoder does the same work in all of them and most of it, so that on a shared machine its
-own time varies by as much as what is looked for: it is timed apart, in every call, and taken to be
-the median of all; what a call does outside of it is the median over the rounds.
+Random Llamas on one thread, processor time. `deep` and `wide` have trunks with the weights of
+twelve heads, `shallow` one with a fifth of a head's. In every round each call runs once, one after
+the other. The decoder does the same work in all of them and most of it, so that on a shared machine
+its own time varies by as much as what is looked for: it is timed apart, in every call, and taken to
+be the median of all; what a call does outside of it is the median over the rounds.
+
 Plain is the model's own forward pass to full logits; scoring is what a replica does with a unit,
 the Table included, with ids by rank (`top_k`) and drawn ones (`threshold`).
 

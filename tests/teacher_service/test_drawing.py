@@ -215,6 +215,28 @@ def test_the_tail_of_independent_draws_is_the_mass_of_what_was_not_drawn() -> No
 
 
 @pytest.mark.parametrize("selector", ["threshold", "sampled"])
+@pytest.mark.parametrize("uniform", [0.0, math.nextafter(1.0, 0.0)])
+def test_the_least_and_the_largest_number_draw_nothing_without_mass(selector, uniform) -> None:
+    size, num, vocab = 8, 20, 100
+    logits_NV = zipf(num, vocab, scale=0.05)
+    logits_NV[:, :20], logits_NV[:, 60:] = NOTHING, NOTHING
+    found = draw(
+        logits_NV,
+        Head(torch.eye(vocab)),
+        torch.full((num,), 30),
+        uniform_NU=torch.full(
+            (num, 1 if selector == "threshold" else size), uniform, dtype=torch.float64
+        ),
+        selector=selector,
+        top_k=size,
+        shared_vocab=vocab,
+    )
+    assert ((found.ids_NK >= 20) & (found.ids_NK < 60)).all()
+    if selector == "threshold":
+        assert all(len(set(ids)) == size for ids in found.ids_NK.tolist())
+
+
+@pytest.mark.parametrize("selector", ["threshold", "sampled"])
 def test_no_tensor_of_positions_times_vocabulary_is_allocated(selector) -> None:
     hidden_ND, head = torch.randn(512, 16), Head(torch.randn(4000, 16))
     uniform_NU = torch.rand(512, 8, dtype=torch.float64)
