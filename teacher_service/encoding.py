@@ -93,8 +93,9 @@ def _code_parts(ids_NK: Tensor, code: EliasFano) -> list[Tensor]:
     whole, single = divmod(code.low_bits, 8)
     parts += [(ids_NK >> 8 * byte).to(torch.uint8) for byte in range(whole)]
     if single:
-        planes = [(ids_NK >> 8 * whole + bit) & 1 for bit in range(single)]
-        parts.append(_packed(torch.cat(planes, dim=1).to(torch.uint8)))
+        low_NK = (ids_NK >> 8 * whole).to(torch.uint8)
+        planes = [(low_NK >> bit) & 1 for bit in range(single)]
+        parts.append(_packed(torch.cat(planes, dim=1)))
     return parts
 
 
