@@ -98,9 +98,9 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     the logits.
     """
     top_CK, ids_CK = largest(logits_CV, size)
-    peak_C1 = top_CK[:, :1].clone()
+    peak_C1 = top_CK[:, :1]
     # `ratio` stands for probabilities over the largest one.
-    top_CK = _log_ratio(top_CK, peak_C1, temperature)
+    top_CK = _log_ratio(top_CK - peak_C1, temperature)
     ratio_CV, sum_CB, moment_C = _ratios(logits_CV, peak_C1, temperature, without_CK=ids_CK)
     beyond_C = sum_CB.sum(1)
     top_ratio_CK = top_CK.exp()
@@ -192,12 +192,13 @@ def _ratios(
     the logits: every pass over V counts."""
     num, vocab = logits_CV.shape
     blocks = -(-vocab // BLOCK)
-    ratio_CV = logits_CV.new_empty(num, blocks * BLOCK)
+    in_place = logits_CV.is_contiguous() and blocks * BLOCK == vocab
+    ratio_CV = logits_CV if in_place else logits_CV.new_empty(num, blocks * BLOCK)
     ratio_CV[:, vocab:] = 0
     sum_CB = logits_CV.new_empty(num, blocks, dtype=torch.float64)
     moment_C = logits_CV.new_empty(num, dtype=torch.float64)
     for rows in few_rows(logits_CV):
-        log_ratio_XV = _log_ratio(logits_CV[rows], peak_C1[rows], temperature)
+        log_ratio_XV = _log_ratio(logits_CV[rows] - peak_C1[rows], temperature)
         ratio_XV = torch.exp(log_ratio_XV, out=ratio_CV[rows, :vocab])
         moment_C[rows] = log_ratio_XV.mul_(ratio_XV).sum(1)
         ratio_XV.scatter_(1, without_CK[rows], 0.0)
@@ -205,13 +206,12 @@ def _ratios(
     return ratio_CV, sum_CB, moment_C
 
 
-def _log_ratio(logits_CX: Tensor, peak_C1: Tensor, temperature: float) -> Tensor:
-    """Of probabilities to the largest one, in place of the logits; `LOG_NOTHING` for next to
-    nothing."""
-    logits_CX.sub_(peak_C1)
+def _log_ratio(below_CX: Tensor, temperature: float) -> Tensor:
+    """Of probabilities to the largest one, from the logits less its own, which are overwritten;
+    `LOG_NOTHING` for next to nothing."""
     if temperature != 1.0:
-        logits_CX.div_(temperature)
-    return torch.threshold_(logits_CX, LEAST_LOG_RATIO, LOG_NOTHING)
+        below_CX.div_(temperature)
+    return torch.threshold_(below_CX, LEAST_LOG_RATIO, LOG_NOTHING)
 
 
 def _block_sums(mass_CV: Tensor) -> Tensor:
