@@ -53,16 +53,16 @@ def log_weights(
             f"an answer keeps {exact_NK.sum()} ids exactly and has {len(written_H)} "
             "log-probabilities; it is damaged, ask for it again"
         )
-    level_NK = np.zeros(exact_NK.shape)
-    level_NK[exact_NK] = written_H
+    num, count_N = len(exact_NK), exact_NK.sum(axis=1)
+    at_H, level_H = np.repeat(np.arange(num), count_N), written_H.astype(np.float64)
     if range_N is not None:
-        level_NK *= range_N.astype(np.float64)[:, None] / -LOGPROB_STEPS
-    level_NK[~exact_NK] = -np.inf
-    count_N, mass_N = exact_NK.sum(axis=1), np.exp(level_NK).sum(axis=1)
+        level_H *= range_N.astype(np.float64)[at_H] / -LOGPROB_STEPS
+    mass_N = np.bincount(at_H, np.exp(level_H), num)
     shift_N = _log_kept_mass(log_tail_N) - np.log(np.where(count_N > 0, mass_N, 1))
     share_N = log_tail_N - np.log(np.maximum(num_ids - count_N, 1))
-    weights_NK = np.where(exact_NK, level_NK + shift_N[:, None], share_N[:, None])
-    return weights_NK.astype(np.float32)
+    weights_NK = np.repeat(share_N.astype(np.float32), num_ids).reshape(num, num_ids)
+    weights_NK[exact_NK] = level_H + shift_N[at_H]
+    return weights_NK
 
 
 def equal_log_weights(num: int, num_ids: int) -> np.ndarray:
