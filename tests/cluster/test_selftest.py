@@ -156,12 +156,12 @@ def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
 def test_ids_drawn_beside_the_teachers_probability_fail(
     tmp_path, tiny_pair, monkeypatch, selector: str
 ):
-    covering = drawing._covering
+    found_in = drawing._found_in
 
     def beside(*parts: torch.Tensor) -> torch.Tensor:
-        return (covering(*parts) + 1) % 512
+        return (found_in(*parts) + 1) % 512
 
-    monkeypatch.setattr(drawing, "_covering", beside)
+    monkeypatch.setattr(drawing, "_found_in", beside)
     found = checks.same_model(drawn_subject(tmp_path, tiny_pair, selector))
     assert not by_name(found)["student := teacher"].ok
 
