@@ -251,11 +251,10 @@ def column_types(spec: TargetSpec, hidden_width: int) -> dict[str, pa.DataType]:
 
 def _hidden_width(schema: pa.Schema, spec: TargetSpec) -> int:
     """Of the first layer's column; 0 where there is none of the kind."""
-    for layer in spec.hidden_layers:
-        place = schema.get_field_index(hidden_column(layer))
-        entry = getattr(schema.field(place).type, "value_type", None) if place >= 0 else None
-        return getattr(entry, "list_size", 0)
-    return 0
+    first = hidden_column(spec.hidden_layers[0]) if spec.hidden_layers else ""
+    place = schema.get_field_index(first)
+    entry = getattr(schema.field(place).type, "value_type", None) if place >= 0 else None
+    return getattr(entry, "list_size", 0)
 
 
 def _ids_type(spec: TargetSpec) -> pa.DataType:

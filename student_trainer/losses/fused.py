@@ -206,10 +206,14 @@ def _run(
 def parts(num_rows: int, workspace: ChunkWorkspace | WholeWorkspace, *, on: str) -> Iterator[slice]:
     """Slices of a chunk that are evaluated one at a time on a type of device: an accelerator takes
     the chunk as a whole where little is computed of its logits."""
-    size = PART_BYTES if on == "cpu" else ACCELERATOR_PART_BYTES
-    if on != "cpu" and isinstance(workspace, ChunkWorkspace):
-        return chunks(num_rows, rows_per_chunk=num_rows)
-    return chunks(num_rows, rows_per_chunk=max(1, size // (4 * workspace.head.vocabulary)))
+    row_bytes = 4 * workspace.head.vocabulary
+    if on == "cpu":
+        rows = PART_BYTES // row_bytes
+    elif isinstance(workspace, WholeWorkspace):
+        rows = ACCELERATOR_PART_BYTES // row_bytes
+    else:
+        rows = num_rows
+    return chunks(num_rows, rows_per_chunk=max(1, rows))
 
 
 def _workspace(

@@ -243,7 +243,6 @@ def test_the_copy_that_was_committed_first_is_the_one_that_is_read(tmp_path):
 WRITER = """
 import sys
 from shared.target_store import TargetStore
-from tests.answers import encoded
 from tests.shared.test_target_store import SPEC, TEACHER, answer, make_rows
 store = TargetStore(sys.argv[1], teacher=TEACHER, spec=SPEC)
 for index in range(80):
