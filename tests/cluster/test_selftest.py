@@ -1,7 +1,5 @@
 """`tutelage selftest` through the public path, and that each of its checks can fail."""
 
-import re
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,20 +13,15 @@ from cluster.cli import main
 from cluster.commands import load
 from cluster.preparation import Prepared, prepare_run, run_plan
 from cluster.selftest import checks, command
-from cluster.selftest.checks import Check
 from cluster.selftest.command import plain
 from cluster.selftest.subject import Subject, subject_of
 from shared import soft_targets
 from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays
+from shared.soft_targets import TargetArrays
 from shared.target_spec import TargetSpec
-from student_trainer.losses import token_adaptive
-from student_trainer.losses.buckets import Buckets, p_log, p_log_ratio
-from student_trainer.losses.divergences import DIVERGENCES
-from student_trainer.losses.token_adaptive import LabelledBuckets, tkd
 from teacher_service import drawing
 from teacher_service.engine import HFEngine
-from tests.answers import encoded
+from tests.cluster.examined import by_name, subject, verdicts
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher
 from tests.tiny import Pair
@@ -44,8 +37,6 @@ JUDGED = (
 MEASURED = ("tokens/s", "bottleneck")
 NAMES = JUDGED + MEASURED
 
-BOTH = ("value", "gradient")
-
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,43 +50,6 @@ def prepared_with(folder: Path, pair: Pair, **targets) -> Prepared:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tiny_pair) -> Prepared:
     return prepared_with(tmp_path_factory.mktemp("selftest"), tiny_pair, selector="top_k")
-
-
-Change = Callable[[TargetArrays], TargetArrays]
-
-
-class Altered(LocalTeacher):
-    """A teacher in this process whose answers are changed on the way."""
-
-    def __init__(self, engine: HFEngine, change: Change) -> None:
-        super().__init__(engine)
-        self._change = change
-
-    def next(self) -> SoftTargets:
-        rows, spec = self._asked.popleft()
-        found = self._engine.score(rows, spec)
-        return SoftTargets.build(
-            spec=spec,
-            teacher=found.described["teacher"],
-            row_hashes=rows.hashes(),
-            num_targets_R=rows.num_loss_tokens(),
-            columns=encoded(spec, self._change(found.arrays())),
-        )
-
-
-def subject(prepared: Prepared, change: Change = lambda arrays: arrays) -> Subject:
-    engine = HFEngine.load(prepared.teacher.model)
-    plan = run_plan(prepared, run_dir=Path(), teacher=engine.fingerprint)
-    return subject_of(plan, lambda rank: Altered(engine, change))
-
-
-def by_name(found: list[Check]) -> dict[str, Check]:
-    return {check.name: check for check in found}
-
-
-def verdicts(found: Iterable[Check]) -> dict[str, bool]:
-    """Of the checks that have one."""
-    return {check.name: check.ok for check in found if check.ok is not None}
 
 
 def test_the_command_says_a_line_for_each_check_and_leaves_nothing(
@@ -166,39 +120,6 @@ def test_ids_drawn_beside_the_teachers_probability_fail(
     assert not by_name(found)["student := teacher"].ok
 
 
-def divergences(folder: Path, pair: Pair, losses: list[dict], **targets) -> Prepared:
-    asked = {"selector": "top_k", "top_k": 16} | targets
-    return prepare_run(plain(load(write_job(folder, pair, losses=losses, targets=asked), [])))
-
-
-def looked_at(said: str) -> dict[str, list[str]]:
-    """The losses whose value and gradient a sentence speaks of."""
-    found = re.findall(r"(value|gradient) [\d.e+-]+ \((.*?)\)", said)
-    return {what: names.split(", ") for what, names in found}
-
-
-@pytest.mark.parametrize(
-    ("kinds", "asked"),
-    [
-        (["forward_kl", "forward_kl"], {what: ["forward_kl", "forward_kl_2"] for what in BOTH}),
-        (["soft_cross_entropy"], {"gradient": ["soft_cross_entropy"]}),
-        (["total_variation", "cross_entropy"], {"value": ["total_variation"]}),
-    ],
-)
-def test_the_sentence_names_the_losses_that_were_looked_at(
-    tmp_path, tiny_pair, kinds: list[str], asked: dict[str, list[str]]
-):
-    pair = subject(divergences(tmp_path, tiny_pair, [{"kind": kind} for kind in kinds]))
-    assert looked_at(by_name(checks.same_model(pair))["student := teacher"].said) == asked
-
-
-def test_losses_without_a_law_at_the_teacher_are_said_to_have_none(tmp_path, tiny_pair):
-    losses = [{"kind": "hidden_states", "layers": {1: 1}}]
-    pair = subject(divergences(tmp_path, tiny_pair, losses))
-    check = by_name(checks.same_model(pair))["student := teacher"]
-    assert check.said.endswith("no divergence among its losses")
-
-
 def test_a_teacher_that_no_student_can_be_is_not_called_ok(prepared):
     found = subject(prepared)
     ((name, teacher),) = found.config.teachers.items()
@@ -206,123 +127,6 @@ def test_a_teacher_that_no_student_can_be_is_not_called_ok(prepared):
     config = found.config.model_copy(update={"teachers": teachers})
     quantised = replace(found, plan=replace(found.plan, config=config))
     assert by_name(checks.same_model(quantised))["student := teacher"].ok is None
-
-
-@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
-def test_every_divergence_of_a_student_that_is_its_teacher_vanishes(
-    tmp_path, tiny_pair, encoding: str
-):
-    losses = [{"kind": kind, "temperature": 2.0} for kind in DIVERGENCES]
-    pair = subject(divergences(tmp_path, tiny_pair, losses, encoding=encoding))
-    check = by_name(checks.same_model(pair))["student := teacher"]
-    assert check.ok, check.said
-    assert looked_at(check.said) == {
-        "value": [kind for kind, entry in DIVERGENCES.items() if entry.laws.zero_value],
-        "gradient": [kind for kind, entry in DIVERGENCES.items() if entry.laws.zero_gradient],
-    }
-
-
-def test_tails_of_another_temperature_fail(tmp_path, tiny_pair):
-    """The KL at temperature 1 does not see them."""
-
-    def unscaled(arrays: TargetArrays) -> TargetArrays:
-        return replace(arrays, log_tail_NS=arrays.log_tail_NS[:, [0] * 2])
-
-    losses = [{"kind": "forward_kl", "temperature": 2.0}]
-    pair = divergences(tmp_path, tiny_pair, losses)
-    assert by_name(checks.same_model(subject(pair)))["student := teacher"].ok
-    assert not by_name(checks.same_model(subject(pair, unscaled)))["student := teacher"].ok
-
-
-@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_atkd_of_a_student_that_is_its_teacher_vanishes(
-    tmp_path, tiny_pair, direction: str, encoding: str
-):
-    losses = [{"kind": "atkd", "direction": direction}, {"kind": "jsd"}]
-    pair = subject(divergences(tmp_path, tiny_pair, losses, encoding=encoding))
-    check = by_name(checks.same_model(pair))["student := teacher"]
-    assert check.ok, check.said
-    assert looked_at(check.said) == {what: ["atkd", "jsd"] for what in BOTH}
-
-
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_atkd_of_a_step_cut_otherwise_is_the_same(tmp_path, tiny_pair, direction: str):
-    losses = [{"kind": "atkd", "direction": direction}]
-    pair = subject(divergences(tmp_path, tiny_pair, losses))
-    check = by_name(checks.own_student(pair))["micro-batch split"]
-    assert check.ok, check.said
-
-
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_labels_of_another_position_fail_with_atkd(tmp_path, tiny_pair, direction: str):
-    """No other loss sees what was shipped of the labels."""
-
-    def rolled(arrays: TargetArrays) -> TargetArrays:
-        return replace(arrays, label_logprob_N=np.roll(arrays.label_logprob_N, 1))
-
-    for kind, ok in (("forward_kl", True), ("atkd", False)):
-        losses = [{"kind": kind} | ({"direction": direction} if kind == "atkd" else {})]
-        pair = subject(divergences(tmp_path, tiny_pair, losses), rolled)
-        assert by_name(checks.same_model(pair))["student := teacher"].ok == ok
-
-
-def unweighted(target: LabelledBuckets, learner: LabelledBuckets) -> torch.Tensor:
-    """0 where both are equal, but not its gradient."""
-    return target.label_N - learner.label_N
-
-
-def kept_alone(target: LabelledBuckets, learner: LabelledBuckets) -> torch.Tensor:
-    return p_log_ratio(target.others_NK, learner.others_NK).sum(-1)
-
-
-def above(target: LabelledBuckets, learner: LabelledBuckets) -> torch.Tensor:
-    """A gradient of 0 where both are equal, but not its value."""
-    return tkd(target, learner) + 1
-
-
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-@pytest.mark.parametrize(
-    ("part", "wrong"), [("tkd", unweighted), ("dkd", kept_alone), ("tkd", above), ("dkd", above)]
-)
-def test_a_part_of_atkd_that_breaks_its_law_at_its_teacher_fails(
-    tmp_path, tiny_pair, monkeypatch, part: str, wrong: Callable, direction: str
-):
-    losses = [{"kind": "atkd", "direction": direction}]
-    pair = subject(divergences(tmp_path, tiny_pair, losses))
-    assert by_name(checks.same_model(pair))["student := teacher"].ok
-    monkeypatch.setattr(token_adaptive, part, wrong)
-    assert not by_name(checks.same_model(pair))["student := teacher"].ok
-
-
-def without_tail(teacher: Buckets, student: Buckets, **_: float) -> torch.Tensor:
-    return -p_log(teacher.kept_NK, student.kept_NK).sum(-1)
-
-
-def squared(teacher: Buckets, student: Buckets, **_: float) -> torch.Tensor:
-    return (student.kept_NK.exp() ** 2).sum(-1)
-
-
-@pytest.mark.parametrize(
-    ("kind", "wrong"),
-    [("soft_cross_entropy", without_tail), ("taid", without_tail), ("total_variation", squared)],
-)
-def test_a_divergence_that_breaks_its_law_at_its_teacher_fails(
-    tmp_path, tiny_pair, monkeypatch, kind: str, wrong: Callable
-):
-    """Gradients of what has no zero, and the value of what has no gradient of zero."""
-    pair = subject(divergences(tmp_path, tiny_pair, [{"kind": kind}]))
-    assert by_name(checks.same_model(pair))["student := teacher"].ok
-    monkeypatch.setitem(DIVERGENCES, kind, replace(DIVERGENCES[kind], function=wrong))
-    assert not by_name(checks.same_model(pair))["student := teacher"].ok
-
-
-def test_what_leaves_the_tail_out_is_said_not_to_vanish(tmp_path, tiny_pair):
-    losses = [{"kind": "reverse_kl"}]
-    pair = subject(divergences(tmp_path, tiny_pair, losses, selector="renormalised"))
-    check = by_name(checks.same_model(pair))["student := teacher"]
-    assert check.ok
-    assert "no loss vanishes, as renormalised leaves out the teacher's tail" in check.said
 
 
 def shifted(arrays: TargetArrays) -> TargetArrays:
