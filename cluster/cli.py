@@ -70,9 +70,9 @@ def run(
     address: Address = None,
 ) -> None:
     """Distil: teacher, student, report. The same command again continues an unfinished run."""
-    from cluster import commands
+    from cluster.commands import runs
 
-    commands.run(config, overrides or [], fresh=fresh, address=address)
+    runs.run(config, overrides or [], fresh=fresh, address=address)
 
 
 @app.command()
@@ -84,9 +84,9 @@ def train(
     address: Address = None,
 ) -> None:
     """Like run, with a teacher that `tutelage teacher up` started."""
-    from cluster import commands
+    from cluster.commands import runs
 
-    commands.train(config, overrides or [], service=service, fresh=fresh, address=address)
+    runs.train(config, overrides or [], service=service, fresh=fresh, address=address)
 
 
 @teacher.command("up")
@@ -97,7 +97,7 @@ def teacher_up(
     address: Address = None,
 ) -> None:
     """Start the config's teacher; it serves until `teacher down`."""
-    from cluster import teachers
+    from cluster.commands import teachers
 
     teachers.up(config, overrides or [], service=service, address=address)
 
@@ -109,7 +109,7 @@ def teacher_scale(
     address: Address = None,
 ) -> None:
     """Add or remove replicas while students train."""
-    from cluster import teachers
+    from cluster.commands import teachers
 
     teachers.scale(replicas, service=service, address=address)
 
@@ -117,7 +117,7 @@ def teacher_scale(
 @teacher.command("status")
 def teacher_status(service: Service = None, address: Address = None) -> None:
     """What serves, and how much it has done."""
-    from cluster import teachers
+    from cluster.commands import teachers
 
     teachers.status(service=service, address=address)
 
@@ -131,7 +131,7 @@ def teacher_down(
     ] = False,
 ) -> None:
     """Stop a teacher service."""
-    from cluster import teachers
+    from cluster.commands import teachers
 
     teachers.down(service=service, address=address, everything=everything)
 
@@ -144,9 +144,9 @@ def prompts_optimise(
     address: Address = None,
 ) -> None:
     """Search for the prompts under which the teacher does best; the same command continues."""
-    from cluster.prompt_search import command
+    from cluster.commands.prompts import optimise
 
-    command.optimise(config, overrides or [], service=service, address=address)
+    optimise(config, overrides or [], service=service, address=address)
 
 
 @app.command()
@@ -160,15 +160,15 @@ def capture(
     ] = False,
 ) -> None:
     """Ask the teacher all that a run will ask and keep it in targets.store; run again to go on."""
-    from cluster import commands
+    from cluster.commands import runs
 
-    commands.capture(config, overrides or [], service=service, address=address, all_rows=all_rows)
+    runs.capture(config, overrides or [], service=service, address=address, all_rows=all_rows)
 
 
 @cache.command("ls")
 def cache_ls(store: Store) -> None:
     """A line per teacher and question: rows, tokens, bytes, last use."""
-    from cluster import cache
+    from cluster.commands import cache
 
     cache.ls(store)
 
@@ -179,7 +179,7 @@ def cache_verify(
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is damaged.")] = False,
 ) -> None:
     """Compare every checksum; a list and exit code 2 where files are damaged."""
-    from cluster import cache
+    from cluster.commands import cache
 
     cache.check(store, delete=delete)
 
@@ -204,7 +204,7 @@ def cache_gc(
 ) -> None:
     """Remove leftovers, damaged files and second copies, and what the options choose; never what
     a live process uses."""
-    from cluster import cache
+    from cluster.commands import cache
 
     cache.gc(
         store,
@@ -219,9 +219,9 @@ def cache_gc(
 @app.command("eval")
 def evaluate(run: RunFolder, service: Service = None, address: Address = None) -> None:
     """Compare a run's newest checkpoint with its teacher on validation text."""
-    from cluster import commands
+    from cluster.commands import runs
 
-    commands.evaluate(run, service=service, address=address)
+    runs.evaluate(run, service=service, address=address)
 
 
 @app.command()
@@ -230,17 +230,17 @@ def export(
     to: Annotated[Path | None, typer.Option(help="A new folder; default: RUN/export.")] = None,
 ) -> None:
     """Write a run's newest checkpoint as a folder that transformers or peft load by themselves."""
-    from cluster import commands
+    from cluster.commands import runs
 
-    commands.export(run, to=to)
+    runs.export(run, to=to)
 
 
 @app.command()
 def report(run: RunFolder) -> None:
     """Write RUN/report.html again and print the table."""
-    from cluster import commands
+    from cluster.commands import runs
 
-    commands.report(run)
+    runs.report(run)
 
 
 @app.command()
@@ -250,9 +250,9 @@ def status(
     reap: Annotated[bool, typer.Option("--reap", help="Remove what dead runs left.")] = False,
 ) -> None:
     """Services, runs and leftovers."""
-    from cluster import leftovers
+    from cluster.commands import status
 
-    leftovers.status(runs, address=address, reap=reap)
+    status.status(runs, address=address, reap=reap)
 
 
 @app.command()
@@ -265,9 +265,9 @@ def selftest(
     address: Address = None,
 ) -> None:
     """Prove that a pair learns what it should, and say how fast: masks, losses, payload, speed."""
-    from cluster.selftest import command
+    from cluster.commands import selftest
 
-    command.selftest(config, overrides or [], service=service, address=address)
+    selftest.selftest(config, overrides or [], service=service, address=address)
 
 
 @app.command()
@@ -275,9 +275,9 @@ def init(
     to: Annotated[Path, typer.Argument(metavar="[FILE]")] = Path("tutelage.yaml"),
 ) -> None:
     """Write a first config, with comments; an existing file stays."""
-    from cluster import commands
+    from cluster.commands import runs
 
-    commands.init(to)
+    runs.init(to)
 
 
 def _print_version(asked: bool) -> None:

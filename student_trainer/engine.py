@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from shared.config import Config, Optimiser
+from shared.config.run import Config, Optimiser
 from student_trainer.accelerator import deepspeed
 
 SMALLEST_SHARDED = 10_000  # elements; smaller tensors stay whole under ZeRO-3

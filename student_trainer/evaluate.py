@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from shared.metrics import DomainEvaluation
-from shared.row_store import RowStore
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_reader import TargetReader
-from shared.target_spec import TargetSpec
-from student_trainer.batches import Layouts
+from shared.data.row_store import RowStore
+from shared.data.rows import Rows
+from shared.run.metrics import DomainEvaluation
+from shared.targets.reader import TargetReader
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
 from student_trainer.ranks import Ranks
+from student_trainer.sources.batches import Layouts
 
 BULKY_TOP_K = 4096  # answers this wide travel one row at a time
 UNITS_AHEAD = 2

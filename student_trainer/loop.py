@@ -7,15 +7,15 @@ import numpy as np
 import torch
 import xxhash
 
+from shared.data.rows import Rows
 from shared.errors import NonFiniteLossError
-from shared.plan import OpenController, OpenReader, RunPlan
-from shared.rows import Rows
-from student_trainer.batches import Batch, Step
+from shared.run.plan import OpenController, OpenReader, RunPlan
+from student_trainer.accumulator import Stopwatch
 from student_trainer.engine import backward, take_step
-from student_trainer.interval import Stopwatch
 from student_trainer.run import Run, close_run, is_finished, open_run
 from student_trainer.schedule import learning_rate
-from student_trainer.token_split import split_batches
+from student_trainer.sources.batches import Batch, Step
+from student_trainer.weighing.token_split import split_batches
 
 log = logging.getLogger(__name__)
 

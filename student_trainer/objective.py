@@ -14,15 +14,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from shared.config import Config
-from shared.config_losses import HiddenStates, Loss
-from shared.target_spec import TargetSpec
+from shared.config.losses import HiddenStates, Loss
+from shared.config.run import Config
+from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import deepspeed
-from student_trainer.batches import Batch
-from student_trainer.losses.drawn import DrawnTargets
-from student_trainer.losses.hidden_states import HiddenStatePairs, native_states, projection
-from student_trainer.losses.likeliest import likeliest_ids
-from student_trainer.losses.objective import (
+from student_trainer.losses.auxiliary.hidden_states import (
+    HiddenStatePairs,
+    native_states,
+    projection,
+)
+from student_trainer.losses.kernel.drawn import DrawnTargets
+from student_trainer.losses.kernel.likeliest import likeliest_ids
+from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.terms.token_adaptive import TokenClasses
+from student_trainer.losses.token_losses import (
     ADAPTIVE,
     Targets,
     TeacherTargets,
@@ -30,11 +36,9 @@ from student_trainer.losses.objective import (
     evaluate_tokens,
     token_losses,
 )
-from student_trainer.losses.primitive import Head
-from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
-from student_trainer.losses.token_adaptive import TokenClasses
-from student_trainer.student import Student, takes_positions
-from student_trainer.token_split import TokenSplit
+from student_trainer.models.student import Student, takes_positions
+from student_trainer.sources.batches import Batch
+from student_trainer.weighing.token_split import TokenSplit
 
 Mode = Literal["train", "evaluate", "logits", "likeliest"]
 

@@ -11,37 +11,37 @@ from typing import Any
 
 import numpy as np
 
-from shared.config import Config
-from shared.domains import ControllerClient, DomainReport, read_log
+from shared.config.run import Config
+from shared.data.row_store import RowStore
 from shared.errors import StorageError, TutelageError
-from shared.metrics import DomainEvaluation, append_metrics
-from shared.plan import OpenController, OpenReader, RunPlan
-from shared.row_store import RowStore
-from shared.run_dir import RunDir, write_atomically
-from shared.target_reader import ReaderStats, TargetReader
+from shared.mixture.weight_log import ControllerClient, DomainReport, read_log
+from shared.run.metrics import DomainEvaluation, append_metrics
+from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.run_dir import RunDir, write_atomically
+from shared.targets.reader import ReaderStats, TargetReader
 from student_trainer.accelerator import join, this_device
-from student_trainer.batches import Layouts, Step
-from student_trainer.checkpoint import (
+from student_trainer.accumulator import Interval, SinceReport, metrics_line, progress_line
+from student_trainer.engine import open_engine
+from student_trainer.evaluate import Validation, ValidationSums
+from student_trainer.losses.kernel.teacher_states import TeacherHead
+from student_trainer.models.frozen import FrozenWeights, frozen_weights, refuse_changed
+from student_trainer.models.student import Student, load_student
+from student_trainer.models.teacher_head import load_teacher_head
+from student_trainer.objective import TOTALS, Objective
+from student_trainer.ranks import Ranks
+from student_trainer.sources.batches import Layouts, Step
+from student_trainer.sources.loader import Supply
+from student_trainer.sources.student_ids import StudentIds
+from student_trainer.state.checkpoint import (
     CHECKPOINT_FORMAT,
     latest_checkpoint,
     read_state,
     refuse_changes,
     step_of,
 )
-from student_trainer.engine import open_engine
-from student_trainer.evaluate import Validation, ValidationSums
-from student_trainer.export import export_checkpoint, exported_step
-from student_trainer.frozen import FrozenWeights, frozen_weights, refuse_changed
-from student_trainer.interpolation import Interpolation
-from student_trainer.interval import Interval, SinceReport, metrics_line, progress_line
-from student_trainer.losses.teacher_states import TeacherHead
-from student_trainer.objective import TOTALS, Objective
-from student_trainer.ranks import Ranks
-from student_trainer.shards import load_shards, write_checkpoint
-from student_trainer.student import Student, load_student
-from student_trainer.student_ids import StudentIds
-from student_trainer.supply import Supply
-from student_trainer.teacher_head import load_teacher_head
+from student_trainer.state.export import export_checkpoint, exported_step
+from student_trainer.state.shards import load_shards, write_checkpoint
+from student_trainer.weighing.taid import Interpolation
 
 log = logging.getLogger(__name__)
 EVALUATIONS = "evaluations.json"

@@ -2,7 +2,7 @@
 
 import math
 
-from shared.config import Optimiser
+from shared.config.run import Optimiser
 
 
 def learning_rate(optimiser: Optimiser, *, step: int, steps: int) -> float:

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from shared.config import Config
-from shared.config_mixture import AdaptiveMixture
-from shared.decisions import decision_index, first_entry, next_entry
-from shared.domains import DomainReport, WeightEntry, WeightLog, read_log, write_entry
+from shared.config.mixture import AdaptiveMixture
+from shared.config.run import Config
+from shared.data.prepared import PreparedDomain
 from shared.errors import ConfigError, TutelageError
-from shared.openings import Opening, PromptedReader
-from shared.plan import OpenReader, PreparedDomain, RunPlan
-from shared.run_dir import RunDir
-from shared.store_readers import StoreReader
-from shared.target_spec import TargetSpec
+from shared.mixture.decisions import decision_index, first_entry, next_entry
+from shared.mixture.weight_log import DomainReport, WeightEntry, WeightLog, read_log, write_entry
+from shared.prompts.prefix import Opening, PromptedReader
+from shared.run.plan import OpenReader, RunPlan
+from shared.run.run_dir import RunDir
+from shared.store.readers import StoreReader
+from shared.targets.spec import TargetSpec
 from student_trainer.loop import run_plan
 
 log = logging.getLogger(__name__)

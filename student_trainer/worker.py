@@ -7,8 +7,8 @@ from pathlib import Path
 import ray.train
 
 from shared.errors import StorageError, TutelageError
-from shared.plan import OpenController, OpenReader, RunPlan
-from shared.run_dir import RunDir, write_atomically
+from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.run_dir import RunDir, write_atomically
 
 ERROR = "error.json"
 

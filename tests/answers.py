@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.soft_targets import TargetArrays
-from shared.target_spec import TargetSpec
-from teacher_service.encoding import encode
-from teacher_service.scoring import Selection
+from shared.targets.soft_targets import TargetArrays
+from shared.targets.spec import TargetSpec
+from teacher_service.scoring.encoding import encode
+from teacher_service.scoring.scoring import Selection
 
 
 def encoded(spec: TargetSpec, arrays: TargetArrays) -> dict[str, np.ndarray]:

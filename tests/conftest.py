@@ -20,16 +20,16 @@ REFERENCE = ROOT.parent / "shared"
 
 # Files that take longest, the longest first: so the two processes of `make test` end together.
 LONGEST = (
-    "cluster/test_launch.py",
+    "cluster/launch/test_driver.py",
     "student_trainer/test_matrix.py",
-    "cluster/test_ordering.py",
-    "cluster/test_prompting.py",
+    "cluster/planning/test_ordering.py",
+    "cluster/planning/test_prompting.py",
     "student_trainer/test_training_laws.py",
-    "teacher_service/test_service.py",
-    "teacher_service/test_pool.py",
-    "cluster/test_capture.py",
-    "student_trainer/test_frozen.py",
-    "cluster/test_controller.py",
+    "teacher_service/service/test_service.py",
+    "teacher_service/service/test_pool.py",
+    "cluster/launch/test_capture.py",
+    "student_trainer/models/test_frozen.py",
+    "cluster/control/test_controller.py",
 )
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.draws import uniforms
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_spec import TargetSpec
-from student_trainer.losses.drawn import DrawnTargets
-from teacher_service.drawing import draw
-from teacher_service.encoding import encode
-from teacher_service.scoring import Head
+from shared.data.rows import Rows
+from shared.targets.draws import uniforms
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from student_trainer.losses.kernel.drawn import DrawnTargets
+from teacher_service.scoring.drawing import draw
+from teacher_service.scoring.encoding import encode
+from teacher_service.scoring.scoring import Head
 
 Selector = Literal["threshold", "sampled"]
 

@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shared", "teacher_service", "student_trainer", "cluster")
 RAY = {
-    "teacher_service/actor.py",
-    "teacher_service/registry.py",
-    "teacher_service/pool.py",
-    "teacher_service/roster.py",
-    "teacher_service/service.py",
+    "teacher_service/service/actor.py",
+    "teacher_service/service/registry.py",
+    "teacher_service/service/pool.py",
+    "teacher_service/service/roster.py",
+    "teacher_service/service/service.py",
     "student_trainer/worker.py",
 }
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "peft", "bitsandbytes"}
@@ -116,7 +116,7 @@ def test_losses_and_scoring_work_with_torch_alone():
     losses = [p for p in sources("student_trainer/losses") if p.name != "__init__.py"]
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in losses]
     others = (HEAVY - {"torch"}) | {"pyarrow", "pydantic", "yaml", "xxhash", "typer", "accelerate"}
-    outcome = isolated(*modules, "teacher_service.scoring", barred=others)
+    outcome = isolated(*modules, "teacher_service.scoring.scoring", barred=others)
     assert outcome.returncode == 0, outcome.stderr
 
 
@@ -127,8 +127,12 @@ def test_the_command_line_starts_without_heavy_imports():
 
 # Processes of their own, many to a run, which start as fast as what they import.
 STARTED = {
-    ("cluster.controller", "teacher_service.registry", "student_trainer.worker"): HEAVY - {"ray"},
-    ("teacher_service.audit", "student_trainer.loop", "student_trainer.reload"): {
+    (
+        "cluster.control.controller",
+        "teacher_service.service.registry",
+        "student_trainer.worker",
+    ): HEAVY - {"ray"},
+    ("teacher_service.engine.audit", "student_trainer.loop", "student_trainer.state.reload"): {
         "peft",
         "bitsandbytes",
         "ray",

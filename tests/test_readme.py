@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shared.config import Config
-from student_trainer.losses.divergences import DIVERGENCES, Laws
-from student_trainer.losses.token_adaptive import PARTS
+from shared.config.run import Config
+from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
+from student_trainer.losses.terms.token_adaptive import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from cluster.default_models import train_tokenizer
+from cluster.builtin.models import train_tokenizer
 from cluster.selftest import models
 
 VOCAB = models.VOCAB

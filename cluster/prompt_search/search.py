@@ -17,8 +17,8 @@ import xxhash
 from cluster.prompt_search import wording
 from cluster.prompt_search.examples import Relevance
 from cluster.prompt_search.trial import Candidate, Estimate, Score, Trial
-from shared.config_prompts import PromptSearch
-from shared.prompts import Example, Prompt
+from shared.config.prompt_search import PromptSearch
+from shared.prompts.prompts import Example, Prompt
 
 Paraphrase = Callable[[str, int, int], list[str]]  # (instruction, how many, seed) -> rewrites
 Report = Callable[[int, int], None]  # (round, candidates about to be scored)

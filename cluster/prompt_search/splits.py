@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from shared.config import Config, Domain
+from shared.config.run import Config, Domain
+from shared.data.framing import Encoded, content_key, encode
+from shared.data.rows import Rows
+from shared.data.sources import Document, read_documents, sources_of
+from shared.data.tokenise import HELD_OUT
 from shared.errors import ConfigError, DataError
-from shared.framing import Encoded, content_key, encode
-from shared.openings import Kind
-from shared.prompts import Example
-from shared.rows import Rows
-from shared.sources import Document, read_documents, sources_of
-from shared.tokenise import HELD_OUT
+from shared.prompts.prefix import Kind
+from shared.prompts.prompts import Example
 
 SPARE = 2  # times the documents asked for are drawn, since some cannot be used
 NUM_LONGEST = 8  # documents, by their characters, among which the longest in tokens is found

@@ -15,16 +15,16 @@ import numpy as np
 import xxhash
 
 from cluster.prompt_search.splits import Split, Task
+from shared.data.framing import encode
+from shared.data.rows import Rows
+from shared.data.sources import Document
 from shared.errors import HandshakeError
-from shared.framing import encode
-from shared.generation import GenerationSpec, Openings
-from shared.openings import Opening, opening, shown
-from shared.prompts import Example, Prompt
-from shared.rows import Rows
-from shared.sources import Document
-from shared.target_spec import TargetSpec
-from teacher_service.description import TeacherDescription
-from teacher_service.pool import GenerationPool, TeacherPool
+from shared.prompts.prefix import Opening, opening, shown
+from shared.prompts.prompts import Example, Prompt
+from shared.targets.generation import GenerationSpec, Openings
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.description import TeacherDescription
+from teacher_service.service.pool import GenerationPool, TeacherPool
 
 UNIT = 16  # rows or openings of one request
 ROOM = 4  # tokens an answer may have beyond the longest right one, before it is wrong anyway

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.prompts import Prompt
+from shared.prompts.prompts import Prompt
 
 # Values per example [E] of each prompt, None for one that does not fit the teacher's context.
 Score = Callable[[Sequence[Prompt]], list[np.ndarray | None]]

@@ -17,21 +17,21 @@ import numpy as np
 import torch
 
 from cluster.selftest.subject import FINE, Subject, answers, subject_of
-from shared.config import FullTraining
-from shared.config import Student as StudentConfig
-from shared.config_losses import ATKD, ForwardKL, Loss, ReverseKL
-from shared.layout import lay_out
-from shared.plan import OpenReader, RunPlan
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from student_trainer.losses.divergences import DIVERGENCES, Laws
-from student_trainer.losses.objective import TeacherTargets, term_names, token_losses
-from student_trainer.losses.primitive import Head
-from student_trainer.losses.token_adaptive import PARTS
+from shared.config.losses import ATKD, ForwardKL, Loss, ReverseKL
+from shared.config.run import FullTraining
+from shared.config.run import Student as StudentConfig
+from shared.data.layout import lay_out
+from shared.data.rows import Rows
+from shared.run.plan import OpenReader, RunPlan
+from shared.targets.soft_targets import SoftTargets
+from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
+from student_trainer.losses.terms.token_adaptive import PARTS
+from student_trainer.losses.token_losses import TeacherTargets, term_names, token_losses
+from student_trainer.models.student import load_student
+from student_trainer.models.teacher_head import load_teacher_head
 from student_trainer.objective import TOTALS, Objective
-from student_trainer.student import load_student
-from student_trainer.teacher_head import load_teacher_head
-from teacher_service.audit import load_engine
+from teacher_service.engine.audit import load_engine
 
 MEASURED_S = 2.0  # how long each side's speed is measured
 SHOWN = 10  # positions in the picture

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.default_models import train_tokenizer
-from shared.config import Config
-from shared.config_file import resolve
+from cluster.builtin.models import train_tokenizer
+from shared.config.file import resolve
+from shared.config.run import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from shared.config import Config
-from shared.plan import OpenReader, RunPlan
-from shared.row_store import RowStore, take_rows
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_reader import TargetReader
-from shared.target_spec import TargetSpec
+from shared.config.run import Config
+from shared.data.row_store import RowStore, take_rows
+from shared.data.rows import Rows
+from shared.run.plan import OpenReader, RunPlan
+from shared.targets.reader import TargetReader
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import this_device
-from student_trainer.batches import Batch, Layouts
-from student_trainer.token_split import split_batches
+from student_trainer.sources.batches import Batch, Layouts
+from student_trainer.weighing.token_split import split_batches
 
 UNITS_AHEAD = 3
 # Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss, and

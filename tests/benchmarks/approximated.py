@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student_trainer.losses.buckets import log1mexp
-from student_trainer.losses.drawn import DrawnTargets
-from student_trainer.losses.objective import TeacherTargets
+from student_trainer.losses.kernel.buckets import log1mexp
+from student_trainer.losses.kernel.drawn import DrawnTargets
+from student_trainer.losses.token_losses import TeacherTargets
 
 FULL = -1e-6  # the largest log-mass of the kept ids: a fit may exceed 0
 

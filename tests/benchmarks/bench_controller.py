@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from cluster.controller import (
+from cluster.control.controller import (
     ControllerPlan,
     RayControllerClient,
     open_controller,
     start_controller,
     stop_controller,
 )
-from shared.config_mixture import DDKMixture
-from shared.domains import DomainReport
+from shared.config.mixture import DDKMixture
+from shared.mixture.weight_log import DomainReport
 from tests.cluster.run_dirs import controlled
 
 NAMESPACE = "bench"

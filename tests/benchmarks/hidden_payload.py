@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cluster.commands import load
-from cluster.preparation import Prepared, prepare_run, run_plan
-from cluster.projecting import projection_of
-from shared.payload import bytes_per_token
-from shared.row_store import RowStore
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_spec import TargetSpec
-from teacher_service.engine import HFEngine
-from teacher_service.projection import load_projections
+from cluster.planning.loading import load
+from cluster.planning.preparation import Prepared, prepare_run, run_plan
+from cluster.planning.projecting import projection_of
+from shared.data.row_store import RowStore
+from shared.data.rows import Rows
+from shared.targets.payload import bytes_per_token
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.hf import HFEngine
+from teacher_service.scoring.projection import load_projections
 from tests.student_trainer.processes import LocalTeacher
 
 PROJECT = Path(__file__).resolve().parents[2]

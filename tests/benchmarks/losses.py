@@ -34,10 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_trainer.losses.buckets import log1mexp
-from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
-from student_trainer.losses.primitive import Head
-from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.kernel.buckets import log1mexp
+from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.token_losses import Targets, TeacherTargets, token_losses
 
 TOP_K = 64
 WIDTHS, VOCABULARIES = (256, 1_536), (32_000, 151_936)

@@ -27,9 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.prompt_search import wording
 from cluster.prompt_search.search import GENERIC
-from shared.generation import GenerationSpec, Openings
-from shared.prompts import Example, Prompt
-from teacher_service.engine import HFEngine
+from shared.prompts.prompts import Example, Prompt
+from shared.targets.generation import GenerationSpec, Openings
+from teacher_service.engine.hf import HFEngine
 
 PROJECT = Path(__file__).resolve().parents[2]
 WORDS = {

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.commands import load
-from cluster.preparation import prepare_run
-from shared.layout import lay_out
-from shared.row_store import RowStore
-from shared.rows import Rows
-from teacher_service.engine import HFEngine
-from teacher_service.scoring import Head
+from cluster.planning.loading import load
+from cluster.planning.preparation import prepare_run
+from shared.data.layout import lay_out
+from shared.data.row_store import RowStore
+from shared.data.rows import Rows
+from teacher_service.engine.hf import HFEngine
+from teacher_service.scoring.scoring import Head
 
 PROJECT = Path(__file__).resolve().parents[2]
 REFERENCE = PROJECT.parent / "shared"

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shared.layout import lay_out
-from shared.rows import Rows
-from shared.target_spec import TargetSpec
-from teacher_service.engine import HFEngine
+from shared.data.layout import lay_out
+from shared.data.rows import Rows
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.hf import HFEngine
 
 ROWS, TOKENS, TOP_K = 4, 256, 64
 MODELS = {  # layers, width and vocabulary

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.config_losses import ForwardKL
-from shared.draws import uniforms
-from shared.soft_targets import SoftTargets
-from shared.target_spec import TargetSpec
-from student_trainer.losses.drawn import DrawnTargets
-from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
-from student_trainer.losses.primitive import Head as StudentHead
-from teacher_service.drawing import draw
-from teacher_service.encoding import encode
-from teacher_service.scoring import Head, Selection, select
+from shared.config.losses import ForwardKL
+from shared.targets.draws import uniforms
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from student_trainer.losses.kernel.drawn import DrawnTargets
+from student_trainer.losses.kernel.primitive import Head as StudentHead
+from student_trainer.losses.token_losses import Targets, TeacherTargets, token_losses
+from teacher_service.scoring.drawing import draw
+from teacher_service.scoring.encoding import encode
+from teacher_service.scoring.scoring import Head, Selection, select
 from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
 from tests.benchmarks.scenes import (
     REFERENCE,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.config import Config
+from shared.config.run import Config
 from tests.benchmarks.methods import publishing
 from tests.benchmarks.methods.calibration import calibration_error
 from tests.benchmarks.methods.cells import (

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from cluster.default_models import end_to_end, train_tokenizer
-from cluster.default_training import ModelPlan, train_model
+from cluster.builtin.models import end_to_end, train_tokenizer
+from cluster.builtin.training import ModelPlan, train_model
 
 ASKED = 2**16  # ids; the trainer stops earlier where no pair is left to merge
 DOMAINS = ("cli", "code", "instruct", "intent", "law", "math", "medicine", "ner", "sql", "stories")

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.soft_targets import SoftTargets, TargetArrays
-from shared.target_spec import IdsEncoding, TargetSpec
-from student_trainer.losses.buckets import Buckets, teacher_distribution
-from student_trainer.losses.divergences import forward_kl
-from teacher_service.drawing import draw
-from teacher_service.encoding import encode
-from teacher_service.scoring import Head, Selection, select
+from shared.targets.soft_targets import SoftTargets, TargetArrays
+from shared.targets.spec import IdsEncoding, TargetSpec
+from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution
+from student_trainer.losses.terms.divergences import forward_kl
+from teacher_service.scoring.drawing import draw
+from teacher_service.scoring.encoding import encode
+from teacher_service.scoring.scoring import Head, Selection, select
 from tests.benchmarks.scenes import (
     REFERENCE,
     Pair,

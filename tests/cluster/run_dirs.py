@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from shared.config import Config
-from shared.config_mixture import Mixture
-from shared.domains import WeightEntry, write_entry
-from shared.metrics import DomainEvaluation, DomainMetrics, StepMetrics, append_metrics
+from shared.config.mixture import Mixture
+from shared.config.run import Config
+from shared.mixture.weight_log import WeightEntry, write_entry
+from shared.run.metrics import DomainEvaluation, DomainMetrics, StepMetrics, append_metrics
 
 TOKENS = 2_000  # loss tokens of a step
 LOG_EVERY = 10

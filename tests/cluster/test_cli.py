@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from shared.run_dir import RunDir, locked
+from shared.run.run_dir import RunDir, locked
 from tests import tiny
 from tests.cluster.jobs import write_job
 
@@ -32,7 +32,7 @@ def refused(capsys, monkeypatch, job):
     def no_cluster(*_: object, **__: object) -> None:
         raise AssertionError("a cluster was started for input that cannot work")
 
-    monkeypatch.setattr("cluster.launch.connected", no_cluster)
+    monkeypatch.setattr("cluster.launch.driver.connected", no_cluster)
 
     def refuse(*arguments: str) -> str:
         assert main(list(arguments)) == 2
@@ -99,8 +99,8 @@ def test_models_with_different_tokenizers_are_refused_with_the_first_id(
 
 
 def test_padding_rows_alone_are_no_difference(job, tmp_path, tiny_pair):
-    from cluster.handshake import shake_hands
-    from shared.config_file import load_config, resolve
+    from cluster.planning.handshake import shake_hands
+    from shared.config.file import load_config, resolve
 
     padded = tmp_path / "padded"
     shutil.copytree(tiny_pair.teacher, padded)
@@ -181,7 +181,7 @@ def test_a_mistaken_command_line_exits_with_2(arguments, capsys):
 
 def test_an_unforeseen_error_is_one_sentence_and_a_file(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("cluster.commands.init", lambda to: 1 / 0)
+    monkeypatch.setattr("cluster.commands.runs.init", lambda to: 1 / 0)
     assert main(["init"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -194,7 +194,7 @@ def test_ctrl_c_exits_with_1_and_says_how_to_continue(monkeypatch, capsys):
     def interrupted(to: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cluster.commands.init", interrupted)
+    monkeypatch.setattr("cluster.commands.runs.init", interrupted)
     assert main(["init"]) == 1
     assert "the same command continues" in capsys.readouterr().err
 

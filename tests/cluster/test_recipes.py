@@ -6,7 +6,7 @@ import pytest
 
 import cluster
 from cluster.cli import main
-from shared.config_file import load_config, resolve
+from shared.config.file import load_config, resolve
 
 RECIPES = sorted((Path(cluster.__file__).parent / "recipes").glob("*.yaml"))
 

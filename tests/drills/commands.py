@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from shared.metrics import read_metrics
+from shared.run.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 600.0

@@ -7,9 +7,9 @@ from typing import Any
 
 import xxhash
 
-from shared.metrics import MACHINE_FIELDS, StepMetrics, read_metrics
-from shared.run_dir import RunDir
-from student_trainer.checkpoint import latest_checkpoint
+from shared.run.metrics import MACHINE_FIELDS, StepMetrics, read_metrics
+from shared.run.run_dir import RunDir
+from student_trainer.state.checkpoint import latest_checkpoint
 
 
 def weights(run: Path) -> dict[str, str]:

@@ -3,8 +3,8 @@
 import pytest
 
 from cluster.cli import main
-from shared.store_upkeep import questions
-from shared.target_store import Place
+from shared.store.target_store import Location
+from shared.store.upkeep import questions
 from tests.cluster.jobs import write_job
 from tests.drills.evidence import assert_same
 
@@ -19,7 +19,7 @@ def test_a_damaged_file_is_named_or_its_rows_are_asked_again_to_the_same_end(
     assert main(["run", str(job), "name=whole"]) == 0
     (training,) = (
         question
-        for question in questions(Place.of(tmp_path / "store"))
+        for question in questions(Location.of(tmp_path / "store"))
         if question.answers.spec.top_k == 16
     )
     (file,) = training.files

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from cluster.cli import main
-from shared.config import Teacher
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_spec import TargetSpec
-from student_trainer.checkpoint import latest_checkpoint
-from teacher_service import service
-from teacher_service.description import Engine, TeacherDescription
+from shared.config.run import Teacher
+from shared.data.rows import Rows
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from student_trainer.state.checkpoint import latest_checkpoint
+from teacher_service.engine.description import Engine, TeacherDescription
+from teacher_service.service import service
 from tests.cluster.jobs import write_job
 from tests.drills.commands import reached, wait_until
 from tests.drills.evidence import assert_same

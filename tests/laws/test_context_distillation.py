@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shared.framing import encode
-from shared.openings import Opening, PromptedReader, opening
-from shared.packing import Fit, pack, pieces_of
-from shared.prompts import Example, Prompt
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.sources import Document
-from shared.target_reader import ReaderStats
-from shared.target_spec import TargetSpec
-from teacher_service.engine import HFEngine
+from shared.data.framing import encode
+from shared.data.packing import Fit, pack, pieces_of
+from shared.data.rows import Rows
+from shared.data.sources import Document
+from shared.prompts.prefix import Opening, PromptedReader, opening
+from shared.prompts.prompts import Example, Prompt
+from shared.targets.reader import ReaderStats
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.hf import HFEngine
 from tests import tiny
 
 PROMPTS = {

@@ -12,19 +12,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from shared.config import Teacher
-from shared.config_losses import ForwardKL
-from shared.layout import lay_out
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_spec import TargetSpec
-from shared.teacher_head import find_head
-from student_trainer.losses.objective import Targets, TeacherTargets, TokenLosses, token_losses
-from student_trainer.losses.primitive import Head
-from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
-from teacher_service import service
-from teacher_service.engine import HFEngine
-from teacher_service.pool import open_pool
+from shared.config.losses import ForwardKL
+from shared.config.run import Teacher
+from shared.data.layout import lay_out
+from shared.data.rows import Rows
+from shared.targets.head_location import find_head
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.token_losses import Targets, TeacherTargets, TokenLosses, token_losses
+from teacher_service.engine.hf import HFEngine
+from teacher_service.service import service
+from teacher_service.service.pool import open_pool
 
 SERVICE = "remote-equals-dense"
 LENGTHS = ((60, 41), (90,), (17, 30, 25))  # documents of each row

@@ -13,18 +13,18 @@ import torch.distributed as dist
 import xxhash
 from deepspeed.utils import safe_get_full_grad
 
-from cluster.controller import Controller, ControllerPlan
-from shared.config import Config
+from cluster.control.controller import Controller, ControllerPlan
+from shared.config.run import Config
 from shared.errors import TutelageError
-from shared.plan import RunPlan
-from shared.run_dir import RunDir
+from shared.run.plan import RunPlan
+from shared.run.run_dir import RunDir
 from student_trainer import run as trainer
 from student_trainer.accelerator import deepspeed
 from student_trainer.engine import take_step
-from student_trainer.frozen import frozen_weights, refuse_changed
 from student_trainer.loop import learn, reseed
+from student_trainer.models.frozen import frozen_weights, refuse_changed
+from student_trainer.models.student import Student, load_student
 from student_trainer.run import Run, close_run, is_finished, open_run
-from student_trainer.student import Student, load_student
 from student_trainer.torchrun import StandingWeights
 from tests.student_trainer.processes import LocalTeacher, job_train, run, teacher
 

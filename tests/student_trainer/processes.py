@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from shared.data.rows import Rows
 from shared.errors import TutelageError
-from shared.plan import OpenController, RunPlan
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_reader import ReaderStats
-from shared.target_spec import TargetSpec
+from shared.run.plan import OpenController, RunPlan
+from shared.targets.reader import ReaderStats
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import join, this_device
 from student_trainer.loop import run_plan
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
-from teacher_service.engine import HFEngine
+from teacher_service.engine.hf import HFEngine
 
 
 class LocalTeacher:

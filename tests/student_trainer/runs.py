@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.handshake import target_spec
-from shared.config import Config, Targets
-from shared.curriculum import write_order
-from shared.plan import PreparedDomain, RunPlan
-from shared.row_store import RaggedRows, write_rows
-from shared.target_spec import TargetSpec
-from teacher_service.engine import HFEngine
+from cluster.planning.handshake import target_spec
+from shared.config.run import Config, Targets
+from shared.data.prepared import PreparedDomain
+from shared.data.row_store import RaggedRows, write_rows
+from shared.mixture.curriculum import write_order
+from shared.run.plan import RunPlan
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.hf import HFEngine
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.domains import WeightLog, read_log
-from shared.metrics import read_metrics
+from shared.mixture.weight_log import WeightLog, read_log
+from shared.run.metrics import read_metrics
 from tests import tiny
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains, torchrun

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.layout import lay_out
-from shared.metrics import StepMetrics, read_metrics
-from shared.row_store import RowStore
+from shared.data.layout import lay_out
+from shared.data.row_store import RowStore
+from shared.run.metrics import StepMetrics, read_metrics
 from tests import tiny
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains, torchrun

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.domains import read_log
-from shared.plan import PreparedDomain
-from shared.row_store import RowStore, write_rows
+from shared.data.prepared import PreparedDomain
+from shared.data.row_store import RowStore, write_rows
+from shared.mixture.weight_log import read_log
 from tests import tiny
-from tests.cluster.test_difficulty import dense
+from tests.cluster.planning.test_difficulty import dense
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
     DOMAINS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from shared.metrics import MACHINE_FIELDS, read_metrics
+from shared.run.metrics import MACHINE_FIELDS, read_metrics
 from tests import tiny
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (

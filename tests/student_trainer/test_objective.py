@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets, TargetArrays
-from shared.target_spec import TargetSpec
-from student_trainer.batches import Layouts
+from shared.data.rows import Rows
+from shared.targets.soft_targets import SoftTargets, TargetArrays
+from shared.targets.spec import TargetSpec
+from student_trainer.models.student import load_student
 from student_trainer.objective import BY_DOMAIN, TOTALS, Objective
-from student_trainer.student import load_student
-from teacher_service.engine import HFEngine
+from student_trainer.sources.batches import Layouts
+from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.answers import encoded
 from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains, ragged_rows

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from shared.domains import WeightLog, read_log
-from shared.metrics import StepMetrics, read_metrics
+from shared.mixture.weight_log import WeightLog, read_log
+from shared.run.metrics import StepMetrics, read_metrics
 from student_trainer.torchrun import read_plan
 from tests import tiny
 from tests.student_trainer.processes import as_job

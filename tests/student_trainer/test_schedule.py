@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.config import Optimiser
+from shared.config.run import Optimiser
 from student_trainer.schedule import learning_rate
 
 

@@ -7,8 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from shared.openings import Opening
-from shared.plan import RunPlan
+from shared.prompts.prefix import Opening
+from shared.run.plan import RunPlan
 from student_trainer.torchrun import read_plan, write_plan
 from tests import tiny
 from tests.student_trainer.runs import ROOT, mark_exported, plan_of, prepared_domains

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.row_store import write_rows
-from student_trainer.checkpoint import damage_of, latest_checkpoint
+from shared.data.row_store import write_rows
 from student_trainer.objective import BY_DOMAIN
+from student_trainer.state.checkpoint import damage_of, latest_checkpoint
 from tests import tiny
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (

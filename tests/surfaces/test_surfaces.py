@@ -3,7 +3,7 @@
 import typer.main
 
 from cluster.cli import app
-from shared.config_messages import option_paths
+from shared.config.messages import option_paths
 
 
 def test_the_options_of_a_config_are_those_on_record(request):

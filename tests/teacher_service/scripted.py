@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.elias_fano import EliasFano
+from shared.data.rows import Rows
 from shared.errors import ConfigError
-from shared.generation import Continuations, GenerationSpec, Openings
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.target_spec import TargetSpec
-from shared.teacher_head import ShippedHead
-from teacher_service.description import TeacherDescription
+from shared.targets.elias_fano import EliasFano
+from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.targets.head_location import ShippedHead
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.description import TeacherDescription
 
 VOCAB = 128
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from shared.rows import Rows
+from shared.data.rows import Rows
 from tests.teacher_service.scripted import VOCAB
 
 SIZES: dict[str, Any] = {

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shared.config import Config
+from shared.config.run import Config
 from shared.errors import ConfigError, TutelageError
-from shared.run_dir import write_atomically
+from shared.run.run_dir import write_atomically
 from tests.benchmarks.methods.cells import CELLS, SWEEPS, Cell, config_of, described, every_cell
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.config import Config
-from shared.config_file import load_config, resolve
+from shared.config.file import load_config, resolve
+from shared.config.run import Config
 
 BASE = Path(__file__).parent / "base.yaml"
 NATURAL = "{policy: fixed, weights: natural}"

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from shared.config import Config
-from shared.framing import Tokenizer, encode
-from shared.prompts import Example, Prompt, PromptSet
-from shared.run_dir import write_atomically
-from shared.sources import Document, read_documents, sources_of
+from shared.config.run import Config
+from shared.data.framing import Tokenizer, encode
+from shared.data.sources import Document, read_documents, sources_of
+from shared.prompts.prompts import Example, Prompt, PromptSet
+from shared.run.run_dir import write_atomically
 
 CHOICE = 200  # documents looked at
 LEAST_TOKENS = 32

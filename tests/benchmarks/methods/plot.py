@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from cluster.plots import Scale, compact, ticks
+from cluster.report.plots import Scale, compact, ticks
 from tests.benchmarks.methods.cells import CELLS
 from tests.benchmarks.methods.statistics import Record, estimate, mean_recovered
 from tests.benchmarks.methods.table import of_cell

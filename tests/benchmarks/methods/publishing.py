@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.run_dir import write_atomically
+from shared.run.run_dir import write_atomically
 from tests.benchmarks.methods.cells import SWEPT_COMPARISONS
 from tests.benchmarks.methods.plot import recovered_plot
 from tests.benchmarks.methods.statistics import Record

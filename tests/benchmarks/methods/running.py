@@ -15,17 +15,18 @@ from typing import Any
 
 import xxhash
 
-from cluster.controller import Controller, ControllerPlan
-from cluster.difficulty import Asked
-from cluster.ordering import ordered_domains
-from cluster.preparation import Prepared, prepare_run, run_plan
-from cluster.projecting import projection_of
-from cluster.prompting import Showing
-from shared.config import Config
-from shared.domains import ControllerClient, read_log
-from shared.metrics import read_metrics
-from shared.plan import PreparedDomain, RunPlan
-from shared.run_dir import RunDir, write_atomically
+from cluster.control.controller import Controller, ControllerPlan
+from cluster.planning.difficulty import Asked
+from cluster.planning.ordering import ordered_domains
+from cluster.planning.preparation import Prepared, prepare_run, run_plan
+from cluster.planning.projecting import projection_of
+from cluster.planning.prompting import Showing
+from shared.config.run import Config
+from shared.data.prepared import PreparedDomain
+from shared.mixture.weight_log import ControllerClient, read_log
+from shared.run.metrics import read_metrics
+from shared.run.plan import RunPlan
+from shared.run.run_dir import RunDir, write_atomically
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.loop import learn, reseed, train
 from student_trainer.run import EVALUATIONS, Run, close_run, open_run

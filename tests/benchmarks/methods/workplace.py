@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from cluster.preparation import Prepared
-from shared.openings import PromptedReader
-from shared.rows import Rows
-from shared.soft_targets import SoftTargets
-from shared.store_readers import RecordingReader
-from shared.target_reader import ReaderStats, TargetReader
-from shared.target_spec import TargetSpec
-from teacher_service.engine import HFEngine
+from cluster.planning.preparation import Prepared
+from shared.data.rows import Rows
+from shared.prompts.prefix import PromptedReader
+from shared.store.readers import RecordingReader
+from shared.targets.reader import ReaderStats, TargetReader
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.hf import HFEngine
 from tests.student_trainer.processes import LocalTeacher
 
 

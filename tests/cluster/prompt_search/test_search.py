@@ -8,8 +8,8 @@ import pytest
 
 from cluster.prompt_search.search import Material, best_of, is_gain, search
 from cluster.prompt_search.trial import Candidate, Estimate, Trial
-from shared.config_prompts import PromptSearch
-from shared.prompts import Example, Prompt
+from shared.config.prompt_search import PromptSearch
+from shared.prompts.prompts import Example, Prompt
 
 SETTINGS = PromptSearch()
 POOL = tuple(Example(f"question {n} of {n % 7}", f"answer {n}") for n in range(30))

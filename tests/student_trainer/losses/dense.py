@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from student_trainer.losses.objective import TeacherTargets, TokenLosses, token_losses
-from student_trainer.losses.primitive import Head
+from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.token_losses import TeacherTargets, TokenLosses, token_losses
 
 
 def forward_kl_term(

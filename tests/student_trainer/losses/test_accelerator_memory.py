@@ -18,10 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from student_trainer.losses import fused
-from student_trainer.losses.objective import Targets, TeacherTargets, token_losses
-from student_trainer.losses.primitive import Head
-from student_trainer.losses.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.kernel import fused
+from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.token_losses import Targets, TeacherTargets, token_losses
 
 V, D, K = 151_936, 2_048, 64
 FORWARD_KL = SimpleNamespace(

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from shared.config_losses import Loss
+from shared.config.losses import Loss
 
 Array = Any  # numpy or torch, [N,M]
 

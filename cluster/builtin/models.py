@@ -1,0 +1,236 @@
+"""The embedded default: a tokenizer, a teacher and a student base, made once and cached.
+
+A config names them `builtin:teacher`, `builtin:student` and `builtin:<domain>`; `resolve_builtin`
+turns such names into paths. The student has read one domain only, so it has the others to learn.
+Importing this module is cheap: torch and transformers load when something is built.
+"""
+
+import difflib
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from filelock import FileLock
+
+from cluster.builtin.corpus import DOMAINS, build_corpus
+from shared.config.paths import BUILTIN
+from shared.config.run import Config, Domain, HubDataset, Source
+from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerFast
+
+    from cluster.builtin.training import ModelPlan
+
+VOCAB = 2048
+SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")  # ids 0, 1, 2
+MODELS = ("teacher", "student")
+Side = Literal["train", "validation"]
+
+
+def resolve_builtin(config: Config) -> Config:
+    """The config with every `builtin:` name replaced by the path of what it stands for, which is
+    built first where the cache lacks it. A config without such names returns as it is.
+
+    Raises ConfigError for an unknown name, DataError where this Python has too little text.
+    """
+    if not any(_builtin_names(config)):
+        return config
+    _refuse_unknown(config)
+    cache = Path(config.paths.cache).expanduser().absolute()
+    folder = build_corpus(cache)
+    used = {name for _, name in _builtin_names(config)}
+    paths = {name: str(build_model(name, folder)) for name in MODELS if BUILTIN + name in used}
+    teachers = {
+        name: teacher.model_copy(update={"model": _model_path(teacher.model, paths)})
+        for name, teacher in config.teachers.items()
+    }
+    student = config.student.model_copy(update={"model": _model_path(config.student.model, paths)})
+    domains = {name: _resolved(domain, folder) for name, domain in config.domains.items()}
+    return config.model_copy(update={"teachers": teachers, "student": student, "domains": domains})
+
+
+def plans() -> dict[str, "ModelPlan"]:
+    """What the two models are and how they are trained."""
+    from cluster.builtin.training import ModelPlan
+
+    return {
+        "teacher": ModelPlan(
+            width=192,
+            layers=4,
+            heads=6,
+            domains=DOMAINS,
+            steps=1200,
+            rows_per_step=8,
+            context=128,
+        ),
+        "student": ModelPlan(
+            width=128,
+            layers=2,
+            heads=4,
+            domains=("python",),
+            steps=80,
+            rows_per_step=4,
+            context=128,
+        ),
+    }
+
+
+def build_model(name: str, folder: Path, *, plan: "ModelPlan | None" = None) -> Path:
+    """The folder of the built-in teacher or student, with its tokenizer, trained on the corpus in
+    `folder` on first use; an interrupted training leaves nothing behind."""
+    plan = plan or plans()[name]
+    key = hashlib.sha256(repr((plan, VOCAB)).encode()).hexdigest()[:8]
+    target = folder / f"{name}-{key}"
+    if not target.is_dir():
+        with FileLock(folder / f"{target.name}.lock"):
+            if not target.is_dir():
+                with _renamed_into_place(target) as scratch:
+                    _train_into(scratch, plan, build_tokenizer(folder), title=name)
+    return target
+
+
+def build_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The byte-level BPE tokenizer of the corpus in `folder`, trained on first use."""
+    from transformers import PreTrainedTokenizerFast
+
+    target = folder / f"tokenizer-{VOCAB}"
+    if not target.is_dir():
+        with FileLock(folder / f"{target.name}.lock"):
+            if not target.is_dir():
+                texts = (text for domain in DOMAINS for text in _texts(folder, domain))
+                with _renamed_into_place(target) as scratch:
+                    train_tokenizer(texts, vocab=VOCAB).save_pretrained(scratch)
+    return PreTrainedTokenizerFast.from_pretrained(target)
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab: int, **settings) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer with the special ids 0 to 2; `settings` are of the transformers
+    class around it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    pad, bos, eos = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, **settings
+    )
+
+
+def _train_into(
+    scratch: Path, plan: "ModelPlan", tokenizer: "PreTrainedTokenizerFast", *, title: str
+) -> None:
+    from transformers.utils import logging
+
+    from cluster.builtin.training import train_model
+
+    logging.disable_progress_bar()  # one shard needs none
+    tokens = [end_to_end(tokenizer, _texts(scratch.parent, domain)) for domain in plan.domains]
+    note = f"training the built-in {title}, once; it is kept in {scratch.parent}"
+    print(note, file=sys.stderr, flush=True)
+    model = train_model(plan, tokens, vocab=VOCAB, title=f"built-in {title}")
+    model.save_pretrained(scratch)
+    tokenizer.model_max_length = plan.max_length
+    tokenizer.save_pretrained(scratch)
+
+
+def end_to_end(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]) -> "np.ndarray":
+    """The ids of documents, each between its special ones, int32."""
+    import numpy as np
+
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return np.array([i for ids in encoded for i in (bos, *ids, eos)], dtype=np.int32)
+
+
+def _texts(folder: Path, domain: str) -> Iterator[str]:
+    with _text_file(folder, domain, "train").open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
+def _text_file(folder: Path, domain: str, side: Side) -> Path:
+    return folder / "corpus" / f"{domain}.{side}.jsonl"
+
+
+@contextmanager
+def _renamed_into_place(target: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `target` when the block ends well, and vanishes otherwise."""
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}.partial."))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _builtin_names(config: Config) -> Iterator[tuple[str, str]]:
+    """(option, name) of every `builtin:` string in a config."""
+    options: dict[str, Source] = {"student.model": config.student.model}
+    options |= {f"teachers.{name}.model": t.model for name, t in config.teachers.items()}
+    for name, domain in config.domains.items():
+        for side in ("train", "validation"):
+            for number, source in enumerate(_listed(getattr(domain, side))):
+                options[f"domains.{name}.{side}.{number}"] = source
+    for option, value in options.items():
+        if isinstance(value, str) and value.startswith(BUILTIN):
+            yield option, value
+
+
+def _refuse_unknown(config: Config) -> None:
+    for option, name in _builtin_names(config):
+        known = [BUILTIN + k for k in (DOMAINS if option.startswith("domains.") else MODELS)]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"{option} is {name!r}, which is not built in; did you mean {near!r}? "
+                f"There are {', '.join(known)}"
+            )
+
+
+def _listed(sources: Source | Sequence[Source] | None) -> list[Source]:
+    if sources is None:
+        return []
+    return [sources] if isinstance(sources, str | HubDataset) else list(sources)
+
+
+def _model_path(model: str, paths: Mapping[str, str]) -> str:
+    return paths.get(model.removeprefix(BUILTIN), model) if model.startswith(BUILTIN) else model
+
+
+def _resolved(domain: Domain, folder: Path) -> Domain:
+    """Built-in training text brings its own validation text where the domain names none."""
+    validation = domain.validation
+    if validation is None:
+        train = _listed(domain.train)
+        validation = [s for s in train if isinstance(s, str) and s.startswith(BUILTIN)] or None
+    return domain.model_copy(
+        update={
+            "train": [_source_path(s, folder, "train") for s in _listed(domain.train)],
+            "validation": validation
+            and [_source_path(s, folder, "validation") for s in _listed(validation)],
+        }
+    )
+
+
+def _source_path(source: Source, folder: Path, side: Side) -> Source:
+    if isinstance(source, str) and source.startswith(BUILTIN):
+        return str(_text_file(folder, source.removeprefix(BUILTIN), side))
+    return source

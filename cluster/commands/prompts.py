@@ -1,0 +1,229 @@
+"""`tutelage prompts optimise`: every domain's search on a teacher service, and what it wrote."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cluster.prompt_search.search import Material, Outcome, search
+from cluster.prompt_search.splits import Task, task_of
+from cluster.prompt_search.teacher import Teacher, refuse_unfit, rewrite, scorer_for
+from shared.config.run import Config
+from shared.config.run import Teacher as TeacherConfig
+from shared.errors import ConfigError
+from shared.prompts.prompts import FORMAT
+from shared.run.run_dir import write_atomically
+from teacher_service.engine.description import TeacherDescription
+
+PROMPT_WIDTH = 44  # characters of a prompt in the table
+
+
+def optimise(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    service: str | None = None,
+    address: str | None = None,
+) -> None:
+    """`tutelage prompts optimise`: search for every domain's prompt and write prompts.json.
+
+    Without `service`, a teacher is started for the length of the command. Raises UserErrors
+    before anything starts.
+    """
+    from cluster.planning.loading import load
+    from cluster.planning.preparation import check
+
+    found = load(path, overrides)
+    found = found.model_copy(update={"prompts": None})
+    refuse_unknown_instructions(found)
+    to = target_of(found)
+    hands, settings = check(found), found.prompt_search
+    tasks = [task_of(name, found, hands.tokenizer) for name in found.domains]
+    for task in tasks:
+        refuse_unfit(
+            task,
+            settings.instructions.get(task.domain),
+            max_new_tokens=settings.max_new_tokens,
+            limit=hands.teacher_context,
+        )
+    outcomes: dict[str, tuple[Task, Outcome]] = {}
+    with _serving(found, service=service, address=address) as (name, description):
+        teacher = _asked(found, name, description)
+        for task in tasks:
+            outcomes[task.domain] = (task, optimise_domain(task, found, teacher))
+            write_atomically(to, json.dumps(written(outcomes, description), indent=1))
+    print(table(outcomes))
+    print(f"\nPrompts   {to}")
+    print(f"Train     tutelage run {path} prompts={to}")
+
+
+def optimise_domain(task: Task, config: Config, teacher: Teacher) -> Outcome:
+    """One domain's search, with a bar per round on the terminal, a line elsewhere."""
+    settings = config.prompt_search
+    bar = tqdm(unit="prompt", disable=not sys.stderr.isatty())
+
+    def report(number: int, count: int) -> None:
+        bar.set_description(f"{task.domain}, round {number}")
+        bar.reset(total=count)
+        if bar.disable:
+            print(f"{task.domain}, round {number}: {count} prompts", flush=True)
+
+    scorers = [
+        scorer_for(
+            task,
+            split,
+            teacher,
+            cache=Path(config.paths.cache),
+            max_new_tokens=settings.max_new_tokens,
+            done=bar.update,
+        )
+        for split in (task.dev, task.confirm)
+    ]
+    with bar:
+        return search(
+            Material(settings.instructions.get(task.domain), task.pool, task.questions),
+            settings,
+            score=scorers[0],
+            confirm=scorers[1],
+            paraphrase=partial(rewrite, task, teacher),
+            seed=config.seed,
+            report=report,
+        )
+
+
+def refuse_unknown_instructions(config: Config) -> None:
+    """Refuse an instruction for a domain that is not there. Raises ConfigError."""
+    for name in config.prompt_search.instructions:
+        if name not in config.domains:
+            raise ConfigError(
+                f"prompt_search.instructions has one for {name}, which is none of the domains "
+                f"{', '.join(config.domains)}; name the domain as there"
+            )
+
+
+def target_of(config: Config) -> Path:
+    """The file the prompts go to, its folder made. Raises ConfigError where it cannot be one."""
+    to = Path(config.prompt_search.to)
+    if to.is_dir():
+        raise ConfigError(f"prompt_search.to is {to}, a folder; name a file in it")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"prompt_search.to is {to}, whose folder cannot be made: {error.strerror}; name another"
+        ) from None
+    return to
+
+
+def written(
+    outcomes: dict[str, tuple[Task, Outcome]], teacher: TeacherDescription
+) -> dict[str, Any]:
+    """The content of prompts.json: what training reads, and the search for people."""
+    domains = {name: _entry(*found) for name, found in outcomes.items()}
+    return {"format": FORMAT, "domains": domains, "teacher": teacher.fingerprint}
+
+
+def table(outcomes: dict[str, tuple[Task, Outcome]]) -> str:
+    """A line per domain."""
+    head = f"{'domain':<14}{'metric':<12}{'tried':>6}   {'dev':<18}{'without':<18}{'with':<18}"
+    lines = [
+        "Development set, then the untouched split without and with the prompt; mean (error).",
+        f"{head}{'kept':<6}best prompt found",
+    ]
+    for name, (task, outcome) in outcomes.items():
+        dev = outcome.winner.estimate
+        cells = [
+            "-" if e is None else f"{e.mean:.3f} ({e.se:.3f})"
+            for e in (dev, outcome.without, outcome.confirmed)
+        ]
+        kept = "yes" if outcome.kept else "no"
+        lines.append(
+            f"{name:<14}{task.metric:<12}{len(outcome.history):>6}   "
+            + "".join(f"{cell:<18}" for cell in cells)
+            + f"{kept:<6}{_shortened(outcome)}"
+        )
+    return "\n".join(lines)
+
+
+def _shortened(outcome: Outcome) -> str:
+    prompt = outcome.winner.candidate.prompt
+    if not prompt:
+        return "none is better than the empty one"
+    text, count = prompt.instruction, len(prompt.examples)
+    short = text if len(text) <= PROMPT_WIDTH else f"{text[: PROMPT_WIDTH - 3]}..."
+    return " + ".join(filter(None, [short and repr(short), f"{count} examples" if count else ""]))
+
+
+def _entry(task: Task, outcome: Outcome) -> dict[str, Any]:
+    def told(estimate: Any) -> dict[str, float]:
+        return {"mean": estimate.mean, "se": estimate.se}
+
+    return outcome.prompt.entry() | {
+        "metric": task.metric,
+        "kept": outcome.kept,
+        "winner": outcome.winner.line(),
+        "stopped": outcome.stopped,
+        "dev_documents": len(task.dev.documents),
+        "confirm_documents": len(task.confirm.documents),
+        "confirmed": told(outcome.confirmed),
+        "without_prompt": told(outcome.without),
+        "gain": told(outcome.gain),
+        "history": [trial.line() for trial in outcome.history],
+    }
+
+
+def _asked(config: Config, service: str, description: TeacherDescription) -> Teacher:
+    from teacher_service.service.pool import GenerationPool, TeacherPool
+
+    settings = {
+        "service": service,
+        "teacher": description.fingerprint,
+        "run": config.prompt_search.to,
+        "in_flight": config.service.in_flight,
+        "unit_deadline_s": config.service.unit_deadline_s,
+        "max_unit_failures": config.service.max_unit_failures,
+    }
+    return Teacher(description, TeacherPool(0, **settings), GenerationPool(0, **settings))
+
+
+@contextmanager
+def _serving(
+    found: Config, *, service: str | None, address: str | None
+) -> Iterator[tuple[str, TeacherDescription]]:
+    """A running service of this teacher, or one for the length of a `with`."""
+    from cluster.launch.serving import refuse_other_teacher
+    from cluster.session.session import attached, connected
+
+    ((key, teacher),) = found.teachers.items()
+    if service is not None:
+        with attached(address):
+            from cluster.session.services import find_service
+            from teacher_service.service import service as services
+
+            name = find_service(service)
+            refuse_other_teacher(name, teacher)
+            yield name, services.describe(name)
+        return
+    with connected(address):
+        yield from _own_service(found, f"{found.name}-prompts-{key}", teacher)
+
+
+def _own_service(
+    found: Config, name: str, teacher: TeacherConfig
+) -> Iterator[tuple[str, TeacherDescription]]:
+    import ray
+
+    from cluster.session.placement import refuse_unplaceable, teacher_demands
+    from teacher_service.service import service as services
+
+    refuse_unplaceable(teacher_demands(teacher, ray.cluster_resources()))
+    print(f"loading the teacher, {teacher.model}", flush=True)
+    try:
+        yield name, services.start(name, teacher, detached=False, cache=found.paths.cache)
+    finally:
+        services.stop(name)

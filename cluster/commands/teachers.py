@@ -1,0 +1,92 @@
+"""Commands on teacher services that outlive runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.session import ray_head
+from cluster.session.services import find_service
+from cluster.session.session import attached, connected, find_address
+
+
+def up(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    service: str | None = None,
+    address: str | None = None,
+) -> None:
+    """`tutelage teacher up`: start the config's teacher and leave it serving."""
+    from cluster.planning.handshake import refuse_empty_folder
+    from cluster.planning.loading import load
+
+    config = load(path, overrides)
+    ((key, teacher),) = config.teachers.items()
+    refuse_empty_folder(f"teachers.{key}.model", teacher.model)
+    name = service or key
+    with connected(address, outlives=True):
+        import ray
+
+        from cluster.session.placement import refuse_unplaceable, teacher_demands
+        from teacher_service.service import service as services
+
+        if name not in services.list_services():
+            refuse_unplaceable(teacher_demands(teacher, ray.cluster_resources()))
+        print(f"loading {teacher.model}", flush=True)
+        description = services.start(name, teacher, detached=True, cache=config.paths.cache)
+        for note in description.notes:
+            print(note)
+        replicas = len(services.status(name).replicas)
+        print(f"teacher service {name} serves {teacher.model} with {_replicas(replicas)}")
+    print(f"Train    tutelage train {path}")
+    print("Stop     tutelage teacher down")
+
+
+def scale(replicas: int, *, service: str | None = None, address: str | None = None) -> None:
+    """`tutelage teacher scale`."""
+    with attached(address):
+        from teacher_service.service import service as services
+
+        name = find_service(service)
+        before = services.scale(name, replicas)
+        print(f"teacher service {name}: {before} -> {_replicas(replicas)}")
+
+
+def status(*, service: str | None = None, address: str | None = None) -> None:
+    """`tutelage teacher status`: a line per replica."""
+    with attached(address):
+        from teacher_service.service import service as services
+
+        names = [service] if service else services.list_services()
+        for name in names:
+            found = services.status(name)
+            model = found.teacher.model if found.teacher else "no registry; a leftover"
+            print(f"{name}  {model}")
+            for replica in found.replicas:
+                health = replica.health
+                work = f"{health.units} units, {health.tokens:,} tokens" if health else "no answer"
+                print(f"  {replica.name}  {replica.state}  {work}, {replica.restarts} restarts")
+        if not names:
+            print("no teacher service is running; `tutelage teacher up CONFIG` starts one")
+
+
+def down(
+    *, service: str | None = None, address: str | None = None, everything: bool = False
+) -> None:
+    """`tutelage teacher down`; with `everything` also the cluster that `up` started."""
+    if everything and address is None and find_address() is None:
+        ray_head.reap()
+        print("nothing is running")
+        return
+    with attached(address):
+        from teacher_service.service import service as services
+
+        for name in services.list_services() if everything else [find_service(service)]:
+            services.stop(name)
+            print(f"teacher service {name} is stopped")
+    if everything and ray_head.stop():
+        ray_head.reap()
+        print("the cluster that `teacher up` started is stopped")
+
+
+def _replicas(number: int) -> str:
+    return f"{number} replica{'s' if number != 1 else ''}"

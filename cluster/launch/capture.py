@@ -1,0 +1,313 @@
+"""`tutelage capture`: ask a teacher everything that a run will ask, and keep the answers.
+
+With the teacher alone: no student trains. Rows that are stored are not asked again, so the same
+command continues, and a run under way or another capture may fill the same store.
+"""
+
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from cluster.launch.serving import asking
+from cluster.planning.preparation import Launch, prepare_run
+from cluster.session.placement import refuse_unplaceable, teacher_demands
+from cluster.session.services import find_service
+from cluster.session.session import attached, connected, find_address, prepare_environment
+from shared.config.mixture import FixedMixture
+from shared.config.run import Config
+from shared.data.row_store import RowStore, take_rows
+from shared.data.rows import Rows
+from shared.errors import ConfigError
+from shared.mixture.curriculum import Curriculum
+from shared.mixture.decisions import first_entry
+from shared.prompts.prefix import shown
+from shared.run.plan import RunPlan
+from shared.run.run_dir import RunDir
+from shared.store.answer_files import Holding
+from shared.store.target_store import TargetStore
+from shared.targets.reader import TargetReader
+from shared.targets.spec import TargetSpec
+from student_trainer.evaluate import unit_size
+from student_trainer.sources.loader import empty_curriculum, whole_domains
+
+UNITS_PER_REPLICA = 2  # under way, so that a replica never waits for the next
+SAID_EVERY_S = 60.0  # where there is no terminal for a bar
+
+
+@dataclass(slots=True)
+class Captured:
+    """What a capture did and what is stored now."""
+
+    training: Holding | None  # None: no loss asks a teacher
+    validation: Holding
+    asked_rows: int  # rows that were not stored before
+    asked_tokens: int  # positions with loss of them
+    seconds: float  # of asking
+    repeat_nats: float  # largest difference of a log-probability scored again in another batch
+
+    def lines(self) -> str:
+        """For the terminal."""
+        parts = {"training": self.training, "validation": self.validation}
+        said = [f"{name:<11}{held.in_words()}" for name, held in parts.items() if held]
+        rate = self.asked_tokens / max(self.seconds, 1e-9)
+        said.append(
+            f"asked {self.asked_rows:,} rows, {self.asked_tokens:,} tokens, in "
+            f"{self.seconds:.1f} s, {rate:,.0f} tokens/s; log-probabilities scored again in "
+            f"another batch differ by at most {self.repeat_nats:.1g} nats"
+        )
+        return "\n".join(said)
+
+
+def capture(
+    config: Config,
+    *,
+    service: str | None = None,
+    address: str | None = None,
+    all_rows: bool = False,
+) -> Captured:
+    """Fill `targets.store` of a resolved config: the rows that its steps draw where weights are
+    fixed, else or with `all_rows` every row, and the validation rows.
+
+    Raises UserErrors before anything starts and TutelageErrors later; what was answered stays.
+    """
+    store = _store_of(config)
+    prepare_environment()
+    config = _for_teacher_alone(config)
+    if service is None:
+        find_address(address)
+    prepared = prepare_run(config)
+    with (
+        tempfile.TemporaryDirectory(prefix="tutelage-capture-") as folder,
+        (connected if service is None else attached)(address),
+    ):
+        if service is not None:
+            find_service(service)
+        launch = Launch(prepared, RunDir(Path(folder) / config.name), Path(folder), service)
+        _refuse_unplaceable(launch)
+        with asking(launch) as (plan, live):
+            reader = live(0)
+            try:
+                return Capture(plan, store, reader, ahead=2 * config.service.in_flight).all(
+                    all_rows=all_rows
+                )
+            finally:
+                reader.close()
+
+
+def _for_teacher_alone(config: Config) -> Config:
+    """The config with a live teacher and units enough under way for every replica of it."""
+    (teacher,) = config.teachers.values()
+    under_way = max(config.service.in_flight, UNITS_PER_REPLICA * teacher.replicas)
+    return config.model_copy(
+        update={
+            "targets": config.targets.model_copy(update={"teacher_free": False}),
+            "service": config.service.model_copy(update={"in_flight": under_way}),
+        }
+    )
+
+
+def captures_all_rows(config: Config) -> bool:
+    """Whether a run of this config may ask about any row: its draws depend on what is learnt."""
+    return not isinstance(config.mixture, FixedMixture) or config.progressive is not None
+
+
+def training_units(plan: RunPlan, *, all_rows: bool) -> Iterator[Rows]:
+    """Units of the rows that a run asks about, each row once, in the order of the run where its
+    order is known, else domain by domain. Where ids are drawn, each row once for every draw."""
+    config, stores = plan.config, [RowStore.open(d.train_path) for d in plan.domains]
+    size = config.batch.micro_batch
+    draws = plan.draws
+    if all_rows or captures_all_rows(config):
+        for draw, store in product(range(draws), stores):
+            for rows in store.units(size):
+                yield rows.with_draws(np.full(len(rows), draw)) if draw else rows
+        return
+    curriculum = _curriculum(plan)
+    taken = [np.zeros((len(store), draws), bool) for store in stores]
+    for index in range(config.steps):
+        block = curriculum.block(index)
+        columns = (block.domain_index_R, block.row_index_R, block.epoch_R % draws)
+        asked = list(zip(*(column.tolist() for column in columns), strict=True))
+        for first in range(0, len(asked), size):
+            new = [(d, r, n) for d, r, n in asked[first : first + size] if not taken[d][r, n]]
+            for domain, row, number in new:
+                taken[domain][row, number] = True
+            if new := list(dict.fromkeys(new)):
+                domains, rows, numbers = zip(*new, strict=True)
+                unit = take_rows(stores, domains, rows)
+                yield unit.with_draws(np.array(numbers)) if any(numbers) else unit
+        if all(each.all() for each in taken):
+            return
+
+
+@dataclass(slots=True)
+class Capture:
+    """A capture under way: a plan with the teacher's fingerprint, and a reader past any store and
+    without prompts."""
+
+    plan: RunPlan
+    store: str
+    reader: TargetReader
+    ahead: int  # units asked beyond the one waited for
+    rows: int = 0  # asked
+    tokens: int = 0  # of them
+    repeat_nats: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def all(self, *, all_rows: bool) -> Captured:
+        """Training rows, then validation rows."""
+        plan, config, training = self.plan, self.plan.config, None
+        assert plan.evaluation_spec is not None, "there is a teacher"
+        if plan.target_spec is not None:
+            total = plan.draws * sum(d.num_loss_tokens for d in plan.domains)
+            if not (all_rows or captures_all_rows(config)):
+                total = _drawn_tokens(plan)
+            units = training_units(plan, all_rows=all_rows)
+            training = self.fill(units, plan.target_spec, name="training", total=total)
+        size = unit_size(config.batch.micro_batch, plan.evaluation_spec)
+        stores = [RowStore.open(d.validation_path) for d in plan.domains]
+        units = (unit for store in stores for unit in store.units(size))
+        total = sum(store.num_loss_tokens for store in stores)
+        validation = self.fill(units, plan.evaluation_spec, name="validation", total=total)
+        seconds = time.monotonic() - self.started
+        return Captured(training, validation, self.rows, self.tokens, seconds, self.repeat_nats)
+
+    def fill(self, units: Iterator[Rows], spec: TargetSpec, *, name: str, total: int) -> Holding:
+        """Ask about the rows of units that are not stored."""
+        store = self._opened(spec)
+        asked: deque[Rows] = deque()
+        progress = _Progress(name, total)
+        sample: Rows | None = None
+        try:
+            for unit in units:
+                rows = shown(unit, self.plan.openings)
+                sample = sample or rows
+                new = _unstored(store, rows, asked)
+                progress.skip(int(rows.num_loss_tokens().sum() - new.num_loss_tokens().sum()))
+                if len(new):
+                    self.reader.submit(new, spec)
+                    asked.append(new)
+                if len(asked) > self.ahead:
+                    self._take(store, asked, progress)
+            while asked:
+                self._take(store, asked, progress)
+            self._score_again(store, sample, spec)
+        finally:
+            progress.close()
+            store.close()
+        return store.holding()
+
+    def _opened(self, spec: TargetSpec) -> TargetStore:
+        plan = self.plan
+        assert plan.teacher is not None, "there is a teacher"
+        ids = plan.config.targets.store_ids
+        return TargetStore(self.store, teacher=plan.teacher, spec=spec, ids=ids, sets_aside=True)
+
+    def _take(self, store: TargetStore, asked: deque[Rows], progress: "_Progress") -> None:
+        store.write(self.reader.next())
+        rows = asked.popleft()
+        tokens = int(rows.num_loss_tokens().sum())
+        self.rows += len(rows)
+        self.tokens += tokens
+        progress.add(tokens)
+
+    def _score_again(self, store: TargetStore, sample: Rows | None, spec: TargetSpec) -> None:
+        """Compare stored answers with the same rows scored one by one."""
+        for row in range(len(sample or ())):
+            assert sample is not None, "it has rows"
+            alone = sample.part(slice(row, row + 1))
+            self.reader.submit(alone, spec)
+            found = [a.arrays().label_logprob_N for a in (self.reader.next(), store.read(alone))]
+            off = np.abs(found[0] - found[1]).max(initial=0.0)
+            self.repeat_nats = max(self.repeat_nats, float(off))
+
+
+class _Progress:
+    """A bar over the tokens still to be asked about, or a line now and then."""
+
+    def __init__(self, name: str, total: int) -> None:
+        on_terminal = sys.stderr.isatty()
+        self._name, self._done, self._started = name, 0, time.monotonic()
+        self._said = self._started
+        self._bar = tqdm(
+            total=total, desc=name, unit=" tokens", unit_scale=True, disable=not on_terminal
+        )
+        self._total = total
+        self._speaks = not on_terminal
+
+    def skip(self, tokens: int) -> None:
+        """Tokens that are stored or asked already, so that rate and rest are of the others."""
+        self._total = max(self._done, self._total - tokens)
+        self._bar.total = self._total
+
+    def add(self, tokens: int) -> None:
+        """Tokens that have been answered and stored."""
+        self._done += tokens
+        self._bar.update(tokens)
+        now = time.monotonic()
+        if self._speaks and now - self._said > SAID_EVERY_S:
+            self._said = now
+            rate = self._done / (now - self._started)
+            left = (self._total - self._done) / rate
+            print(
+                f"{self._name}: {self._done:,} of {self._total:,} tokens, {rate:,.0f} tokens/s, "
+                f"{left / 60:.1f} min left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+def _store_of(config: Config) -> str:
+    """The config's store. Raises ConfigError where it has none."""
+    if config.targets.store is None:
+        raise ConfigError(
+            "targets.store is not set, and capture writes the answers there; set "
+            "targets.store=FOLDER"
+        )
+    return config.targets.store
+
+
+def _refuse_unplaceable(launch: Launch) -> None:
+    import ray
+
+    if launch.service is None:
+        refuse_unplaceable(teacher_demands(launch.prepared.teacher, ray.cluster_resources()))
+
+
+def _unstored(store: TargetStore, rows: Rows, asked: Sequence[Rows]) -> Rows:
+    """The rows that are neither stored nor under way, each once."""
+    under_way = {key for unit in asked for key in unit.hashes()}
+    new = [
+        row for row, key in enumerate(rows.hashes()) if key not in under_way and key not in store
+    ]
+    return Rows(rows.table.take(pa.array(new, pa.int64())))
+
+
+def _curriculum(plan: RunPlan) -> Curriculum:
+    """The draws of a run under fixed weights, as its controller settles them."""
+    config, names = plan.config, tuple(domain.name for domain in plan.domains)
+    assert isinstance(config.mixture, FixedMixture), "weights that move are not known"
+    weights = config.mixture.shares({d.name: d.natural_weight for d in plan.domains})
+    entry = first_entry(weights, factors=None, report=None, domains=names)
+    empty = empty_curriculum(plan, whole_domains(plan))
+    return empty.with_log(empty.log.appended(entry))
+
+
+def _drawn_tokens(plan: RunPlan) -> int:
+    """Loss tokens of the rows that a run takes, each once for every draw; from the mean of its
+    domain."""
+    epochs = _curriculum(plan).epochs(plan.config.steps)
+    pairs = zip(epochs, plan.domains, strict=True)
+    return round(sum(min(plan.draws, epoch) * domain.num_loss_tokens for epoch, domain in pairs))

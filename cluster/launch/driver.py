@@ -1,0 +1,276 @@
+"""The driver: teachers up, controller up, students trained, everything down again in order.
+
+It carries no tokens: students ask teachers directly, and rank 0 alone talks to the controller.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from cluster.planning.preparation import (
+    Launch,
+    idle_policy_note,
+    prepare_run,
+    refuse_unasked,
+    reverse_split_note,
+)
+from cluster.report.outcome import conclude, count
+from cluster.report.summary import final_table
+from cluster.session.services import find_service
+from cluster.session.session import attached, connected, find_address, prepare_environment
+from shared.config.file import dump
+from shared.config.losses import CrossEntropy
+from shared.config.run import Config
+from shared.config.selectors import selector_note, student_ids_note
+from shared.errors import StorageError
+from shared.locations import Location
+from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
+from shared.targets.payload import Pair, payload_note
+from shared.targets.spec import TargetSpec
+
+CONTROLLER = "tutelage-controller"
+CONTROLLER_DEADLINE_S = 120.0
+
+
+def run(config: Config, *, fresh: bool = False, address: str | None = None) -> RunDir:
+    """Distil, from teacher to report, in one job; the same call again continues or is done.
+
+    `config` is resolved. Raises UserErrors before anything starts and TutelageErrors later; what
+    is done by then stays, and the same call continues it.
+    """
+    with _launched(config, fresh=fresh, service=None, address=address) as launch:
+        if launch is not None:
+            _distil(launch)
+    return run_dir_of(config)
+
+
+def train(
+    config: Config,
+    *,
+    service: str | None = None,
+    fresh: bool = False,
+    address: str | None = None,
+) -> RunDir:
+    """Like `run`, with a teacher service that is running already (`tutelage teacher up`)."""
+    name = service or service_name(config)
+    with _launched(config, fresh=fresh, service=name, address=address) as launch:
+        if launch is not None:
+            _distil(launch)
+    return run_dir_of(config)
+
+
+def evaluate(config: Config, *, service: str | None = None, address: str | None = None) -> Path:
+    """Compare the run's newest checkpoint with its teacher; returns `evaluation.json`."""
+    from cluster.launch.serving import teaching
+
+    prepare_environment()
+    run_dir = run_dir_of(config)
+    with locked(run_dir):
+        launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), service)
+        with connected(address):
+            refuse_unplaceable(launch)
+            with teaching(launch) as (plan, open_reader):
+                _train(launch, replace(plan, mode="evaluate"), open_reader, _replayed(launch))
+    return run_dir.path / "evaluation.json"
+
+
+def run_dir_of(config: Config) -> RunDir:
+    """Where a resolved config's run lives."""
+    return RunDir(Path(config.paths.runs) / config.name)
+
+
+def service_name(config: Config) -> str:
+    """What `teacher up` and `train` call the service of a config: the teacher's name in it."""
+    return next(iter(config.teachers))
+
+
+@contextmanager
+def _launched(
+    config: Config, *, fresh: bool, service: str | None, address: str | None
+) -> Iterator[Launch | None]:
+    """Locked, prepared, recorded and on a cluster; None where the run is finished, whose table is
+    printed. What is running already is looked at before any work, what is not starts after it."""
+    prepare_environment()
+    with locked(run_dir_of(config)):
+        if not fresh and _is_finished(run_dir_of(config), config):
+            run_dir = open_run(config)
+            print(f"{config.name} is finished; --fresh starts it over\n")
+            _print_table(run_dir)
+            yield None
+        elif service is not None:
+            with attached(address):
+                find_service(service)
+                yield _prepared(config, fresh=fresh, service=service)
+        else:
+            find_address(address)
+            launch = _prepared(config, fresh=fresh, service=None)
+            with connected(address):
+                yield launch
+
+
+def _prepared(config: Config, *, fresh: bool, service: str | None) -> Launch:
+    refuse_unasked(config)
+    prepared = prepare_run(config)
+    run_dir = open_run(config, fresh=fresh)
+    print(f"run folder {run_dir.path}", flush=True)
+    for note in filter(None, (idle_policy_note(config), reverse_split_note(config))):
+        print(note, flush=True)
+    return Launch(prepared, run_dir, run_dir.new_attempt(), service)
+
+
+def _is_finished(run_dir: RunDir, config: Config) -> bool:
+    return run_dir.finished and (run_dir.baseline.finished or not config.baseline)
+
+
+def _distil(launch: Launch) -> None:
+    import ray
+
+    from cluster.launch.serving import teaching
+
+    refuse_unplaceable(launch)
+    write_environment(launch.run_dir, cluster=ray.cluster_resources())
+    try:
+        with teaching(launch) as (plan, open_reader):
+            if plan.target_spec is not None:
+                _say_price(launch, plan, plan.target_spec)
+            if not launch.run_dir.finished:
+                with _controller(launch, plan) as open_controller:
+                    _train(launch, plan, open_reader, open_controller)
+                conclude(launch.run_dir, status="finished")
+            if launch.config.baseline:
+                _train_baseline(launch, plan, open_reader)
+        conclude(launch.run_dir, status="finished")  # now the teacher's restarts are counted
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        with suppress(StorageError):  # a full disk must not hide what stopped the run
+            conclude(launch.run_dir, status="interrupted" if interrupted else "failed")
+        raise
+    _print_table(launch.run_dir)
+
+
+def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
+    prepared = launch.prepared
+    pair = Pair(prepared.teacher_width, prepared.teacher_rows, prepared.teacher.dtype)
+    width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, prepared.shared_vocab)
+    if not spec.head:
+        asked, losses = plan.config.targets, plan.config.losses
+        picked = plan.config.selector_for(spec.shared_vocab)
+        own = asked.student_ids
+        note = selector_note(asked.selector, picked, losses, asked.top_k, student_ids=own)
+        print(note, flush=True)
+        if own:
+            print(student_ids_note(own), flush=True)
+    print(payload_note(spec, hidden_width=width, pair=pair, top_k=top_k), flush=True)
+
+
+def refuse_unplaceable(launch: Launch) -> None:
+    """Refuse what the cluster has no room for, before anything is asked of it."""
+    import ray
+
+    from cluster.session import placement
+
+    declared, config = ray.cluster_resources(), launch.config
+    worker = ("the student's workers", placement.student_bundle(config, declared))
+    demands = [worker] * config.student.workers
+    if launch.service is None and not config.targets.teacher_free:
+        demands += placement.teacher_demands(launch.prepared.teacher, declared)
+    placement.refuse_unplaceable(demands)
+    placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
+    placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")
+    store = config.targets.store and Location.of(config.targets.store).local
+    if store:
+        placement.refuse_unshared(store, option="targets.store")
+
+
+@contextmanager
+def _controller(launch: Launch, plan: RunPlan) -> Iterator[OpenController]:
+    """The controller of a run, for the length of a `with`."""
+    from cluster.control import controller
+
+    mixture = launch.config.mixture
+    actor = controller.start_controller(
+        controller.ControllerPlan(
+            config=launch.config,
+            natural=tuple(domain.natural_weight for domain in plan.domains),
+            log_path=str(launch.run_dir.weight_log),
+        ),
+        name=CONTROLLER,
+        namespace=launch.namespace,
+        deadline_s=CONTROLLER_DEADLINE_S,
+    )
+    try:
+        yield partial(
+            controller.open_controller,
+            CONTROLLER,
+            namespace=launch.namespace,
+            deadline_s=getattr(mixture, "deadline_s", CONTROLLER_DEADLINE_S),
+        )
+    finally:
+        controller.stop_controller(CONTROLLER, namespace=launch.namespace)
+        del actor  # the handle owns the actor until here
+
+
+def _replayed(launch: Launch) -> OpenController:
+    """Serves what the run decided, so that the same rows are drawn."""
+    from cluster.control.controller import ReplayController
+
+    log = str(launch.run_dir.weight_log)
+    return partial(ReplayController, log, tuple(launch.config.domains))
+
+
+def _train(
+    launch: Launch, plan: RunPlan, open_reader: OpenReader, open_controller: OpenController
+) -> None:
+    import ray
+
+    from cluster.launch.training import Training
+    from cluster.launch.training import train as train_students
+    from cluster.session.placement import student_bundle
+
+    training = Training(
+        plan=plan,
+        open_reader=open_reader,
+        open_controller=open_controller,
+        bundle=student_bundle(plan.config, ray.cluster_resources()),
+        attempt=launch.attempt,
+    )
+    count(RunDir(Path(plan.run_dir)), "student_restarts", train_students(training))
+
+
+def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> None:
+    """The same student on the same rows with hard labels alone, compared with the same teacher."""
+    print("training the baseline on hard labels alone, on the same rows", flush=True)
+    run_dir = launch.run_dir.baseline
+    for folder in (run_dir.path, run_dir.logs, run_dir.checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir.weight_log, launch.run_dir.weight_log.read_text())
+    if plan.config.prompts is not None:
+        write_atomically(run_dir.prompts, launch.run_dir.prompts.read_text())
+    config = on_hard_labels(plan.config)
+    write_atomically(run_dir.config, dump(_at(run_dir, config)))
+    hard = replace(
+        plan, config=config, run_dir=str(run_dir.path), target_spec=None, teacher_width=None
+    )
+    _train(launch, hard, open_reader, _replayed(launch))
+    conclude(run_dir, status="finished")
+    conclude(launch.run_dir, status="finished")
+
+
+def on_hard_labels(config: Config) -> Config:
+    """The config of a copy that asks no teacher in training."""
+    targets = config.targets.model_copy(update={"student_ids": 0})
+    alone = {"losses": [CrossEntropy()], "targets": targets, "baseline": False}
+    return config.model_copy(update=alone)
+
+
+def _at(run_dir: RunDir, config: Config) -> Config:
+    """The config by which other commands find a run directory again."""
+    paths = config.paths.model_copy(update={"runs": str(run_dir.path.parent)})
+    return config.model_copy(update={"name": run_dir.path.name, "paths": paths})
+
+
+def _print_table(run_dir: RunDir) -> None:
+    print(final_table(run_dir.path), flush=True)

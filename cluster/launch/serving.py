@@ -1,0 +1,297 @@
+"""Where answers come from: a service of the run's own, one that is running, or a store on disk."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from cluster.planning.difficulty import Asked
+from cluster.planning.ordering import ordered_domains
+from cluster.planning.preparation import Launch, refuse_unfit, run_plan
+from cluster.planning.projecting import passes_projection, projection_of
+from cluster.report.outcome import count
+from shared.config.run import Config, QLoRATraining, Teacher
+from shared.errors import ConfigError, StorageError, TutelageError
+from shared.prompts.prefix import Opening, PromptedReader
+from shared.run.plan import OpenReader, RunPlan
+from shared.store.readers import RecordingReader, StoreReader
+from shared.store.target_store import stored_answers, stored_teacher
+from shared.targets.head_location import ShippedHead, find_head
+from shared.targets.reader import TargetReader
+from shared.targets.spec import IdsEncoding, TargetSpec
+from teacher_service.engine.description import TeacherDescription
+from teacher_service.service import service
+from teacher_service.service.pool import open_pool
+
+
+@contextmanager
+def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
+    """The plan, and a way to the teacher that works for the length of a `with`."""
+    if launch.config.targets.teacher_free:
+        yield _from_store(launch)
+        return
+    with asking(launch) as (plan, live):
+        assert plan.teacher is not None, "a live teacher has a fingerprint"
+        yield plan, _prompted(launch, _recorded(launch, live, plan.teacher))
+
+
+@contextmanager
+def asking(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
+    """The plan, and a way to a live teacher past any store and without prompts, for the length of
+    a `with`."""
+    name = launch.service or f"{launch.namespace}-teacher"
+    try:
+        description = _described(launch, name)
+        refuse_unfit(launch.config, description)
+        for note in description.notes:
+            print(note, flush=True)
+        fingerprint = description.fingerprint
+        live = _live(launch, name, fingerprint)
+        plan = run_plan(
+            launch.prepared,
+            run_dir=launch.run_dir.path,
+            teacher=fingerprint,
+            projection=projection_of(launch.prepared, fingerprint, _prompted(launch, live)),
+            head=_shipped_head(launch.config, name),
+        )
+        scorer = Asked("teacher", fingerprint, lambda: nullcontext(_prompted(launch, live)))
+        plan = _ordered(launch, plan, teacher=scorer)
+        before = _restarts(name)
+        try:
+            yield plan, live
+        finally:
+            with suppress(StorageError):  # a full disk must not hide what stopped the run
+                count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
+    finally:
+        if launch.service is None:
+            service.stop(name)
+
+
+def _described(launch: Launch, name: str) -> TeacherDescription:
+    teacher = launch.prepared.teacher
+    if launch.service is not None:
+        refuse_other_teacher(name, teacher)
+        return service.describe(name)
+    copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
+    print(f"loading the teacher, {copies}{teacher.model}", flush=True)
+    return service.start(name, teacher, detached=False, cache=launch.config.paths.cache)
+
+
+def _shipped_head(config: Config, name: str) -> ShippedHead | None:
+    """The teacher's head, in the cache that students read, where the config asks for it."""
+    if config.targets.exact is None:
+        return None
+    head = service.ship_head(name)
+    find_head(config.paths.cache, head.digest)
+    return head
+
+
+def refuse_other_teacher(name: str, asked: Teacher) -> None:
+    """Refuse a running service that is not the config's teacher. Raises ConfigError."""
+    serving = service.status(name).teacher
+    if serving is None:
+        raise ConfigError(
+            f"teacher service {name} is half dead; remove it with `tutelage teacher down` and "
+            "start it again with `tutelage teacher up`"
+        )
+    decisive = ("model", "revision", "adapter", "adapter_revision", "dtype", "quantisation")
+    for option in decisive:
+        if getattr(serving, option) != getattr(asked, option):
+            raise ConfigError(
+                f"teacher service {name} serves {option} {getattr(serving, option)}, the config "
+                f"asks for {getattr(asked, option)}; name another service with --service, or "
+                "change teachers"
+            )
+
+
+def _live(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
+    """A way to a running service, past any store."""
+    asked = launch.config.service
+    return partial(
+        open_pool,
+        service=name,
+        teacher=fingerprint,
+        run=str(launch.run_dir.path),
+        in_flight=asked.in_flight,
+        unit_deadline_s=asked.unit_deadline_s,
+        max_unit_failures=asked.max_unit_failures,
+    )
+
+
+def _recorded(launch: Launch, live: OpenReader, fingerprint: dict[str, str]) -> OpenReader:
+    """What training reads: through `targets.store` where there is one."""
+    targets = launch.config.targets
+    if targets.store is None:
+        return live
+    return partial(
+        _open_recording,
+        open_live=live,
+        store=targets.store,
+        teacher=fingerprint,
+        ids=targets.store_ids,
+    )
+
+
+def _prompted(launch: Launch, open_reader: OpenReader) -> OpenReader:
+    """The same with the teacher shown the run's prompts; stores know what was sent."""
+    openings = launch.prepared.showing.openings
+    return partial(_open_prompted, open_plain=open_reader, openings=openings)
+
+
+def _open_prompted(
+    rank: int, *, open_plain: OpenReader, openings: Mapping[str, Opening]
+) -> TargetReader:
+    return PromptedReader(open_plain(rank), openings)
+
+
+def _open_recording(
+    rank: int,
+    *,
+    open_live: OpenReader,
+    store: str,
+    teacher: dict[str, str],
+    ids: IdsEncoding | None,
+) -> TargetReader:
+    return RecordingReader(open_live(rank), store, teacher=teacher, ids=ids)
+
+
+def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> TargetReader:
+    return StoreReader(store, teacher=teacher)
+
+
+def _ordered(launch: Launch, plan: RunPlan, *, teacher: Asked) -> RunPlan:
+    """The plan with the orders of rows that its phases need; without phases as it is."""
+    progressive = launch.config.progressive
+    if progressive is None:
+        return plan
+    student = _student(launch) if progressive.difficulty == "gap" else None
+    domains = ordered_domains(
+        launch.prepared,
+        progressive.difficulty,
+        parts=progressive.phases,
+        teacher=teacher,
+        student=student,
+    )
+    return replace(plan, domains=domains)
+
+
+def _student(launch: Launch) -> Asked:
+    """The student as it starts."""
+    from teacher_service.engine.loading import local_folder, weights_digest
+
+    student = launch.config.student
+    asked = Teacher(
+        model=student.model,
+        revision=student.revision,
+        dtype=student.dtype,
+        quantisation="nf4" if isinstance(student.train, QLoRATraining) else "none",
+        trust_remote_code=student.trust_remote_code,
+        replicas=student.workers,
+        gpus=student.gpus,
+        cpus=student.cpus,
+    )
+    settings = asked.model_dump(include={"model", "revision", "dtype", "quantisation"})
+    identity = {name: str(value) for name, value in settings.items()}
+    folder = local_folder(student.model, revision=student.revision, marker="config.json")
+    identity["model"] = weights_digest(folder)
+    serve = None if launch.config.targets.teacher_free else partial(_served, launch, asked)
+    return Asked("student", identity, serve)
+
+
+@contextmanager
+def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
+    """A service of the student in its workers' places, for the length of a `with`."""
+    name = f"{launch.namespace}-student"
+    print(f"loading the student, {student.model}, to score its rows", flush=True)
+    cache = launch.config.paths.cache
+    try:
+        description = service.start(name, student, detached=False, role="student", cache=cache)
+        yield _live(launch, name, description.fingerprint)
+    finally:
+        service.stop(name)
+
+
+def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
+    """No teacher alive; validation is compared with one where its answers are stored too."""
+    config, store = launch.config, launch.config.targets.store
+    assert store is not None, "the config asks for a store with teacher_free"
+    specs = [answers.spec for answers in stored_answers(store)]
+    prompts = launch.prepared.showing.prompts
+    head = _stored_head(config, [spec for spec in specs if spec.prompts == prompts])
+    planned = partial(run_plan, launch.prepared, run_dir=launch.run_dir.path, head=head)
+    plan = planned(teacher={"store": store})
+    if plan.target_spec and passes_projection(launch.prepared):
+        projection = _stored_projection(store, specs, plan.target_spec)
+        planned = partial(planned, projection=projection)
+        plan = planned(teacher={"store": store})
+    named = _names(launch.prepared.teacher)
+    teacher = stored_teacher(store, plan.target_spec, named=named) if plan.target_spec else None
+    if plan.evaluation_spec not in specs:
+        if config.decides_from_validation:
+            raise ConfigError(_no_validation_answers(config, store))
+        plan = planned(teacher=None)
+    plan = _ordered(launch, plan, teacher=Asked("teacher", teacher or {}, None))
+    return plan, _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
+
+
+def _names(teacher: Teacher) -> dict[str, str]:
+    """What a config alone says of its teacher, as fingerprints have it: its files need not be
+    there, so that two of one name are told apart by who fills a store."""
+    return {
+        "model": Path(teacher.model).name,
+        "adapter": Path(teacher.adapter or "").name,
+        "dtype": teacher.dtype,
+        "quantisation": teacher.quantisation,
+    }
+
+
+def _stored_projection(store: str, specs: list[TargetSpec], asked: TargetSpec) -> str:
+    """The projection of the states that are stored of what is asked, "" where there are none.
+    Raises ConfigError where there are several."""
+    found = {
+        spec.projection
+        for spec in specs
+        if spec.projection and replace(spec, projection="") == asked
+    }
+    if len(found) > 1:
+        raise ConfigError(
+            f"targets.store {store} has the same hidden states through {len(found)} projections; "
+            "see `tutelage cache ls` and remove all but one with `tutelage cache gc --question`"
+        )
+    return next(iter(found), "")
+
+
+def _stored_head(config: Config, specs: list[TargetSpec]) -> ShippedHead | None:
+    """The head that stored states stand before, where the config asks for it."""
+    if config.targets.exact is None:
+        return None
+    for spec in specs:
+        if spec.head and spec.states:
+            path = find_head(config.paths.cache, spec.head)
+            return ShippedHead(spec.head, spec.states, spec.states_width, path.stat().st_size)
+    raise ConfigError(
+        f"targets.store {config.targets.store} holds no last hidden states, which targets.exact "
+        "asks for; `tutelage capture CONFIG` fills it"
+    )
+
+
+def _no_validation_answers(config: Config, store: str) -> str:
+    what = "progressive.plateau is set"
+    way_out = "set progressive.max_steps and progressive.plateau=null"
+    if config.mixture.needs_validation:
+        what = f"mixture.policy is {config.mixture.policy}"
+        way_out = "use doremi, odm or fixed weights"
+    return (
+        f"{what}, which compares with the teacher on validation text, but targets.store {store} "
+        f"has no answers to it; {way_out}, or use a live teacher"
+    )
+
+
+def _restarts(name: str) -> int:
+    """Restarts so far; a replica that is down is being restarted."""
+    try:
+        replicas = service.status(name).replicas
+        return sum(replica.restarts + (replica.state == "down") for replica in replicas)
+    except TutelageError:
+        return 0  # the service is gone, and what it knew with it

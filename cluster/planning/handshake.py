@@ -1,0 +1,228 @@
+"""Before anything starts: whether this student can learn from this teacher on this text.
+
+Reads tokenizers and configs of both models, no weights.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shared.config.losses import HiddenStates
+from shared.config.run import Config
+from shared.config.selectors import DRAWN
+from shared.data.sources import read_documents, sources_of
+from shared.data.tokenizers import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
+from shared.errors import ConfigError, HandshakeError
+from shared.targets.head_location import ShippedHead
+from shared.targets.spec import TargetSpec
+
+LARGEST_FULL_VOCABULARY = 32_768
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What both models agree on."""
+
+    tokenizer: Any  # the student's, of transformers
+    identity: TokenizerIdentity
+    shared_vocab: int
+    teacher_width: int  # of its hidden states
+    teacher_rows: int  # of its head
+    teacher_context: int | None  # tokens it reads at most; None: no limit
+
+
+def shake_hands(config: Config) -> Handshake:
+    """Compare the models of a resolved config.
+
+    Raises HandshakeError for models that do not fit each other, ConfigError for a model that
+    cannot be read, a context longer than a model's, or a `top_k` beyond the vocabulary.
+    """
+    (name, teacher), student = next(iter(config.teachers.items())), config.student
+    models = (
+        (f"teachers.{name}.model", teacher.model, teacher.revision, teacher.trust_remote_code),
+        ("student.model", student.model, student.revision, student.trust_remote_code),
+    )
+    for option, model, _, _ in models[config.targets.teacher_free :]:
+        refuse_empty_folder(option, model)
+    described = [_read(*model) for model in models]
+    identities = [identify(tokenizer) for tokenizer, _ in described]
+    refuse_unless_same(
+        identities[0],
+        identities[1],
+        teacher_name=teacher.model,
+        student_name=student.model,
+        chat_rows=_uses_chat_template(config),
+    )
+    rows = [model_config.vocab_size for _, model_config in described]
+    vocabulary = shared_vocab(identities[1], teacher_rows=rows[0], student_rows=rows[1])
+    for (option, model, _, _), (_, model_config) in zip(models, described, strict=True):
+        _refuse_short_context(option, model, config.data.context, model_config)
+    _refuse_more_than_all(config, vocabulary)
+    _refuse_missing_layers(config, *(model_config for _, model_config in described))
+    teacher_config = described[0][1]
+    return Handshake(
+        tokenizer=described[1][0],
+        identity=identities[1],
+        shared_vocab=vocabulary,
+        teacher_width=getattr(teacher_config, "hidden_size", 0),
+        teacher_rows=rows[0],
+        teacher_context=getattr(teacher_config, "max_position_embeddings", None),
+    )
+
+
+def target_spec(
+    config: Config,
+    vocabulary: int,
+    *,
+    projection: str = "",
+    prompts: str = "",
+    head: ShippedHead | None = None,
+) -> TargetSpec | None:
+    """What is asked of the teacher in training; None where no loss asks for anything.
+
+    `projection` is the digest of the matrices that hidden states pass through, `prompts` that of
+    what the teacher is shown, `head` the shipped head whose input is asked for in place of ids.
+    """
+    if not config.needs_teacher:
+        return None
+    if head is not None:
+        return replace(
+            _states_spec(head, vocabulary, prompts=prompts),
+            hidden_layers=config.hidden_layers,
+            hidden_encoding=config.targets.hidden.encoding,
+            projection=projection,
+        )
+    selector, temperatures = config.selector_for(vocabulary), config.temperatures
+    drawn = selector in DRAWN
+    return TargetSpec(
+        top_k=config.targets.top_k + config.targets.student_ids,
+        student_ids=config.targets.student_ids,
+        shared_vocab=vocabulary,
+        selector=selector if selector != "renormalised" else "top_k",
+        seed=config.targets.seed if drawn else 0,
+        entropy=drawn,
+        temperatures=temperatures[-1:] if drawn else temperatures,
+        encoding=config.targets.encoding,
+        ids=config.targets.ids,
+        hidden_layers=config.hidden_layers,
+        hidden_encoding=config.targets.hidden.encoding,
+        projection=projection,
+        prompts=prompts,
+    )
+
+
+def evaluation_spec(
+    config: Config, vocabulary: int, *, prompts: str = "", head: ShippedHead | None = None
+) -> tuple[TargetSpec, str]:
+    """What is asked in validation, and how the KL computed from it is called."""
+    if head is not None:
+        return _states_spec(head, vocabulary, prompts=prompts), "full"
+    full = config.evaluation.kl == "full" or (
+        config.evaluation.kl == "auto" and vocabulary <= LARGEST_FULL_VOCABULARY
+    )
+    top_k = vocabulary if full else config.targets.top_k
+    spec = TargetSpec(
+        top_k=top_k,
+        shared_vocab=vocabulary,
+        encoding="fp32",
+        ids=config.targets.ids,
+        prompts=prompts,
+    )
+    return spec, "full" if full else f"bucketed-{top_k}"
+
+
+def _states_spec(head: ShippedHead, vocabulary: int, *, prompts: str) -> TargetSpec:
+    """One question at every temperature, in training and validation."""
+    return TargetSpec(
+        top_k=0,
+        shared_vocab=vocabulary,
+        prompts=prompts,
+        head=head.digest,
+        states=head.states,
+        states_width=head.states_width,
+    )
+
+
+def refuse_empty_folder(option: str, model: str) -> None:
+    """Refuse a local model folder that lacks config or weights. Raises ConfigError."""
+    folder = Path(model)
+    if not folder.is_absolute():
+        return  # a name on the hub
+    missing = [] if (folder / "config.json").exists() else ["config.json"]
+    if not any(found for pattern in WEIGHTS for found in folder.glob(pattern)):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise ConfigError(
+            f"{option} is {model}, a folder without {' and '.join(missing)}; name a folder "
+            "written by save_pretrained"
+        )
+
+
+def _read(option: str, model: str, revision: str | None, trusted: bool) -> tuple[Any, Any]:
+    """Tokenizer and text config of a model."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    asked = {"revision": revision or "main", "trust_remote_code": trusted}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, **asked)
+        return tokenizer, AutoConfig.from_pretrained(model, **asked).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ConfigError(
+            f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "
+            f"model the hub gives us: {reason}"
+        ) from None
+
+
+def _refuse_short_context(option: str, model: str, context: int, model_config: Any) -> None:
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and context > limit:
+        raise HandshakeError(
+            f"data.context is {context}, but {option} {model} reads at most {limit} tokens; "
+            f"set data.context={limit} or lower"
+        )
+
+
+def _refuse_missing_layers(config: Config, teacher: Any, student: Any) -> None:
+    """Layer 0 is the embedding's output, layer L the last one."""
+    losses = [loss for loss in config.losses if isinstance(loss, HiddenStates)]
+    asked = {
+        "teacher": (teacher, [layer for loss in losses for layer in loss.layers]),
+        "student": (student, [layer for loss in losses for layer in loss.layers.values()]),
+    }
+    for role, (model_config, layers) in asked.items():
+        last = getattr(model_config, "num_hidden_layers", None)
+        beyond = [layer for layer in layers if last is not None and not 0 <= layer <= last]
+        if beyond:
+            raise HandshakeError(
+                f"a hidden_states loss asks for {role} layer {beyond[0]}, but the {role} has "
+                f"layers 0 to {last}; change losses"
+            )
+
+
+def _refuse_more_than_all(config: Config, vocabulary: int) -> None:
+    top_k, own = config.targets.top_k, config.targets.student_ids
+    if config.targets.exact is None and top_k > vocabulary:
+        raise ConfigError(
+            f"targets.top_k is {top_k}, but teacher and student share {vocabulary:,} tokens; set "
+            f"targets.top_k={vocabulary} or lower"
+        )
+    if top_k + own > vocabulary and own:
+        raise ConfigError(
+            f"targets.top_k is {top_k} and targets.student_ids {own}, {top_k + own} ids in all, "
+            f"but teacher and student share {vocabulary:,}; lower one, or set student_ids=0 and "
+            f"top_k={vocabulary}, which ships all"
+        )
+
+
+def _uses_chat_template(config: Config) -> bool:
+    """Whether the first row of any source is a prompt or a conversation."""
+    root = Path(config.paths.root)
+    return any(
+        document.kind != "text"
+        for domain in config.domains.values()
+        for source in sources_of(domain, "train")
+        for document in islice(read_documents([source], root=root, columns=domain.columns), 1)
+    )

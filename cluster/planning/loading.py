@@ -1,0 +1,17 @@
+"""From a config file and overrides to a config that can run: resolved, every built-in made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared.config.file import load_config, resolve
+from shared.config.run import Config
+
+
+def load(path: Path, overrides: Sequence[str]) -> Config:
+    """A config file with overrides, every path absolute and every builtin made."""
+    from cluster.builtin.models import resolve_builtin
+    from cluster.session.session import prepare_environment
+
+    prepare_environment()
+
+    return resolve_builtin(resolve(load_config(path, overrides)))

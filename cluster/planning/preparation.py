@@ -1,0 +1,182 @@
+"""Everything a run needs before any process starts: checked, tokenised, locked, written down."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from cluster.planning.handshake import Handshake, evaluation_spec, shake_hands, target_spec
+from cluster.planning.prompting import Showing, refuse_overlong, showing_of
+from shared.config.mixture import AdaptiveMixture
+from shared.config.run import Config, Teacher
+from shared.data.prepared import PreparedDomain
+from shared.data.tokenise import prepare
+from shared.errors import ConfigError, HandshakeError
+from shared.locations import Location
+from shared.run.plan import RunPlan
+from shared.run.run_dir import RunDir
+from shared.targets.head_location import ShippedHead
+from teacher_service.engine.description import TeacherDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A resolved config, known to be possible, and its rows on disk."""
+
+    config: Config
+    shared_vocab: int
+    teacher_width: int  # of its hidden states
+    teacher_rows: int  # of its head
+    domains: tuple[PreparedDomain, ...]
+    packed: bool  # whether the student keeps packed documents apart
+    showing: Showing  # to the teacher alone
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher the run learns from."""
+        return next(iter(self.config.teachers.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command at work on a run directory, which it has locked."""
+
+    prepared: Prepared
+    run_dir: RunDir
+    attempt: Path  # logs/attempt-N
+    service: str | None  # a teacher service that is running; None: the run starts its own
+
+    @property
+    def config(self) -> Config:
+        """The run's resolved config."""
+        return self.prepared.config
+
+    @property
+    def namespace(self) -> str:
+        """One per run directory, so that runs of one name in different places do not meet."""
+        place = xxhash.xxh32_hexdigest(str(self.run_dir.path).encode())
+        return f"{self.run_dir.path.name}-{place}"
+
+
+def check(config: Config) -> Handshake:
+    """Refuse what cannot work, reading no weights. Raises UserErrors."""
+    return shake_hands(config)
+
+
+def prepare_run(config: Config) -> Prepared:
+    """Check a resolved config and tokenise its domains, with bars on the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hands = check(config)
+    if config.targets.store is not None:
+        Location.of(config.targets.store).list()  # it can be reached
+    showing = showing_of(config, hands)
+    domains = prepare(
+        config,
+        tokenizer=hands.tokenizer,
+        tokenizer_digest=hands.identity.digest,
+        cache=Path(config.paths.cache),
+    )
+    refuse_overlong(showing, domains, teacher_context=hands.teacher_context)
+    from student_trainer.models.student import student_packs
+
+    return Prepared(
+        config=config,
+        shared_vocab=hands.shared_vocab,
+        teacher_width=hands.teacher_width,
+        teacher_rows=hands.teacher_rows,
+        domains=domains,
+        packed=student_packs(config),
+        showing=showing,
+    )
+
+
+def refuse_unasked(config: Config) -> None:
+    """Refuse what needs a teacher's answers where no loss asks for any; a baseline, which asks
+    none either, takes its weights from its run's log. Raises ConfigError."""
+    if config.needs_teacher:
+        return
+    if config.prompts is not None:
+        raise ConfigError(
+            f"prompts is {config.prompts}, but no loss asks a teacher, who would be shown them; "
+            "leave prompts out, or add a loss that learns from the teacher"
+        )
+    if isinstance(config.mixture, AdaptiveMixture) and not config.mixture.needs_validation:
+        raise ConfigError(
+            f"mixture.policy is {config.mixture.policy}, which compares with the teacher on "
+            "training text, but no loss asks a teacher; add one that does, or take ddk, sheared "
+            "or fixed"
+        )
+
+
+def idle_policy_note(config: Config) -> str | None:
+    """A sentence where weights that should move stay as they start, since the run is too short."""
+    mixture = config.mixture
+    if not isinstance(mixture, AdaptiveMixture) or len(config.decision_steps) > 1:
+        return None
+    return (
+        f"mixture.policy {mixture.policy} moves no weight in this run: its first decision would "
+        f"take effect at step {mixture.interval + mixture.lag_steps}, and the run has "
+        f"{config.steps}; lower mixture.interval or raise steps"
+    )
+
+
+def reverse_split_note(config: Config) -> str | None:
+    """A sentence where the result depends on the size of a micro-batch."""
+    if config.atkd is None or config.atkd.direction == "forward":
+        return None
+    return (
+        "atkd in reverse splits each micro-batch by the student's own uncertainty, not the whole "
+        f"step, so the result depends on batch.micro_batch {config.batch.micro_batch}"
+    )
+
+
+def run_plan(
+    prepared: Prepared,
+    *,
+    run_dir: Path,
+    teacher: dict[str, str] | None,
+    projection: str = "",
+    head: ShippedHead | None = None,
+) -> RunPlan:
+    """What the workers are told, once the teacher's fingerprint, the projection of its hidden
+    states and, where it ships the last ones whole, its head are known."""
+    config, prompts, vocabulary = prepared.config, prepared.showing.prompts, prepared.shared_vocab
+    evaluation, kl_kind = evaluation_spec(config, vocabulary, prompts=prompts, head=head)
+    return RunPlan(
+        config=config,
+        run_dir=str(run_dir),
+        domains=prepared.domains,
+        target_spec=target_spec(
+            config, vocabulary, projection=projection, prompts=prompts, head=head
+        ),
+        evaluation_spec=evaluation if teacher else None,
+        kl_kind=kl_kind if teacher else "none",
+        teacher=teacher,
+        packed=prepared.packed,
+        teacher_width=shipped_width(prepared) if config.hidden_layers else None,
+        openings=prepared.showing.openings,
+    )
+
+
+def shipped_width(prepared: Prepared) -> int:
+    """Width of the hidden states that travel."""
+    payload = prepared.config.targets.hidden
+    return prepared.teacher_width if payload.raw else min(prepared.teacher_width, payload.width)
+
+
+def refuse_unfit(config: Config, teacher: TeacherDescription) -> None:
+    """What only a loaded teacher tells: its context and its layers. Raises HandshakeError."""
+    if teacher.max_context is not None and config.data.context > teacher.max_context:
+        raise HandshakeError(
+            f"data.context is {config.data.context}, but the teacher reads at most "
+            f"{teacher.max_context} tokens; set data.context={teacher.max_context} or lower"
+        )
+    beyond = [layer for layer in config.hidden_layers if not 0 <= layer <= teacher.num_layers]
+    if beyond:
+        raise HandshakeError(
+            f"a hidden_states loss asks for teacher layer {beyond[0]}, but the teacher has layers "
+            f"0 to {teacher.num_layers}; change losses"
+        )

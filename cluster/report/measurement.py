@@ -1,0 +1,151 @@
+"""The numbers of a run, as `summary.json` and `baseline.json` name them.
+
+NLL and KL are nats per loss token of validation text; times are seconds, sizes bytes.
+"""
+
+from typing import TypedDict
+
+from cluster.report.record import RunRecord, finite, read_json
+from shared.run.metrics import DomainEvaluation, StepMetrics
+
+
+class Failures(TypedDict):
+    """What went wrong and was repaired."""
+
+    teacher_restarts: int
+    student_restarts: int
+    retried_units: int
+
+
+class DomainSummary(TypedDict):
+    """One domain; None where a run had no teacher or has not got that far."""
+
+    teacher_nll: float | None
+    student_nll_before: float | None
+    student_nll_after: float | None
+    kl_kind: str  # "full", "bucketed-K" or "none"
+    kl_before: float | None  # KL(teacher || student)
+    kl_after: float | None
+    weight_first: float | None  # share of loss tokens at the first step
+    weight_last: float | None  # at the last step done
+    sequences: int  # rows trained on
+    epochs: float | None  # rows trained on over the domain's rows
+
+
+class Summary(TypedDict):
+    """summary.json."""
+
+    status: str
+    steps: int
+    tokens: int  # loss tokens trained on
+    tokens_per_s: float  # over training wall time without start-up, evaluation and checkpoints
+    teacher_wait_fraction: float  # of the same time, mean over ranks
+    wire_bytes_per_token: float  # serialised Table bytes per loss token
+    cache_hit_rate: float  # scoring units read from disk
+    captured_mass: float | None  # teacher probability on the kept ids, mean per loss token
+    phases: list[int] | None  # first step of each phase that began; None without phases
+    domains: dict[str, DomainSummary]
+    failures: Failures
+
+
+class Comparison(TypedDict):
+    """Both students after training on the same rows, one domain."""
+
+    distilled_nll: float | None
+    hard_labels_nll: float | None
+    distilled_kl: float | None
+    hard_labels_kl: float | None
+
+
+class BaselineSummary(Summary):
+    """baseline.json: the summary of the hard-labels run, and both students side by side."""
+
+    students: dict[str, Comparison]
+
+
+def measure(record: RunRecord, *, status: str, failures: Failures) -> Summary:
+    """The summary of a run as far as it has come."""
+    lines = record.lines
+    tokens, seconds = sum(m.tokens for m in lines), sum(m.seconds for m in lines)
+    return Summary(
+        status=status,
+        steps=record.steps,
+        tokens=tokens,
+        tokens_per_s=_ratio(tokens, seconds),
+        teacher_wait_fraction=_ratio(sum(m.teacher_wait_s for m in lines), seconds),
+        wire_bytes_per_token=_ratio(sum(m.wire_bytes for m in lines), tokens),
+        cache_hit_rate=_ratio(sum(m.cache_hits for m in lines), sum(m.units for m in lines)),
+        captured_mass=_captured_mass(lines),
+        phases=_phases(record),
+        domains={name: domain_summary(record, name) for name in record.domains},
+        failures=failures,
+    )
+
+
+def measure_baseline(record: RunRecord, baseline: RunRecord) -> BaselineSummary:
+    """The hard-labels run beside the distilled one."""
+    told = read_json(baseline.directory / "summary.json")
+    none = Failures(teacher_restarts=0, student_restarts=0, retried_units=0)
+    summary = measure(
+        baseline,
+        status=told.get("status", "finished" if baseline.after else "unfinished"),
+        failures=told.get("failures", none),
+    )
+    students = {name: _compare(record, baseline, name) for name in record.domains}
+    return BaselineSummary(**summary, students=students)
+
+
+def domain_summary(record: RunRecord, name: str) -> DomainSummary:
+    """One domain of `summary.json`."""
+    before, after = record.before.get(name), record.after.get(name)
+    known = after or before
+    return DomainSummary(
+        teacher_nll=finite(known.teacher_nll) if known else None,
+        student_nll_before=nll(before),
+        student_nll_after=nll(after),
+        kl_kind=known.kl_kind if known else "none",
+        kl_before=kl(before),
+        kl_after=kl(after),
+        weight_first=record.weights(0).get(name),
+        weight_last=record.weights(max(0, record.steps - 1)).get(name),
+        sequences=sum(m.domains[name].sequences for m in record.lines if name in m.domains),
+        epochs=record.lines[-1].domains[name].epochs if record.lines else None,
+    )
+
+
+def _phases(record: RunRecord) -> list[int] | None:
+    if record.config.progressive is None:
+        return None
+    begun = [entry for entry in record.log.entries if entry.effective_from < max(1, record.steps)]
+    phases = [entry.phase for entry in begun]
+    return [begun[phases.index(phase)].effective_from for phase in sorted(set(phases))]
+
+
+def _compare(record: RunRecord, baseline: RunRecord, name: str) -> Comparison:
+    distilled, hard = record.after.get(name), baseline.after.get(name)
+    return Comparison(
+        distilled_nll=nll(distilled),
+        hard_labels_nll=nll(hard),
+        distilled_kl=kl(distilled),
+        hard_labels_kl=kl(hard),
+    )
+
+
+def nll(evaluation: DomainEvaluation | None) -> float | None:
+    """The student's NLL, if it was measured and finite."""
+    return finite(evaluation.student_nll) if evaluation else None
+
+
+def kl(evaluation: DomainEvaluation | None) -> float | None:
+    """KL(teacher || student), if it was measured and finite."""
+    return finite(evaluation.kl) if evaluation else None
+
+
+def _captured_mass(lines: tuple[StepMetrics, ...]) -> float | None:
+    known = [(m.captured_mass, m.tokens) for m in lines if m.captured_mass is not None]
+    tokens = sum(count for _, count in known)
+    return sum(mass * count for mass, count in known) / tokens if tokens else None
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,252 @@
+"""report.html: one self-contained page about a run, finished or under way.
+
+No scripts, no network: plots are inline SVG and the page forbids loading anything. Reads the run
+directory alone, so it can be written anywhere and at any time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from cluster.report import plots
+from cluster.report.measurement import Failures, kl, measure, nll
+from cluster.report.plots import Mark, Series, Shape, Style
+from cluster.report.record import RunRecord, finite, read_json, read_record
+from cluster.report.summary import verdict
+from shared.run.metrics import StepMetrics
+from shared.run.run_dir import RunDir, write_atomically
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Read when imported: a submitted job's folder may be gone by the time a run ends.
+PAGE = Environment(
+    loader=DictLoader({file.name: file.read_text() for file in TEMPLATES.iterdir()}),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+).get_template("report.html.j2")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A plot over steps with its caption."""
+
+    title: str
+    unit: str
+    plot: Markup
+    by_domain: bool = False  # whether its colours are the domains'
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory and return its path; replaces an older one whole."""
+    page = _page(read_record(run_dir))
+    path = RunDir(run_dir).report
+    write_atomically(path, page)
+    return path
+
+
+def _page(record: RunRecord) -> str:
+    files = RunDir(record.directory)
+    told = read_json(files.summary)
+    retried = sum(m.retried_units for m in record.lines)
+    counted = Failures(teacher_restarts=0, student_restarts=0, retried_units=retried)
+    summary = measure(
+        record,
+        status=told.get("status", "unfinished"),
+        failures=told.get("failures", counted),
+    )
+    hard = record.baseline.after if record.baseline else {}
+    return PAGE.render(
+        record=record,
+        config=record.config,
+        summary=summary,
+        verdict=verdict(record),
+        hard={name: (nll(hard.get(name)), kl(hard.get(name))) for name in record.domains},
+        comparisons=_comparisons(record),
+        curves=_curves(record),
+        retries=[(m.step, m.retried_units) for m in record.lines if m.retried_units],
+        swatch=plots.swatch,
+        shape=plots.shape_swatch,
+        config_text=_text(files.config),
+        environment_text=_text(files.environment),
+    )
+
+
+def _comparisons(record: RunRecord) -> list[tuple[str, Markup]]:
+    """Before and after per domain, as titled plots: NLL, and KL where a teacher answered."""
+    plotted = [("NLL", _marks(record, nll, teacher=True))]
+    if any(kl(evaluation) is not None for evaluation in record.before.values()):
+        plotted.append(("KL to the teacher", _marks(record, kl, teacher=False)))
+    return [
+        (
+            f"{title} on validation text",
+            plots.row_plot(rows, label=f"{title} per domain", x_label="nats per token"),
+        )
+        for title, rows in plotted
+    ]
+
+
+def _marks(record: RunRecord, measured: Callable, *, teacher: bool) -> dict[str, list[Mark]]:
+    rows: dict[str, list[Mark]] = {}
+    for name in record.domains:
+        known = record.after.get(name) or record.before.get(name)
+        hard = record.baseline.after.get(name) if record.baseline else None
+        values = [
+            Mark("teacher", teacher_nll, "bar")
+            if teacher and known and (teacher_nll := finite(known.teacher_nll)) is not None
+            else None,
+            _mark("before", measured(record.before.get(name)), "hollow"),
+            _mark("hard labels", measured(hard), "diamond"),
+            _mark("after", measured(record.after.get(name)), "filled"),
+        ]
+        rows[name] = [mark for mark in values if mark]
+    return rows
+
+
+def _mark(label: str, value: float | None, shape: Shape) -> Mark | None:
+    return None if value is None else Mark(label, value, shape)
+
+
+def _curves(record: RunRecord) -> list[Curve]:
+    """Everything measured over steps; neighbours share a line of the page."""
+    norms = [_series(record, "gradient norm", lambda m: m.grad_norm)]
+    return [
+        Curve("Loss", "nats per token", _plot("Loss", _losses(record), from_zero=False)),
+        Curve("Gradient norm", "before clipping", _plot("Gradient norm", norms)),
+        *_domain_curves(record),
+        *_adaptive_curves(record),
+        *_phase_curves(record),
+        *_machine_curves(record),
+    ]
+
+
+def _losses(record: RunRecord) -> list[Series]:
+    total = _series(record, "loss", lambda m: m.loss)
+    if len(record.config.losses) == 1:
+        return [total]
+    names = dict.fromkeys(name for m in record.lines for name in m.terms)
+    terms = [
+        _series(record, name, lambda m, name=name: m.terms.get(name), colour=i)
+        for i, name in enumerate(names)
+    ]
+    return [*terms, total]
+
+
+def _domain_curves(record: RunRecord) -> list[Curve]:
+    divergences = _by_domain(record, lambda m, name: m.domains[name].kl)
+    shares = _by_domain(record, lambda m, name: m.domains[name].tokens / m.tokens, style="dots")
+    weights = _plot("Domain weights", [*_targets(record), *shares], format_y=plots.percent)
+    unit = "share of loss tokens; line: target, dots: drawn"
+    curves = [Curve("Domain weights", unit, weights, by_domain=True)]
+    if any(series.points for series in divergences):
+        plot = _plot("KL by domain", divergences)
+        title = "KL by domain, training text"
+        curves.insert(0, Curve(title, "nats per token", plot, by_domain=True))
+    return curves
+
+
+def _adaptive_curves(record: RunRecord) -> list[Curve]:
+    """What a token-adaptive loss splits and learns, by domain; nothing without one."""
+    described = [
+        ("Hard tokens by domain", "share of loss tokens", "hard_share", plots.percent),
+        ("Uncertainty by domain", "1 - probability of the label", "uncertainty", plots.compact),
+        ("TKD by domain", "nats per token", "tkd", plots.compact),
+        ("DKD by domain", "nats per token", "dkd", plots.compact),
+    ]
+    curves = []
+    for title, unit, field, format_y in described:
+        series = _by_domain(record, lambda m, name, field=field: getattr(m.domains[name], field))
+        if any(one.points for one in series):
+            plot = _plot(title, series, format_y=format_y)
+            curves.append(Curve(title, unit, plot, by_domain=True))
+    return curves
+
+
+def _phase_curves(record: RunRecord) -> list[Curve]:
+    """What was decided about phases, and how far behind the teacher the student was then."""
+    entries, curves = [e for e in record.log.entries if e.effective_from <= record.steps], []
+    if record.config.progressive and entries:
+        changes = [(float(e.effective_from), float(e.phase + 1)) for e in entries]
+        changes.append((record.steps, entries[-1].phase + 1.0))
+        series = Series("phase", tuple(changes), style="steps")
+        curves.append(Curve("Phase", "parts of the text drawn from", _plot("Phase", [series])))
+    gaps = [(e.decided_at, e.gap) for e in entries if finite(e.gap) is not None]
+    if len(gaps) > 1:
+        series = Series("gap", tuple((float(step), gap or 0.0) for step, gap in gaps))
+        plot = _plot("Gap to the teacher", [series], from_zero=False)
+        curves.append(Curve("Gap to the teacher", "validation NLL above the teacher's", plot))
+    return curves
+
+
+def _machine_curves(record: RunRecord) -> list[Curve]:
+    speed = [_series(record, "tokens/s", lambda m: m.tokens_per_s)]
+    curves = [Curve("Speed", "loss tokens per second", _plot("Speed", speed))]
+    if any(m.units for m in record.lines):
+        waits = [_series(record, "waiting", _wait)]
+        plot = _plot("Waiting for the teacher", waits, format_y=plots.percent)
+        curves.append(Curve("Waiting for the teacher", "share of training time", plot))
+    return curves
+
+
+def _wait(line: StepMetrics) -> float | None:
+    return line.teacher_wait_s / line.seconds if line.seconds else None
+
+
+def _plot(
+    title: str,
+    series: list[Series],
+    *,
+    format_y: Callable[[float], str] = plots.compact,
+    from_zero: bool = True,
+) -> Markup:
+    return plots.line_plot(series, label=title, format_y=format_y, from_zero=from_zero)
+
+
+def _series(
+    record: RunRecord,
+    name: str,
+    value: Callable[[StepMetrics], float | None],
+    *,
+    colour: int = -1,
+) -> Series:
+    points = ((m.step, finite(value(m))) for m in record.lines)
+    return Series(name, tuple((x, y) for x, y in points if y is not None), colour)
+
+
+def _by_domain(
+    record: RunRecord,
+    value: Callable[[StepMetrics, str], float | None],
+    *,
+    style: Style = "line",
+) -> list[Series]:
+    all_series = []
+    for colour, name in enumerate(record.domains):
+        known = [m for m in record.lines if name in m.domains and m.tokens]
+        points = ((m.step, finite(value(m, name))) for m in known)
+        kept = tuple((x, y) for x, y in points if y is not None)
+        all_series.append(Series(name, kept, colour, style))
+    return all_series
+
+
+def _targets(record: RunRecord) -> list[Series]:
+    """The weight log as steps, up to the last step done."""
+    entries = [e for e in record.log.entries if e.effective_from <= record.steps]
+    return [
+        Series(
+            f"{name} (target)",
+            (
+                *((e.effective_from, e.weights[i]) for e in entries),
+                *((record.steps, e.weights[i]) for e in entries[-1:]),
+            ),
+            i,
+            "steps",
+        )
+        for i, name in enumerate(record.domains)
+    ]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""

@@ -1,0 +1,192 @@
+"""What a run says at its end: `summary.json` for programs and a table for people."""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.report.measurement import (
+    BaselineSummary,
+    DomainSummary,
+    Failures,
+    Summary,
+    domain_summary,
+    kl,
+    measure,
+    measure_baseline,
+    nll,
+)
+from cluster.report.record import RunRecord, read_record
+from shared.run.metrics import DomainEvaluation
+from shared.run.run_dir import RunDir, write_atomically
+
+NAME_WIDTH, CELL_WIDTH = 18, 8
+REAL_RECIPE = "cluster/recipes/real_text.yaml"
+
+
+def summarise(run_dir: Path, *, status: str, failures: Failures) -> Summary:
+    """Write `summary.json`, and `baseline.json` where a baseline ran; return the summary.
+
+    `status` is "finished", "failed" or "interrupted". Files are replaced whole or not at all.
+    """
+    record = read_record(run_dir)
+    summary = measure(record, status=status, failures=failures)
+    _write_json(RunDir(run_dir).summary, summary)
+    if record.baseline:
+        _write_json(RunDir(run_dir).baseline_summary, measure_baseline(record, record.baseline))
+    return summary
+
+
+def _write_json(path: Path, value: Summary | BaselineSummary) -> None:
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def final_table(run_dir: Path) -> str:
+    """Per domain the teacher, the student before and after, and the one on hard labels; then
+    which student is lower, where the report is, and what to run next. At most 100 columns."""
+    record = read_record(run_dir)
+    verdicts = verdict(record)
+    blocks = [_table(record), verdicts, _what_next(record)]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def verdict(record: RunRecord) -> list[str]:
+    """Plain sentences: what training changed, and which of two students is lower where."""
+    sentences = [*_stopped(record), *_change(record)]
+    if record.baseline is None:
+        return sentences
+    for quantity, measured in (("KL to the teacher", kl), ("NLL", nll)):
+        sentences += _lower(record, record.baseline, quantity=quantity, measured=measured)
+    return sentences
+
+
+def _stopped(record: RunRecord) -> list[str]:
+    config = record.config
+    if record.log.end(config.steps) > min(record.steps, config.steps - 1):
+        return []
+    return [
+        f"Stopped after step {record.steps} of {config.steps}: the student's perplexity was at "
+        f"most {config.stop_ratio:g} times the teacher's in every domain."
+    ]
+
+
+def _change(record: RunRecord) -> list[str]:
+    falls: dict[str, float] = {}
+    for name in record.domains:
+        before, after = kl(record.before.get(name)), kl(record.after.get(name))
+        if before and after is not None:
+            falls[name] = 1 - after / before
+    if not falls:
+        return []
+    rose = [name for name, fall in falls.items() if fall <= 0]
+    if rose:
+        return [f"KL to the teacher did not fall in {', '.join(rose)}."]
+    hardly = [name for name, fall in falls.items() if fall < 0.01]
+    if hardly:
+        return [f"KL to the teacher fell in every domain, by less than 1 % in {', '.join(hardly)}."]
+    least = math.floor(100 * min(falls.values()))
+    return [f"KL to the teacher fell by {least} % or more in every domain."]
+
+
+def _lower(
+    record: RunRecord,
+    baseline: RunRecord,
+    *,
+    quantity: str,
+    measured: Callable[[DomainEvaluation | None], float | None],
+) -> list[str]:
+    """Who ends lower in which domains, if both students were measured."""
+    lower: dict[str, list[str]] = {"distilled student": [], "hard labels": [], "neither": []}
+    for name in record.domains:
+        distilled, hard = (measured(run.after.get(name)) for run in (record, baseline))
+        if distilled is None or hard is None:
+            continue
+        winner = "distilled student" if distilled < hard else "hard labels"
+        lower["neither" if distilled == hard else winner].append(name)
+    compared = sum(len(names) for names in lower.values())
+    parts = [
+        f"{who} in {'every domain' if len(names) == compared else ', '.join(names)}"
+        for who, names in lower.items()
+        if names
+    ]
+    return [f"Lower {quantity}: {'; '.join(parts)}."] if parts else []
+
+
+def _table(record: RunRecord) -> list[str]:
+    """Header lines and a line per domain; the hard-labels columns only where they exist."""
+    domains = {name: domain_summary(record, name) for name in record.domains}
+    kinds = ", ".join(sorted({domain["kl_kind"] for domain in domains.values()} - {"none"}))
+    heads = (["teacher", "before", "after"], ["before", "after"], ["first", "last"])
+    if record.baseline:
+        heads[0].append("hard")
+        heads[1].append("hard")
+    titles = ("NLL", "KL", "weight")
+    width = min(NAME_WIDTH, max(len("domain"), *map(len, domains)))
+    groups = [
+        f" {title} ".center(CELL_WIDTH * len(head) - 1, "-")
+        for title, head in zip(titles, heads, strict=True)
+    ]
+    return [
+        "Validation text, nats per token; lower is better.",
+        *([f"KL(teacher || student): {kinds}"] if kinds else []),
+        "".join([" " * width, *(f"    {group}" for group in groups)]),
+        "".join(["domain".ljust(width), *("   " + _cells(group) for group in heads)]),
+        *(_line(record, name, domain, width=width) for name, domain in domains.items()),
+        *(["hard: the same student trained on hard labels alone"] if record.baseline else []),
+    ]
+
+
+def _line(record: RunRecord, name: str, domain: DomainSummary, *, width: int) -> str:
+    nlls = [domain["teacher_nll"], domain["student_nll_before"], domain["student_nll_after"]]
+    kls = [domain["kl_before"], domain["kl_after"]]
+    if record.baseline:
+        hard = record.baseline.after.get(name)
+        nlls.append(nll(hard))
+        kls.append(kl(hard))
+    weights = [domain["weight_first"], domain["weight_last"]]
+    short = name if len(name) <= width else name[: width - 2] + ".."
+    groups = ([_number(value) for value in group] for group in (nlls, kls, weights))
+    return "".join([short.ljust(width), *("   " + _cells(group) for group in groups)])
+
+
+def _cells(texts: list[str]) -> str:
+    return "".join(text.rjust(CELL_WIDTH) for text in texts)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _what_next(record: RunRecord) -> list[str]:
+    run, program = _near(record.directory), _program()
+    files = RunDir(run)
+    peft = record.config.student.train.kind != "full"
+    library, loader = ("peft", "AutoPeft") if peft else ("transformers", "Auto")
+    return [
+        f"Report    {files.report}",
+        f"Numbers   {files.summary}",
+        f"Evaluate  {program} eval {run}",
+        f"Use it    from {library} import {loader}ModelForCausalLM",
+        f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}")',
+        f"Next      {program} run {REAL_RECIPE} paths.root=FOLDER",
+        f"          {program} init my.yaml, for models and text of your own",
+    ]
+
+
+def _program() -> str:
+    """How to call `tutelage` from here, where its environment may not be active."""
+    beside = Path(sys.executable).parent / "tutelage"
+    if shutil.which("tutelage") or not beside.exists():
+        return "tutelage"
+    return str(_near(beside))
+
+
+def _near(path: Path) -> Path:
+    """Relative to the current folder where the path lies below it."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # Ray may remove a submitted job's folder before the job has ended
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

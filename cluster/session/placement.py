@@ -1,0 +1,130 @@
+"""Whether a cluster holds what a run asks for, said in seconds and never waited for in silence.
+
+A bundle is what one process needs on one node, as Ray resources.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from shared.config.run import Config, Teacher
+from shared.errors import PlacementError
+
+Bundle = dict[str, float]
+PATIENCE_S = 8.0
+ROLE_SHARE = 0.01  # of a role's resource: it says where, not how many
+
+
+def teacher_bundle(teacher: Teacher, declared: Mapping[str, float]) -> Bundle:
+    """What one replica needs; the role counts where the cluster declares it."""
+    return _bundle("teacher", teacher.cpus, teacher.gpus, declared)
+
+
+def teacher_demands(teacher: Teacher, declared: Mapping[str, float]) -> list[tuple[str, Bundle]]:
+    """What all replicas need, as `refuse_unplaceable` takes it."""
+    return [("the teacher's replicas", teacher_bundle(teacher, declared))] * teacher.replicas
+
+
+def student_bundle(config: Config, declared: Mapping[str, float]) -> Bundle:
+    """What one worker needs."""
+    return _bundle("student", config.student.cpus, config.student.gpus, declared)
+
+
+def refuse_unplaceable(demands: Sequence[tuple[str, Bundle]]) -> None:
+    """Check named bundles against every node, first all they have, then what is free.
+
+    Raises PlacementError within 10 s, naming what cannot be placed and what is missing.
+    """
+    total = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    misfit = _first_misfit(demands, total)
+    if misfit:
+        raise PlacementError(_sentence(misfit, demands, total, "has"))
+    deadline = time.monotonic() + PATIENCE_S
+    while misfit := _first_misfit(demands, _free_per_node()):
+        if time.monotonic() > deadline:
+            raise PlacementError(_sentence(misfit, demands, _free_per_node(), "has free"))
+        time.sleep(0.5)
+
+
+def refuse_unshared(folder: Path, *, option: str, deadline_s: float = 60.0) -> None:
+    """With more than one node, prove by a probe file that all see the same folder."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.write_text("")
+    try:
+        seen = [
+            _sees.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(str(probe))
+            for node in nodes
+        ]
+        blind = [
+            node["NodeManagerAddress"]
+            for node, found in zip(nodes, ray.get(seen, timeout=deadline_s), strict=True)
+            if not found
+        ]
+    finally:
+        probe.unlink(missing_ok=True)
+    if blind:
+        raise PlacementError(
+            f"{folder} is not the same folder on {', '.join(blind)}; set {option} to "
+            "storage that every node mounts"
+        )
+
+
+@ray.remote(num_cpus=0)
+def _sees(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _bundle(role: str, cpus: float, gpus: float, declared: Mapping[str, float]) -> Bundle:
+    bundle = {"CPU": cpus, "GPU": gpus, role: ROLE_SHARE if declared.get(role) else 0.0}
+    return {name: amount for name, amount in bundle.items() if amount}
+
+
+def _free_per_node() -> list[Bundle]:
+    # The public call sums over nodes, which hides that no single node may have room.
+    return [dict(free) for free in available_resources_per_node().values()]
+
+
+def _first_misfit(
+    demands: Sequence[tuple[str, Bundle]], nodes: Sequence[Mapping[str, float]]
+) -> tuple[str, Bundle] | None:
+    """First fit, largest first; the bundle that found no node."""
+    left = [dict(node) for node in nodes]
+    for name, bundle in sorted(demands, key=lambda d: -sum(d[1].values())):
+        host = next(
+            (n for n in left if all(n.get(k, 0) >= v - 1e-6 for k, v in bundle.items())), None
+        )
+        if host is None:
+            return name, bundle
+        for resource, amount in bundle.items():
+            host[resource] -= amount
+    return None
+
+
+def _sentence(
+    misfit: tuple[str, Bundle],
+    demands: Sequence[tuple[str, Bundle]],
+    nodes: Sequence[Mapping[str, float]],
+    verb: str,
+) -> str:
+    name, bundle = misfit
+    asked = {resource: sum(b.get(resource, 0) for _, b in demands) for resource in bundle}
+    has = {resource: sum(n.get(resource, 0) for n in nodes) for resource in bundle}
+    short = [r for r in bundle if has[r] < asked[r]] or list(bundle)  # else: no node has it alone
+    amounts = ", ".join(f"{asked[r]:g} {r}" for r in short)
+    there = ", ".join(f"{has[r]:g} {r}" for r in short)
+    return (
+        f"no room for {name}: all together ask for {amounts}, the cluster of {len(nodes)} "
+        f"node{'s' if len(nodes) != 1 else ''} {verb} {there}; ask for less (student.workers, "
+        "teachers.NAME.replicas, cpus, gpus) or add nodes"
+    )

@@ -1,0 +1,200 @@
+"""Which Ray cluster a command works on: the named one, a local one, or one of its own.
+
+Token authentication is on for every cluster started here and for its clients, with a token of our
+own: Ray's defaults differ between starting and joining once a token exists in its default place.
+"""
+
+import importlib
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.session import ray_head
+from shared.errors import PlacementError
+
+# Read by Ray and torch when they are imported, so they are set before. Threads spin
+# only briefly while they wait: long spinning stalls a machine whose cores are shared.
+DRIVER_ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "10000",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for what nobody here asks it
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+    "RAY_allow_out_of_band_object_ref_serialization": "0",
+}
+
+# Set in every process of the job. Several processes share the cores of a small machine, so each
+# computes with one thread unless its role asks for more CPUs.
+JOB_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_allow_out_of_band_object_ref_serialization": "0",
+}
+PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "DS_ACCELERATOR")
+
+
+def prepare_environment() -> None:
+    """Settings of Ray for this process; a value the user set stays."""
+    for name, value in DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextmanager
+def connected(address: str | None = None, *, outlives: bool = False) -> Iterator[None]:
+    """Be a driver of a cluster for the length of a `with`.
+
+    Joins `address`, else RAY_ADDRESS, else a cluster running on this machine; else starts one:
+    private, ending with this process, or with `outlives` one that stays until
+    `tutelage teacher down --all`. `address="local"` always starts a private one. Raises
+    PlacementError where the address does not answer.
+    """
+    prepare_environment()
+    if _already_connected():
+        yield  # the caller's own connection, as in a test or a notebook
+        return
+    target = find_address(address)
+    if target is None and outlives:
+        target = ray_head.start()
+    _join(target) if target else _start_private()
+    try:
+        yield
+    finally:
+        import ray
+
+        ray.shutdown()
+
+
+@contextmanager
+def attached(address: str | None = None) -> Iterator[None]:
+    """Like `connected`, but never starts a cluster. Raises PlacementError where there is none."""
+    if not _already_connected() and find_address(address) is None:
+        raise PlacementError(
+            "no cluster is running here; `tutelage teacher up CONFIG` starts one, "
+            "--address HOST:PORT joins one"
+        )
+    with connected(address):
+        yield
+
+
+def find_address(address: str | None = None) -> str | None:
+    """Where to join, None for nowhere; what is left of dead clusters is passed over."""
+    asked = address or os.environ.get("RAY_ADDRESS")
+    if asked == "local":
+        return None
+    if asked and asked != "auto":
+        if not asked.startswith("ray://") and not answers(asked):
+            raise PlacementError(
+                f"no Ray cluster answers at {asked}; check --address or RAY_ADDRESS"
+            )
+        return asked
+    candidates = (ray_head.address(), _address_of_ray_start())
+    return next((found for found in candidates if found and answers(found)), None)
+
+
+def answers(address: str, *, timeout_s: float = 3.0) -> bool:
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _address_of_ray_start() -> str | None:
+    """What the last `ray start --head` of this machine wrote down."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    return file.read_text().strip() if file.exists() else None
+
+
+def _runtime_env() -> dict[str, dict[str, str]]:
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {"env_vars": JOB_ENVIRONMENT | passed}
+
+
+def _already_connected() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _authenticate(variables: Mapping[str, str]) -> None:
+    """Set how Ray authenticates in this process and what it starts."""
+    os.environ.update(variables)
+    raylet: Any = importlib.import_module("ray._raylet")  # no type stubs
+    raylet.Config.initialize("")  # Ray may have been imported before the variables were set
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _credentials(address: str) -> dict[str, str]:
+    """How to speak to a cluster: a client with a token can join one without authentication, but
+    that cluster cannot call it back, so both sides must agree."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    if address == ray_head.address():
+        return ray_head.token_environment()
+    if not _asks_for_token(address):
+        return {"RAY_AUTH_MODE": "disabled"}
+    if not ray_head.has_users_token():
+        raise PlacementError(
+            f"the cluster at {address} asks for a token; copy its ~/.ray/auth_token here, or set "
+            "RAY_AUTH_TOKEN"
+        )
+    return {"RAY_AUTH_MODE": "token"}
+
+
+def _asks_for_token(address: str, *, timeout_s: float = 10.0) -> bool:
+    """Whether a call without one is refused, asked directly: Ray itself would retry for long."""
+    grpc: Any = importlib.import_module("grpc")  # no type stubs
+    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            call(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
+def _join(address: str) -> None:
+    _authenticate(_credentials(address))
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=_runtime_env(),
+        )
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        refused = str(error).splitlines()[0].rstrip(".")
+        raise PlacementError(
+            f"the cluster at {address} cannot be joined: {refused}; where it asks for a token, "
+            "copy its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN and RAY_AUTH_MODE=token"
+        ) from None
+
+
+def _start_private() -> None:
+    own = {} if "RAY_AUTH_MODE" in os.environ else ray_head.token_environment()
+    _authenticate(own)
+    import ray
+
+    ray.init(
+        address="local",
+        resources=ray_head.ROLE_RESOURCES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=ray_head.object_store_bytes(),
+        runtime_env=_runtime_env(),
+    )

@@ -1,0 +1,422 @@
+"""The whole run in one frozen tree: every option, its default and its meaning.
+
+Defaults stand on the fields and nowhere else; an unknown key is refused. Reading YAML,
+overrides and suggestions for misspelt keys live in `shared.config.file`.
+Relative model, data and store paths are relative to `paths.root`.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from shared.config.base import Dtype, Fraction, Positive, Section
+from shared.config.losses import ATKD, TAID, ForwardKL, HiddenStates, Loss
+from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
+from shared.config.progressive import Progressive
+from shared.config.prompt_search import PromptSearch
+from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
+from shared.mixture.phases import check_progressive
+
+
+class Paths(Section):
+    """Where things are read from and written to."""
+
+    root: str = "."
+    runs: str = "runs"
+    cache: str = "~/.cache/tutelage"
+
+
+class Teacher(Section):
+    """A causal language model, the PEFT adapter on it, and how many copies serve it."""
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    dtype: Dtype = "float32"
+    quantisation: Literal["none", "int8", "nf4"] = "none"
+    trust_remote_code: bool = False
+    replicas: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0, description="GPUs of one replica")
+    cpus: float = Field(default=1, ge=0, description="CPUs of one replica")
+
+
+class HubDataset(Section):
+    """A Hugging Face dataset by hub name or local path."""
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+Source = str | HubDataset
+
+
+class Domain(Section):
+    """Text of one kind. A string source is a file, folder or glob of .jsonl, .parquet or text."""
+
+    train: Source | list[Source]
+    validation: Source | list[Source] | None = None
+    columns: dict[Literal["text", "prompt", "response", "messages"], str] = Field(
+        default_factory=dict, description="our name -> the column's name in the source"
+    )
+
+
+class Data(Section):
+    """How text becomes rows."""
+
+    context: int = Field(default=512, ge=8, description="tokens in a row, at most")
+    loss_on: Literal["responses", "everything"] = "responses"
+    too_long: Literal["split", "cut", "refuse"] = "split"
+    validation_rows: int = Field(
+        default=24, ge=1, description="rows per domain; training never sees them"
+    )
+
+
+class FullTraining(Section):
+    """Every weight of the student trains."""
+
+    kind: Literal["full"] = "full"
+
+
+class LoRATraining(Section):
+    """Low-rank adapters train, the base is frozen."""
+
+    kind: Literal["lora"] = "lora"
+    r: int = Field(default=16, ge=1)
+    alpha: Positive = 32.0
+    dropout: Fraction = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class QLoRATraining(LoRATraining):
+    """Adapters on a base quantised to nf4 by bitsandbytes."""
+
+    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+
+
+class Student(Section):
+    """The model that learns, and the workers it trains on."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    train: Annotated[FullTraining | LoRATraining | QLoRATraining, Field(discriminator="kind")] = (
+        FullTraining()
+    )
+    dtype: Dtype = "float32"
+    zero: Literal[0, 1, 2, 3] = 2
+    activation_checkpointing: bool = False
+    workers: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0, description="GPUs of one worker")
+    cpus: float = Field(default=1, ge=0, description="CPUs of one worker")
+    max_restarts: int = Field(
+        default=3, ge=0, description="restarts of the worker group after a crash"
+    )
+
+
+class Batch(Section):
+    """Rows of one optimiser step over all workers, and rows of one forward pass."""
+
+    rows_per_step: int = Field(default=8, ge=1)
+    micro_batch: int = Field(default=4, ge=1)
+
+
+class HiddenPayload(Section):
+    """How hidden states travel, where a loss asks for some."""
+
+    width: int = Field(
+        default=512, ge=1, description="the teacher projects wider states down to this"
+    )
+    projection: Literal["pca", "random"] = "pca"
+    raw: bool = Field(default=False, description="ship them whole, whatever their width")
+    encoding: Literal["bf16", "int8", "fp32"] = "bf16"
+    calibration_rows: int = Field(default=32, ge=1, description="rows per domain a PCA is fit on")
+
+
+class Targets(Section):
+    """What the teacher ships per position (design: SoftTargets)."""
+
+    selector: Literal["auto", "top_k", "renormalised", "threshold", "sampled"] = Field(
+        default="auto",
+        description="top_k, renormalised, threshold or sampled; auto takes what fits the losses",
+    )
+    top_k: int = Field(
+        default=64, ge=1, description="ids the teacher ships per position, whatever the selector"
+    )
+    student_ids: int = Field(
+        default=0,
+        ge=0,
+        description="likeliest ids of the student that the teacher ships too; no step is then "
+        "asked ahead",
+    )
+    draws: int = Field(
+        default=4,
+        ge=1,
+        description="draws of a row that take turns, one an epoch, if ids are drawn",
+    )
+    seed: int = Field(
+        default=0, description="of the draws; runs of any seed share those of a store"
+    )
+    encoding: Literal["fp16", "int8", "fp32"] = "fp16"
+    ids: Literal["elias_fano", "plain"] = Field(
+        default="elias_fano",
+        description="elias_fano, the fewest bytes, or plain integers for any Arrow tool",
+    )
+    exact: Literal["last_hidden"] | None = Field(
+        default=None,
+        description="last_hidden: the last hidden state in place of ids, and the head once",
+    )
+    hidden: HiddenPayload = HiddenPayload()
+    store: str | None = Field(
+        default=None,
+        description="folder, or address as s3://BUCKET/FOLDER, that answers are written to and "
+        "read from",
+    )
+    store_ids: Literal["elias_fano", "plain"] | None = Field(
+        default=None, description="the same in `store`, if not as they came"
+    )
+    teacher_free: bool = Field(
+        default=False, description="train from `store` with no teacher alive"
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_asked_twice(self) -> "Targets":
+        """Compared with the defaults, which a recorded config names too."""
+        if self.exact is None:
+            return self
+        fields = type(self).model_fields
+        ids = ("selector", "top_k", "student_ids", "draws", "seed", "encoding", "ids", "store_ids")
+        for option in ids:
+            if getattr(self, option) != fields[option].default:
+                raise ValueError(
+                    f"targets.exact is {self.exact}, which ships no ids, so targets.{option} has "
+                    "no meaning; remove one of the two"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_stored_depends_on_no_student(self) -> "Targets":
+        if self.student_ids and self.store is not None:
+            raise ValueError(
+                f"targets.student_ids is {self.student_ids}, whose answers depend on the student "
+                f"of the moment, but targets.store is {self.store}, which keeps answers for any; "
+                "remove one of the two"
+            )
+        return self
+
+
+class Optimiser(Section):
+    """AdamW with warm-up and decay."""
+
+    lr: Positive = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    final_lr_fraction: Fraction = 0.1
+    clip_norm: Positive | None = 1.0
+
+
+class Service(Section):
+    """How students talk to teachers."""
+
+    in_flight: int = Field(default=3, ge=1, le=16, description="scoring units under way per worker")
+    unit_deadline_s: Positive = 600.0
+    max_unit_failures: int = Field(
+        default=3, ge=1, description="failures of one unit before the run stops"
+    )
+
+
+class Evaluation(Section):
+    """Validation before and after training."""
+
+    kl: Literal["auto", "full", "bucketed"] = Field(
+        default="auto",
+        description="full vocabulary up to 32,768 tokens, else over top_k and the tail",
+    )
+
+
+class Checkpoints(Section):
+    """When the run is saved and how many checkpoints stay."""
+
+    every: int = Field(default=100, ge=1, description="steps")
+    keep: int = Field(default=2, ge=1)
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    steps: int = Field(ge=1)
+    log_every: int = Field(default=10, ge=1)
+    paths: Paths = Paths()
+    teachers: dict[str, Teacher] = Field(min_length=1)
+    student: Student
+    domains: dict[str, Domain] = Field(min_length=1)
+    data: Data = Data()
+    prompts: str | None = Field(
+        default=None, description="file of prompts the teacher is shown and the student is not"
+    )
+    batch: Batch = Batch()
+    targets: Targets = Targets()
+    losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
+    optimiser: Optimiser = Optimiser()
+    mixture: Mixture = FixedMixture()
+    progressive: Progressive | None = Field(
+        default=None, description="phases from simple to complex text"
+    )
+    service: Service = Service()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    prompt_search: PromptSearch = PromptSearch()
+    baseline: bool = Field(
+        default=False,
+        description="also train a copy on hard labels alone, on identical rows and steps",
+    )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any loss learns from the teacher rather than from the text alone."""
+        return any(loss.kind != "cross_entropy" for loss in self.losses)
+
+    @property
+    def atkd(self) -> ATKD | None:
+        """The token-adaptive loss, of which there is at most one."""
+        return next((loss for loss in self.losses if isinstance(loss, ATKD)), None)
+
+    @property
+    def taid(self) -> TAID | None:
+        """The interpolated loss, of which there is at most one."""
+        return next((loss for loss in self.losses if isinstance(loss, TAID)), None)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per worker and optimiser step."""
+        return self.batch.rows_per_step // (self.batch.micro_batch * self.student.workers)
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Teacher layers whose hidden states the losses ask for, ascending."""
+        asked = {t for loss in self.losses if isinstance(loss, HiddenStates) for t in loss.layers}
+        return tuple(sorted(asked))
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures whose tail mass the teacher ships: 1 first, then those of the losses."""
+        others = {getattr(loss, "temperature", 1.0) for loss in self.losses} - {1.0}
+        return (1.0, *sorted(others))
+
+    def selector_for(self, vocabulary: int) -> Selector:
+        """What `targets.selector` stands for with so many shared ids."""
+        keeps_all = self.targets.top_k == vocabulary
+        return chosen(self.targets.selector, self.losses, keeps_all=keeps_all)
+
+    @property
+    def prefetch_steps(self) -> int:
+        """Blocks whose units may be under way beyond the current one; none where they depend on
+        the weights that the student has before it."""
+        if self.targets.student_ids:
+            return 0
+        return min(2, self.mixture.lag_steps)
+
+    @property
+    def decision_interval(self) -> int | None:
+        """Steps between decisions of the controller; None: weights are decided once, at step 0."""
+        if isinstance(self.mixture, AdaptiveMixture):
+            return self.mixture.interval
+        if self.progressive is None or self.progressive.interval is not None:
+            return self.progressive and self.progressive.interval
+        return max(self.mixture.lag_steps, self.steps // (10 * self.progressive.phases))
+
+    @property
+    def decision_steps(self) -> range:
+        """Steps at which the trainer hands over a report: 0, K, 2K, ... while a block is left to
+        rule."""
+        if self.decision_interval is None:
+            return range(1)
+        return range(0, max(1, self.steps - self.mixture.lag_steps), self.decision_interval)
+
+    @property
+    def decides_from_validation(self) -> bool:
+        """Whether a report to the controller needs the student's loss on validation text."""
+        stalls = self.progressive is not None and self.progressive.plateau is not None
+        return self.mixture.needs_validation or stalls
+
+    @property
+    def stop_ratio(self) -> float | None:
+        """How near the teacher ends training; None: it takes all its steps."""
+        return self.mixture.stop_ratio if isinstance(self.mixture, DDKMixture) else None
+
+    def losses_in(self, phase: int) -> list[Loss]:
+        """The losses with the weights they have in a progressive phase."""
+        if self.progressive is None:
+            return self.losses
+        phases = self.progressive.phases
+        return [
+            loss.in_phase(phase, phases=phases) if isinstance(loss, HiddenStates) else loss
+            for loss in self.losses
+        ]
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        rows = self.batch.micro_batch * self.student.workers
+        if self.batch.rows_per_step % rows:
+            raise ValueError(
+                f"batch.rows_per_step is {self.batch.rows_per_step}, not a multiple of "
+                f"batch.micro_batch x student.workers = {rows}; change one of the three"
+            )
+        if len(self.teachers) > 1:
+            raise ValueError(
+                f"teachers has {len(self.teachers)} entries; a run learns from one, keep one of "
+                f"{', '.join(self.teachers)}"
+            )
+        if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
+            _check_weights(self.mixture.weights, self.domains)
+        if sum(isinstance(loss, ATKD) for loss in self.losses) > 1:
+            raise ValueError("losses has more than one atkd; keep one, the split is the step's")
+        if sum(isinstance(loss, TAID) for loss in self.losses) > 1:
+            raise ValueError("losses has more than one taid; keep one, its t follows one loss")
+        check_selector(self.targets.selector, self.losses)
+        check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
+        check_mixture(self.mixture, num_domains=len(self.domains))
+        self._phases_fit()
+        if self.targets.exact and self.evaluation.kl == "bucketed":
+            raise ValueError(
+                f"targets.exact is {self.targets.exact}, with which every KL is over the full "
+                "vocabulary, but evaluation.kl is bucketed; remove one of the two"
+            )
+        if self.targets.teacher_free and self.targets.store is None:
+            raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
+        return self
+
+    def _phases_fit(self) -> None:
+        if self.progressive is not None:
+            mixture = self.mixture
+            check_progressive(
+                self.progressive,
+                self.decision_steps,
+                steps=self.steps,
+                lag=mixture.lag_steps,
+                mixture_interval=mixture.interval if isinstance(mixture, AdaptiveMixture) else None,
+                opens_with_gap=mixture.opens_with_report,
+            )
+        elif any(getattr(loss, "final_weight", None) is not None for loss in self.losses):
+            raise ValueError(
+                "losses has a hidden_states with final_weight, the weight in the last phase, but "
+                "progressive is not set; set it or remove final_weight"
+            )
+
+
+def _check_weights(weights: dict[str, float], domains: dict[str, Domain]) -> None:
+    if set(weights) != set(domains):
+        odd = sorted(set(weights) ^ set(domains))
+        raise ValueError(f"mixture.weights must name every domain once; {', '.join(odd)} differ")
+    if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
+        raise ValueError(
+            f"mixture.weights must be non-negative with a positive, finite sum, not {weights}"
+        )

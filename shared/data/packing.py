@@ -1,0 +1,115 @@
+"""From encoded documents to rows of at most the context: split what is too long, fill rows.
+
+T tokens of a piece
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from shared.data.framing import Encoded
+from shared.data.row_store import RaggedRows
+from shared.errors import DataError
+
+OPEN_ROWS = 64  # a piece goes into the fullest of these that has room
+TooLong = Literal["split", "cut", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A document, or as much of a long one as a row holds."""
+
+    key: int  # of the document
+    input_ids: np.ndarray  # int32 [T]
+    loss_mask: np.ndarray  # uint8 [T], the last is 0
+
+
+@dataclass(slots=True)
+class Fit:
+    """What fitting documents into the context did to them."""
+
+    documents: int = 0
+    too_long: int = 0  # split or cut
+    without_loss: int = 0  # dropped
+
+
+def pieces_of(
+    documents: Iterable[Encoded], *, context: int, too_long: TooLong, fit: Fit
+) -> Iterator[Piece]:
+    """Pieces of at most `context` tokens, counted in `fit`; pieces without loss are dropped.
+
+    Raises DataError for a document that is too long where `too_long` is "refuse".
+    """
+    for document in documents:
+        fit.documents += 1
+        length = len(document.input_ids)
+        fit.too_long += length > context
+        if length > context and too_long == "refuse":
+            raise DataError(
+                f"{document.where} has {length:,} tokens, more than data.context {context:,}; "
+                "raise the context, or set data.too_long to split or cut"
+            )
+        stop = context if too_long == "cut" else length
+        pieces = [_piece(document, at, context) for at in range(0, min(stop, length), context)]
+        kept = [piece for piece in pieces if piece.loss_mask.any()]
+        fit.without_loss += not kept
+        yield from kept
+
+
+def _piece(document: Encoded, start: int, context: int) -> Piece:
+    ids = document.input_ids[start : start + context]
+    mask = document.loss_mask[start : start + context].copy()
+    mask[-1] = 0
+    return Piece(document.key, ids, mask)
+
+
+@dataclass(slots=True)
+class _OpenRow:
+    room: int
+    pieces: list[Piece] = field(default_factory=list)
+
+
+def pack(pieces: Iterable[Piece], *, context: int) -> RaggedRows:
+    """Rows of at most `context` tokens, filled best fit over a window of open rows.
+
+    Depends on the pieces and their order alone.
+    """
+    rows = RaggedRows([], [], [])
+    window: list[_OpenRow] = []
+    for piece in pieces:
+        length = len(piece.input_ids)
+        fitting = [row for row in window if row.room >= length]
+        if fitting:
+            row = min(fitting, key=_room)
+        else:
+            if len(window) == OPEN_ROWS:
+                _close(min(window, key=_room), window, rows)
+            row = _OpenRow(context)
+            window.append(row)
+        row.room -= length
+        row.pieces.append(piece)
+        if row.room == 0:
+            _close(row, window, rows)
+    for row in list(window):
+        _close(row, window, rows)
+    return rows
+
+
+def chosen_rows(rows: RaggedRows, indices: Sequence[int]) -> RaggedRows:
+    """The rows at `indices`, in that order."""
+    parts = (rows.input_ids, rows.doc_starts, rows.loss_masks)
+    return RaggedRows(*([part[i] for i in indices] for part in parts))
+
+
+def _room(row: _OpenRow) -> int:
+    return row.room
+
+
+def _close(row: _OpenRow, window: list[_OpenRow], rows: RaggedRows) -> None:
+    window[:] = [other for other in window if other is not row]
+    lengths = [len(piece.input_ids) for piece in row.pieces]
+    rows.input_ids.append(np.concatenate([piece.input_ids for piece in row.pieces]))
+    rows.doc_starts.append(np.cumsum([0, *lengths[:-1]]).astype(np.int32))
+    rows.loss_masks.append(np.concatenate([piece.loss_mask for piece in row.pieces]))

@@ -1,0 +1,114 @@
+"""Folders of tokenised rows: written whole or not at all, checked before they are used again.
+
+A folder holds `train.arrow`, `validation.arrow` and `facts.json`, which counts what was done to
+the text and records the hash of both files.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shared.config.run import Data
+from shared.data.packing import Fit
+from shared.data.row_store import RaggedRows, write_rows
+from shared.data.sources import digest_file
+from shared.errors import DataError, StorageError
+
+TRAIN, VALIDATION, FACTS = "train.arrow", "validation.arrow", "facts.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A domain's rows before they are written."""
+
+    training: RaggedRows
+    validation: RaggedRows
+    fit: Fit
+    also_in_validation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was done to a domain's text, and what the files must look like."""
+
+    train_hash: str
+    validation_hash: str
+    num_rows: int
+    num_validation_rows: int
+    num_loss_tokens: int  # in the training rows
+    num_tokens: int  # in the training rows
+    documents: int
+    too_long: int  # split or cut
+    without_loss: int  # dropped
+    also_in_validation: int  # pieces kept out of training
+
+    def sentence(self, data: Data) -> str:
+        """The counts of one domain for the log; what did not happen is left out."""
+        fill = self.num_tokens / (self.num_rows * data.context)
+        counts = (
+            (self.too_long, f"longer than {data.context:,} tokens ({data.too_long})"),
+            (self.without_loss, "without a token to learn (dropped)"),
+            (self.also_in_validation, "also in the validation text (dropped)"),
+        )
+        return ", ".join(
+            (
+                f"{self.documents:,} documents in {self.num_rows:,} rows ({fill:.1%} full)",
+                f"{self.num_loss_tokens:,} loss tokens",
+                f"{self.num_validation_rows} validation rows",
+                *(f"{count:,} {what}" for count, what in counts if count),
+            )
+        )
+
+
+def publish(folder: Path, *, domain: str, built: Built) -> Facts:
+    """Write beside the folder's place and rename, so that a reader never sees half of it.
+
+    The caller holds the folder's lock. Raises StorageError where the disk is full.
+    """
+    staging = folder.with_name(f".{folder.name}")
+    with storage_errors(folder.parent):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        write_rows(staging / TRAIN, domain=domain, rows=built.training)
+        write_rows(staging / VALIDATION, domain=domain, rows=built.validation)
+        facts = Facts(
+            train_hash=digest_file(staging / TRAIN),
+            validation_hash=digest_file(staging / VALIDATION),
+            num_rows=len(built.training),
+            num_validation_rows=len(built.validation),
+            num_loss_tokens=built.training.num_loss_tokens,
+            num_tokens=sum(map(len, built.training.input_ids)),
+            also_in_validation=built.also_in_validation,
+            **asdict(built.fit),
+        )
+        (staging / FACTS).write_text(json.dumps(asdict(facts)))
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    return facts
+
+
+def intact(folder: Path) -> Facts | None:
+    """The facts of a complete, undamaged folder."""
+    try:
+        facts = Facts(**json.loads((folder / FACTS).read_text()))
+        found = (digest_file(folder / TRAIN), digest_file(folder / VALIDATION))
+    except (OSError, ValueError, TypeError, DataError):
+        return None
+    return facts if found == (facts.train_hash, facts.validation_hash) else None
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"the disk of {folder} is full; free space or set paths.cache"
+        else:
+            reason = f"{folder} cannot be written ({error.strerror or error}); set paths.cache"
+        raise StorageError(reason) from None

@@ -1,0 +1,256 @@
+"""Prepare domains: text to rows on disk, once, under a name that is a hash of all that decides it.
+
+Training never sees a validation document.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from filelock import FileLock
+from tqdm import tqdm
+
+from shared.config.run import Config, Data, Domain, Source
+from shared.data.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
+from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of
+from shared.data.prepared import PreparedDomain
+from shared.data.row_cache import TRAIN, VALIDATION, Built, intact, publish, storage_errors
+from shared.data.row_store import RowStore
+from shared.data.rows import SCHEMA
+from shared.data.sources import digest_sources, num_bytes, read_documents, sources_of
+from shared.errors import DataError
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 0.05  # of the documents, at most, where a domain names no validation text
+FEWEST_DOCUMENTS = 20  # with fewer, pieces of documents are held out instead
+FEWEST_VALIDATION_ROWS = 2  # of a domain whose weight is decided from them
+
+
+def prepare(
+    config: Config, *, tokenizer: Tokenizer, tokenizer_digest: str, cache: Path
+) -> tuple[PreparedDomain, ...]:
+    """All domains of a run in config order, with natural weights: shares of all loss tokens.
+
+    Raises DataError for text that cannot be used, StorageError where the cache is full.
+    """
+    prepared = [
+        prepare_domain(
+            name,
+            domain,
+            data=config.data,
+            root=Path(config.paths.root),
+            cache=cache,
+            tokenizer=tokenizer,
+            tokenizer_digest=tokenizer_digest,
+        )
+        for name, domain in config.domains.items()
+    ]
+    for domain in prepared:
+        if config.mixture.needs_validation:
+            way_out = "take doremi, odm or fixed weights"
+            what = f"mixture.policy {config.mixture.policy}"
+            _refuse_thin_validation(domain, config.data, what=what, way_out=way_out)
+        elif config.decides_from_validation:
+            way_out = "set progressive.max_steps and progressive.plateau=null"
+            what = "progressive.plateau"
+            _refuse_thin_validation(domain, config.data, what=what, way_out=way_out)
+        if config.progressive is not None:
+            _refuse_empty_parts(domain, parts=config.progressive.phases)
+    total = sum(domain.num_loss_tokens for domain in prepared)
+    return tuple(replace(d, natural_weight=d.num_loss_tokens / total) for d in prepared)
+
+
+def prepare_domain(
+    name: str,
+    domain: Domain,
+    *,
+    data: Data,
+    root: Path,
+    cache: Path,
+    tokenizer: Tokenizer,
+    tokenizer_digest: str,
+    progress: bool = True,
+) -> PreparedDomain:
+    """Tokenise one domain, or find it in the cache; safe with several processes at once.
+
+    `natural_weight` is the domain's own number of loss tokens, for `prepare` to divide.
+    """
+    digest = _digest(name, domain, data=data, root=root, tokenizer_digest=tokenizer_digest)
+    rows = cache.expanduser().absolute() / "rows"
+    folder = rows / digest
+    with storage_errors(rows):
+        rows.mkdir(parents=True, exist_ok=True)
+    with FileLock(rows / f"{digest}.lock"):
+        facts = found = intact(folder)
+        if facts is None:
+            text = _Text(name, domain, data, root, tokenizer, progress)
+            facts = publish(folder, domain=name, built=_build(text))
+    log.info("%s: %s%s", name, facts.sentence(data), " (from the cache)" if found else "")
+    return PreparedDomain(
+        name=name,
+        train_path=str(folder / TRAIN),
+        validation_path=str(folder / VALIDATION),
+        num_rows=facts.num_rows,
+        num_loss_tokens=facts.num_loss_tokens,
+        natural_weight=float(facts.num_loss_tokens),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    name: str
+    domain: Domain
+    data: Data
+    root: Path
+    tokenizer: Tokenizer
+    progress: bool
+
+    def pieces(self, sources: Sequence[Source], fit: Fit) -> list[Piece]:
+        """Everything the sources hold, tokenised and cut to the context."""
+        documents = read_documents(sources, root=self.root, columns=self.domain.columns)
+        encoded = encode(documents, tokenizer=self.tokenizer, loss_on=self.data.loss_on)
+        size = num_bytes(sources, root=self.root)
+        bar = _with_bar(encoded, name=self.name, size=size, shown=self.progress)
+        context, too_long = self.data.context, self.data.too_long
+        return list(pieces_of(bar, context=context, too_long=too_long, fit=fit))
+
+
+def _build(text: _Text) -> Built:
+    fit = Fit()
+    pieces = text.pieces(sources_of(text.domain, "train"), fit)
+    if not pieces:
+        raise DataError(
+            f"domain {text.name} is empty: {fit.documents:,} documents, none with a token to "
+            f"learn; check domains.{text.name}.train"
+        )
+    if text.domain.validation is None:
+        pieces = _keyed_for_holding_out(pieces)
+        held_out = _held_out(pieces, text.data)
+        validation = _unique([piece for piece in pieces if piece.key in held_out])
+    else:
+        validation = text.pieces(sources_of(text.domain, "validation"), Fit())
+        held_out = {piece.key for piece in validation}
+    training = [piece for piece in pieces if piece.key not in held_out]
+    _refuse_too_little(text.name, training, validation, text.domain)
+    rows = pack(validation, context=text.data.context)
+    num_rows = min(text.data.validation_rows, len(rows))
+    spread = [(2 * i + 1) * len(rows) // (2 * num_rows) for i in range(num_rows)]
+    dropped = 0 if text.domain.validation is None else len(pieces) - len(training)
+    return Built(pack(training, context=text.data.context), chosen_rows(rows, spread), fit, dropped)
+
+
+def _refuse_too_little(
+    name: str, training: list[Piece], validation: list[Piece], domain: Domain
+) -> None:
+    if not validation:
+        raise DataError(
+            f"the validation text of domain {name} has no token to learn; check "
+            f"domains.{name}.validation, or leave it out to hold some training text out"
+        )
+    if not training:
+        way_out = "name validation text" if domain.validation is None else "take other text"
+        raise DataError(
+            f"domain {name} has no training text left beside its validation text; add text "
+            f"to it, or {way_out} under domains.{name}"
+        )
+
+
+def _refuse_thin_validation(domain: PreparedDomain, data: Data, *, what: str, way_out: str) -> None:
+    """One row says too little to move weights by, or to end a phase."""
+    validation = RowStore.open(domain.validation_path)
+    if len(validation) < FEWEST_VALIDATION_ROWS or not validation.num_loss_tokens:
+        more = f"name more text under domains.{domain.name}.validation"
+        if data.validation_rows < FEWEST_VALIDATION_ROWS:
+            more = f"set data.validation_rows={FEWEST_VALIDATION_ROWS} or more"
+        rows = "row" if len(validation) == 1 else "rows"
+        raise DataError(
+            f"domain {domain.name} has {len(validation)} validation {rows} with "
+            f"{validation.num_loss_tokens} tokens to learn, too little for {what}, "
+            f"which needs {FEWEST_VALIDATION_ROWS} rows; {more}, or {way_out}"
+        )
+
+
+def _refuse_empty_parts(domain: PreparedDomain, *, parts: int) -> None:
+    """Every phase draws a row of its own at least."""
+    if domain.num_rows < parts:
+        raise DataError(
+            f"domain {domain.name} has {domain.num_rows} training rows, too few for "
+            f"progressive.phases {parts}, each of which draws rows of its own; give it more text, "
+            "lower data.context, or lower progressive.phases"
+        )
+
+
+def _keyed_for_holding_out(pieces: list[Piece]) -> list[Piece]:
+    """With few documents, such as one book, every piece stands for itself."""
+    if len({piece.key for piece in pieces}) >= FEWEST_DOCUMENTS:
+        return pieces
+    return [
+        replace(
+            piece, key=xxhash.xxh3_64_intdigest(np.ascontiguousarray(piece.input_ids).tobytes())
+        )
+        for piece in pieces
+    ]
+
+
+def _held_out(pieces: list[Piece], data: Data) -> set[int]:
+    """Keys of held out text: the smallest hashes, until the validation rows are full, at least
+    one and at most a twentieth. A hash of the content moves with no other document."""
+    lengths: dict[int, int] = {}
+    for piece in pieces:
+        lengths[piece.key] = lengths.get(piece.key, 0) + len(piece.input_ids)
+    most = max(1, int(HELD_OUT * len(lengths)))
+    held_out: set[int] = set()
+    tokens = 0
+    for key in sorted(lengths)[:most]:
+        if held_out and tokens >= data.validation_rows * data.context:
+            break
+        held_out.add(key)
+        tokens += lengths[key]
+    return held_out
+
+
+def _unique(pieces: list[Piece]) -> list[Piece]:
+    """Pieces of repeated documents once."""
+    seen: dict[bytes, Piece] = {}
+    for piece in pieces:
+        seen.setdefault(np.ascontiguousarray(piece.input_ids).tobytes(), piece)
+    return list(seen.values())
+
+
+def _with_bar(
+    documents: Iterator[Encoded], *, name: str, size: int | None, shown: bool
+) -> Iterator[Encoded]:
+    """Pass documents through under a bar on the terminal, in characters of text read."""
+    bar = tqdm(
+        total=size,
+        desc=f"tokenising {name}",
+        unit="B",
+        unit_scale=True,
+        disable=not (shown and sys.stderr.isatty()),
+    )
+    with bar:
+        for document in documents:
+            bar.update(document.num_chars)
+            yield document
+        bar.total = bar.n  # a file is a little larger than the text in it
+        bar.refresh()
+
+
+def _digest(name: str, domain: Domain, *, data: Data, root: Path, tokenizer_digest: str) -> str:
+    decides = {
+        "framing": FRAMING_VERSION,
+        "schema": str(SCHEMA),
+        "name": name,
+        "train": digest_sources(sources_of(domain, "train"), root=root),
+        "validation": digest_sources(sources_of(domain, "validation"), root=root),
+        "columns": dict(domain.columns),
+        "data": data.model_dump(),
+        "tokenizer": tokenizer_digest,
+    }
+    return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())

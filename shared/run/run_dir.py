@@ -1,0 +1,283 @@
+"""The run directory: what a run leaves behind, who may write to it, and what may continue it."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from shared.config.file import dump, load_config
+from shared.config.run import Config
+from shared.errors import ConfigError, RunInUseError, StorageError
+from shared.prompts.prompts import read_prompts
+
+PACKAGES = (
+    "tutelage",
+    "torch",
+    "ray",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "numpy",
+    "pydantic",
+)
+
+# Options that may change between two commands on one run: where and how fast, not what is learnt.
+PASSING = (
+    "paths",
+    "prompts",  # where they lie; what they say is compared
+    "log_every",
+    "checkpoints",
+    "service",
+    "baseline",
+    "student.max_restarts",
+    "student.cpus",
+    "targets.ids",
+    "targets.store",
+    "targets.store_ids",
+    "targets.teacher_free",
+    "mixture.deadline_s",
+    "prompt_search",
+)
+PASSING_OF_A_TEACHER = ("replicas", "cpus")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths inside `runs/<name>/`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def prompts(self) -> Path:
+        """What the teacher is shown, as given."""
+        return self.path / "prompts.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and platform."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def weight_log(self) -> Path:
+        """One line per decision of the controller."""
+        return self.path / "weight_log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a resume starts from."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The student as a plain Hugging Face or PEFT folder."""
+        return self.path / "export"
+
+    @property
+    def report(self) -> Path:
+        """The page with plots."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """What other programs read."""
+        return self.path / "summary.json"
+
+    @property
+    def baseline_summary(self) -> Path:
+        """The copy trained on hard labels alone, beside the summary."""
+        return self.path / "baseline.json"
+
+    @property
+    def baseline(self) -> "RunDir":
+        """The run directory of the copy trained on hard labels alone."""
+        return RunDir(self.path / "baseline")
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the driver and the workers."""
+        return self.path / "logs"
+
+    @property
+    def progress(self) -> Path:
+        """Progress lines, appended by rank 0 and tailed by the driver."""
+        return self.logs / "progress.log"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's summary says so."""
+        try:
+            return json.loads(self.summary.read_text())["status"] == "finished"
+        except (OSError, ValueError, KeyError):
+            return False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was measured or learnt, rather than merely asked for."""
+        measured = self.metrics.exists() or (self.path / "evaluations.json").exists()
+        return measured or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
+    def recorded_config(self) -> Config:
+        """The resolved config of the run. Raises ConfigError where there is none."""
+        if not self.config.exists():
+            raise ConfigError(f"{self.path} holds no run: it has no config.yaml")
+        return load_config(self.config)
+
+    def new_attempt(self) -> Path:
+        """A fresh `logs/attempt-N/`."""
+        taken = [int(p.name.removeprefix("attempt-")) for p in self.logs.glob("attempt-*")]
+        folder = self.logs / f"attempt-{max(taken, default=0) + 1}"
+        folder.mkdir(parents=True)
+        return folder
+
+
+@contextmanager
+def locked(run_dir: RunDir) -> Iterator[None]:
+    """Hold the run directory; the operating system lets go when the process dies.
+
+    Raises RunInUseError when another process holds it.
+    """
+    run_dir.path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir.path.parent / f".{run_dir.path.name}.lock", timeout=0)
+    owner = run_dir.path.parent / f".{run_dir.path.name}.owner"
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = owner.read_text().strip() if owner.exists() else "another process"
+        raise RunInUseError(
+            f"the run {run_dir.path.name!r} is in use by {holder}; wait for it, stop it, "
+            "or give this run another name"
+        ) from None
+    try:
+        write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def open_run(config: Config, *, fresh: bool = False) -> RunDir:
+    """The directory of a resolved config, new or to be continued; call it under `locked`.
+
+    Raises ConfigError when a run of that name learnt something else, or from a teacher that was
+    shown something else; `fresh` moves it aside.
+    """
+    run_dir = RunDir(Path(config.paths.runs) / config.name)
+    prompts_id = _prompts_id(config.prompts)
+    if fresh:
+        move_aside(run_dir)
+    if run_dir.config.exists():
+        differing = differing_options(run_dir.recorded_config(), config)
+        if _prompts_id(run_dir.prompts if run_dir.prompts.exists() else None) != prompts_id:
+            differing.append("prompts")
+        if differing and not run_dir.has_begun:
+            run_dir.weight_log.unlink(missing_ok=True)  # its opening entry was of the old config
+        elif differing:
+            raise ConfigError(
+                f"the run {config.name!r} was started with other values of "
+                f"{', '.join(differing)}; change them back, give this run another name, or pass "
+                "--fresh to move the old one aside"
+            )
+    for folder in (run_dir.path, run_dir.logs, run_dir.checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir.config, dump(config))
+    if config.prompts is None:
+        run_dir.prompts.unlink(missing_ok=True)
+    else:
+        write_atomically(run_dir.prompts, Path(config.prompts).read_text(encoding="utf-8"))
+    return run_dir
+
+
+def move_aside(run_dir: RunDir) -> Path | None:
+    """Rename an existing run to the first free `<name>.old-N`; nothing is ever overwritten."""
+    if not run_dir.path.exists() or not any(run_dir.path.iterdir()):
+        return None
+    number = 1
+    while (target := run_dir.path.with_name(f"{run_dir.path.name}.old-{number}")).exists():
+        number += 1
+    run_dir.path.rename(target)
+    return target
+
+
+def differing_options(old: Config, new: Config) -> list[str]:
+    """Options that decide what is learnt and differ, as `a.b`."""
+    before, after = (dict(_leaves(c.model_dump(mode="json"))) for c in (old, new))
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [name for name in changed if not _passing(name)]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing. Raises StorageError when the disk does not take it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written: {error.strerror}; free some space") from None
+
+
+def write_environment(run_dir: RunDir, *, cluster: Mapping[str, float]) -> None:
+    """Record versions, platform and the cluster's resources; no variables, so no secrets."""
+    facts: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cluster": {name: value for name, value in cluster.items() if ":" not in name},
+    }
+    write_atomically(run_dir.environment, json.dumps(facts, indent=2) + "\n")
+
+
+def _prompts_id(path: str | Path | None) -> str:
+    return "" if path is None else read_prompts(path).id
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from _leaves(value, f"{prefix}{name}.")
+    else:
+        yield prefix.removesuffix("."), values
+
+
+def _passing(name: str) -> bool:
+    parts = name.split(".")
+    if parts[0] == "teachers" and parts[-1] in PASSING_OF_A_TEACHER:
+        return True
+    return any(name == option or name.startswith(f"{option}.") for option in PASSING)

@@ -1,0 +1,232 @@
+"""The student: a causal language model taken apart into decoder and output head.
+
+The loss multiplies hidden states with the head chunk by chunk, so the head must be found and must
+be all there is between hidden states and logits; that is probed, never assumed.
+
+B lines of the batch   T padded length   V vocabulary
+"""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from shared.config.losses import HiddenStates
+from shared.config.run import Config, LoRATraining
+from shared.config.run import Student as StudentConfig
+from shared.errors import ConfigError
+from student_trainer.models.adapters import adapt, keep_unpacked, quantisation
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A loaded student; `saved` is what has the `save_pretrained` for the trained weights."""
+
+    saved: nn.Module  # the model itself, or the PeftModel around it
+    decoder: nn.Module
+    head: nn.Linear
+    logit_scale: float
+    soft_cap: float | None
+    is_adapted: bool
+
+    @property
+    def width(self) -> int:
+        """Width of the last hidden state."""
+        return self.head.in_features
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output head, padding rows included."""
+        return self.head.out_features
+
+
+def load_student(config: Config, *, device: torch.device) -> Student:
+    """Load, quantise, adapt and probe the student of a config.
+
+    Raises ConfigError for a model that cannot be loaded or trained as asked.
+    """
+    asked = config.student
+    model = load_model(asked)
+    _refuse_short_context(model, config)
+    _refuse_missing_layers(model, config)
+    model.to(device)  # type: ignore[arg-type]
+    parts = take_apart(model, name=asked.model)
+    _freeze(model, asked)
+    adapted = adapt(model, asked, head=parts.head, seed=config.seed)
+    if asked.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return Student(
+        adapted, parts.decoder, parts.head, parts.logit_scale, parts.soft_cap, adapted is not model
+    )
+
+
+def load_model(asked: StudentConfig) -> PreTrainedModel:
+    """The bare model in its training dtype, weights from safetensors only."""
+    folder = Path(asked.model)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"student.model: {asked.model} holds no .safetensors weights; "
+            "name a folder written by save_pretrained or a hub model"
+        )
+    transformers.utils.logging.disable_progress_bar()
+    auto_model: Any = AutoModelForCausalLM  # the stubs know no `output_loading_info`
+    try:
+        model, found = auto_model.from_pretrained(
+            asked.model,
+            revision=asked.revision or "main",
+            trust_remote_code=asked.trust_remote_code,
+            dtype=DTYPES[asked.dtype],
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            quantization_config=quantisation(asked, DTYPES[asked.dtype]),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"student.model: {asked.model} lacks weights for {', '.join(missing[:3])}; "
+            "name the folder of a whole causal language model"
+        )
+    keep_unpacked(model)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Decoder and head of a model, with logits = cap(scale * (head(hidden)))."""
+
+    decoder: nn.Module
+    head: nn.Linear
+    logit_scale: float
+    soft_cap: float | None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits in float32, for probes only: they are as wide as the vocabulary."""
+        logits = self.head(hidden).float() * self.logit_scale
+        return logits if self.soft_cap is None else capped(logits, self.soft_cap)
+
+
+def capped(logits: torch.Tensor, soft_cap: float) -> torch.Tensor:
+    """Logits squeezed smoothly into (-soft_cap, soft_cap)."""
+    return soft_cap * torch.tanh(logits / soft_cap)
+
+
+def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
+    """Find decoder, head and what stands between head and logits, and prove it on a probe.
+
+    Raises ConfigError if decoder and head do not reproduce the model's logits.
+    """
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    if not isinstance(head, nn.Linear) or decoder is None or decoder is model:
+        raise ConfigError(f"student.model: {name} has no decoder with a linear output head")
+    text = model.config.get_text_config()
+    parts = Parts(decoder, head, _logit_scale(text), getattr(text, "final_logit_softcapping", None))
+    ids = _probe_ids(model, length=16)
+    with torch.no_grad(), _evaluating(model):
+        whole = model(input_ids=ids, use_cache=False).logits.float()
+        rebuilt = parts.logits(decoder(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(whole, rebuilt, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        raise ConfigError(
+            f"student.model: {name} does more than a linear head between hidden states and "
+            "logits, so its loss cannot be computed in chunks; choose another student"
+        )
+    return parts
+
+
+def keeps_documents_apart(model: PreTrainedModel) -> bool:
+    """Whether two documents packed on one line, position ids restarting, leave each other alone.
+
+    Run once before a run starts; a model that fails is trained one document per line.
+    """
+    if not takes_positions(model):
+        return False
+    ids = _probe_ids(model, length=24)
+    starts = torch.cat([torch.arange(10), torch.arange(14)])[None].to(ids.device)
+    with torch.no_grad(), _evaluating(model):
+        packed = model(input_ids=ids, position_ids=starts, use_cache=False).logits.float()
+        alone = model(input_ids=ids[:, 10:], use_cache=False).logits.float()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    return bool((packed[:, 10:] - alone).abs().max() <= tolerance * alone.abs().max())
+
+
+def takes_positions(module: nn.Module) -> bool:
+    """Whether a model or decoder can be told positions at all."""
+    return "position_ids" in inspect.signature(module.forward).parameters
+
+
+def student_packs(config: Config) -> bool:
+    """Load the student's model once and probe whether packing is safe (`RunPlan.packed`).
+
+    Raises ConfigError for a head or `target_modules` that the workers could not train either.
+    """
+    plain = config.student.model_copy(update={"train": {"kind": "full"}})
+    model = load_model(plain)
+    packs = keeps_documents_apart(model)
+    parts = take_apart(model, name=plain.model)
+    adapt(model, config.student, head=parts.head, seed=config.seed)
+    return packs
+
+
+def _logit_scale(text_config: transformers.PretrainedConfig) -> float:
+    """What model families multiply or divide their logits by; 1 for most."""
+    multiplied = ("logit_scale", "lm_head_multiplier")
+    scale = next((s for n in multiplied if (s := getattr(text_config, n, None))), 1.0)
+    return float(scale) / float(getattr(text_config, "logits_scaling", None) or 1.0)
+
+
+def _probe_ids(model: PreTrainedModel, *, length: int) -> torch.Tensor:
+    """Fixed token ids that differ from each other where the vocabulary allows."""
+    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment,union-attr]
+    return ((3 + torch.arange(length)[None] * 7) % rows).to(model.device)
+
+
+class _evaluating:
+    """Evaluation mode inside, the mode before outside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.was_training = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.model.train(self.was_training)
+
+
+def _freeze(model: PreTrainedModel, asked: StudentConfig) -> None:
+    """Adapters leave every base weight as it is; nothing is cast on the way."""
+    if isinstance(asked.train, LoRATraining):
+        model.requires_grad_(False)
+
+
+def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and config.data.context > limit:
+        raise ConfigError(
+            f"data.context is {config.data.context}, but {config.student.model} reads at most "
+            f"{limit} tokens; lower data.context to {limit}"
+        )
+
+
+def _refuse_missing_layers(model: PreTrainedModel, config: Config) -> None:
+    """Layer 0 is the embedding's output, layer L the last one."""
+    last = model.config.get_text_config().num_hidden_layers
+    asked = [s for t in config.losses if isinstance(t, HiddenStates) for s in t.layers.values()]
+    for layer in asked:
+        if not 0 <= layer <= last:
+            raise ConfigError(
+                f"a hidden_states loss asks for student layer {layer}, but {config.student.model} "
+                f"has layers 0 to {last}; change losses"
+            )

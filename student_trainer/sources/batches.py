@@ -1,0 +1,130 @@
+"""From blocks to units to tensors: what a rank trains on, and in which order.
+
+A unit is the rows of one (step, rank, micro-batch). It is fixed before anything is sent, so that
+teacher and student see the same rows in the same order whatever is retried or restarted.
+
+R rows of a block   D domains in config order   B lines   T tokens   N positions with loss
+K ids kept per position   S temperatures
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shared.data.layout import lay_out
+from shared.data.row_store import RowStore, take_rows
+from shared.data.rows import Rows
+from shared.mixture.curriculum import Curriculum
+from shared.targets.soft_targets import SoftTargets
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step as a rank sees it."""
+
+    index: int
+    units: tuple[Rows, ...]  # of this rank
+    domain_tokens_D: np.ndarray  # loss tokens of the whole block, all ranks
+    domain_rows_D: np.ndarray
+    phase: int = 0  # of progressive distillation
+
+    @property
+    def tokens(self) -> int:
+        """Loss tokens of the whole block: what every loss of the step is divided by."""
+        return int(self.domain_tokens_D.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of every block belongs to a rank."""
+
+    rank: int
+    world_size: int
+    micro_batch: int
+
+    def units(self, rows: int) -> list[slice]:
+        """This rank's slices of a block of `rows` rows: micro-batch m of all ranks lies together,
+        so that the first rows of a block are learnt from first on every rank."""
+        stride = self.micro_batch * self.world_size
+        firsts = range(self.rank * self.micro_batch, rows, stride)
+        return [slice(first, first + self.micro_batch) for first in firsts]
+
+
+def draw_step(
+    curriculum: Curriculum,
+    stores: Sequence[RowStore],
+    *,
+    index: int,
+    shard: Shard,
+    draws: int = 1,
+) -> Step:
+    """Block `index` read from disk, once. The whole block is read to count its tokens; a rank
+    keeps only its own units. Of a selector's `draws` a row is learnt with another in every
+    epoch."""
+    block = curriculum.block(index)
+    rows = take_rows(stores, block.domain_index_R, block.row_index_R)
+    if draws > 1:
+        rows = rows.with_draws(block.epoch_R % draws)
+    domain_R, size = block.domain_index_R, len(stores)
+    tokens_D = np.bincount(domain_R, weights=rows.num_loss_tokens(), minlength=size)
+    own = [rows.part(unit) for unit in shard.units(len(rows))]
+    return Step(
+        index=index,
+        units=tuple(own),
+        domain_tokens_D=tokens_D.astype(np.int64),
+        domain_rows_D=np.bincount(domain_R, minlength=size),
+        phase=curriculum.log.ruling(index).phase,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """How rows become batches in this run."""
+
+    domains: tuple[str, ...]
+    packed: bool
+    device: torch.device
+
+    def batch(self, rows: Rows, targets: SoftTargets | None = None) -> Batch:
+        """The tensors of a unit on the device; with `targets`, the teacher's beside them.
+
+        `domain_N` and `row_N` say which domain and row of the unit a position belongs to.
+        """
+        layout = lay_out(rows, packed=self.packed)
+        domain_R = np.array([self.domains.index(name) for name in rows.domains()], np.int64)
+        arrays = {
+            "input_ids_BT": layout.input_ids_BT,
+            "position_ids_BT": layout.position_ids_BT,
+            "loss_index_N": layout.loss_index_N,
+            "label_N": layout.label_N,
+            "row_N": layout.row_N,
+            "domain_N": domain_R[layout.row_N],
+        }
+        if targets is not None:
+            arrays |= _target_arrays(targets)
+        return {name: self._tensor(array) for name, array in arrays.items()}
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        # Copied: what the object store maps is read-only.
+        return torch.tensor(array).to(self.device, non_blocking=True)
+
+
+def _target_arrays(targets: SoftTargets) -> dict[str, np.ndarray]:
+    arrays = targets.arrays()
+    if arrays.last_ND is not None:
+        kept = {"teacher_last_NE": arrays.last_ND}
+    else:
+        kept = {
+            "ids_NK": arrays.ids_NK,
+            "logprobs_NK": arrays.logprobs_NK,
+            "log_tail_NS": arrays.log_tail_NS,
+        }
+    if targets.spec.is_drawn:
+        assert arrays.entropy_N is not None, "what draws is asked for the entropy too"
+        kept["entropy_N"] = arrays.entropy_N
+    hidden = {f"teacher_{layer}_NE": states for layer, states in arrays.hidden_ND.items()}
+    return {**kept, "label_logprob_N": arrays.label_logprob_N, **hidden}

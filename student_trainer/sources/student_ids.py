@@ -1,0 +1,38 @@
+"""The student's own ids: those it thinks likeliest, so that the teacher answers about them too.
+
+They depend on the weights of the moment, so a step is asked about only once it is reached.
+
+N positions with loss   M ids per position
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shared.data.rows import Rows
+from shared.targets.spec import TargetSpec
+from student_trainer.sources.batches import Layouts
+
+
+@dataclass(frozen=True, slots=True)
+class StudentIds:
+    """Names the ids of units, with the weights that the student has then."""
+
+    engine: Any  # a DeepSpeed engine around the Objective
+    layouts: Layouts
+    spec: TargetSpec
+
+    def named(self, units: Sequence[Rows]) -> Iterator[Rows]:
+        """The units with the student's ids, one forward pass each, without dropout.
+
+        All ranks call it together, with as many units; no random number is drawn.
+        """
+        self.engine.eval()
+        for rows in units:
+            with torch.no_grad():
+                batch = self.layouts.batch(rows)
+                (ids_NM,) = self.engine(batch, mode="likeliest", asked=self.spec)
+            yield rows.with_student_ids(ids_NM.cpu().numpy())
+        self.engine.train()

@@ -1,0 +1,136 @@
+"""Export: a checkpoint's weights as a plain folder that transformers or peft load by themselves.
+
+The folder is built beside its final name, loaded in a fresh process without any of our code, its
+logits are compared with those of the training engine, and only then it is renamed into place.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import AutoTokenizer, GenerationConfig
+
+from shared.config.run import Config, LoRATraining, QLoRATraining
+from shared.errors import CheckpointError, StorageError
+from shared.run.run_dir import RunDir
+from student_trainer.state.checkpoint import damage_of, read_state, step_of
+from student_trainer.state.model_card import model_card
+
+FACTS = "tutelage.json"
+RELOAD = Path(__file__).parent / "reload.py"
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest logit
+
+
+def export_checkpoint(checkpoint: Path, *, config: Config, run_dir: RunDir) -> Path:
+    """Publish a checkpoint as `run_dir.export`, replacing an older export; returns the folder.
+
+    Raises CheckpointError where the checkpoint is damaged or the folder does not reproduce the
+    student, StorageError where the disk is full.
+    """
+    damage = damage_of(checkpoint)
+    if damage is not None:
+        raise CheckpointError(
+            f"{checkpoint} cannot be exported: {damage}; choose another checkpoint of the run"
+        )
+    draft = run_dir.export.with_name(".export.draft")
+    try:
+        _build(draft, checkpoint, config=config, run_dir=run_dir)
+        _refuse_empty_tensors(draft)
+        _refuse_other_logits(draft, checkpoint, config)
+        shutil.rmtree(run_dir.export, ignore_errors=True)
+        draft.rename(run_dir.export)
+    except OSError as error:
+        raise StorageError(
+            f"{run_dir.export} cannot be written: {error.strerror or error}; free some space"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return run_dir.export
+
+
+def exported_step(folder: Path) -> int | None:
+    """Updates behind an export, or None where there is none that is whole."""
+    facts = folder / FACTS
+    if not facts.exists():
+        return None
+    found = json.loads(facts.read_text())
+    return found["step"] if _sizes(folder).items() >= found["files"].items() else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by name."""
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+
+
+def _build(draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(checkpoint / "weights", draft)
+    _save_tokenizer(draft, config)
+    if not (draft / "generation_config.json").exists():
+        _save_generation_config(draft, config)
+    step = step_of(checkpoint)
+    frozen = read_state(checkpoint).get("frozen_weights")
+    (draft / "README.md").write_text(model_card(config, run_dir=run_dir, step=step, frozen=frozen))
+    facts = {"run": config.name, "step": step, "checkpoint": checkpoint.name}
+    facts["files"] = _sizes(draft)
+    (draft / FACTS).write_text(json.dumps(facts, indent=1))
+
+
+def _save_tokenizer(draft: Path, config: Config) -> None:
+    """The student's own tokenizer with its chat template."""
+    student = config.student
+    tokenizer = AutoTokenizer.from_pretrained(
+        student.model,
+        revision=student.revision or "main",
+        trust_remote_code=student.trust_remote_code,
+    )
+    tokenizer.save_pretrained(draft)
+
+
+def _save_generation_config(draft: Path, config: Config) -> None:
+    """An adapter's folder carries its base's generation config where the base has one."""
+    student = config.student
+    try:
+        found = GenerationConfig.from_pretrained(student.model, revision=student.revision or "main")
+    except OSError:
+        return
+    found.save_pretrained(draft)
+
+
+def _refuse_empty_tensors(draft: Path) -> None:
+    """A weight gathered wrongly shows up as a tensor without elements."""
+    for path in draft.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            empty = [name for name in file.keys() if 0 in file.get_slice(name).get_shape()]  # noqa: SIM118
+        if empty:
+            raise CheckpointError(f"{path.name} holds empty tensors: {', '.join(empty)}")
+
+
+def _refuse_other_logits(draft: Path, checkpoint: Path, config: Config) -> None:
+    """Load the draft in a fresh process and compare its logits with the training engine's."""
+    student = config.student
+    adapted = isinstance(student.train, LoRATraining)
+    settings = {
+        "base": student.model if adapted else None,
+        "revision": student.revision,
+        "dtype": student.dtype,
+        "quantisation": "nf4" if isinstance(student.train, QLoRATraining) else "none",
+        "trust_remote_code": student.trust_remote_code,
+    }
+    arguments = [str(draft), str(checkpoint / "probe.npz"), json.dumps(settings)]
+    done = subprocess.run(
+        [sys.executable, "-I", str(RELOAD), *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckpointError(f"the export of {checkpoint.name} cannot be loaded: {reason}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert not found["ours"], "the fresh process runs without our code"
+    if not found["difference"] <= TOLERANCE[student.dtype]:
+        raise CheckpointError(
+            f"the export of {checkpoint.name} gives logits that differ from the trained student's "
+            f"by {found['difference']:.1e} of the largest one; nothing was published"
+        )

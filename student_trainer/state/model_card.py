@@ -1,0 +1,98 @@
+"""The model card of an export: the facts of the run that made it."""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from shared.config.run import Config, LoRATraining, Loss, QLoRATraining
+from shared.mixture.weight_log import read_log
+from shared.run.metrics import read_metrics
+from shared.run.run_dir import RunDir
+
+TEMPLATES = Path(__file__).parent / "templates"
+PACKAGES = ("tutelage", "torch", "transformers", "peft", "deepspeed")
+
+
+def model_card(config: Config, *, run_dir: RunDir, step: int, frozen: Mapping | None) -> str:
+    """README.md of the export of a checkpoint after `step` updates; `frozen` are the facts of
+    `student_trainer.models.frozen` where the student has adapters."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=False
+    )
+    return environment.get_template("model_card.md").render(
+        _facts(config) | _measured(config, run_dir=run_dir, step=step) | {"frozen": frozen}
+    )
+
+
+def _facts(config: Config) -> dict:
+    teacher = next(iter(config.teachers.values()))
+    student, optimiser = config.student, config.optimiser
+    return {
+        "name": config.name,
+        "library": "peft" if isinstance(student.train, LoRATraining) else "transformers",
+        "quantised": isinstance(student.train, QLoRATraining),
+        "student": _short(student.model),
+        "teacher": _short(teacher.model) if config.needs_teacher else "its text alone",
+        "adapter": _short(teacher.adapter) if teacher.adapter else None,
+        "rows_per_step": config.batch.rows_per_step,
+        "context": config.data.context,
+        "kind": student.train.kind,
+        "dtype": student.dtype,
+        "zero": student.zero,
+        "seed": config.seed,
+        "losses": ", ".join(_loss(loss) for loss in config.losses),
+        "lr": optimiser.lr,
+        "schedule": optimiser.schedule,
+        "warmup": optimiser.warmup_steps,
+        "versions": ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES),
+    }
+
+
+def _measured(config: Config, *, run_dir: RunDir, step: int) -> dict:
+    path = run_dir.path / "evaluations.json"
+    evaluations = json.loads(path.read_text()) if path.exists() else {}
+    before, after = evaluations.get("before", {}), evaluations.get("after", {})
+    entries = read_log(run_dir.weight_log, config.domains).entries
+    lines = [line for line in read_metrics(run_dir.metrics) if line.step <= step]
+    return {
+        "steps": step,
+        "tokens": f"{sum(line.tokens for line in lines):,}",
+        "kl_kind": next((v["kl_kind"] for v in before.values()), "none"),
+        "table": [_row(n, before.get(n, {}), after.get(n, {})) for n in config.domains],
+        "weights": [
+            {"name": name, "first": f"{first:.3f}", "last": f"{last:.3f}"}
+            for name, first, last in zip(
+                config.domains, entries[0].weights, entries[-1].weights, strict=True
+            )
+        ]
+        if entries
+        else [],
+    }
+
+
+def _row(name: str, before: dict, after: dict) -> dict[str, str]:
+    return {
+        "name": name,
+        "teacher": _number(before.get("teacher_nll")),
+        "before": _number(before.get("student_nll")),
+        "after": _number(after.get("student_nll")),
+        "kl_before": _number(before.get("kl")),
+        "kl_after": _number(after.get("kl")),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _loss(loss: Loss) -> str:
+    settings = loss.model_dump(exclude={"kind"})
+    return f"{loss.kind} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
+
+
+def _short(model: str) -> str:
+    """A hub name as it is, a folder by its name: where it lay on disk is nobody's business."""
+    return Path(model).name if Path(model).is_dir() else model

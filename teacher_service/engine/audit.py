@@ -1,0 +1,191 @@
+"""What quantisation costs: a quantised teacher against its own unquantised weights.
+
+The unquantised model is loaded once per teacher, scores a fixed probe and is freed; its last
+hidden states, which with the head are its full distributions, are stored in the cache.
+
+N probe positions   C positions of a chunk   D hidden width   V head rows
+"""
+
+import gc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import xxhash
+from torch import Tensor
+
+from shared.config.run import Teacher
+from shared.data.rows import Rows
+from shared.errors import StorageError
+from teacher_service.engine.hf import HFEngine
+from teacher_service.engine.loading import local_folder, weights_digest
+from teacher_service.scoring.scoring import Head, chunk_size
+
+PROBE_TOKENS = 64  # of a row
+PROBE_TEXT = """
+The heart pumps blood through two circuits. The right side sends it to the lungs, where it takes up
+oxygen; the left side sends it to the rest of the body. A valve between each pair of chambers keeps
+it from flowing back. When a valve leaks, the heart must work harder to move the same amount.
+
+Question: A farmer sells 14 boxes of apples at 3 dollars each and 9 boxes of pears at 5 dollars
+each. How much does she earn? Answer: 14 * 3 = 42 and 9 * 5 = 45, so she earns 42 + 45 = 87 dollars.
+
+def greatest_common_divisor(a: int, b: int) -> int:
+    while b:
+        a, b = b, a % b
+    return abs(a)
+
+Once there was a little boat that was afraid of the wind. One morning the wind blew so gently that
+the boat forgot its fear, and when it looked back the harbour was far away.
+
+SELECT name, population FROM cities WHERE country = 'Norway' ORDER BY population DESC LIMIT 10;
+
+This licence is granted without warranty of any kind. You may copy, change and distribute the work,
+provided that this notice appears in all copies.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A quantised teacher beside the unquantised one on the probe."""
+
+    mean_kl: float  # KL(unquantised || quantised), nats per token, full vocabulary
+    top1_agreement: float  # share of positions
+    num_tokens: int
+
+    def sentence(self, quantisation: str) -> str:
+        """For the user."""
+        return (
+            f"The {quantisation} teacher differs from its unquantised weights by a KL of "
+            f"{self.mean_kl:.4f} nats per token and agrees on the most likely token at "
+            f"{self.top1_agreement:.1%} of {self.num_tokens} probe positions."
+        )
+
+
+def load_engine(teacher: Teacher, *, cache: str | None = None) -> HFEngine:
+    """The engine a config asks for; a quantised one carries its audit as a note.
+
+    `cache` is the folder that keeps the unquantised probe answers and the projections of hidden
+    states. Raises ConfigError.
+    """
+    if teacher.quantisation == "none":
+        return _load(teacher, cache)
+    rows = probe_rows(teacher)
+    reference_ND = _reference(teacher, rows, cache)
+    engine = _load(teacher, cache)
+    if reference_ND is None:
+        engine.notes += (
+            f"The {teacher.quantisation} teacher is not audited: its unquantised "
+            "weights do not fit on the device.",
+        )
+    else:
+        engine.notes += (audit(engine, reference_ND, rows).sentence(teacher.quantisation),)
+    return engine
+
+
+def audit(engine: HFEngine, reference_ND: Tensor, rows: Rows) -> Audit:
+    """Compare a quantised engine's distributions with those of stored last hidden states.
+
+    The head is never quantised, so both share it.
+    """
+    kl_N, same_N = divergence(reference_ND, engine.last_hidden(rows), engine.head)
+    return Audit(float(kl_N.mean()), float(same_N.float().mean()), len(kl_N))
+
+
+@torch.inference_mode()
+def divergence(reference_ND: Tensor, other_ND: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """KL(reference || other) and whether the most likely id is the same, both [N], in chunks."""
+    vocab_rows, device = len(head.weight_VD), head.weight_VD.device
+    kl, same = [], []
+    for start in range(0, len(reference_ND), step := chunk_size(vocab_rows, device.type)):
+        part = slice(start, start + step)
+        p_CV, q_CV = (head.logits(h[part]).log_softmax(1) for h in (reference_ND, other_ND))
+        kl.append((p_CV.exp() * (p_CV - q_CV)).sum(1))
+        same.append(p_CV.argmax(1) == q_CV.argmax(1))
+    return torch.cat(kl), torch.cat(same)
+
+
+def probe_rows(teacher: Teacher) -> Rows:
+    """The fixed probe in the teacher's own tokens; pseudo-random ids where it has no tokenizer."""
+    try:
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            teacher.model, revision=teacher.revision
+        )
+        ids = np.asarray(tokenizer(PROBE_TEXT)["input_ids"])
+    except (OSError, ValueError, KeyError):
+        ids = np.arange(8 * PROBE_TOKENS) * 6151 % 256
+    starts = range(0, len(ids) - 1, PROBE_TOKENS)
+    parts = [ids[start : start + PROBE_TOKENS] for start in starts]
+    return Rows.build(
+        domains=["probe"] * len(parts),
+        indices=range(len(parts)),
+        input_ids=parts,
+        doc_starts=[np.zeros(1)] * len(parts),
+        loss_masks=[np.append(np.ones(len(part) - 1), 0) for part in parts],
+    )
+
+
+def _load(teacher: Teacher, cache: str | None) -> HFEngine:
+    engine = HFEngine.load(
+        teacher.model,
+        revision=teacher.revision,
+        adapter=teacher.adapter,
+        adapter_revision=teacher.adapter_revision,
+        dtype=teacher.dtype,
+        quantisation=teacher.quantisation,
+        device="cuda" if teacher.gpus > 0 else "cpu",
+        trust_remote_code=teacher.trust_remote_code,
+    )
+    engine.cache = cache
+    return engine
+
+
+def _reference(teacher: Teacher, rows: Rows, cache: str | None) -> Tensor | None:
+    """Last hidden states of the unquantised teacher; None where it does not fit."""
+    path = None
+    if cache is not None:
+        folder = Path(cache).expanduser() / "teacher_probes"
+        path = folder / f"{_probe_key(teacher, rows)}.npy"
+        if path.exists():
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+    try:
+        engine = _load(teacher.model_copy(update={"quantisation": "none"}), cache)
+        hidden_ND = engine.last_hidden(rows).float().cpu()
+        del engine
+    except torch.OutOfMemoryError:
+        hidden_ND = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if path is not None and hidden_ND is not None:
+        _write(path, hidden_ND.numpy())
+    return hidden_ND
+
+
+def _probe_key(teacher: Teacher, rows: Rows) -> str:
+    folder = local_folder(teacher.model, revision=teacher.revision, marker="config.json")
+    parts = [weights_digest(folder), teacher.dtype, str(teacher.gpus > 0)]
+    if teacher.adapter:
+        revision = teacher.adapter_revision
+        adapter = local_folder(teacher.adapter, revision=revision, marker="adapter_config.json")
+        parts.append(weights_digest(adapter))
+    return xxhash.xxh3_128_hexdigest(b"".join([*rows.hashes(), *(p.encode() for p in parts)]))
+
+
+def _write(path: Path, hidden_ND: np.ndarray) -> None:
+    """Written aside and renamed, so that replicas loading at once never read half a file."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.save(file, hidden_ND)
+        aside.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"the probe of the unquantised teacher cannot be written to {path.parent}: "
+            f"{error.strerror}; free space or change paths.cache"
+        ) from error

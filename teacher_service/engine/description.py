@@ -1,0 +1,47 @@
+"""What a teacher is and how it is asked: plain values that need neither torch nor Ray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.data.rows import Rows
+from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.targets.head_location import ShippedHead
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherDescription:
+    """Facts about a loaded teacher that the handshake and the student's losses need."""
+
+    fingerprint: dict[str, str]  # everything that can change a bit of an answer
+    vocab_rows: int  # rows of the head, padding rows included
+    num_layers: int
+    hidden_width: int
+    max_context: int | None  # tokens; None where the model has no limit
+    packed: bool  # whether packed documents stay apart
+    notes: tuple[str, ...] = ()  # sentences the user should read once
+
+
+class Engine(Protocol):
+    """Scores rows and continues text. Knows nothing about Ray, domains or losses."""
+
+    def describe(self) -> TeacherDescription:
+        """What was loaded."""
+        ...
+
+    def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+        """Answer one scoring unit in one forward pass; a UserError is final, others are not."""
+        ...
+
+    def ship_head(self) -> ShippedHead:
+        """Keep the head in the cache; raises a UserError where it cannot be told from the rest."""
+        ...
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        """Continue one batch of openings; a UserError is final, others are not."""
+        ...
+
+
+MakeEngine = Callable[[], Engine]  # picklable; called once in each replica's process

@@ -1,0 +1,130 @@
+"""TeacherReplica: an engine in a process of its own.
+
+The compute group works on one unit at a time; the control group answers while it does. Answers are
+returned as values, never as references of this process, so that they outlive it.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray import cloudpickle
+
+from shared.data.rows import Rows
+from shared.errors import TeacherError, TutelageError
+from shared.targets.generation import GenerationSpec, Openings
+from shared.targets.head_location import ShippedHead
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
+
+# A threaded actor: each group has threads of its own.
+OPTIONS: dict[str, Any] = {
+    "max_restarts": -1,
+    "max_task_retries": 0,
+    "concurrency_groups": {"compute": 1, "control": 2},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a replica says about itself; counters are of this process, not of those before it."""
+
+    incarnation: str  # new after every restart
+    pid: int
+    node: str
+    units: int = 0
+    tokens: int = 0  # read or written, with or without loss
+    busy_s: float = 0.0
+    failure: str = ""  # why the engine could not be loaded
+
+
+@ray.remote(**OPTIONS)
+class TeacherReplica:
+    """Loads its engine in the constructor, so that a restarted process is ready by itself."""
+
+    def __init__(self, pickled_make_engine: bytes) -> None:
+        self._health = Health(
+            incarnation=uuid.uuid4().hex,
+            pid=os.getpid(),
+            node=ray.get_runtime_context().get_node_id(),
+        )
+        self._engine: Engine | None = None
+        self._failure: TutelageError | None = None
+        make_engine: MakeEngine = cloudpickle.loads(pickled_make_engine)
+        try:
+            self._engine = make_engine()
+        except TutelageError as error:
+            # Kept for the caller: what a constructor raises reaches nobody as it is.
+            self._failure = error
+            self._health = replace(self._health, failure=str(error))
+
+    @ray.method(concurrency_group="compute")
+    def score(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
+        """Answer one unit. A UserError is final, a TeacherError may pass on another replica."""
+        rows = Rows(table)
+        with self._at_work() as done:
+            answer = self._loaded().score(rows, TargetSpec.from_dict(spec))
+            done(rows.column("input_ids"))
+        return answer.table
+
+    @ray.method(concurrency_group="compute")
+    def generate(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
+        """Continue one batch of openings, with the same errors."""
+        openings = Openings(table)
+        with self._at_work() as done:
+            answer = self._loaded().generate(openings, GenerationSpec.from_dict(spec))
+            done([*openings.ids(), *answer.ids()])
+        return answer.table
+
+    @ray.method(concurrency_group="compute")
+    def ship_head(self) -> ShippedHead:
+        """Keep the engine's head in its cache. A UserError is final."""
+        with self._at_work():
+            return self._loaded().ship_head()
+
+    @ray.method(concurrency_group="compute")
+    def flush(self) -> None:
+        """Returns when every unit that came before has been answered."""
+
+    @ray.method(concurrency_group="control")
+    def describe(self) -> TeacherDescription:
+        """What was loaded. Raises the UserError that loading raised."""
+        return self._loaded().describe()
+
+    @ray.method(concurrency_group="control")
+    def health(self) -> Health:
+        """Counters; answers while a unit is being scored."""
+        return self._health
+
+    @contextmanager
+    def _at_work(self) -> Iterator[Callable[[list], None]]:
+        """Turns foreign errors into ours and counts a unit, told the ids it was about."""
+        started = time.monotonic()
+
+        def done(ids: list) -> None:
+            self._health = replace(
+                self._health,
+                units=self._health.units + 1,
+                tokens=self._health.tokens + sum(map(len, ids)),
+                busy_s=self._health.busy_s + time.monotonic() - started,
+            )
+
+        try:
+            yield done
+        except TutelageError:
+            raise
+        except Exception as error:  # foreign errors may not survive pickling
+            lines = str(error).strip().splitlines() or [""]
+            raise TeacherError(f"{type(error).__name__}: {lines[0]}") from None
+
+    def _loaded(self) -> Engine:
+        if self._failure is not None:
+            raise self._failure
+        assert self._engine is not None, "an engine is loaded or its failure is kept"
+        return self._engine

@@ -1,0 +1,247 @@
+"""TeacherPool: one client's live connection to the replicas of a teacher service.
+
+Keeps a bounded number of units under way, delivers answers in the order of submission, and alone
+retries: a unit is resent whole, to another replica where there is one. Exactly once follows from
+that and from the check of every answer against its rows.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from shared.data.rows import Rows
+from shared.errors import TeacherError, TutelageError, UserError
+from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.targets.reader import ReaderStats
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.spec import TargetSpec
+from teacher_service.service.roster import Roster
+
+SETTLE_S = 1.0
+PUMP_S = 0.5
+
+Asked = TypeVar("Asked", Rows, Openings)
+Spec = TypeVar("Spec", TargetSpec, GenerationSpec)
+Answer = TypeVar("Answer", SoftTargets, Continuations)
+
+
+@dataclass(slots=True, eq=False)
+class _Unit(Generic[Asked, Spec, Answer]):
+    asked: Asked
+    spec: Spec
+    deadline: float | None = None  # set when the unit may first be sent
+    ref: Any = None
+    replica: str = ""
+    sent_at: float = 0.0
+    turn: int = 0  # position among all sends of the pool
+    failures: list[str] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
+    answer: Answer | None = None
+    error: TutelageError | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self.answer is not None or self.error is not None
+
+    @property
+    def names(self) -> str:
+        return ", ".join(dict.fromkeys(self.asked.names())) or "none"
+
+
+class Pool(Generic[Asked, Spec, Answer]):
+    """Units sent to live replicas, answered in order.
+
+    `teacher` is the fingerprint the run began with; answers from another are refused. `run` and
+    `rank` decide which replicas are preferred, so that clients spread. Raises ConfigError where
+    there is no such service.
+    """
+
+    _method: str  # of TeacherReplica
+    _doing: str
+    _answer: type[Answer]
+
+    def __init__(
+        self,
+        rank: int,
+        *,
+        service: str,
+        run: str = "",
+        teacher: Mapping[str, str] | None = None,
+        in_flight: int = 3,
+        unit_deadline_s: float = 600.0,
+        max_unit_failures: int = 3,
+    ) -> None:
+        self._service, self._teacher, self._in_flight = service, teacher, in_flight
+        self._unit_deadline_s, self._max_unit_failures = unit_deadline_s, max_unit_failures
+        self._roster = Roster(service, f"{run}/{rank}", in_flight + 1)
+        self._units: deque[_Unit[Asked, Spec, Answer]] = deque()
+        self._turns = 0
+        self._stats = ReaderStats()
+
+    @property
+    def stats(self) -> ReaderStats:
+        """Counters since the pool was made."""
+        return self._stats
+
+    def submit(self, asked: Asked, spec: Spec) -> None:
+        """Ask for a unit; at most `in_flight` are under way, further ones wait here."""
+        self._units.append(_Unit(asked, spec))
+        self._pump(0.0)
+
+    def next(self) -> Answer:
+        """The oldest answer. Raises UserError or TeacherError, naming the rows."""
+        unit, started = self._units[0], time.monotonic()
+        while not unit.settled:
+            self._pump(PUMP_S)
+        self._stats.wait_s += time.monotonic() - started
+        if unit.error is not None:
+            raise unit.error
+        assert unit.answer is not None
+        self._units.popleft()
+        self._stats.units += 1
+        self._stats.wire_bytes += unit.answer.num_bytes
+        self._pump(0.0)
+        return unit.answer
+
+    def close(self) -> None:
+        """Drop what is under way; what a replica has not begun is cancelled."""
+        for unit in self._under_way():
+            ray.cancel(unit.ref)
+        self._units.clear()
+
+    def _pump(self, block_s: float) -> None:
+        """Send what may be sent, and settle what has come within `block_s`."""
+        self._roster.refresh()
+        self._send()
+        waiting = [unit.ref for unit in self._under_way()]
+        refs = waiting if self._roster.poll is None else [*waiting, self._roster.poll]
+        if refs:
+            ray.wait(refs, num_returns=1, timeout=block_s)
+        elif block_s:
+            time.sleep(block_s)
+        ready = set(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]) if waiting else ()
+        for unit in self._under_way():
+            if unit.ref in ready:
+                self._settle(unit)
+        self._expire()
+        self._send()
+
+    def _send(self) -> None:
+        for unit in list(self._units)[: self._in_flight]:
+            if unit.settled or unit.ref is not None:
+                continue
+            unit.deadline = unit.deadline or time.monotonic() + self._unit_deadline_s
+            names = self._roster.usable()
+            load = {name: sum(u.replica == name for u in self._under_way()) for name in names}
+            for name in sorted(names, key=lambda n: (n in unit.tried, load[n])):
+                if (handle := self._roster.handle(name)) is not None:
+                    method = getattr(handle, self._method)
+                    unit.ref = method.remote(unit.asked.table, asdict(unit.spec))
+                    unit.replica, unit.sent_at = name, time.monotonic()
+                    unit.turn = self._turns = self._turns + 1
+                    break
+
+    def _settle(self, unit: _Unit) -> None:
+        if unit.ref is None:
+            return  # requeued because an older unit's replica died
+        try:
+            answer = self._answer(ray.get(unit.ref, timeout=SETTLE_S))
+            answer.check(unit.asked, unit.spec, self._teacher)
+            unit.answer, unit.ref = answer, None
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, UserError):
+                unit.error, unit.ref = cause, None
+            else:
+                self._failed(unit, str(cause))
+        except TeacherError as error:
+            self._failed(unit, str(error))
+        except GetTimeoutError:
+            return
+        except RayError as error:
+            self._lost(unit.replica, type(error).__name__)
+
+    def _lost(self, replica: str, reason: str) -> None:
+        """A replica died: its oldest unit of ours was being scored, the others only waited."""
+        self._roster.suspend(replica)
+        victims = sorted(
+            (u for u in self._under_way() if u.replica == replica), key=lambda u: u.turn
+        )
+        refs = [unit.ref for unit in victims]
+        ready = set(ray.wait(refs, num_returns=len(refs), timeout=SETTLE_S)[0])
+        answered = [unit for unit in victims if unit.ref in ready and self._has_answer(unit)]
+        lost = [unit for unit in victims if unit not in answered]
+        for unit in answered:
+            self._settle(unit)
+        for position, unit in enumerate(lost):
+            if position == 0:
+                self._failed(unit, f"{replica} died while {self._doing} it ({reason})")
+            else:
+                self._requeue(unit)
+
+    def _has_answer(self, unit: _Unit) -> bool:
+        try:
+            ray.get(unit.ref, timeout=SETTLE_S)
+        except RayTaskError:
+            return True
+        except RayError:
+            return False
+        return True
+
+    def _failed(self, unit: _Unit, reason: str) -> None:
+        unit.failures.append(reason)
+        self._requeue(unit)
+        if len(unit.failures) >= self._max_unit_failures:
+            unit.error = TeacherError(
+                f"the teacher failed {len(unit.failures)} times on the unit of rows {unit.names}; "
+                f"the last time: {reason}; look at these rows and at the replicas' logs"
+            )
+
+    def _requeue(self, unit: _Unit) -> None:
+        unit.tried.add(unit.replica)
+        unit.ref, unit.replica = None, ""
+        self._stats.retried_units += 1
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        patience_s = self._unit_deadline_s / self._max_unit_failures
+        for unit in self._units:
+            if unit.settled or unit.deadline is None:
+                continue
+            slow = unit.ref is not None and now > unit.sent_at + patience_s
+            if now > unit.deadline:
+                unit.error = TeacherError(self._too_late(unit))
+            elif slow and set(self._roster.usable()) - {unit.replica}:
+                self._roster.suspend(unit.replica)
+                self._failed(unit, f"{unit.replica} did not answer within {patience_s:g} s")
+
+    def _too_late(self, unit: _Unit) -> str:
+        last = f"; the last failure: {unit.failures[-1]}" if unit.failures else ""
+        return (
+            f"no replica of teacher service {self._service} answered for rows {unit.names} within "
+            f"{self._unit_deadline_s:g} s{last}; see `tutelage teacher status`, or raise "
+            "service.unit_deadline_s"
+        )
+
+    def _under_way(self) -> list[_Unit]:
+        return [unit for unit in self._units if unit.ref is not None and not unit.settled]
+
+
+class TeacherPool(Pool[Rows, TargetSpec, SoftTargets]):
+    """A rank's `TargetReader` over live replicas."""
+
+    _method, _doing, _answer = "score", "scoring", SoftTargets
+
+
+class GenerationPool(Pool[Openings, GenerationSpec, Continuations]):
+    """Batches of openings, continued by live replicas."""
+
+    _method, _doing, _answer = "generate", "continuing", Continuations
+
+
+open_pool = TeacherPool  # with functools.partial over the settings, an `OpenReader`

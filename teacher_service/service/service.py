@@ -1,0 +1,374 @@
+"""Start, scale, look at and stop a teacher service.
+
+A service is a registry and replicas in a Ray namespace of its name, each replica in a placement
+group of its own. A detached service outlives its driver; another dies with it.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray._private.state import available_resources_per_node
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from shared.config.run import Teacher
+from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
+from shared.targets.head_location import ShippedHead
+from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
+from teacher_service.service.actor import TeacherReplica
+from teacher_service.service.registry import (
+    REGISTRY,
+    REPLICA,
+    ReplicaView,
+    Request,
+    Role,
+    TeacherRegistry,
+    replica_names,
+)
+
+PLACEMENT_WAIT_S = 6.0
+ANSWER_S = 30.0
+HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
+DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
+ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
+GROUP_PREFIX = "tutelage-teacher:"
+
+# An actor that is not detached ends with its last owning handle, so this driver keeps them.
+_OWNED: dict[str, list[Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A service as far as it can be seen; a half-dead one has no registry."""
+
+    service: str
+    teacher: Teacher | None
+    detached: bool
+    replicas: tuple[ReplicaView, ...]
+
+
+def default_engine(teacher: Teacher, cache: str | None) -> Engine:
+    """The engine a replica loads; imported there, so that a driver needs no torch."""
+    from teacher_service.engine.audit import load_engine
+
+    return load_engine(teacher, cache=cache)
+
+
+def start(
+    service: str,
+    teacher: Teacher,
+    *,
+    detached: bool,
+    role: Role = "teacher",
+    cache: str | None = None,
+    make_engine: MakeEngine | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    deadline_s: float = 1800.0,
+) -> TeacherDescription:
+    """Bring up `teacher.replicas` replicas and wait until they serve.
+
+    A service that already serves the same teacher under this name is left as it is. Raises
+    ConfigError where it serves another, PlacementError within 10 s where replicas do not fit,
+    UserError for a teacher that cannot be loaded; nothing is left behind then. `role` "student"
+    serves a student's model where the cluster has students' workers.
+    """
+    if (request := _request(service)) is not None:
+        if not request.same_teacher(teacher):
+            raise ConfigError(
+                f"teacher service {service} already serves {request.teacher.model} with other "
+                "settings; stop it with `tutelage teacher down`, or use another name"
+            )
+        if names := replica_names(service):
+            return _described(service, names, deadline_s)
+    stop(service)
+    make_engine = make_engine or partial(default_engine, teacher, cache)
+    request = Request(
+        teacher=teacher,
+        make_engine=cloudpickle.dumps(make_engine),  # type: ignore[attr-defined]
+        runtime_env=_environment(teacher, runtime_env or {}),
+        detached=detached,
+        job=ray.get_runtime_context().get_job_id(),
+        role=role,
+    )
+    try:
+        options = {"name": REGISTRY, "namespace": service, "lifetime": _lifetime(detached)}
+        registry: Any = TeacherRegistry.options(**options).remote(service, request)  # type: ignore[attr-defined]
+        _OWNED[service] = [registry]
+        _answer(registry.view.remote(), "the registry")
+        return _add(service, request, range(teacher.replicas), deadline_s)
+    except BaseException:
+        stop(service)
+        raise
+
+
+def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
+    """Grow or shrink a service to `replicas`, while clients work; returns the number before.
+
+    Shrinking drains: a replica finishes what it was sent. Raises PlacementError within 10 s where
+    the new ones do not fit; those that serve stay.
+    """
+    if replicas < 1:
+        raise ConfigError(f"a service needs a replica, not {replicas}; use `tutelage teacher down`")
+    request, names = _request(service), replica_names(service)
+    if request is None:
+        raise ConfigError(f"no teacher service named {service} is running; see `tutelage status`")
+    if not request.detached and request.job != ray.get_runtime_context().get_job_id():
+        raise ConfigError(
+            f"teacher service {service} belongs to a run; only services of `tutelage teacher up` "
+            "can be scaled from outside"
+        )
+    if replicas < len(names):
+        _drain(service, names[replicas:], deadline_s)
+    elif replicas > len(names):
+        first = int(names[-1].removeprefix(REPLICA)) + 1 if names else 0
+        _add(service, request, range(first, first + replicas - len(names)), deadline_s)
+    return len(names)
+
+
+def status(service: str) -> ServiceStatus:
+    """What the registry knows, or what is left where it is gone. Raises ConfigError if nothing."""
+    request, names = _request(service), replica_names(service)
+    if request is None:
+        if service not in list_services():
+            raise ConfigError(f"no teacher service named {service} is running")
+        return ServiceStatus(service, None, False, tuple(ReplicaView(n, "down") for n in names))
+    view = _answer(_actor(service, REGISTRY).view.remote(), "the registry")
+    return ServiceStatus(service, request.teacher, request.detached, view.replicas)
+
+
+def describe(service: str, *, deadline_s: float = ANSWER_S) -> TeacherDescription:
+    """What the replicas of a running service have loaded."""
+    names = replica_names(service)
+    if not names:
+        raise ConfigError(f"no teacher service named {service} is running")
+    return _described(service, names, deadline_s)
+
+
+def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
+    """Let a replica of a running service keep its head in the service's cache.
+
+    Raises ConfigError for a teacher whose head cannot be shipped.
+    """
+    names = replica_names(service)
+    if not names:
+        raise ConfigError(f"no teacher service named {service} is running")
+    call = _actor(service, names[0]).ship_head.remote()
+    return _answer(call, f"{names[0]} of teacher service {service}", deadline_s)
+
+
+def stop(service: str) -> bool:
+    """Remove actors and placement groups, also of a half-dead service; whether any were there."""
+    names = [*replica_names(service), REGISTRY]
+    actors = [actor for name in names if (actor := _actor(service, name)) is not None]
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
+    _OWNED.pop(service, None)
+    groups = _groups(f"{GROUP_PREFIX}{service}:")
+    for group in groups.values():
+        remove_placement_group(group)
+    deadline = time.monotonic() + ANSWER_S
+    while service in _namespaces() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(actors or groups)
+
+
+def list_services() -> list[str]:
+    """Services of which anything is left in the cluster: actors or placement groups."""
+    groups = _groups(GROUP_PREFIX)
+    return sorted(_namespaces() | {name.split(":")[1] for name in groups})
+
+
+def _add(
+    service: str, request: Request, indices: Iterable[int], deadline_s: float
+) -> TeacherDescription:
+    """Place and load further replicas; what this call created is removed again on failure."""
+    names = [f"{REPLICA}{index}" for index in indices]
+    try:
+        groups = _place(service, names, request)
+        # It warns that a restart needs the group; the group lives as long as the actor.
+        logging.getLogger("ray.actor").setLevel(logging.ERROR)
+        for name, group in zip(names, groups, strict=True):
+            replica = TeacherReplica.options(  # type: ignore[attr-defined]
+                name=name,
+                namespace=service,
+                lifetime=_lifetime(request.detached),
+                num_cpus=request.teacher.cpus,
+                num_gpus=request.teacher.gpus,
+                runtime_env=request.runtime_env,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=0
+                ),
+            ).remote(request.make_engine)
+            _OWNED.setdefault(service, []).append(replica)
+        description = _described(service, names, deadline_s)
+        _answer(_actor(service, REGISTRY).add.remote(names), "the registry")
+    except BaseException:
+        _remove(service, names)
+        raise
+    return description
+
+
+def _place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
+    bundle = _bundle(request)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    free: dict[str, dict[str, float]] = available_resources_per_node()
+    missing, groups = len(names) - _room(bundle, free.values()), []
+    if len(names) <= _room(bundle, (node["Resources"] for node in nodes)):  # waiting can help
+        groups = [
+            placement_group(
+                [bundle],
+                name=f"{GROUP_PREFIX}{service}:{name}",
+                lifetime=_lifetime(request.detached),
+            )
+            for name in names
+        ]
+        deadline = time.monotonic() + PLACEMENT_WAIT_S
+        missing = sum(not group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
+    if missing > 0:
+        there = ", ".join(
+            f"{_amounts({name: free.get(node['NodeID'], {}).get(name, 0.0) for name in bundle})} "
+            f"on {node['NodeManagerAddress']}"
+            for node in nodes
+        )
+        raise PlacementError(
+            f"{missing} of {len(names)} {request.role} replicas do not fit: each needs "
+            f"{_amounts(bundle)} on one node, and there was free: {there}; stop something, add a "
+            "node, or lower the replicas or what each asks for"
+        )
+    return groups
+
+
+def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many replicas nodes with these resources hold."""
+    return sum(
+        int(min(node.get(name, 0.0) / amount for name, amount in bundle.items()) + 1e-6)
+        for node in nodes
+    )
+
+
+def _bundle(request: Request) -> dict[str, float]:
+    role, teacher = request.role, request.teacher
+    declared = any(role in node["Resources"] for node in ray.nodes() if node["Alive"])
+    wanted = {
+        "CPU": float(teacher.cpus),
+        "GPU": float(teacher.gpus),
+        role: ROLE_SHARE if declared else 0.0,
+    }
+    return {name: amount for name, amount in wanted.items() if amount} or {"CPU": ROLE_SHARE}
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _described(service: str, names: list[str], deadline_s: float) -> TeacherDescription:
+    """Wait until all replicas have loaded. Raises what loading raised."""
+    waiting = {_actor(service, name).describe.remote(): name for name in names}
+    deadline = time.monotonic() + deadline_s
+    descriptions: list[TeacherDescription] = []
+    while waiting:
+        left = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+        if not ready:
+            raise TeacherError(
+                f"{len(waiting)} replicas of teacher service {service} were not loaded within "
+                f"{deadline_s:g} s; see their logs, or allow more time"
+            )
+        descriptions.append(_answer(ready[0], waiting.pop(ready[0])))
+    if any(d.fingerprint != descriptions[0].fingerprint for d in descriptions):
+        raise TeacherError(
+            f"the replicas of teacher service {service} are not the same teacher: their nodes "
+            "differ in device, threads or library versions; use one kind of node"
+        )
+    return descriptions[0]
+
+
+def _drain(service: str, names: list[str], deadline_s: float) -> None:
+    """Take replicas off the list, let them finish, then remove them."""
+    registry = _actor(service, REGISTRY)
+    _answer(registry.drain.remote(names), "the registry")
+    time.sleep(DRAIN_GRACE_S)
+    flushes = [actor.flush.remote() for name in names if (actor := _actor(service, name))]
+    ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
+    _remove(service, names)
+    _answer(registry.forget.remote(names), "the registry")
+
+
+def _remove(service: str, names: list[str]) -> None:
+    groups = _groups(f"{GROUP_PREFIX}{service}:")
+    for name in names:
+        if (actor := _actor(service, name)) is not None:
+            ray.kill(actor, no_restart=True)
+        if (group := groups.get(f"{GROUP_PREFIX}{service}:{name}")) is not None:
+            remove_placement_group(group)
+
+
+def _groups(prefix: str) -> dict[str, PlacementGroup]:
+    """Placement groups by name, those that are not removed yet."""
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return {
+        entry["name"]: PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key)))
+        for key, entry in table.items()
+        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED"
+    }
+
+
+def _namespaces() -> set[str]:
+    named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    ours = (a for a in named if a["name"] == REGISTRY or a["name"].startswith(REPLICA))
+    return {actor["namespace"] for actor in ours}
+
+
+def _request(service: str) -> Request | None:
+    registry = _actor(service, REGISTRY)
+    if registry is None:
+        return None
+    try:
+        return _answer(registry.request.remote(), "the registry")
+    except TeacherError:
+        return None
+
+
+def _actor(service: str, name: str) -> Any:
+    try:
+        return ray.get_actor(name, namespace=service)
+    except ValueError:
+        return None
+
+
+def _answer(ref: Any, who: str, deadline_s: float = ANSWER_S) -> Any:
+    """An actor's answer, its own errors as they were raised, Ray's as sentences."""
+    try:
+        return ray.get(ref, timeout=deadline_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, TutelageError):
+            raise error.cause from None
+        raise TeacherError(f"{who} failed: {error.cause}") from error
+    except GetTimeoutError as error:
+        raise TeacherError(f"{who} did not answer within {deadline_s:g} s") from error
+    except RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise TeacherError(f"{who} died: {reason}") from error
+
+
+def _environment(teacher: Teacher, runtime_env: dict[str, Any]) -> dict[str, Any]:
+    """One thread per CPU asked for; waiting threads sleep, since cores are shared."""
+    threads = str(max(1, int(teacher.cpus)))
+    ours = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    return runtime_env | {"env_vars": ours | runtime_env.get("env_vars", {})}
+
+
+def _lifetime(detached: bool) -> str | None:
+    return "detached" if detached else None

@@ -1,0 +1,231 @@
+"""`tutelage capture`: what it asks, that it goes on, and that a run needs no teacher after it."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from cluster.cli import main
+from cluster.launch.capture import Capture, training_units
+from cluster.planning.handshake import target_spec
+from shared.config.mixture import DDKMixture
+from shared.data.row_store import RowStore
+from shared.data.rows import Rows
+from shared.errors import TeacherError
+from shared.mixture.weight_log import DomainReport
+from shared.run.metrics import read_metrics
+from shared.run.plan import RunPlan
+from shared.run.run_dir import RunDir
+from shared.store.readers import StoreReader
+from shared.store.target_store import stored_answers
+from shared.targets.soft_targets import SoftTargets
+from student_trainer.ranks import Ranks
+from student_trainer.sources.loader import Supply
+from student_trainer.torchrun import StandingWeights
+from teacher_service.engine.hf import HFEngine
+from tests.cluster.jobs import write_job
+from tests.cluster.planning.test_ordering import PHASES
+from tests.cluster.planning.test_prompting import PROMPTS, write_prompts
+from tests.student_trainer.processes import LocalTeacher
+from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.tiny import VOCAB, Pair
+
+
+@pytest.fixture(scope="module")
+def captured(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
+    """A config with prompts, phases and projected hidden states, its answers captured."""
+    folder = tmp_path_factory.mktemp("captured")
+    write_prompts(folder)
+    job = write_job(
+        folder,
+        tiny_pair,
+        steps=6,
+        prompts="prompts.json",
+        losses=[{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {2: 1}}],
+        mixture={"policy": "fixed"},
+        progressive=PHASES | {"difficulty": "teacher_nll"},
+        targets={
+            "store": str(folder / "store"),
+            "top_k": 16,
+            "hidden": {"width": 8, "calibration_rows": 4},
+        },
+    )
+    assert main(["capture", str(job)]) == 0
+    return job
+
+
+def test_capture_without_a_store_is_refused_before_anything_starts(tmp_path, tiny_pair, capsys):
+    assert main(["capture", str(write_job(tmp_path, tiny_pair))]) == 2
+    assert "set targets.store=FOLDER" in capsys.readouterr().err
+
+
+def test_a_captured_run_needs_no_teacher(captured, tiny_pair, tmp_path, capsys):
+    """Its tokenizer and config alone, and it refuses the answers of a teacher of another name."""
+    prompts = {answers.spec.prompts for answers in stored_answers(captured.parent / "store")}
+    assert prompts == {PROMPTS.id}
+    bare = tmp_path / tiny_pair.teacher.name
+    shutil.copytree(tiny_pair.teacher, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    free = [str(captured), "targets.teacher_free=true", f"teachers.tiny.model={bare}"]
+    assert main(["run", *free, "name=warm"]) == 0
+    other = bare.rename(tmp_path / "other")
+    assert main(["run", *free[:2], f"teachers.tiny.model={other}", "name=other"]) == 2
+    said = "has answers of teacher float32, but teachers names other float32; name that teacher"
+    assert said in capsys.readouterr().err
+    run = RunDir(captured.parent / "runs" / "warm")
+    summary = json.loads(run.summary.read_text())
+    assert summary["cache_hit_rate"] == 1.0
+    lines = read_metrics(run.metrics)
+    assert all(line.cache_hits == line.units > 0 for line in lines)
+    assert {line.phase for line in lines} == {0, 1}
+    assert all(d["kl_kind"] == "full" for d in summary["domains"].values())
+
+
+class Counting(LocalTeacher):
+    """A real teacher in this process that counts the rows it answers, and may die."""
+
+    def __init__(self, engine: HFEngine, *, dies_after: int | None = None) -> None:
+        super().__init__(engine)
+        self.answered: Counter[bytes] = Counter()
+        self.dies_after = dies_after
+
+    def next(self) -> SoftTargets:
+        if self.dies_after is not None and self.stats.units >= self.dies_after:
+            raise TeacherError("it is gone")
+        targets = super().next()
+        self.answered.update(targets.table.column("row_hash").to_pylist())
+        return targets
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_pair: Pair) -> HFEngine:
+    return HFEngine.load(str(tiny_pair.teacher))
+
+
+@pytest.fixture
+def plan(tmp_path: Path, tiny_pair: Pair, engine: HFEngine) -> RunPlan:
+    """Two epochs and a half of two domains under fixed weights."""
+    domains = prepared_domains(tmp_path)
+    made = plan_of(tmp_path / "run", tiny_pair, domains, steps=15, student={"workers": 1}, seed=4)
+    return replace(made, teacher=engine.fingerprint)
+
+
+def all_keys(plan: RunPlan, *, training: bool) -> set[bytes]:
+    paths = [d.train_path if training else d.validation_path for d in plan.domains]
+    stores = [RowStore.open(path) for path in paths]
+    return {key for store in stores for key in store.take(range(len(store))).hashes()}
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    """One rank on its own."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield Ranks()
+    dist.destroy_process_group()
+
+
+def drawn(plan: RunPlan, ranks: Ranks, reader: StoreReader | None = None) -> list[Rows]:
+    """The units of a run in order; with a reader, every one is answered."""
+    stores = [RowStore.open(domain.train_path) for domain in plan.domains]
+    shutil.rmtree(plan.run_dir, ignore_errors=True)
+    Path(plan.run_dir).mkdir()
+    controller = StandingWeights(plan)
+    controller.observe(DomainReport(0, (0.0, 0.0), (0, 0), (0.0, 0.0)))
+    supply = Supply(plan, stores, ranks=ranks, reader=reader, controller=controller)
+    units = []
+    for index in range(plan.config.steps):
+        for unit in supply.step(index).units:
+            targets = supply.targets()
+            if targets is not None:
+                targets.check(unit, plan.target_spec)
+            units.append(unit)
+    return units
+
+
+def test_the_rows_are_those_of_the_run_in_its_order_each_once(plan, ranks):
+    for steps in (2, 15):
+        short = replace(plan, config=plan.config.model_copy(update={"steps": steps}))
+        run = [key for unit in drawn(short, ranks) for key in unit.hashes()]
+        asked = [key for unit in training_units(short, all_rows=False) for key in unit.hashes()]
+        assert asked == list(dict.fromkeys(run))
+    assert len(asked) == len(set(asked)) < len(run)
+    first = [unit.hashes() for unit in drawn(plan, ranks)[:4]]
+    assert [unit.hashes() for unit in training_units(plan, all_rows=False)][:4] == first
+
+
+def test_drawn_ids_are_captured_for_every_draw_that_a_run_asks_for(plan, engine, ranks, tmp_path):
+    changed = {"selector": "threshold", "draws": 2}
+    targets = plan.config.targets.model_copy(update=changed)
+    config = plan.config.model_copy(update={"targets": targets})
+    plan = replace(plan, config=config, target_spec=target_spec(config, VOCAB))
+    run = [key for unit in drawn(plan, ranks) for key in unit.hashes()]
+    asked = [key for unit in training_units(plan, all_rows=False) for key in unit.hashes()]
+    assert asked == list(dict.fromkeys(run))
+    rows = all_keys(plan, training=True)
+    assert len(rows) < len(asked) <= 2 * len(rows)
+    everything = [key for unit in training_units(plan, all_rows=True) for key in unit.hashes()]
+    assert len(everything) == len(set(everything)) == 2 * len(rows)
+    store = str(tmp_path / "store")
+    captured = Capture(plan, store, LocalTeacher(engine), ahead=3).all(all_rows=False)
+    assert captured.training is not None
+    assert captured.training.rows == len(asked)
+    reader = StoreReader(store)
+    for seed in (plan.config.seed, 5):
+        config = plan.config.model_copy(update={"seed": seed, "steps": 6})  # the first epoch
+        assert drawn(replace(plan, config=config), ranks, reader)
+    assert reader.stats.cache_hits == reader.stats.units > 0
+    reader.close()
+
+
+def test_where_weights_move_every_row_is_asked(plan):
+    config = plan.config.model_copy(update={"steps": 1, "mixture": DDKMixture(interval=2)})
+    for moving, all_rows in ((replace(plan, config=config), False), (plan, True)):
+        units = training_units(moving, all_rows=all_rows)
+        assert {key for unit in units for key in unit.hashes()} == all_keys(plan, training=True)
+
+
+def test_a_capture_that_was_stopped_asks_nothing_twice_and_serves_any_order(
+    plan, engine, ranks, tmp_path
+):
+    store = str(tmp_path / "store")
+    dying = Counting(engine, dies_after=12)
+    with pytest.raises(TeacherError):
+        Capture(plan, store, dying, ahead=3).all(all_rows=False)
+    assert 0 < len(dying.answered) < len(all_keys(plan, training=True))
+    second = Counting(engine)
+    captured = Capture(plan, store, second, ahead=3).all(all_rows=False)
+    again_to_compare = set(next(training_units(plan, all_rows=False)).hashes())
+    assert set(dying.answered) & set(second.answered) <= again_to_compare
+    assert captured.training is not None
+    assert captured.training.rows == len(all_keys(plan, training=True))
+    assert captured.validation.rows == len(all_keys(plan, training=False))
+    assert 0 <= captured.repeat_nats < 1e-4
+    (asked,) = re.findall(r"asked (\d+) rows", captured.lines())
+    rows = captured.training.rows + captured.validation.rows
+    assert int(asked) == rows - len(dying.answered)
+    for seed, batch in (
+        (4, {}),
+        (5, {"rows_per_step": 4, "micro_batch": 1}),
+        (6, {"micro_batch": 8}),
+    ):
+        config = plan.config.model_copy(
+            update={"seed": seed, "batch": plan.config.batch.model_copy(update=batch)}
+        )
+        reader = StoreReader(store)
+        units = drawn(replace(plan, config=config), ranks, reader)
+        assert reader.stats.cache_hits == reader.stats.units == len(units) > 0
+        reader.close()
+
+
+def test_nothing_is_asked_where_all_is_stored(plan, engine, tmp_path):
+    store = str(tmp_path / "store")
+    Capture(plan, store, Counting(engine), ahead=3).all(all_rows=True)
+    second = Counting(engine)
+    captured = Capture(plan, store, second, ahead=3).all(all_rows=True)
+    assert (captured.asked_rows, captured.asked_tokens) == (0, 0)
+    assert second.stats.units <= 2 * plan.config.batch.micro_batch  # scored again to compare

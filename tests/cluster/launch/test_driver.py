@@ -1,0 +1,309 @@
+"""The main job through the public path: what it leaves behind, and that it continues."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.launch.driver import on_hard_labels, run_dir_of
+from shared.config.file import dump, load_config
+from shared.mixture.weight_log import read_log
+from shared.run.metrics import read_metrics
+from shared.run.run_dir import RunDir
+from shared.store.target_store import stored_answers
+from tests.cluster.jobs import WORDS, write_job
+from tests.tiny import VOCAB
+
+ROOT = Path(__file__).resolve().parents[3]
+SUMMARY = {
+    "status",
+    "steps",
+    "tokens",
+    "tokens_per_s",
+    "teacher_wait_fraction",
+    "wire_bytes_per_token",
+    "cache_hit_rate",
+    "captured_mass",
+    "phases",
+    "domains",
+    "failures",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
+    """A config whose run has finished, with a baseline and a store."""
+    targets = {"store": "store"}
+    job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, targets=targets)
+    assert main(["run", str(job)]) == 0
+    return job
+
+
+@pytest.fixture
+def run_dir(finished: Path) -> RunDir:
+    return RunDir(finished.parent / "runs" / "job")
+
+
+def test_a_run_leaves_everything_behind(run_dir):
+    expected = {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "weight_log.jsonl",
+        "checkpoints",
+        "export",
+        "report.html",
+        "logs",
+        "summary.json",
+        "baseline.json",
+    }
+    assert expected <= {path.name for path in run_dir.path.iterdir()}
+
+
+def test_the_summary_has_the_agreed_names(run_dir):
+    summary = json.loads(run_dir.summary.read_text())
+    assert set(summary) == SUMMARY
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 6
+    assert summary["failures"] == {
+        "teacher_restarts": 0,
+        "student_restarts": 0,
+        "retried_units": 0,
+    }
+    for domain in summary["domains"].values():
+        assert domain["kl_kind"] == "full"
+        assert domain["kl_after"] > 0
+
+
+def test_the_baseline_drew_the_same_rows(run_dir):
+    def rows(folder: RunDir) -> list[dict[str, tuple[int, int]]]:
+        lines = read_metrics(folder.metrics)
+        return [{n: (d.sequences, d.tokens) for n, d in line.domains.items()} for line in lines]
+
+    assert rows(run_dir) == rows(run_dir.baseline)
+    assert read_log(run_dir.weight_log, WORDS) == read_log(run_dir.baseline.weight_log, WORDS)
+
+
+def test_the_baseline_is_a_run_directory_that_commands_find(run_dir, tmp_path):
+    config = run_dir.baseline.recorded_config()
+    assert run_dir_of(config).path == run_dir.baseline.path
+    assert main(["export", str(run_dir.baseline.path), "--to", str(tmp_path / "hard")]) == 0
+    exports = (run_dir.baseline.export, run_dir.export)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in exports]
+    assert (tmp_path / "hard" / "model.safetensors").read_bytes() == weights[0] != weights[1]
+
+
+def test_an_export_that_lost_its_weights_is_made_again(finished, run_dir):
+    before = (run_dir.export / "model.safetensors").read_bytes()
+    (run_dir.export / "model.safetensors").unlink()
+    assert main(["export", str(run_dir.path)]) == 0
+    assert (run_dir.export / "model.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, run_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*.json*")}
+    assert main(["run", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "job is finished" in said
+    assert "letters" in said
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*.json*")}
+
+
+def test_another_objective_under_the_same_name_is_refused(finished, capsys):
+    assert main(["run", str(finished), "optimiser.lr=1e-4"]) == 2
+    assert "other values of optimiser.lr" in capsys.readouterr().err
+
+
+def test_the_export_goes_to_a_new_folder(finished, run_dir, tmp_path, capsys):
+    assert main(["export", str(run_dir.path), "--to", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert main(["export", str(run_dir.path), "--to", str(tmp_path / "out")]) == 2
+
+
+def test_a_report_is_written_again(finished, run_dir, capsys):
+    run_dir.report.unlink()
+    assert main(["report", str(run_dir.path)]) == 0
+    assert run_dir.report.exists()
+    assert "teacher" in capsys.readouterr().out
+
+
+def test_an_evaluation_finds_what_the_run_ended_with(finished, run_dir, capsys):
+    assert main(["eval", str(run_dir.path)]) == 0
+    found = json.loads((run_dir.path / "evaluation.json").read_text())
+    after = json.loads((run_dir.path / "evaluations.json").read_text())["after"]
+    for name, domain in after.items():
+        assert found[name]["kl"] == pytest.approx(domain["kl"], abs=1e-6)
+        assert found[name]["student_nll"] == pytest.approx(domain["student_nll"], abs=1e-6)
+
+
+def test_no_service_and_no_controller_is_left(finished):
+    import ray
+
+    from teacher_service.service.service import list_services
+
+    assert list_services() == []
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    assert "tutelage-controller" not in names
+
+
+def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(finished, run_dir):
+    free = ["name=stored", "baseline=false", "targets.teacher_free=true"]
+    assert main(["run", str(finished), *free]) == 0
+    stored = RunDir(finished.parent / "runs" / "stored")
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (run_dir, stored)]
+    assert weights[0] == weights[1]
+    rates = [json.loads(r.summary.read_text())["cache_hit_rate"] for r in (run_dir, stored)]
+    assert rates == [0.0, 1.0]
+
+
+def test_last_states_teach_the_whole_vocabulary_live_and_from_a_store(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    """Two widths of 4 bytes a number, and the label; without the head nothing is learnt."""
+    targets = {"exact": "last_hidden", "store": str(tmp_path / "store")}
+    losses = [{"kind": "reverse_kl"}, {"kind": "atkd"}, {"kind": "cross_entropy"}]
+    job = write_job(tmp_path, tiny_pair, targets=targets, losses=losses, steps=4)
+    assert main(["run", str(job), "name=live"]) == 0
+    assert "a token costs 196 bytes from the teacher" in capsys.readouterr().out
+    alone = "targets.teacher_free=true"
+    assert main(["run", str(job), "name=stored", alone]) == 0
+    live, stored = (RunDir(tmp_path / "runs" / name) for name in ("live", "stored"))
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (live, stored)]
+    assert weights[0] == weights[1]
+    summary = json.loads(live.summary.read_text())
+    assert summary["wire_bytes_per_token"] == pytest.approx(196, abs=2)
+    assert summary["captured_mass"] == 1
+    assert {domain["kl_kind"] for domain in summary["domains"].values()} == {"full"}
+    (head,) = (tmp_path / "cache" / "heads").glob("*.safetensors")
+    head.unlink()
+    assert main(["run", str(job), "name=headless", alone]) == 2
+    assert "needs the teacher's head" in capsys.readouterr().err
+
+
+def test_two_lifetimes(ray_cluster, tmp_path, tiny_pair, capsys):
+    job = write_job(tmp_path, tiny_pair)
+    assert main(["train", str(job)]) == 2  # no service yet
+    assert main(["teacher", "up", str(job)]) == 0
+    assert main(["teacher", "up", str(job)]) == 0
+    assert main(["train", str(job)]) == 0
+    assert main(["teacher", "scale", "2"]) == 0
+    assert "1 -> 2 replicas" in capsys.readouterr().out
+    assert main(["teacher", "status"]) == 0
+    assert capsys.readouterr().out.count("alive") == 2
+    assert main(["teacher", "down"]) == 0
+    assert main(["teacher", "down"]) == 2
+    assert RunDir(tmp_path / "runs" / "job").finished
+
+
+@pytest.mark.drill
+def test_a_run_killed_whole_continues_to_the_same_end(tmp_path, tiny_pair):
+    job = write_job(tmp_path, tiny_pair, steps=20, log_every=1)
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
+
+    def command(name: str) -> list[str]:
+        local = ["--address", "local"]
+        return [sys.executable, "-m", "cluster.cli", "run", str(job), f"name={name}", *local]
+
+    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, timeout=500)
+    with subprocess.Popen(command("killed"), cwd=ROOT, env=environment) as driver:
+        progress = tmp_path / "runs" / "killed" / "logs" / "progress.log"
+        deadline = time.monotonic() + 400
+        while not (progress.exists() and "step 7/" in progress.read_text()):
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.1)
+        driver.send_signal(signal.SIGKILL)
+    assert not RunDir(tmp_path / "runs" / "killed").finished
+    subprocess.run(command("killed"), cwd=ROOT, env=environment, check=True, timeout=500)
+    whole, killed = (RunDir(tmp_path / "runs" / name) for name in ("whole", "killed"))
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (whole, killed)]
+    assert weights[0] == weights[1]
+    assert whole.weight_log.read_text() == killed.weight_log.read_text()
+    assert [line.loss for line in read_metrics(whole.metrics)] == [
+        line.loss for line in read_metrics(killed.metrics)
+    ]
+
+
+def test_hidden_states_are_projected_by_the_teacher_once_per_question(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    losses = [{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {1: 1, 3: 2}}]
+    store = tmp_path / "store"
+    hidden = {"width": 8, "encoding": "int8", "calibration_rows": 6}
+    targets = {"selector": "top_k", "top_k": 16, "store": str(store), "hidden": hidden}
+    job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2)
+    assert main(["run", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "fitting the projection of hidden states to 8 dimensions" in said
+    assert "hidden states 24" in said  # bytes per token: two layers of 8 numbers and a step
+    training_and_validation = {16, VOCAB}
+    assert {answers.spec.top_k for answers in stored_answers(store)} == training_and_validation
+    narrow = json.loads(RunDir(tmp_path / "runs" / "job").summary.read_text())
+    assert main(["capture", str(job), "seed=3"]) == 0
+    assert "fitting the projection" not in capsys.readouterr().out
+    assert main(["run", str(job), "name=raw", "targets.hidden.raw=true"]) == 0
+    raw = json.loads(RunDir(tmp_path / "runs" / "raw").summary.read_text())
+    (total,) = re.findall(r"a token costs (\d+) bytes", said)
+    assert narrow["wire_bytes_per_token"] == pytest.approx(int(total), abs=2)
+    # In two layers 48 numbers of a byte become 8.
+    saved = raw["wire_bytes_per_token"] - narrow["wire_bytes_per_token"]
+    assert saved == pytest.approx(2 * (48 - 8), abs=1)
+
+
+def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path, tiny_pair, capsys):
+    """Weights follow the KL of the domains, which is estimated from the same draws."""
+    targets = {"selector": "threshold", "top_k": 16, "store": str(tmp_path / "store")}
+    job = write_job(
+        tmp_path,
+        tiny_pair,
+        targets=targets,
+        mixture={"policy": "odm", "interval": 2, "lag_steps": 1},
+        losses=[{"kind": "forward_kl", "temperature": 0.5}],  # sharp enough to have a head
+    )
+    assert main(["run", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "threshold: 16 ids, the most likely exactly and the rest drawn by probability" in said
+    found = {(a.spec.selector, a.spec.top_k) for a in stored_answers(tmp_path / "store")}
+    assert found == {("threshold", 16), ("top_k", VOCAB)}
+    first = RunDir(tmp_path / "runs" / "job")
+    assert 0 < json.loads(first.summary.read_text())["captured_mass"] < 1
+    assert main(["run", str(job), "name=warm", "targets.teacher_free=true"]) == 0
+    warm = RunDir(tmp_path / "runs" / "warm")
+    weights = [(run.export / "model.safetensors").read_bytes() for run in (first, warm)]
+    assert weights[0] == weights[1]
+    assert first.weight_log.read_text() == warm.weight_log.read_text()
+    capsys.readouterr()
+    other = ["name=other", "targets.seed=3", "targets.teacher_free=true"]
+    assert main(["run", str(job), *other]) == 2
+    assert "asked is threshold 16 of 512 ids at temperature 0.5" in capsys.readouterr().err
+
+
+def test_a_student_that_names_ids_is_answered_about_them(ray_cluster, tmp_path, tiny_pair, capsys):
+    losses = [{"kind": "reverse_kl"}]
+    targets = {"top_k": 16, "student_ids": 16, "encoding": "fp32"}
+    job = write_job(tmp_path, tiny_pair, losses=losses, targets=targets, steps=2)
+    assert main(["run", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "the 16 likeliest ids of the student, the 16 most likely others and the exact" in said
+    assert "targets.student_ids 16: the student reads every row once more" in said
+    assert "64 bytes a token go to the teacher" in said
+    run = RunDir(tmp_path / "runs" / "job")
+    (total,) = re.findall(r"a token costs (\d+) bytes .*log-probabilities 128,", said)
+    summary = json.loads(run.summary.read_text())
+    assert summary["wire_bytes_per_token"] == pytest.approx(int(total), abs=2)
+
+
+def test_a_copy_on_hard_labels_has_a_config_that_can_be_read_again(tmp_path, tiny_pair):
+    losses, targets = [{"kind": "reverse_kl"}], {"student_ids": 16}
+    config = load_config(write_job(tmp_path, tiny_pair, losses=losses, targets=targets))
+    (tmp_path / "hard.yaml").write_text(dump(on_hard_labels(config)))
+    again = load_config(tmp_path / "hard.yaml")
+    assert [loss.kind for loss in again.losses] == ["cross_entropy"]
+    assert again.targets.student_ids == 0

@@ -1,0 +1,204 @@
+"""Difficulty of rows: what transformers computes in float64, scored once and by anybody once.
+
+N positions with loss, all rows end to end   R rows   V vocabulary
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.planning.difficulty import Asked, scores
+from cluster.planning.loading import load
+from cluster.planning.preparation import Prepared, prepare_run
+from cluster.planning.prompting import Showing
+from shared.data.layout import lay_out
+from shared.data.row_store import RowStore
+from shared.errors import ConfigError
+from shared.run.plan import OpenReader
+from shared.targets.reader import ReaderStats
+from tests.cluster.jobs import write_job
+from tests.student_trainer.processes import LocalTeacher, teacher
+from tests.tiny import Pair
+
+MEASURES = ("teacher_nll", "teacher_entropy", "gap", "length")
+
+
+@dataclass
+class Model:
+    """A real engine in this process, as something rows are scored by; counts its services."""
+
+    role: str
+    folder: Path
+    services: int = 0
+    stats: list[ReaderStats] = field(default_factory=list)
+
+    @contextmanager
+    def serve(self) -> Iterator[OpenReader]:
+        self.services += 1
+
+        def open_reader(rank: int) -> LocalTeacher:
+            reader = LocalTeacher(teacher(str(self.folder)))
+            self.stats.append(reader.stats)
+            return reader
+
+        yield open_reader
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.role, {"model": self.folder.name}, self.serve)  # type: ignore[arg-type]
+
+    @property
+    def units(self) -> int:
+        return sum(stats.units for stats in self.stats)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tiny_pair: Pair) -> Prepared:
+    """Two domains of tokenised text and an empty cache of scores."""
+    return prepare_run(load(write_job(tmp_path, tiny_pair), ["batch.micro_batch=4"]))
+
+
+@pytest.fixture
+def models(tiny_pair: Pair) -> tuple[Model, Model]:
+    return Model("teacher", tiny_pair.teacher), Model("student", tiny_pair.student)
+
+
+def found(prepared: Prepared, measure: str, *models: Model) -> dict[str, np.ndarray]:
+    asked = [model.asked for model in models]
+    return scores(prepared, measure, teacher=asked[0], student=asked[1])  # type: ignore[arg-type]
+
+
+def with_micro_batch(prepared: Prepared, size: int, cache: Path) -> Prepared:
+    config = prepared.config
+    paths = config.paths.model_copy(update={"cache": str(cache)})
+    batch = config.batch.model_copy(update={"micro_batch": size})
+    return replace(prepared, config=config.model_copy(update={"paths": paths, "batch": batch}))
+
+
+def dense(folder: Path, path: str) -> dict[str, np.ndarray]:
+    """Mean NLL of the label and mean entropy of each row [R], in float64, documents alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    store = RowStore.open(path)
+    layout = lay_out(store.take(range(len(store))), packed=False)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(layout.input_ids_BT), use_cache=False).logits.flatten(0, 1)
+    logp_NV = logits[torch.from_numpy(layout.loss_index_N)].log_softmax(1)
+    label_N1 = torch.from_numpy(layout.label_N)[:, None]
+    values = {
+        "nll": -logp_NV.gather(1, label_N1)[:, 0],
+        "entropy": -(logp_NV.exp() * logp_NV).sum(1),
+    }
+    count_R = np.bincount(layout.row_N)
+    return {k: np.bincount(layout.row_N, weights=v.numpy()) / count_R for k, v in values.items()}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_scores_are_those_of_transformers_in_float64(measure, prepared, models, tiny_pair):
+    by_domain = found(prepared, measure, *models)
+    assert list(by_domain) == [domain.name for domain in prepared.domains]
+    for domain in prepared.domains:
+        of_teacher, of_student = (
+            dense(folder, domain.train_path) for folder in (tiny_pair.teacher, tiny_pair.student)
+        )
+        rows = RowStore.open(domain.train_path)
+        expected = {
+            "teacher_nll": of_teacher["nll"],
+            "teacher_entropy": of_teacher["entropy"],
+            "gap": of_student["nll"] - of_teacher["nll"],
+            "length": rows.take(range(len(rows))).num_loss_tokens(),
+        }[measure]
+        assert by_domain[domain.name].dtype == np.float64
+        np.testing.assert_allclose(by_domain[domain.name], expected, atol=2e-5)
+        assert np.ptp(expected) > 1e-2
+
+
+def test_the_size_of_a_unit_moves_a_score_by_rounding_alone(prepared, models, tmp_path):
+    by_size = {
+        size: found(with_micro_batch(prepared, size, tmp_path / str(size)), "teacher_nll", *models)
+        for size in (1, 3, 64)
+    }
+    for name, one_R in by_size[1].items():
+        for size in (3, 64):
+            np.testing.assert_allclose(by_size[size][name], one_R, atol=1e-5)
+    assert models[0].services == 3
+
+
+def test_what_is_kept_is_not_scored_again(prepared, models):
+    first = {measure: found(prepared, measure, *models) for measure in MEASURES}
+    num_rows = [domain.num_rows for domain in prepared.domains]
+    of_a_pass = sum(-(-rows // 4) for rows in num_rows)
+    assert models[0].units == 2 * of_a_pass  # NLL and entropy; `gap` finds the NLL
+    assert models[1].units == of_a_pass
+    unserved = [replace(model.asked, serve=None) for model in models]
+    for measure, by_domain in first.items():
+        again = scores(prepared, measure, teacher=unserved[0], student=unserved[1])
+        for name, value_R in by_domain.items():
+            np.testing.assert_array_equal(again[name], value_R)
+
+
+def test_a_student_that_is_its_teacher_has_no_gap(prepared, models):
+    twin = Model("student", models[0].folder)
+    for value_R in found(prepared, "gap", models[0], twin).values():
+        np.testing.assert_allclose(value_R, 0, atol=1e-6)
+
+
+def test_other_text_another_model_and_another_quantity_are_scored_anew(prepared, models, tiny_pair):
+    found(prepared, "teacher_nll", *models)
+    other = Model("teacher", tiny_pair.student)
+    found(prepared, "teacher_nll", other, models[1])
+    assert other.services == 1
+    shorter = tuple(replace(d, train_path=d.validation_path) for d in prepared.domains)
+    sizes = [len(RowStore.open(d.train_path)) for d in shorter]
+    shorter = tuple(replace(d, num_rows=n) for d, n in zip(shorter, sizes, strict=True))
+    by_domain = found(replace(prepared, domains=shorter), "teacher_nll", *models)
+    assert [len(value_R) for value_R in by_domain.values()] == sizes
+    assert models[0].services == 2
+
+
+def test_a_teacher_that_is_shown_prompts_scores_anew_and_the_student_does_not(prepared, models):
+    found(prepared, "gap", *models)
+    found(replace(prepared, showing=Showing("digest")), "gap", *models)
+    assert (models[0].services, models[1].services) == (2, 1)
+
+
+@pytest.mark.parametrize("measure", ["teacher_nll", "teacher_entropy", "gap"])
+def test_without_a_teacher_what_is_not_kept_is_refused(measure, prepared, models):
+    absent = replace(models[0].asked, serve=None)
+    with pytest.raises(ConfigError, match=r"no scores by this teacher of the rows of letters"):
+        scores(prepared, measure, teacher=absent, student=models[1].asked)
+    assert scores(prepared, "length", teacher=absent, student=None).keys() == {"letters", "numbers"}
+    assert models[1].services == 0
+
+
+def test_damaged_scores_are_scored_again(prepared, models):
+    first = found(prepared, "teacher_nll", *models)
+    files = sorted((Path(prepared.config.paths.cache) / "difficulty").glob("*.json"))
+    assert len(files) == 2
+    files[0].write_text(files[0].read_text()[:-9])
+    files[1].write_text(files[1].read_text().replace("1", "2", 1))
+    again = found(prepared, "teacher_nll", *models)
+    assert models[0].services == 2
+    for name, value_R in first.items():
+        np.testing.assert_array_equal(again[name], value_R)
+
+
+def test_two_runs_at_once_score_every_row_once(prepared, models):
+    results: list[dict[str, np.ndarray]] = []
+    threads = [
+        Thread(target=lambda: results.append(found(prepared, "teacher_nll", *models)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in results[0]:
+        np.testing.assert_array_equal(results[0][name], results[1][name])
+    assert models[0].units == sum(-(-domain.num_rows // 4) for domain in prepared.domains)

@@ -1,0 +1,62 @@
+"""What a command says of a config before anything starts."""
+
+import pytest
+
+from cluster.cli import main
+from cluster.launch import driver
+from cluster.planning.preparation import check, idle_policy_note, refuse_unasked
+from shared.config.file import load_config
+from shared.errors import ConfigError
+from tests.cluster.jobs import write_job
+
+
+@pytest.mark.parametrize(
+    ("steps", "mixture", "idle"),
+    [
+        (6, {"policy": "ddk", "interval": 2, "lag_steps": 1}, False),
+        (4, {"policy": "ddk", "interval": 2, "lag_steps": 1}, False),
+        (3, {"policy": "ddk", "interval": 2, "lag_steps": 1}, True),
+        (300, {"policy": "ddk"}, True),
+        (6, {"policy": "fixed"}, False),
+    ],
+)
+def test_a_policy_that_cannot_act_within_the_run_is_said(tmp_path, tiny_pair, steps, mixture, idle):
+    config = load_config(write_job(tmp_path, tiny_pair, steps=steps, mixture=mixture))
+    note = idle_policy_note(config)
+    assert (note is not None) == idle
+    if note:
+        assert f"the run has {steps}" in note
+        assert "lower mixture.interval" in note
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_atkd_in_reverse_says_that_it_splits_micro_batches(
+    tmp_path, tiny_pair, direction, capsys, monkeypatch
+):
+    """The run ends where it would join a cluster."""
+
+    def joined(address):
+        raise ConfigError("no cluster here")
+
+    monkeypatch.setattr(driver, "connected", joined)
+    losses = [{"kind": "atkd", "direction": direction}]
+    assert main(["run", str(write_job(tmp_path, tiny_pair, losses=losses))]) == 2
+    said = capsys.readouterr().out
+    sentence = "splits each micro-batch by the student's own uncertainty, not the whole step"
+    assert (sentence in said) == (direction == "reverse")
+
+
+@pytest.mark.parametrize("policy", ["doremi", "odm"])
+def test_a_policy_on_training_text_needs_a_loss_that_asks_the_teacher(tmp_path, tiny_pair, policy):
+    job = write_job(tmp_path, tiny_pair, mixture={"policy": policy})
+    refuse_unasked(load_config(job))
+    hard = load_config(job, ["losses=[{kind: cross_entropy}]"])  # as its baseline's is read again
+    with pytest.raises(ConfigError, match=rf"mixture.policy is {policy}, .* no loss asks"):
+        refuse_unasked(hard)
+
+
+def test_more_ids_than_both_models_share_are_refused(tmp_path, tiny_pair):
+    job = write_job(tmp_path, tiny_pair, losses=[{"kind": "reverse_kl"}])
+    check(load_config(job, ["targets.top_k=500", "targets.student_ids=12"]))
+    with pytest.raises(ConfigError, match=r"student_ids 13, 513 ids in all, .* share 512; lower"):
+        check(load_config(job, ["targets.top_k=500", "targets.student_ids=13"]))

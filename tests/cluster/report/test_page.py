@@ -1,0 +1,175 @@
+"""report.html: self-contained, escaped, and there for every state a run can be in."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cluster.report.page import write_report
+from cluster.report.plots import MAX_POINTS, Mark, Series, line_plot, row_plot, thinned, ticks
+from tests.cluster.run_dirs import write_run
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags balance and collects what a browser would fetch or run."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.titles: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in {"script", "link", "img", "iframe", "object", "embed"}:
+            self.fetched.append(tag)
+        self.fetched += [f"{k}={v}" for k, v in attrs if k in {"src", "href", "xlink:href"}]
+        self.fetched += [k for k, _ in attrs if k.startswith("on")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "title":
+            self.titles.append(data)
+
+
+def svg(markup: str) -> ElementTree.Element:
+    return ElementTree.fromstring(markup)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"baseline": True, "losses": ("forward_kl", "cross_entropy")},
+        {"finished": False, "steps": 120},
+        {"steps": 10, "finished": False},
+        {"steps": 0, "finished": False},
+        {"teacher": False},
+        {"domains": ("only",)},
+        {"domains": tuple(f"domain-{i}" for i in range(30)), "baseline": True},
+    ],
+    ids=["whole", "unfinished", "one line", "no line", "no teacher", "one domain", "30 domains"],
+)
+def test_every_state_of_a_run_gives_a_page_that_loads_nothing(tmp_path: Path, state: dict):
+    write_run(tmp_path / "run", **state)
+    path = write_report(tmp_path / "run")
+    text = path.read_text()
+    page = Page(text)
+    assert path == tmp_path / "run" / "report.html"
+    assert (page.open, page.fetched) == ([], [])
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert "nan" not in re.findall(r'(?:x|y|points|cx|cy)="([^"]*)"', text)
+
+
+def test_a_run_that_has_only_begun_is_reported(tmp_path: Path):
+    write_run(tmp_path / "run", steps=0, finished=False)
+    for name in ("evaluations.json", "weight_log.jsonl", "environment.json"):
+        (tmp_path / "run" / name).unlink()
+    assert "Nothing measured yet." in write_report(tmp_path / "run").read_text()
+
+
+def test_names_and_files_are_escaped_everywhere(tmp_path: Path):
+    evil = "<script>alert('&')</script>"
+    write_run(tmp_path / "run", domains=(evil, "b"), baseline=True)
+    (tmp_path / "run" / "environment.json").write_text('{"x": "</pre><script>"}')
+    text = write_report(tmp_path / "run").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert Page(text).fetched == []
+
+
+def test_the_page_has_every_plot_and_number_of_the_run(tmp_path: Path):
+    write_run(tmp_path / "run", baseline=True)
+    text = write_report(tmp_path / "run").read_text()
+    captions = re.findall(r"<figcaption>(.*?) <small>", text)
+    assert captions == [
+        "NLL on validation text",
+        "KL to the teacher on validation text",
+        "Loss",
+        "Gradient norm",
+        "KL by domain, training text",
+        "Domain weights",
+        "Speed",
+        "Waiting for the teacher",
+    ]
+    assert "Units were retried up to step 120 (1)." in text
+    assert "Weight log, 6 entries" in text
+
+
+def test_a_token_adaptive_loss_adds_its_curves_by_domain(tmp_path: Path):
+    write_run(tmp_path / "run", losses=("atkd",))
+    text = write_report(tmp_path / "run").read_text()
+    captions = re.findall(r"<figcaption>(.*?) <small>", text)
+    first = captions.index("Domain weights") + 1
+    assert captions[first : first + 4] == [
+        "Hard tokens by domain",
+        "Uncertainty by domain",
+        "TKD by domain",
+        "DKD by domain",
+    ]
+
+
+def test_readings_at_a_step_list_every_domain(tmp_path: Path):
+    write_run(tmp_path / "run", domains=("law", "math"))
+    titles = Page(write_report(tmp_path / "run").read_text()).titles
+    at_100 = [t for t in titles if t.startswith("step 100\n") and "law" in t and "math" in t]
+    assert len(at_100) == 2  # the plots of KL and of weights
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 0), (-3.2, 7.7), (0, 1e-9), (5, 5), (0, 9_100), (2.1, 2.2)]
+)
+def test_ticks_are_round_few_and_cover_the_data(low: float, high: float):
+    marks = ticks(low, high)
+    steps = {round((b - a) / (marks[1] - marks[0]), 6) for a, b in pairwise(marks)}
+    assert 2 <= len(marks) <= 8
+    assert marks[0] <= low <= high <= marks[-1]
+    assert steps == {1.0}
+    assert f"{marks[1] - marks[0]:.0e}"[0] in "125"
+
+
+def test_points_lie_where_the_axes_say():
+    drawn = svg(line_plot([Series("a", ((0, 0.0), (5, 5.0), (10, 10.0)), 0)], label="a"))
+    curve = next(e for e in drawn if e.tag == "polyline")
+    (x0, y0), (x1, y1), (x2, y2) = (
+        map(float, p.split(",")) for p in curve.get("points", "").split()
+    )
+    labels = {e.text: e for e in drawn if e.get("class") == "tick end"}
+    assert (x1, y1) == ((x0 + x2) / 2, (y0 + y2) / 2)
+    assert float(labels["0"].get("y", "nan")) == pytest.approx(y0 + 4)
+    assert float(labels["10"].get("y", "nan")) == pytest.approx(y2 + 4)
+
+
+def test_a_long_run_is_drawn_by_means_that_keep_its_total():
+    points = tuple((step, float(step % 7)) for step in range(10 * MAX_POINTS))
+    short = thinned(Series("a", points)).points
+    assert len(short) == MAX_POINTS
+    assert sum(y for _, y in short) * 10 == pytest.approx(sum(y for _, y in points))
+    assert short[-1][0] == points[-1][0]
+
+
+def test_thirty_domains_never_share_colour_and_dash():
+    drawn = svg(line_plot([Series(str(i), ((0, i), (1, i)), i) for i in range(30)], label="a"))
+    looks = [(e.get("class"), e.get("stroke-dasharray")) for e in drawn if e.tag == "polyline"]
+    assert len(set(looks)) == 30
+
+
+def test_row_plots_grow_with_their_rows():
+    few, many = (
+        svg(
+            row_plot(
+                {str(i): [Mark("before", 1.0, "hollow")] for i in range(n)}, label="a", x_label="x"
+            )
+        )
+        for n in (1, 30)
+    )
+    heights = [float(e.get("viewBox", "").split()[3]) for e in (few, many)]
+    assert heights[1] - heights[0] == 29 * 24

@@ -1,0 +1,225 @@
+"""summary.json: its names are frozen, its numbers follow their definitions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.report.measurement import Failures
+from cluster.report.page import write_report
+from cluster.report.summary import REAL_RECIPE, final_table, summarise
+from shared.errors import ConfigError
+from shared.mixture.weight_log import WeightEntry, write_entry
+from shared.run.metrics import DomainMetrics, StepMetrics, append_metrics
+from tests.cluster.run_dirs import write_run
+
+NONE = Failures(teacher_restarts=0, student_restarts=0, retried_units=0)
+
+
+def two_lines(directory: Path) -> Path:
+    """A run of 20 steps in two lines of unequal size, one domain, two weight entries."""
+    write_run(directory, domains=("math", "law"), steps=0)
+    (directory / "weight_log.jsonl").unlink()
+    write_entry(directory / "weight_log.jsonl", ("math", "law"), WeightEntry(0, 0, 0, (0.5, 0.5)))
+    write_entry(directory / "weight_log.jsonl", ("math", "law"), WeightEntry(1, 8, 10, (0.7, 0.3)))
+    write_entry(directory / "weight_log.jsonl", ("math", "law"), WeightEntry(2, 18, 20, (0.9, 0.1)))
+    for step, tokens, seconds in ((10, 100, 1.0), (20, 300, 3.0)):
+        part = DomainMetrics(kl=1.0, tokens=tokens // 2, sequences=step, weight=0.5)
+        line = StepMetrics(
+            step=step,
+            loss=1.0,
+            lr=1e-3,
+            grad_norm=1.0,
+            tokens=tokens,
+            captured_mass=0.9 if step == 10 else 0.98,
+            domains={"math": part, "law": part},
+            seconds=seconds,
+            teacher_wait_s=0.2,
+            units=5,
+            wire_bytes=4_000,
+            cache_hits=1,
+        )
+        append_metrics(directory / "metrics.jsonl", line)
+    return directory
+
+
+def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir)
+    summarise(run_dir, status="finished", failures=NONE)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert list(summary) == [
+        "status",
+        "steps",
+        "tokens",
+        "tokens_per_s",
+        "teacher_wait_fraction",
+        "wire_bytes_per_token",
+        "cache_hit_rate",
+        "captured_mass",
+        "phases",
+        "domains",
+        "failures",
+    ]
+    assert list(summary["domains"]["code"]) == [
+        "teacher_nll",
+        "student_nll_before",
+        "student_nll_after",
+        "kl_kind",
+        "kl_before",
+        "kl_after",
+        "weight_first",
+        "weight_last",
+        "sequences",
+        "epochs",
+    ]
+    assert list(summary["failures"]) == ["teacher_restarts", "student_restarts", "retried_units"]
+    assert sorted(path.name for path in run_dir.iterdir() if "summary" in path.name) == [
+        "summary.json"
+    ]
+
+
+def test_ratios_divide_the_sums_of_the_run_not_the_means_of_its_lines(tmp_path: Path):
+    summary = summarise(two_lines(tmp_path / "run"), status="finished", failures=NONE)
+    assert (summary["steps"], summary["tokens"]) == (20, 400)
+    assert summary["tokens_per_s"] == pytest.approx(400 / 4.0)
+    assert summary["teacher_wait_fraction"] == pytest.approx(0.4 / 4.0)
+    assert summary["wire_bytes_per_token"] == pytest.approx(8_000 / 400)
+    assert summary["cache_hit_rate"] == pytest.approx(2 / 10)
+    assert summary["captured_mass"] == pytest.approx((0.9 * 100 + 0.98 * 300) / 400)
+
+
+def test_the_last_weight_is_the_one_the_last_step_was_drawn_with(tmp_path: Path):
+    math = summarise(two_lines(tmp_path / "run"), status="finished", failures=NONE)["domains"][
+        "math"
+    ]
+    assert (math["weight_first"], math["weight_last"]) == (0.5, 0.7)
+    assert math["sequences"] == 30
+
+
+def test_a_step_done_twice_counts_once(tmp_path: Path):
+    run_dir = two_lines(tmp_path / "run")
+    again = (run_dir / "metrics.jsonl").read_text().splitlines()[-1]
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(again + "\n")
+    assert summarise(run_dir, status="finished", failures=NONE)["tokens"] == 400
+
+
+def test_status_and_failures_are_recorded_as_told(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, steps=100, finished=False)
+    told = Failures(teacher_restarts=2, student_restarts=1, retried_units=7)
+    summary = summarise(run_dir, status="failed", failures=told)
+    assert (summary["status"], summary["failures"]) == ("failed", told)
+    assert summary["domains"]["code"]["student_nll_after"] is None
+
+
+def test_without_a_teacher_its_numbers_are_null(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, teacher=False)
+    summarise(run_dir, status="finished", failures=NONE)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    code = summary["domains"]["code"]
+    assert summary["captured_mass"] is None
+    assert (code["teacher_nll"], code["kl_before"], code["kl_kind"]) == (None, None, "none")
+
+
+def test_a_number_that_is_not_finite_becomes_null_and_the_file_stays_json(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir)
+    evaluations = json.loads((run_dir / "evaluations.json").read_text())
+    evaluations["after"]["code"]["kl"] = float("nan")
+    (run_dir / "evaluations.json").write_text(json.dumps(evaluations))
+    summarise(run_dir, status="finished", failures=NONE)
+    text = (run_dir / "summary.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["domains"]["code"]["kl_after"] is None
+
+
+def test_baseline_json_has_the_same_shape_and_both_students(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, baseline=True)
+    summary = summarise(run_dir, status="finished", failures=NONE)
+    baseline = json.loads((run_dir / "baseline.json").read_text())
+    assert set(baseline) - set(summary) == {"students"}
+    assert baseline["students"]["code"] == {
+        "distilled_nll": summary["domains"]["code"]["student_nll_after"],
+        "hard_labels_nll": baseline["domains"]["code"]["student_nll_after"],
+        "distilled_kl": summary["domains"]["code"]["kl_after"],
+        "hard_labels_kl": baseline["domains"]["code"]["kl_after"],
+    }
+
+
+def test_a_baseline_without_a_config_of_its_own_has_its_runs(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, baseline=True)
+    (run_dir / "baseline" / "config.yaml").unlink()
+    alone = summarise(run_dir / "baseline", status="failed", failures=NONE)
+    summarise(run_dir, status="finished", failures=NONE)
+    baseline = json.loads((run_dir / "baseline.json").read_text())
+    assert baseline["status"] == "failed"
+    assert {name: baseline[name] for name in alone} == alone
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_the_table_fits_100_columns_whatever_the_domains_are_called(tmp_path: Path, baseline: bool):
+    run_dir = tmp_path / "run"
+    names = tuple(f"a domain with quite a long name {i}" for i in range(30))
+    write_run(run_dir, domains=names, baseline=baseline)
+    table = final_table(run_dir).split("\n\n")[0].splitlines()
+    rows = [line for line in table if line.startswith("a domain")]
+    assert len(rows) == 30
+    assert max(len(line) for line in table) <= 100
+    assert len({len(line) for line in rows}) == 1
+
+
+def test_the_table_says_which_student_is_lower_and_where(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, baseline=True)
+    evaluations = json.loads((run_dir / "evaluations.json").read_text())
+    evaluations["after"]["legal"]["student_nll"] = 9.0
+    (run_dir / "evaluations.json").write_text(json.dumps(evaluations))
+    table = final_table(run_dir)
+    assert "Lower KL to the teacher: distilled student in every domain." in table
+    assert (
+        "Lower NLL: distilled student in code, reference, mathematics; hard labels in legal."
+        in table
+    )
+    assert "KL to the teacher fell by 70 % or more in every domain." in table
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (3.0, "did not fall in legal."),
+        (1.0, "did not fall in legal."),
+        (0.996, "fell in every domain, by less than 1 % in legal."),
+        (0.95, "fell by 5 % or more in every domain."),
+    ],
+)
+def test_what_training_changed_where_it_changed_least(tmp_path: Path, share: float, said: str):
+    run_dir = tmp_path / "run"
+    write_run(run_dir)
+    evaluations = json.loads((run_dir / "evaluations.json").read_text())
+    before, after = (evaluations[when]["legal"] for when in ("before", "after"))
+    after["kl"] = share * before["kl"]
+    (run_dir / "evaluations.json").write_text(json.dumps(evaluations))
+    assert f"KL to the teacher {said}" in final_table(run_dir).splitlines()
+
+
+def test_the_next_recipe_that_the_table_names_exists():
+    assert (Path(__file__).parents[3] / REAL_RECIPE).is_file()
+
+
+def test_a_directory_that_is_no_run_is_refused_with_a_sentence(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"holds no run: it has no config\.yaml"):
+        final_table(tmp_path)
+
+
+def test_a_job_whose_folder_is_gone_still_ends_with_table_and_report(tmp_path: Path, monkeypatch):
+    run, here = tmp_path / "run", tmp_path / "here"
+    write_run(run)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    assert str(run / "report.html") in final_table(run)
+    assert write_report(run).exists()

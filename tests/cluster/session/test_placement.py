@@ -1,0 +1,54 @@
+"""What does not fit is said in seconds, naming what is missing."""
+
+import time
+
+import pytest
+import ray
+
+from cluster.session.placement import refuse_unplaceable, refuse_unshared, student_bundle
+from shared.config.file import load_config
+from shared.errors import PlacementError
+from tests.cluster.jobs import write_job
+
+ALL_CPUS = 8  # of the cluster of the tests
+
+
+def test_what_fits_is_let_through(ray_cluster):
+    refuse_unplaceable([("students", {"CPU": 1.0})] * 4)
+
+
+def test_more_than_the_cluster_has_is_refused_at_once(ray_cluster):
+    started = time.monotonic()
+    with pytest.raises(PlacementError, match=r"no room for students: .* ask for 9 CPU, .* has 8"):
+        refuse_unplaceable([("students", {"CPU": 1.0})] * (ALL_CPUS + 1))
+    assert time.monotonic() - started < 5
+
+
+def test_a_resource_no_node_has_is_named(ray_cluster):
+    with pytest.raises(PlacementError, match=r"2 GPU, the cluster of 1 node has 0 GPU"):
+        refuse_unplaceable([("teachers", {"CPU": 1.0, "GPU": 2.0})])
+
+
+def test_what_others_hold_is_waited_for_a_moment_and_then_refused(ray_cluster):
+    @ray.remote(num_cpus=ALL_CPUS - 1)
+    class Holder:
+        def ready(self) -> None: ...
+
+    holder = Holder.remote()
+    ray.get(holder.ready.remote(), timeout=60)
+    started = time.monotonic()
+    with pytest.raises(PlacementError, match=r"has free"):
+        refuse_unplaceable([("students", {"CPU": 1.0})] * ALL_CPUS)
+    assert time.monotonic() - started < 20  # 8 s, on an idle machine
+    ray.kill(holder)
+
+
+def test_roles_count_where_the_cluster_declares_them(tmp_path, tiny_pair):
+    config = load_config(write_job(tmp_path, tiny_pair))
+    assert student_bundle(config, {}) == {"CPU": 0.5}
+    assert student_bundle(config, {"student": 4}) == {"CPU": 0.5, "student": 0.01}
+
+
+def test_one_node_needs_no_shared_folder(ray_cluster, tmp_path):
+    refuse_unshared(tmp_path, option="paths.runs")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,135 @@
+"""Joining and starting clusters: the second time works like the first, dead ones are passed by."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.session import ray_head
+from cluster.session.session import find_address
+from shared.errors import PlacementError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+JOIN = """
+import sys
+from cluster.session.session import connected
+with connected(outlives=sys.argv[1] == "outlives"):
+    import ray
+    assert ray.cluster_resources()["student"] > 0
+    assert ray.cluster_resources()["teacher"] > 0
+    print(ray.get_runtime_context().gcs_address)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def join(how: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"}
+    command = [sys.executable, "-c", JOIN, how]
+    outcome = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout.strip()
+
+
+def remember(**changes: object) -> None:
+    process = psutil.Process()
+    head = {"address": "127.0.0.1:1", "pid": process.pid, "started": process.create_time()}
+    ray_head.state_file().parent.mkdir(parents=True, exist_ok=True)
+    ray_head.state_file().write_text(json.dumps(head | changes))
+
+
+def test_nothing_running_is_found_nowhere():
+    assert find_address() is None
+
+
+def test_a_head_whose_process_is_gone_is_forgotten():
+    remember(pid=2**22 + 1)
+    assert find_address() is None
+    assert not ray_head.state_file().exists()
+
+
+def test_a_process_that_got_the_id_of_a_dead_head_is_not_taken_for_it():
+    remember(started=0.0)
+    assert ray_head.remembered() is None
+
+
+def test_a_head_that_does_not_answer_is_passed_over():
+    remember()
+    assert find_address() is None
+
+
+def test_a_torn_state_file_is_no_head():
+    remember()
+    ray_head.state_file().write_text('{"address": ')
+    assert find_address() is None
+
+
+def test_an_address_file_of_a_dead_cluster_is_passed_over(tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    assert find_address() is None
+
+
+def test_a_cluster_that_someone_else_started_here_is_joined(tmp_path):
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        assert find_address() == address
+        assert find_address("local") is None
+
+
+def test_an_address_where_nothing_answers_is_refused():
+    with pytest.raises(PlacementError, match=r"no Ray cluster answers at 127.0.0.1:1;"):
+        find_address("127.0.0.1:1")
+
+
+def test_the_token_is_made_once_and_readable_by_its_owner_alone():
+    first, second = (ray_head.token_environment() for _ in range(2))
+    assert first == second
+    path = Path(first["RAY_AUTH_TOKEN_PATH"])
+    assert len(path.read_text()) == 64
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.drill
+def test_a_head_outlives_its_command_serves_the_next_and_is_stopped():
+    assert join("private") != ""
+    first = join("outlives")
+    try:
+        assert ray_head.address() == first
+        assert join("private") == first  # a command that would start its own joins it
+        assert join("outlives") == first
+    finally:
+        assert ray_head.stop()
+    assert not ray_head.stop()
+    assert not ray_head.orphans()
+    assert join("private") != first
+
+
+@pytest.mark.drill
+def test_what_a_killed_head_leaves_is_reaped_and_a_new_one_starts():
+    join("outlives")
+    head = ray_head.remembered()
+    assert head is not None
+    psutil.Process(head.pid).kill()
+    psutil.Process(head.pid).wait(30)
+    ray_head.reap()
+    assert not ray_head.orphans()
+    second = join("outlives")
+    assert second != head.address
+    assert ray_head.stop()

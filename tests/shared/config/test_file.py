@@ -1,0 +1,202 @@
+"""Configs as files: strict YAML, overrides, suggestions, paths."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.config.file import dump, load_config, read_file, resolve
+from shared.config.losses import HiddenStates
+from shared.errors import ConfigError
+
+SMALLEST = """\
+name: x
+steps: 10
+teachers: {t: {model: a/b}}
+student:
+  model: c/d
+domains:
+  math: {train: text.txt}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(SMALLEST)
+    (tmp_path / "text.txt").write_text("some text")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_config(path, overrides)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_exponents_are_numbers_and_only_true_and_false_are_booleans(config):
+    config.write_text(SMALLEST.replace("math", "off") + "optimiser: {lr: 1e-5, eps: 2.e-8}\n")
+    loaded = load_config(config)
+    assert (loaded.optimiser.lr, loaded.optimiser.eps) == (1e-5, 2e-8)
+    assert list(loaded.domains) == ["off"]
+    values = read_file(config).values
+    assert values["domains"]["off"] == {"train": "text.txt"}
+
+
+def test_zero_padded_numbers_and_dates_are_not_reinterpreted(config):
+    assert load_config(config, ["steps=010"]).steps == 10
+    assert load_config(config, ["name=2024-01-01"]).name == "2024-01-01"
+
+
+def test_a_key_written_twice_is_refused_with_its_line(config):
+    config.write_text(SMALLEST + "steps: 20\n")
+    assert f"steps is written twice; remove one ({config}, line 8)" in refusal(config)
+
+
+def test_invalid_yaml_is_refused_with_its_line(config):
+    config.write_text(SMALLEST + "batch: {micro_batch: 2\n")
+    assert "is not valid YAML" in refusal(config)
+    assert "line 9" in refusal(config)
+
+
+def test_tags_cannot_construct_objects(config):
+    config.write_text(SMALLEST + "seed: !!python/object/apply:os.getpid []\n")
+    assert "seed is" in refusal(config) or "not allowed" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("student.learning_rate=1", "optimiser.lr"),
+        ("optimizer.lr=1", "optimiser"),
+        ("student.worker=2", "student.workers"),
+        ("teachers.t.modle=x", "teachers.t.model"),
+        ("domains.math.trian=x", "domains.math.train"),
+        ("batch_size=3", "batch.rows_per_step"),
+        ("epochs=1", "steps"),
+        ("student.train.rank=8", "student.train.r"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_nearest_option(config, override, suggestion):
+    sentence = refusal(config, "student.train.kind=lora", override)
+    assert f"Did you mean {suggestion}?" in sentence
+    assert override in sentence
+
+
+def test_a_misspelt_key_in_a_file_is_named_with_its_line(config):
+    config.write_text(SMALLEST.replace("  model: c/d", "  model: c/d\n  zerro: 2"))
+    expected = f"student.zerro is not an option. Did you mean student.zero? ({config}, line 6)"
+    assert refusal(config) == expected
+
+
+def test_a_misspelt_required_key_is_named_rather_than_the_missing_one(config):
+    config.write_text(SMALLEST.replace("steps", "stesp"))
+    assert "stesp is not an option. Did you mean steps?" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("steps='3'", "steps is '3', but it should be a valid integer"),
+        ("steps=true", "steps is True"),
+        ("steps=0", "steps is 0, but it should be greater than or equal to 1"),
+        ("optimiser.lr=-1", "optimiser.lr is -1"),
+        ("student.dtype=fp16", "'float32' or 'bfloat16'"),
+        ("mixture.policy=ddkk", "mixture.policy is 'ddkk', which is none of 'fixed', 'ddk'"),
+        ("mixture.interval=3", "mixture needs mixture.policy"),
+        ("domains.math.train=5", "domains.math.train is 5"),
+        ("teachers={}", "teachers is {}"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_path_and_value(config, override, part):
+    assert part in refusal(config, override)
+
+
+def test_an_option_of_another_kind_is_refused(config):
+    sentence = refusal(config, "mixture.policy=ddk", "mixture.weights=uniform")
+    assert "mixture.weights is not an option with the kind chosen there" in sentence
+
+
+def test_overrides_reach_lists_by_index_and_create_what_is_between(config):
+    overrides = [
+        "losses=[{kind: forward_kl}, {kind: hidden_states, layers: {1: 2}}]",
+        "losses.0.temperature=2",
+        "optimiser.lr=3e-4",
+    ]
+    loaded = load_config(config, overrides)
+    assert loaded.temperatures == (1.0, 2.0)
+    assert loaded.optimiser.lr == 3e-4
+    assert isinstance(loaded.losses[1], HiddenStates)
+    assert loaded.losses[1].layers == {1: 2}
+    assert "is no index" in refusal(config, *overrides, "losses.2.weight=1")
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "steps.x=1"])
+def test_what_is_no_override_is_refused(config, override):
+    assert refusal(config, override)
+
+
+def test_a_resolved_config_survives_the_trip_through_its_dump(config, tmp_path):
+    overrides = [f"paths.root={tmp_path}", "losses=[{kind: hidden_states, layers: {0: 0, 3: 2}}]"]
+    resolved = resolve(load_config(config, overrides))
+    (tmp_path / "dumped.yaml").write_text(dump(resolved))
+    assert load_config(tmp_path / "dumped.yaml") == resolved
+    assert resolve(resolved) == resolved
+
+
+def test_paths_are_relative_to_root_and_root_to_the_current_folder(config, tmp_path):
+    (tmp_path / "models").mkdir()
+    overrides = ["paths.root=sub/..", "student.model=models", "targets.store=store"]
+    (tmp_path / "sub").mkdir()
+    resolved = resolve(load_config(config, overrides), base=tmp_path)
+    assert resolved.student.model == str(tmp_path / "models")
+    assert resolved.domains["math"].train == str(tmp_path / "text.txt")
+    assert resolved.targets.store == str(tmp_path / "store")
+    assert resolved.paths.runs == str(tmp_path / "runs")
+    assert resolved.teachers["t"].model == "a/b"  # no such folder: a name on the hub
+
+
+def test_a_misspelt_folder_beside_others_is_not_taken_for_a_name_on_the_hub(config, tmp_path):
+    (tmp_path / "models" / "there").mkdir(parents=True)
+    loaded = load_config(config, [f"paths.root={tmp_path}", "student.model=models/nope"])
+    with pytest.raises(ConfigError, match=r"student\.model is 'models/nope'"):
+        resolve(loaded)
+
+
+@pytest.mark.parametrize(
+    "override", ["student.model=./absent", "teachers.t.model=/absent", "domains.math.train=no*.txt"]
+)
+def test_a_path_that_does_not_exist_is_refused_with_the_option(config, tmp_path, override):
+    loaded = load_config(config, [f"paths.root={tmp_path}", override])
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        resolve(loaded)
+
+
+def test_the_runs_of_a_ray_job_outlive_its_temporary_folder(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text("some text")
+    resolved = resolve(load_config(config), base=folder)
+    assert resolved.paths.runs == str(tmp_path / "home" / "runs")
+    assert resolved.paths.root == str(folder)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_that_are_not_finite_are_refused(config, value):
+    assert "optimiser.lr is" in refusal(config, f"optimiser.lr={value}")
+    weights = f"mixture={{policy: fixed, weights: {{math: {value}}}}}"
+    assert "mixture.weights.math is" in (sentence := refusal(config, weights))
+    assert "it should be a finite number (" in sentence
+
+
+@pytest.mark.parametrize("text", ["a: &x {b: *x}\n", "a: " + "[" * 3000 + "]" * 3000])
+def test_endless_nesting_is_refused(config, text):
+    config.write_text(text)
+    assert "nested without end or too deeply" in refusal(config)
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: b\n", '"": 1\n'])
+def test_an_option_without_a_plain_name_is_refused_with_its_line(config, text):
+    config.write_text(text)
+    assert f"({config}, line 1)" in refusal(config)

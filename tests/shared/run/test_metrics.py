@@ -1,0 +1,35 @@
+"""The lines of metrics.jsonl: the last attempt wins, and a torn line costs itself alone."""
+
+import json
+from dataclasses import asdict
+
+from shared.run.metrics import DomainMetrics, StepMetrics, append_metrics, read_metrics
+
+
+def line(step: int, *, loss: float = 1.0) -> StepMetrics:
+    return StepMetrics(step, loss=loss, lr=0.1, grad_norm=1.0, tokens=8, captured_mass=None)
+
+
+def test_lines_come_back_in_step_order_and_the_last_attempt_wins(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for written in (line(2, loss=3.0), line(1), line(2, loss=2.0)):
+        append_metrics(path, written)
+    assert read_metrics(path) == [line(1), line(2, loss=2.0)]
+
+
+def test_a_line_torn_by_a_full_disk_costs_no_other_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, line(1))
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    append_metrics(path, line(3))
+    assert read_metrics(path) == [line(1), line(3)]
+
+
+def test_lines_written_before_token_adaptive_losses_still_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    domain = {"kl": 0.5, "tokens": 8, "sequences": 1, "weight": 1.0}
+    path.write_text(json.dumps({**asdict(line(1)), "domains": {"code": domain}}) + "\n")
+    (found,) = read_metrics(path)
+    assert found.domains["code"] == DomainMetrics(**domain)
+    assert found.domains["code"].hard_share is None

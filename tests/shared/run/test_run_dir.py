@@ -1,0 +1,128 @@
+"""The run directory: who holds it, what continues it, and nothing is overwritten."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.config.run import Config
+from shared.errors import ConfigError, RunInUseError, StorageError
+from shared.run.run_dir import (
+    RunDir,
+    differing_options,
+    locked,
+    open_run,
+    write_atomically,
+    write_environment,
+)
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from shared.run.run_dir import RunDir, locked
+with locked(RunDir(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def config(runs: Path, **parts: object) -> Config:
+    smallest = {
+        "name": "x",
+        "steps": 10,
+        "paths": {"runs": str(runs)},
+        "teachers": {"t": {"model": "a"}},
+        "student": {"model": "b"},
+        "domains": {"math": {"train": "m"}},
+    }
+    return Config.model_validate(smallest | parts)
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
+    run_dir = RunDir(tmp_path / "x")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run_dir.path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunInUseError, match=rf"'x' is in use by process {holder.pid}"):
+        locked(run_dir).__enter__()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with locked(run_dir):
+        pass
+
+
+def test_the_same_config_continues_a_run(tmp_path):
+    first = open_run(config(tmp_path))
+    (first.checkpoints / "kept").touch()
+    again = open_run(config(tmp_path, log_every=3, checkpoints={"every": 7}))
+    assert (again.checkpoints / "kept").exists()
+    assert again.recorded_config().log_every == 3
+
+
+def test_a_config_that_learns_something_else_is_refused_with_the_option(tmp_path):
+    (open_run(config(tmp_path)).checkpoints / "step").mkdir()
+    with pytest.raises(ConfigError, match=r"other values of seed, optimiser.lr;.*--fresh"):
+        open_run(config(tmp_path, seed=1, optimiser={"lr": 1e-2}))
+
+
+def test_a_run_that_never_began_takes_another_config(tmp_path):
+    open_run(config(tmp_path)).weight_log.write_text("the opening entry")
+    again = open_run(config(tmp_path, seed=1))
+    assert again.recorded_config().seed == 1
+    assert not again.weight_log.exists()
+
+
+def test_fresh_moves_the_old_run_aside_and_overwrites_none(tmp_path):
+    for seed in range(3):
+        run_dir = open_run(config(tmp_path, seed=seed), fresh=True)
+        (run_dir.path / "mark").write_text(str(seed))
+    assert (tmp_path / "x" / "mark").read_text() == "2"
+    assert (tmp_path / "x.old-1" / "mark").read_text() == "0"
+    assert (tmp_path / "x.old-2" / "mark").read_text() == "1"
+
+
+def test_a_changed_kind_and_a_removed_domain_differ(tmp_path):
+    before = config(tmp_path, domains={"math": {"train": "m"}, "code": {"train": "c"}})
+    after = config(tmp_path, mixture={"policy": "ddk"})
+    differing = differing_options(before, after)
+    assert "mixture.policy" in differing
+    assert "domains.code.train" in differing
+
+
+def test_a_run_is_finished_when_its_summary_says_so(tmp_path):
+    run_dir = open_run(config(tmp_path))
+    assert not run_dir.finished
+    run_dir.summary.write_text(json.dumps({"status": "interrupted"}))
+    assert not run_dir.finished
+    run_dir.summary.write_text(json.dumps({"status": "finished"}))
+    assert run_dir.finished
+
+
+def test_attempts_are_numbered(tmp_path):
+    run_dir = open_run(config(tmp_path))
+    assert [run_dir.new_attempt().name for _ in range(2)] == ["attempt-1", "attempt-2"]
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_says_why(tmp_path):
+    path = tmp_path / "f"
+    write_atomically(path, "old")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_atomically(tmp_path / "absent" / "f", "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_the_environment_file_holds_versions_and_no_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    run_dir = open_run(config(tmp_path))
+    write_environment(run_dir, cluster={"CPU": 2.0, "node:1.2.3.4": 1.0})
+    text = run_dir.environment.read_text()
+    assert json.loads(text)["packages"]["pydantic"]
+    assert json.loads(text)["cluster"] == {"CPU": 2.0}
+    assert "hf_secret" not in text

@@ -1,0 +1,170 @@
+"""Loading a student: what is probed, what is frozen, what is refused in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+
+from shared.config.run import Config
+from shared.errors import ConfigError
+from student_trainer.models.student import (
+    keeps_documents_apart,
+    load_student,
+    student_packs,
+    take_apart,
+)
+from tests import tiny
+from tests.student_trainer.runs import plan_of, prepared_domains
+
+CPU = torch.device("cpu")
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+FAMILIES = {
+    "soft-cap": (Gemma2ForCausalLM, Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=3.0)),
+    "scaled": (CohereForCausalLM, CohereConfig(**SMALL, logit_scale=0.25)),
+    "divided": (GraniteForCausalLM, GraniteConfig(**SMALL, logits_scaling=8.0)),
+    "learned positions": (
+        GPT2LMHeadModel,
+        GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    ),
+}
+
+
+def config_of(folder: Path, model: Path, **options: object) -> Config:
+    """A config that trains `model`."""
+    pair = tiny.Pair(model, model)
+    return plan_of(folder / "run", pair, prepared_domains(folder), **options).config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoder_and_head_are_found_in_other_families(family: str) -> None:
+    torch.manual_seed(0)
+    make, config = FAMILIES[family]
+    model = make(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    parts = take_apart(model, name=family)
+    ids = torch.arange(12)[None]
+    rebuilt = parts.logits(parts.decoder(input_ids=ids, use_cache=False).last_hidden_state)
+    torch.testing.assert_close(rebuilt, model(input_ids=ids, use_cache=False).logits)
+
+
+def test_a_model_that_does_more_than_a_linear_head_is_refused() -> None:
+    model = FAMILIES["scaled"][0](FAMILIES["scaled"][1])
+    model.config.logit_scale = 0.5
+    with pytest.raises(ConfigError, match="does more than a linear head"):
+        take_apart(model, name="odd")
+
+
+def test_a_model_that_reads_position_ids_packs(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
+    assert student_packs(config_of(tmp_path, tiny_pair.student))
+
+
+def test_a_model_without_position_restarts_does_not_pack() -> None:
+    torch.manual_seed(0)
+    make, config = FAMILIES["learned positions"]
+    model = make(config)
+    attend = model.transformer.forward
+    model.transformer.forward = lambda *a, position_ids=None, **k: attend(*a, **k)
+    assert not keeps_documents_apart(model)
+
+
+def test_a_model_without_position_ids_does_not_pack() -> None:
+    model = BloomForCausalLM(BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4))
+    assert not keeps_documents_apart(model)
+    take_apart(model, name="bloom")
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_adapters_leave_base_and_head_frozen(
+    tmp_path: Path, tiny_pair: tiny.Pair, kind: str
+) -> None:
+    train = {"kind": kind, "r": 2}
+    student = load_student(
+        config_of(tmp_path, tiny_pair.student, student={"train": train}), device=CPU
+    )
+    trained = [name for name, p in student.saved.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert not student.head.weight.requires_grad
+    linears = sum("lora_A" in name for name in trained)
+    assert linears == 2 * 7
+
+
+def test_adapting_the_head_is_refused(tmp_path: Path) -> None:
+    pair = tiny.save_pair(tmp_path / "models", tied=False)
+    train = {"kind": "lora", "target_modules": ["q_proj", "lm_head"]}
+    with pytest.raises(ConfigError, match="adapts the output head"):
+        load_student(config_of(tmp_path, pair.student, student={"train": train}), device=CPU)
+
+
+def test_target_modules_that_match_nothing_are_refused(
+    tmp_path: Path, tiny_pair: tiny.Pair
+) -> None:
+    train = {"kind": "lora", "target_modules": ["no_such_layer"]}
+    with pytest.raises(ConfigError, match="no_such_layer"):
+        load_student(config_of(tmp_path, tiny_pair.student, student={"train": train}), device=CPU)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
+    folder = tmp_path / "bare"
+    AutoModelForCausalLM.from_pretrained(tiny_pair.student).config.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"bare holds no \.safetensors weights"):
+        load_student(config_of(tmp_path, folder), device=CPU)
+
+
+def test_a_context_longer_than_the_model_reads_is_refused(
+    tmp_path: Path, tiny_pair: tiny.Pair
+) -> None:
+    with pytest.raises(ConfigError, match=r"lower data\.context to 128"):
+        load_student(config_of(tmp_path, tiny_pair.student, data={"context": 129}), device=CPU)
+
+
+def test_a_model_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_student(config_of(tmp_path, tmp_path / "nowhere"), device=CPU)
+
+
+def test_a_layer_that_the_student_lacks_is_refused(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
+    losses = [{"kind": "hidden_states", "layers": {1: 3}}]
+    with pytest.raises(ConfigError, match=r"student layer 3, but .* has layers 0 to 2"):
+        load_student(config_of(tmp_path, tiny_pair.student, losses=losses), device=CPU)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other width", "layer missing"])
+def test_weights_that_do_not_fill_the_model_are_refused(tmp_path: Path, damage: str) -> None:
+    model = tmp_path / "model"
+    tiny.save_model(model, width=32, layers=2)
+    weights, config = model / "model.safetensors", model / "config.json"
+    facts = json.loads(config.read_text())
+    if damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif damage == "other width":
+        config.write_text(json.dumps(facts | {"intermediate_size": 8}))
+    else:
+        layers = facts["num_hidden_layers"] + 1
+        config.write_text(json.dumps(facts | {"num_hidden_layers": layers}))
+    with pytest.raises(ConfigError, match=r"cannot be loaded|lacks weights for") as refused:
+        student_packs(config_of(tmp_path, model))
+    assert "\n" not in str(refused.value)

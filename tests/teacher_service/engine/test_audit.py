@@ -1,0 +1,76 @@
+"""What a quantised teacher reports about itself."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from shared.config.run import Teacher
+from shared.targets.spec import TargetSpec
+from teacher_service.engine import audit
+from teacher_service.engine.hf import HFEngine
+from tests.teacher_service.scripted import make_rows
+from tests.tiny import VOCAB
+
+CHANCE = 100 / VOCAB  # percent; four bits leave little of random weights
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quantised_teacher_scores_and_says_what_it_costs(
+    tiny_pair, tmp_path, quantisation, dtype
+):
+    teacher = Teacher(model=str(tiny_pair.teacher), quantisation=quantisation, dtype=dtype)
+    engine = audit.load_engine(teacher, cache=str(tmp_path))
+    note = re.search(r"KL of (\S+) nats .* at (\S+)% of (\d+) probe", engine.notes[-1])
+    assert note is not None
+    kl, agreement, tokens = map(float, note.groups())
+    assert 0 < kl < 2
+    assert CHANCE < agreement <= 100
+    assert tokens > 300
+    rows, spec = make_rows([[20, 30], [7]], vocab=VOCAB), TargetSpec(8, VOCAB)
+    answer = engine.score(rows, spec)
+    answer.check(rows, spec, engine.fingerprint)
+    assert answer.table.equals(engine.score(rows, spec).table)
+    assert engine.fingerprint["quantisation"] == quantisation
+
+
+def test_the_unquantised_weights_are_loaded_once_per_model(tiny_pair, tmp_path, monkeypatch):
+    loads, load = [], HFEngine.load
+    monkeypatch.setattr(
+        HFEngine, "load", lambda *a, **k: loads.append(k["quantisation"]) or load(*a, **k)
+    )
+    teacher = Teacher(model=str(tiny_pair.teacher), quantisation="int8")
+    notes = [audit.load_engine(teacher, cache=str(tmp_path)).notes for _ in range(2)]
+    assert loads == ["none", "int8", "int8"]
+    assert notes[0] == notes[1]
+
+
+def test_the_divergence_is_the_dense_kl(tiny_pair):
+    engine = HFEngine.load(str(tiny_pair.teacher))
+    rows = audit.probe_rows(Teacher(model=str(tiny_pair.teacher)))
+    reference_ND = engine.last_hidden(rows)
+    other_ND = reference_ND + 0.1 * torch.randn(
+        reference_ND.shape, generator=torch.Generator().manual_seed(0)
+    )
+    kl_N, same_N = audit.divergence(reference_ND, other_ND, engine.head)
+    p_NV, q_NV = (
+        (h.double() @ engine.head.weight_VD.double().T).log_softmax(1)
+        for h in (reference_ND, other_ND)
+    )
+    expected_N = torch.nn.functional.kl_div(q_NV, p_NV, reduction="none", log_target=True).sum(1)
+    np.testing.assert_allclose(kl_N, expected_N, atol=1e-5)
+    assert torch.equal(same_N, p_NV.argmax(1) == q_NV.argmax(1))
+    assert float(audit.divergence(reference_ND, reference_ND, engine.head)[0].abs().max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "most_kl", "least"), [("int8", 2e-3, 96), ("nf4", 3e-2, 85)]
+)
+def test_a_trained_teacher_survives_quantisation(reference, quantisation, most_kl, least):
+    folder = str(reference / "models" / "teacher-6m")
+    note = audit.load_engine(Teacher(model=folder, quantisation=quantisation)).notes[-1]
+    kl, agreement = re.search(r"KL of (\S+) nats .* at (\S+)%", note).groups()
+    assert 0 < float(kl) < most_kl
+    assert float(agreement) > least

@@ -1,0 +1,181 @@
+"""The pool under kills, poison, silence and impostors."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from shared.config.run import Teacher
+from shared.data.rows import Rows
+from shared.errors import ConfigError, TeacherError
+from shared.targets.spec import TargetSpec
+from teacher_service.engine.audit import load_engine
+from teacher_service.service import service
+from teacher_service.service.pool import open_pool
+from tests.teacher_service.scripted import Scripted, invented, make_rows
+from tests.tiny import VOCAB
+
+SPEC = TargetSpec(top_k=4, shared_vocab=100)
+POISON = 2  # below every id of make_rows
+
+
+@pytest.fixture
+def name(ray_cluster) -> Iterator[str]:
+    """A service name of its own, stopped afterwards."""
+    name = f"pool-{uuid4().hex[:8]}"
+    yield name
+    service.stop(name)
+
+
+def started(name: str, engine: Scripted, *, replicas: int = 1, **settings):
+    """A scripted service and a pool on it."""
+    teacher = Teacher(model="any", cpus=0.1, replicas=replicas)
+    described = service.start(name, teacher, detached=False, make_engine=engine)
+    return open_pool(0, service=name, teacher=described.fingerprint, **settings)
+
+
+def units(count: int) -> list[Rows]:
+    return [make_rows([[10], [7]], first=2 * index, seed=index) for index in range(count)]
+
+
+def poisoned(rows: Rows) -> Rows:
+    ids = [row.copy() for row in rows.column("input_ids")]
+    ids[0][3] = POISON
+    return Rows.build(
+        domains=rows.domains(),
+        indices=rows.table.column("index").to_pylist(),
+        input_ids=ids,
+        doc_starts=rows.column("doc_starts"),
+        loss_masks=rows.column("loss_mask"),
+    )
+
+
+def assert_all_once_and_in_order(pool, asked: list[Rows]) -> None:
+    for rows in asked:
+        assert pool.next().table.equals(invented(rows, SPEC).table, check_metadata=True)
+    assert pool.stats.units == len(asked)
+
+
+def test_submitting_never_blocks_and_answers_keep_their_order(name):
+    pool, asked = started(name, Scripted(delay_s=0.1), replicas=2), units(10)
+    before = time.monotonic()
+    for rows in asked:
+        pool.submit(rows, SPEC)
+    assert time.monotonic() - before < 0.5
+    assert_all_once_and_in_order(pool, asked)
+    assert pool.stats.retried_units == 0
+    assert 0.3 < pool.stats.wait_s < time.monotonic() - before
+
+
+@pytest.mark.drill
+def test_a_replica_killed_in_mid_unit_costs_nothing_but_time(name, tiny_pair):
+    """Real engines: every unit arrives once, in order, with the bits of the undisturbed run."""
+    teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)
+    described = service.start(name, teacher, detached=False)
+    engine, spec = load_engine(teacher), TargetSpec(32, VOCAB)
+    asked = [make_rows([[60, 60]] * 8, vocab=VOCAB, seed=n, first=8 * n) for n in range(40)]
+    pool = open_pool(0, service=name, teacher=described.fingerprint)
+    for rows in asked:
+        pool.submit(rows, spec)
+    answers = [pool.next() for _ in range(5)]
+    os.kill(service.status(name).replicas[0].health.pid, signal.SIGKILL)
+    answers += [pool.next() for _ in range(35)]
+    for rows, answer in zip(asked, answers, strict=True):
+        assert answer.table.equals(engine.score(rows, spec).table, check_metadata=True)
+    assert pool.stats.retried_units > 0
+    deadline = time.monotonic() + 60
+    while service.status(name).replicas[0].restarts == 0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [r.restarts for r in service.status(name).replicas] == [1, 0]
+
+
+def test_the_only_replica_comes_back_and_is_waited_for(name, tmp_path):
+    pool = started(name, Scripted(killed_once=str(tmp_path / "killed")), unit_deadline_s=60)
+    asked = units(5)
+    for rows in asked:
+        pool.submit(rows, SPEC)
+    assert_all_once_and_in_order(pool, asked)
+    assert pool.stats.retried_units > 0
+
+
+def test_a_unit_that_is_sent_again_names_the_same_ids(name, tmp_path):
+    pool = started(name, Scripted(killed_once=str(tmp_path / "killed")), unit_deadline_s=60)
+    spec, (plain,) = TargetSpec(top_k=4, shared_vocab=100, student_ids=2), units(1)
+    rows = plain.with_student_ids(np.arange(2 * 15).reshape(15, 2))
+    pool.submit(rows, spec)
+    assert pool.next().table.equals(invented(rows, spec).table, check_metadata=True)
+    assert pool.stats.retried_units > 0
+
+
+def test_a_row_that_kills_every_replica_stops_the_run_by_name(name):
+    pool, asked = started(name, Scripted(killed_by=POISON), replicas=2), units(6)
+    asked[2] = poisoned(asked[2])
+    for rows in asked:
+        pool.submit(rows, SPEC)
+    assert_all_once_and_in_order(pool, asked[:2])
+    with pytest.raises(TeacherError, match=r"failed 3 times on the unit of rows text/4, text/5;"):
+        pool.next()
+
+
+def test_a_unit_that_fails_everywhere_stops_the_run_with_the_reason(name):
+    pool, (rows,) = started(name, Scripted(fails_on=POISON), replicas=2), units(1)
+    pool.submit(poisoned(rows), SPEC)
+    with pytest.raises(TeacherError, match=r"rows text/0, text/1; .* MemoryError: out of every"):
+        pool.next()
+    assert pool.stats.retried_units == 3
+
+
+def test_a_question_that_cannot_be_answered_is_not_retried(name):
+    pool, (rows,) = started(name, Scripted(refuses=POISON)), units(1)
+    pool.submit(poisoned(rows), SPEC)
+    with pytest.raises(ConfigError, match="token 2 is refused"):
+        pool.next()
+    assert pool.stats.retried_units == 0
+
+
+def test_a_silent_replica_is_passed_over(name, tmp_path):
+    pool = started(name, Scripted(hangs_once=str(tmp_path / "hung")), replicas=2, unit_deadline_s=9)
+    asked = units(6)
+    for rows in asked:
+        pool.submit(rows, SPEC)
+    assert_all_once_and_in_order(pool, asked)
+
+
+def test_when_nobody_answers_the_deadline_is_a_sentence(name):
+    pool, (rows,) = started(name, Scripted(delay_s=60), unit_deadline_s=2), units(1)
+    pool.submit(rows, SPEC)
+    with pytest.raises(TeacherError, match=r"answered for rows text/0, text/1 within 2 s; see"):
+        pool.next()
+
+
+def test_another_teacher_than_the_run_began_with_is_refused(name):
+    started(name, Scripted())
+    pool, (rows,) = open_pool(0, service=name, teacher={"model": "else"}), units(1)
+    pool.submit(rows, SPEC)
+    with pytest.raises(TeacherError, match="comes from another teacher"):
+        pool.next()
+
+
+def test_a_service_that_restarts_is_found_again(name):
+    pool, asked = started(name, Scripted(), unit_deadline_s=60), units(2)
+    pool.submit(asked[0], SPEC)
+    pool.next()
+    service.stop(name)
+    pool.submit(asked[1], SPEC)
+    service.start(name, Teacher(model="any", cpus=0.1), detached=False, make_engine=Scripted())
+    assert pool.next().table.equals(invented(asked[1], SPEC).table)
+
+
+def test_a_closed_pool_leaves_the_replica_to_others(name):
+    pool, asked = started(name, Scripted(delay_s=0.5), in_flight=10), units(10)
+    for rows in asked:
+        pool.submit(rows, SPEC)
+    pool.close()
+    other, before = open_pool(1, service=name), time.monotonic()
+    other.submit(asked[0], SPEC)
+    np.testing.assert_array_equal(other.next().arrays().ids_NK, invented(asked[0], SPEC).arrays().ids_NK)  # fmt: skip  # noqa: E501
+    assert time.monotonic() - before < 3
