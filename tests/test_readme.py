@@ -1,4 +1,4 @@
-"""The README says what the code says. Run as a module it writes the parts that are generated."""
+"""The documents say what the code says. Run as a module it writes the parts that are generated."""
 
 import ast
 import re
@@ -17,14 +17,25 @@ from student_trainer.losses.terms.token_adaptive import PARTS
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKAGES = ("shared", "teacher_service", "student_trainer", "cluster")
+DOCUMENTS = (
+    README,
+    *(ROOT / package / "README.md" for package in PACKAGES),
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "tests" / "README.md",
+    ROOT / "tests" / "benchmarks" / "RESULTS.md",
+)
+LARGEST_README = 14 * 1024  # bytes
+DIVERGENCE_TABLE = ROOT / "student_trainer" / "README.md"
+OPTION_TABLE = ROOT / "cluster" / "README.md"
 
 
-def section(name: str) -> str:
-    """What stands between the marks of a part of the README."""
+def section(document: Path, name: str) -> str:
+    """What stands between the marks of a part of a document."""
     found = re.search(
-        rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", README.read_text(), re.S
+        rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", document.read_text(), re.S
     )
-    assert found, f"the README has no part {name!r}"
+    assert found, f"{document.relative_to(ROOT)} has no part {name!r}"
     return found[1]
 
 
@@ -34,17 +45,11 @@ def modules(package: str) -> list[Path]:
     return [f for f in files if f.name != "__init__.py"]
 
 
-def file_tree() -> str:
-    """One line per module: its path and the first sentence of its docstring."""
-    lines: list[str] = []
-    for package in PACKAGES:
-        files = modules(package)
-        width = max(len(str(f.relative_to(ROOT / package))) for f in files)
-        lines += ["", f"{package}/"] if lines else [f"{package}/"]
-        for file in files:
-            name = str(file.relative_to(ROOT / package))
-            lines.append(f"  {name:<{width}}  {purpose(file)}")
-    return "\n".join(["```", *lines, "```", ""])
+def file_list(package: str) -> str:
+    """One line per module of a package: its path and the first sentence of its docstring."""
+    names = {str(file.relative_to(ROOT / package)): purpose(file) for file in modules(package)}
+    width = max(map(len, names))
+    return "\n".join(["```", *(f"{n:<{width}}  {said}" for n, said in names.items()), "```", ""])
 
 
 def divergence_table() -> str:
@@ -115,18 +120,39 @@ def default_text(field: FieldInfo) -> str:
     return "none" if value is None else str(value)
 
 
-def test_every_module_is_listed_with_its_purpose():
-    assert section("files") == file_tree(), "run `python -m tests.test_readme` to write it anew"
+def blocks(document: Path, kind: str) -> list[str]:
+    """The fenced blocks of a document that begin with ```kind."""
+    return re.findall(rf"^ *```{kind}\n(.*?)^ *```", document.read_text(), re.S | re.M)
+
+
+def named_files(document: Path) -> set[Path]:
+    """Files of the project that a document names in backticks or links to."""
+    text = document.read_text()
+    quoted = re.findall(rf"`((?:{'|'.join(PACKAGES)}|tests)/[\w/.]+)`", text)
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    return {ROOT / name for name in quoted} | {document.parent / name for name in linked}
+
+
+def test_the_readme_is_short():
+    assert len(README.read_bytes()) <= LARGEST_README
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_is_listed_with_its_purpose(package):
+    listed = section(ROOT / package / "README.md", "files")
+    assert listed == file_list(package), "run `python -m tests.test_readme` to write it anew"
 
 
 def test_the_divergences_and_their_laws_are_those_of_the_registry():
-    assert section("divergences") == divergence_table(), "run `python -m tests.test_readme`"
+    listed = section(DIVERGENCE_TABLE, "divergences")
+    assert listed == divergence_table(), "run `python -m tests.test_readme`"
 
 
 def test_every_option_of_the_table_exists_with_that_default():
     known = options(Config)
     rows = [
-        [cell.strip() for cell in line.split("|")[1:4]] for line in section("options").splitlines()
+        [cell.strip() for cell in line.split("|")[1:4]]
+        for line in section(OPTION_TABLE, "options").splitlines()
     ]
     stated = {name.strip("`"): (default, meaning) for name, default, meaning in rows[2:]}
     assert len(stated) > 30
@@ -136,22 +162,21 @@ def test_every_option_of_the_table_exists_with_that_default():
         assert meaning == (known[name].description or meaning), name
 
 
-def test_the_part_of_a_config_that_is_shown_is_valid():
-    shown = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)
+def test_the_parts_of_a_config_that_are_shown_are_valid():
+    shown = [text for document in DOCUMENTS for text in blocks(document, "yaml")]
     rest = {"name": "x", "steps": 1, "teachers": {"t": {"model": "m"}}, "student": {"model": "m"}}
     configs = [Config.model_validate(rest | yaml.safe_load(text)) for text in shown]
-    assert [set(config.domains) for config in configs] == [{"math", "chat"}]
+    assert {"math", "chat"} in [set(config.domains) for config in configs]
 
 
-def test_files_that_the_readme_names_exist():
-    named = set(
-        re.findall(
-            r"`((?:cluster|shared|student_trainer|teacher_service)/[\w/.]+)`", README.read_text()
-        )
-    )
-    missing = [name for name in named if not (ROOT / name).exists()]
-    assert named
-    assert missing == []
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_files_that_a_document_names_exist(document):
+    assert [name for name in named_files(document) if not name.exists()] == []
+
+
+def test_the_readme_leads_to_every_document():
+    linked = {path.resolve() for path in named_files(README)}
+    assert set(DOCUMENTS) - {README} <= linked
 
 
 def test_every_command_of_the_readme_is_known_to_the_command_line():
@@ -171,13 +196,14 @@ def is_group(command: Any) -> bool:
     return hasattr(command, "commands")
 
 
-def write(name: str, text: str) -> None:
-    """Replace what stands between the marks of a part of the README."""
-    before, begin, rest = README.read_text().partition(f"<!-- {name}: begin -->\n")
+def write(document: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of a part of a document."""
+    before, begin, rest = document.read_text().partition(f"<!-- {name}: begin -->\n")
     _, end, after = rest.partition(f"<!-- {name}: end -->")
-    README.write_text(before + begin + text + end + after)
+    document.write_text(before + begin + text + end + after)
 
 
 if __name__ == "__main__":
-    write("files", file_tree())
-    write("divergences", divergence_table())
+    for package in PACKAGES:
+        write(ROOT / package / "README.md", "files", file_list(package))
+    write(DIVERGENCE_TABLE, "divergences", divergence_table())

@@ -1,4 +1,4 @@
-"""The methods' table: cells on a tiny pair, statistics against known numbers, the README."""
+"""The methods' table: cells on a tiny pair, statistics against known numbers, the documents."""
 
 import json
 import math
@@ -172,8 +172,8 @@ def test_cells_are_recorded_once_and_share_what_the_teacher_said(tiny_root, tmp_
     assert "| (g) ATKD, uniform \u2212 (b) forward KL, uniform |" in page
 
 
-def test_the_readme_and_the_pages_show_the_published_records():
+def test_the_documents_show_the_published_records():
     records = publishing.published()
-    assert publishing.section(records) in publishing.README.read_text()
+    assert publishing.section(records) in publishing.DOCUMENT.read_text()
     assert publishing.PAGE.read_text() == publishing.page(records)
     assert publishing.PLOT.read_text() == publishing.recovered_plot(records)

@@ -1,4 +1,4 @@
-"""Where results lie in the project, and the README's section of them.
+"""Where results lie in the project, and the section of `RESULTS.md` that shows them.
 
 `results/records.json` holds what the cells recorded, the other files are made from it.
 """
@@ -22,7 +22,7 @@ from tests.benchmarks.methods.table import (
 
 RESULTS = Path(__file__).parent / "results"
 RECORDS, PAGE, PLOT = RESULTS / "records.json", RESULTS / "results.md", RESULTS / "results.svg"
-README = Path(__file__).resolve().parents[3] / "README.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "RESULTS.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 HEADER = 2  # lines of a table that says nothing yet
 LEFT_OUT = ("losses",)  # of a record: long, and in no table
@@ -42,7 +42,7 @@ def publish(records: Sequence[Record]) -> None:
     write_atomically(RECORDS, f"[\n{lines}\n]\n")
     write_atomically(PAGE, page(records))
     write_atomically(PLOT, recovered_plot(records))
-    write_atomically(README, with_section(README.read_text(), section(records)))
+    write_atomically(DOCUMENT, with_section(DOCUMENT.read_text(), section(records)))
 
 
 def published() -> list[Record]:
@@ -68,16 +68,16 @@ def page(records: Sequence[Record]) -> str:
 
 
 def section(records: Sequence[Record]) -> str:
-    """The part of the README between its marks."""
-    plot = PLOT.relative_to(README.parent)
+    """The part of `RESULTS.md` between its marks."""
+    plot = PLOT.relative_to(DOCUMENT.parent)
     image = f"![Share of the gap that each method recovers]({plot})\n"
     return "\n".join([methods_table(records), image, differences_table(records)])
 
 
-def with_section(readme: str, text: str) -> str:
-    """The README with other results."""
-    before, begin, rest = readme.partition(BEGIN)
+def with_section(document: str, text: str) -> str:
+    """The document with other results."""
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert begin, "the README has marks for results"
-    assert end, "the README's results end somewhere"
+    assert begin, "the document has marks for results"
+    assert end, "its results end somewhere"
     return before + begin + text + end + after
