@@ -13,6 +13,10 @@ $(VENV)/installed: pyproject.toml
 
 install: $(VENV)/installed
 
+$(VENV)/oracles: $(VENV)/installed
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[dev,oracles]'
+	touch $@
+
 demo: install
 	$(BIN)/tutelage run cluster/recipes/demo.yaml
 
@@ -24,7 +28,7 @@ check: install
 test: check
 	$(BIN)/pytest -m 'not drill and not benchmark' --durations=15 $(TWO_PROCESSES)
 
-test-all: check
+test-all: check $(VENV)/oracles
 	$(BIN)/pytest --durations=25
 
 clean:
