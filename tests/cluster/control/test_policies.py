@@ -1,24 +1,28 @@
 """All policies behind one interface: openings, memory in the log, floors and caps."""
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
 from cluster.control.controller import Controller, ControllerPlan
+from cluster.control.policies import POLICIES
 from shared.config.mixture import Mixture
 from shared.mixture.weight_log import DomainReport, read_log
 from tests.cluster.run_dirs import controlled
 
 NATURAL = (0.4, 0.3, 0.2, 0.1)
 NAMES = ("math", "code", "law", "news")
-ADAPTIVE = ("ddk", "doremi", "sheared", "odm")
+ADAPTIVE = tuple(name for name in POLICIES if name != "fixed")
+Reports = Sequence[DomainReport]
 
 
 def _mixture(policy: str, **options: Any) -> Any:
-    fields = {"policy": policy, "interval": 10, "lag_steps": 2, **options}
+    common = {"interval": 10, "lag_steps": 2} if policy in ADAPTIVE else {}
+    fields = {"policy": policy, **common, **options}
     return TypeAdapter(Mixture).validate_python(fields)
 
 
@@ -76,15 +80,7 @@ def test_a_restart_after_any_decision_changes_nothing(
     assert len(whole.log.entries) == 8
 
 
-STEPS = range(10, 60, 10)
-
-
-def _decided(folder: Path, policy: str, **options: Any) -> np.ndarray:
-    """Weights of entry 0 and of those decided at STEPS."""
-    controller = Controller(_plan(folder, _mixture(policy, **options)))
-    for step in STEPS:
-        controller.observe(_report(step))
-    return _weights(controller)
+STEPS = range(0, 200, 10)
 
 
 def _seen(report: DomainReport, sums: tuple[float, ...], before_D: np.ndarray) -> np.ndarray:
@@ -99,38 +95,48 @@ def _raised(weight_D: np.ndarray, loss_D: np.ndarray) -> np.ndarray:
     return 0.95 * raised_D / raised_D.sum() + 0.05 / 4
 
 
-def test_the_reports_leave_domains_out_now_and_then() -> None:
-    assert any(0 in _report(step).training_tokens for step in STEPS)
+def _fixed(reports: Reports) -> Iterator[np.ndarray]:
+    for _ in reports:
+        yield np.array([0.1, 0.6, 0.3, 0.0])
 
 
-def test_doremi_follows_its_equations(tmp_path: Path) -> None:
+def _ddk(reports: Reports) -> Iterator[np.ndarray]:
+    """Eq. 1, then Eq. 2 with an alpha of 0.8."""
+    factor_D = None
+    for report in reports:
+        student_D = np.exp(np.array(report.student_nll_sums) / report.num_tokens)
+        raised_D = np.exp(student_D / np.exp(report.teacher_nlls))
+        raised_D = raised_D if factor_D is None else factor_D * raised_D
+        share_D = raised_D / raised_D.sum()
+        factor_D = share_D if factor_D is None else 0.8 * share_D + 0.2 / 4
+        yield factor_D
+
+
+def _doremi(reports: Reports) -> Iterator[np.ndarray]:
     weight_D, excess_D = np.full(4, 0.25), np.zeros(4)
-    found = _decided(tmp_path, "doremi", step_size=0.7, smoothing=0.05)
-    for step, found_D in zip(STEPS, found[1:], strict=True):
-        excess_D = _seen(_report(step), _report(step).training_excess_sums, excess_D)
+    yield weight_D
+    for report in reports[1:]:
+        excess_D = _seen(report, report.training_excess_sums, excess_D)
         weight_D = _raised(weight_D, excess_D)
-        np.testing.assert_allclose(found_D, weight_D, atol=1e-12)
+        yield weight_D
 
 
-def test_sheared_follows_its_equations(tmp_path: Path) -> None:
+def _sheared(reports: Reports) -> Iterator[np.ndarray]:
     weight_D = np.array(NATURAL)
-    found = _decided(tmp_path, "sheared", step_size=0.7, smoothing=0.05)
-    for step, found_D in zip(STEPS, found[1:], strict=True):
-        report = _report(step)
+    yield weight_D
+    for report in reports[1:]:
         student_D = np.array(report.student_nll_sums) / report.num_tokens
         weight_D = _raised(weight_D, np.maximum(student_D - report.teacher_nlls, 0))
-        np.testing.assert_allclose(found_D, weight_D, atol=1e-12)
+        yield weight_D
 
 
-def test_odm_follows_its_equations(tmp_path: Path) -> None:
+def _odm(reports: Reports) -> Iterator[np.ndarray]:
     """With four domains exploration leaves room from the sixth decision on. The first two of an
     interval's ten blocks are drawn under the entry before the last."""
     weight_D, reward_D, before = np.full(4, 0.25), np.zeros(4), 0.25
     older_D = weight_D
-    controller = Controller(_plan(tmp_path, _mixture("odm", smoothing=0.6)))
-    for t in range(1, 20):
-        report = _report(10 * t)
-        controller.observe(report)
+    yield weight_D
+    for t, report in enumerate(reports[1:], start=1):
         seen_D = np.array(report.training_tokens) > 0
         kl_D = _seen(report, report.training_kl_sums, reward_D)
         drawn_D, older_D = 0.2 * older_D + 0.8 * weight_D, weight_D
@@ -138,8 +144,40 @@ def test_odm_follows_its_equations(tmp_path: Path) -> None:
         explored = min(0.25, np.sqrt(np.log(4) / (4 * t)))
         exploited_D = np.exp(before * reward_D) / np.exp(before * reward_D).sum()
         weight_D, before = (1 - 4 * explored) * exploited_D + explored, explored
-        np.testing.assert_allclose(controller.entry(t).weights, weight_D, atol=1e-12)
-    assert np.ptp(weight_D) > 0.05
+        yield weight_D
+
+
+# Each policy: options that are no defaults, and the weights of every entry by its equations.
+RAISING = {"step_size": 0.7, "smoothing": 0.05}
+LAWS: dict[str, tuple[dict[str, Any], Callable[[Reports], Iterator[np.ndarray]]]] = {
+    "fixed": ({"weights": dict(zip(NAMES, (1.0, 6.0, 3.0, 0.0), strict=True))}, _fixed),
+    "ddk": ({"alpha": 0.8, "start": "ddk"}, _ddk),
+    "doremi": (RAISING, _doremi),
+    "sheared": (RAISING, _sheared),
+    "odm": ({"smoothing": 0.6}, _odm),
+}
+
+
+def test_every_policy_of_a_config_is_known_and_tested() -> None:
+    kinds = get_args(get_args(Mixture)[0])
+    assert {kind.model_fields["policy"].default for kind in kinds} == set(POLICIES) == set(LAWS)
+
+
+def test_the_reports_leave_domains_out_now_and_then() -> None:
+    assert any(0 in _report(step).training_tokens for step in STEPS)
+
+
+@pytest.mark.parametrize("policy", LAWS)
+def test_a_policy_follows_its_equations(tmp_path: Path, policy: str) -> None:
+    options, equations = LAWS[policy]
+    reports = [_report(step) for step in STEPS]
+    controller = Controller(_plan(tmp_path, _mixture(policy, **options)))
+    for report in reports:
+        controller.observe(report)
+    found_ED = _weights(controller)
+    np.testing.assert_allclose(found_ED, [*equations(reports)][: len(found_ED)], atol=1e-12)
+    assert len(found_ED) == (1 if policy == "fixed" else len(reports))
+    assert np.ptp(found_ED[-1]) > 0.05
 
 
 @pytest.mark.parametrize("policy", ADAPTIVE)
