@@ -11,10 +11,16 @@ from shared.data.rows import Rows
 from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenReader, RunPlan
 from student_trainer.accumulator import Stopwatch
+from student_trainer.ending import export, is_finished, say_stopped
 from student_trainer.engine import backward, take_step
-from student_trainer.run import Run, close_run, is_finished, open_run
+from student_trainer.evaluations import evaluate, evaluate_only
+from student_trainer.objective import TOTALS
+from student_trainer.progress import write_line
+from student_trainer.reports import report
+from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.sources.batches import Batch, Step
+from student_trainer.state.resume import restore, save
 from student_trainer.weighing.token_split import split_batches
 
 log = logging.getLogger(__name__)
@@ -32,8 +38,8 @@ def run_plan(
         if plan.mode == "train":
             train(run)
         else:
-            run.restore()
-            run.evaluate_only()
+            restore(run)
+            evaluate_only(run)
     finally:
         close_run(run)
 
@@ -41,11 +47,11 @@ def run_plan(
 def train(run: Run) -> None:
     """One run from its last checkpoint, or its beginning, to its export."""
     config = run.config
-    step = run.restore()
-    run.evaluate("before")
+    step = restore(run)
+    evaluate(run, "before")
     while not run.is_over(step):
         if step in run.decisions:
-            run.report(step)
+            report(run, step)
         watch = Stopwatch(run.reader_stats)
         drawn = run.supply.step(step)
         reseed(config.seed, step=step, rank=run.ranks.rank)
@@ -53,17 +59,17 @@ def train(run: Run) -> None:
         lr = learning_rate(config.optimiser, step=step, steps=config.steps)
         grad_norm = take_step(run.engine, config, lr=lr)
         refuse_non_finite(run, drawn, grad_norm)
-        run.move_target(drawn, sums)
+        follow_taid(run, drawn, sums)
         step += 1
-        run.interval.add(drawn, sums, watch.machine())
+        run.metrics.add(drawn, sums, watch.machine())
         run.since_report.add(drawn, sums)
         if run.due(config.log_every, step):
-            run.write_line(step, lr=lr, grad_norm=grad_norm)
+            write_line(run, step, lr=lr, grad_norm=grad_norm)
         if run.due(config.checkpoints.every, step):
-            run.save(step)
-    run.say_stopped(step)
-    run.evaluate("after")
-    run.export(step)
+            save(run, step)
+    say_stopped(run, step)
+    evaluate(run, "after")
+    export(run, step)
 
 
 def learn(run: Run, drawn: Step) -> np.ndarray:
@@ -80,7 +86,7 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
             batch,
             multiplier=multiplier,
             phase=drawn.phase,
-            teacher_share=run.interpolation.teacher_share,
+            teacher_share=run.taid.teacher_share,
         )
         backward(run.engine, loss, last=number == len(drawn.units))
         sums = sums.to(unit_sums.device) + unit_sums
@@ -107,6 +113,15 @@ def batches(run: Run, drawn: Step) -> Iterator[tuple[Rows, Batch]]:
     cut = [(rows, answer) for rows, answer in zip(drawn.units, answers, strict=True) if answer]
     batches_of_step = split_batches(cut, run.layouts, term, gather=run.ranks.gather)
     yield from zip(drawn.units, batches_of_step, strict=True)
+
+
+def follow_taid(run: Run, drawn: Step, sums: np.ndarray) -> None:
+    """Let TAID's target follow a step's loss; `sums` are those of all ranks, on every rank."""
+    term = run.config.taid
+    if term is None or not drawn.tokens:
+        return
+    loss = float(sums[len(TOTALS) + run.config.losses.index(term)]) / drawn.tokens
+    run.taid.follow(loss, term, step=drawn.index, steps=run.config.steps)
 
 
 def refuse_non_finite(run: Run, drawn: Step, grad_norm: float) -> None:

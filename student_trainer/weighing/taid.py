@@ -11,40 +11,42 @@ same all-reduced loss; checkpoints keep it.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from shared.config.losses import TAID
 
 
-@dataclass(frozen=True, slots=True)
-class Interpolation:
-    """The controller's state; without a TAID loss it stays at the teacher."""
+@dataclass(slots=True)
+class TAIDState:
+    """The controller's state, a `Stateful` part of a run; without a TAID loss it stays at the
+    teacher."""
 
     teacher_share: float  # t
     momentum: float = 0.0  # m
     last_loss: float | None = None  # nats per token
 
     @staticmethod
-    def start(term: TAID | None) -> "Interpolation":
+    def start(term: TAID | None) -> "TAIDState":
         """Before the first step."""
-        return Interpolation(1.0 if term is None else term.t_start)
+        return TAIDState(1.0 if term is None else term.t_start)
 
-    def after(self, loss: float, term: TAID, *, step: int, steps: int) -> "Interpolation":
-        """The state after step `step`, counted from 0; the first step only notes its loss."""
-        if self.last_loss is None:
-            return replace(self, last_loss=loss)
-        change = (self.last_loss - loss) / (self.last_loss + 1e-15)
-        momentum = term.beta * self.momentum + (1 - term.beta) * change
-        sigmoid = (1 + math.tanh(momentum / 2)) / 2
-        share = self.teacher_share + term.alpha * sigmoid * (1 - self.teacher_share)
-        line = term.t_start + (term.t_end - term.t_start) * step / steps
-        return Interpolation(min(term.t_end, max(line, share)), momentum, loss)
+    def follow(self, loss: float, term: TAID, *, step: int, steps: int) -> None:
+        """Move on after step `step`, counted from 0; the first step only notes its loss."""
+        if self.last_loss is not None:
+            change = (self.last_loss - loss) / (self.last_loss + 1e-15)
+            self.momentum = term.beta * self.momentum + (1 - term.beta) * change
+            sigmoid = (1 + math.tanh(self.momentum / 2)) / 2
+            share = self.teacher_share + term.alpha * sigmoid * (1 - self.teacher_share)
+            line = term.t_start + (term.t_end - term.t_start) * step / steps
+            self.teacher_share = min(term.t_end, max(line, share))
+        self.last_loss = loss
 
     def state(self) -> dict[str, float | None]:
-        """What a checkpoint keeps; floats survive JSON exactly."""
+        """See `Stateful`."""
         return asdict(self)
 
-    @staticmethod
-    def from_state(state: dict[str, float | None]) -> "Interpolation":
-        """The inverse of `state`."""
-        return Interpolation(**state)  # type: ignore[arg-type]
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Stateful`."""
+        self.teacher_share, self.momentum = state["teacher_share"], state["momentum"]
+        self.last_loss = state["last_loss"]

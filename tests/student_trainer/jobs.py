@@ -20,11 +20,21 @@ from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
 from student_trainer import run as trainer
 from student_trainer.accelerator import deepspeed
+from student_trainer.ending import export, is_finished
 from student_trainer.engine import take_step
 from student_trainer.loop import learn, reseed
 from student_trainer.models.frozen import frozen_weights, refuse_changed
 from student_trainer.models.student import Student, load_student
-from student_trainer.run import Run, close_run, is_finished, open_run
+from student_trainer.run import Run, close_run, open_run
+from student_trainer.state.checkpoint import (
+    MANIFEST,
+    all_checkpoints,
+    draft_of,
+    publish,
+    read_state,
+    step_of,
+    write_state,
+)
 from student_trainer.torchrun import StandingWeights
 from tests.student_trainer.processes import LocalTeacher, job_train, run, teacher
 
@@ -196,7 +206,7 @@ def job_touched(plan: RunPlan, name: str) -> dict:
         if run.ranks.rank == 1:
             bits[5] ^= 1
         try:
-            run.export(step=0)
+            export(run, step=0)
         except TutelageError as error:
             said[place] = [type(error).__name__, str(error)]
         if run.ranks.rank == 1:
@@ -231,6 +241,19 @@ def job_full_disk(plan: RunPlan) -> dict:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def job_other_states(plan: RunPlan, states: dict) -> dict:
+    """Train on from checkpoints that hold other states than the run wrote."""
+    folder = RunDir(Path(plan.run_dir)).checkpoints
+    if dist.get_rank() == 0:
+        checkpoint = all_checkpoints(folder)[-1]
+        write_state(checkpoint, read_state(checkpoint) | states)
+        (checkpoint / MANIFEST).unlink()
+        draft = checkpoint.rename(draft_of(folder, step_of(checkpoint)))
+        publish(draft, step=step_of(checkpoint), keep=9)
+    dist.barrier()
+    return job_train(plan)
+
+
 def _digest(run: Run) -> str:
     state = xxhash.xxh3_128()
     for parameter in run.engine.module.parameters():
@@ -252,4 +275,5 @@ JOBS: dict[str, Callable[..., dict]] = {
     "unfrozen": job_unfrozen,
     "touched": job_touched,
     "full_disk": job_full_disk,
+    "other_states": job_other_states,
 }

@@ -191,6 +191,8 @@ def laws(tmp_path_factory: pytest.TempPathFactory) -> Laws:
     laws.add("two steps", "train", folder="disk", steps=2)
     laws.add("full disk", "full_disk", folder="disk", steps=4)
     laws.add("one worker", "train", ranks=1, folder="disk", steps=4, student={"workers": 1})
+    states = {"states": {"buffer": {"rows": []}}}
+    laws.add("other states", "other_states", ranks=2, folder="disk", steps=4, arguments=states)
     laws.run()
     return laws
 
@@ -293,6 +295,12 @@ def test_a_full_disk_stops_all_ranks_and_keeps_the_checkpoint_before(laws: Laws)
     left = [p.name for p in (laws.folder / "disk" / "checkpoints").glob("step-*")]
     assert left == ["step-000002"]
     assert damage_of(laws.folder / "disk" / "checkpoints" / "step-000002") is None
+
+
+def test_a_checkpoint_with_a_state_that_nothing_takes_up_is_refused(laws: Laws) -> None:
+    found = laws.results["other states"]
+    assert found["error"] == "CheckpointError"
+    assert "step-000002 holds a state named buffer, which nothing" in found["message"]
 
 
 def test_a_checkpoint_of_other_workers_is_refused(laws: Laws) -> None:

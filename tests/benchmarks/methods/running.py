@@ -28,8 +28,10 @@ from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir, write_atomically
 from student_trainer.evaluate import Validation, ValidationSums
+from student_trainer.evaluations import EVALUATIONS, evaluate
 from student_trainer.loop import learn, reseed, train
-from student_trainer.run import EVALUATIONS, Run, close_run, open_run
+from student_trainer.reports import report
+from student_trainer.run import Run, close_run, open_run
 from tests.benchmarks.methods.calibration import student_calibration_error
 from tests.benchmarks.methods.cells import (
     BY_NAME,
@@ -102,9 +104,9 @@ def differences_to(record: Record, cell: Cell, seed: int, place: Workplace) -> l
     with opened(cell, seed, place) as it:
         _lend_before(it, place)
         run = it.run
-        run.evaluate("before")
+        evaluate(run, "before")
         if 0 in run.decisions:
-            run.report(0)
+            report(run, 0)
         drawn = run.supply.step(0)
         reseed(run.config.seed, step=0, rank=0)
         loss = float(learn(run, drawn)[0] / drawn.tokens)

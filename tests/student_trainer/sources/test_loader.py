@@ -1,12 +1,10 @@
 """What a rank trains on next, and how far it must know the weight log."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from cluster.control.controller import Controller, ControllerPlan
 from shared.config.mixture import DDKMixture, FixedMixture
@@ -22,14 +20,6 @@ from student_trainer.sources.loader import Supply
 from student_trainer.sources.student_ids import StudentIds
 from tests import tiny
 from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains
-
-
-@pytest.fixture
-def ranks(tmp_path: Path) -> Iterator[Ranks]:
-    """One rank on its own."""
-    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield Ranks()
-    dist.destroy_process_group()
 
 
 class SlowController(Controller):

@@ -1,19 +1,22 @@
 """TAID's controller: golden numbers, laws, and what a checkpoint keeps of it."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from shared.config.losses import TAID
-from student_trainer.weighing.taid import Interpolation
+from student_trainer.weighing.taid import TAIDState
 
 
-def states(losses: list[float], term: TAID, *, steps: int) -> list[Interpolation]:
+def states(losses: list[float], term: TAID, *, steps: int) -> list[TAIDState]:
     """Before the first step and after each."""
-    found = [Interpolation.start(term)]
+    state = TAIDState.start(term)
+    found = [replace(state)]
     for step, loss in enumerate(losses):
-        found.append(found[-1].after(loss, term, step=step, steps=steps))
+        state.follow(loss, term, step=step, steps=steps)
+        found.append(replace(state))
     return found
 
 
@@ -65,8 +68,10 @@ def test_a_falling_loss_moves_the_share_faster_than_a_rising_one():
 
 def test_a_state_survives_json_bit_for_bit():
     for state in states([2.1, 1.7, 1.3], TAID(), steps=7):
-        assert Interpolation.from_state(json.loads(json.dumps(state.state()))) == state
+        again = TAIDState.start(None)
+        again.restore(json.loads(json.dumps(state.state())))
+        assert again == state
 
 
 def test_a_run_without_taid_has_the_teacher_for_a_target():
-    assert Interpolation.start(None).teacher_share == 1
+    assert TAIDState.start(None).teacher_share == 1

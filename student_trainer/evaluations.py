@@ -1,0 +1,44 @@
+"""Evaluations of a run: student against teacher on validation text, each written once."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from shared.run.metrics import DomainEvaluation
+from shared.run.run_dir import write_atomically
+from student_trainer.run import Run
+
+EVALUATIONS = "evaluations.json"
+ONE_EVALUATION = "evaluation.json"
+
+
+def evaluate(run: Run, when: str) -> None:
+    """Compare student and teacher on validation text, once per run for `before` and `after`."""
+    written = read_evaluations(run.files.path) if run.ranks.leads else {}
+    if run.ranks.from_leader(when in written):
+        return
+    found = _evaluated(run)
+    if run.ranks.leads:
+        written[when] = {name: asdict(value) for name, value in found.items()}
+        write_atomically(run.files.path / EVALUATIONS, json.dumps(written, indent=1))
+
+
+def evaluate_only(run: Run) -> None:
+    """Evaluate the student as it is and write `evaluation.json`."""
+    found = _evaluated(run)
+    if run.ranks.leads:
+        values = {name: asdict(value) for name, value in found.items()}
+        write_atomically(run.files.path / ONE_EVALUATION, json.dumps(values, indent=1))
+
+
+def read_evaluations(run_dir: Path) -> dict[str, dict]:
+    """What is written of a run so far: by `before` and `after`, then by domain."""
+    path = run_dir / EVALUATIONS
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _evaluated(run: Run) -> dict[str, DomainEvaluation]:
+    spec = run.plan.evaluation_spec
+    sums = run.validation.sums(run.engine, run.reader, spec)
+    kind = "none" if run.reader is None or spec is None else run.plan.kl_kind
+    return sums.evaluations(tuple(run.config.domains), kl_kind=kind)

@@ -1,0 +1,159 @@
+"""Lines of a run: `metrics.jsonl` for programs, progress for people."""
+
+import logging
+
+import numpy as np
+
+from shared.config.run import Config
+from shared.errors import StorageError
+from shared.mixture.weight_log import WeightEntry
+from shared.run.metrics import DomainMetrics, StepMetrics, append_metrics
+from student_trainer.accumulator import MetricsAccumulator
+from student_trainer.losses.token_losses import term_names
+from student_trainer.objective import TOTALS
+from student_trainer.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
+    """One line of metrics for programs and one for people; then begin the next."""
+    machine = run.ranks.sum(run.metrics.machine)
+    machine[:2] /= run.ranks.world_size  # seconds and waiting are means, the rest are sums
+    line = metrics_line(
+        run.metrics,
+        run.config,
+        step=step,
+        lr=lr,
+        grad_norm=grad_norm,
+        entry=run.supply.ruling(step - 1),
+        epochs=run.supply.epochs(step),
+        teacher_share=run.taid.teacher_share,
+        machine=machine,
+    )
+    error = None
+    if run.ranks.leads:
+        done = step - _line_before(step, run.config)
+        try:
+            append_metrics(run.files.metrics, line)
+            say(run, progress_line(line, run.config, steps_in_line=done))
+        except OSError as failure:
+            error = StorageError(
+                f"the line of step {step} cannot be written in {run.files.path}: "
+                f"{failure.strerror}; free some space and run the same command again, it "
+                "resumes from the last checkpoint"
+            )
+    run.ranks.agree(error)
+    run.metrics.clear()
+
+
+def say(run: Run, text: str) -> None:
+    """A line for people, in the log and in the run's folder."""
+    log.info(text)
+    with run.files.progress.open("a") as file:
+        file.write(text + "\n")
+
+
+def metrics_line(
+    measured: MetricsAccumulator,
+    config: Config,
+    *,
+    step: int,
+    lr: float,
+    grad_norm: float,
+    entry: WeightEntry,
+    epochs: tuple[float, ...],
+    teacher_share: float,
+    machine: np.ndarray,
+) -> StepMetrics:
+    """The line of an measured. `entry` was in force at its last step, `epochs` are as of then, and
+    `machine` is already reduced over ranks."""
+    tokens = int(measured.tokens_D.sum())
+    means = measured.sums / max(1, tokens)
+    totals = dict(zip(TOTALS, means.tolist(), strict=False))
+    names = term_names(config.losses)
+    domains = {
+        name: DomainMetrics(
+            tokens=int(measured.tokens_D[d]),
+            sequences=int(measured.rows_D[d]),
+            weight=entry.weights[d],
+            epochs=epochs[d],
+            **_token_means(measured, config, d),
+        )
+        for d, name in enumerate(config.domains)
+    }
+    seconds, wait_s, units, wire_bytes, retried, hits = machine.tolist()
+    return StepMetrics(
+        step=step,
+        loss=totals["loss"],
+        lr=lr,
+        grad_norm=grad_norm,
+        tokens=tokens,
+        captured_mass=totals["captured_mass"] if config.needs_teacher else None,
+        unseen_mass=totals["unseen_mass"] if config.needs_teacher else None,
+        teacher_share=teacher_share if config.taid else None,
+        terms=dict(zip(names, means[len(TOTALS) :].tolist(), strict=False)),
+        domains=domains,
+        phase=entry.phase if config.progressive else None,
+        seconds=seconds,
+        teacher_wait_s=wait_s,
+        units=round(units),
+        wire_bytes=round(wire_bytes),
+        retried_units=round(retried),
+        cache_hits=round(hits),
+    )
+
+
+def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> str:
+    """One human line, readable in a job's log."""
+    parts = [f"step {line.step}/{config.steps}", f"loss {line.loss:.3f}"]
+    if config.progressive and line.phase is not None:
+        parts.insert(1, f"phase {line.phase + 1}/{config.progressive.phases}")
+    kls = [f"{name} {_short(d.kl)}" for name, d in line.domains.items() if d.kl is not None]
+    if kls:
+        parts.append("kl " + " ".join(kls))
+    parts.append("mix " + " ".join(_short(d.weight) for d in line.domains.values()))
+    parts.append(f"{_thousands(line.tokens_per_s)} tok/s")
+    if line.units or line.teacher_wait_s:
+        parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
+    left_s = (config.steps - line.step) * line.seconds / max(1, steps_in_line)
+    parts.append(f"eta {_duration(left_s)}")
+    return " | ".join(parts)
+
+
+def _token_means(measured: MetricsAccumulator, config: Config, d: int) -> dict[str, float | None]:
+    """What `DomainMetrics` has per loss token of domain `d`; None where it was not measured."""
+    count = measured.tokens_D[d]
+
+    def mean(quantity: str, applies: bool) -> float | None:
+        return float(measured.by_domain(quantity)[d] / count) if applies and count else None
+
+    adaptive = config.atkd is not None
+    return {
+        "kl": mean("kl", config.needs_teacher),
+        "hard_share": mean("hard", adaptive),
+        "uncertainty": mean("uncertainty", adaptive),
+        "tkd": mean("tkd", adaptive),
+        "dkd": mean("dkd", adaptive),
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _line_before(step: int, config: Config) -> int:
+    """Step of the metrics line before the one at `step`."""
+    return (step - 1) // config.log_every * config.log_every

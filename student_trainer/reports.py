@@ -1,0 +1,48 @@
+"""Reports to the controller: how the student does, domain by domain, before a decision.
+
+G domains in config order
+"""
+
+from dataclasses import replace
+
+from shared.errors import TutelageError
+from shared.mixture.weight_log import DomainReport
+from student_trainer.evaluate import ValidationSums
+from student_trainer.evaluations import read_evaluations
+from student_trainer.run import Run
+
+
+def report(run: Run, step: int) -> None:
+    """Tell the controller how the student does, as its policy needs; rank 0 alone talks."""
+    config = run.config
+    if config.decision_interval is None or not (step or config.mixture.opens_with_report):
+        return
+    sums = run.validation.sums(run.engine) if config.decides_from_validation else None
+    error = None
+    if run.ranks.leads:
+        assert run.controller is not None, "rank 0 has a controller"
+        try:
+            run.controller.observe(_domain_report(run, step, sums))
+        except TutelageError as failure:
+            error = failure
+    run.ranks.agree(error)
+    run.since_report.clear()
+
+
+def _domain_report(run: Run, step: int, sums: ValidationSums | None) -> DomainReport:
+    learnt = run.since_report
+    found = DomainReport(
+        step=step,
+        training_tokens=tuple(learnt.tokens_D.tolist()),
+        training_kl_sums=tuple(learnt.by_domain("kl").tolist()),
+        training_excess_sums=tuple(learnt.by_domain("excess").tolist()),
+    )
+    if sums is None:
+        return found
+    before = read_evaluations(run.files.path)["before"]
+    return replace(
+        found,
+        student_nll_sums=tuple(sums.student_nll_G.tolist()),
+        num_tokens=tuple(int(n) for n in sums.tokens_G),
+        teacher_nlls=tuple(before[name]["teacher_nll"] for name in run.config.domains),
+    )
