@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,18 +14,9 @@ from pydantic.fields import FieldInfo
 from shared.config.run import Config
 from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
 from student_trainer.losses.terms.token_adaptive import PARTS
+from tests.documents import DOCUMENTS, PACKAGES, PROGRAMS, ROOT, blocks, command_blocks
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PACKAGES = ("shared", "teacher_service", "student_trainer", "cluster")
-DOCUMENTS = (
-    README,
-    *(ROOT / package / "README.md" for package in PACKAGES),
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "tests" / "README.md",
-    ROOT / "tests" / "benchmarks" / "RESULTS.md",
-)
 LARGEST_README = 14 * 1024  # bytes
 DIVERGENCE_TABLE = ROOT / "student_trainer" / "README.md"
 OPTION_TABLE = ROOT / "cluster" / "README.md"
@@ -120,11 +112,6 @@ def default_text(field: FieldInfo) -> str:
     return "none" if value is None else str(value)
 
 
-def blocks(document: Path, kind: str) -> list[str]:
-    """The fenced blocks of a document that begin with ```kind."""
-    return re.findall(rf"^ *```{kind}\n(.*?)^ *```", document.read_text(), re.S | re.M)
-
-
 def named_files(document: Path) -> set[Path]:
     """Files of the project that a document names in backticks or links to."""
     text = document.read_text()
@@ -189,6 +176,34 @@ def test_every_command_of_the_readme_is_known_to_the_command_line():
     known |= {f"{name} {verb}" for name, verbs in groups.items() for verb in verbs}
     pattern = rf"^\| `tutelage ((?:(?:{'|'.join(groups)}) )?[a-z]+)"
     assert set(re.findall(pattern, README.read_text(), re.M)) == known
+
+
+def test_every_command_block_is_made_of_programs_that_a_test_runs():
+    found = command_blocks()
+    assert {program for block in found for program in block.programs} == set(PROGRAMS)
+
+
+def test_every_tutelage_line_of_the_documents_is_one_that_the_command_line_takes():
+    cli = pytest.importorskip("cluster.cli")
+    from typer.main import get_command
+
+    lines = [words for block in command_blocks() for words in block.commands]
+    taken = [words[1:] for words in lines if words[0] == "tutelage"]
+    assert len(taken) > 5
+    for words in taken:
+        command: Any = get_command(cli.app)
+        rest = list(words)
+        while is_group(command):
+            command = command.commands[rest.pop(0)]
+        command.make_context("tutelage", rest)  # raises where an option is unknown
+
+
+def test_every_make_target_of_the_documents_exists():
+    lines = [words for block in command_blocks() for words in block.commands]
+    targets = {words[1] for words in lines if words[0] == "make"}
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
 def is_group(command: Any) -> bool:

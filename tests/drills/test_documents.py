@@ -1,0 +1,83 @@
+"""The command blocks of the documents, typed as they stand by a user on this machine."""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.jobs import write_job
+from tests.documents import ROOT, CommandBlock, command_blocks
+from tests.drills.commands import Home
+
+pytestmark = pytest.mark.drill
+
+
+def blocks_with(*programs: str) -> list[CommandBlock]:
+    """The blocks of the root README that call nothing else."""
+    return [
+        block
+        for block in command_blocks()
+        if block.document == ROOT / "README.md" and block.programs <= set(programs)
+    ]
+
+
+@pytest.fixture
+def folder(home: Home, tiny_pair, monkeypatch) -> Path:
+    """A user's own folder with a small job in it."""
+    folder = home.folder / "work"
+    folder.mkdir()
+    path = write_job(folder, tiny_pair, steps=4, mixture={"policy": "fixed"})
+    shutil.copy(path, folder / "my.yaml")
+    return folder
+
+
+def typed(home: Home, folder: Path, words: tuple[str, ...], **variables: str) -> str:
+    """Run one line in a folder and return what it said."""
+    script = f'cd {folder} && exec "$@"'
+    return home._end(home.execute("bash", "-c", script, "bash", *words, **variables), 0)
+
+
+def replaced(word: str, there: Mapping[str, str]) -> str:
+    """A word with what differs on this machine."""
+    for name, value in there.items():
+        word = word.replace(name, value)
+    return word
+
+
+def test_a_pair_of_ones_own_as_the_readme_says(home, folder):
+    (block,) = [b for b in blocks_with("tutelage") if b.commands[0][1] == "init"]
+    mine = (folder / "my.yaml").read_text()
+    (folder / "my.yaml").unlink()
+    for words in block.commands:
+        said = typed(home, folder, words)
+        (folder / "my.yaml").write_text(mine)  # models and text of one's own
+    assert "Validation text" in said
+    assert (folder / "runs" / "job" / "export" / "config.json").exists()
+
+
+def test_a_day_on_a_cluster_as_the_readme_says(home, folder, monkeypatch):
+    from ray._private.services import get_node_ip_address
+
+    head, variables, job_id = get_node_ip_address(), {}, ""
+    shown = [b for b in blocks_with("export", "ray", "tutelage") if b.commands[0][1] != "init"]
+    assert [b.commands[0][0] for b in shown] == ["export", "ray", "ray", "tutelage"]
+    for block in shown:
+        for words in block.commands:
+            if words[0] == "export":
+                variables |= dict(word.split("=") for word in words[1:])
+                continue
+            there = {
+                "HEAD": head,
+                "JOB_ID": job_id,
+                "/mnt/shared": str(folder / "shared"),
+                "cluster/recipes/qwen_7b_to_1.5b.yaml": "my.yaml",
+            }
+            said = typed(home, folder, tuple(replaced(word, there) for word in words), **variables)
+            found = re.search(r"raysubmit_\w+", said)
+            job_id = found[0] if found else job_id
+    assert (folder / "shared" / "runs" / "job" / "summary.json").exists()
+    assert "is stopped" in said
+    assert os.path.exists(home.folder / ".ray" / "auth_token")
