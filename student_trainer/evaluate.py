@@ -7,7 +7,7 @@ forward passes; a rank without a unit left runs an empty one.
 G domains in config order
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,10 @@ from tqdm import tqdm
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.run.metrics import DomainEvaluation
-from shared.targets.reader import TargetReader
-from shared.targets.soft_targets import SoftTargets
+from shared.targets.routing import Answer, RunReader
 from shared.targets.spec import TargetSpec
 from student_trainer.ranks import Ranks
-from student_trainer.sources.batches import Layouts
+from student_trainer.sources.batches import Batch, Layouts
 
 BULKY_TOP_K = 4096  # answers this wide travel one row at a time
 UNITS_AHEAD = 2
@@ -37,21 +36,21 @@ class ValidationSums:
     kl_G: np.ndarray
     tokens_G: np.ndarray
 
-    def evaluations(self, domains: Sequence[str], *, kl_kind: str) -> dict[str, DomainEvaluation]:
-        """Per token; without a teacher (`kl_kind` "none") there is no teacher_nll and no KL."""
+    def evaluations(self, kl_kinds: Mapping[str, str]) -> dict[str, DomainEvaluation]:
+        """Per token of each domain, in config order; without a teacher (kind "none") there is no
+        teacher_nll and no KL."""
         tokens_G = np.maximum(self.tokens_G, 1)
-        compared = kl_kind != "none"
         columns = (self.student_nll_G, self.teacher_nll_G, self.kl_G)
         student, teacher, kl = ((column / tokens_G).tolist() for column in columns)
         return {
             name: DomainEvaluation(
                 student_nll=student[g],
-                teacher_nll=teacher[g] if compared else None,
-                kl=kl[g] if compared else None,
-                kl_kind=kl_kind,
+                teacher_nll=None if kind == "none" else teacher[g],
+                kl=None if kind == "none" else kl[g],
+                kl_kind=kind,
                 tokens=int(self.tokens_G[g]),
             )
-            for g, name in enumerate(domains)
+            for g, (name, kind) in enumerate(kl_kinds.items())
         }
 
 
@@ -65,7 +64,7 @@ class Validation:
     rows_per_unit: int
 
     def sums(
-        self, engine: Any, reader: TargetReader | None = None, spec: TargetSpec | None = None
+        self, engine: Any, reader: RunReader | None = None, spec: TargetSpec | None = None
     ) -> ValidationSums:
         """Run over all validation rows; with a reader also against the teacher."""
         size = unit_size(self.rows_per_unit, spec)
@@ -80,7 +79,7 @@ class Validation:
                 batch = self.layouts.batch(rows, targets)
                 (nll_kl_2G,) = engine(batch, mode="evaluate")
                 totals[[0, 2]] += nll_kl_2G.double().cpu().numpy()
-                totals[[1, 3]] += _teacher_and_tokens(batch, targets, num_domains)
+                totals[[1, 3]] += _teacher_and_tokens(batch, num_domains)
         engine.train()
         return ValidationSums(*self.ranks.sum(totals))
 
@@ -105,8 +104,8 @@ def unit_size(rows_per_unit: int, spec: TargetSpec | None) -> int:
 
 
 def _answers(
-    units: Sequence[Rows], reader: TargetReader | None, spec: TargetSpec | None
-) -> Iterator[tuple[Rows, SoftTargets | None]]:
+    units: Sequence[Rows], reader: RunReader | None, spec: TargetSpec | None
+) -> Iterator[tuple[Rows, Answer | None]]:
     """Units with the teacher's answers, a few asked for ahead; empty units are never sent."""
     if reader is None or spec is None:
         yield from ((rows, None) for rows in units)
@@ -126,12 +125,10 @@ def _answers(
         yield rows, targets
 
 
-def _teacher_and_tokens(
-    batch: dict[str, torch.Tensor], targets: SoftTargets | None, num_domains: int
-) -> np.ndarray:
+def _teacher_and_tokens(batch: Batch, num_domains: int) -> np.ndarray:
     domain_N = batch["domain_N"].cpu().numpy()
     tokens_G = np.bincount(domain_N, minlength=num_domains)
-    if targets is None:
+    if "label_logprob_N" not in batch:
         return np.stack([np.zeros(num_domains), tokens_G])
-    nll_N = -targets.arrays().label_logprob_N.astype(np.float64)
+    nll_N = -batch["label_logprob_N"].double().cpu().numpy()
     return np.stack([np.bincount(domain_N, weights=nll_N, minlength=num_domains), tokens_G])

@@ -40,5 +40,6 @@ def read_evaluations(run_dir: Path) -> dict[str, dict]:
 def _evaluated(run: Run) -> dict[str, DomainEvaluation]:
     spec = run.plan.evaluation_spec
     sums = run.validation.sums(run.engine, run.reader, spec)
-    kind = "none" if run.reader is None or spec is None else run.plan.kl_kind
-    return sums.evaluations(tuple(run.config.domains), kl_kind=kind)
+    compared = run.reader is not None and spec is not None
+    kinds = {n: run.plan.kl_kind_of(n) if compared else "none" for n in run.config.domains}
+    return sums.evaluations(kinds)

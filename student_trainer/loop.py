@@ -9,7 +9,7 @@ import xxhash
 
 from shared.data.rows import Rows
 from shared.errors import NonFiniteLossError
-from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from student_trainer.accumulator import Stopwatch
 from student_trainer.ending import export, is_finished, say_stopped
 from student_trainer.engine import backward, take_step
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def run_plan(
-    plan: RunPlan, open_reader: OpenReader | None, open_controller: OpenController
+    plan: RunPlan, open_reader: OpenRunReader | None, open_controller: OpenController
 ) -> None:
     """Train, or evaluate, as the plan's mode says. A finished run is left alone."""
     if is_finished(plan):

@@ -9,9 +9,10 @@ from shared.config.run import Config
 from shared.data.row_store import RowStore
 from shared.errors import TutelageError
 from shared.mixture.weight_log import ControllerClient
-from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.reader import ReaderStats, TargetReader
+from shared.targets.reader import ReaderStats
+from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.accumulator import MetricsAccumulator, ReportAccumulator
 from student_trainer.engine import open_engine
@@ -19,7 +20,7 @@ from student_trainer.evaluate import Validation
 from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.models.frozen import FrozenWeights, frozen_weights
 from student_trainer.models.student import Student, load_student
-from student_trainer.models.teacher_head import load_teacher_head
+from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
@@ -45,7 +46,7 @@ class Run:
     since_report: ReportAccumulator
     taid: TAIDState
     stateful: Mapping[str, Stateful]  # by the name under which checkpoints keep it
-    reader: TargetReader | None
+    reader: RunReader | None
     controller: ControllerClient | None  # on rank 0
 
     @property
@@ -77,7 +78,9 @@ class Run:
         return step % every == 0 or self.is_over(step)
 
 
-def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: OpenController) -> Run:
+def open_run(
+    plan: RunPlan, open_reader: OpenRunReader | None, open_controller: OpenController
+) -> Run:
     """Join the other ranks, load the student and build everything a run needs.
 
     `open_reader` is None where nothing is asked of a teacher. Raises what `load_student` raises,
@@ -87,7 +90,8 @@ def open_run(plan: RunPlan, open_reader: OpenReader | None, open_controller: Ope
     join(device)
     ranks = Ranks()
     config = plan.config
-    student, teacher_head = _load_together(plan, device, ranks)
+    student, teacher_heads = _load_together(plan, device, ranks)
+    teacher_head = next(iter(teacher_heads.values()), None)
     objective = Objective(
         student, config, teacher_width=plan.teacher_width, teacher_head=teacher_head
     ).to(device)
@@ -138,13 +142,15 @@ def close_run(run: Run) -> None:
     run.engine.destroy()
 
 
-def _load_together(plan: RunPlan, device: Any, ranks: Ranks) -> tuple[Student, TeacherHead | None]:
-    student, teacher_head, error = None, None, None
+def _load_together(
+    plan: RunPlan, device: Any, ranks: Ranks
+) -> tuple[Student, dict[str, TeacherHead]]:
+    student, teacher_heads, error = None, {}, None
     try:
         student = load_student(plan.config, device=device)
-        teacher_head = load_teacher_head(plan, device)
+        teacher_heads = load_teacher_heads(plan, device)
     except TutelageError as failure:
         error = failure
     ranks.agree(error)
     assert student is not None, "an error would have been raised"
-    return student, teacher_head
+    return student, teacher_heads

@@ -7,8 +7,10 @@ from the text alone, under fixed weights. A plan file is JSON, written by `write
 import json
 import logging
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -19,9 +21,10 @@ from shared.errors import ConfigError, TutelageError
 from shared.mixture.decisions import decision_index, first_entry, next_entry
 from shared.mixture.weight_log import DomainReport, WeightEntry, WeightLog, read_log, write_entry
 from shared.prompts.prefix import Opening, PromptedReader
-from shared.run.plan import OpenReader, RunPlan
+from shared.run.plan import OpenRunReader, RunPlan, open_routing
 from shared.run.run_dir import RunDir
 from shared.store.readers import StoreReader
+from shared.targets.reader import TargetReader
 from shared.targets.spec import TargetSpec
 from student_trainer.loop import run_plan
 
@@ -78,22 +81,41 @@ def _fixed_weights(plan: RunPlan) -> tuple[float, ...]:
 
 def write_plan(path: Path, plan: RunPlan) -> None:
     """Write a plan as JSON."""
+    path.write_text(json.dumps(_fields(plan)))
+
+
+def _fields(plan: RunPlan) -> dict[str, Any]:
     openings = {name: opening.to_lists() for name, opening in plan.openings.items()}
     config = plan.config.model_dump(mode="json")
-    fields = asdict(plan) | {"config": config, "openings": openings}
-    path.write_text(json.dumps(fields))
+    parts = {name: _fields(part) | {"config": None} for name, part in plan.parts.items()}
+    return asdict(replace(plan, parts={})) | {
+        "config": config,
+        "openings": openings,
+        "parts": parts,
+    }
 
 
 def read_plan(path: Path) -> RunPlan:
     """The inverse of `write_plan`."""
     fields = json.loads(path.read_text())
-    fields["config"] = Config.model_validate(fields["config"])
-    fields["domains"] = tuple(PreparedDomain(**domain) for domain in fields["domains"])
-    for name in ("target_spec", "evaluation_spec"):
-        fields[name] = fields[name] and TargetSpec.from_dict(fields[name])
-    openings = fields["openings"].items()
-    fields["openings"] = {name: Opening.from_lists(*lists) for name, lists in openings}
-    return RunPlan(**fields)
+    config = Config.model_validate(fields["config"])
+    parts = {
+        name: _plan(config.taught_by(name), part, parts={})
+        for name, part in fields["parts"].items()
+    }
+    return _plan(config, fields, parts=parts)
+
+
+def _plan(config: Config, fields: dict[str, Any], *, parts: dict[str, RunPlan]) -> RunPlan:
+    domains = tuple(PreparedDomain(**domain) for domain in fields["domains"])
+    openings = {name: Opening.from_lists(*lists) for name, lists in fields["openings"].items()}
+    specs = {
+        name: fields[name] and TargetSpec.from_dict(fields[name])
+        for name in ("target_spec", "evaluation_spec")
+    }
+    found = {"config": config, "domains": domains, "openings": openings, "parts": parts}
+    named: dict[str, Any] = fields | specs | found
+    return RunPlan(**named)
 
 
 def _plateau_without_teacher(plan: RunPlan, store: str | None) -> bool:
@@ -103,10 +125,18 @@ def _plateau_without_teacher(plan: RunPlan, store: str | None) -> bool:
     return watched and (store is None or plan.evaluation_spec is None)
 
 
-def _open_reader(plan: RunPlan, store: str | None) -> OpenReader | None:
+def _open_reader(plan: RunPlan, store: str | None) -> OpenRunReader | None:
     if store is None:
         return None
-    return lambda rank: PromptedReader(StoreReader(store, teacher=plan.teacher), plan.openings)
+    readers = {
+        name: partial(_open_stored, store=store, part=part)
+        for name, part in plan.by_teacher.items()
+    }
+    return partial(open_routing, plan=plan, readers=readers)
+
+
+def _open_stored(rank: int, *, store: str, part: RunPlan) -> TargetReader:
+    return PromptedReader(StoreReader(store, teacher=part.teacher), part.openings)
 
 
 def main(plan_file: str) -> int:

@@ -7,14 +7,14 @@ from pathlib import Path
 import ray.train
 
 from shared.errors import StorageError, TutelageError
-from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, write_atomically
 
 ERROR = "error.json"
 
 
 def train_worker(
-    plan: RunPlan, open_reader: OpenReader | None, open_controller: OpenController
+    plan: RunPlan, open_reader: OpenRunReader | None, open_controller: OpenController
 ) -> None:
     """What each Ray Train worker runs.
 

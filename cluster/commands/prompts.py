@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,31 +32,41 @@ def optimise(
 ) -> None:
     """`tutelage prompts optimise`: search for every domain's prompt and write prompts.json.
 
-    Without `service`, a teacher is started for the length of the command. Raises UserErrors
+    Without `service`, every teacher is started for as long as it is asked. Raises UserErrors
     before anything starts.
     """
     from cluster.planning.loading import load
     from cluster.planning.preparation import check
+    from cluster.session.services import services_of
+    from cluster.session.session import attached, connected
 
     found = load(path, overrides)
     found = found.model_copy(update={"prompts": None})
     refuse_unknown_instructions(found)
     to = target_of(found)
     hands, settings = check(found), found.prompt_search
-    tasks = [task_of(name, found, hands.tokenizer) for name in found.domains]
-    for task in tasks:
+    tasks = {name: task_of(name, found, hands.tokenizer) for name in found.domains}
+    for name, task in tasks.items():
         refuse_unfit(
             task,
-            settings.instructions.get(task.domain),
+            settings.instructions.get(name),
             max_new_tokens=settings.max_new_tokens,
-            limit=hands.teacher_context,
+            limit=hands.teachers[found.teacher_of(name)].context,
         )
     outcomes: dict[str, tuple[Task, Outcome]] = {}
-    with _serving(found, service=service, address=address) as (name, description):
-        teacher = _asked(found, name, description)
-        for task in tasks:
-            outcomes[task.domain] = (task, optimise_domain(task, found, teacher))
-            write_atomically(to, json.dumps(written(outcomes, description), indent=1))
+    fingerprints: dict[str, dict[str, str]] = {}
+    services = services_of(found, service)
+    with attached(address) if services else connected(address):
+        for key in found.teachers:
+            part = found.taught_by(key)
+            with _serving(part, services[key] if services else None) as (name, description):
+                fingerprints[key] = description.fingerprint
+                teacher = _asked(found, name, description)
+                for domain in part.domains:
+                    task = tasks[domain]
+                    outcomes[domain] = (task, optimise_domain(task, found, teacher))
+                    write_atomically(to, json.dumps(written(outcomes, fingerprints), indent=1))
+    outcomes = {name: outcomes[name] for name in found.domains}
     print(table(outcomes))
     print(f"\nPrompts   {to}")
     print(f"Train     tutelage run {path} prompts={to}")
@@ -121,11 +131,15 @@ def target_of(config: Config) -> Path:
 
 
 def written(
-    outcomes: dict[str, tuple[Task, Outcome]], teacher: TeacherDescription
+    outcomes: dict[str, tuple[Task, Outcome]], fingerprints: Mapping[str, dict[str, str]]
 ) -> dict[str, Any]:
-    """The content of prompts.json: what training reads, and the search for people."""
+    """The content of prompts.json: what training reads, and the search for people. `fingerprints`
+    are those of the teachers asked so far, by name."""
     domains = {name: _entry(*found) for name, found in outcomes.items()}
-    return {"format": FORMAT, "domains": domains, "teacher": teacher.fingerprint}
+    asked = {"teachers": dict(fingerprints)}
+    if len(fingerprints) == 1:
+        asked = {"teacher": next(iter(fingerprints.values()))}
+    return {"format": FORMAT, "domains": domains, **asked}
 
 
 def table(outcomes: dict[str, tuple[Task, Outcome]]) -> str:
@@ -192,25 +206,20 @@ def _asked(config: Config, service: str, description: TeacherDescription) -> Tea
 
 
 @contextmanager
-def _serving(
-    found: Config, *, service: str | None, address: str | None
-) -> Iterator[tuple[str, TeacherDescription]]:
-    """A running service of this teacher, or one for the length of a `with`."""
+def _serving(part: Config, service: str | None) -> Iterator[tuple[str, TeacherDescription]]:
+    """A running service of a part's teacher, or one for the length of a `with`."""
     from cluster.launch.serving import refuse_other_teacher
-    from cluster.session.session import attached, connected
+    from teacher_service.service import service as services
 
-    ((key, teacher),) = found.teachers.items()
-    if service is not None:
-        with attached(address):
-            from cluster.session.services import find_service
-            from teacher_service.service import service as services
-
-            name = find_service(service)
-            refuse_other_teacher(name, teacher)
-            yield name, services.describe(name)
+    ((key, teacher),) = part.teachers.items()
+    if service is None:
+        yield from _own_service(part, f"{part.name}-prompts-{key}", teacher)
         return
-    with connected(address):
-        yield from _own_service(found, f"{found.name}-prompts-{key}", teacher)
+    from cluster.session.services import find_service
+
+    name = find_service(service)
+    refuse_other_teacher(name, teacher)
+    yield name, services.describe(name)
 
 
 def _own_service(
@@ -218,10 +227,10 @@ def _own_service(
 ) -> Iterator[tuple[str, TeacherDescription]]:
     import ray
 
-    from cluster.session.placement import refuse_unplaceable, teacher_demands
+    from cluster.session.placement import refuse_unplaceable, teachers_demands
     from teacher_service.service import service as services
 
-    refuse_unplaceable(teacher_demands(teacher, ray.cluster_resources()))
+    refuse_unplaceable(teachers_demands(found.teachers, ray.cluster_resources()))
     print(f"loading the teacher, {teacher.model}", flush=True)
     try:
         yield name, services.start(name, teacher, detached=False, cache=found.paths.cache)

@@ -51,7 +51,8 @@ def capture(
     from cluster.launch import capture as capturing
 
     captured = capturing.capture(config, service=service, address=address, all_rows=all_rows)
-    print(captured.lines())
+    for name, done in captured.items():
+        print((f"{name}\n" if len(captured) > 1 else "") + done.lines())
     given = "".join(f" {o}" for o in overrides if not o.startswith("targets.teacher_free="))
     print(f"Train     tutelage run {path}{given} targets.teacher_free=true")
 

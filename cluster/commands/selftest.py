@@ -67,29 +67,37 @@ def plain(config: Config) -> Config:
 def _examined(
     config: Config, folder: Path, *, service: str | None, address: str | None
 ) -> list[str]:
-    """Print every check, "-" for no verdict; returns the names of those that failed."""
-    from cluster.launch.driver import refuse_unplaceable
-    from cluster.session.services import find_service
+    """Print every check of every teacher, "-" for no verdict; returns the names of those that
+    failed."""
+    from cluster.session.services import find_service, services_of
     from cluster.session.session import attached, connected
 
-    teacher = next(iter(config.teachers.values()))
-    print(f"{'teacher':<{NAME_WIDTH + 8}}{teacher.model}")
-    print(f"{'student':<{NAME_WIDTH + 8}}{config.student.model}", flush=True)
-    run_dir = RunDir(folder / "selftest")
+    run_dir, services = RunDir(folder / "selftest"), services_of(config, service)
     run_dir.path.mkdir(parents=True)
-    launch = Launch(prepare_run(config), run_dir, folder / "logs", service)
-    failed = []
-    with attached(address) if service else connected(address):
-        from cluster.launch.serving import teaching
+    launch = Launch(prepare_run(config), run_dir, folder / "logs", services)
+    with attached(address) if services else connected(address):
+        for name in (services or {}).values():
+            find_service(name)
+        return [
+            check for teacher in config.teachers for check in _failed(launch.taught_by(teacher))
+        ]
 
-        if service:
-            find_service(service)
-        refuse_unplaceable(launch)
-        with teaching(launch) as (plan, open_reader):
-            for check in _in_a_worker(plan, open_reader):
-                verdict = {True: "ok", False: "failed", None: "-"}[check.ok]
-                print(f"{verdict:<8}{check.name:<{NAME_WIDTH}}{check.said}", flush=True)
-                failed += [check.name] * (verdict == "failed")
+
+def _failed(launch: Launch) -> list[str]:
+    """Examine one teacher with the student; the names of the checks that failed."""
+    from cluster.launch.driver import refuse_unplaceable
+    from cluster.launch.serving import asking
+
+    refuse_unplaceable(launch)
+    print(f"{'teacher':<{NAME_WIDTH + 8}}{launch.prepared.teacher.model}")
+    print(f"{'student':<{NAME_WIDTH + 8}}{launch.config.student.model}", flush=True)
+    failed = []
+    with asking(launch) as (plan, live):
+        (open_reader,) = live.values()
+        for check in _in_a_worker(plan, open_reader):
+            verdict = {True: "ok", False: "failed", None: "-"}[check.ok]
+            print(f"{verdict:<8}{check.name:<{NAME_WIDTH}}{check.said}", flush=True)
+            failed += [check.name] * (verdict == "failed")
     return failed
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.session import ray_head
-from cluster.session.services import find_service
+from cluster.session.services import find_service, named_services, services_of
 from cluster.session.session import attached, connected, find_address
+from shared.config.run import Teacher
 
 
 def up(
@@ -15,30 +16,39 @@ def up(
     service: str | None = None,
     address: str | None = None,
 ) -> None:
-    """`tutelage teacher up`: start the config's teacher and leave it serving."""
+    """`tutelage teacher up`: start the config's teachers and leave them serving."""
     from cluster.planning.handshake import refuse_empty_folder
     from cluster.planning.loading import load
 
     config = load(path, overrides)
-    ((key, teacher),) = config.teachers.items()
-    refuse_empty_folder(f"teachers.{key}.model", teacher.model)
-    name = service or key
+    names = services_of(config, service) or named_services(config)
+    for key, teacher in config.teachers.items():
+        refuse_empty_folder(f"teachers.{key}.model", teacher.model)
     with connected(address, outlives=True):
         import ray
 
-        from cluster.session.placement import refuse_unplaceable, teacher_demands
+        from cluster.session.placement import refuse_unplaceable, teachers_demands
         from teacher_service.service import service as services
 
-        if name not in services.list_services():
-            refuse_unplaceable(teacher_demands(teacher, ray.cluster_resources()))
-        print(f"loading {teacher.model}", flush=True)
-        description = services.start(name, teacher, detached=True, cache=config.paths.cache)
-        for note in description.notes:
-            print(note)
-        replicas = len(services.status(name).replicas)
-        print(f"teacher service {name} serves {teacher.model} with {_replicas(replicas)}")
+        running = services.list_services()
+        absent = {key: t for key, t in config.teachers.items() if names[key] not in running}
+        if absent:
+            refuse_unplaceable(teachers_demands(absent, ray.cluster_resources()))
+        for key, teacher in config.teachers.items():
+            _up(names[key], teacher, cache=config.paths.cache)
     print(f"Train    tutelage train {path}")
     print("Stop     tutelage teacher down")
+
+
+def _up(name: str, teacher: Teacher, *, cache: str) -> None:
+    from teacher_service.service import service as services
+
+    print(f"loading {teacher.model}", flush=True)
+    description = services.start(name, teacher, detached=True, cache=cache)
+    for note in description.notes:
+        print(note)
+    replicas = len(services.status(name).replicas)
+    print(f"teacher service {name} serves {teacher.model} with {_replicas(replicas)}")
 
 
 def scale(replicas: int, *, service: str | None = None, address: str | None = None) -> None:

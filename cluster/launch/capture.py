@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from cluster.launch.serving import asking
 from cluster.planning.preparation import Launch, prepare_run
-from cluster.session.placement import refuse_unplaceable, teacher_demands
-from cluster.session.services import find_service
+from cluster.session.placement import refuse_unplaceable, teachers_demands
+from cluster.session.services import find_service, services_of
 from cluster.session.session import attached, connected, find_address, prepare_environment
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config
@@ -30,7 +30,7 @@ from shared.errors import ConfigError
 from shared.mixture.curriculum import Curriculum
 from shared.mixture.decisions import first_entry
 from shared.prompts.prefix import shown
-from shared.run.plan import RunPlan
+from shared.run.plan import OpenReader, RunPlan
 from shared.run.run_dir import RunDir
 from shared.store.answer_files import Holding
 from shared.store.target_store import TargetStore
@@ -73,40 +73,51 @@ def capture(
     service: str | None = None,
     address: str | None = None,
     all_rows: bool = False,
-) -> Captured:
-    """Fill `targets.store` of a resolved config: the rows that its steps draw where weights are
-    fixed, else or with `all_rows` every row, and the validation rows.
+) -> dict[str, Captured]:
+    """Fill `targets.store` of a resolved config, teacher by teacher: the rows that its steps draw
+    where weights are fixed, else or with `all_rows` every row, and the validation rows.
 
     Raises UserErrors before anything starts and TutelageErrors later; what was answered stays.
     """
     store = _store_of(config)
     prepare_environment()
-    config = _for_teacher_alone(config)
-    if service is None:
+    config = _for_teachers_alone(config)
+    services = services_of(config, service)
+    if services is None:
         find_address(address)
     prepared = prepare_run(config)
     with (
         tempfile.TemporaryDirectory(prefix="tutelage-capture-") as folder,
-        (connected if service is None else attached)(address),
+        (connected if services is None else attached)(address),
     ):
-        if service is not None:
-            find_service(service)
-        launch = Launch(prepared, RunDir(Path(folder) / config.name), Path(folder), service)
+        for name in (services or {}).values():
+            find_service(name)
+        launch = Launch(prepared, RunDir(Path(folder) / config.name), Path(folder), services)
         _refuse_unplaceable(launch)
         with asking(launch) as (plan, live):
-            reader = live(0)
-            try:
-                return Capture(plan, store, reader, ahead=2 * config.service.in_flight).all(
-                    all_rows=all_rows
-                )
-            finally:
-                reader.close()
+            return {
+                name: _captured(plan, name, live[name], store, all_rows=all_rows) for name in live
+            }
 
 
-def _for_teacher_alone(config: Config) -> Config:
-    """The config with a live teacher and units enough under way for every replica of it."""
-    (teacher,) = config.teachers.values()
-    under_way = max(config.service.in_flight, UNITS_PER_REPLICA * teacher.replicas)
+def _captured(
+    plan: RunPlan, teacher: str, live: OpenReader, store: str, *, all_rows: bool
+) -> Captured:
+    """One teacher's part."""
+    if plan.parts:
+        print(f"asking {teacher}", flush=True)
+    reader = live(0)
+    try:
+        capture = Capture(plan, teacher, store, reader, ahead=2 * plan.config.service.in_flight)
+        return capture.all(all_rows=all_rows)
+    finally:
+        reader.close()
+
+
+def _for_teachers_alone(config: Config) -> Config:
+    """The config with live teachers and units enough under way for every replica of each."""
+    replicas = max(teacher.replicas for teacher in config.teachers.values())
+    under_way = max(config.service.in_flight, UNITS_PER_REPLICA * replicas)
     return config.model_copy(
         update={
             "targets": config.targets.model_copy(update={"teacher_free": False}),
@@ -151,10 +162,11 @@ def training_units(plan: RunPlan, *, all_rows: bool) -> Iterator[Rows]:
 
 @dataclass(slots=True)
 class Capture:
-    """A capture under way: a plan with the teacher's fingerprint, and a reader past any store and
-    without prompts."""
+    """A capture under way: the run's plan, one of its teachers, and a reader of it past any store
+    and without prompts."""
 
-    plan: RunPlan
+    run: RunPlan
+    teacher: str
     store: str
     reader: TargetReader
     ahead: int  # units asked beyond the one waited for
@@ -165,13 +177,13 @@ class Capture:
 
     def all(self, *, all_rows: bool) -> Captured:
         """Training rows, then validation rows."""
-        plan, config, training = self.plan, self.plan.config, None
+        plan, config, training = self.plan, self.run.config, None
         assert plan.evaluation_spec is not None, "there is a teacher"
         if plan.target_spec is not None:
             total = plan.draws * sum(d.num_loss_tokens for d in plan.domains)
             if not (all_rows or captures_all_rows(config)):
-                total = _drawn_tokens(plan)
-            units = training_units(plan, all_rows=all_rows)
+                total = _drawn_tokens(self.run, plan.config.domains)
+            units = self._own(training_units(self.run, all_rows=all_rows))
             training = self.fill(units, plan.target_spec, name="training", total=total)
         size = unit_size(config.batch.micro_batch, plan.evaluation_spec)
         stores = [RowStore.open(d.validation_path) for d in plan.domains]
@@ -180,6 +192,18 @@ class Capture:
         validation = self.fill(units, plan.evaluation_spec, name="validation", total=total)
         seconds = time.monotonic() - self.started
         return Captured(training, validation, self.rows, self.tokens, seconds, self.repeat_nats)
+
+    @property
+    def plan(self) -> RunPlan:
+        """What the teacher is asked."""
+        return self.run.by_teacher[self.teacher]
+
+    def _own(self, units: Iterator[Rows]) -> Iterator[Rows]:
+        """The rows of units that the teacher teaches."""
+        domains = self.plan.config.domains
+        for rows in units:
+            if len(own := rows.where([name in domains for name in rows.domains()])):
+                yield own
 
     def fill(self, units: Iterator[Rows], spec: TargetSpec, *, name: str, total: int) -> Holding:
         """Ask about the rows of units that are not stored."""
@@ -282,8 +306,9 @@ def _store_of(config: Config) -> str:
 def _refuse_unplaceable(launch: Launch) -> None:
     import ray
 
-    if launch.service is None:
-        refuse_unplaceable(teacher_demands(launch.prepared.teacher, ray.cluster_resources()))
+    if launch.services is None:
+        declared = ray.cluster_resources()
+        refuse_unplaceable(teachers_demands(launch.config.teachers, declared))
 
 
 def _unstored(store: TargetStore, rows: Rows, asked: Sequence[Rows]) -> Rows:
@@ -305,9 +330,9 @@ def _curriculum(plan: RunPlan) -> Curriculum:
     return empty.with_log(empty.log.appended(entry))
 
 
-def _drawn_tokens(plan: RunPlan) -> int:
-    """Loss tokens of the rows that a run takes, each once for every draw; from the mean of its
-    domain."""
+def _drawn_tokens(plan: RunPlan, domains: Container[str]) -> int:
+    """Loss tokens of the rows that a run takes of some domains, each once for every draw; from the
+    mean of its domain."""
     epochs = _curriculum(plan).epochs(plan.config.steps)
     pairs = zip(epochs, plan.domains, strict=True)
-    return round(sum(min(plan.draws, epoch) * domain.num_loss_tokens for epoch, domain in pairs))
+    return round(sum(min(plan.draws, n) * d.num_loss_tokens for n, d in pairs if d.name in domains))

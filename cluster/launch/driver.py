@@ -3,7 +3,7 @@
 It carries no tokens: students ask teachers directly, and rank 0 alone talks to the controller.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from cluster.planning.preparation import (
 )
 from cluster.report.outcome import conclude, count
 from cluster.report.summary import final_table
-from cluster.session.services import find_service
+from cluster.session.services import find_service, named_services, services_of
 from cluster.session.session import attached, connected, find_address, prepare_environment
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy
@@ -26,7 +26,7 @@ from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
 from shared.errors import StorageError
 from shared.locations import Location
-from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
 from shared.targets.payload import Pair, payload_note
 from shared.targets.spec import TargetSpec
@@ -41,7 +41,7 @@ def run(config: Config, *, fresh: bool = False, address: str | None = None) -> R
     `config` is resolved. Raises UserErrors before anything starts and TutelageErrors later; what
     is done by then stays, and the same call continues it.
     """
-    with _launched(config, fresh=fresh, service=None, address=address) as launch:
+    with _launched(config, fresh=fresh, services=None, address=address) as launch:
         if launch is not None:
             _distil(launch)
     return run_dir_of(config)
@@ -54,9 +54,10 @@ def train(
     fresh: bool = False,
     address: str | None = None,
 ) -> RunDir:
-    """Like `run`, with a teacher service that is running already (`tutelage teacher up`)."""
-    name = service or service_name(config)
-    with _launched(config, fresh=fresh, service=name, address=address) as launch:
+    """Like `run`, with teacher services that are running already (`tutelage teacher up`); `service`
+    is the name of the only one, or TEACHER=SERVICE for each of several, with commas between."""
+    services = services_of(config, service) or named_services(config)
+    with _launched(config, fresh=fresh, services=services, address=address) as launch:
         if launch is not None:
             _distil(launch)
     return run_dir_of(config)
@@ -67,9 +68,9 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
     from cluster.launch.serving import teaching
 
     prepare_environment()
-    run_dir = run_dir_of(config)
+    run_dir, services = run_dir_of(config), services_of(config, service)
     with locked(run_dir):
-        launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), service)
+        launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), services)
         with connected(address):
             refuse_unplaceable(launch)
             with teaching(launch) as (plan, open_reader):
@@ -82,14 +83,9 @@ def run_dir_of(config: Config) -> RunDir:
     return RunDir(Path(config.paths.runs) / config.name)
 
 
-def service_name(config: Config) -> str:
-    """What `teacher up` and `train` call the service of a config: the teacher's name in it."""
-    return next(iter(config.teachers))
-
-
 @contextmanager
 def _launched(
-    config: Config, *, fresh: bool, service: str | None, address: str | None
+    config: Config, *, fresh: bool, services: Mapping[str, str] | None, address: str | None
 ) -> Iterator[Launch | None]:
     """Locked, prepared, recorded and on a cluster; None where the run is finished, whose table is
     printed. What is running already is looked at before any work, what is not starts after it."""
@@ -100,25 +96,26 @@ def _launched(
             print(f"{config.name} is finished; --fresh starts it over\n")
             _print_table(run_dir)
             yield None
-        elif service is not None:
+        elif services is not None:
             with attached(address):
-                find_service(service)
-                yield _prepared(config, fresh=fresh, service=service)
+                for name in services.values():
+                    find_service(name)
+                yield _prepared(config, fresh=fresh, services=services)
         else:
             find_address(address)
-            launch = _prepared(config, fresh=fresh, service=None)
+            launch = _prepared(config, fresh=fresh, services=None)
             with connected(address):
                 yield launch
 
 
-def _prepared(config: Config, *, fresh: bool, service: str | None) -> Launch:
+def _prepared(config: Config, *, fresh: bool, services: Mapping[str, str] | None) -> Launch:
     refuse_unasked(config)
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
     for note in filter(None, (idle_policy_note(config), reverse_split_note(config))):
         print(note, flush=True)
-    return Launch(prepared, run_dir, run_dir.new_attempt(), service)
+    return Launch(prepared, run_dir, run_dir.new_attempt(), services)
 
 
 def _is_finished(run_dir: RunDir, config: Config) -> bool:
@@ -134,8 +131,9 @@ def _distil(launch: Launch) -> None:
     write_environment(launch.run_dir, cluster=ray.cluster_resources())
     try:
         with teaching(launch) as (plan, open_reader):
-            if plan.target_spec is not None:
-                _say_price(launch, plan, plan.target_spec)
+            for name, part in plan.by_teacher.items():
+                if part.target_spec is not None:
+                    _say_price(launch.taught_by(name), part, part.target_spec)
             if not launch.run_dir.finished:
                 with _controller(launch, plan) as open_controller:
                     _train(launch, plan, open_reader, open_controller)
@@ -152,9 +150,9 @@ def _distil(launch: Launch) -> None:
 
 
 def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
-    prepared = launch.prepared
-    pair = Pair(prepared.teacher_width, prepared.teacher_rows, prepared.teacher.dtype)
-    width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, prepared.shared_vocab)
+    facts = launch.prepared.facts
+    pair = Pair(facts.width, facts.rows, launch.prepared.teacher.dtype)
+    width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, facts.shared_vocab)
     if not spec.head:
         asked, losses = plan.config.targets, plan.config.losses
         picked = plan.config.selector_for(spec.shared_vocab)
@@ -175,8 +173,8 @@ def refuse_unplaceable(launch: Launch) -> None:
     declared, config = ray.cluster_resources(), launch.config
     worker = ("the student's workers", placement.student_bundle(config, declared))
     demands = [worker] * config.student.workers
-    if launch.service is None and not config.targets.teacher_free:
-        demands += placement.teacher_demands(launch.prepared.teacher, declared)
+    if launch.services is None and not config.targets.teacher_free:
+        demands += placement.teachers_demands(config.teachers, declared)
     placement.refuse_unplaceable(demands)
     placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
     placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")
@@ -222,7 +220,7 @@ def _replayed(launch: Launch) -> OpenController:
 
 
 def _train(
-    launch: Launch, plan: RunPlan, open_reader: OpenReader, open_controller: OpenController
+    launch: Launch, plan: RunPlan, open_reader: OpenRunReader, open_controller: OpenController
 ) -> None:
     import ray
 
@@ -240,7 +238,7 @@ def _train(
     count(RunDir(Path(plan.run_dir)), "student_restarts", train_students(training))
 
 
-def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenReader) -> None:
+def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -> None:
     """The same student on the same rows with hard labels alone, compared with the same teacher."""
     print("training the baseline on hard labels alone, on the same rows", flush=True)
     run_dir = launch.run_dir.baseline

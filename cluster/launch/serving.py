@@ -14,9 +14,9 @@ from cluster.report.outcome import count
 from shared.config.run import Config, QLoRATraining, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.prompts.prefix import Opening, PromptedReader
-from shared.run.plan import OpenReader, RunPlan
+from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing
 from shared.store.readers import RecordingReader, StoreReader
-from shared.store.target_store import stored_answers, stored_teacher
+from shared.store.target_store import StoredAnswers, stored_answers, stored_teacher
 from shared.targets.head_location import ShippedHead, find_head
 from shared.targets.reader import TargetReader
 from shared.targets.spec import IdsEncoding, TargetSpec
@@ -26,51 +26,84 @@ from teacher_service.service.pool import open_pool
 
 
 @contextmanager
-def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
-    """The plan, and a way to the teacher that works for the length of a `with`."""
+def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenRunReader]]:
+    """The plan, and a way to its teachers that works for the length of a `with`."""
     if launch.config.targets.teacher_free:
         yield _from_store(launch)
         return
     with asking(launch) as (plan, live):
-        assert plan.teacher is not None, "a live teacher has a fingerprint"
-        yield plan, _prompted(launch, _recorded(launch, live, plan.teacher))
+        readers = {
+            name: _prompted(launch, _recorded(launch, live[name], _fingerprint(part)))
+            for name, part in plan.by_teacher.items()
+        }
+        yield plan, partial(open_routing, plan=plan, readers=readers)
 
 
 @contextmanager
-def asking(launch: Launch) -> Iterator[tuple[RunPlan, OpenReader]]:
-    """The plan, and a way to a live teacher past any store and without prompts, for the length of
-    a `with`."""
-    name = launch.service or f"{launch.namespace}-teacher"
+def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]:
+    """The plan, and by teacher a way to it past any store and without prompts, for the length of a
+    `with`."""
+    services = launch.services or own_services(launch)
     try:
-        description = _described(launch, name)
-        refuse_unfit(launch.config, description)
-        for note in description.notes:
-            print(note, flush=True)
-        fingerprint = description.fingerprint
-        live = _live(launch, name, fingerprint)
-        plan = run_plan(
-            launch.prepared,
-            run_dir=launch.run_dir.path,
-            teacher=fingerprint,
-            projection=projection_of(launch.prepared, fingerprint, _prompted(launch, live)),
-            head=_shipped_head(launch.config, name),
-        )
-        scorer = Asked("teacher", fingerprint, lambda: nullcontext(_prompted(launch, live)))
-        plan = _ordered(launch, plan, teacher=scorer)
-        before = _restarts(name)
+        served = {name: _asked(launch.taught_by(name), services[name]) for name in services}
+        live = {name: open_reader for name, (_, open_reader) in served.items()}
+        parts = {name: part for name, (part, _) in served.items()}
+        scorers = {
+            name: Asked(
+                "teacher",
+                _fingerprint(part),
+                partial(nullcontext, _prompted(launch, live[name])),
+            )
+            for name, part in parts.items()
+        }
+        plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
+        plan = _ordered(launch, plan, teachers=scorers)
+        before = sum(map(_restarts, services.values()))
         try:
             yield plan, live
         finally:
+            restarts = sum(map(_restarts, services.values())) - before
             with suppress(StorageError):  # a full disk must not hide what stopped the run
-                count(launch.run_dir, "teacher_restarts", _restarts(name) - before)
+                count(launch.run_dir, "teacher_restarts", restarts)
     finally:
-        if launch.service is None:
-            service.stop(name)
+        if launch.services is None:
+            for name in services.values():
+                service.stop(name)
+
+
+def own_services(launch: Launch) -> dict[str, str]:
+    """Names of the services that a run starts for its teachers, by teacher."""
+    name = f"{launch.namespace}-teacher"
+    teachers = launch.config.teachers
+    return {t: f"{name}-{t}" if len(teachers) > 1 else name for t in teachers}
+
+
+def _asked(launch: Launch, name: str) -> tuple[RunPlan, OpenReader]:
+    """The plan of one teacher's part, and a way to the service of that name."""
+    description = _described(launch, name)
+    refuse_unfit(launch.config, description)
+    for note in description.notes:
+        print(note, flush=True)
+    fingerprint = description.fingerprint
+    live = _live(launch, name, fingerprint)
+    plan = run_plan(
+        launch.prepared,
+        run_dir=launch.run_dir.path,
+        teacher=fingerprint,
+        projection=projection_of(launch.prepared, fingerprint, _prompted(launch, live)),
+        head=_shipped_head(launch.config, name),
+    )
+    return plan, live
+
+
+def _fingerprint(part: RunPlan) -> dict[str, str]:
+    assert part.teacher is not None, "a live teacher has a fingerprint"
+    return part.teacher
 
 
 def _described(launch: Launch, name: str) -> TeacherDescription:
     teacher = launch.prepared.teacher
-    if launch.service is not None:
+    if launch.services is not None:
         refuse_other_teacher(name, teacher)
         return service.describe(name)
     copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
@@ -160,7 +193,7 @@ def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> Ta
     return StoreReader(store, teacher=teacher)
 
 
-def _ordered(launch: Launch, plan: RunPlan, *, teacher: Asked) -> RunPlan:
+def _ordered(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) -> RunPlan:
     """The plan with the orders of rows that its phases need; without phases as it is."""
     progressive = launch.config.progressive
     if progressive is None:
@@ -170,7 +203,7 @@ def _ordered(launch: Launch, plan: RunPlan, *, teacher: Asked) -> RunPlan:
         launch.prepared,
         progressive.difficulty,
         parts=progressive.phases,
-        teacher=teacher,
+        teachers=teachers,
         student=student,
     )
     return replace(plan, domains=domains)
@@ -212,11 +245,34 @@ def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
         service.stop(name)
 
 
-def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
+def _from_store(launch: Launch) -> tuple[RunPlan, OpenRunReader]:
     """No teacher alive; validation is compared with one where its answers are stored too."""
-    config, store = launch.config, launch.config.targets.store
+    store = launch.config.targets.store
     assert store is not None, "the config asks for a store with teacher_free"
-    specs = [answers.spec for answers in stored_answers(store)]
+    answers = stored_answers(store)
+    found = {
+        name: _stored(launch.taught_by(name), store, answers) for name in launch.config.teachers
+    }
+    parts = {name: part for name, (part, _) in found.items()}
+    plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
+    if plan.evaluation_spec is None and launch.config.decides_from_validation:
+        raise ConfigError(_no_validation_answers(launch.config, store))
+    scorers = {name: Asked("teacher", teacher or {}, None) for name, (_, teacher) in found.items()}
+    plan = _ordered(launch, plan, teachers=scorers)
+    readers = {
+        name: _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
+        for name, (_, teacher) in found.items()
+    }
+    return plan, partial(open_routing, plan=plan, readers=readers)
+
+
+def _stored(
+    launch: Launch, store: str, answers: list[StoredAnswers]
+) -> tuple[RunPlan, dict[str, str] | None]:
+    """The plan of one teacher's part, and the fingerprint of the one whose answers are stored;
+    None where no loss asks for any."""
+    config, named = launch.config, _names(launch.prepared.teacher)
+    specs = [held.spec for held in answers if held.is_of(named)] or [a.spec for a in answers]
     prompts = launch.prepared.showing.prompts
     head = _stored_head(config, [spec for spec in specs if spec.prompts == prompts])
     planned = partial(run_plan, launch.prepared, run_dir=launch.run_dir.path, head=head)
@@ -225,14 +281,9 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenReader]:
         projection = _stored_projection(store, specs, plan.target_spec)
         planned = partial(planned, projection=projection)
         plan = planned(teacher={"store": store})
-    named = _names(launch.prepared.teacher)
     teacher = stored_teacher(store, plan.target_spec, named=named) if plan.target_spec else None
-    if plan.evaluation_spec not in specs:
-        if config.decides_from_validation:
-            raise ConfigError(_no_validation_answers(config, store))
-        plan = planned(teacher=None)
-    plan = _ordered(launch, plan, teacher=Asked("teacher", teacher or {}, None))
-    return plan, _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
+    held = [a.spec for a in answers if teacher is None or a.teacher == teacher]
+    return plan if plan.evaluation_spec in held else planned(teacher=None), teacher
 
 
 def _names(teacher: Teacher) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from shared import errors
 from shared.errors import TutelageError
-from shared.run.plan import OpenController, OpenReader, RunPlan
+from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
 from student_trainer.worker import ERROR, train_worker
 
@@ -29,7 +29,7 @@ class Training:
     """What one training of students needs."""
 
     plan: RunPlan
-    open_reader: OpenReader | None
+    open_reader: OpenRunReader | None
     open_controller: OpenController
     bundle: dict[str, float]  # Ray resources of one worker
     attempt: Path  # logs/attempt-N of the command

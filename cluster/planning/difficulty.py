@@ -50,19 +50,20 @@ class Asked:
 
 
 def scores(
-    prepared: Prepared, measure: Measure, *, teacher: Asked, student: Asked | None
+    prepared: Prepared, measure: Measure, *, teachers: Mapping[str, Asked], student: Asked | None
 ) -> dict[str, np.ndarray]:
     """Difficulty of every training row by domain, float64 [R]; higher is harder.
 
-    `length` is loss tokens, the others are nats per loss token: the teacher's NLL of the label,
-    its entropy, or by how much the student's NLL exceeds the teacher's. Raises ConfigError where
-    scores are not stored and nobody is there to score.
+    `length` is loss tokens, the others are nats per loss token: the NLL of the label by the
+    domain's teacher, its entropy, or by how much the student's NLL exceeds the teacher's. Raises
+    ConfigError where scores are not stored and nobody is there to score.
     """
     if measure == "length":
         return {d.name: _lengths(d) for d in prepared.domains}
-    if measure == "teacher_entropy":
-        return _scored(prepared, teacher, "entropy")
-    found = _scored(prepared, teacher, "nll")
+    quantity = "entropy" if measure == "teacher_entropy" else "nll"
+    found: dict[str, np.ndarray] = {}
+    for name, teacher in teachers.items():
+        found |= _scored(prepared.taught_by(name), teacher, quantity)
     if measure == "gap":
         assert student is not None, "a run has a student"
         own = _scored(prepared, student, "nll")
@@ -79,7 +80,7 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, n
     processes at once."""
     spec = TargetSpec(
         top_k=1,
-        shared_vocab=prepared.shared_vocab,
+        shared_vocab=min(facts.shared_vocab for facts in prepared.teachers.values()),
         encoding="fp32",
         entropy=quantity == "entropy",
         prompts=prepared.showing.prompts if model.role == "teacher" else "",

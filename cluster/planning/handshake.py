@@ -1,8 +1,9 @@
-"""Before anything starts: whether this student can learn from this teacher on this text.
+"""Before anything starts: whether this student can learn from these teachers on this text.
 
-Reads tokenizers and configs of both models, no weights.
+Reads tokenizers and configs of all models, no weights.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,53 +23,78 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherFacts:
+    """What a teacher's files tell."""
+
+    shared_vocab: int  # ids that it and the student both know
+    width: int  # of its hidden states
+    rows: int  # of its head
+    context: int | None  # tokens it reads at most; None: no limit
+
+
+@dataclass(frozen=True, slots=True)
 class Handshake:
-    """What both models agree on."""
+    """What all models of a run agree on, and what each teacher brings."""
 
     tokenizer: Any  # the student's, of transformers
     identity: TokenizerIdentity
-    shared_vocab: int
-    teacher_width: int  # of its hidden states
-    teacher_rows: int  # of its head
-    teacher_context: int | None  # tokens it reads at most; None: no limit
+    teachers: Mapping[str, TeacherFacts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    option: str  # that names it
+    name: str
+    tokenizer: Any
+    config: Any  # of its text
 
 
 def shake_hands(config: Config) -> Handshake:
-    """Compare the models of a resolved config.
+    """Compare the models of a resolved config, every teacher with the student.
 
     Raises HandshakeError for models that do not fit each other, ConfigError for a model that
     cannot be read, a context longer than a model's, or a `top_k` beyond the vocabulary.
     """
-    (name, teacher), student = next(iter(config.teachers.items())), config.student
-    models = (
-        (f"teachers.{name}.model", teacher.model, teacher.revision, teacher.trust_remote_code),
-        ("student.model", student.model, student.revision, student.trust_remote_code),
-    )
-    for option, model, _, _ in models[config.targets.teacher_free :]:
-        refuse_empty_folder(option, model)
-    described = [_read(*model) for model in models]
-    identities = [identify(tokenizer) for tokenizer, _ in described]
+    if not config.targets.teacher_free:
+        for name, teacher in config.teachers.items():
+            refuse_empty_folder(f"teachers.{name}.model", teacher.model)
+    refuse_empty_folder("student.model", config.student.model)
+    teachers = {
+        name: _read(f"teachers.{name}.model", t.model, t.revision, t.trust_remote_code)
+        for name, t in config.teachers.items()
+    }
+    own = config.student
+    student = _read("student.model", own.model, own.revision, own.trust_remote_code)
+    identity = identify(student.tokenizer)
+    facts = {
+        name: _compared(config.taught_by(name), teacher, student, identity)
+        for name, teacher in teachers.items()
+    }
+    _refuse_short_context(student, config.data.context)
+    return Handshake(student.tokenizer, identity, facts)
+
+
+def _compared(
+    config: Config, teacher: _Model, student: _Model, identity: TokenizerIdentity
+) -> TeacherFacts:
+    """What one teacher brings to a student with a tokenizer, for the domains of `config`."""
     refuse_unless_same(
-        identities[0],
-        identities[1],
-        teacher_name=teacher.model,
-        student_name=student.model,
+        identify(teacher.tokenizer),
+        identity,
+        teacher_name=teacher.name,
+        student_name=student.name,
         chat_rows=_uses_chat_template(config),
     )
-    rows = [model_config.vocab_size for _, model_config in described]
-    vocabulary = shared_vocab(identities[1], teacher_rows=rows[0], student_rows=rows[1])
-    for (option, model, _, _), (_, model_config) in zip(models, described, strict=True):
-        _refuse_short_context(option, model, config.data.context, model_config)
+    rows = teacher.config.vocab_size
+    vocabulary = shared_vocab(identity, teacher_rows=rows, student_rows=student.config.vocab_size)
+    _refuse_short_context(teacher, config.data.context)
     _refuse_more_than_all(config, vocabulary)
-    _refuse_missing_layers(config, *(model_config for _, model_config in described))
-    teacher_config = described[0][1]
-    return Handshake(
-        tokenizer=described[1][0],
-        identity=identities[1],
+    _refuse_missing_layers(config, teacher.config, student.config)
+    return TeacherFacts(
         shared_vocab=vocabulary,
-        teacher_width=getattr(teacher_config, "hidden_size", 0),
-        teacher_rows=rows[0],
-        teacher_context=getattr(teacher_config, "max_position_embeddings", None),
+        width=getattr(teacher.config, "hidden_size", 0),
+        rows=rows,
+        context=getattr(teacher.config, "max_position_embeddings", None),
     )
 
 
@@ -160,27 +186,29 @@ def refuse_empty_folder(option: str, model: str) -> None:
         )
 
 
-def _read(option: str, model: str, revision: str | None, trusted: bool) -> tuple[Any, Any]:
+def _read(option: str, model: str, revision: str | None, trusted: bool) -> _Model:
     """Tokenizer and text config of a model."""
     from transformers import AutoConfig, AutoTokenizer
 
     asked = {"revision": revision or "main", "trust_remote_code": trusted}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, **asked)
-        return tokenizer, AutoConfig.from_pretrained(model, **asked).get_text_config()
+        text_config = AutoConfig.from_pretrained(model, **asked).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ConfigError(
             f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "
             f"model the hub gives us: {reason}"
         ) from None
+    return _Model(option, model, tokenizer, text_config)
 
 
-def _refuse_short_context(option: str, model: str, context: int, model_config: Any) -> None:
-    limit = getattr(model_config, "max_position_embeddings", None)
+def _refuse_short_context(model: _Model, context: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and context > limit:
         raise HandshakeError(
-            f"data.context is {context}, but {option} {model} reads at most {limit} tokens; "
+            f"data.context is {context}, but {model.option} {model.name} reads at most {limit} "
+            "tokens; "
             f"set data.context={limit} or lower"
         )
 

@@ -16,7 +16,12 @@ from shared.mixture.curriculum import parts_of, write_order
 
 
 def ordered_domains(
-    prepared: Prepared, measure: Measure, *, parts: int, teacher: Asked, student: Asked | None
+    prepared: Prepared,
+    measure: Measure,
+    *,
+    parts: int,
+    teachers: Mapping[str, Asked],
+    student: Asked | None,
 ) -> tuple[PreparedDomain, ...]:
     """The run's domains with the orders that phases of so many parts need; says where they are
     cut. `student` is needed for `gap` alone.
@@ -24,7 +29,7 @@ def ordered_domains(
     Raises ConfigError where scores are not stored and nobody is there to score, DataError where
     they are no numbers, StorageError where the cache is full.
     """
-    found = scores(prepared, measure, teacher=teacher, student=student)
+    found = scores(prepared, measure, teachers=teachers, student=student)
     folder = Path(prepared.config.paths.cache).expanduser() / "orders"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,19 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
 
-from cluster.planning.handshake import Handshake, evaluation_spec, shake_hands, target_spec
+from cluster.planning.handshake import (
+    Handshake,
+    TeacherFacts,
+    evaluation_spec,
+    shake_hands,
+    target_spec,
+)
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
 from shared.config.mixture import AdaptiveMixture
 from shared.config.run import Config, Teacher
@@ -26,17 +33,32 @@ class Prepared:
     """A resolved config, known to be possible, and its rows on disk."""
 
     config: Config
-    shared_vocab: int
-    teacher_width: int  # of its hidden states
-    teacher_rows: int  # of its head
+    teachers: Mapping[str, TeacherFacts]
     domains: tuple[PreparedDomain, ...]
     packed: bool  # whether the student keeps packed documents apart
-    showing: Showing  # to the teacher alone
+    showing: Showing  # to the teachers alone
+
+    def taught_by(self, teacher: str) -> "Prepared":
+        """The part of the run that one teacher teaches."""
+        config = self.config.taught_by(teacher)
+        return replace(
+            self,
+            config=config,
+            teachers={teacher: self.teachers[teacher]},
+            domains=tuple(domain for domain in self.domains if domain.name in config.domains),
+        )
 
     @property
     def teacher(self) -> Teacher:
-        """The teacher the run learns from."""
-        return next(iter(self.config.teachers.values()))
+        """The teacher of a part, or of a run that has one."""
+        (teacher,) = self.config.teachers.values()
+        return teacher
+
+    @property
+    def facts(self) -> TeacherFacts:
+        """What is known of it."""
+        (facts,) = self.teachers.values()
+        return facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +68,13 @@ class Launch:
     prepared: Prepared
     run_dir: RunDir
     attempt: Path  # logs/attempt-N
-    service: str | None  # a teacher service that is running; None: the run starts its own
+    # Teacher services that are running, by teacher; None: the run starts its own.
+    services: Mapping[str, str] | None
+
+    def taught_by(self, teacher: str) -> "Launch":
+        """The part of the command that one teacher teaches."""
+        services = self.services and {teacher: self.services[teacher]}
+        return replace(self, prepared=self.prepared.taught_by(teacher), services=services)
 
     @property
     def config(self) -> Config:
@@ -79,14 +107,14 @@ def prepare_run(config: Config) -> Prepared:
         tokenizer_digest=hands.identity.digest,
         cache=Path(config.paths.cache),
     )
-    refuse_overlong(showing, domains, teacher_context=hands.teacher_context)
+    for domain in domains:
+        context = hands.teachers[config.teacher_of(domain.name)].context
+        refuse_overlong(showing, domain, teacher_context=context)
     from student_trainer.models.student import student_packs
 
     return Prepared(
         config=config,
-        shared_vocab=hands.shared_vocab,
-        teacher_width=hands.teacher_width,
-        teacher_rows=hands.teacher_rows,
+        teachers=hands.teachers,
         domains=domains,
         packed=student_packs(config),
         showing=showing,
@@ -141,9 +169,10 @@ def run_plan(
     projection: str = "",
     head: ShippedHead | None = None,
 ) -> RunPlan:
-    """What the workers are told, once the teacher's fingerprint, the projection of its hidden
-    states and, where it ships the last ones whole, its head are known."""
-    config, prompts, vocabulary = prepared.config, prepared.showing.prompts, prepared.shared_vocab
+    """What the workers are told of one teacher's part, once its fingerprint, the projection of its
+    hidden states and, where it ships the last ones whole, its head are known."""
+    config, prompts = prepared.config, prepared.showing.prompts
+    vocabulary = prepared.facts.shared_vocab
     evaluation, kl_kind = evaluation_spec(config, vocabulary, prompts=prompts, head=head)
     return RunPlan(
         config=config,
@@ -163,8 +192,8 @@ def run_plan(
 
 def shipped_width(prepared: Prepared) -> int:
     """Width of the hidden states that travel."""
-    payload = prepared.config.targets.hidden
-    return prepared.teacher_width if payload.raw else min(prepared.teacher_width, payload.width)
+    payload, width = prepared.config.targets.hidden, prepared.facts.width
+    return width if payload.raw else min(width, payload.width)
 
 
 def refuse_unfit(config: Config, teacher: TeacherDescription) -> None:

@@ -30,7 +30,7 @@ from teacher_service.scoring.projection import (
 def passes_projection(prepared: Prepared) -> bool:
     """Whether hidden states travel, and narrower than they are."""
     layers = prepared.config.hidden_layers
-    return bool(layers) and shipped_width(prepared) != prepared.teacher_width
+    return bool(layers) and shipped_width(prepared) != prepared.facts.width
 
 
 def projection_of(prepared: Prepared, fingerprint: dict[str, str], open_reader: OpenReader) -> str:
@@ -62,7 +62,7 @@ def _made(prepared: Prepared, units: list[Rows], open_reader: OpenReader) -> Pro
     layers = config.hidden_layers
     if config.targets.hidden.projection == "random":
         return {
-            layer: random_projection(prepared.teacher_width, width, seed=layer) for layer in layers
+            layer: random_projection(prepared.facts.width, width, seed=layer) for layer in layers
         }
     print(f"fitting the projection of hidden states to {width} dimensions", flush=True)
     reader = open_reader(0)
@@ -75,10 +75,10 @@ def _made(prepared: Prepared, units: list[Rows], open_reader: OpenReader) -> Pro
 
 def _moments(reader: TargetReader, units: list[Rows], prepared: Prepared) -> dict[int, np.ndarray]:
     """Sum of h h^T over the sample for each layer, float64 [D, D]."""
-    layers, size = prepared.config.hidden_layers, prepared.teacher_width
+    layers, size = prepared.config.hidden_layers, prepared.facts.width
     spec = TargetSpec(
         top_k=1,
-        shared_vocab=prepared.shared_vocab,
+        shared_vocab=prepared.facts.shared_vocab,
         hidden_layers=layers,
         hidden_encoding="fp32",
         prompts=prepared.showing.prompts,

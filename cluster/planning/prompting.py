@@ -50,27 +50,24 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
 
 
 def refuse_overlong(
-    showing: Showing, domains: tuple[PreparedDomain, ...], *, teacher_context: int | None
+    showing: Showing, domain: PreparedDomain, *, teacher_context: int | None
 ) -> None:
-    """Refuse a prompt that does not fit the teacher's context before a domain's longest document.
+    """Refuse a prompt that does not fit its teacher's context before a domain's longest document.
 
     Raises HandshakeError.
     """
-    if teacher_context is None:
+    if teacher_context is None or domain.name not in showing.openings:
         return
-    for domain in domains:
-        if domain.name not in showing.openings:
-            continue
-        prompt = len(showing.openings[domain.name].shown_ids)
-        paths = (domain.train_path, domain.validation_path)
-        longest = max(RowStore.open(path).longest_document() for path in paths)
-        if (room := teacher_context - prompt) < longest:
-            lower = f", or set data.context={room} or lower" if room >= LEAST_CONTEXT else ""
-            raise HandshakeError(
-                f"the prompt of domain {domain.name} has {prompt} tokens and its longest document "
-                f"{longest}, together more than the {teacher_context} that the teacher reads; "
-                f"shorten the prompt{lower}"
-            )
+    prompt = len(showing.openings[domain.name].shown_ids)
+    paths = (domain.train_path, domain.validation_path)
+    longest = max(RowStore.open(path).longest_document() for path in paths)
+    if (room := teacher_context - prompt) < longest:
+        lower = f", or set data.context={room} or lower" if room >= LEAST_CONTEXT else ""
+        raise HandshakeError(
+            f"the prompt of domain {domain.name} has {prompt} tokens and its longest document "
+            f"{longest}, together more than the {teacher_context} that the teacher reads; "
+            f"shorten the prompt{lower}"
+        )
 
 
 def _kinds(domain: Domain, root: Path) -> list[Kind]:

@@ -29,7 +29,7 @@ from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
 from student_trainer.losses.terms.token_adaptive import PARTS
 from student_trainer.losses.token_losses import TeacherTargets, term_names, token_losses
 from student_trainer.models.student import load_student
-from student_trainer.models.teacher_head import load_teacher_head
+from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import TOTALS, Objective
 from teacher_service.engine.audit import load_engine
 
@@ -141,7 +141,7 @@ def objective_of(subject: Subject, student: StudentConfig, losses: Sequence[Loss
     """A student and its losses, without an engine around it."""
     config = subject.config.model_copy(update={"student": student, "losses": list(losses)})
     loaded = load_student(config, device=subject.device)
-    head = load_teacher_head(subject.plan, subject.device)
+    head = next(iter(load_teacher_heads(subject.plan, subject.device).values()), None)
     width = subject.plan.teacher_width
     objective = Objective(loaded, config, teacher_width=width, teacher_head=head)
     return objective.to(subject.device).eval()

@@ -25,9 +25,18 @@ def teacher_bundle(teacher: Teacher, declared: Mapping[str, float]) -> Bundle:
     return _bundle("teacher", teacher.cpus, teacher.gpus, declared)
 
 
-def teacher_demands(teacher: Teacher, declared: Mapping[str, float]) -> list[tuple[str, Bundle]]:
-    """What all replicas need, as `refuse_unplaceable` takes it."""
-    return [("the teacher's replicas", teacher_bundle(teacher, declared))] * teacher.replicas
+def teachers_demands(
+    teachers: Mapping[str, Teacher], declared: Mapping[str, float]
+) -> list[tuple[str, Bundle]]:
+    """What all replicas of all teachers need, as `refuse_unplaceable` takes it."""
+    whose = {name: f"the replicas of {name}" for name in teachers}
+    if len(teachers) == 1:
+        whose = dict.fromkeys(teachers, "the teacher's replicas")
+    return [
+        (whose[name], teacher_bundle(teacher, declared))
+        for name, teacher in teachers.items()
+        for _ in range(teacher.replicas)
+    ]
 
 
 def student_bundle(config: Config, declared: Mapping[str, float]) -> Bundle:

@@ -1,6 +1,35 @@
 """Teacher services that a command works on: the one it names, or the only one there is."""
 
+from collections.abc import Mapping
+
+from shared.config.run import Config
 from shared.errors import ConfigError
+
+
+def services_of(config: Config, given: str | None) -> Mapping[str, str] | None:
+    """Services by teacher, from what `--service` says: one name, or TEACHER=SERVICE for each of
+    several, with commas between. None where it says nothing. Raises ConfigError."""
+    if given is None:
+        return None
+    teachers = tuple(config.teachers)
+    if len(teachers) == 1 and "=" not in given:
+        return {teachers[0]: given}
+    pairs: dict[str, str] = {}
+    for pair in given.split(","):
+        name, _, pairs[name] = pair.partition("=")
+    if set(pairs) != set(teachers) or not all(pairs.values()):
+        wanted = ",".join(f"{name}=SERVICE" for name in teachers)
+        raise ConfigError(
+            f"--service is {given}, but the config has the teacher{'s' * (len(teachers) > 1)} "
+            f"{', '.join(teachers)}; say --service {wanted}, or leave it out where services have "
+            "their teachers' names"
+        )
+    return {name: pairs[name] for name in teachers}
+
+
+def named_services(config: Config) -> Mapping[str, str]:
+    """What `teacher up` and `train` call the services of a config: by the teachers' names."""
+    return {name: name for name in config.teachers}
 
 
 def find_service(service: str | None) -> str:

@@ -16,6 +16,7 @@ from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mix
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
+from shared.config.teachers import Teacher, check_teachers
 from shared.mixture.phases import check_progressive
 
 
@@ -25,21 +26,6 @@ class Paths(Section):
     root: str = "."
     runs: str = "runs"
     cache: str = "~/.cache/tutelage"
-
-
-class Teacher(Section):
-    """A causal language model, the PEFT adapter on it, and how many copies serve it."""
-
-    model: str
-    revision: str | None = None
-    adapter: str | None = None
-    adapter_revision: str | None = None
-    dtype: Dtype = "float32"
-    quantisation: Literal["none", "int8", "nf4"] = "none"
-    trust_remote_code: bool = False
-    replicas: int = Field(default=1, ge=1)
-    gpus: float = Field(default=0, ge=0, description="GPUs of one replica")
-    cpus: float = Field(default=1, ge=0, description="CPUs of one replica")
 
 
 class HubDataset(Section):
@@ -61,6 +47,9 @@ class Domain(Section):
     validation: Source | list[Source] | None = None
     columns: dict[Literal["text", "prompt", "response", "messages"], str] = Field(
         default_factory=dict, description="our name -> the column's name in the source"
+    )
+    teacher: str | None = Field(
+        default=None, description="the one of `teachers` it is learnt from; default: the only one"
     )
 
 
@@ -284,6 +273,16 @@ class Config(Section):
         """Whether any loss learns from the teacher rather than from the text alone."""
         return any(loss.kind != "cross_entropy" for loss in self.losses)
 
+    def teacher_of(self, domain: str) -> str:
+        """The name of the teacher that a domain is learnt from."""
+        return self.domains[domain].teacher or next(iter(self.teachers))
+
+    def taught_by(self, teacher: str) -> "Config":
+        """The part of the run that one teacher teaches: it alone, and its domains."""
+        domains = {n: d for n, d in self.domains.items() if self.teacher_of(n) == teacher}
+        teachers = {teacher: self.teachers[teacher]}
+        return self.model_copy(update={"teachers": teachers, "domains": domains})
+
     @property
     def atkd(self) -> ATKD | None:
         """The token-adaptive loss, of which there is at most one."""
@@ -370,11 +369,7 @@ class Config(Section):
                 f"batch.rows_per_step is {self.batch.rows_per_step}, not a multiple of "
                 f"batch.micro_batch x student.workers = {rows}; change one of the three"
             )
-        if len(self.teachers) > 1:
-            raise ValueError(
-                f"teachers has {len(self.teachers)} entries; a run learns from one, keep one of "
-                f"{', '.join(self.teachers)}"
-            )
+        check_teachers(self.teachers, {n: d.teacher for n, d in self.domains.items()})
         if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
             _check_weights(self.mixture.weights, self.domains)
         if sum(isinstance(loss, ATKD) for loss in self.losses) > 1:

@@ -65,6 +65,10 @@ class Rows:
         first, stop, _ = rows.indices(len(self))
         return Rows(self.table.slice(first, stop - first))
 
+    def where(self, is_chosen_R: Sequence[bool]) -> "Rows":
+        """The rows that are chosen, in their order."""
+        return Rows(self.table.filter(pa.array(is_chosen_R, pa.bool_())))
+
     def column(self, name: str) -> list[np.ndarray]:
         """A ragged column as read-only arrays, one per row."""
         return [_numpy(scalar.values) for scalar in self.table.column(name)]

@@ -1,7 +1,7 @@
 """RunPlan: everything a student worker is told, resolved once by the driver before it starts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shared.config.run import Config
@@ -9,6 +9,7 @@ from shared.data.prepared import PreparedDomain
 from shared.mixture.weight_log import ControllerClient
 from shared.prompts.prefix import Opening
 from shared.targets.reader import TargetReader
+from shared.targets.routing import RoutingReader, RunReader
 from shared.targets.spec import TargetSpec
 
 
@@ -28,6 +29,45 @@ class RunPlan:
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
     # By domain; what the teacher is shown and the student is not. Readers do it.
     openings: Mapping[str, Opening] = field(default_factory=dict)
+    # By teacher, where there are several: the plan of what each teaches alone. Each is asked the
+    # questions of its part in place of the run's.
+    parts: "Mapping[str, RunPlan]" = field(default_factory=dict)
+
+    @staticmethod
+    def joined(
+        config: Config, domains: tuple[PreparedDomain, ...], parts: "Mapping[str, RunPlan]"
+    ) -> "RunPlan":
+        """The plan of a run from those of its teachers' parts, whose names are the teachers'.
+
+        The run's question in training is that of the teacher with the fewest ids, in validation
+        that with the widest answers.
+        """
+        first, *others = parts.values()
+        if not others:
+            return first
+        training = [part.target_spec for part in parts.values() if part.target_spec]
+        validation = [part.evaluation_spec for part in parts.values() if part.evaluation_spec]
+        compared = len(validation) == len(parts)
+        ordered = {d.name: d for part in parts.values() for d in part.domains}
+        return replace(
+            first,
+            config=config,
+            domains=tuple(ordered[domain.name] for domain in domains),
+            target_spec=min(training, key=lambda spec: spec.shared_vocab) if training else None,
+            evaluation_spec=max(validation, key=lambda s: s.top_k) if compared else None,
+            teacher=None,
+            teacher_width=None,
+            parts=parts,
+        )
+
+    @property
+    def by_teacher(self) -> "Mapping[str, RunPlan]":
+        """The plan of what each teacher teaches; of the only one, the run's."""
+        return self.parts or {next(iter(self.config.teachers)): self}
+
+    def kl_kind_of(self, domain: str) -> str:
+        """ "full", "bucketed-K" or "none"."""
+        return self.by_teacher[self.config.teacher_of(domain)].kl_kind
 
     @property
     def draws(self) -> int:
@@ -36,5 +76,26 @@ class RunPlan:
         return self.config.targets.draws if drawn else 1
 
 
-OpenReader = Callable[[int], TargetReader]  # rank -> reader; picklable
+OpenReader = Callable[[int], TargetReader]  # rank -> reader of one teacher; picklable
+OpenRunReader = Callable[[int], RunReader]  # rank -> reader of all of them; picklable
 OpenController = Callable[[], ControllerClient]  # called on rank 0 only; picklable
+
+
+def open_routing(rank: int, *, plan: RunPlan, readers: Mapping[str, OpenReader]) -> RunReader:
+    """A reader of all teachers of a plan, from ways to each."""
+    if not plan.parts:
+        (open_reader,) = readers.values()
+        return open_reader(rank)
+    questions = {name: _questions(plan, part) for name, part in plan.parts.items()}
+    teacher_of = {name: plan.config.teacher_of(name) for name in plan.config.domains}
+    opened = {name: open_reader(rank) for name, open_reader in readers.items()}
+    return RoutingReader(opened, teacher_of=teacher_of, questions=questions)
+
+
+def _questions(plan: RunPlan, part: RunPlan) -> dict[TargetSpec, TargetSpec]:
+    """The run's questions -> those of a part."""
+    pairs = (
+        (plan.target_spec, part.target_spec),
+        (plan.evaluation_spec, part.evaluation_spec),
+    )
+    return {asked: own for asked, own in pairs if asked is not None and own is not None}

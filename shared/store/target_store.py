@@ -65,6 +65,10 @@ class StoredAnswers:
         """The folder's name."""
         return self.place.path.rpartition("/")[2]
 
+    def is_of(self, named: Mapping[str, str]) -> bool:
+        """Whether the teacher has these fields, models by the last part of their names."""
+        return _fields(self.teacher, named) == dict(named)
+
 
 def stored_answers(store: str | Path) -> list[StoredAnswers]:
     """What a store holds, so that a run without a teacher can learn whose answers they are.
@@ -89,7 +93,7 @@ def stored_teacher(
             "`tutelage capture CONFIG` fills it, or change targets"
         )
     held = " and ".join(_in_words(a.teacher, named) for a in matching)
-    matching = [a for a in matching if _fields(a.teacher, named) == dict(named)]
+    matching = [answers for answers in matching if answers.is_of(named)]
     if not matching:
         raise ConfigError(
             f"targets.store {store} has answers of {held}, but teachers names "

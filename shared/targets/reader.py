@@ -1,6 +1,7 @@
 """Where SoftTargets come from: a pool of live teachers or a store on disk."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from shared.data.rows import Rows
@@ -38,3 +39,17 @@ class ReaderStats:
     wire_bytes: int = 0
     retried_units: int = 0
     cache_hits: int = 0
+    teachers: "Mapping[str, ReaderStats]" = field(default_factory=dict)  # where there are several
+
+    @staticmethod
+    def summed(teachers: "Mapping[str, ReaderStats]") -> "ReaderStats":
+        """What readers of several teachers have done, by teacher and together."""
+        each = teachers.values()
+        return ReaderStats(
+            units=sum(stats.units for stats in each),
+            wait_s=sum(stats.wait_s for stats in each),
+            wire_bytes=sum(stats.wire_bytes for stats in each),
+            retried_units=sum(stats.retried_units for stats in each),
+            cache_hits=sum(stats.cache_hits for stats in each),
+            teachers=teachers,
+        )

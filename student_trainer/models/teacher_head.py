@@ -1,4 +1,6 @@
-"""The teacher's head on a student's device, where the teacher ships its last hidden states."""
+"""The teachers' heads on a student's device, where teachers ship their last hidden states."""
+
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -9,19 +11,24 @@ from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.teacher_states import TeacherHead
 
 
-def load_teacher_head(plan: RunPlan, device: torch.device) -> TeacherHead | None:
-    """The head that a plan's answers stand before, plain tensors without a gradient; None where
-    they hold ids. Raises ConfigError where the cache lacks or garbles it."""
-    specs = [spec for spec in (plan.target_spec, plan.evaluation_spec) if spec and spec.head]
-    if not specs:
-        return None
-    path = find_head(plan.config.paths.cache, specs[0].head)
+def load_teacher_heads(plan: RunPlan, device: torch.device) -> dict[str, TeacherHead]:
+    """By teacher, the heads that a plan's answers stand before, plain tensors without a gradient;
+    empty where they hold ids. Raises ConfigError where the cache lacks or garbles one."""
+    heads = {}
+    for name, part in plan.by_teacher.items():
+        specs = [spec for spec in (part.target_spec, part.evaluation_spec) if spec and spec.head]
+        if specs:
+            path = find_head(plan.config.paths.cache, specs[0].head)
+            heads[name] = TeacherHead(_loaded(path, device), specs[0].shared_vocab)
+    return heads
+
+
+def _loaded(path: Path, device: torch.device) -> Head:
     found = load_file(path, device=str(device))
     soft_cap = found.get("soft_cap")
-    head = Head(
+    return Head(
         found["weight"],
         found.get("bias"),
         logit_scale=found["logit_scale"].item(),
         soft_cap=None if soft_cap is None else soft_cap.item(),
     )
-    return TeacherHead(head, specs[0].shared_vocab)

@@ -17,6 +17,7 @@ from shared.data.layout import lay_out
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
 from shared.mixture.curriculum import Curriculum
+from shared.targets.routing import Answer, MixedTargets, label_logprobs
 from shared.targets.soft_targets import SoftTargets
 
 Batch = dict[str, torch.Tensor]
@@ -89,8 +90,9 @@ class Layouts:
     packed: bool
     device: torch.device
 
-    def batch(self, rows: Rows, targets: SoftTargets | None = None) -> Batch:
-        """The tensors of a unit on the device; with `targets`, the teacher's beside them.
+    def batch(self, rows: Rows, targets: Answer | None = None) -> Batch:
+        """The tensors of a unit on the device; with `targets`, the teacher's beside them, those of
+        several under `TEACHER/NAME` with the positions of each, `TEACHER/index_P`.
 
         `domain_N` and `row_N` say which domain and row of the unit a position belongs to.
         """
@@ -104,7 +106,9 @@ class Layouts:
             "row_N": layout.row_N,
             "domain_N": domain_R[layout.row_N],
         }
-        if targets is not None:
+        if isinstance(targets, MixedTargets):
+            arrays |= _arrays_in_parts(targets)
+        elif targets is not None:
             arrays |= _target_arrays(targets)
         return {name: self._tensor(array) for name, array in arrays.items()}
 
@@ -128,3 +132,11 @@ def _target_arrays(targets: SoftTargets) -> dict[str, np.ndarray]:
         kept["entropy_N"] = arrays.entropy_N
     hidden = {f"teacher_{layer}_NE": states for layer, states in arrays.hidden_ND.items()}
     return {**kept, "label_logprob_N": arrays.label_logprob_N, **hidden}
+
+
+def _arrays_in_parts(targets: MixedTargets) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for part in targets.parts:
+        own = {"index_P": part.index_P, **_target_arrays(part.targets)}
+        arrays |= {f"{part.teacher}/{name}": array for name, array in own.items()}
+    return {**arrays, "label_logprob_N": label_logprobs(targets)}

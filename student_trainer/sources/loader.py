@@ -15,8 +15,7 @@ from shared.mixture.curriculum import Curriculum, DomainParts, parts_of, whole_d
 from shared.mixture.decisions import known_through
 from shared.mixture.weight_log import ControllerClient, WeightEntry, WeightLog
 from shared.run.plan import RunPlan
-from shared.targets.reader import TargetReader
-from shared.targets.soft_targets import SoftTargets
+from shared.targets.routing import Answer, RunReader
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Shard, Step, draw_step
 from student_trainer.sources.student_ids import StudentIds
@@ -31,7 +30,7 @@ class Supply:
         stores: Sequence[RowStore],
         *,
         ranks: Ranks,
-        reader: TargetReader | None,
+        reader: RunReader | None,
         controller: ControllerClient | None,
         student_ids: StudentIds | None = None,
     ) -> None:
@@ -67,7 +66,7 @@ class Supply:
             self._drawn.append(step)
         return self._drawn.popleft()
 
-    def targets(self) -> SoftTargets | None:
+    def targets(self) -> Answer | None:
         """The answer to the oldest unit not answered yet; None where no loss needs a teacher.
 
         All ranks call it together: where one has no answer, all raise its error.

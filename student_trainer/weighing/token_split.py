@@ -12,7 +12,7 @@ import torch
 
 from shared.config.losses import ATKD
 from shared.data.rows import Rows
-from shared.targets.soft_targets import SoftTargets
+from shared.targets.routing import Answer, label_logprobs
 from student_trainer.sources.batches import Batch, Layouts
 
 
@@ -55,7 +55,7 @@ class TokenSplit:
 
 
 def split_batches(
-    cut: Sequence[tuple[Rows, SoftTargets]],
+    cut: Sequence[tuple[Rows, Answer]],
     layouts: Layouts,
     term: ATKD,
     *,
@@ -63,7 +63,7 @@ def split_batches(
 ) -> Iterator[Batch]:
     """The tensors of a rank's units with the split of the whole step's tokens beside them; `gather`
     gives what every rank has."""
-    own_N = np.concatenate([answer.arrays().label_logprob_N for _, answer in cut])
+    own_N = np.concatenate([label_logprobs(answer) for _, answer in cut])
     split = TokenSplit.of(np.concatenate(gather(own_N)), hard_fraction=term.hard_fraction)
     for rows, answer in cut:
         batch = layouts.batch(rows, answer)

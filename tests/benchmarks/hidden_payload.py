@@ -54,7 +54,7 @@ def measure(
     engine = HFEngine.load(prepared.teacher.model)
     engine.cache = str(cache)
     units = [RowStore.open(d.validation_path).take(range(rows)) for d in prepared.domains]
-    whole = TargetSpec(1, prepared.shared_vocab, hidden_layers=layers, hidden_encoding="fp32")
+    whole = TargetSpec(1, prepared.facts.shared_vocab, hidden_layers=layers, hidden_encoding="fp32")
     exact = [engine.score(unit, whole).arrays().hidden_ND for unit in units]
     return [
         _result(_asking(prepared, width, projection, encoding), engine, units, exact)

@@ -108,7 +108,8 @@ def test_padding_rows_alone_are_no_difference(job, tmp_path, tiny_pair):
     described = json.loads(path.read_text())
     path.write_text(json.dumps(described | {"vocab_size": tiny.VOCAB + 64}))
     config = resolve(load_config(job, [f"teachers.tiny.model={padded}"]))
-    assert shake_hands(config).shared_vocab == tiny.VOCAB
+    (teacher,) = shake_hands(config).teachers.values()
+    assert teacher.shared_vocab == tiny.VOCAB
 
 
 @pytest.mark.parametrize("option", ["teachers.tiny.model", "student.model"])

@@ -187,7 +187,9 @@ def _ordered(prepared: Prepared, place: Workplace) -> tuple[PreparedDomain, ...]
     fingerprint = place.engine(prepared.teacher.model).fingerprint
     asked = Asked("teacher", fingerprint, lambda: nullcontext(lambda rank: place.asked(plain)))
     difficulty, parts = progressive.difficulty, progressive.phases
-    return ordered_domains(plain, difficulty, parts=parts, teacher=asked, student=None)
+    return ordered_domains(
+        plain, difficulty, parts=parts, teachers=dict.fromkeys(plain.teachers, asked), student=None
+    )
 
 
 def _controller(plan: RunPlan) -> Callable[[], ControllerClient]:

@@ -125,7 +125,9 @@ class Workplace:
         teacher, comparing = TimedTeacher(engine), LocalTeacher(engine)
         stored = RecordingReader(teacher, self.folder / "targets", teacher=engine.fingerprint)
         whole = Remembered(comparing, self._whole)
-        reader = SharedTargets(_prompted(stored, prepared), whole, vocabulary=prepared.shared_vocab)
+        reader = SharedTargets(
+            _prompted(stored, prepared), whole, vocabulary=prepared.facts.shared_vocab
+        )
         return reader, teacher
 
     def asked(self, prepared: Prepared) -> TargetReader:

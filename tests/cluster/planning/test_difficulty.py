@@ -72,7 +72,8 @@ def models(tiny_pair: Pair) -> tuple[Model, Model]:
 
 def found(prepared: Prepared, measure: str, *models: Model) -> dict[str, np.ndarray]:
     asked = [model.asked for model in models]
-    return scores(prepared, measure, teacher=asked[0], student=asked[1])  # type: ignore[arg-type]
+    (name,) = prepared.teachers
+    return scores(prepared, measure, teachers={name: asked[0]}, student=asked[1])  # type: ignore[arg-type]
 
 
 def with_micro_batch(prepared: Prepared, size: int, cache: Path) -> Prepared:
@@ -138,7 +139,8 @@ def test_what_is_kept_is_not_scored_again(prepared, models):
     assert models[1].units == of_a_pass
     unserved = [replace(model.asked, serve=None) for model in models]
     for measure, by_domain in first.items():
-        again = scores(prepared, measure, teacher=unserved[0], student=unserved[1])
+        (name,) = prepared.teachers
+        again = scores(prepared, measure, teachers={name: unserved[0]}, student=unserved[1])
         for name, value_R in by_domain.items():
             np.testing.assert_array_equal(again[name], value_R)
 
@@ -170,10 +172,11 @@ def test_a_teacher_that_is_shown_prompts_scores_anew_and_the_student_does_not(pr
 
 @pytest.mark.parametrize("measure", ["teacher_nll", "teacher_entropy", "gap"])
 def test_without_a_teacher_what_is_not_kept_is_refused(measure, prepared, models):
-    absent = replace(models[0].asked, serve=None)
+    absent, (name,) = replace(models[0].asked, serve=None), prepared.teachers
     with pytest.raises(ConfigError, match=r"no scores by this teacher of the rows of letters"):
-        scores(prepared, measure, teacher=absent, student=models[1].asked)
-    assert scores(prepared, "length", teacher=absent, student=None).keys() == {"letters", "numbers"}
+        scores(prepared, measure, teachers={name: absent}, student=models[1].asked)
+    by_length = scores(prepared, "length", teachers={name: absent}, student=None)
+    assert by_length.keys() == {"letters", "numbers"}
     assert models[1].services == 0
 
 
