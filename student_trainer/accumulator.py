@@ -8,22 +8,27 @@ import time
 import numpy as np
 
 from shared.targets.reader import ReaderStats
+from shared.targets.routing import RunReader
 from student_trainer.objective import BY_DOMAIN, TOTALS
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Step
 
-MACHINE = 6  # seconds, teacher wait, units, wire bytes, retried units, cache hits
+COUNTERS = 5  # of a reader: teacher wait, units, wire bytes, retried units, cache hits
 
 
 class MetricsAccumulator:
     """Sums over the steps since the last line of metrics; satisfies `Stateful`.
 
     `sums` (nats: `TOTALS`, each loss, Q by D) and the counts `tokens_D` and `rows_D` cover all
-    ranks, `machine` is this rank's. All are kept in checkpoints, so that a line after a resume
+    ranks, `machine` is this rank's: seconds, the reader's `COUNTERS`, and those of each of several
+    teachers. All are kept in checkpoints, so that a line after a resume
     covers the same steps as the uninterrupted run's.
     """
 
-    def __init__(self, ranks: Ranks, *, num_losses: int, num_domains: int) -> None:
+    def __init__(
+        self, ranks: Ranks, *, num_losses: int, num_domains: int, num_teachers: int = 0
+    ) -> None:
+        self._num_machine = 1 + COUNTERS * (1 + num_teachers)
         self._ranks = ranks
         self._num_sums = len(TOTALS) + num_losses + len(BY_DOMAIN) * num_domains
         self._num_domains = num_domains
@@ -32,7 +37,7 @@ class MetricsAccumulator:
     def clear(self) -> None:
         """Begin the next line."""
         self.tokens_D, self.rows_D = np.zeros((2, self._num_domains), np.int64)
-        self.sums, self.machine = np.zeros(self._num_sums), np.zeros(MACHINE)
+        self.sums, self.machine = np.zeros(self._num_sums), np.zeros(self._num_machine)
 
     def by_domain(self, quantity: str) -> np.ndarray:
         """Sums of one of `BY_DOMAIN`, float64 [D]."""
@@ -56,7 +61,8 @@ class MetricsAccumulator:
         self.sums = np.array(state["sums"], np.float64)
         self.tokens_D = np.array(state["tokens_D"], np.int64)
         self.rows_D = np.array(state["rows_D"], np.int64)
-        self.machine = np.array(state["machine"]) if self._ranks.leads else np.zeros(MACHINE)
+        machine = np.array(state["machine"], np.float64)
+        self.machine = machine if self._ranks.leads else np.zeros(self._num_machine)
 
 
 class ReportAccumulator:
@@ -96,18 +102,21 @@ class ReportAccumulator:
 class Stopwatch:
     """Seconds and reader counters since it was made."""
 
-    def __init__(self, stats: ReaderStats | None) -> None:
-        self._start, self._stats = time.perf_counter(), stats
-        self._before = _counters(stats)
+    def __init__(self, reader: RunReader | None) -> None:
+        self._start, self._reader = time.perf_counter(), reader
+        self._before = self._counters()
 
     def machine(self) -> np.ndarray:
         """In the order of `MetricsAccumulator.machine`."""
         seconds = time.perf_counter() - self._start
-        return np.concatenate([[seconds], _counters(self._stats) - self._before])
+        return np.concatenate([[seconds], self._counters() - self._before])
+
+    def _counters(self) -> np.ndarray:
+        return np.zeros(COUNTERS) if self._reader is None else _counters(self._reader.stats)
 
 
-def _counters(stats: ReaderStats | None) -> np.ndarray:
-    if stats is None:
-        return np.zeros(MACHINE - 1)
+def _counters(stats: ReaderStats) -> np.ndarray:
+    """Those of all teachers, then of each in config order where there are several."""
     counts = (stats.units, stats.wire_bytes, stats.retried_units, stats.cache_hits)
-    return np.array([stats.wait_s, *counts], np.float64)
+    own = np.array([stats.wait_s, *counts], np.float64)
+    return np.concatenate([own, *(_counters(each) for each in stats.teachers.values())])

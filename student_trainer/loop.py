@@ -52,7 +52,7 @@ def train(run: Run) -> None:
     while not run.is_over(step):
         if step in run.decisions:
             report(run, step)
-        watch = Stopwatch(run.reader_stats)
+        watch = Stopwatch(run.reader)
         drawn = run.supply.step(step)
         reseed(config.seed, step=step, rank=run.ranks.rank)
         sums = learn(run, drawn)

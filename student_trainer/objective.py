@@ -8,7 +8,7 @@ K ids kept per position   M ids that the student names   S temperatures   L loss
 G domains in config order   Q quantities summed by domain
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from student_trainer.losses.kernel.drawn import DrawnTargets
 from student_trainer.losses.kernel.likeliest import likeliest_ids
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_together
 from student_trainer.losses.terms.token_adaptive import TokenClasses
 from student_trainer.losses.token_losses import (
     ADAPTIVE,
@@ -63,12 +64,12 @@ class Objective(nn.Module):
         config: Config,
         *,
         teacher_width: int | None,
-        teacher_head: TeacherHead | None = None,
+        teacher_heads: Mapping[str, TeacherHead] | None = None,
     ) -> None:
         super().__init__()
         self.student = student.saved
         self.loss_head = LossHead(
-            student, config, teacher_width=teacher_width, teacher_head=teacher_head
+            student, config, teacher_width=teacher_width, teacher_heads=teacher_heads or {}
         )
         self.vocab_size = student.vocab_size
         self._takes_positions = takes_positions(student.decoder)
@@ -126,7 +127,7 @@ class LossHead(nn.Module):
         config: Config,
         *,
         teacher_width: int | None,
-        teacher_head: TeacherHead | None,
+        teacher_heads: Mapping[str, TeacherHead],
     ) -> None:
         super().__init__()
         phases = config.progressive.phases if config.progressive else 1
@@ -136,7 +137,7 @@ class LossHead(nn.Module):
         self.num_domains = len(config.domains)
         self._atkd = config.atkd
         self._student = (student,)
-        self._teacher_head = (teacher_head,)  # in a tuple: neither trained, cast nor saved
+        self._teacher_heads = dict(teacher_heads)  # by teacher; neither trained, cast nor saved
         for parameter in student.head.parameters():
             deepspeed.zero.register_external_parameter(self, parameter)
         matched = [term for term in config.losses if isinstance(term, HiddenStates)]
@@ -172,30 +173,44 @@ class LossHead(nn.Module):
         if mode == "evaluate":
             return (self._evaluated(hidden_ND, head, batch),)
         terms = self._terms_in_phase[phase]
-        found = token_losses(
-            hidden_ND,
-            head,
-            label_N=batch["label_N"],
-            terms=terms,
-            multiplier=multiplier,
-            targets=_targets(
-                batch,
-                self.temperatures,
-                self._teacher_head[0],
-                renormalised=self._renormalised,
-            ),
-            hidden_states=self._pairs(batch),
-            classes=self._classes(hidden_ND, head, batch),
-            teacher_share=teacher_share,
-        )
+        parts = parts_of(batch | self._classes(hidden_ND, head, batch))
+        each = [
+            token_losses(
+                part.of(hidden_ND),
+                head,
+                label_N=part.batch["label_N"],
+                terms=terms,
+                multiplier=multiplier,
+                targets=self._targets(part, self.temperatures, renormalised=self._renormalised),
+                hidden_states=self._pairs(part.batch),
+                classes=_classes(part.batch),
+                teacher_share=teacher_share,
+            )
+            for part in parts
+        ]
+        found = put_together(parts, each)
         weighted_N = _weighted(found, terms)
         return found.loss, self._sums(found, weighted_N, batch), weighted_N
 
     def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
-        targets = _targets(batch, (1.0,), self._teacher_head[0])
-        nll_N, kl_N = evaluate_tokens(hidden_ND, head, label_N=batch["label_N"], targets=targets)
-        kl_N = torch.zeros_like(nll_N) if kl_N is None else kl_N
-        return torch.stack([self._by_domain(v, batch["domain_N"]) for v in (nll_N, kl_N)])
+        parts, nlls, kls = parts_of(batch), [], []
+        for part in parts:
+            targets, label_P = self._targets(part, (1.0,)), part.batch["label_N"]
+            nll_P, kl_P = evaluate_tokens(
+                part.of(hidden_ND), head, label_N=label_P, targets=targets
+            )
+            nlls.append(nll_P)
+            kls.append(torch.zeros_like(nll_P) if kl_P is None else kl_P)
+        columns = (in_order(parts, nlls), in_order(parts, kls))
+        return torch.stack([self._by_domain(v, batch["domain_N"]) for v in columns])
+
+    def _targets(
+        self, part: BatchPart, temperatures: tuple[float, ...], *, renormalised: bool = False
+    ) -> Targets | None:
+        """What a part's teacher says, before its own head where it ships states."""
+        heads = self._teacher_heads
+        head = next(iter(heads.values()), None) if part.teacher is None else heads.get(part.teacher)
+        return _targets(part.batch, temperatures, head, renormalised=renormalised)
 
     @torch.no_grad()
     def _sums(self, found: TokenLosses, weighted_N: Tensor, batch: Batch) -> Tensor:
@@ -217,17 +232,15 @@ class LossHead(nn.Module):
         return sums_G.index_add_(0, domain_N, value_N.detach().double())
 
     @torch.no_grad()
-    def _classes(self, hidden_ND: Tensor, head: Head, batch: Batch) -> TokenClasses | None:
-        """The step's split, which the batch carries; in reverse one of this unit alone, from
+    def _classes(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Batch:
+        """Nothing where the batch carries the step's split; in reverse one of this unit alone, from
         another pass over the head. The unit's class means are then its own, and the step's loss
         is the mean of its units' losses weighted by their tokens."""
-        if self._atkd is None:
-            return None
-        if self._atkd.direction == "reverse":
-            nll_N, _ = evaluate_tokens(hidden_ND, head, label_N=batch["label_N"])
-            split = TokenSplit.of(-nll_N.cpu().numpy(), hard_fraction=self._atkd.hard_fraction)
-            batch = batch | split.tensors(-nll_N, self._atkd)
-        return TokenClasses(batch["hard_N"], batch["class_weight_N"])
+        if self._atkd is None or self._atkd.direction == "forward":
+            return {}
+        nll_N, _ = evaluate_tokens(hidden_ND, head, label_N=batch["label_N"])
+        split = TokenSplit.of(-nll_N.cpu().numpy(), hard_fraction=self._atkd.hard_fraction)
+        return split.tensors(-nll_N, self._atkd)
 
     def _head(self) -> Head:
         student = self._student[0]
@@ -240,6 +253,10 @@ class LossHead(nn.Module):
         student_ND = {layer: batch[f"student_{layer}_ND"] for layer in self.student_layers}
         teacher_NE = {int(name): batch[f"teacher_{name}_NE"] for name in self.projections}
         return HiddenStatePairs(student_ND, teacher_NE, self.projections)
+
+
+def _classes(batch: Batch) -> TokenClasses | None:
+    return TokenClasses(batch["hard_N"], batch["class_weight_N"]) if "hard_N" in batch else None
 
 
 @torch.no_grad()

@@ -1,14 +1,15 @@
 """Lines of a run: `metrics.jsonl` for programs, progress for people."""
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 
 from shared.config.run import Config
 from shared.errors import StorageError
 from shared.mixture.weight_log import WeightEntry
-from shared.run.metrics import DomainMetrics, StepMetrics, append_metrics
-from student_trainer.accumulator import MetricsAccumulator
+from shared.run.metrics import DomainMetrics, StepMetrics, TeacherMetrics, append_metrics
+from student_trainer.accumulator import COUNTERS, MetricsAccumulator
 from student_trainer.losses.token_losses import term_names
 from student_trainer.objective import TOTALS
 from student_trainer.run import Run
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
     """One line of metrics for programs and one for people; then begin the next."""
     machine = run.ranks.sum(run.metrics.machine)
-    machine[:2] /= run.ranks.world_size  # seconds and waiting are means, the rest are sums
+    machine[0] /= run.ranks.world_size  # seconds and waiting are means, the rest are sums
+    machine[1::COUNTERS] /= run.ranks.world_size
     line = metrics_line(
         run.metrics,
         run.config,
@@ -82,7 +84,7 @@ def metrics_line(
         )
         for d, name in enumerate(config.domains)
     }
-    seconds, wait_s, units, wire_bytes, retried, hits = machine.tolist()
+    seconds, wait_s, units, wire_bytes, retried, hits = machine[: 1 + COUNTERS].tolist()
     return StepMetrics(
         step=step,
         loss=totals["loss"],
@@ -101,7 +103,34 @@ def metrics_line(
         wire_bytes=round(wire_bytes),
         retried_units=round(retried),
         cache_hits=round(hits),
+        teachers=_by_teacher(config, domains, machine[1:].reshape(-1, COUNTERS)),
     )
+
+
+def _by_teacher(
+    config: Config, domains: Mapping[str, DomainMetrics], counters: np.ndarray
+) -> dict[str, TeacherMetrics]:
+    """What is measured of each teacher; `counters` are those of all, then of each of several."""
+    if not config.needs_teacher or len(counters) < len(config.teachers):
+        return {}
+    own = counters if len(config.teachers) == 1 else counters[1:]
+    found = {}
+    for name, (wait_s, units, wire_bytes, retried, hits) in zip(
+        config.teachers, own.tolist(), strict=True
+    ):
+        taught = [d for domain, d in domains.items() if config.teacher_of(domain) == name]
+        tokens = sum(domain.tokens for domain in taught)
+        nats = sum(d.kl * d.tokens for d in taught if d.kl is not None)
+        found[name] = TeacherMetrics(
+            kl=nats / tokens if tokens else None,
+            tokens=tokens,
+            wait_s=wait_s,
+            units=round(units),
+            wire_bytes=round(wire_bytes),
+            retried_units=round(retried),
+            cache_hits=round(hits),
+        )
+    return found
 
 
 def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> str:
@@ -116,9 +145,18 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
     parts.append(f"{_thousands(line.tokens_per_s)} tok/s")
     if line.units or line.teacher_wait_s:
         parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
+    if len(config.teachers) > 1:
+        parts += [_teacher(name, of, line.seconds) for name, of in line.teachers.items()]
     left_s = (config.steps - line.step) * line.seconds / max(1, steps_in_line)
     parts.append(f"eta {_duration(left_s)}")
     return " | ".join(parts)
+
+
+def _teacher(name: str, measured: TeacherMetrics, seconds: float) -> str:
+    """One of several teachers: KL, share of the time that waited, bytes per loss token."""
+    kl = "" if measured.kl is None else f" kl {_short(measured.kl)}"
+    wait = measured.wait_s / max(seconds, 1e-9)
+    return f"{name}{kl} wait {wait:.0%} {measured.wire_bytes / max(1, measured.tokens):.0f} B/tok"
 
 
 def _token_means(measured: MetricsAccumulator, config: Config, d: int) -> dict[str, float | None]:

@@ -11,7 +11,6 @@ from shared.errors import TutelageError
 from shared.mixture.weight_log import ControllerClient
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.reader import ReaderStats
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.accumulator import MetricsAccumulator, ReportAccumulator
@@ -60,11 +59,6 @@ class Run:
         return RunDir(Path(self.plan.run_dir))
 
     @property
-    def reader_stats(self) -> ReaderStats | None:
-        """Counters of this rank's reader."""
-        return None if self.reader is None else self.reader.stats
-
-    @property
     def decisions(self) -> range:
         """Steps before which the controller is told how the student does."""
         return self.config.decision_steps
@@ -91,9 +85,8 @@ def open_run(
     ranks = Ranks()
     config = plan.config
     student, teacher_heads = _load_together(plan, device, ranks)
-    teacher_head = next(iter(teacher_heads.values()), None)
     objective = Objective(
-        student, config, teacher_width=plan.teacher_width, teacher_head=teacher_head
+        student, config, teacher_width=plan.teacher_width, teacher_heads=teacher_heads
     ).to(device)
     layouts = Layouts(tuple(config.domains), plan.packed, device)
     reader = open_reader(ranks.rank) if open_reader is not None else None
@@ -107,7 +100,7 @@ def open_run(
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
     sizes = {"num_losses": len(config.losses), "num_domains": len(config.domains)}
-    metrics = MetricsAccumulator(ranks, **sizes)
+    metrics = MetricsAccumulator(ranks, **sizes, num_teachers=len(plan.parts) if reader else 0)
     since_report = ReportAccumulator(num_domains=len(config.domains))
     taid = TAIDState.start(config.taid)
     return Run(

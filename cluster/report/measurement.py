@@ -5,7 +5,7 @@ NLL and KL are nats per loss token of validation text; times are seconds, sizes 
 
 from typing import TypedDict
 
-from cluster.report.record import RunRecord, finite, read_json
+from cluster.report.record import Evaluations, RunRecord, finite, read_json
 from shared.run.metrics import DomainEvaluation, StepMetrics
 
 
@@ -32,6 +32,20 @@ class DomainSummary(TypedDict):
     epochs: float | None  # rows trained on over the domain's rows
 
 
+class TeacherSummary(TypedDict):
+    """One teacher, over its domains; None where a run has not got that far."""
+
+    model: str
+    domains: list[str]
+    tokens: int  # loss tokens of its domains that training asked about
+    wait_fraction: float  # of training wall time, mean over ranks
+    wire_bytes_per_token: float
+    cache_hit_rate: float
+    retried_units: int
+    kl_before: float | None  # KL(teacher || student), mean over validation loss tokens
+    kl_after: float | None
+
+
 class Summary(TypedDict):
     """summary.json."""
 
@@ -45,6 +59,7 @@ class Summary(TypedDict):
     captured_mass: float | None  # teacher probability on the kept ids, mean per loss token
     phases: list[int] | None  # first step of each phase that began; None without phases
     domains: dict[str, DomainSummary]
+    teachers: dict[str, TeacherSummary]
     failures: Failures
 
 
@@ -78,6 +93,7 @@ def measure(record: RunRecord, *, status: str, failures: Failures) -> Summary:
         captured_mass=_captured_mass(lines),
         phases=_phases(record),
         domains={name: domain_summary(record, name) for name in record.domains},
+        teachers={name: teacher_summary(record, name) for name in record.config.teachers},
         failures=failures,
     )
 
@@ -111,6 +127,35 @@ def domain_summary(record: RunRecord, name: str) -> DomainSummary:
         sequences=sum(m.domains[name].sequences for m in record.lines if name in m.domains),
         epochs=record.lines[-1].domains[name].epochs if record.lines else None,
     )
+
+
+def teacher_summary(record: RunRecord, name: str) -> TeacherSummary:
+    """One teacher of `summary.json`."""
+    config = record.config
+    asked = [line.teachers[name] for line in record.lines if name in line.teachers]
+    tokens, seconds = sum(m.tokens for m in asked), sum(line.seconds for line in record.lines)
+    domains = [domain for domain in record.domains if config.teacher_of(domain) == name]
+    return TeacherSummary(
+        model=config.teachers[name].model,
+        domains=domains,
+        tokens=tokens,
+        wait_fraction=_ratio(sum(m.wait_s for m in asked), seconds),
+        wire_bytes_per_token=_ratio(sum(m.wire_bytes for m in asked), tokens),
+        cache_hit_rate=_ratio(sum(m.cache_hits for m in asked), sum(m.units for m in asked)),
+        retried_units=sum(m.retried_units for m in asked),
+        kl_before=_mean_kl(record.before, domains),
+        kl_after=_mean_kl(record.after, domains),
+    )
+
+
+def _mean_kl(evaluations: Evaluations, domains: list[str]) -> float | None:
+    """Mean over the validation tokens of some domains, None unless all were compared."""
+    known = [(kl(evaluations.get(name)), evaluations.get(name)) for name in domains]
+    sums = [
+        (value * e.tokens, e.tokens) for value, e in known if e is not None and value is not None
+    ]
+    tokens = sum(count for _, count in sums)
+    return sum(nats for nats, _ in sums) / tokens if tokens and len(sums) == len(domains) else None
 
 
 def _phases(record: RunRecord) -> list[int] | None:

@@ -38,6 +38,7 @@ class Curve:
     unit: str
     plot: Markup
     by_domain: bool = False  # whether its colours are the domains'
+    names: tuple[str, ...] = ()  # whose colours they are otherwise, for a legend
 
 
 def write_report(run_dir: Path) -> Path:
@@ -119,6 +120,7 @@ def _curves(record: RunRecord) -> list[Curve]:
         *_domain_curves(record),
         *_adaptive_curves(record),
         *_phase_curves(record),
+        *_teacher_curves(record),
         *_machine_curves(record),
     ]
 
@@ -189,6 +191,48 @@ def _machine_curves(record: RunRecord) -> list[Curve]:
         plot = _plot("Waiting for the teacher", waits, format_y=plots.percent)
         curves.append(Curve("Waiting for the teacher", "share of training time", plot))
     return curves
+
+
+def _teacher_curves(record: RunRecord) -> list[Curve]:
+    """What is measured of each of several teachers; nothing of the only one."""
+    names = tuple(record.config.teachers)
+    if len(names) == 1:
+        return []
+    described: list[tuple[str, str, Callable[[StepMetrics, str], float | None]]] = [
+        ("KL by teacher", "nats per token of its domains", lambda m, name: m.teachers[name].kl),
+        ("Waiting by teacher", "share of training time", _wait_for),
+        ("Bytes by teacher", "per loss token of its domains", _bytes_of),
+    ]
+    formats = {"Waiting by teacher": plots.percent}
+    curves = []
+    for title, unit, value in described:
+        series = [_of_teacher(record, name, value, colour=i) for i, name in enumerate(names)]
+        if any(one.points for one in series):
+            plot = _plot(title, series, format_y=formats.get(title, plots.compact))
+            curves.append(Curve(title, unit, plot, names=names))
+    return curves
+
+
+def _of_teacher(
+    record: RunRecord,
+    name: str,
+    value: Callable[[StepMetrics, str], float | None],
+    *,
+    colour: int,
+) -> Series:
+    def known(line: StepMetrics) -> float | None:
+        return value(line, name) if name in line.teachers else None
+
+    return _series(record, name, known, colour=colour)
+
+
+def _wait_for(line: StepMetrics, name: str) -> float | None:
+    return line.teachers[name].wait_s / line.seconds if line.seconds else None
+
+
+def _bytes_of(line: StepMetrics, name: str) -> float | None:
+    asked = line.teachers[name]
+    return asked.wire_bytes / asked.tokens if asked.tokens else None
 
 
 def _wait(line: StepMetrics) -> float | None:

@@ -17,6 +17,7 @@ from cluster.report.measurement import (
     measure,
     measure_baseline,
     nll,
+    teacher_summary,
 )
 from cluster.report.record import RunRecord, read_record
 from shared.run.metrics import DomainEvaluation
@@ -48,7 +49,7 @@ def final_table(run_dir: Path) -> str:
     which student is lower, where the report is, and what to run next. At most 100 columns."""
     record = read_record(run_dir)
     verdicts = verdict(record)
-    blocks = [_table(record), verdicts, _what_next(record)]
+    blocks = [_table(record), _teachers(record), verdicts, _what_next(record)]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
@@ -138,6 +139,25 @@ def _table(record: RunRecord) -> list[str]:
     ]
 
 
+def _teachers(record: RunRecord) -> list[str]:
+    """A line per teacher, where there are several."""
+    found = {name: teacher_summary(record, name) for name in record.config.teachers}
+    if len(found) == 1:
+        return []
+    width = min(NAME_WIDTH, max(len("teacher"), *map(len, found)))
+    heads = "".join(_cells(group) for group in (["KL", "KL"], ["wait", "B/token"]))
+    lines = [
+        "By teacher: KL before and after, share of training that waited, bytes per loss token."
+    ]
+    lines.append("teacher".ljust(width) + "   " + heads + "   domains")
+    for name, one in found.items():
+        kls = [_number(one["kl_before"]), _number(one["kl_after"])]
+        cost = [f"{one['wait_fraction']:.1%}", f"{one['wire_bytes_per_token']:.0f}"]
+        cells = _cells([*kls, *cost])
+        lines.append(f"{_short(name, width).ljust(width)}   {cells}   {', '.join(one['domains'])}")
+    return lines
+
+
 def _line(record: RunRecord, name: str, domain: DomainSummary, *, width: int) -> str:
     nlls = [domain["teacher_nll"], domain["student_nll_before"], domain["student_nll_after"]]
     kls = [domain["kl_before"], domain["kl_after"]]
@@ -146,9 +166,12 @@ def _line(record: RunRecord, name: str, domain: DomainSummary, *, width: int) ->
         nlls.append(nll(hard))
         kls.append(kl(hard))
     weights = [domain["weight_first"], domain["weight_last"]]
-    short = name if len(name) <= width else name[: width - 2] + ".."
     groups = ([_number(value) for value in group] for group in (nlls, kls, weights))
-    return "".join([short.ljust(width), *("   " + _cells(group) for group in groups)])
+    return "".join([_short(name, width).ljust(width), *("   " + _cells(group) for group in groups)])
+
+
+def _short(name: str, width: int) -> str:
+    return name if len(name) <= width else name[: width - 2] + ".."
 
 
 def _cells(texts: list[str]) -> str:

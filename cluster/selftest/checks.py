@@ -141,9 +141,9 @@ def objective_of(subject: Subject, student: StudentConfig, losses: Sequence[Loss
     """A student and its losses, without an engine around it."""
     config = subject.config.model_copy(update={"student": student, "losses": list(losses)})
     loaded = load_student(config, device=subject.device)
-    head = next(iter(load_teacher_heads(subject.plan, subject.device).values()), None)
+    heads = load_teacher_heads(subject.plan, subject.device)
     width = subject.plan.teacher_width
-    objective = Objective(loaded, config, teacher_width=width, teacher_head=head)
+    objective = Objective(loaded, config, teacher_width=width, teacher_heads=heads)
     return objective.to(subject.device).eval()
 
 

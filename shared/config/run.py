@@ -370,6 +370,11 @@ class Config(Section):
                 f"batch.micro_batch x student.workers = {rows}; change one of the three"
             )
         check_teachers(self.teachers, {n: d.teacher for n, d in self.domains.items()})
+        if len(self.teachers) > 1 and self.hidden_layers:
+            raise ValueError(
+                "losses has a hidden_states, which learns one projection to one teacher's width, "
+                f"but teachers has {len(self.teachers)}; leave it out, or keep one teacher"
+            )
         if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
             _check_weights(self.mixture.weights, self.domains)
         if sum(isinstance(loss, ATKD) for loss in self.losses) > 1:

@@ -29,6 +29,19 @@ class DomainMetrics:
 
 
 @dataclass(slots=True)
+class TeacherMetrics:
+    """One teacher over the steps of a line, all ranks."""
+
+    kl: float | None  # as of its domains, mean per loss token of theirs
+    tokens: int  # loss tokens of its domains
+    wait_s: float  # seconds of training that waited for it, mean over ranks
+    units: int  # scoring units answered
+    wire_bytes: int
+    retried_units: int = 0
+    cache_hits: int = 0
+
+
+@dataclass(slots=True)
 class StepMetrics:
     """One line of `metrics.jsonl`."""
 
@@ -52,6 +65,7 @@ class StepMetrics:
     wire_bytes: int = 0  # serialised Tables, all ranks
     retried_units: int = 0
     cache_hits: int = 0
+    teachers: dict[str, TeacherMetrics] = field(default_factory=dict)  # those asked
 
     @property
     def tokens_per_s(self) -> float:
@@ -66,6 +80,7 @@ MACHINE_FIELDS = (
     "wire_bytes",
     "retried_units",
     "cache_hits",
+    "teachers",
 )
 
 
@@ -99,5 +114,7 @@ def read_metrics(path: Path) -> list[StepMetrics]:
         except json.JSONDecodeError:
             continue
         fields["domains"] = {n: DomainMetrics(**d) for n, d in fields["domains"].items()}
+        asked = fields.get("teachers", {}).items()
+        fields["teachers"] = {name: TeacherMetrics(**values) for name, values in asked}
         by_step[fields["step"]] = StepMetrics(**fields)
     return [by_step[step] for step in sorted(by_step)]

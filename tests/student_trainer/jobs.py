@@ -36,14 +36,12 @@ from student_trainer.state.checkpoint import (
     write_state,
 )
 from student_trainer.torchrun import StandingWeights
-from tests.student_trainer.processes import LocalTeacher, job_train, run, teacher
+from tests.student_trainer.processes import LocalTeacher, job_train, reader_of, run, teacher
 
 
 def opened(plan: RunPlan) -> Run:
     """A run on this rank, its teacher in this process."""
-    folder = plan.config.teachers["t"].model
-    reader = (lambda rank: LocalTeacher(teacher(folder))) if plan.config.needs_teacher else None
-    return open_run(plan, reader, lambda: StandingWeights(plan))
+    return open_run(plan, reader_of(plan), lambda: StandingWeights(plan))
 
 
 def job_resumed(plan: RunPlan, at: int) -> dict:

@@ -9,14 +9,14 @@ import tempfile
 import traceback
 from collections import deque
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch.distributed as dist
 
 from shared.data.rows import Rows
 from shared.errors import TutelageError
-from shared.run.plan import OpenController, RunPlan
+from shared.run.plan import OpenController, OpenRunReader, RunPlan, open_routing
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.spec import TargetSpec
@@ -62,9 +62,17 @@ def as_job(kind: str, plan: RunPlan, **arguments: object) -> dict:
 
 def run(plan: RunPlan, open_controller: OpenController | None = None) -> None:
     """Run a plan with its teacher in this process, by default under fixed weights."""
-    folder = plan.config.teachers["t"].model
-    reader = (lambda rank: LocalTeacher(teacher(folder))) if plan.config.needs_teacher else None
-    run_plan(plan, reader, open_controller or (lambda: StandingWeights(plan)))
+    run_plan(plan, reader_of(plan), open_controller or (lambda: StandingWeights(plan)))
+
+
+def reader_of(plan: RunPlan) -> OpenRunReader | None:
+    """A way to a plan's teachers in this process, None where no loss asks any."""
+    readers = {
+        name: (lambda rank, folder=asked.model: LocalTeacher(teacher(folder)))
+        for name, asked in plan.config.teachers.items()
+    }
+    needs_teacher = plan.config.needs_teacher
+    return partial(open_routing, plan=plan, readers=readers) if needs_teacher else None
 
 
 def job_train(plan: RunPlan) -> dict:

@@ -33,6 +33,7 @@ SUMMARY = {
     "captured_mass",
     "phases",
     "domains",
+    "teachers",
     "failures",
 }
 

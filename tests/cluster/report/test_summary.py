@@ -59,6 +59,7 @@ def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path)
         "captured_mass",
         "phases",
         "domains",
+        "teachers",
         "failures",
     ]
     assert list(summary["domains"]["code"]) == [

@@ -1,0 +1,152 @@
+"""Several teachers in one micro-batch: each row is learnt from the teacher of its domain alone.
+
+N positions with loss   P those of one teacher
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.data.rows import Rows
+from shared.run.plan import RunPlan, open_routing
+from shared.targets.routing import MixedTargets, label_logprobs
+from student_trainer.models.student import load_student
+from student_trainer.models.teacher_head import load_teacher_heads
+from student_trainer.objective import Objective
+from student_trainer.sources.batches import Batch, Layouts
+from student_trainer.weighing.token_split import split_batches
+from teacher_service.engine.hf import HFEngine
+from tests import tiny
+from tests.student_trainer.processes import LocalTeacher
+from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains, with_states
+from tests.student_trainer.test_objective import unit
+
+CPU = torch.device("cpu")
+TEACHERS = {"wide": 48, "narrow": 40}  # by width; each teaches one domain
+KINDS = {
+    "ids and the tail": {"targets": {"top_k": 16}},
+    "every id": {"targets": {"top_k": tiny.VOCAB}},
+    "drawn ids": {"targets": {"selector": "threshold", "top_k": 16}},
+    "renormalised": {"targets": {"selector": "renormalised"}},
+    "token-adaptive": {"losses": [{"kind": "atkd"}, {"kind": "cross_entropy"}]},
+    "last states": {"losses": [{"kind": "forward_kl"}, {"kind": "reverse_kl", "temperature": 2}]},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both teachers, of different widths."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed, (name, width) in enumerate(TEACHERS.items()):
+        tiny.save_model(folder / name, width=width, layers=2, seed=10 + seed)
+    return {name: folder / name for name in TEACHERS}
+
+
+@pytest.fixture
+def plan(request, tmp_path: Path, tiny_pair: tiny.Pair, folders: dict[str, Path]) -> RunPlan:
+    """A run of both teachers, one domain each."""
+    domains = prepared_domains(tmp_path)
+    named = dict(zip(DOMAINS, TEACHERS, strict=True))
+    parts = {}
+    for name in TEACHERS:
+        pair = replace(tiny_pair, teacher=folders[name])
+        part = plan_of(tmp_path / "run", pair, domains, **KINDS[request.param])
+        if request.param == "last states":
+            part = with_states(part, tmp_path / "cache")
+        parts[name] = part
+    first = next(iter(parts.values())).config
+    config = first.model_copy(
+        update={
+            "teachers": {n: p.config.teachers["t"] for n, p in parts.items()},
+            "domains": {
+                d: first.domains[d].model_copy(update={"teacher": n}) for d, n in named.items()
+            },
+        }
+    )
+    own = {
+        name: replace(
+            part,
+            config=config.taught_by(name),
+            domains=tuple(d for d in domains if named[d.name] == name),
+        )
+        for name, part in parts.items()
+    }
+    return RunPlan.joined(config, domains, own)
+
+
+def batches_of(plan: RunPlan, rows: Rows, targets) -> Batch:
+    """The tensors of a unit, with the split of its tokens where a loss has one."""
+    layouts = Layouts(DOMAINS, True, CPU)
+    if plan.config.atkd is None:
+        return layouts.batch(rows, targets)
+    (batch,) = split_batches([(rows, targets)], layouts, plan.config.atkd, gather=lambda own: [own])
+    return batch
+
+
+def learnt(objective: Objective, batch: Batch) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Loss, sums and gradient of a batch."""
+    objective.zero_grad(set_to_none=True)
+    loss, sums, _ = objective(batch)
+    loss.backward()
+    gradients = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
+    return loss.item(), sums, torch.cat(gradients)
+
+
+@pytest.mark.parametrize("plan", KINDS, indirect=True, ids=str)
+def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -> None:
+    """The same objective on each teacher's rows alone, in whose batch no other teacher is."""
+    readers = {
+        name: lambda rank, folder=folder: LocalTeacher(HFEngine.load(str(folder)))
+        for name, folder in folders.items()
+    }
+    rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
+    assert plan.target_spec is not None
+    reader.submit(rows, plan.target_spec)
+    answer = reader.next()
+    heads = load_teacher_heads(plan, CPU)
+    student = load_student(plan.config, device=CPU)
+    both = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
+    mixed = batches_of(plan, rows, answer)
+    found = learnt(both, mixed)
+
+    assert isinstance(answer, MixedTargets)
+    assert [part.teacher for part in answer.parts] == list(TEACHERS)
+    expected = []
+    for part in answer.parts:
+        config = plan.config
+        own = rows.where([config.teacher_of(domain) == part.teacher for domain in rows.domains()])
+        part.targets.check(own, plan.parts[part.teacher].target_spec)
+        head = {n: h for n, h in heads.items() if n == part.teacher}
+        alone = Objective(student, config, teacher_width=None, teacher_heads=head)
+        batch = Layouts(DOMAINS, True, CPU).batch(own, part.targets)
+        split = {n: mixed[n][part.index_P] for n in ("hard_N", "class_weight_N") if n in mixed}
+        expected.append(learnt(alone, batch | split))
+    for value, ones in zip(found, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(value, sum(ones[1:], ones[0]), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(*(ones[2] for ones in expected), atol=1e-3)
+
+
+@pytest.mark.parametrize("plan", ["every id"], indirect=True)
+def test_validation_compares_each_domain_with_its_teacher(plan, folders) -> None:
+    """KL to the other teacher is another number."""
+    engines = {name: HFEngine.load(str(folder)) for name, folder in folders.items()}
+    readers = {name: lambda rank, e=engine: LocalTeacher(e) for name, engine in engines.items()}
+    rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
+    assert plan.evaluation_spec is not None
+    reader.submit(rows, plan.evaluation_spec)
+    answer = reader.next()
+    student = load_student(plan.config, device=CPU)
+    objective = Objective(student, plan.config, teacher_width=None)
+    layouts = Layouts(DOMAINS, True, CPU)
+    (mixed_2G,) = objective(layouts.batch(rows, answer), mode="evaluate")
+    whole = [engine.score(rows, plan.evaluation_spec) for engine in engines.values()]
+    first_2G, second_2G = (objective(layouts.batch(rows, w), mode="evaluate")[0] for w in whole)
+    expected_2G = torch.stack([first_2G[:, 0], second_2G[:, 1]], dim=1)
+    torch.testing.assert_close(mixed_2G, expected_2G, rtol=1e-5, atol=1e-4)
+    assert abs(first_2G[1, 1] - second_2G[1, 1]) > 1
+    of_rows_N = np.repeat([d == DOMAINS[0] for d in rows.domains()], rows.num_loss_tokens())
+    pairs = [w.arrays().label_logprob_N for w in whole]
+    np.testing.assert_allclose(label_logprobs(answer), np.where(of_rows_N, *pairs), atol=1e-5)
