@@ -36,7 +36,7 @@ from student_trainer.state.checkpoint import (
     write_state,
 )
 from student_trainer.torchrun import StandingWeights
-from tests.student_trainer.processes import LocalTeacher, job_train, reader_of, run, teacher
+from tests.student_trainer.processes import job_train, reader_of, run
 
 
 def opened(plan: RunPlan) -> Run:

@@ -171,7 +171,7 @@ def test_drawn_ids_are_captured_for_every_draw_that_a_run_asks_for(plan, engine,
     everything = [key for unit in training_units(plan, all_rows=True) for key in unit.hashes()]
     assert len(everything) == len(set(everything)) == 2 * len(rows)
     store = str(tmp_path / "store")
-    captured = Capture(plan, "tiny", store, LocalTeacher(engine), ahead=3).all(all_rows=False)
+    captured = Capture(plan, "t", store, LocalTeacher(engine), ahead=3).all(all_rows=False)
     assert captured.training is not None
     assert captured.training.rows == len(asked)
     reader = StoreReader(store)
@@ -195,10 +195,10 @@ def test_a_capture_that_was_stopped_asks_nothing_twice_and_serves_any_order(
     store = str(tmp_path / "store")
     dying = Counting(engine, dies_after=12)
     with pytest.raises(TeacherError):
-        Capture(plan, "tiny", store, dying, ahead=3).all(all_rows=False)
+        Capture(plan, "t", store, dying, ahead=3).all(all_rows=False)
     assert 0 < len(dying.answered) < len(all_keys(plan, training=True))
     second = Counting(engine)
-    captured = Capture(plan, "tiny", store, second, ahead=3).all(all_rows=False)
+    captured = Capture(plan, "t", store, second, ahead=3).all(all_rows=False)
     again_to_compare = set(next(training_units(plan, all_rows=False)).hashes())
     assert set(dying.answered) & set(second.answered) <= again_to_compare
     assert captured.training is not None
@@ -224,8 +224,8 @@ def test_a_capture_that_was_stopped_asks_nothing_twice_and_serves_any_order(
 
 def test_nothing_is_asked_where_all_is_stored(plan, engine, tmp_path):
     store = str(tmp_path / "store")
-    Capture(plan, "tiny", store, Counting(engine), ahead=3).all(all_rows=True)
+    Capture(plan, "t", store, Counting(engine), ahead=3).all(all_rows=True)
     second = Counting(engine)
-    captured = Capture(plan, "tiny", store, second, ahead=3).all(all_rows=True)
+    captured = Capture(plan, "t", store, second, ahead=3).all(all_rows=True)
     assert (captured.asked_rows, captured.asked_tokens) == (0, 0)
     assert second.stats.units <= 2 * plan.config.batch.micro_batch  # scored again to compare
