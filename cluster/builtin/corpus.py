@@ -38,13 +38,18 @@ def build_corpus(cache: Path) -> Path:
     Raises DataError where a domain has too little text.
     """
     sources = find_sources()
-    folder = cache / "default" / fingerprint(sources)
+    folder = corpus_folder(cache, sources)
     if not (folder / "corpus").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "corpus.lock"):
             if not (folder / "corpus").is_dir():
                 _write_corpus(sources, folder / "corpus")
     return folder
+
+
+def corpus_folder(cache: Path, sources: dict[str, Source] | None = None) -> Path:
+    """Where `build_corpus` builds, from these sources or those of this Python."""
+    return cache / "default" / fingerprint(sources or find_sources())
 
 
 def fingerprint(sources: dict[str, Source]) -> str:

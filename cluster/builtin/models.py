@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock
 
-from cluster.builtin.corpus import DOMAINS, build_corpus
+from cluster.builtin.corpus import DOMAINS, build_corpus, corpus_folder
+from cluster.report.stages import begin
 from shared.config.paths import BUILTIN
 from shared.config.run import Config, Domain, HubDataset, Source
 from shared.errors import ConfigError
@@ -44,10 +45,14 @@ def resolve_builtin(config: Config) -> Config:
     if not any(_builtin_names(config)):
         return config
     _refuse_unknown(config)
-    cache = Path(config.paths.cache).expanduser().absolute()
-    folder = build_corpus(cache)
-    used = {name for _, name in _builtin_names(config)}
-    paths = {name: str(build_model(name, folder)) for name in MODELS if BUILTIN + name in used}
+    stages = stages_to_build(config)
+    if "corpus" in stages:
+        begin("corpus")
+    folder = build_corpus(_cache(config))
+    build_tokenizer(folder)
+    if "models" in stages:
+        begin("models")
+    paths = {name: str(build_model(name, folder)) for name in _used_models(config)}
     teachers = {
         name: teacher.model_copy(update={"model": _model_path(teacher.model, paths)})
         for name, teacher in config.teachers.items()
@@ -55,6 +60,18 @@ def resolve_builtin(config: Config) -> Config:
     student = config.student.model_copy(update={"model": _model_path(config.student.model, paths)})
     domains = {name: _resolved(domain, folder) for name, domain in config.domains.items()}
     return config.model_copy(update={"teachers": teachers, "student": student, "domains": domains})
+
+
+def stages_to_build(config: Config) -> list[str]:
+    """Which of the stages "corpus" and "models" a config with `builtin:` names needs and the cache
+    lacks. Raises ConfigError for an unknown name."""
+    if not any(_builtin_names(config)):
+        return []
+    _refuse_unknown(config)
+    folder = corpus_folder(_cache(config))
+    models = [_model_folder(name, folder, plans()[name]) for name in _used_models(config)]
+    needed = {"corpus": [folder / "corpus", _tokenizer_folder(folder)], "models": models}
+    return [name for name, parts in needed.items() if not all(part.is_dir() for part in parts)]
 
 
 def plans() -> dict[str, "ModelPlan"]:
@@ -67,8 +84,8 @@ def plans() -> dict[str, "ModelPlan"]:
             layers=4,
             heads=6,
             domains=DOMAINS,
-            steps=1200,
-            rows_per_step=8,
+            steps=500,
+            rows_per_step=16,
             context=128,
         ),
         "student": ModelPlan(
@@ -85,15 +102,14 @@ def plans() -> dict[str, "ModelPlan"]:
 
 def build_model(name: str, folder: Path, *, plan: "ModelPlan | None" = None) -> Path:
     """The folder of the built-in teacher or student, with its tokenizer, trained on the corpus in
-    `folder` on first use; an interrupted training leaves nothing behind."""
+    `folder` on first use; after an interruption the same call continues."""
     plan = plan or plans()[name]
-    key = hashlib.sha256(repr((plan, VOCAB)).encode()).hexdigest()[:8]
-    target = folder / f"{name}-{key}"
+    target = _model_folder(name, folder, plan)
     if not target.is_dir():
         with FileLock(folder / f"{target.name}.lock"):
             if not target.is_dir():
                 with _renamed_into_place(target) as scratch:
-                    _train_into(scratch, plan, build_tokenizer(folder), title=name)
+                    _train_into(scratch, plan, build_tokenizer(folder), target)
     return target
 
 
@@ -101,7 +117,7 @@ def build_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """The byte-level BPE tokenizer of the corpus in `folder`, trained on first use."""
     from transformers import PreTrainedTokenizerFast
 
-    target = folder / f"tokenizer-{VOCAB}"
+    target = _tokenizer_folder(folder)
     if not target.is_dir():
         with FileLock(folder / f"{target.name}.lock"):
             if not target.is_dir():
@@ -134,17 +150,23 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int, **settings) -> "PreTrai
 
 
 def _train_into(
-    scratch: Path, plan: "ModelPlan", tokenizer: "PreTrainedTokenizerFast", *, title: str
+    scratch: Path, plan: "ModelPlan", tokenizer: "PreTrainedTokenizerFast", target: Path
 ) -> None:
+    """Write the model of a plan; what a training has done so far lies beside `target`."""
     from transformers.utils import logging
 
     from cluster.builtin.training import train_model
 
     logging.disable_progress_bar()  # one shard needs none
-    tokens = [end_to_end(tokenizer, _texts(scratch.parent, domain)) for domain in plan.domains]
-    note = f"training the built-in {title}, once; it is kept in {scratch.parent}"
-    print(note, file=sys.stderr, flush=True)
-    model = train_model(plan, tokens, vocab=VOCAB, title=f"built-in {title}")
+    tokens = [end_to_end(tokenizer, _texts(target.parent, domain)) for domain in plan.domains]
+    print(f"training {target}", file=sys.stderr, flush=True)
+    model = train_model(
+        plan,
+        tokens,
+        vocab=VOCAB,
+        title=f"built-in {target.name.partition('-')[0]}",
+        folder=target.with_suffix(".training"),
+    )
     model.save_pretrained(scratch)
     tokenizer.model_max_length = plan.max_length
     tokenizer.save_pretrained(scratch)
@@ -167,6 +189,24 @@ def _texts(folder: Path, domain: str) -> Iterator[str]:
 
 def _text_file(folder: Path, domain: str, side: Side) -> Path:
     return folder / "corpus" / f"{domain}.{side}.jsonl"
+
+
+def _cache(config: Config) -> Path:
+    return Path(config.paths.cache).expanduser().absolute()
+
+
+def _used_models(config: Config) -> list[str]:
+    used = {name for _, name in _builtin_names(config)}
+    return [name for name in MODELS if BUILTIN + name in used]
+
+
+def _model_folder(name: str, folder: Path, plan: "ModelPlan") -> Path:
+    key = hashlib.sha256(repr((plan, VOCAB)).encode()).hexdigest()[:8]
+    return folder / f"{name}-{key}"
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    return folder / f"tokenizer-{VOCAB}"
 
 
 @contextmanager

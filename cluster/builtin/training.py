@@ -1,18 +1,21 @@
-"""Train the small models of the embedded default: one process, plain torch, a progress bar.
+"""Train the small models of the embedded default: plain torch, on two cores where there are two.
 
 The matrices of the layers train with Muon, the rest with AdamW: in one pass over a small corpus
-that reaches what AdamW alone needs several passes for.
+that reaches what AdamW alone needs several passes for. What is done is kept every few seconds.
 
 R rows of the corpus   B rows of a step   T tokens of a row   V vocabulary
 """
 
+import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,10 +23,15 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cluster.builtin.muon import Muon
+from cluster.builtin.team import Team, paired, partner
+from shared.errors import TutelageError
+
 LOG_EVERY_S = 10.0
+KEEP_EVERY_S = 10.0
 MAX_THREADS = 8
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan's quintic
-NEWTON_SCHULZ_STEPS = 5
+TOKENS_FOR_TWO = 200_000  # fewer are learnt before a second process is up
+JOB, ROWS, STATE = "job.json", "rows.npy", "state.pt"  # in the folder of a training
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,64 +52,100 @@ class ModelPlan:
     seed: int = 0
 
 
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose update of a matrix is made nearly orthogonal (Jordan et al. 2024).
-
-    `torch.optim.Muon` without weight decay, but in float32: that one works in bfloat16, with which
-    a processor that lacks instructions for it takes 3 s for a step of these models.
-    """
-
-    def __init__(self, matrices: Sequence[nn.Parameter], *, lr: float, momentum: float = 0.95):
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    self._update(matrix, lr=group["lr"], momentum=group["momentum"])
-
-    def _update(self, matrix: nn.Parameter, *, lr: float, momentum: float) -> None:
-        grad, state = matrix.grad, self.state[matrix]
-        assert grad is not None, "the caller looked"
-        if not state:
-            state["mean"] = torch.zeros_like(grad)
-        mean = state["mean"].lerp_(grad, 1 - momentum)
-        rows, columns = matrix.shape
-        stretch = math.sqrt(max(1.0, rows / columns))
-        matrix.add_(orthogonalised(grad.lerp(mean, momentum)), alpha=-lr * stretch)
-
-
-def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with its singular values brought near 1, between about .5 and 1.5."""
-    a, b, c = NEWTON_SCHULZ
-    found = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    found = found / found.norm().clamp(min=1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = found @ found.T
-        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.T if matrix.shape[0] > matrix.shape[1] else found
-
-
 def train_model(
-    plan: ModelPlan, tokens: Sequence[np.ndarray], *, vocab: int, title: str
+    plan: ModelPlan,
+    tokens: Sequence[np.ndarray],
+    *,
+    vocab: int,
+    title: str,
+    folder: Path,
+    processes: int | None = None,
 ) -> LlamaForCausalLM:
     """A Llama trained on `tokens`, one array of ids per domain; every row comes once per pass.
 
-    Uses the machine's cores; the number of threads and the random state are restored after.
+    `folder` is made, holds what is done, and goes at the end: the same call after an interruption
+    continues from there. `processes` is 1 or 2, by default as cores and tokens suggest. The number
+    of threads and the random state are restored after. Raises TutelageError where the second
+    process ends early.
     """
-    with _own_torch_state(plan.seed):
-        model = LlamaForCausalLM(_llama_config(plan, vocab))
-        optimisers = _optimisers(model, plan)
-        rows_RT = _rows(tokens, plan.context)
-        order = np.random.default_rng(plan.seed).permutation(len(rows_RT))
-        with _progress(plan.steps, title) as show:
-            for step in range(plan.steps):
-                first = step * plan.rows_per_step
-                chosen = order.take(range(first, first + plan.rows_per_step), mode="wrap")
-                show(_train_step(model, rows_RT[chosen], optimisers, share=_rate(plan, step)))
+    rows_RT = _rows(tokens, plan.context)
+    folder.mkdir(exist_ok=True)
+    np.save(folder / ROWS, rows_RT)
+    (folder / JOB).write_text(json.dumps([asdict(plan), vocab]))
+    if processes is None:
+        much = plan.steps * plan.rows_per_step * plan.context >= TOKENS_FOR_TWO
+        processes = 2 if much and _num_cores() > 1 else 1
+    with _team(folder, plan, vocab, processes) as team, _progress(plan, title) as show:
+        model = _train(_Job(plan, vocab, rows_RT), folder, team, show)
+    shutil.rmtree(folder)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    plan: ModelPlan
+    vocab: int
+    rows_RT: np.ndarray
+
+    @staticmethod
+    def read(folder: Path) -> "_Job":
+        plan, vocab = json.loads((folder / JOB).read_text())
+        plan = ModelPlan(**plan | {"domains": tuple(plan["domains"])})
+        return _Job(plan, vocab, np.load(folder / ROWS))
+
+
+@contextmanager
+def _team(folder: Path, plan: ModelPlan, vocab: int, processes: int) -> Iterator[Team]:
+    if processes == 1:
+        yield Team()
+        return
+    with torch.device("meta"):
+        size = sum(p.numel() for p in LlamaForCausalLM(_llama_config(plan, vocab)).parameters())
+    with paired(__name__, [str(folder)], folder, numbers=size) as team:
+        yield team
+
+
+def _train(
+    job: _Job, folder: Path, team: Team, show: Callable[[int, float], None]
+) -> LlamaForCausalLM:
+    """All steps from the last that is kept; every process of a team calls it."""
+    plan = job.plan
+    with _own_torch_state(plan.seed, team.size):
+        model = LlamaForCausalLM(_llama_config(plan, job.vocab))
+        optimisers = _optimisers(model, plan, team)
+        order = np.random.default_rng(plan.seed).permutation(len(job.rows_RT))
+        done, kept = _restored(folder, model, optimisers), time.monotonic()
+        for step in range(done, plan.steps):
+            first = step * plan.rows_per_step
+            chosen = order.take(range(first, first + plan.rows_per_step), mode="wrap")
+            ids_BT = torch.from_numpy(job.rows_RT[chosen].astype(np.int64))
+            loss = _train_step(model, ids_BT, optimisers, team, share=_rate(plan, step))
+            show(step + 1, loss)
+            if team.rank == 0 and time.monotonic() - kept > KEEP_EVERY_S:
+                _keep(folder, model, optimisers, done=step + 1)
+                kept = time.monotonic()
         return model.eval()
+
+
+def _keep(
+    folder: Path, model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], *, done: int
+) -> None:
+    """Write the state after `done` steps, whole or not at all."""
+    state = [done, model.state_dict(), [optimiser.state_dict() for optimiser in optimisers]]
+    scratch = folder / f"{STATE}.partial"
+    torch.save(state, scratch)
+    scratch.replace(folder / STATE)
+
+
+def _restored(folder: Path, model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> int:
+    """Load what `_keep` wrote; returns the steps done, 0 where there is nothing."""
+    if not (folder / STATE).exists():
+        return 0
+    done, weights, states = torch.load(folder / STATE, weights_only=True)
+    model.load_state_dict(weights)
+    for optimiser, state in zip(optimisers, states, strict=True):
+        optimiser.load_state_dict(state)
+    return done
 
 
 def _llama_config(plan: ModelPlan, vocab: int) -> LlamaConfig:
@@ -120,11 +164,11 @@ def _llama_config(plan: ModelPlan, vocab: int) -> LlamaConfig:
     )
 
 
-def _optimisers(model: nn.Module, plan: ModelPlan) -> list[torch.optim.Optimizer]:
+def _optimisers(model: nn.Module, plan: ModelPlan, team: Team) -> list[torch.optim.Optimizer]:
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-    muon = Muon(matrices, lr=plan.muon_lr)
+    muon = Muon(matrices, lr=plan.muon_lr, dtype=_fast_dtype(), team=team)
     adam = torch.optim.AdamW(others, lr=plan.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
     for optimiser in (muon, adam):
         for group in optimiser.param_groups:
@@ -132,10 +176,15 @@ def _optimisers(model: nn.Module, plan: ModelPlan) -> list[torch.optim.Optimizer
     return [muon, adam]
 
 
-def _rows(tokens: Sequence[np.ndarray], context: int) -> torch.Tensor:
-    """Every domain's ids cut into rows, int64 [R, T]; a domain's last, short row is left out."""
-    cut = [ids[: len(ids) // context * context].reshape(-1, context) for ids in tokens]
-    return torch.from_numpy(np.concatenate(cut).astype(np.int64))
+def _fast_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it, else float32."""
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def _rows(tokens: Sequence[np.ndarray], context: int) -> np.ndarray:
+    """Every domain's ids cut into rows [R, T]; a domain's last, short row is left out."""
+    return np.concatenate([i[: len(i) // context * context].reshape(-1, context) for i in tokens])
 
 
 def _rate(plan: ModelPlan, step: int) -> float:
@@ -148,13 +197,18 @@ def _train_step(
     model: nn.Module,
     ids_BT: torch.Tensor,
     optimisers: Sequence[torch.optim.Optimizer],
+    team: Team,
     *,
     share: float,
 ) -> float:
-    """One update; returns the loss in nats per token."""
-    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-    loss = nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
-    loss.backward()
+    """One update; returns the loss of this process's rows in nats per token."""
+    own_BT = ids_BT[team.rank :: team.size]
+    dtype = _fast_dtype()
+    with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+        logits_BTV = model(input_ids=own_BT, use_cache=False).logits[:, :-1]
+    loss = nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), own_BT[:, 1:].flatten())
+    (loss * len(own_BT) / len(ids_BT)).backward()
+    _add_up_gradients(model, team)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimiser in optimisers:
         for group in optimiser.param_groups:
@@ -164,12 +218,20 @@ def _train_step(
     return float(loss.detach())
 
 
+def _add_up_gradients(model: nn.Module, team: Team) -> None:
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    team.add_up(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 @contextmanager
-def _own_torch_state(seed: int) -> Iterator[None]:
+def _own_torch_state(seed: int, processes: int) -> Iterator[None]:
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(min(MAX_THREADS, _num_cores()))
+        torch.set_num_threads(max(1, min(MAX_THREADS, _num_cores() // processes)))
         try:
             yield
         finally:
@@ -184,22 +246,35 @@ def _num_cores() -> int:
 
 
 @contextmanager
-def _progress(steps: int, title: str) -> Iterator[Callable[[float], None]]:
-    """Call with the loss after every step: a bar on a terminal, else a line every ten seconds."""
-    began = shown = time.monotonic()
-    done = 0
+def _progress(plan: ModelPlan, title: str) -> Iterator[Callable[[int, float], None]]:
+    """Call with the steps done and the loss after every step: a bar on a terminal, else a line
+    every ten seconds."""
+    shown, first, began = time.monotonic(), 0, 0.0
 
-    def show(loss: float) -> None:
-        nonlocal shown, done
-        done += 1
+    def show(done: int, loss: float) -> None:
+        nonlocal shown, first, began
         now = time.monotonic()
+        if not began:
+            first, began = done, now
+            bar.initial = bar.n = done - 1
         bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
         bar.update()
-        if bar.disable and (now - shown > LOG_EVERY_S or done == steps):
+        if bar.disable and (now - shown > LOG_EVERY_S or done == plan.steps):
             shown = now
-            left = (now - began) / done * (steps - done)
-            line = f"{title}: step {done}/{steps}, loss {loss:.2f}, {left:.0f} s left"
+            left = (now - began) / max(1, done - first) * (plan.steps - done)
+            line = f"{title}: step {done}/{plan.steps}, loss {loss:.2f}, {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
 
-    with tqdm(total=steps, desc=title, unit="step", disable=not sys.stderr.isatty()) as bar:
+    off = not sys.stderr.isatty()
+    with tqdm(total=plan.steps, desc=title, unit="step", disable=off) as bar:
         yield show
+
+
+def _take_part(folder: Path) -> None:
+    """What the second process runs; it ends with the first."""
+    with suppress(TutelageError):
+        _train(_Job.read(folder), folder, partner(folder), lambda done, loss: None)
+
+
+if __name__ == "__main__":
+    _take_part(Path(sys.argv[1]))

@@ -5,7 +5,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.planning.loading import load
+from cluster.builtin.models import resolve_builtin, stages_to_build
+from cluster.planning.loading import load, read
+from cluster.report.stages import expect, stages_of_run
 from shared.config.run import Config
 from shared.errors import CheckpointError, ConfigError
 from shared.run.run_dir import RunDir
@@ -17,7 +19,9 @@ def run(
     path: Path, overrides: Sequence[str], *, fresh: bool = False, address: str | None = None
 ) -> None:
     """`tutelage run`."""
-    config = load(path, overrides)
+    config = read(path, overrides)
+    expect([*stages_to_build(config), *stages_of_run(config)])
+    config = resolve_builtin(config)
     from cluster.launch import driver
 
     driver.run(config, fresh=fresh, address=address)

@@ -17,6 +17,7 @@ from cluster.planning.preparation import (
     reverse_split_note,
 )
 from cluster.report.outcome import conclude, count
+from cluster.report.stages import begin
 from cluster.report.summary import final_table
 from cluster.session.services import find_service, named_services, services_of
 from cluster.session.session import attached, connected, find_address, prepare_environment
@@ -109,6 +110,7 @@ def _launched(
 
 
 def _prepared(config: Config, *, fresh: bool, services: Mapping[str, str] | None) -> Launch:
+    begin("start")
     refuse_unasked(config)
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
@@ -135,6 +137,7 @@ def _distil(launch: Launch) -> None:
                 if part.target_spec is not None:
                     _say_price(launch.taught_by(name), part, part.target_spec)
             if not launch.run_dir.finished:
+                begin("students")
                 with _controller(launch, plan) as open_controller:
                     _train(launch, plan, open_reader, open_controller)
                 conclude(launch.run_dir, status="finished")
@@ -240,7 +243,7 @@ def _train(
 
 def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -> None:
     """The same student on the same rows with hard labels alone, compared with the same teacher."""
-    print("training the baseline on hard labels alone, on the same rows", flush=True)
+    begin("baseline")
     run_dir = launch.run_dir.baseline
     for folder in (run_dir.path, run_dir.logs, run_dir.checkpoints):
         folder.mkdir(parents=True, exist_ok=True)

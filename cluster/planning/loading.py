@@ -10,8 +10,13 @@ from shared.config.run import Config
 def load(path: Path, overrides: Sequence[str]) -> Config:
     """A config file with overrides, every path absolute and every builtin made."""
     from cluster.builtin.models import resolve_builtin
+
+    return resolve_builtin(read(path, overrides))
+
+
+def read(path: Path, overrides: Sequence[str]) -> Config:
+    """A config file with overrides, every path absolute; built-in names stay."""
     from cluster.session.session import prepare_environment
 
     prepare_environment()
-
-    return resolve_builtin(resolve(load_config(path, overrides)))
+    return resolve(load_config(path, overrides))

@@ -3,19 +3,30 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.builtin import corpus, models, training
 from cluster.builtin.corpus import DOMAINS
-from cluster.builtin.models import build_model, build_tokenizer, plans, resolve_builtin
+from cluster.builtin.models import (
+    build_model,
+    plans,
+    resolve_builtin,
+    stages_to_build,
+)
+from cluster.builtin.muon import Muon
+from cluster.builtin.team import paired
 from cluster.builtin.training import ModelPlan
+from cluster.report.stages import SENTENCES, begin, expect, stages_of_run
 from shared.config.run import Config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, TutelageError
 
 TINY = {"width": 32, "layers": 1, "heads": 2, "steps": 3, "rows_per_step": 2, "context": 32}
 TINY_PLANS = {
@@ -45,6 +56,11 @@ def config_of(cache: Path, **changes) -> Config:
         "domains": {name: {"train": f"builtin:{name}"} for name in DOMAINS},
     }
     return Config.model_validate(fields | changes)
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module, *, within: float) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all((a - b).abs().max() <= within for a, b in pairs)
 
 
 def test_builtin_names_become_paths_that_load(cache: Path):
@@ -79,6 +95,22 @@ def test_both_models_share_a_tokenizer_that_gives_text_back(cache: Path):
     assert teacher.decode(teacher(text)["input_ids"]) == text
 
 
+def test_stages_are_those_that_the_cache_lacks(tmp_path: Path, capsys):
+    config = config_of(tmp_path, baseline=True)
+    found = stages_to_build(config)
+    expect([*found, *stages_of_run(config)])
+    resolve_builtin(config)
+    begin("baseline")
+    told = [line for line in capsys.readouterr().out.splitlines() if " of 5: " in line]
+    assert [line[:8] for line in told] == ["1 of 5: ", "2 of 5: ", "5 of 5: "]
+    assert found == ["corpus", "models"]
+    assert stages_to_build(config) == []
+    expect(["start"])
+    resolve_builtin(config)
+    begin("baseline")
+    assert capsys.readouterr().out == f"{SENTENCES['baseline']}\n"
+
+
 def test_a_config_without_builtin_names_is_left_alone(tmp_path: Path):
     domains = {"a": {"train": "a.jsonl"}}
     config = config_of(
@@ -110,18 +142,34 @@ def test_a_misspelt_name_is_refused_with_the_nearest(tmp_path: Path, changes, na
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_training_leaves_nothing(cache: Path, monkeypatch):
+def interrupted_at(number: int) -> Callable[..., float]:
+    """A training step that is interrupted when it is called for the `number`th time, from 0."""
+    calls, step = count(), training._train_step
+
+    def counted(*given, **options) -> float:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return step(*given, **options)
+
+    return counted
+
+
+def test_an_interrupted_training_continues_where_it_was(cache: Path, monkeypatch):
     folder = corpus.build_corpus(cache)
-    build_tokenizer(folder)
+    plan = ModelPlan(domains=("legal",), seed=7, **TINY | {"steps": 6})
+    whole = build_model("student", folder, plan=plan)
     before = {path.name for path in folder.iterdir() if path.is_dir()}
-
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "train_model", interrupt)
+    monkeypatch.setattr(training, "KEEP_EVERY_S", 0.0)
+    step = training._train_step
+    monkeypatch.setattr(training, "_train_step", interrupted_at(4))
     with pytest.raises(KeyboardInterrupt):
-        build_model("teacher", folder, plan=ModelPlan(domains=("legal",), seed=7, **TINY))
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == before
+        build_model("teacher", folder, plan=plan)
+    monkeypatch.setattr(training, "_train_step", step)
+    monkeypatch.setattr(training, "_train_step", interrupted_at(2))  # two steps are left
+    built = build_model("teacher", folder, plan=plan)
+    models = (AutoModelForCausalLM.from_pretrained(path) for path in (built, whole))
+    assert same_weights(*models, within=0.0)
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == before | {built.name}
 
 
 def test_another_plan_is_another_model(cache: Path):
@@ -130,16 +178,39 @@ def test_another_plan_is_another_model(cache: Path):
     assert build_model("student", folder, plan=plan) != build_model("student", folder)
 
 
-def test_training_lowers_the_loss_and_leaves_torch_as_it_was(monkeypatch):
-    import numpy as np
+def test_two_processes_train_what_one_does(tmp_path: Path):
+    """But for the rounding, of bfloat16 where the processor has it."""
+    tokens = [np.random.default_rng(0).integers(3, 64, 2_000)]
 
+    def trained(steps: int, processes: int) -> torch.Tensor:
+        plan = ModelPlan(domains=("x",), **TINY | {"steps": steps, "rows_per_step": 4})
+        model = training.train_model(
+            plan, tokens, vocab=64, title="test", folder=tmp_path / "training", processes=processes
+        )
+        return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    start, alone, paired = trained(0, 1), trained(5, 1), trained(5, 2)
+    assert (alone - paired).norm() < 0.05 * (alone - start).norm()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_of_the_second_process_is_told(tmp_path: Path):
+    with (
+        paired("compileall", ["-q", str(tmp_path)], tmp_path, numbers=4) as pair,
+        pytest.raises(TutelageError, match="continues from the last checkpoint"),
+    ):
+        pair.add_up(torch.zeros(4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_lowers_the_loss_and_leaves_torch_as_it_was(tmp_path: Path):
     threads = torch.get_num_threads()
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     tokens = np.tile(np.arange(3, 35), 40)
     plan = ModelPlan(domains=("x",), **TINY | {"steps": 60})
-    model = training.train_model(plan, [tokens], vocab=64, title="test")
+    model = training.train_model(plan, [tokens], vocab=64, title="test", folder=tmp_path / "t")
     ids = torch.from_numpy(tokens[:32].copy())[None]
     assert model(input_ids=ids, labels=ids).loss.item() < 1.0 < float(np.log(64))
     assert torch.get_num_threads() == threads
@@ -151,7 +222,7 @@ def test_muon_is_torchs_but_for_the_rounding_of_bfloat16():
     starts = [torch.randn(24, 8), torch.randn(8, 24), torch.randn(16, 16)]
     gradients = [[torch.randn_like(start) for start in starts] for _ in range(3)]
     moved = []
-    for make in (training.Muon, partial(torch.optim.Muon, weight_decay=0.0)):
+    for make in (Muon, partial(torch.optim.Muon, weight_decay=0.0)):
         matrices = [torch.nn.Parameter(start.clone()) for start in starts]
         optimiser = make(matrices, lr=0.1)
         for step in gradients:

@@ -1,0 +1,35 @@
+"""What a command goes through, told as it begins: `2 of 5: training the built-in models, once`.
+
+Stages have names; a command says at its start which it will come to, and whoever begins one names
+it. Their progress lines say how much time is left.
+"""
+
+from collections.abc import Sequence
+
+from shared.config.run import Config
+
+SENTENCES = {
+    "corpus": "building the built-in corpus and its tokenizer, once; some ten seconds",
+    "models": "training the built-in models, once",
+    "start": "starting: rows, cluster, teacher; less than a minute",
+    "students": "training the student",
+    "baseline": "training the baseline on hard labels alone, on the same rows",
+}
+
+_expected: list[str] = []
+
+
+def expect(names: Sequence[str]) -> None:
+    """Number the stages of this process's command, in order."""
+    _expected[:] = names
+
+
+def begin(name: str) -> None:
+    """Print the sentence of a stage, with its number where the command expects it."""
+    place = f"{_expected.index(name) + 1} of {len(_expected)}: " if name in _expected else ""
+    print(f"{place}{SENTENCES[name]}", flush=True)
+
+
+def stages_of_run(config: Config) -> list[str]:
+    """Names of what `tutelage run` goes through once its models and text are there."""
+    return ["start", "students", *(["baseline"] if config.baseline else [])]
