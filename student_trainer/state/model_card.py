@@ -28,15 +28,13 @@ def model_card(config: Config, *, run_dir: RunDir, step: int, frozen: Mapping | 
 
 
 def _facts(config: Config) -> dict:
-    teacher = next(iter(config.teachers.values()))
     student, optimiser = config.student, config.optimiser
     return {
         "name": config.name,
         "library": "peft" if isinstance(student.train, LoRATraining) else "transformers",
         "quantised": isinstance(student.train, QLoRATraining),
         "student": _short(student.model),
-        "teacher": _short(teacher.model) if config.needs_teacher else "its text alone",
-        "adapter": _short(teacher.adapter) if teacher.adapter else None,
+        "teacher": _teachers(config) if config.needs_teacher else "its text alone",
         "rows_per_step": config.batch.rows_per_step,
         "context": config.data.context,
         "kind": student.train.kind,
@@ -91,6 +89,18 @@ def _number(value: float | None) -> str:
 def _loss(loss: Loss) -> str:
     settings = loss.model_dump(exclude={"kind"})
     return f"{loss.kind} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
+
+
+def _teachers(config: Config) -> str:
+    """The teacher, or each of several with its domains."""
+    said = []
+    for name, teacher in config.teachers.items():
+        named = _short(teacher.model)
+        if teacher.adapter:
+            named += f" (adapter {_short(teacher.adapter)})"
+        taught = [domain for domain in config.domains if config.teacher_of(domain) == name]
+        said.append(named if len(config.teachers) == 1 else f"{named} in {', '.join(taught)}")
+    return " and by ".join(said)
 
 
 def _short(model: str) -> str:

@@ -242,3 +242,43 @@ def test_a_student_that_cannot_name_ids_is_refused(losses, targets, sentence):
     with pytest.raises(ValidationError, match=sentence):
         config(losses=losses, targets={"student_ids": 16} | targets)
     config(losses=losses, targets=targets | {"student_ids": 0})
+
+
+TWO = {"a": {"model": "a"}, "b": {"model": "b"}}
+
+
+def taught(math: str | None, code: str | None, **parts: object) -> Config:
+    named = {"math": {"train": "m", "teacher": math}, "code": {"train": "c", "teacher": code}}
+    return config(**{"teachers": TWO, "domains": named, **parts})
+
+
+def test_a_domain_names_its_teacher():
+    both = taught("b", "a")
+    assert [both.teacher_of(name) for name in both.domains] == ["b", "a"]
+    part = both.taught_by("b")
+    assert (list(part.teachers), list(part.domains)) == (["b"], ["math"])
+
+
+def test_the_only_teacher_need_not_be_named_and_may_be():
+    assert config().teacher_of("code") == "t"
+    named = {"math": {"train": "m", "teacher": "t"}, "code": {"train": "c"}}
+    assert config(domains=named).teacher_of("math") == "t"
+
+
+@pytest.mark.parametrize(
+    ("math", "code", "said"),
+    [
+        ("a", None, r"domains.code names no teacher, and there are 2; set domains.code.teacher to"),
+        ("a", "c", r"domains.code.teacher is 'c', but teachers has a, b; name one of them"),
+        ("a", "a", r"teachers.b teaches no domain; set domains.NAME.teacher=b for one, or remove"),
+    ],
+)
+def test_a_teacher_that_is_missing_unknown_or_unused_is_refused(math, code, said):
+    with pytest.raises(ValidationError, match=said):
+        taught(math, code)
+
+
+def test_hidden_states_of_several_teachers_are_refused():
+    losses = [{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {1: 1}}]
+    with pytest.raises(ValidationError, match=r"one teacher's width, but teachers has 2"):
+        taught("a", "b", losses=losses)
