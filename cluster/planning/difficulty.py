@@ -24,10 +24,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from cluster.planning.preparation import Prepared
+from shared.data.digests import digest_file
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
-from shared.data.sources import digest_file
 from shared.errors import ConfigError
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shared.config.run import Data
+from shared.data.digests import digest_file
 from shared.data.packing import Fit
 from shared.data.row_store import RaggedRows, write_rows
-from shared.data.sources import digest_file
 from shared.errors import DataError, StorageError
 
 TRAIN, VALIDATION, FACTS = "train.arrow", "validation.arrow", "facts.json"

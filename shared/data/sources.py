@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from shared.config.run import Domain, HubDataset, Source
+from shared.data.digests import digest_file
 from shared.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ Field = Literal["text", "prompt", "response", "messages"]
 Columns = Mapping[Field, str]
 FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages")
 UNREAD_TABLES = (".json", ".csv", ".tsv", ".gz", ".zst", ".arrow")
-READ_BYTES = 1 << 20
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -91,18 +90,6 @@ def digest_sources(sources: Sequence[Source], *, root: Path) -> list[str]:
             files = source_files(source, root=root)
             digests += [f"{path.suffix}:{digest_file(path)}" for path in files]
     return digests
-
-
-def digest_file(path: Path) -> str:
-    """xxh3-128 of a file's bytes, hexadecimal. Raises DataError where it cannot be read."""
-    state = xxhash.xxh3_128()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
-                state.update(block)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check it") from None
-    return state.hexdigest()
 
 
 def num_bytes(sources: Sequence[Source], *, root: Path) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.data.sources import digest_file
+from shared.data.digests import digest_file
 from shared.errors import ConfigError
 
 StatesEncoding = Literal["bf16", "fp16", "fp32"]  # the teacher's own type

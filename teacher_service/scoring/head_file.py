@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from shared.data.sources import digest_file
+from shared.data.digests import digest_file
 from shared.errors import ConfigError, StorageError
 from shared.targets.head_location import ShippedHead, StatesEncoding, head_path
 from teacher_service.scoring.scoring import Head

@@ -1,0 +1,1 @@
+"""One prepared run on a GPU: see `__main__`."""
