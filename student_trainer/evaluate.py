@@ -18,6 +18,7 @@ from tqdm import tqdm
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.run.metrics import DomainEvaluation
+from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
 from shared.targets.spec import TargetSpec
 from student_trainer.ranks import Ranks
@@ -110,19 +111,9 @@ def _answers(
     if reader is None or spec is None:
         yield from ((rows, None) for rows in units)
         return
-    asked = [rows for rows in units if len(rows)]
-    for rows in asked[:UNITS_AHEAD]:
-        reader.submit(rows, spec)
-    taken = 0
+    answers = answered(reader, filter(len, units), spec, ahead=UNITS_AHEAD)
     for rows in units:
-        if not len(rows):
-            yield rows, None
-            continue
-        targets = reader.next()
-        taken += 1
-        if taken - 1 + UNITS_AHEAD < len(asked):
-            reader.submit(asked[taken - 1 + UNITS_AHEAD], spec)
-        yield rows, targets
+        yield rows, next(answers)[1] if len(rows) else None
 
 
 def _teacher_and_tokens(batch: Batch, num_domains: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from student_trainer.reports import report
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.sources.batches import Batch, Step
+from student_trainer.sources.data_set import DataSet
+from student_trainer.sources.source import OpenSource
 from student_trainer.state.resume import restore, save
 from student_trainer.weighing.token_split import split_batches
 
@@ -27,13 +29,17 @@ log = logging.getLogger(__name__)
 
 
 def run_plan(
-    plan: RunPlan, open_reader: OpenRunReader | None, open_controller: OpenController
+    plan: RunPlan,
+    open_reader: OpenRunReader | None,
+    open_controller: OpenController,
+    *,
+    open_source: OpenSource = DataSet,
 ) -> None:
     """Train, or evaluate, as the plan's mode says. A finished run is left alone."""
     if is_finished(plan):
         log.info("%s is finished already", plan.run_dir)
         return
-    run = open_run(plan, open_reader, open_controller)
+    run = open_run(plan, open_reader, open_controller, open_source=open_source)
     try:
         if plan.mode == "train":
             train(run)
@@ -53,7 +59,7 @@ def train(run: Run) -> None:
         if step in run.decisions:
             report(run, step)
         watch = Stopwatch(run.reader)
-        drawn = run.supply.step(step)
+        drawn = run.loader.step(step)
         reseed(config.seed, step=step, rank=run.ranks.rank)
         sums = learn(run, drawn)
         lr = learning_rate(config.optimiser, step=step, steps=config.steps)
@@ -105,11 +111,11 @@ def batches(run: Run, drawn: Step) -> Iterator[tuple[Rows, Batch]]:
     first forward pass: how a step is cut then changes nothing.
     """
     term = run.config.atkd
+    answers = run.loader.answers(drawn)
     if term is None or term.direction == "reverse":
-        for rows in drawn.units:
-            yield rows, run.layouts.batch(rows, run.supply.targets())
+        for rows, answer in zip(drawn.units, answers, strict=True):
+            yield rows, run.layouts.batch(rows, answer)
         return
-    answers = [run.supply.targets() for _ in drawn.units]
     cut = [(rows, answer) for rows, answer in zip(drawn.units, answers, strict=True) if answer]
     batches_of_step = split_batches(cut, run.layouts, term, gather=run.ranks.gather)
     yield from zip(drawn.units, batches_of_step, strict=True)

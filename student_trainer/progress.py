@@ -28,8 +28,8 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
         step=step,
         lr=lr,
         grad_norm=grad_norm,
-        entry=run.supply.ruling(step - 1),
-        epochs=run.supply.epochs(step),
+        entry=run.weight_log.ruling(step - 1),
+        epochs=run.source.epochs(step),
         teacher_share=run.taid.teacher_share,
         machine=machine,
     )

@@ -23,7 +23,10 @@ from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
-from student_trainer.sources.loader import Supply
+from student_trainer.sources.data_set import DataSet
+from student_trainer.sources.followed_log import FollowedLog
+from student_trainer.sources.loader import Loader
+from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 from student_trainer.state.stateful import Stateful
 from student_trainer.weighing.taid import TAIDState
@@ -39,7 +42,9 @@ class Run:
     engine: Any  # a DeepSpeed engine around the Objective
     frozen: FrozenWeights | None  # of a student with adapters
     layouts: Layouts
-    supply: Supply
+    weight_log: FollowedLog
+    source: TokenSource
+    loader: Loader
     validation: Validation
     metrics: MetricsAccumulator
     since_report: ReportAccumulator
@@ -65,7 +70,7 @@ class Run:
 
     def is_over(self, step: int) -> bool:
         """Whether training ends after `step` updates; all ranks ask together."""
-        return self.supply.is_over(step)
+        return self.weight_log.is_over(step)
 
     def due(self, every: int, step: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
@@ -73,7 +78,11 @@ class Run:
 
 
 def open_run(
-    plan: RunPlan, open_reader: OpenRunReader | None, open_controller: OpenController
+    plan: RunPlan,
+    open_reader: OpenRunReader | None,
+    open_controller: OpenController,
+    *,
+    open_source: OpenSource = DataSet,
 ) -> Run:
     """Join the other ranks, load the student and build everything a run needs.
 
@@ -95,7 +104,8 @@ def open_run(
     spec, student_ids = plan.target_spec, None
     if spec is not None and spec.student_ids:
         student_ids = StudentIds(engine, layouts, spec)
-    train = tuple(RowStore.open(domain.train_path) for domain in plan.domains)
+    weight_log = FollowedLog(config, ranks, controller)
+    source = open_source(plan, ranks, weight_log)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,12 +120,15 @@ def open_run(
         engine=engine,
         frozen=frozen_weights(student, engine.module, ranks),
         layouts=layouts,
-        supply=Supply(
-            plan,
-            train,
+        weight_log=weight_log,
+        source=source,
+        loader=Loader(
+            source,
+            weight_log,
             ranks=ranks,
+            domains=tuple(config.domains),
             reader=reader,
-            controller=controller,
+            question=spec,
             student_ids=student_ids,
         ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),

@@ -8,9 +8,9 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,10 @@ from shared.run.plan import OpenReader, RunPlan
 from shared.run.run_dir import RunDir
 from shared.store.answer_files import Holding
 from shared.store.target_store import TargetStore
-from shared.targets.reader import TargetReader
+from shared.targets.reader import TargetReader, answered
 from shared.targets.spec import TargetSpec
 from student_trainer.evaluate import unit_size
-from student_trainer.sources.loader import empty_curriculum, whole_domains
+from student_trainer.sources.data_set import empty_curriculum, whole_domains
 
 UNITS_PER_REPLICA = 2  # under way, so that a replica never waits for the next
 SAID_EVERY_S = 60.0  # where there is no terminal for a bar
@@ -207,23 +207,18 @@ class Capture:
 
     def fill(self, units: Iterator[Rows], spec: TargetSpec, *, name: str, total: int) -> Holding:
         """Ask about the rows of units that are not stored."""
-        store = self._opened(spec)
-        asked: deque[Rows] = deque()
-        progress = _Progress(name, total)
-        sample: Rows | None = None
+        store, progress = self._opened(spec), _Progress(name, total)
+        sent = (shown(unit, self.plan.openings) for unit in units)
+        sample, ahead = next(sent, None), self.ahead
         try:
-            for unit in units:
-                rows = shown(unit, self.plan.openings)
-                sample = sample or rows
-                new = _unstored(store, rows, asked)
-                progress.skip(int(rows.num_loss_tokens().sum() - new.num_loss_tokens().sum()))
-                if len(new):
-                    self.reader.submit(new, spec)
-                    asked.append(new)
-                if len(asked) > self.ahead:
-                    self._take(store, asked, progress)
-            while asked:
-                self._take(store, asked, progress)
+            every = chain([sample] if sample else [], sent)
+            missing = _missing(store, every, ahead=ahead, progress=progress)
+            for rows, answer in answered(self.reader, missing, spec, ahead=ahead):
+                store.write(answer)
+                tokens = int(rows.num_loss_tokens().sum())
+                self.rows += len(rows)
+                self.tokens += tokens
+                progress.add(tokens)
             self._score_again(store, sample, spec)
         finally:
             progress.close()
@@ -236,21 +231,13 @@ class Capture:
         ids = plan.config.targets.store_ids
         return TargetStore(self.store, teacher=plan.teacher, spec=spec, ids=ids, sets_aside=True)
 
-    def _take(self, store: TargetStore, asked: deque[Rows], progress: "_Progress") -> None:
-        store.write(self.reader.next())
-        rows = asked.popleft()
-        tokens = int(rows.num_loss_tokens().sum())
-        self.rows += len(rows)
-        self.tokens += tokens
-        progress.add(tokens)
-
     def _score_again(self, store: TargetStore, sample: Rows | None, spec: TargetSpec) -> None:
         """Compare stored answers with the same rows scored one by one."""
-        for row in range(len(sample or ())):
-            assert sample is not None, "it has rows"
-            alone = sample.part(slice(row, row + 1))
-            self.reader.submit(alone, spec)
-            found = [a.arrays().label_logprob_N for a in (self.reader.next(), store.read(alone))]
+        if sample is None:
+            return
+        single = [sample.part(slice(row, row + 1)) for row in range(len(sample))]
+        for alone, answer in answered(self.reader, single, spec, ahead=self.ahead):
+            found = [a.arrays().label_logprob_N for a in (answer, store.read(alone))]
             off = np.abs(found[0] - found[1]).max(initial=0.0)
             self.repeat_nats = max(self.repeat_nats, float(off))
 
@@ -311,13 +298,20 @@ def _refuse_unplaceable(launch: Launch) -> None:
         refuse_unplaceable(teachers_demands(launch.config.teachers, declared))
 
 
-def _unstored(store: TargetStore, rows: Rows, asked: Sequence[Rows]) -> Rows:
-    """The rows that are neither stored nor under way, each once."""
-    under_way = {key for unit in asked for key in unit.hashes()}
-    new = [
-        row for row, key in enumerate(rows.hashes()) if key not in under_way and key not in store
-    ]
-    return Rows(rows.table.take(pa.array(new, pa.int64())))
+def _missing(
+    store: TargetStore, units: Iterable[Rows], *, ahead: int, progress: _Progress
+) -> Iterator[Rows]:
+    """Rows of each unit that are neither stored nor under way, where there are some; of the units
+    handed out, all but the last `ahead` + 1 are stored."""
+    under_way: deque[list[bytes]] = deque(maxlen=ahead + 1)
+    for rows in units:
+        keys, known = rows.hashes(), {key for unit in under_way for key in unit}
+        new = [row for row, key in enumerate(keys) if key not in known and key not in store]
+        left = Rows(rows.table.take(pa.array(new, pa.int64())))
+        progress.skip(int(rows.num_loss_tokens().sum() - left.num_loss_tokens().sum()))
+        if len(left):
+            under_way.append([keys[row] for row in new])
+            yield left
 
 
 def _curriculum(plan: RunPlan) -> Curriculum:

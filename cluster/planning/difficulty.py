@@ -10,8 +10,7 @@ R rows of a domain in file order   N positions with loss of a unit
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
-from shared.targets.reader import TargetReader
+from shared.targets.reader import answered
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.spec import TargetSpec
 
@@ -129,27 +128,13 @@ def _score(
     parts, reader = [np.zeros(0)], open_reader(0)
     try:
         units = store.units(config.batch.micro_batch)
-        for rows, answer in _answers(reader, units, spec, ahead=2 * config.service.in_flight):
+        for rows, answer in answered(reader, units, spec, ahead=2 * config.service.in_flight):
             parts.append(_means(rows, answer))
             bar.update(len(rows))
     finally:
         reader.close()
         bar.close()
     return np.concatenate(parts)
-
-
-def _answers(
-    reader: TargetReader, units: Iterator[Rows], spec: TargetSpec, *, ahead: int
-) -> Iterator[tuple[Rows, SoftTargets]]:
-    """Units and their answers in order, with `ahead` units asked beyond the one waited for."""
-    asked: deque[Rows] = deque()
-    for unit in units:
-        reader.submit(unit, spec)
-        asked.append(unit)
-        if len(asked) > ahead:
-            yield asked.popleft(), reader.next()
-    while asked:
-        yield asked.popleft(), reader.next()
 
 
 def _means(rows: Rows, answer: SoftTargets) -> np.ndarray:

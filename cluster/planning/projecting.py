@@ -16,7 +16,7 @@ from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
-from shared.targets.reader import TargetReader
+from shared.targets.reader import TargetReader, answered
 from shared.targets.spec import TargetSpec
 from teacher_service.scoring.projection import (
     Projections,
@@ -84,9 +84,8 @@ def _moments(reader: TargetReader, units: list[Rows], prepared: Prepared) -> dic
         prompts=prepared.showing.prompts,
     )
     moments = {layer: np.zeros((size, size)) for layer in layers}
-    for unit in units:
-        reader.submit(unit, spec)
-        for layer, states_ND in reader.next().arrays().hidden_ND.items():
+    for _, answer in answered(reader, units, spec, ahead=0):
+        for layer, states_ND in answer.arrays().hidden_ND.items():
             wide_ND = states_ND.astype(np.float64)
             moments[layer] += wide_ND.T @ wide_ND
     return moments

@@ -10,7 +10,7 @@ from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader, RunPlan
-from shared.targets.reader import TargetReader
+from shared.targets.reader import TargetReader, answered
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import this_device
@@ -94,9 +94,4 @@ def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
 
 def answers(reader: TargetReader, units: Sequence[Rows], spec: TargetSpec) -> Iterator[SoftTargets]:
     """The units' answers in order, a few asked for ahead."""
-    for unit in units[:UNITS_AHEAD]:
-        reader.submit(unit, spec)
-    for number in range(len(units)):
-        yield reader.next()
-        if number + UNITS_AHEAD < len(units):
-            reader.submit(units[number + UNITS_AHEAD], spec)
+    return (answer for _, answer in answered(reader, units, spec, ahead=UNITS_AHEAD))

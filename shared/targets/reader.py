@@ -1,12 +1,28 @@
 """Where SoftTargets come from: a pool of live teachers or a store on disk."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import islice
+from typing import Protocol, TypeVar
 
 from shared.data.rows import Rows
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.spec import TargetSpec
+
+Answer = TypeVar("Answer", covariant=True)
+
+
+class Reader(Protocol[Answer]):
+    """Answers units of rows, whatever it answers with."""
+
+    def submit(self, rows: Rows, spec: TargetSpec, /) -> None:
+        """Ask for a unit; never blocks."""
+        ...
+
+    def next(self) -> Answer:
+        """The oldest answer not yet taken, waited for."""
+        ...
 
 
 class TargetReader(Protocol):
@@ -53,3 +69,30 @@ class ReaderStats:
             cache_hits=sum(stats.cache_hits for stats in each),
             teachers=teachers,
         )
+
+
+def answered(
+    reader: Reader[Answer], units: Iterable[Rows], question: TargetSpec, *, ahead: int
+) -> Iterator[tuple[Rows, Answer]]:
+    """Units and their answers, in order. The first `ahead` units are asked about at once, before
+    anything is taken, and one more after every answer: so many are under way beyond the unit that
+    is worked on. Nobody else may take answers of the reader's to units asked about later before
+    these are taken."""
+    waiting, asked = iter(units), deque[Rows]()
+
+    def ask(count: int) -> None:
+        for rows in islice(waiting, count):
+            reader.submit(rows, question)
+            asked.append(rows)
+
+    def take() -> Iterator[tuple[Rows, Answer]]:
+        while True:
+            ask(0 if asked else 1)
+            if not asked:
+                return
+            taken = asked.popleft(), reader.next()
+            ask(ahead - len(asked))
+            yield taken
+
+    ask(ahead)
+    return take()

@@ -1,22 +1,19 @@
-"""From blocks to units to tensors: what a rank trains on, and in which order.
+"""From steps to units to tensors: what a rank trains on.
 
 A unit is the rows of one (step, rank, micro-batch). It is fixed before anything is sent, so that
 teacher and student see the same rows in the same order whatever is retried or restarted.
 
-R rows of a block   D domains in config order   B lines   T tokens   N positions with loss
+R rows of a unit   D domains in config order   B lines   T tokens   N positions with loss
 K ids kept per position   S temperatures
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from shared.data.layout import lay_out
-from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
-from shared.mixture.curriculum import Curriculum
 from shared.targets.routing import Answer, MixedTargets, label_logprobs
 from shared.targets.soft_targets import SoftTargets
 
@@ -29,57 +26,14 @@ class Step:
 
     index: int
     units: tuple[Rows, ...]  # of this rank
-    domain_tokens_D: np.ndarray  # loss tokens of the whole block, all ranks
+    domain_tokens_D: np.ndarray  # loss tokens of the whole step, all ranks
     domain_rows_D: np.ndarray
     phase: int = 0  # of progressive distillation
 
     @property
     def tokens(self) -> int:
-        """Loss tokens of the whole block: what every loss of the step is divided by."""
+        """Loss tokens of the whole step: what every loss of the step is divided by."""
         return int(self.domain_tokens_D.sum())
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Which part of every block belongs to a rank."""
-
-    rank: int
-    world_size: int
-    micro_batch: int
-
-    def units(self, rows: int) -> list[slice]:
-        """This rank's slices of a block of `rows` rows: micro-batch m of all ranks lies together,
-        so that the first rows of a block are learnt from first on every rank."""
-        stride = self.micro_batch * self.world_size
-        firsts = range(self.rank * self.micro_batch, rows, stride)
-        return [slice(first, first + self.micro_batch) for first in firsts]
-
-
-def draw_step(
-    curriculum: Curriculum,
-    stores: Sequence[RowStore],
-    *,
-    index: int,
-    shard: Shard,
-    draws: int = 1,
-) -> Step:
-    """Block `index` read from disk, once. The whole block is read to count its tokens; a rank
-    keeps only its own units. Of a selector's `draws` a row is learnt with another in every
-    epoch."""
-    block = curriculum.block(index)
-    rows = take_rows(stores, block.domain_index_R, block.row_index_R)
-    if draws > 1:
-        rows = rows.with_draws(block.epoch_R % draws)
-    domain_R, size = block.domain_index_R, len(stores)
-    tokens_D = np.bincount(domain_R, weights=rows.num_loss_tokens(), minlength=size)
-    own = [rows.part(unit) for unit in shard.units(len(rows))]
-    return Step(
-        index=index,
-        units=tuple(own),
-        domain_tokens_D=tokens_D.astype(np.int64),
-        domain_rows_D=np.bincount(domain_R, minlength=size),
-        phase=curriculum.log.ruling(index).phase,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ They depend on the weights of the moment, so a step is asked about only once it 
 N positions with loss   M ids per position
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,17 @@ class StudentIds:
     layouts: Layouts
     spec: TargetSpec
 
-    def named(self, units: Sequence[Rows]) -> Iterator[Rows]:
+    def named(self, units: Sequence[Rows]) -> list[Rows]:
         """The units with the student's ids, one forward pass each, without dropout.
 
         All ranks call it together, with as many units; no random number is drawn.
         """
         self.engine.eval()
+        named = []
         for rows in units:
             with torch.no_grad():
                 batch = self.layouts.batch(rows)
                 (ids_NM,) = self.engine(batch, mode="likeliest", asked=self.spec)
-            yield rows.with_student_ids(ids_NM.cpu().numpy())
+            named.append(rows.with_student_ids(ids_NM.cpu().numpy()))
         self.engine.train()
+        return named

@@ -39,10 +39,10 @@ def restore(run: Run) -> int:
 
 def save(run: Run, step: int) -> None:
     """Write the checkpoint of `step`, unless it is there; the weight log is as far by then."""
-    run.supply.learn_decisions(before=step)
+    run.weight_log.learn_decisions(before=step)
     state = {
         "step": step,
-        "weight_entries": run.supply.num_weight_entries,
+        "weight_entries": run.weight_log.num_entries,
         **states_of(run.stateful),
         "facts": _facts(run),
         "frozen_weights": run.frozen and run.frozen.facts(),
@@ -83,7 +83,5 @@ def _facts(run: Run) -> dict[str, Any]:
         "batch.rows_per_step": batch.rows_per_step,
         "batch.micro_batch": batch.micro_batch,
     }
-    rows = {f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in run.plan.domains}
     base = {"the frozen weights": run.frozen.digest} if run.frozen else {}
-    ordered = [domain for domain in run.supply.domains if domain.digest]
-    return facts | base | rows | {f"the order of {d.name}": d.digest for d in ordered}
+    return facts | base | run.source.facts()

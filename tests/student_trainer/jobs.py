@@ -26,6 +26,7 @@ from student_trainer.loop import learn, reseed
 from student_trainer.models.frozen import frozen_weights, refuse_changed
 from student_trainer.models.student import Student, load_student
 from student_trainer.run import Run, close_run, open_run
+from student_trainer.sources.data_set import DataSet
 from student_trainer.state.checkpoint import (
     MANIFEST,
     all_checkpoints,
@@ -37,6 +38,7 @@ from student_trainer.state.checkpoint import (
 )
 from student_trainer.torchrun import StandingWeights
 from tests.student_trainer.processes import job_train, reader_of, run
+from tests.student_trainer.sources.own import Alternating, Uncounted
 
 
 def opened(plan: RunPlan) -> Run:
@@ -75,6 +77,13 @@ def job_controlled(plan: RunPlan) -> dict:
     return {}
 
 
+def job_sourced(plan: RunPlan, source: str) -> dict:
+    """Train on a source of tokens, with a controller in rank 0."""
+    sources = {kind.__name__: kind for kind in (DataSet, Uncounted, Alternating)}
+    run(plan, lambda: _controller(plan), open_source=sources[source])
+    return {}
+
+
 def job_stopped(plan: RunPlan) -> dict:
     """Train with a controller in rank 0, and again after the end; whether the run knows it."""
     run(plan, lambda: _controller(plan))
@@ -105,7 +114,7 @@ def _as_if_killed(done: Path, folder: Path, *, at: int) -> None:
 def job_gradient(plan: RunPlan, file: str) -> dict:
     """The first step's gradient of every trained weight, whole, saved by rank 0."""
     run = opened(plan)
-    drawn = run.supply.step(0)
+    drawn = run.loader.step(0)
     sums = learn(run, drawn)
     gradients = {}
     for name, parameter in run.engine.module.named_parameters():
@@ -123,7 +132,7 @@ def job_ranks_agree(plan: RunPlan) -> dict:
     run = opened(plan)
     before = _digest(run)
     for index in range(3):
-        learn(run, run.supply.step(index))
+        learn(run, run.loader.step(index))
         take_step(run.engine, plan.config, lr=1e-2)
     digests = run.ranks.gather(_digest(run))
     close_run(run)
@@ -134,7 +143,7 @@ def job_dropout(plan: RunPlan) -> dict:
     """Losses of the same rows under two seeds, the first of them twice, after an evaluation."""
     run = opened(plan)
     run.validation.sums(run.engine)
-    drawn, losses = run.supply.step(0), []
+    drawn, losses = run.loader.step(0), []
     learn(run, drawn)
     take_step(run.engine, plan.config, lr=1e-2)  # a fresh adapter multiplies dropout by zero
     for seed in (0, 1, 0):
@@ -148,7 +157,7 @@ def job_dropout(plan: RunPlan) -> dict:
 def job_norms_around_evaluation(plan: RunPlan) -> dict:
     """Gradient norms of the same rows before and after an evaluation pass."""
     run, norms = opened(plan), []
-    drawn = run.supply.step(0)
+    drawn = run.loader.step(0)
     for _ in range(2):
         learn(run, drawn)
         norms.append(take_step(run.engine, plan.config, lr=0.0))
@@ -163,7 +172,7 @@ def job_frozen(plan: RunPlan) -> dict:
     run = opened(plan)
     before = _groups(run)
     for index in range(2):
-        learn(run, run.supply.step(index))
+        learn(run, run.loader.step(index))
         take_step(run.engine, plan.config, lr=1e-2)
     run.validation.sums(run.engine)
     after = _groups(run)
@@ -264,6 +273,7 @@ JOBS: dict[str, Callable[..., dict]] = {
     "resumed": job_resumed,
     "decided": job_decided,
     "controlled": job_controlled,
+    "sourced": job_sourced,
     "stopped": job_stopped,
     "gradient": job_gradient,
     "ranks_agree": job_ranks_agree,

@@ -22,6 +22,8 @@ from shared.targets.soft_targets import SoftTargets
 from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import join, this_device
 from student_trainer.loop import run_plan
+from student_trainer.sources.data_set import DataSet
+from student_trainer.sources.source import OpenSource
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
 from teacher_service.engine.hf import HFEngine
 
@@ -60,9 +62,15 @@ def as_job(kind: str, plan: RunPlan, **arguments: object) -> dict:
         return {"kind": kind, "plan": json.loads(Path(file.name).read_text()), **arguments}
 
 
-def run(plan: RunPlan, open_controller: OpenController | None = None) -> None:
+def run(
+    plan: RunPlan,
+    open_controller: OpenController | None = None,
+    *,
+    open_source: OpenSource = DataSet,
+) -> None:
     """Run a plan with its teacher in this process, by default under fixed weights."""
-    run_plan(plan, reader_of(plan), open_controller or (lambda: StandingWeights(plan)))
+    controller = open_controller or (lambda: StandingWeights(plan))
+    run_plan(plan, reader_of(plan), controller, open_source=open_source)
 
 
 def reader_of(plan: RunPlan) -> OpenRunReader | None:

@@ -107,7 +107,7 @@ def differences_to(record: Record, cell: Cell, seed: int, place: Workplace) -> l
         evaluate(run, "before")
         if 0 in run.decisions:
             report(run, 0)
-        drawn = run.supply.step(0)
+        drawn = run.loader.step(0)
         reseed(run.config.seed, step=0, rank=0)
         loss = float(learn(run, drawn)[0] / drawn.tokens)
         found = [] if rows_of(it.plan) == record["rows"] else ["its rows"]

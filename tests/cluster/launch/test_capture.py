@@ -26,7 +26,9 @@ from shared.store.readers import StoreReader
 from shared.store.target_store import stored_answers
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.ranks import Ranks
-from student_trainer.sources.loader import Supply
+from student_trainer.sources.data_set import DataSet
+from student_trainer.sources.followed_log import FollowedLog
+from student_trainer.sources.loader import Loader
 from student_trainer.torchrun import StandingWeights
 from teacher_service.engine.hf import HFEngine
 from tests.cluster.jobs import write_job
@@ -131,16 +133,23 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
 
 def drawn(plan: RunPlan, ranks: Ranks, reader: StoreReader | None = None) -> list[Rows]:
     """The units of a run in order; with a reader, every one is answered."""
-    stores = [RowStore.open(domain.train_path) for domain in plan.domains]
     shutil.rmtree(plan.run_dir, ignore_errors=True)
     Path(plan.run_dir).mkdir()
     controller = StandingWeights(plan)
     controller.observe(DomainReport(0, (0.0, 0.0), (0, 0), (0.0, 0.0)))
-    supply = Supply(plan, stores, ranks=ranks, reader=reader, controller=controller)
+    log = FollowedLog(plan.config, ranks, controller)
+    loader = Loader(
+        DataSet(plan, ranks, log),
+        log,
+        ranks=ranks,
+        domains=tuple(plan.config.domains),
+        reader=reader,
+        question=plan.target_spec,
+    )
     units = []
     for index in range(plan.config.steps):
-        for unit in supply.step(index).units:
-            targets = supply.targets()
+        step = loader.step(index)
+        for unit, targets in zip(step.units, loader.answers(step), strict=True):
             if targets is not None:
                 targets.check(unit, plan.target_spec)
             units.append(unit)

@@ -1,6 +1,7 @@
 """What a rank trains on next, and how far it must know the weight log."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,15 +9,17 @@ import torch
 
 from cluster.control.controller import Controller, ControllerPlan
 from shared.config.mixture import DDKMixture, FixedMixture
-from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.mixture.weight_log import DomainReport, WeightEntry
+from shared.run.plan import RunPlan
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.spec import TargetSpec
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Batch, Layouts
-from student_trainer.sources.loader import Supply
+from student_trainer.sources.data_set import DataSet
+from student_trainer.sources.followed_log import FollowedLog
+from student_trainer.sources.loader import Loader
 from student_trainer.sources.student_ids import StudentIds
 from tests import tiny
 from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains
@@ -41,16 +44,24 @@ MIXTURE = DDKMixture(interval=3, lag_steps=2)
 DECISIONS = (0, 3)
 
 
-def supply_of(
+def loader_of(
+    plan: RunPlan, ranks: Ranks, controller: Controller, **options: Any
+) -> tuple[Loader, FollowedLog]:
+    """A loader of the data set's steps, by default one that asks no teacher, and its weight log."""
+    log = FollowedLog(plan.config, ranks, controller)
+    source = DataSet(plan, ranks, log)
+    return Loader(source, log, ranks=ranks, domains=DOMAINS, **options), log
+
+
+def eight_steps(
     kind: type[Controller], ranks: Ranks, pair: tiny.Pair, folder: Path
-) -> tuple[Supply, Controller]:
-    """A supply of eight steps that asks no teacher, and the controller it asks."""
+) -> tuple[Loader, FollowedLog, Controller]:
+    """A loader of eight steps, its weight log, and the controller that decides it."""
     domains = prepared_domains(folder)
     plan = plan_of(folder / "run", pair, domains, steps=8, mixture=MIXTURE, student={"workers": 1})
     log_path = str(folder / "weight_log.jsonl")
     controller = kind(ControllerPlan(plan.config, (0.5, 0.5), log_path))
-    stores = [RowStore.open(domain.train_path) for domain in domains]
-    return Supply(plan, stores, ranks=ranks, reader=None, controller=controller), controller
+    return *loader_of(plan, ranks, controller), controller
 
 
 def report(step: int) -> DomainReport:
@@ -60,28 +71,28 @@ def report(step: int) -> DomainReport:
 def test_a_checkpoint_waits_for_every_decision_before_it(
     ranks: Ranks, tiny_pair: tiny.Pair, tmp_path: Path
 ) -> None:
-    supply, controller = supply_of(SlowController, ranks, tiny_pair, tmp_path)
+    loader, log, controller = eight_steps(SlowController, ranks, tiny_pair, tmp_path)
     known = []
     for step in range(8):
         if step in DECISIONS:
             controller.observe(report(step))
-        supply.step(step)
-        before = supply.num_weight_entries
-        supply.learn_decisions(before=step + 1)
-        known.append((before, supply.num_weight_entries))
+        loader.step(step)
+        before = log.num_entries
+        log.learn_decisions(before=step + 1)
+        known.append((before, log.num_entries))
     assert known == [(1, 1)] * 3 + [(1, 2)] + [(2, 2)] * 4
 
 
 def test_a_controller_that_decides_just_in_time_is_never_waited_for_before(
     ranks: Ranks, tiny_pair: tiny.Pair, tmp_path: Path
 ) -> None:
-    supply, controller = supply_of(SlowController, ranks, tiny_pair, tmp_path)
+    loader, _, controller = eight_steps(SlowController, ranks, tiny_pair, tmp_path)
     assert isinstance(controller, SlowController)
     for step in range(8):
         controller.step = step
         if step in (0, DECISIONS[1] + MIXTURE.lag_steps):  # the first block that it rules
             controller.observe(report(DECISIONS[step > 0]))
-        supply.step(step)
+        loader.step(step)
     assert controller.waits == [(0, 0), (5, 1)]
 
 
@@ -92,12 +103,12 @@ def test_how_fast_the_controller_is_changes_no_row(
     for kind in (Controller, SlowController):
         folder = tmp_path / kind.__name__
         folder.mkdir()
-        supply, controller = supply_of(kind, ranks, tiny_pair, folder)
+        loader, _, controller = eight_steps(kind, ranks, tiny_pair, folder)
         steps = []
         for step in range(8):
             if step in DECISIONS:
                 controller.observe(report(step))
-            steps.append([unit.names() for unit in supply.step(step).units])
+            steps.append([unit.names() for unit in loader.step(step).units])
         drawn[kind] = steps
     assert drawn[Controller] == drawn[SlowController]
 
@@ -132,13 +143,12 @@ def test_every_epoch_learns_from_another_draw(
         student={"workers": 1},
         targets={"selector": selector, "draws": draws},
     )
-    stores = [RowStore.open(domain.train_path) for domain in domains]
     log_path = str(tmp_path / "weight_log.jsonl")
     controller = Controller(ControllerPlan(plan.config, (0.5, 0.5), log_path))
     reader = Asked()
-    supply = Supply(plan, stores, ranks=ranks, reader=reader, controller=controller)
+    loader, _ = loader_of(plan, ranks, controller, reader=reader, question=plan.target_spec)
     for step in range(26):
-        supply.step(step)
+        loader.step(step)
     asked: dict[str, list[int]] = {}
     for rows, _ in reader.units:
         for name, number in zip(rows.names(), rows.draws().tolist(), strict=True):
@@ -183,21 +193,19 @@ def test_a_step_is_asked_about_when_it_is_reached_with_the_student_of_then(
         losses=[{"kind": "reverse_kl"}],
         targets={"student_ids": 3},
     )
-    stores = [RowStore.open(domain.train_path) for domain in domains]
     controller = Controller(ControllerPlan(plan.config, (0.5, 0.5), str(tmp_path / "log.jsonl")))
     reader, engine = Asked(), Naming()
     layouts = Layouts(DOMAINS, True, torch.device("cpu"))
     assert plan.target_spec is not None
     assert plan.target_spec.top_k == 16 + 3
     own = StudentIds(engine, layouts, plan.target_spec)
-    supply = Supply(
-        plan, stores, ranks=ranks, reader=reader, controller=controller, student_ids=own
-    )
+    asking: dict[str, Any] = {"reader": reader, "question": plan.target_spec}
+    loader, _ = loader_of(plan, ranks, controller, **asking, student_ids=own)
     for step in range(4):
         if step in plan.config.decision_steps:
             controller.observe(report(step))
         engine.steps = step
-        drawn = supply.step(step)
+        drawn = loader.step(step)
         assert engine.training
         asked = [rows for rows, _ in reader.units]
         assert len(asked) == 4 * (step + 1), "no unit of a later step"

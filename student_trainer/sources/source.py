@@ -1,0 +1,59 @@
+"""Where a step's tokens come from, behind one protocol.
+
+D domains in config order
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from shared.data.rows import Rows
+from shared.run.plan import RunPlan
+from student_trainer.ranks import Ranks
+from student_trainer.sources.followed_log import FollowedLog
+
+
+@dataclass(frozen=True, slots=True)
+class DomainCounts:
+    """What a step holds of each domain, over all ranks."""
+
+    tokens_D: np.ndarray  # int64; loss tokens
+    rows_D: np.ndarray  # int64
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One optimiser step as its source hands it to a rank."""
+
+    index: int
+    units: tuple[Rows, ...]  # micro-batches of this rank; every rank has as many
+    counts: DomainCounts | None  # None: nobody knows before all ranks' own are added up
+
+
+class TokenSource(Protocol):
+    """Draws the rows of every step. The order is a pure function of what checkpoints keep."""
+
+    @property
+    def ahead(self) -> int:
+        """How many steps may be drawn before the step under way is taken; 0 where rows depend on
+        the weights of the moment."""
+        ...
+
+    def draw(self, step: int) -> Drawn:
+        """The rows of step `step`, counted from 0. Steps are drawn in order, from any first one
+        on, once the weight log settles them; all ranks draw together."""
+        ...
+
+    def epochs(self, steps: int) -> tuple[float, ...]:
+        """How often each domain's rows were gone through in the first `steps` steps [D]."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint can only be resumed with, by its name in a sentence, as JSON takes
+        it."""
+        ...
+
+
+OpenSource = Callable[[RunPlan, Ranks, FollowedLog], TokenSource]
