@@ -13,9 +13,12 @@ from student_trainer.run import Run
 
 
 def report(run: Run, step: int) -> None:
-    """Tell the controller how the student does, as its policy needs; rank 0 alone talks."""
+    """Tell the controller how the student does, as its policy needs; rank 0 alone talks. Where
+    weights are replayed they are decided already."""
     config = run.config
-    if config.decision_interval is None or not (step or config.mixture.opens_with_report):
+    if run.plan.replays or config.decision_interval is None:
+        return
+    if not (step or config.mixture.opens_with_report):
         return
     sums = run.validation.sums(run.engine) if config.decides_from_validation else None
     error = None

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cluster.builtin.training import ModelPlan
 
 VOCAB = 2048
+TRAINING = 2  # raised whenever the same plan would give another model
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")  # ids 0, 1, 2
 MODELS = ("teacher", "student")
 Side = Literal["train", "validation"]
@@ -201,7 +202,7 @@ def _used_models(config: Config) -> list[str]:
 
 
 def _model_folder(name: str, folder: Path, plan: "ModelPlan") -> Path:
-    key = hashlib.sha256(repr((plan, VOCAB)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((TRAINING, plan, VOCAB)).encode()).hexdigest()[:8]
     return folder / f"{name}-{key}"
 
 

@@ -253,7 +253,12 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -
     config = on_hard_labels(plan.config)
     write_atomically(run_dir.config, dump(_at(run_dir, config)))
     hard = replace(
-        plan, config=config, run_dir=str(run_dir.path), target_spec=None, teacher_width=None
+        plan,
+        config=config,
+        run_dir=str(run_dir.path),
+        target_spec=None,
+        teacher_width=None,
+        replays=True,
     )
     _train(launch, hard, open_reader, _replayed(launch))
     conclude(run_dir, status="finished")

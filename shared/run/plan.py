@@ -26,6 +26,7 @@ class RunPlan:
     teacher: dict[str, str] | None  # the engine's fingerprint
     packed: bool  # whether the student keeps packed documents apart
     mode: Literal["train", "evaluate"] = "train"
+    replays: bool = False  # weights come from another run's log, and nobody asks for reports
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
     # By domain; what the teacher is shown and the student is not. Readers do it.
     openings: Mapping[str, Opening] = field(default_factory=dict)
