@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from shared.data.rows import Rows
@@ -22,6 +23,7 @@ from shared.targets.soft_targets import SoftTargets
 from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import join, this_device
 from student_trainer.loop import run_plan
+from student_trainer.ranks import Ranks
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.source import OpenSource
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
@@ -84,12 +86,12 @@ def reader_of(plan: RunPlan) -> OpenRunReader | None:
 
 
 def job_train(plan: RunPlan) -> dict:
-    """Train; a refusal is a result."""
+    """Train; a refusal is a result, and so are the seeds that all ranks were left with."""
     try:
         run(plan)
     except TutelageError as error:
         return {"error": type(error).__name__, "message": str(error)}
-    return {"error": None}
+    return {"error": None, "seeds": Ranks().gather(torch.initial_seed())}
 
 
 def main(job_file: str, result_file: str, jobs: dict[str, Callable[..., dict]]) -> None:

@@ -171,7 +171,12 @@ def test_an_adapter_checkpoint_holds_no_base_weight(matrix: Path, kind: str) -> 
 
 def final_weights(run: Path) -> dict:
     """Weights of the last checkpoint."""
-    (path,) = (run / "checkpoints" / "step-000004" / "weights").glob("*.safetensors")
+    return weights_after(run, 4)
+
+
+def weights_after(run: Path, step: int) -> dict:
+    """Weights of the checkpoint of a step."""
+    (path,) = (run / "checkpoints" / f"step-{step:06d}" / "weights").glob("*.safetensors")
     return load_file(path)
 
 
