@@ -79,7 +79,7 @@ def plain_loop(
             for place, term in enumerate(config.losses):
                 value_N = value_of(term, teacher_NV, student_NV, document.label_N, kept, target.t)
                 sums[place] = sums[place] + value_N.sum()
-            kl += float(_kl(*buckets(teacher_NV, student_NV, kept, temperature=1.0)).sum())
+            kl += float(_kl(*buckets(teacher_NV, student_NV.detach(), kept, temperature=1.0)).sum())
         pairs = zip(config.losses, sums, strict=True)
         loss = torch.stack([term.weight * total for term, total in pairs]).sum() / tokens
         optimiser.zero_grad()
@@ -90,9 +90,14 @@ def plain_loop(
         for group in optimiser.param_groups:
             group["lr"] = rates[step]
         optimiser.step()
-        target.follow([float(total) / tokens for total in sums], config, step)
-        said = {"loss": float(loss), "grad_norm": float(norm), "lr": rates[step], "kl": kl / tokens}
-        terms = [float(total) / tokens for total in sums]
+        terms = [float(total.detach()) / tokens for total in sums]
+        target.follow(terms, config, step)
+        said = {
+            "loss": float(loss.detach()),
+            "grad_norm": float(norm),
+            "lr": rates[step],
+            "kl": kl / tokens,
+        }
         out.steps.append(said | {"tokens": tokens, "terms": terms, "t": target.t})
     out.weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     out.nll, out.kl = _evaluated(model, teacher, documents_of(validation))
