@@ -274,7 +274,9 @@ def mask_picture(subject: Subject) -> str:
     from transformers import AutoTokenizer
 
     student = subject.config.student
-    tokenizer: Any = AutoTokenizer.from_pretrained(student.model, revision=student.revision)
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        student.model, revision=student.revision, trust_remote_code=student.trust_remote_code
+    )
     row = subject.rows.part(slice(0, 1))
     (ids,), (mask,) = row.column("input_ids"), row.column("loss_mask")
     first = max(0, int(np.flatnonzero(mask)[0]) - SHOWN // 3) if mask.any() else 0

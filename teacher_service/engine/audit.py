@@ -113,7 +113,9 @@ def probe_rows(teacher: Teacher) -> Rows:
     """The fixed probe in the teacher's own tokens; pseudo-random ids where it has no tokenizer."""
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            teacher.model, revision=teacher.revision
+            teacher.model,
+            revision=teacher.revision,
+            trust_remote_code=teacher.trust_remote_code,
         )
         ids = np.asarray(tokenizer(PROBE_TEXT)["input_ids"])
     except (OSError, ValueError, KeyError):

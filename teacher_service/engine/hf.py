@@ -96,7 +96,7 @@ class HFEngine:
             "adapter": _name(adapter) if adapter else "",
             "dtype": dtype,
             "quantisation": quantisation,
-            "tokenizer": _tokenizer_digest(model, revision),
+            "tokenizer": _tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
         fingerprint = named | _weights(loaded) | _machine(loaded, device)
         config = loaded.model.config.get_text_config()  # type: ignore[union-attr]
@@ -336,9 +336,10 @@ def _machine(loaded: Loaded, device: str) -> dict[str, str]:
     }
 
 
-def _tokenizer_digest(model: str, revision: str | None) -> str:
+def _tokenizer_digest(model: str, revision: str | None, *, trusted: bool) -> str:
     """Identity of the tokenizer in the teacher's folder, empty where it has none."""
+    asked = {"revision": revision, "trust_remote_code": trusted}
     try:
-        return identify(transformers.AutoTokenizer.from_pretrained(model, revision=revision)).digest
+        return identify(transformers.AutoTokenizer.from_pretrained(model, **asked)).digest
     except (OSError, ValueError, KeyError, TutelageError):
         return ""
