@@ -24,7 +24,7 @@ from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, ragged_rows, torchrun, with_states
 from tests.student_trainer.test_matrix import weights_after
 
-STEPS, ROWS = 6, 8
+STEPS, ROWS = 6, 12
 OPTIMISER = {
     "lr": 5e-3,
     "betas": (0.7, 0.8),
@@ -43,7 +43,7 @@ TAID = {
     "t_start": 0.2,
     "t_end": 0.9,
     "alpha": 0.3,
-    "beta": 0.5,
+    "beta": 0.6,
 }
 LOSSES: dict[str, list[dict]] = {
     "text": [TEXT],

@@ -32,6 +32,8 @@ SEARCH = {
     "dev_documents": 8,
     "confirm_documents": 6,
     "pool_documents": 10,
+    "max_new_tokens": 5,
+    "to": "found.json",
     "instructions": {"pairs": "Write it."},
 }
 DOMAINS = {"pairs": {"train": "pairs.jsonl"}, "letters": {"train": "letters.jsonl"}}
@@ -198,9 +200,9 @@ def test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_
     said = capsys.readouterr().out
     assert "pairs, round 1: " in said
     assert "best prompt found" in said
-    assert str(tmp_path / "prompts.json") in said
-    first = (tmp_path / "prompts.json").read_text()
-    assert set(read_prompts(tmp_path / "prompts.json").prompts) == {"pairs", "letters"}
+    assert str(tmp_path / "found.json") in said
+    first = (tmp_path / "found.json").read_text()
+    assert set(read_prompts(tmp_path / "found.json").prompts) == {"pairs", "letters"}
     pairs, letters = json.loads(first)["domains"].values()
     assert (pairs["metric"], letters["metric"]) == ("accuracy", "likelihood")
     origins = {line["origin"] for line in pairs["history"]}
@@ -212,4 +214,4 @@ def test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_
 
     monkeypatch.setattr("cluster.prompt_search.teacher.Scorer._submit", refuse)
     assert main(["prompts", "optimise", str(job)]) == 0
-    assert (tmp_path / "prompts.json").read_text() == first
+    assert (tmp_path / "found.json").read_text() == first

@@ -5,8 +5,14 @@ import time
 import pytest
 import ray
 
-from cluster.session.placement import refuse_unplaceable, refuse_unshared, student_bundle
+from cluster.session.placement import (
+    refuse_unplaceable,
+    refuse_unshared,
+    student_bundle,
+    teacher_demands,
+)
 from shared.config.file import load_config
+from shared.config.run import Teacher
 from shared.errors import PlacementError
 from tests.cluster.jobs import write_job
 
@@ -52,3 +58,19 @@ def test_roles_count_where_the_cluster_declares_them(tmp_path, tiny_pair):
 def test_one_node_needs_no_shared_folder(ray_cluster, tmp_path):
     refuse_unshared(tmp_path, option="paths.runs")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("declared", [{}, {"student": 4.0}])
+def test_a_worker_asks_for_what_its_config_says(tmp_path, tiny_pair, declared):
+    job = write_job(tmp_path, tiny_pair)
+    config = load_config(job, ["student.cpus=2.5", "student.gpus=0.5"])
+    role = {"student": 0.01} if declared else {}
+    assert student_bundle(config, declared) == {"CPU": 2.5, "GPU": 0.5, **role}
+
+
+@pytest.mark.parametrize("declared", [{}, {"teacher": 4.0}])
+def test_a_replica_asks_for_what_its_config_says(declared):
+    teacher = Teacher(model="any", cpus=2.5, gpus=0.5, replicas=3)
+    role = {"teacher": 0.01} if declared else {}
+    bundles = [bundle for _, bundle in teacher_demands(teacher, declared)]
+    assert bundles == [{"CPU": 2.5, "GPU": 0.5, **role}] * 3

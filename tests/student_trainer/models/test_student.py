@@ -112,6 +112,30 @@ def test_adapters_leave_base_and_head_frozen(
     assert linears == 2 * 7
 
 
+def test_target_modules_name_what_is_adapted(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
+    train = {"kind": "lora", "target_modules": ["q_proj", "down_proj"]}
+    student = load_student(
+        config_of(tmp_path, tiny_pair.student, student={"train": train}), device=CPU
+    )
+    trained = [name for name, p in student.saved.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * 2 * 2  # two matrices of two modules in two layers
+    assert all("q_proj" in name or "down_proj" in name for name in trained)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_activations_are_made_anew_where_asked(
+    tmp_path: Path, tiny_pair: tiny.Pair, asked: bool
+) -> None:
+    """A layer then runs twice in a step, the second time for its backward pass."""
+    config = config_of(tmp_path, tiny_pair.student, student={"activation_checkpointing": asked})
+    student, calls = load_student(config, device=CPU), []
+    student.decoder.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    student.saved.train()
+    found = student.decoder(input_ids=torch.arange(8)[None], use_cache=False)
+    found.last_hidden_state.sum().backward()
+    assert len(calls) == 1 + asked
+
+
 def test_adapting_the_head_is_refused(tmp_path: Path) -> None:
     pair = tiny.save_pair(tmp_path / "models", tied=False)
     train = {"kind": "lora", "target_modules": ["q_proj", "lm_head"]}

@@ -1,0 +1,105 @@
+"""Options of a config that decide how a run is served and restarted reach what they are about."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pyarrow as pa
+import pytest
+from ray.train import TrainingFailedError
+
+from cluster.launch import serving, training
+from shared.config.run import Config, Teacher
+from shared.errors import TeacherError, TutelageError
+from shared.run.run_dir import RunDir
+from shared.targets.spec import TargetSpec
+from teacher_service.service import service
+from tests.student_trainer.processes import LocalTeacher, teacher
+from tests.teacher_service.scripted import Scripted, make_rows
+from tests.tiny import VOCAB
+
+POISON = 2  # below every id of make_rows
+
+
+def launch_of(folder: Path, **parts: object) -> SimpleNamespace:
+    """The parts of a launch that serving reads."""
+    fields = {
+        "name": "a",
+        "steps": 1,
+        "teachers": {"t": {"model": "a"}},
+        "student": {"model": "b"},
+        "domains": {"math": {"train": "m"}},
+        **parts,
+    }
+    return SimpleNamespace(config=Config.model_validate(fields), run_dir=RunDir(folder))
+
+
+def test_a_pool_is_what_the_config_says(ray_cluster, tmp_path):
+    name = f"settings-{uuid4().hex[:8]}"
+    asked = {"in_flight": 2, "max_unit_failures": 2, "unit_deadline_s": 77.0}
+    try:
+        engine = Scripted(fails_on=POISON, delay_s=0.5)
+        described = service.start(name, Teacher(model="any", cpus=0.1), detached=False, make_engine=engine)  # fmt: skip  # noqa: E501
+        pool = serving._live(launch_of(tmp_path, service=asked), name, described.fingerprint)(0)
+        for seed in range(4):
+            rows = make_rows([[9]], seed=seed)
+            pool.submit(rows, TargetSpec(top_k=4, shared_vocab=100))
+        assert sum(unit.ref is not None for unit in pool._units) == 2
+        assert pool._unit_deadline_s == 77.0
+        for _ in range(4):
+            pool.next()
+        ids = rows.column("input_ids")[0].copy()
+        ids[0] = POISON
+        poisoned = type(rows).build(
+            domains=["text"],
+            indices=[0],
+            input_ids=[ids],
+            doc_starts=rows.column("doc_starts"),
+            loss_masks=rows.column("loss_mask"),
+        )
+        pool.submit(poisoned, TargetSpec(top_k=4, shared_vocab=100))
+        with pytest.raises(TeacherError, match="failed 2 times"):
+            pool.next()
+    finally:
+        service.stop(name)
+
+
+@pytest.mark.parametrize("written", [None, "plain"])
+def test_ids_lie_in_the_store_as_the_config_says(tiny_pair, tmp_path, written):
+    targets = {"store": str(tmp_path / "store"), "store_ids": written}
+    engine, fingerprint = teacher(str(tiny_pair.teacher)), {"model": "t"}
+    launch = launch_of(tmp_path, targets=targets)
+    reader = serving._recorded(launch, lambda rank: LocalTeacher(engine), fingerprint)(0)
+    rows = make_rows([[9, 5]], vocab=VOCAB)
+    reader.submit(rows, TargetSpec(top_k=4, shared_vocab=VOCAB))
+    reader.next()
+    reader.close()
+    (file,) = (tmp_path / "store").rglob("*.arrow")
+    table = pa.ipc.open_file(file).read_all()
+    kept = table.schema.field("top_ids").type
+    assert innermost(kept) == (pa.uint16() if written == "plain" else pa.uint8())
+
+
+def innermost(kind: pa.DataType) -> pa.DataType:
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return kind
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_workers_are_restarted_as_often_as_the_config_says(tmp_path, most, monkeypatch):
+    """The drills kill real workers; here every attempt ends as if one had died."""
+    launch = launch_of(tmp_path, student={"model": "b", "max_restarts": most})
+    plan = SimpleNamespace(config=launch.config, run_dir=str(tmp_path))
+    attempts = []
+
+    def dies(training: object, restarts: int) -> TrainingFailedError:
+        attempts.append(restarts)
+        return TrainingFailedError("killed")
+
+    monkeypatch.setattr(training, "_attempt", dies)
+    (tmp_path / "logs").mkdir()
+    asked = SimpleNamespace(plan=plan, attempt=tmp_path / "logs")
+    with pytest.raises(TutelageError, match=f"failed {most + 1} times"):
+        training.train(asked)  # type: ignore[arg-type]
+    assert attempts == list(range(most + 1))

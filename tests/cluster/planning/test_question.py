@@ -1,0 +1,80 @@
+"""What is asked of the teacher, in training and for an evaluation, is what the config says."""
+
+from typing import Any
+
+import pytest
+
+from cluster.planning.handshake import evaluation_spec, target_spec
+from shared.config.run import Config
+
+
+def config(**parts: Any) -> Config:
+    fields = {
+        "name": "a",
+        "steps": 1,
+        "teachers": {"t": {"model": "a"}},
+        "student": {"model": "b"},
+        "domains": {"math": {"train": "m"}},
+        **parts,
+    }
+    return Config.model_validate(fields)
+
+
+def test_what_is_asked_is_what_the_config_says():
+    targets = {"selector": "top_k", "top_k": 7, "encoding": "int8", "ids": "plain"}
+    losses = [
+        {"kind": "reverse_kl", "temperature": 3.0},
+        {"kind": "hidden_states", "layers": {2: 1}},
+    ]
+    targets["hidden"] = {"encoding": "int8"}
+    found = target_spec(config(targets=targets, losses=losses), 512, projection="p", prompts="q")
+    assert found is not None
+    assert (found.top_k, found.encoding, found.ids) == (7, "int8", "plain")
+    assert (found.selector, found.temperatures, found.shared_vocab) == ("top_k", (1.0, 3.0), 512)
+    assert (found.hidden_layers, found.hidden_encoding) == ((2,), "int8")
+    assert (found.projection, found.prompts, found.student_ids) == ("p", "q", 0)
+
+
+def test_what_a_student_names_is_asked_beside_the_likeliest():
+    targets = {"top_k": 7, "student_ids": 5}
+    found = target_spec(config(targets=targets, losses=[{"kind": "reverse_kl"}]), 512)
+    assert found is not None
+    assert (found.top_k, found.student_ids) == (12, 5)
+
+
+@pytest.mark.parametrize("selector", ["sampled", "threshold"])
+def test_the_seed_of_draws_is_part_of_the_question(selector):
+    losses = [{"kind": "forward_kl", "temperature": 2.0}]
+    targets = {"selector": selector, "seed": 5}
+    found = target_spec(config(losses=losses, targets=targets), 512)
+    assert found is not None
+    assert (found.selector, found.seed, found.temperatures) == (selector, 5, (2.0,))
+    assert found.entropy
+    other = target_spec(config(losses=losses, targets=targets | {"seed": 6}), 512)
+    assert other is not None
+    assert found.question() != other.question()
+
+
+def test_the_likeliest_ids_are_the_same_question_whatever_the_seed():
+    found = target_spec(config(targets={"selector": "top_k", "seed": 5}), 512)
+    assert found == target_spec(config(targets={"selector": "top_k"}), 512)
+
+
+@pytest.mark.parametrize(
+    ("kl", "vocabulary", "top_k", "kind"),
+    [
+        ("auto", 512, 512, "full"),
+        ("auto", 50_000, 9, "bucketed-9"),
+        ("bucketed", 512, 9, "bucketed-9"),
+        ("full", 50_000, 50_000, "full"),
+    ],
+)
+def test_an_evaluation_is_over_what_the_config_says(kl, vocabulary, top_k, kind):
+    """At temperature 1, whatever the losses' temperature."""
+    asked = config(
+        evaluation={"kl": kl},
+        targets={"top_k": 9},
+        losses=[{"kind": "forward_kl", "temperature": 4.0}],
+    )
+    spec, found = evaluation_spec(asked, vocabulary, prompts="", head=None)
+    assert (spec.top_k, found, spec.temperatures, spec.encoding) == (top_k, kind, (1.0,), "fp32")

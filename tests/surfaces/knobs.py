@@ -1,0 +1,276 @@
+"""For every option of the config a test in which it is not its default and the outcome shows it.
+
+`FILE::TEST` below `tests`. What decides nothing but where or how fast a run goes is here too.
+"""
+
+LOOP = "student_trainer/test_plain_loop.py::test_steps_are_those_of_a_plain_loop"
+MATRIX = "student_trainer/test_matrix.py::test_a_cell_trains_and_resumes_bit_for_bit"
+POLICY = "cluster/control/test_policies.py::test_a_policy_follows_its_equations"
+LIMITS = "cluster/control/test_policies.py::test_floors_and_caps_hold_after_every_decision"
+PHASES = "student_trainer/test_phases.py::test_a_run_goes_through_its_phases_and_says_so"
+DIVERGENCE = (
+    "student_trainer/losses/terms/test_divergences_in_training.py"
+    "::test_values_and_gradients_equal_the_textbook_in_float64"
+)
+LEAVES = "cluster/launch/test_driver.py::test_a_run_leaves_everything_behind"
+HIDDEN = (
+    "cluster/launch/test_driver.py"
+    "::test_hidden_states_are_projected_by_the_teacher_once_per_question"
+)
+PROMPTS = (
+    "cluster/commands/test_prompts.py"
+    "::test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_score"
+)
+HUB = "laws/test_models_of_the_hub.py"
+DATASETS = "shared/data/test_datasets.py"
+LAUNCH = "cluster/launch/test_settings.py"
+PLACEMENT = "cluster/session/test_placement.py"
+QUESTION = "cluster/planning/test_question.py"
+DECISIONS = "shared/mixture/test_decisions.py"
+DIAGNOSTICS = "student_trainer/test_diagnostics.py"
+
+KNOBS = {
+    "name": LEAVES,
+    "seed": LOOP,
+    "steps": LOOP,
+    "log_every": LOOP,
+    "paths.root": LEAVES,
+    "paths.runs": LEAVES,
+    "paths.cache": LEAVES,
+    "teachers.NAME.model": LEAVES,
+    "teachers.NAME.revision": f"{HUB}::test_a_teacher_is_the_one_of_its_revision",
+    "teachers.NAME.adapter": f"{HUB}::test_an_adapter_is_the_one_of_its_revision",
+    "teachers.NAME.adapter_revision": f"{HUB}::test_an_adapter_is_the_one_of_its_revision",
+    "teachers.NAME.dtype": (
+        "teacher_service/engine/test_audit.py::test_a_quantised_teacher_scores_and_says_what_it_costs"
+    ),
+    "teachers.NAME.quantisation": (
+        "teacher_service/engine/test_audit.py::test_a_quantised_teacher_scores_and_says_what_it_costs"
+    ),
+    "teachers.NAME.trust_remote_code": (
+        f"{HUB}::test_a_models_own_code_runs_where_the_config_trusts_it"
+    ),
+    "teachers.NAME.replicas": (
+        "teacher_service/engine/test_generating.py"
+        "::test_two_replicas_answer_in_order_with_the_bits_of_one"
+    ),
+    "teachers.NAME.gpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
+    "teachers.NAME.cpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
+    "student.model": LEAVES,
+    "student.revision": f"{HUB}::test_a_student_is_the_one_of_its_revision",
+    "student.trust_remote_code": f"{HUB}::test_a_models_own_code_runs_where_the_config_trusts_it",
+    "student.train.kind": LOOP,
+    "student.train.r": LOOP,
+    "student.train.alpha": LOOP,
+    "student.train.dropout": (
+        "student_trainer/test_training_laws.py"
+        "::test_dropout_is_on_while_training_and_repeats_with_its_seed"
+    ),
+    "student.train.target_modules": (
+        "student_trainer/models/test_student.py::test_target_modules_name_what_is_adapted"
+    ),
+    "student.dtype": MATRIX,
+    "student.zero": LOOP,
+    "student.activation_checkpointing": (
+        "student_trainer/models/test_student.py::test_activations_are_made_anew_where_asked"
+    ),
+    "student.workers": LOOP,
+    "student.gpus": f"{PLACEMENT}::test_a_worker_asks_for_what_its_config_says",
+    "student.cpus": f"{PLACEMENT}::test_a_worker_asks_for_what_its_config_says",
+    "student.max_restarts": f"{LAUNCH}::test_workers_are_restarted_as_often_as_the_config_says",
+    "domains.NAME.train": LEAVES,
+    "domains.NAME.train.dataset": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",
+    "domains.NAME.train.config": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",
+    "domains.NAME.train.split": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",
+    "domains.NAME.train.revision": f"{DATASETS}::test_the_revision_goes_to_the_hub",
+    "domains.NAME.train.N": f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side",
+    "domains.NAME.train.N.dataset": f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side",
+    "domains.NAME.train.N.config": f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side",
+    "domains.NAME.train.N.split": f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side",
+    "domains.NAME.train.N.revision": f"{DATASETS}::test_the_revision_goes_to_the_hub",
+    "domains.NAME.validation": (
+        "shared/data/test_tokenise.py::test_validation_rows_are_spread_over_the_text_and_capped"
+    ),
+    "domains.NAME.validation.dataset": (
+        f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it"
+    ),
+    "domains.NAME.validation.config": (
+        f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it"
+    ),
+    "domains.NAME.validation.split": (
+        f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it"
+    ),
+    "domains.NAME.validation.revision": f"{DATASETS}::test_the_revision_goes_to_the_hub",
+    "domains.NAME.validation.N": f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side",
+    "domains.NAME.validation.N.dataset": (
+        f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side"
+    ),
+    "domains.NAME.validation.N.config": (
+        f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side"
+    ),
+    "domains.NAME.validation.N.split": f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side",
+    "domains.NAME.validation.N.revision": f"{DATASETS}::test_the_revision_goes_to_the_hub",
+    "domains.NAME.columns": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",
+    "data.context": (
+        "shared/data/test_tokenise.py::test_rows_hold_the_context_at_most_and_are_well_filled"
+    ),
+    "data.loss_on": (
+        "shared/data/test_framing.py"
+        "::test_with_loss_on_everything_all_but_the_last_position_has_loss"
+    ),
+    "data.too_long": (
+        "shared/data/test_tokenise.py::test_long_text_is_counted_and_treated_as_configured"
+    ),
+    "data.validation_rows": (
+        "shared/data/test_tokenise.py::test_validation_rows_are_spread_over_the_text_and_capped"
+    ),
+    "prompts": (
+        "cluster/planning/test_prompting.py"
+        "::test_validation_and_weights_are_of_the_teacher_as_it_was_shown"
+    ),
+    "batch.rows_per_step": LOOP,
+    "batch.micro_batch": LOOP,
+    "targets.selector": "cluster/launch/test_driver.py"
+    "::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it",
+    "targets.top_k": LOOP,
+    "targets.student_ids": (
+        "cluster/launch/test_driver.py::test_a_student_that_names_ids_is_answered_about_them"
+    ),
+    "targets.draws": "student_trainer/sources/test_loader.py"
+    "::test_every_epoch_learns_from_another_draw",
+    "targets.seed": f"{QUESTION}::test_the_seed_of_draws_is_part_of_the_question",
+    "targets.encoding": (f"{QUESTION}::test_what_is_asked_is_what_the_config_says"),
+    "targets.ids": f"{QUESTION}::test_what_is_asked_is_what_the_config_says",
+    "targets.exact": (
+        "cluster/launch/test_driver.py"
+        "::test_last_states_teach_the_whole_vocabulary_live_and_from_a_store"
+    ),
+    "targets.hidden.width": HIDDEN,
+    "targets.hidden.projection": (
+        "cluster/planning/test_projecting.py"
+        "::test_random_directions_read_no_rows_and_ask_no_teacher"
+    ),
+    "targets.hidden.raw": HIDDEN,
+    "targets.hidden.encoding": HIDDEN,
+    "targets.hidden.calibration_rows": (
+        "cluster/planning/test_projecting.py"
+        "::test_a_pca_is_made_anew_for_whatever_decides_it_and_for_nothing_else"
+    ),
+    "targets.store": (
+        "cluster/launch/test_driver.py"
+        "::test_a_store_filled_by_one_run_feeds_another_without_a_teacher"
+    ),
+    "targets.store_ids": f"{LAUNCH}::test_ids_lie_in_the_store_as_the_config_says",
+    "targets.teacher_free": (
+        "cluster/launch/test_driver.py"
+        "::test_a_store_filled_by_one_run_feeds_another_without_a_teacher"
+    ),
+    "losses.N.weight": LOOP,
+    "losses.N.temperature": LOOP,
+    "losses.N.times_temperature_squared": LOOP,
+    "losses.N.kind": LOOP,
+    "losses.N.beta": LOOP,
+    "losses.N.continuous": DIVERGENCE,
+    "losses.N.alpha": LOOP,
+    "losses.N.mu": DIVERGENCE,
+    "losses.N.direction": DIVERGENCE,
+    "losses.N.t_start": LOOP,
+    "losses.N.t_end": LOOP,
+    "losses.N.hard_fraction": (
+        "student_trainer/test_objective.py"
+        "::test_reverse_splits_a_unit_by_the_students_own_uncertainty"
+    ),
+    "losses.N.easy_weight": f"{DIAGNOSTICS}::test_the_loss_is_that_of_the_paper",
+    "losses.N.final_weight": (
+        "student_trainer/test_phases.py::test_the_loss_adds_up_with_the_weight_of_its_phase"
+    ),
+    "losses.N.layers": HIDDEN,
+    "losses.N.distance": (
+        "student_trainer/losses/auxiliary/test_hidden_states.py"
+        "::test_distances_are_means_over_width_and_layers"
+    ),
+    "optimiser.lr": LOOP,
+    "optimiser.betas": LOOP,
+    "optimiser.eps": LOOP,
+    "optimiser.weight_decay": LOOP,
+    "optimiser.warmup_steps": LOOP,
+    "optimiser.schedule": LOOP,
+    "optimiser.final_lr_fraction": LOOP,
+    "optimiser.clip_norm": LOOP,
+    "mixture.policy": POLICY,
+    "mixture.weights": POLICY,
+    "mixture.interval": (
+        f"{DECISIONS}::test_decisions_settle_exactly_the_blocks_before_the_next_one_takes_effect"
+    ),
+    "mixture.lag_steps": (
+        "shared/mixture/test_decisions.py"
+        "::test_an_entry_takes_effect_after_the_lag_and_says_what_was_measured"
+    ),
+    "mixture.floor": LIMITS,
+    "mixture.max_change": LIMITS,
+    "mixture.deadline_s": (
+        "cluster/control/test_controller.py"
+        "::test_an_undecided_entry_is_a_sentence_after_the_deadline"
+    ),
+    "mixture.alpha": POLICY,
+    "mixture.start": POLICY,
+    "mixture.stop_ratio": (
+        "student_trainer/test_phases.py"
+        "::test_a_student_near_its_teacher_ends_training_and_the_run_knows"
+    ),
+    "mixture.step_size": POLICY,
+    "mixture.smoothing": POLICY,
+    "progressive.difficulty": (
+        "cluster/planning/test_ordering.py"
+        "::test_rows_are_ordered_by_the_gap_that_transformers_finds"
+    ),
+    "progressive.phases": "cluster/planning/test_ordering.py::test_a_run_goes_through_its_phases",
+    "progressive.replay": (
+        "shared/mixture/test_curriculum.py"
+        "::test_shares_go_to_the_new_part_and_replay_to_those_before"
+    ),
+    "progressive.max_steps": (
+        "shared/mixture/test_phases.py::test_a_phase_lasts_max_steps_up_to_the_next_decision"
+    ),
+    "progressive.plateau": (
+        "shared/mixture/test_phases.py"
+        "::test_a_phase_ends_once_the_gap_falls_by_less_than_plateau_over_patience"
+    ),
+    "progressive.patience": (
+        "shared/mixture/test_phases.py"
+        "::test_a_phase_ends_once_the_gap_falls_by_less_than_plateau_over_patience"
+    ),
+    "progressive.interval": (
+        "shared/mixture/test_decisions.py"
+        "::test_fixed_weights_with_phases_are_decided_at_an_interval"
+    ),
+    "progressive": PHASES,
+    "service.in_flight": f"{LAUNCH}::test_a_pool_is_what_the_config_says",
+    "service.unit_deadline_s": f"{LAUNCH}::test_a_pool_is_what_the_config_says",
+    "service.max_unit_failures": f"{LAUNCH}::test_a_pool_is_what_the_config_says",
+    "evaluation.kl": f"{QUESTION}::test_an_evaluation_is_over_what_the_config_says",
+    "checkpoints.every": MATRIX,
+    "checkpoints.keep": (
+        "student_trainer/test_training_laws.py"
+        "::test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_row"
+    ),
+    "prompt_search.metric": (
+        "cluster/commands/test_prompts.py"
+        "::test_too_little_text_and_a_metric_without_right_answers_are_refused"
+    ),
+    "prompt_search.instructions": PROMPTS,
+    "prompt_search.rounds": "cluster/prompt_search/test_search.py::test_rounds_are_bounded",
+    "prompt_search.beam": PROMPTS,
+    "prompt_search.paraphrases": PROMPTS,
+    "prompt_search.keywords": PROMPTS,
+    "prompt_search.examples": PROMPTS,
+    "prompt_search.dev_documents": (
+        "cluster/commands/test_prompts.py"
+        "::test_too_little_text_and_a_metric_without_right_answers_are_refused"
+    ),
+    "prompt_search.confirm_documents": PROMPTS,
+    "prompt_search.pool_documents": PROMPTS,
+    "prompt_search.max_new_tokens": PROMPTS,
+    "prompt_search.to": PROMPTS,
+    "baseline": "cluster/launch/test_driver.py::test_the_baseline_drew_the_same_rows",
+}

@@ -1,0 +1,60 @@
+"""No option of the config without a test that sets it: see `knobs.py`."""
+
+import types
+from collections.abc import Iterator
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from shared.config.messages import option_paths
+from shared.config.run import Config
+from tests.surfaces.knobs import KNOBS
+from tests.surfaces.reading import exists, is_set_by
+
+
+def defaults() -> dict[str, list[Any]]:
+    """The defaults of every option; those that a config must name have none."""
+    found: dict[str, list[Any]] = {option: [] for option in option_paths()}
+    for option, default in _defaults(Config, ()):
+        found[option].append(default)
+    return found
+
+
+def _defaults(annotation: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            option = ".".join((*path, name))
+            if option in option_paths() and not field.is_required():
+                yield option, field.get_default(call_default_factory=True)
+            yield from _defaults(field.annotation, (*path, name))
+    elif origin in (Union, types.UnionType):
+        for argument in arguments:
+            yield from _defaults(argument, path)
+    elif origin in (list, dict):
+        yield from _defaults(arguments[-1], (*path, "N" if origin is list else "NAME"))
+    elif arguments and hasattr(annotation, "__metadata__"):
+        yield from _defaults(arguments[0], path)
+
+
+DEFAULTS = defaults()
+
+
+def test_every_option_has_a_test():
+    assert list(KNOBS) == list(option_paths())
+
+
+@pytest.mark.parametrize("option", KNOBS)
+def test_its_test_gives_an_option_another_value_than_its_default(option):
+    test = KNOBS[option]
+    assert exists(test), f"there is no {test}"
+    assert is_set_by(test, option, defaults=DEFAULTS[option]), f"{test} does not set {option}"
+
+
+def test_a_test_that_leaves_an_option_alone_is_told_from_one_that_sets_it():
+    loop = KNOBS["optimiser.lr"]
+    assert is_set_by(loop, "optimiser.final_lr_fraction", defaults=[0.1])
+    assert not is_set_by(loop, "optimiser.final_lr_fraction", defaults=[0.3])
+    assert not is_set_by(loop, "baseline", defaults=[False])
+    assert not exists(loop + "s")
