@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -14,6 +15,7 @@ from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.projection import random_projection, save_projections
 from tests.allocations import largest_tensor
+from tests.drawn import drawn_answer, drawn_spec
 from tests.teacher_service.scripted import VOCAB, make_rows
 from tests.teacher_service.teachers import FAMILIES, documents, save_family
 from tests.tiny import VOCAB as TINY_VOCAB
@@ -65,6 +67,44 @@ def test_packed_equals_unpacked_per_token(tiny_pair):
     packed_NV = by_id(engine.score(rows, spec).arrays())
     engine.packed = False
     np.testing.assert_allclose(by_id(engine.score(rows, spec).arrays()), packed_NV, atol=1e-5)
+
+
+def test_ids_travel_with_their_own_numbers_and_the_tail_of_every_temperature(tiny_pair):
+    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=TINY_VOCAB)
+    spec = TargetSpec(7, TINY_VOCAB, temperatures=(1.0, 3.0), encoding="fp32")
+    found = engine.score(rows, spec).arrays()
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval()
+    dense_NV = dense(model, rows)
+    likeliest_NK = np.sort(np.argsort(-dense_NV, axis=1)[:, :7], axis=1)
+    np.testing.assert_array_equal(np.sort(found.ids_NK, axis=1), likeliest_NK)
+    kept_NK = np.take_along_axis(dense_NV, found.ids_NK.astype(int), axis=1)
+    np.testing.assert_allclose(found.logprobs_NK, kept_NK, atol=1e-5)
+    labels_N = np.concatenate([ids[1:] for ids in documents(rows)]).astype(int)
+    label_N = dense_NV[np.arange(len(labels_N)), labels_N]
+    np.testing.assert_allclose(found.label_logprob_N, label_N, atol=1e-5)
+    for column, temperature in enumerate(spec.temperatures):
+        share_NV = torch.from_numpy(dense_NV / temperature).softmax(1).numpy()
+        rest_N = 1 - np.take_along_axis(share_NV, found.ids_NK.astype(int), axis=1).sum(1)
+        np.testing.assert_allclose(np.exp(found.log_tail_NS[:, column]), rest_N, atol=1e-5)
+
+
+@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+def test_ids_are_drawn_at_the_losses_temperature_and_labels_judged_at_one(tiny_pair, selector):
+    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[30]], vocab=TINY_VOCAB)
+    spec = drawn_spec(selector, 9, TINY_VOCAB, temperature=2.5, seed=3)
+    found = engine.score(rows, spec).arrays()
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval()
+    ids = torch.from_numpy(rows.column("input_ids")[0].astype(np.int64))
+    with torch.no_grad():
+        logits_NV = model(ids[None], use_cache=False).logits[0, :-1].float()
+    expected = drawn_answer(logits_NV, spec, rows=rows).arrays()
+    np.testing.assert_array_equal(found.ids_NK, expected.ids_NK)
+    np.testing.assert_allclose(found.logprobs_NK, expected.logprobs_NK, atol=1e-4)
+    np.testing.assert_allclose(found.entropy_N, expected.entropy_N, atol=1e-4)
+    label_N = logits_NV.log_softmax(1)[torch.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose(found.label_logprob_N, label_N, atol=1e-5)
+    other = engine.score(rows, replace(spec, seed=4)).arrays()
+    assert (found.ids_NK != other.ids_NK).any()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt"])
