@@ -111,6 +111,10 @@ KNOBS = {
     "domains.NAME.validation.N.split": f"{DATASETS}::test_sources_of_all_kinds_stand_side_by_side",
     "domains.NAME.validation.N.revision": f"{DATASETS}::test_the_revision_goes_to_the_hub",
     "domains.NAME.columns": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",
+    "domains.NAME.teacher": (
+        "student_trainer/test_teachers.py"
+        "::test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher"
+    ),
     "data.context": (
         "shared/data/test_tokenise.py::test_rows_hold_the_context_at_most_and_are_well_filled"
     ),
