@@ -85,7 +85,7 @@ def plans() -> dict[str, "ModelPlan"]:
             layers=4,
             heads=6,
             domains=DOMAINS,
-            steps=500,
+            steps=600,
             rows_per_step=16,
             context=128,
         ),
