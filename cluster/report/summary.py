@@ -23,7 +23,7 @@ from cluster.report.record import RunRecord, read_record
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
 
-NAME_WIDTH, CELL_WIDTH = 18, 8
+NAME_WIDTH, CELL_WIDTH, TABLE_WIDTH = 18, 8, 100
 REAL_RECIPE = "cluster/recipes/real_text.yaml"
 
 
@@ -140,21 +140,21 @@ def _table(record: RunRecord) -> list[str]:
 
 
 def _teachers(record: RunRecord) -> list[str]:
-    """A line per teacher, where there are several."""
+    """A line per teacher, where there are several; at most 100 columns."""
     found = {name: teacher_summary(record, name) for name in record.config.teachers}
     if len(found) == 1:
         return []
     width = min(NAME_WIDTH, max(len("teacher"), *map(len, found)))
-    heads = "".join(_cells(group) for group in (["KL", "KL"], ["wait", "B/token"]))
+    room = TABLE_WIDTH - width - 4 * CELL_WIDTH - 6
     lines = [
-        "By teacher: KL before and after, share of training that waited, bytes per loss token."
+        "By teacher: KL before and after, share of training that waited, bytes per loss token.",
+        f"{'teacher'.ljust(width)}   {_cells(['KL', 'KL', 'wait', 'B/token'])}   domains",
     ]
-    lines.append("teacher".ljust(width) + "   " + heads + "   domains")
     for name, one in found.items():
         kls = [_number(one["kl_before"]), _number(one["kl_after"])]
         cost = [f"{one['wait_fraction']:.1%}", f"{one['wire_bytes_per_token']:.0f}"]
-        cells = _cells([*kls, *cost])
-        lines.append(f"{_short(name, width).ljust(width)}   {cells}   {', '.join(one['domains'])}")
+        domains = _short(", ".join(one["domains"]), room)
+        lines.append(f"{_short(name, width).ljust(width)}   {_cells([*kls, *cost])}   {domains}")
     return lines
 
 

@@ -11,7 +11,13 @@ import yaml
 from shared.config.mixture import Mixture
 from shared.config.run import Config
 from shared.mixture.weight_log import WeightEntry, write_entry
-from shared.run.metrics import DomainEvaluation, DomainMetrics, StepMetrics, append_metrics
+from shared.run.metrics import (
+    DomainEvaluation,
+    DomainMetrics,
+    StepMetrics,
+    TeacherMetrics,
+    append_metrics,
+)
 
 TOKENS = 2_000  # loss tokens of a step
 LOG_EVERY = 10
@@ -26,8 +32,10 @@ def write_run(
     finished: bool = True,
     baseline: bool = False,
     losses: tuple[str, ...] = ("forward_kl",),
+    teachers: tuple[str, ...] = ("main",),
 ) -> Config:
-    """Made-up files of a run as the trainer would have written them; returns its config."""
+    """Made-up files of a run as the trainer would have written them; returns its config. Teachers
+    take turns among the domains."""
     directory.mkdir(parents=True)
     losses = losses if teacher else ("cross_entropy",)
     config = Config.model_validate(
@@ -35,9 +43,12 @@ def write_run(
             "name": "made-up",
             "steps": 300,
             "log_every": LOG_EVERY,
-            "teachers": {"main": {"model": "models/teacher"}},
+            "teachers": {name: {"model": f"models/{name}"} for name in teachers},
             "student": {"model": "models/student"},
-            "domains": {name: {"train": f"data/{name}.jsonl"} for name in domains},
+            "domains": {
+                name: {"train": f"data/{name}.jsonl", "teacher": teachers[i % len(teachers)]}
+                for i, name in enumerate(domains)
+            },
             "losses": [{"kind": kind} for kind in losses],
             "mixture": {"policy": "ddk", "interval": 50},
             "baseline": baseline,
@@ -48,6 +59,7 @@ def write_run(
     log = _write_weights(directory / "weight_log.jsonl", domains, steps=steps)
     for step in range(LOG_EVERY, steps + 1, LOG_EVERY):
         line = _line(step, domains, log, teacher=teacher, losses=losses)
+        line.teachers = _by_teacher(line, config) if teacher else {}
         append_metrics(directory / "metrics.jsonl", line)
     _write_evaluations(directory, domains, teacher=teacher, finished=finished)
     if baseline:
@@ -125,6 +137,24 @@ def _line(
         wire_bytes=400 * TOKENS * LOG_EVERY if teacher else 0,
         retried_units=1 if step == 120 else 0,
     )
+
+
+def _by_teacher(line: StepMetrics, config: Config) -> dict[str, TeacherMetrics]:
+    """Wait and bytes in equal parts, and units of 10."""
+    found = {}
+    for name in config.teachers:
+        taught = [d for n, d in line.domains.items() if config.teacher_of(n) == name]
+        tokens = sum(domain.tokens for domain in taught)
+        nats = sum((domain.kl or 0.0) * domain.tokens for domain in taught)
+        share = 1 / len(config.teachers)
+        found[name] = TeacherMetrics(
+            kl=nats / tokens,
+            tokens=tokens,
+            wait_s=share * line.teacher_wait_s,
+            units=10,
+            wire_bytes=round(share * line.wire_bytes),
+        )
+    return found
 
 
 def _adaptive(rng: random.Random) -> dict[str, float]:

@@ -180,6 +180,29 @@ def test_without_a_teacher_what_is_not_kept_is_refused(measure, prepared, models
     assert models[1].services == 0
 
 
+def test_every_domain_is_scored_by_its_own_teacher(tmp_path, tiny_pair, models):
+    """The student is the second teacher here."""
+    teachers = {"a": {"model": str(tiny_pair.teacher)}, "b": {"model": str(tiny_pair.student)}}
+    domains = {
+        name: {"train": f"{name}.jsonl", "teacher": teacher}
+        for name, teacher in (("letters", "a"), ("numbers", "b"))
+    }
+    path = write_job(tmp_path, tiny_pair, teachers=teachers, domains=domains)
+    both = prepare_run(load(path, ["batch.micro_batch=4"]))
+    second = Model("teacher", tiny_pair.student)
+    asked = {"a": models[0].asked, "b": second.asked}
+    by_domain = scores(both, "teacher_nll", teachers=asked, student=None)
+    for name, model in (("a", models[0]), ("b", second)):
+        part = both.taught_by(name)
+        alone = scores(part, "teacher_nll", teachers={name: model.asked}, student=None)
+        (domain,) = alone
+        np.testing.assert_array_equal(by_domain[domain], alone[domain])
+    gap = scores(both, "gap", teachers=asked, student=models[1].asked)
+    np.testing.assert_allclose(gap["numbers"], 0, atol=1e-6)  # its teacher is the student
+    assert np.abs(gap["letters"]).max() > 0.01
+    assert (models[0].services, second.services, models[1].services) == (1, 1, 1)
+
+
 def test_damaged_scores_are_scored_again(prepared, models):
     first = found(prepared, "teacher_nll", *models)
     files = sorted((Path(prepared.config.paths.cache) / "difficulty").glob("*.json"))

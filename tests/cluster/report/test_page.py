@@ -117,6 +117,17 @@ def test_a_token_adaptive_loss_adds_its_curves_by_domain(tmp_path: Path):
     ]
 
 
+def test_several_teachers_have_a_table_and_curves_of_their_own(tmp_path: Path):
+    write_run(tmp_path / "one")
+    alone = write_report(tmp_path / "one").read_text()
+    write_run(tmp_path / "two", teachers=("big", "small"))
+    both = write_report(tmp_path / "two").read_text()
+    for said in ("<h2>Teachers</h2>", "KL by teacher", "Waiting by teacher", "Bytes by teacher"):
+        assert said not in alone
+        assert said in both
+    assert "<td>models/small</td><td>reference, mathematics</td>" in both
+
+
 def test_readings_at_a_step_list_every_domain(tmp_path: Path):
     write_run(tmp_path / "run", domains=("law", "math"))
     titles = Page(write_report(tmp_path / "run").read_text()).titles

@@ -80,6 +80,34 @@ def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path)
     ]
 
 
+def test_each_teacher_is_summed_up_over_its_domains(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, domains=("code", "law", "maths"), teachers=("big", "small"))
+    summary = summarise(run_dir, status="finished", failures=NONE)
+    big, small = summary["teachers"]["big"], summary["teachers"]["small"]
+    assert (big["model"], big["domains"]) == ("models/big", ["code", "maths"])
+    assert (small["model"], small["domains"]) == ("models/small", ["law"])
+    assert big["tokens"] + small["tokens"] == summary["tokens"]
+    kls = {name: domain["kl_after"] for name, domain in summary["domains"].items()}
+    assert small["kl_after"] == kls["law"]
+    assert big["kl_after"] == pytest.approx((kls["code"] + kls["maths"]) / 2)  # as many tokens
+    assert big["wait_fraction"] == pytest.approx(summary["teacher_wait_fraction"] / 2)
+    bytes_of = [one["tokens"] * one["wire_bytes_per_token"] for one in (big, small)]
+    assert bytes_of[0] == pytest.approx(bytes_of[1])
+    assert sum(bytes_of) == pytest.approx(summary["tokens"] * summary["wire_bytes_per_token"])
+    lines = final_table(run_dir).split("\n\n")[1].splitlines()
+    assert lines[0].startswith("By teacher")
+    assert lines[-1].split()[:3] == ["small", f"{small['kl_before']:.3f}", f"{kls['law']:.3f}"]
+    assert lines[-1].split()[-1] == "law"
+
+
+def test_a_teacher_of_many_domains_has_a_line_of_100_columns(tmp_path: Path):
+    domains = tuple(f"domain-number-{i}" for i in range(12))
+    write_run(tmp_path / "run", domains=domains, teachers=("a-teacher-of-a-long-name", "b"))
+    lines = final_table(tmp_path / "run").split("\n\n")[1].splitlines()
+    assert max(map(len, lines)) == 100
+
+
 def test_ratios_divide_the_sums_of_the_run_not_the_means_of_its_lines(tmp_path: Path):
     summary = summarise(two_lines(tmp_path / "run"), status="finished", failures=NONE)
     assert (summary["steps"], summary["tokens"]) == (20, 400)

@@ -1,0 +1,34 @@
+"""The model card names who taught what."""
+
+from pathlib import Path
+
+from shared.run.run_dir import RunDir
+from student_trainer.state.model_card import model_card
+from tests.cluster.run_dirs import write_run
+
+
+def card(directory: Path, **state: object) -> str:
+    config = write_run(directory, domains=("code", "law", "maths"), **state)  # type: ignore[arg-type]
+    return model_card(config, run_dir=RunDir(directory), step=300, frozen=None)
+
+
+def test_the_only_teacher_is_named_alone(tmp_path: Path):
+    assert "models/student taught by models/main with Tutelage" in card(tmp_path / "run")
+
+
+def test_several_are_named_with_their_domains(tmp_path: Path):
+    said = "taught by models/big in code, maths and by models/small in law with Tutelage"
+    assert said in card(tmp_path / "run", teachers=("big", "small"))
+
+
+def test_an_adapter_is_named_with_its_teacher(tmp_path: Path):
+    directory = tmp_path / "run"
+    config = write_run(directory)
+    adapted = config.teachers["main"].model_copy(update={"adapter": "adapters/law"})
+    config = config.model_copy(update={"teachers": {"main": adapted}})
+    said = model_card(config, run_dir=RunDir(directory), step=300, frozen=None)
+    assert "taught by models/main (adapter adapters/law) with Tutelage" in said
+
+
+def test_text_alone_has_no_teacher(tmp_path: Path):
+    assert "taught by its text alone" in card(tmp_path / "run", teacher=False)
