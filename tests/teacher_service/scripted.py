@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class Scripted:
     refuses: int | None = None
     fails_on: int | None = None
     hangs_once: str | None = None
+    fails_first: str | None = None  # a file that names the one replica that answers nothing
 
     def __call__(self) -> "Scripted":
         return self
@@ -73,7 +75,7 @@ class Scripted:
             time.sleep(3600)
         if self.refuses in ids:
             raise ConfigError(f"token {self.refuses} is refused; use another")
-        if self.fails_on in ids:
+        if self.fails_on in ids or (self.fails_first and is_first(self.fails_first)):
             raise MemoryError("out of everything")
 
 
@@ -84,6 +86,13 @@ def first_time(path: str) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def is_first(path: str) -> bool:
+    """True for the process that was the first to ask, again and again."""
+    if first_time(path):
+        Path(path).write_text(str(os.getpid()))
+    return Path(path).read_text() == str(os.getpid())
 
 
 def invented(rows: Rows, spec: TargetSpec) -> SoftTargets:

@@ -129,6 +129,15 @@ def test_a_unit_that_fails_everywhere_stops_the_run_with_the_reason(name):
     assert pool.stats.retried_units == 3
 
 
+def test_what_failed_on_one_replica_is_asked_of_another(name, tmp_path):
+    """Sent to the same one again it would fail once too often."""
+    engine = Scripted(fails_first=str(tmp_path / "first"))
+    pool, asked = started(name, engine, replicas=2, max_unit_failures=2), units(1)
+    pool.submit(asked[0], SPEC)
+    assert_all_once_and_in_order(pool, asked)
+    assert pool.stats.retried_units == 1
+
+
 def test_a_question_that_cannot_be_answered_is_not_retried(name):
     pool, (rows,) = started(name, Scripted(refuses=POISON)), units(1)
     pool.submit(poisoned(rows), SPEC)
