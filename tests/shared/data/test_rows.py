@@ -79,6 +79,14 @@ def test_a_hash_covers_ids_borders_and_mask_and_nothing_else() -> None:
     assert len(others | {base}) == 6
 
 
+def test_a_hash_covers_the_draw_but_for_the_first() -> None:
+    plain = rows([7, 4])
+    assert plain.with_draws(np.zeros(2, np.int32)).hashes() == plain.hashes()
+    first, second = (plain.with_draws(np.array([0, n])).hashes() for n in (1, 2))
+    assert first[0] == second[0] == plain.hashes()[0]
+    assert len({first[1], second[1], plain.hashes()[1]}) == 3
+
+
 def test_a_sliced_table_ships_its_slice_and_keeps_its_hashes() -> None:
     whole = rows([1000] * 100)
     part = Rows(whole.table.slice(40, 2))
