@@ -10,6 +10,7 @@ import torch
 from shared.data.rows import Rows
 from shared.errors import TeacherError
 from shared.store.target_store import TargetStore
+from shared.targets.draws import uniforms
 from shared.targets.soft_targets import METADATA_KEY, SoftTargets
 from shared.targets.spec import TargetSpec
 from tests.drawn import dense_weights, drawn_answer, drawn_spec, row_of
@@ -134,3 +135,15 @@ def test_32_ids_of_a_large_vocabulary_take_no_more_than_the_bar(encoding: str, m
     columns = [name for name in answer.table.column_names if name != "row_hash"]
     size = sum(answer.table.column(name).combine_chunks().flatten().nbytes for name in columns)
     assert size / num <= most
+
+
+def test_every_seed_row_draw_and_position_has_numbers_of_its_own():
+    one = row_of(6)
+    found = [uniforms(one, seed=seed, count=3) for seed in (0, 1)]
+    found.append(uniforms(one.with_draws(np.array([1])), seed=0, count=3))
+    found.append(uniforms(row_of(7), seed=0, count=3))
+    numbers = np.concatenate([uniform_NU.ravel() for uniform_NU in found])
+    assert len(np.unique(numbers)) == len(numbers) == 3 * (6 + 6 + 6 + 7)
+    assert 0 <= numbers.min() < 0.2 < 0.8 < numbers.max() < 1
+    again = uniforms(one, seed=0, count=3)
+    np.testing.assert_array_equal(again, found[0])

@@ -63,3 +63,9 @@ def test_the_sentence_says_what_the_other_kind_of_answer_costs():
     assert said[1].startswith("a token costs 7,172 bytes from the teacher: ")
     assert "last hidden state 7,168" in said[1]
     assert said[1].endswith(f"the 64 likeliest ids would cost {cheap}")
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_a_head_weighs_its_numbers_in_the_teachers_type(dtype, size):
+    pair = Pair(teacher_width=48, teacher_rows=512, dtype=dtype)
+    assert pair.head_bytes == 48 * 512 * size
