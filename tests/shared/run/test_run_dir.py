@@ -95,6 +95,48 @@ def test_a_changed_kind_and_a_removed_domain_differ(tmp_path):
     assert "domains.code.train" in differing
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "passes"),
+    [
+        ("paths.cache", "elsewhere", True),
+        ("log_every", 3, True),
+        ("checkpoints.every", 7, True),
+        ("checkpoints.keep", 7, True),
+        ("service.in_flight", 7, True),
+        ("service.max_unit_failures", 7, True),
+        ("baseline", True, True),
+        ("student.max_restarts", 7, True),
+        ("student.cpus", 7.0, True),
+        ("teachers.t.replicas", 7, True),
+        ("teachers.t.cpus", 7.0, True),
+        ("targets.ids", "plain", True),
+        ("targets.store", "store", True),
+        ("targets.store_ids", "plain", True),
+        ("prompt_search.rounds", 7, True),
+        ("steps", 7, False),
+        ("student.zero", 3, False),
+        ("student.workers", 2, False),
+        ("teachers.t.dtype", "bfloat16", False),
+        ("batch.micro_batch", 1, False),
+        ("targets.top_k", 7, False),
+        ("targets.seed", 7, False),
+        ("optimiser.clip_norm", None, False),
+        ("data.context", 64, False),
+        ("evaluation.kl", "full", False),
+    ],
+)
+def test_what_decides_nothing_about_the_student_may_change(tmp_path, option, value, passes):
+    before = config(tmp_path)
+    fields = before.model_dump()
+    *sections, leaf = option.split(".")
+    place = fields
+    for section in sections:
+        place = place[section]
+    place[leaf] = value
+    after = type(before).model_validate(fields)
+    assert differing_options(before, after) == ([] if passes else [option])
+
+
 def test_a_run_is_finished_when_its_summary_says_so(tmp_path):
     run_dir = open_run(config(tmp_path))
     assert not run_dir.finished
@@ -107,6 +149,8 @@ def test_a_run_is_finished_when_its_summary_says_so(tmp_path):
 def test_attempts_are_numbered(tmp_path):
     run_dir = open_run(config(tmp_path))
     assert [run_dir.new_attempt().name for _ in range(2)] == ["attempt-1", "attempt-2"]
+    (run_dir.logs / "attempt-1").rmdir()
+    assert run_dir.new_attempt().name == "attempt-3"
 
 
 def test_a_write_that_fails_keeps_the_old_file_and_says_why(tmp_path):
