@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from shared.data.rows import Rows
+from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan, open_routing
 from shared.targets.routing import MixedTargets, label_logprobs
 from student_trainer.models.student import load_student
@@ -20,8 +21,15 @@ from student_trainer.sources.batches import Batch, Layouts
 from student_trainer.weighing.token_split import split_batches
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
-from tests.student_trainer.processes import LocalTeacher
-from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains, with_states
+from tests.student_trainer.processes import LocalTeacher, as_job
+from tests.student_trainer.runs import (
+    DOMAINS,
+    mark_exported,
+    plan_of,
+    prepared_domains,
+    torchrun,
+    with_states,
+)
 from tests.student_trainer.test_objective import unit
 
 CPU = torch.device("cpu")
@@ -150,3 +158,40 @@ def test_validation_compares_each_domain_with_its_teacher(plan, folders) -> None
     of_rows_N = np.repeat([d == DOMAINS[0] for d in rows.domains()], rows.num_loss_tokens())
     pairs = [w.arrays().label_logprob_N for w in whole]
     np.testing.assert_allclose(label_logprobs(answer), np.where(of_rows_N, *pairs), atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", ["ids and the tail"], indirect=True)
+def test_ranks_with_other_teachers_in_their_micro_batches_learn_the_same_under_zero(
+    plan, tmp_path: Path
+) -> None:
+    """Micro-batches of two rows, so that some have one teacher and some have both."""
+    plans = []
+    for zero in (0, 3):
+        student = plan.config.student.model_copy(update={"zero": zero})
+        config = plan.config.model_copy(update={"student": student, "name": f"zero-{zero}"})
+        folder = tmp_path / config.name
+        folder.mkdir()
+        plans.append(replace(plan, config=config, run_dir=str(folder)))
+        mark_exported(plans[-1])
+    results = torchrun([as_job("train", one) for one in plans], tmp_path / "torchrun")
+    assert [result["error"] for result in results] == [None, None]
+    lines = [read_metrics(Path(one.run_dir) / "metrics.jsonl") for one in plans]
+    for plain, sharded in zip(*lines, strict=True):
+        assert sharded.loss == pytest.approx(plain.loss, rel=1e-5)
+        assert sharded.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
+        assert set(plain.teachers) == set(TEACHERS)
+        assert min(one.units for one in plain.teachers.values()) > 0
+        for domain, measured in plain.domains.items():
+            assert sharded.domains[domain].kl == pytest.approx(measured.kl, rel=1e-5)
+
+
+def test_rows_keep_their_draw_and_their_own_ids_on_the_way_to_their_teacher() -> None:
+    rows = unit(0, count=4)
+    ids_NM = np.arange(2 * rows.num_loss_tokens().sum()).reshape(-1, 2)
+    asked = rows.with_draws(np.arange(4)).with_student_ids(ids_NM)
+    part = asked.where([False, True, False, True])
+    assert part.names() == [rows.names()[1], rows.names()[3]]
+    assert part.draws().tolist() == [1, 3]
+    is_own_N = np.repeat([False, True, False, True], rows.num_loss_tokens())
+    np.testing.assert_array_equal(part.student_ids(), ids_NM[is_own_N])
+    assert part.hashes() == [asked.hashes()[1], asked.hashes()[3]]
