@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,40 @@ def plan_of(
         packed=True,
         teacher_width=48 if config.hidden_layers else None,
     )
+
+
+def plan_of_two(
+    folder: Path,
+    pair: tiny.Pair,
+    domains: tuple[PreparedDomain, ...],
+    teachers: Mapping[str, Path],
+    *,
+    cache: Path | None = None,
+    **options: object,
+) -> RunPlan:
+    """A plan of a short run in which each teacher, a name and a folder, teaches one domain; with a
+    cache, their last states are asked for."""
+    named = dict(zip(DOMAINS, teachers, strict=True))
+    parts = {}
+    for name, model in teachers.items():
+        part = plan_of(folder, replace(pair, teacher=model), domains, **options)
+        parts[name] = with_states(part, cache) if cache else part
+    first = next(iter(parts.values())).config
+    described = {
+        domain: first.domains[domain].model_copy(update={"teacher": name})
+        for domain, name in named.items()
+    }
+    asked = {name: part.config.teachers["t"] for name, part in parts.items()}
+    config = first.model_copy(update={"teachers": asked, "domains": described})
+    own = {
+        name: replace(
+            part,
+            config=config.taught_by(name),
+            domains=tuple(domain for domain in domains if named[domain.name] == name),
+        )
+        for name, part in parts.items()
+    }
+    return RunPlan.joined(config, domains, own)
 
 
 def with_states(plan: RunPlan, cache: Path) -> RunPlan:

@@ -25,10 +25,9 @@ from tests.student_trainer.processes import LocalTeacher, as_job
 from tests.student_trainer.runs import (
     DOMAINS,
     mark_exported,
-    plan_of,
+    plan_of_two,
     prepared_domains,
     torchrun,
-    with_states,
 )
 from tests.student_trainer.test_objective import unit
 
@@ -56,33 +55,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def plan(request, tmp_path: Path, tiny_pair: tiny.Pair, folders: dict[str, Path]) -> RunPlan:
     """A run of both teachers, one domain each."""
-    domains = prepared_domains(tmp_path)
-    named = dict(zip(DOMAINS, TEACHERS, strict=True))
-    parts = {}
-    for name in TEACHERS:
-        pair = replace(tiny_pair, teacher=folders[name])
-        part = plan_of(tmp_path / "run", pair, domains, **KINDS[request.param])
-        if request.param == "last states":
-            part = with_states(part, tmp_path / "cache")
-        parts[name] = part
-    first = next(iter(parts.values())).config
-    config = first.model_copy(
-        update={
-            "teachers": {n: p.config.teachers["t"] for n, p in parts.items()},
-            "domains": {
-                d: first.domains[d].model_copy(update={"teacher": n}) for d, n in named.items()
-            },
-        }
-    )
-    own = {
-        name: replace(
-            part,
-            config=config.taught_by(name),
-            domains=tuple(d for d in domains if named[d.name] == name),
-        )
-        for name, part in parts.items()
-    }
-    return RunPlan.joined(config, domains, own)
+    cache = tmp_path / "cache" if request.param == "last states" else None
+    domains, options = prepared_domains(tmp_path), KINDS[request.param]
+    return plan_of_two(tmp_path / "run", tiny_pair, domains, folders, cache=cache, **options)
 
 
 def batches_of(plan: RunPlan, rows: Rows, targets) -> Batch:

@@ -20,10 +20,11 @@ from shared.data.rows import Rows
 from shared.errors import TeacherError
 from shared.mixture.weight_log import DomainReport
 from shared.run.metrics import read_metrics
-from shared.run.plan import RunPlan
+from shared.run.plan import RunPlan, open_routing
 from shared.run.run_dir import RunDir
 from shared.store.readers import StoreReader
 from shared.store.target_store import stored_answers
+from shared.targets.routing import MixedTargets, RunReader
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.ranks import Ranks
 from student_trainer.sources.data_set import DataSet
@@ -35,7 +36,7 @@ from tests.cluster.jobs import write_job
 from tests.cluster.planning.test_ordering import PHASES
 from tests.cluster.planning.test_prompting import PROMPTS, write_prompts
 from tests.student_trainer.processes import LocalTeacher
-from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.student_trainer.runs import plan_of, plan_of_two, prepared_domains
 from tests.tiny import VOCAB, Pair
 
 
@@ -131,7 +132,7 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def drawn(plan: RunPlan, ranks: Ranks, reader: StoreReader | None = None) -> list[Rows]:
+def drawn(plan: RunPlan, ranks: Ranks, reader: RunReader | None = None) -> list[Rows]:
     """The units of a run in order; with a reader, every one is answered."""
     shutil.rmtree(plan.run_dir, ignore_errors=True)
     Path(plan.run_dir).mkdir()
@@ -150,8 +151,10 @@ def drawn(plan: RunPlan, ranks: Ranks, reader: StoreReader | None = None) -> lis
     for index in range(plan.config.steps):
         step = loader.step(index)
         for unit, targets in zip(step.units, loader.answers(step), strict=True):
-            if targets is not None:
+            if isinstance(targets, SoftTargets):
                 targets.check(unit, plan.target_spec)
+            if isinstance(targets, MixedTargets):
+                assert sum(len(part.targets.table) for part in targets.parts) == len(unit)
             units.append(unit)
     return units
 
@@ -238,3 +241,33 @@ def test_nothing_is_asked_where_all_is_stored(plan, engine, tmp_path):
     captured = Capture(plan, "t", store, second, ahead=3).all(all_rows=True)
     assert (captured.asked_rows, captured.asked_tokens) == (0, 0)
     assert second.stats.units <= 2 * plan.config.batch.micro_batch  # scored again to compare
+
+
+def test_each_of_two_teachers_is_asked_about_its_domains_alone(tmp_path, tiny_pair, ranks):
+    """What both wrote is what a run of both reads."""
+    engines = {
+        name: HFEngine.load(str(folder))
+        for name, folder in (("a", tiny_pair.teacher), ("b", tiny_pair.student))
+    }
+    folders = {"a": tiny_pair.teacher, "b": tiny_pair.student}
+    options = {"student": {"workers": 1}, "steps": 5}
+    domains = prepared_domains(tmp_path)
+    plan = plan_of_two(tmp_path / "run", tiny_pair, domains, folders, **options)
+    parts = {
+        name: replace(part, teacher=engines[name].fingerprint) for name, part in plan.parts.items()
+    }
+    plan, store = replace(plan, parts=parts), str(tmp_path / "store")
+    for name, engine in engines.items():
+        reader = LocalTeacher(engine)
+        captured = Capture(plan, name, store, reader, ahead=3).all(all_rows=False)
+        rows = [row for unit in drawn(plan, ranks) for row in unit.names()]
+        (domain,) = plan.parts[name].config.domains
+        own = {row for row in rows if row.startswith(f"{domain}/")}
+        assert captured.training is not None
+        assert captured.training.rows == len(own)
+        assert captured.validation.rows == 5
+    readers = {
+        name: lambda rank, part=part: StoreReader(store, teacher=part.teacher)
+        for name, part in parts.items()
+    }
+    assert drawn(plan, ranks, open_routing(0, plan=plan, readers=readers))
