@@ -18,13 +18,12 @@ from tqdm import tqdm
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.run.metrics import DomainEvaluation
+from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
-from shared.targets.spec import TargetSpec
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Batch, Layouts
 
-BULKY_TOP_K = 4096  # answers this wide travel one row at a time
 UNITS_AHEAD = 2
 
 
@@ -65,16 +64,16 @@ class Validation:
     rows_per_unit: int
 
     def sums(
-        self, engine: Any, reader: RunReader | None = None, spec: TargetSpec | None = None
+        self, engine: Any, reader: RunReader | None = None, question: Question | None = None
     ) -> ValidationSums:
         """Run over all validation rows; with a reader also against the teacher."""
-        size = unit_size(self.rows_per_unit, spec)
+        size = unit_size(self.rows_per_unit, question)
         units = list(self._own_units(size))
         num_domains = len(self.stores)
         totals = np.zeros((4, num_domains))
         engine.eval()
         with torch.no_grad():
-            answers = _answers(units, reader, spec)
+            answers = _answers(units, reader, question)
             bar = tqdm(answers, total=len(units), desc="validation", leave=False, disable=None)
             for rows, targets in bar:
                 batch = self.layouts.batch(rows, targets)
@@ -99,19 +98,19 @@ class Validation:
             yield store.take(list(indices))
 
 
-def unit_size(rows_per_unit: int, spec: TargetSpec | None) -> int:
+def unit_size(rows_per_unit: int, question: Question | None) -> int:
     """Rows of a validation unit: one where the answers are bulky."""
-    return rows_per_unit if spec is None or spec.top_k < BULKY_TOP_K else 1
+    return rows_per_unit if question is None or not question.ask.is_bulky else 1
 
 
 def _answers(
-    units: Sequence[Rows], reader: RunReader | None, spec: TargetSpec | None
+    units: Sequence[Rows], reader: RunReader | None, question: Question | None
 ) -> Iterator[tuple[Rows, Answer | None]]:
     """Units with the teacher's answers, a few asked for ahead; empty units are never sent."""
-    if reader is None or spec is None:
+    if reader is None or question is None:
         yield from ((rows, None) for rows in units)
         return
-    answers = answered(reader, filter(len, units), spec, ahead=UNITS_AHEAD)
+    answers = answered(reader, filter(len, units), question, ahead=UNITS_AHEAD)
     for rows in units:
         yield rows, next(answers)[1] if len(rows) else None
 

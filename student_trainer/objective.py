@@ -4,7 +4,7 @@ The whole loss runs inside its forward, so that the engine sees every use of eve
 of size [B, T, V] is ever made.
 
 B lines   T tokens   N positions with loss   D student width   E teacher width   V vocabulary
-K ids kept per position   M ids that the student names   S temperatures   L losses
+M ids that the student names   L losses
 G domains in config order   Q quantities summed by domain
 """
 
@@ -16,23 +16,21 @@ from torch import Tensor, nn
 
 from shared.config.losses import HiddenStates, Loss
 from shared.config.run import Config
-from shared.targets.spec import TargetSpec
+from shared.targets.kept_ids import LikeliestIds
 from student_trainer.accelerator import deepspeed
+from student_trainer.answers import Reading, view_of
 from student_trainer.losses.auxiliary.hidden_states import (
     HiddenStatePairs,
-    native_states,
     projection,
 )
-from student_trainer.losses.kernel.drawn import DrawnTargets
 from student_trainer.losses.kernel.likeliest import likeliest_ids
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_together
 from student_trainer.losses.terms.token_adaptive import TokenClasses
 from student_trainer.losses.token_losses import (
     ADAPTIVE,
     Targets,
-    TeacherTargets,
     TokenLosses,
     evaluate_tokens,
     token_losses,
@@ -83,7 +81,7 @@ class Objective(nn.Module):
         multiplier: float = 1.0,
         phase: int = 0,
         teacher_share: float = 1.0,
-        asked: TargetSpec | None = None,
+        asked: LikeliestIds | None = None,
     ) -> tuple[Tensor, ...]:
         """`train`: the loss of the unit times `multiplier`, sums to report float64 [3+L+Q*G], and
         the weighted loss of each position [N]. The sums: `TOTALS`, each loss unweighted, then the
@@ -91,7 +89,7 @@ class Objective(nn.Module):
         is the t of TAID.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
-        `likeliest`: the ids that the student names for the question `asked` [N, M].
+        `likeliest`: the ids that the student names for `asked` [N, M].
         """
         positions = {"position_ids": batch["position_ids_BT"]} if self._takes_positions else {}
         output = self._decoder[0](
@@ -160,12 +158,12 @@ class LossHead(nn.Module):
         multiplier: float,
         phase: int,
         teacher_share: float,
-        asked: TargetSpec | None,
+        asked: LikeliestIds | None,
     ) -> tuple[Tensor, ...]:
         """See `Objective.forward`."""
         head = self._head()
         if mode == "likeliest":
-            assert asked is not None, "the question says how many ids of which"
+            assert asked is not None, "the ask says how many ids of which"
             count, vocabulary = asked.student_ids, asked.shared_vocab
             return (likeliest_ids(hidden_ND, head, count=count, shared_vocab=vocabulary),)
         if mode == "logits":
@@ -210,7 +208,7 @@ class LossHead(nn.Module):
         """What a part's teacher says, before its own head where it ships states."""
         heads = self._teacher_heads
         head = next(iter(heads.values()), None) if part.teacher is None else heads.get(part.teacher)
-        return _targets(part.batch, temperatures, head, renormalised=renormalised)
+        return view_of(part.batch, Reading(temperatures, head, renormalised))
 
     @torch.no_grad()
     def _sums(self, found: TokenLosses, weighted_N: Tensor, batch: Batch) -> Tensor:
@@ -265,30 +263,3 @@ def _weighted(found: TokenLosses, terms: Sequence[Loss]) -> Tensor:
     for term, value_N in zip(terms, found.terms.values(), strict=True):
         weighted_N = weighted_N + term.weight * value_N
     return weighted_N
-
-
-def _targets(
-    batch: Batch,
-    temperatures: tuple[float, ...],
-    teacher_head: TeacherHead | None,
-    *,
-    renormalised: bool = False,
-) -> Targets | None:
-    """The teacher's part of a batch. Column s of the tails belongs to temperature s; drawn ids have
-    one, that of the divergences."""
-    if "teacher_last_NE" in batch:
-        assert teacher_head is not None, "the plan names the head of such answers"
-        return TeacherStates(native_states(batch["teacher_last_NE"]), teacher_head)
-    if "ids_NK" not in batch:
-        return None
-    if "entropy_N" in batch:
-        kept = (batch["ids_NK"], batch["logprobs_NK"], batch["log_tail_NS"][:, 0])
-        return DrawnTargets(*kept, batch["entropy_N"], temperatures[-1])
-    return TeacherTargets(
-        batch["ids_NK"],
-        batch["logprobs_NK"],
-        batch["log_tail_NS"],
-        temperatures,
-        batch["label_logprob_N"],
-        renormalised,
-    )

@@ -11,6 +11,7 @@ from shared.errors import TutelageError
 from shared.mixture.weight_log import ControllerClient
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
+from shared.targets.kept_ids import LikeliestIds
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.accumulator import MetricsAccumulator, ReportAccumulator
@@ -101,9 +102,9 @@ def open_run(
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     engine = open_engine(objective, config)
-    spec, student_ids = plan.target_spec, None
-    if spec is not None and spec.student_ids:
-        student_ids = StudentIds(engine, layouts, spec)
+    student_ids, ask = None, plan.target_spec and plan.target_spec.ask
+    if isinstance(ask, LikeliestIds) and ask.student_ids:
+        student_ids = StudentIds(engine, layouts, ask)
     weight_log = FollowedLog(config, ranks, controller)
     source = open_source(plan, ranks, weight_log)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
@@ -128,7 +129,7 @@ def open_run(
             ranks=ranks,
             domains=tuple(config.domains),
             reader=reader,
-            question=spec,
+            question=plan.target_spec,
             student_ids=student_ids,
         ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),

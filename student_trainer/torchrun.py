@@ -24,11 +24,13 @@ from shared.prompts.prefix import Opening, PromptedReader
 from shared.run.plan import OpenRunReader, RunPlan, open_routing
 from shared.run.run_dir import RunDir
 from shared.store.readers import StoreReader
+from shared.targets.question import Question
 from shared.targets.reader import TargetReader
-from shared.targets.spec import TargetSpec
 from student_trainer.loop import run_plan
 
 log = logging.getLogger(__name__)
+
+QUESTIONS = ("target_spec", "evaluation_spec")  # fields of a plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,9 @@ def _fields(plan: RunPlan) -> dict[str, Any]:
     openings = {name: opening.to_lists() for name, opening in plan.openings.items()}
     config = plan.config.model_dump(mode="json")
     parts = {name: _fields(part) | {"config": None} for name, part in plan.parts.items()}
+    questions = {name: getattr(plan, name) for name in QUESTIONS}
     return asdict(replace(plan, parts={})) | {
+        **{name: question and question.as_dict() for name, question in questions.items()},
         "config": config,
         "openings": openings,
         "parts": parts,
@@ -109,10 +113,7 @@ def read_plan(path: Path) -> RunPlan:
 def _plan(config: Config, fields: dict[str, Any], *, parts: dict[str, RunPlan]) -> RunPlan:
     domains = tuple(PreparedDomain(**domain) for domain in fields["domains"])
     openings = {name: Opening.from_lists(*lists) for name, lists in fields["openings"].items()}
-    specs = {
-        name: fields[name] and TargetSpec.from_dict(fields[name])
-        for name in ("target_spec", "evaluation_spec")
-    }
+    specs = {name: fields[name] and Question.from_dict(fields[name]) for name in QUESTIONS}
     found = {"config": config, "domains": domains, "openings": openings, "parts": parts}
     named: dict[str, Any] = fields | specs | found
     return RunPlan(**named)

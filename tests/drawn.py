@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from shared.data.rows import Rows
+from shared.targets.drawn_ids import DrawnIds
 from shared.targets.draws import uniforms
+from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from student_trainer.losses.kernel.drawn import DrawnTargets
+from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.encoding import encode
 from teacher_service.scoring.scoring import Head
+from tests.answers import decoded, question_of
 
 Selector = Literal["threshold", "sampled"]
 
@@ -36,7 +38,7 @@ def row_of(num: int) -> Rows:
 
 def drawn_answer(
     logits_NV: Tensor,
-    spec: TargetSpec,
+    spec: Question,
     *,
     rows: Rows | None = None,
     chunk: int | None = None,
@@ -46,20 +48,21 @@ def drawn_answer(
     many loss positions."""
     num = times * len(logits_NV)
     rows = rows or row_of(num)
-    count = spec.top_k if spec.selector == "sampled" else 1
+    ask = spec.ask
+    assert isinstance(ask, DrawnIds)
     found = draw(
         torch.eye(len(logits_NV)).repeat(times, 1),
         Head(logits_NV.T.contiguous()),
         torch.zeros(num, dtype=torch.long),
-        uniform_NU=torch.from_numpy(uniforms(rows, seed=spec.seed, count=count)),
-        selector=spec.selector,  # type: ignore[arg-type]
-        top_k=spec.top_k,
-        shared_vocab=spec.shared_vocab,
-        temperature=spec.temperatures[0],
+        uniform_NU=torch.from_numpy(uniforms(rows, seed=ask.seed, count=ask.num_uniforms)),
+        selector=ask.selector,
+        num_ids=ask.num_ids,
+        shared_vocab=ask.shared_vocab,
+        temperature=ask.temperature,
         chunk=chunk,
     )
     return SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=rows.num_loss_tokens(),
@@ -69,9 +72,9 @@ def drawn_answer(
 
 def drawn_spec(
     selector: Selector, top_k: int, vocab: int, *, temperature: float = 1.0, **more
-) -> TargetSpec:
+) -> Question:
     """A question to which ids are drawn."""
-    return TargetSpec(
+    return question_of(
         top_k,
         vocab,
         temperatures=(temperature,),
@@ -83,13 +86,13 @@ def drawn_spec(
 
 def dense_weights(answer: SoftTargets) -> Tensor:
     """The weight of every id, float64 [N, V]."""
-    arrays, vocab = answer.arrays(), answer.spec.shared_vocab
+    arrays, vocab = decoded(answer), answer.question.ask.shared_vocab
     weights_NV = torch.zeros(len(arrays.ids_NK), vocab, dtype=torch.float64)
     weights_NK = torch.tensor(arrays.logprobs_NK).double().exp()
     return weights_NV.scatter_add_(1, torch.tensor(arrays.ids_NK), weights_NK)
 
 
-def draws_of(logits_NV: Tensor, spec: TargetSpec, *, count: int) -> Iterator[SoftTargets]:
+def draws_of(logits_NV: Tensor, spec: Question, *, count: int) -> Iterator[SoftTargets]:
     """Answers to the draws 0, 1, 2 ... of one row."""
     rows = row_of(len(logits_NV))
     for number in range(count):
@@ -98,12 +101,12 @@ def draws_of(logits_NV: Tensor, spec: TargetSpec, *, count: int) -> Iterator[Sof
 
 def drawn_targets(answer: SoftTargets) -> DrawnTargets:
     """The answer as the loss takes it."""
-    arrays = answer.arrays()
+    arrays = decoded(answer)
     assert arrays.entropy_N is not None
     return DrawnTargets(
         torch.tensor(arrays.ids_NK),
         torch.tensor(arrays.logprobs_NK),
         torch.tensor(arrays.log_tail_NS[:, 0]),
         torch.tensor(arrays.entropy_N),
-        answer.spec.temperatures[0],
+        answer.question.ask.temperature,
     )

@@ -34,8 +34,8 @@ from shared.run.plan import OpenReader, RunPlan
 from shared.run.run_dir import RunDir
 from shared.store.answer_files import Holding
 from shared.store.target_store import TargetStore
+from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
-from shared.targets.spec import TargetSpec
 from student_trainer.evaluate import unit_size
 from student_trainer.sources.data_set import empty_curriculum, whole_domains
 
@@ -205,7 +205,7 @@ class Capture:
             if len(own := rows.where([name in domains for name in rows.domains()])):
                 yield own
 
-    def fill(self, units: Iterator[Rows], spec: TargetSpec, *, name: str, total: int) -> Holding:
+    def fill(self, units: Iterator[Rows], spec: Question, *, name: str, total: int) -> Holding:
         """Ask about the rows of units that are not stored."""
         store, progress = self._opened(spec), _Progress(name, total)
         sent = (shown(unit, self.plan.openings) for unit in units)
@@ -225,13 +225,15 @@ class Capture:
             store.close()
         return store.holding()
 
-    def _opened(self, spec: TargetSpec) -> TargetStore:
+    def _opened(self, spec: Question) -> TargetStore:
         plan = self.plan
         assert plan.teacher is not None, "there is a teacher"
         ids = plan.config.targets.store_ids
-        return TargetStore(self.store, teacher=plan.teacher, spec=spec, ids=ids, sets_aside=True)
+        return TargetStore(
+            self.store, teacher=plan.teacher, question=spec, ids=ids, sets_aside=True
+        )
 
-    def _score_again(self, store: TargetStore, sample: Rows | None, spec: TargetSpec) -> None:
+    def _score_again(self, store: TargetStore, sample: Rows | None, spec: Question) -> None:
         """Compare stored answers with the same rows scored one by one."""
         if sample is None:
             return

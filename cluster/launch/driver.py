@@ -30,7 +30,7 @@ from shared.locations import Location
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
 from shared.targets.payload import Pair, payload_note
-from shared.targets.spec import TargetSpec
+from shared.targets.question import Question
 
 CONTROLLER = "tutelage-controller"
 CONTROLLER_DEADLINE_S = 120.0
@@ -152,13 +152,13 @@ def _distil(launch: Launch) -> None:
     _print_table(launch.run_dir)
 
 
-def _say_price(launch: Launch, plan: RunPlan, spec: TargetSpec) -> None:
+def _say_price(launch: Launch, plan: RunPlan, spec: Question) -> None:
     facts = launch.prepared.facts
     pair = Pair(facts.width, facts.rows, launch.prepared.teacher.dtype)
     width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, facts.shared_vocab)
-    if not spec.head:
+    if plan.config.targets.exact is None:
         asked, losses = plan.config.targets, plan.config.losses
-        picked = plan.config.selector_for(spec.shared_vocab)
+        picked = plan.config.selector_for(spec.ask.shared_vocab)
         own = asked.student_ids
         note = selector_note(asked.selector, picked, losses, asked.top_k, student_ids=own)
         print(note, flush=True)

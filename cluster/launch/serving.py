@@ -17,9 +17,11 @@ from shared.prompts.prefix import Opening, PromptedReader
 from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing
 from shared.store.readers import RecordingReader, StoreReader
 from shared.store.target_store import StoredAnswers, stored_answers, stored_teacher
+from shared.targets.ask import IdsEncoding
 from shared.targets.head_location import ShippedHead, find_head
+from shared.targets.last_states import LastStates
+from shared.targets.question import Question
 from shared.targets.reader import TargetReader
-from shared.targets.spec import IdsEncoding, TargetSpec
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
@@ -272,9 +274,9 @@ def _stored(
     """The plan of one teacher's part, and the fingerprint of the one whose answers are stored;
     None where no loss asks for any."""
     config, named = launch.config, _names(launch.prepared.teacher)
-    specs = [held.spec for held in answers if held.is_of(named)] or [a.spec for a in answers]
+    specs = [a.question for a in answers if a.is_of(named)] or [a.question for a in answers]
     prompts = launch.prepared.showing.prompts
-    head = _stored_head(config, [spec for spec in specs if spec.prompts == prompts])
+    head = _stored_head(config, [spec for spec in specs if spec.prefix == prompts])
     planned = partial(run_plan, launch.prepared, run_dir=launch.run_dir.path, head=head)
     plan = planned(teacher={"store": store})
     if plan.target_spec and passes_projection(launch.prepared):
@@ -282,7 +284,7 @@ def _stored(
         planned = partial(planned, projection=projection)
         plan = planned(teacher={"store": store})
     teacher = stored_teacher(store, plan.target_spec, named=named) if plan.target_spec else None
-    held = [a.spec for a in answers if teacher is None or a.teacher == teacher]
+    held = [a.question for a in answers if teacher is None or a.teacher == teacher]
     return plan if plan.evaluation_spec in held else planned(teacher=None), teacher
 
 
@@ -297,13 +299,13 @@ def _names(teacher: Teacher) -> dict[str, str]:
     }
 
 
-def _stored_projection(store: str, specs: list[TargetSpec], asked: TargetSpec) -> str:
+def _stored_projection(store: str, specs: list[Question], asked: Question) -> str:
     """The projection of the states that are stored of what is asked, "" where there are none.
     Raises ConfigError where there are several."""
     found = {
-        spec.projection
+        spec.hidden.projection
         for spec in specs
-        if spec.projection and replace(spec, projection="") == asked
+        if spec.hidden.projection and _unprojected(spec) == asked
     }
     if len(found) > 1:
         raise ConfigError(
@@ -313,14 +315,19 @@ def _stored_projection(store: str, specs: list[TargetSpec], asked: TargetSpec) -
     return next(iter(found), "")
 
 
-def _stored_head(config: Config, specs: list[TargetSpec]) -> ShippedHead | None:
+def _unprojected(question: Question) -> Question:
+    return replace(question, hidden=replace(question.hidden, projection=""))
+
+
+def _stored_head(config: Config, specs: list[Question]) -> ShippedHead | None:
     """The head that stored states stand before, where the config asks for it."""
     if config.targets.exact is None:
         return None
     for spec in specs:
-        if spec.head and spec.states:
-            path = find_head(config.paths.cache, spec.head)
-            return ShippedHead(spec.head, spec.states, spec.states_width, path.stat().st_size)
+        ask = spec.ask
+        if isinstance(ask, LastStates):
+            path = find_head(config.paths.cache, ask.head)
+            return ShippedHead(ask.head, ask.states, ask.width, path.stat().st_size)
     raise ConfigError(
         f"targets.store {config.targets.store} holds no last hidden states, which targets.exact "
         "asks for; `tutelage capture CONFIG` fills it"

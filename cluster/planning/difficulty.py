@@ -30,9 +30,10 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
+from shared.targets.kept_ids import LikeliestIds
+from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 
 Measure = Literal["teacher_nll", "teacher_entropy", "gap", "length"]
 Quantity = Literal["nll", "entropy"]
@@ -77,14 +78,13 @@ def _lengths(domain: PreparedDomain) -> np.ndarray:
 def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, np.ndarray]:
     """A quantity of every domain from the cache, or scored and kept there; safe with several
     processes at once."""
-    spec = TargetSpec(
-        top_k=1,
-        shared_vocab=min(facts.shared_vocab for facts in prepared.teachers.values()),
-        encoding="fp32",
-        entropy=quantity == "entropy",
-        prompts=prepared.showing.prompts if model.role == "teacher" else "",
+    shared_vocab = min(facts.shared_vocab for facts in prepared.teachers.values())
+    with_entropy = quantity == "entropy"
+    question = Question(
+        LikeliestIds(1, shared_vocab, encoding="fp32", entropy=with_entropy),
+        prefix=prepared.showing.prompts if model.role == "teacher" else "",
     )
-    paths = {d.name: _path(prepared, d, model, spec) for d in prepared.domains}
+    paths = {d.name: _path(prepared, d, model, question) for d in prepared.domains}
     missing = [d for d in prepared.domains if _kept(paths[d.name], d) is None]
     if missing:
         if model.serve is None:
@@ -95,7 +95,7 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, n
                 print(
                     f"the {model.role} scores {domain.num_rows:,} rows of {domain.name}", flush=True
                 )
-                score = partial(_score, prepared, domain, open_reader, spec)
+                score = partial(_score, prepared, domain, open_reader, question)
                 _keep(paths[domain.name], domain, score)
         print(
             f"the {model.role} scored {num_rows:,} rows for their difficulty in "
@@ -114,9 +114,9 @@ def _nothing_stored(prepared: Prepared, model: Asked, domain: PreparedDomain) ->
 
 
 def _score(
-    prepared: Prepared, domain: PreparedDomain, open_reader: OpenReader, spec: TargetSpec
+    prepared: Prepared, domain: PreparedDomain, open_reader: OpenReader, question: Question
 ) -> np.ndarray:
-    """What `spec` asks about every row of a domain [R], units in file order, under a bar."""
+    """What `question` asks about every row of a domain [R], units in file order, under a bar."""
     config = prepared.config
     store = RowStore.open(domain.train_path)
     bar = tqdm(
@@ -128,7 +128,7 @@ def _score(
     parts, reader = [np.zeros(0)], open_reader(0)
     try:
         units = store.units(config.batch.micro_batch)
-        for rows, answer in answered(reader, units, spec, ahead=2 * config.service.in_flight):
+        for rows, answer in answered(reader, units, question, ahead=2 * config.service.in_flight):
             parts.append(_means(rows, answer))
             bar.update(len(rows))
     finally:
@@ -146,14 +146,14 @@ def _means(rows: Rows, answer: SoftTargets) -> np.ndarray:
     return sums_R / np.maximum(num_R, 1)
 
 
-def _path(prepared: Prepared, domain: PreparedDomain, model: Asked, spec: TargetSpec) -> Path:
+def _path(prepared: Prepared, domain: PreparedDomain, model: Asked, question: Question) -> Path:
     """Named by all that decides a score, but not by the size of a unit: it moves a score by the
     rounding of one forward pass only."""
     decides = {
         "format": FORMAT,
         "rows": digest_file(Path(domain.train_path)),
         "model": dict(model.identity),
-        "spec": spec.as_dict(),
+        "spec": question.as_dict(),
     }
     key = xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
     return Path(prepared.config.paths.cache).expanduser() / "difficulty" / f"{key}.json"

@@ -4,19 +4,20 @@ Reads tokenizers and configs of all models, no weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from shared.config.losses import HiddenStates
 from shared.config.run import Config
-from shared.config.selectors import DRAWN
 from shared.data.sources import read_documents, sources_of
 from shared.data.tokenizers import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.head_location import ShippedHead
-from shared.targets.spec import TargetSpec
+from shared.targets.kept_ids import LikeliestIds
+from shared.targets.last_states import LastStates
+from shared.targets.question import ASKED_BY, HiddenAsk, Question
 
 LARGEST_FULL_VOCABULARY = 32_768
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -105,7 +106,7 @@ def target_spec(
     projection: str = "",
     prompts: str = "",
     head: ShippedHead | None = None,
-) -> TargetSpec | None:
+) -> Question | None:
     """What is asked of the teacher in training; None where no loss asks for anything.
 
     `projection` is the digest of the matrices that hidden states pass through, `prompts` that of
@@ -113,62 +114,30 @@ def target_spec(
     """
     if not config.needs_teacher:
         return None
-    if head is not None:
-        return replace(
-            _states_spec(head, vocabulary, prompts=prompts),
-            hidden_layers=config.hidden_layers,
-            hidden_encoding=config.targets.hidden.encoding,
-            projection=projection,
+    if head is None:
+        selector = config.selector_for(vocabulary)
+        ask = ASKED_BY[selector].asked(
+            config.targets, shared_vocab=vocabulary, temperatures=config.temperatures
         )
-    selector, temperatures = config.selector_for(vocabulary), config.temperatures
-    drawn = selector in DRAWN
-    return TargetSpec(
-        top_k=config.targets.top_k + config.targets.student_ids,
-        student_ids=config.targets.student_ids,
-        shared_vocab=vocabulary,
-        selector=selector if selector != "renormalised" else "top_k",
-        seed=config.targets.seed if drawn else 0,
-        entropy=drawn,
-        temperatures=temperatures[-1:] if drawn else temperatures,
-        encoding=config.targets.encoding,
-        ids=config.targets.ids,
-        hidden_layers=config.hidden_layers,
-        hidden_encoding=config.targets.hidden.encoding,
-        projection=projection,
-        prompts=prompts,
-    )
+    else:
+        ask = LastStates(vocabulary, head.digest, head.states, head.states_width)
+    hidden = HiddenAsk(config.hidden_layers, config.targets.hidden.encoding, projection)
+    return Question(ask, hidden=hidden, prefix=prompts)
 
 
 def evaluation_spec(
     config: Config, vocabulary: int, *, prompts: str = "", head: ShippedHead | None = None
-) -> tuple[TargetSpec, str]:
+) -> tuple[Question, str]:
     """What is asked in validation, and how the KL computed from it is called."""
     if head is not None:
-        return _states_spec(head, vocabulary, prompts=prompts), "full"
+        ask = LastStates(vocabulary, head.digest, head.states, head.states_width)
+        return Question(ask, prefix=prompts), "full"
     full = config.evaluation.kl == "full" or (
         config.evaluation.kl == "auto" and vocabulary <= LARGEST_FULL_VOCABULARY
     )
-    top_k = vocabulary if full else config.targets.top_k
-    spec = TargetSpec(
-        top_k=top_k,
-        shared_vocab=vocabulary,
-        encoding="fp32",
-        ids=config.targets.ids,
-        prompts=prompts,
-    )
-    return spec, "full" if full else f"bucketed-{top_k}"
-
-
-def _states_spec(head: ShippedHead, vocabulary: int, *, prompts: str) -> TargetSpec:
-    """One question at every temperature, in training and validation."""
-    return TargetSpec(
-        top_k=0,
-        shared_vocab=vocabulary,
-        prompts=prompts,
-        head=head.digest,
-        states=head.states,
-        states_width=head.states_width,
-    )
+    num_ids = vocabulary if full else config.targets.top_k
+    ask = LikeliestIds(num_ids, vocabulary, encoding="fp32", ids=config.targets.ids)
+    return Question(ask, prefix=prompts), "full" if full else f"bucketed-{num_ids}"
 
 
 def refuse_empty_folder(option: str, model: str) -> None:

@@ -16,8 +16,9 @@ from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
+from shared.targets.kept_ids import LikeliestIds
+from shared.targets.question import HiddenAsk, Question
 from shared.targets.reader import TargetReader, answered
-from shared.targets.spec import TargetSpec
 from teacher_service.scoring.projection import (
     Projections,
     fit_pca,
@@ -76,15 +77,13 @@ def _made(prepared: Prepared, units: list[Rows], open_reader: OpenReader) -> Pro
 def _moments(reader: TargetReader, units: list[Rows], prepared: Prepared) -> dict[int, np.ndarray]:
     """Sum of h h^T over the sample for each layer, float64 [D, D]."""
     layers, size = prepared.config.hidden_layers, prepared.facts.width
-    spec = TargetSpec(
-        top_k=1,
-        shared_vocab=prepared.facts.shared_vocab,
-        hidden_layers=layers,
-        hidden_encoding="fp32",
-        prompts=prepared.showing.prompts,
+    question = Question(
+        LikeliestIds(1, prepared.facts.shared_vocab),
+        hidden=HiddenAsk(layers, "fp32"),
+        prefix=prepared.showing.prompts,
     )
     moments = {layer: np.zeros((size, size)) for layer in layers}
-    for _, answer in answered(reader, units, spec, ahead=0):
+    for _, answer in answered(reader, units, question, ahead=0):
         for layer, states_ND in answer.arrays().hidden_ND.items():
             wide_ND = states_ND.astype(np.float64)
             moments[layer] += wide_ND.T @ wide_ND

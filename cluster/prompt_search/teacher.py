@@ -22,7 +22,8 @@ from shared.errors import HandshakeError
 from shared.prompts.prefix import Opening, opening, shown
 from shared.prompts.prompts import Example, Prompt
 from shared.targets.generation import GenerationSpec, Openings
-from shared.targets.spec import TargetSpec
+from shared.targets.kept_ids import LikeliestIds
+from shared.targets.question import Question
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.service.pool import GenerationPool, TeacherPool
 
@@ -141,8 +142,8 @@ class Scorer:
         return GenerationSpec(self.max_new_tokens, stop_ids=self.task.stop_ids)
 
     @property
-    def _scoring(self) -> TargetSpec:
-        return TargetSpec(top_k=1, shared_vocab=self.teacher.description.vocab_rows)
+    def _scoring(self) -> Question:
+        return Question(LikeliestIds(1, self.teacher.description.vocab_rows))
 
 
 def answer_room(task: Task) -> int:

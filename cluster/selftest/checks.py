@@ -23,6 +23,7 @@ from shared.config.run import Student as StudentConfig
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader, RunPlan
+from shared.targets.drawn_ids import DrawnIds
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
@@ -81,7 +82,7 @@ def remote_equals_local(subject: Subject) -> Check:
     teacher = next(iter(subject.config.teachers.values()))
     here = teacher.model_copy(update={"gpus": subject.config.student.gpus})
     engine = load_engine(here, cache=subject.config.paths.cache)
-    local = engine.score(subject.rows, subject.spec)
+    local = engine.score(subject.rows, subject.question)
     name = "remote equals local"
     pair = (targets.arrays().label_logprob_N for targets in (subject.whole, local))
     error = float(np.abs(np.subtract(*pair)).max(initial=0))
@@ -112,7 +113,7 @@ def same_model(subject: Subject) -> list[Check]:
     objective = objective_of(subject, twin, losses)
     nll, kl = evaluated(objective, subject)
     kl_ok, kl_said = abs(kl) <= subject.tolerance["kl"], f"KL {kl:.1e} nats per token"
-    if subject.spec.is_drawn:
+    if subject.question.ask.is_estimate:
         mean, error = drawn_kl(objective, subject)
         kl_ok &= abs(mean) <= SURE * error + subject.tolerance["kl"]
         kl_said += f", from drawn ids {mean:.1e} with a standard error of {error:.1e}"
@@ -161,14 +162,14 @@ def drawn_kl(objective: Objective, subject: Subject) -> tuple[float, float]:
     """Mean of the KL estimated from the ids drawn at the first row's positions, nats per token,
     and its standard error; the estimate is right on average over draws alone."""
     row, answer = subject.rows.part(slice(0, 1)), subject.single[0]
-    arrays, shared = answer.arrays(), subject.spec.shared_vocab
+    arrays, ask = answer.arrays(), answer.question.ask
+    assert isinstance(ask, DrawnIds), "ids are drawn"
     assert arrays.entropy_N is not None, "what draws is asked for the entropy too"
     (logits_NV,) = objective(subject.layouts.batch(row, answer), mode="logits")
-    scaled_NV = logits_NV[:, :shared].double() / subject.spec.temperatures[-1]
-    log_q_NK = (
-        scaled_NV.log_softmax(-1).cpu().gather(1, torch.from_numpy(arrays.ids_NK.astype(int)))
-    )
-    weights_NK = np.exp(arrays.logprobs_NK.astype(np.float64))
+    scaled_NV = logits_NV[:, : ask.shared_vocab].double() / ask.temperature
+    ids_NK = torch.from_numpy(arrays.kept["ids_NK"].astype(int))
+    log_q_NK = scaled_NV.log_softmax(-1).cpu().gather(1, ids_NK)
+    weights_NK = np.exp(arrays.kept["log_weights_NK"].astype(np.float64))
     kl_N = -(weights_NK * log_q_NK.numpy()).sum(axis=1) - arrays.entropy_N
     return float(kl_N.mean()), float(kl_N.std() / math.sqrt(max(1, len(kl_N) - 1)))
 
@@ -208,7 +209,7 @@ def losses_vanish(
     their weighted sum, where their laws say so."""
     if not losses:
         return True, "no divergence among its losses"
-    if subject.spec.is_drawn:
+    if subject.question.ask.is_estimate:
         return True, "with drawn ids a loss vanishes on average alone"
     if subject.config.targets.selector == "renormalised":
         return True, "no loss vanishes, as renormalised leaves out the teacher's tail"
@@ -324,29 +325,15 @@ def learnt(
 
 def payload(subject: Subject) -> Check:
     """Bytes per token, as the answers are, and how much of the teacher they hold."""
-    spec, size = subject.spec, subject.whole.num_bytes / max(1, subject.tokens)
-    if spec.head:
-        mass, holds = 1.0, "the last state and a head hold"
-    else:
-        place = 0 if spec.is_drawn else spec.temperatures.index(1.0)
-        mass = float(-np.expm1(subject.whole.arrays().log_tail_NS[:, place]).mean())
-        holds = f"{spec.selector} {spec.top_k} holds"
-    exactly = " exactly and draws the rest" if spec.selector == "threshold" else ""
-    least = mass >= 0 if spec.selector == "threshold" else mass > 0
-    sound = least and mass <= 1 + 1e-6 and weights_sum_to_one(subject)
+    ask, size = subject.question.ask, subject.whole.num_bytes / max(1, subject.tokens)
+    kept = subject.whole.arrays().kept
+    mass = float(ask.captured_mass(kept).mean())
+    sound = ask.mass_is_sound(mass) and ask.miss_of_weights(kept) <= FINE["loss"]
     return Check(
         "payload",
         sound and subject.tokens > 0,
-        f"{size:.0f} bytes per token; {holds} {mass:.1%} of the mass{exactly}",
+        f"{size:.0f} bytes per token; {ask.mass_in_words(mass)}",
     )
-
-
-def weights_sum_to_one(subject: Subject) -> bool:
-    """Whether drawn ids stand for the whole distribution."""
-    if not subject.spec.is_drawn:
-        return True
-    weights_NK = np.exp(subject.whole.arrays().logprobs_NK.astype(np.float64))
-    return bool(np.allclose(weights_NK.sum(axis=1), 1, rtol=0, atol=FINE["loss"]))
 
 
 def speeds(objective: Objective, subject: Subject) -> list[Check]:
@@ -373,7 +360,7 @@ def teacher_speed(subject: Subject) -> float:
     """Of all replicas together, with a few units under way."""
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < MEASURED_S:
-        done += len(list(answers(subject.reader, [subject.rows] * 8, subject.spec)))
+        done += len(list(answers(subject.reader, [subject.rows] * 8, subject.question)))
     return done * subject.tokens / (time.perf_counter() - started)
 
 

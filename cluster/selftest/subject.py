@@ -10,9 +10,9 @@ from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader, RunPlan
+from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import this_device
 from student_trainer.sources.batches import Batch, Layouts
 from student_trainer.weighing.token_split import split_batches
@@ -32,7 +32,7 @@ class Subject:
     """Rows, the teacher's answers to them and how a student sees both."""
 
     plan: RunPlan
-    spec: TargetSpec
+    question: Question
     rows: Rows
     whole: SoftTargets  # the rows as one unit
     ranked: SoftTargets  # the same, with the likeliest ids: what is drawn is right on average alone
@@ -69,8 +69,8 @@ class Subject:
         teacher = next(iter(self.config.teachers.values()))
         fine = teacher.dtype == self.config.student.dtype == "float32"
         found = FINE if fine and teacher.quantisation == "none" else COARSE
-        lossy = self.spec.encoding == "int8" and not self.spec.head
-        return found | {name: max(found[name], INT8[name]) for name in (INT8 if lossy else ())}
+        coarser = INT8 if self.question.ask.is_rounded else {}
+        return found | {name: max(found[name], value) for name, value in coarser.items()}
 
 
 def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
@@ -81,17 +81,18 @@ def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
     places = [(i % num, i // num % len(stores[i % num])) for i in range(count)]
     rows = take_rows(stores, *(np.array(column) for column in zip(*places, strict=True)))
     # No student is there to name ids: as many of the likeliest stand for them.
-    reader, spec = open_reader(0), replace(plan.target_spec, student_ids=0)
+    reader, asked = open_reader(0), plan.target_spec
+    question = replace(asked, ask=asked.ask.without_student())
     units = [rows, *(rows.part(slice(i, i + 1)) for i in range(count))]
-    whole, *single = answers(reader, units, spec)
+    whole, *single = answers(reader, units, question)
     ranked = whole
-    if spec.is_drawn:
-        assert plan.evaluation_spec is not None, "a run with a teacher is evaluated against it"
-        question = replace(plan.evaluation_spec, top_k=spec.top_k)
-        (ranked,) = answers(reader, [rows], question)
-    return Subject(plan, spec, rows, whole, ranked, tuple(single), reader, this_device())
+    if question.ask.is_estimate:
+        (ranked,) = answers(reader, [rows], Question(question.ask.exact(), prefix=question.prefix))
+    return Subject(plan, question, rows, whole, ranked, tuple(single), reader, this_device())
 
 
-def answers(reader: TargetReader, units: Sequence[Rows], spec: TargetSpec) -> Iterator[SoftTargets]:
+def answers(
+    reader: TargetReader, units: Sequence[Rows], question: Question
+) -> Iterator[SoftTargets]:
     """The units' answers in order, a few asked for ahead."""
-    return (answer for _, answer in answered(reader, units, spec, ahead=UNITS_AHEAD))
+    return (answer for _, answer in answered(reader, units, question, ahead=UNITS_AHEAD))

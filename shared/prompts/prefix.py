@@ -18,9 +18,9 @@ from shared.data.rows import Rows
 from shared.data.sources import Document, Message
 from shared.errors import DataError
 from shared.prompts.prompts import Prompt
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 
 Kind = Literal["text", "pair", "messages"]  # of a document
 PROBES = ("Which way is north?", "7 x 8\n  is it?")  # a user's first words
@@ -115,9 +115,9 @@ class PromptedReader:
         """Counters since the reader was made."""
         return self.reader.stats
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, question: Question) -> None:
         """Ask for a unit."""
-        self.reader.submit(shown(rows, self.openings), spec)
+        self.reader.submit(shown(rows, self.openings), question)
 
     def next(self) -> SoftTargets:
         """The oldest answer not yet taken; its rows are those that were sent."""

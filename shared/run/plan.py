@@ -8,9 +8,9 @@ from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.mixture.weight_log import ControllerClient
 from shared.prompts.prefix import Opening
+from shared.targets.question import Question
 from shared.targets.reader import TargetReader
 from shared.targets.routing import RoutingReader, RunReader
-from shared.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class RunPlan:
     config: Config  # model, adapter and store paths are absolute here
     run_dir: str
     domains: tuple[PreparedDomain, ...]  # config order
-    target_spec: TargetSpec | None  # None: no loss needs a teacher
-    evaluation_spec: TargetSpec | None  # None: no teacher to compare with
+    target_spec: Question | None  # None: no loss needs a teacher
+    evaluation_spec: Question | None  # None: no teacher to compare with
     kl_kind: str  # "full", "bucketed-K" or "none"
     teacher: dict[str, str] | None  # the engine's fingerprint
     packed: bool  # whether the student keeps packed documents apart
@@ -54,8 +54,10 @@ class RunPlan:
             first,
             config=config,
             domains=tuple(ordered[domain.name] for domain in domains),
-            target_spec=min(training, key=lambda spec: spec.shared_vocab) if training else None,
-            evaluation_spec=max(validation, key=lambda s: s.top_k) if compared else None,
+            target_spec=min(training, key=lambda question: question.ask.shared_vocab)
+            if training
+            else None,
+            evaluation_spec=max(validation, key=_is_bulky) if compared else None,
             teacher=None,
             teacher_width=None,
             parts=parts,
@@ -73,8 +75,9 @@ class RunPlan:
     @property
     def draws(self) -> int:
         """Draws of a row that take turns from epoch to epoch; 1 where no ids are drawn."""
-        drawn = self.target_spec is not None and self.target_spec.is_drawn
-        return self.config.targets.draws if drawn else 1
+        if self.target_spec is None:
+            return 1
+        return self.target_spec.ask.num_draws(self.config.targets.draws)
 
 
 OpenReader = Callable[[int], TargetReader]  # rank -> reader of one teacher; picklable
@@ -93,7 +96,15 @@ def open_routing(rank: int, *, plan: RunPlan, readers: Mapping[str, OpenReader])
     return RoutingReader(opened, teacher_of=teacher_of, questions=questions)
 
 
-def _questions(plan: RunPlan, part: RunPlan) -> dict[TargetSpec, TargetSpec]:
+def _shared_vocab(question: Question) -> int:
+    return question.ask.shared_vocab
+
+
+def _is_bulky(question: Question) -> bool:
+    return question.ask.is_bulky
+
+
+def _questions(plan: RunPlan, part: RunPlan) -> dict[Question, Question]:
     """The run's questions -> those of a part."""
     pairs = (
         (plan.target_spec, part.target_spec),

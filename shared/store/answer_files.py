@@ -19,8 +19,8 @@ import xxhash
 
 from shared.errors import DamagedError, StorageError
 from shared.locations import Location
+from shared.targets.question import Question
 from shared.targets.soft_targets import METADATA_KEY, SCHEMA_VERSION
-from shared.targets.spec import TargetSpec
 
 FOOTER = b"tutelage.answers"
 FORMAT = 1  # of the files and of the footer
@@ -31,7 +31,7 @@ FILE_BYTES = 64 * 2**20  # what small files are put together to
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class CommittedBatch:
     """Answers that were committed together."""
 
     record: pa.RecordBatch
@@ -107,23 +107,23 @@ def in_bytes(size: float) -> str:
     return f"{size / 1000**power:,.{1 if power else 0}f} {units[power]}"
 
 
-def question_key(teacher: Mapping[str, str], spec: TargetSpec) -> str:
+def question_key(teacher: Mapping[str, str], question: Question) -> str:
     """What a folder of a store is called: a hash of all that decides an answer but the row."""
-    described = described_as(teacher, spec)
+    described = described_as(teacher, question)
     return xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True).encode())
 
 
-def described_as(teacher: Mapping[str, str], spec: TargetSpec) -> dict[str, Any]:
+def described_as(teacher: Mapping[str, str], question: Question) -> dict[str, Any]:
     """The same in words, as a folder's description holds it."""
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "teacher": dict(teacher),
-        "spec": spec.question(),
+        "spec": question.identity(),
     }
 
 
-def write_file(folder: Location, batches: Sequence[Batch]) -> AnswerFile:
+def write_file(folder: Location, batches: Sequence[CommittedBatch]) -> AnswerFile:
     """Commit batches of one schema as a file of their own. Raises StorageError."""
     schema = batches[0].record.schema
     # As it will be read back: what is written differs in padding and empty validity maps.
@@ -156,8 +156,8 @@ def open_file(place: Location, *, size: int, question: str) -> AnswerFile:
         if found["schema"] != schema_digest(reader.schema):
             raise ValueError("the checksum of its schema does not hold")
         described = json.loads((reader.schema.metadata or {})[METADATA_KEY])
-        spec = TargetSpec.from_dict(described["spec"])
-        if question_key(described["teacher"], spec) != question:
+        answered = Question.from_dict(described["spec"])
+        if question_key(described["teacher"], answered) != question:
             raise ValueError("it holds answers to another question or of another teacher")
         facts = tuple(map(_read_facts, found["batches"]))
         if len(facts) != reader.num_record_batches:
@@ -176,7 +176,7 @@ def rewritten(
     """The batches of files written anew to a folder, about FILE_BYTES to a file, but for some
     rows. The old files stay. Raises DamagedError and StorageError."""
     written: list[AnswerFile] = []
-    waiting: dict[pa.Schema, list[Batch]] = {}
+    waiting: dict[pa.Schema, list[CommittedBatch]] = {}
     for file in files:
         reader = open_reader(file.place)
         for number, facts in enumerate(file.facts):
@@ -186,7 +186,9 @@ def rewritten(
             if len(kept) < len(rows):
                 record = record.take(pa.array(kept, pa.int64()))
             if kept:
-                waiting.setdefault(reader.schema, []).append(Batch(record, facts.written_at))
+                waiting.setdefault(reader.schema, []).append(
+                    CommittedBatch(record, facts.written_at)
+                )
         for schema, batches in waiting.items():
             if sum(batch.record.nbytes for batch in batches) >= FILE_BYTES:
                 written.append(write_file(folder, batches))

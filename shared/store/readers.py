@@ -7,9 +7,10 @@ from pathlib import Path
 
 from shared.data.rows import Rows
 from shared.store.target_store import TargetStore, stored_teacher
+from shared.targets.ask import IdsEncoding
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import IdsEncoding, TargetSpec
 
 
 class StoreReader:
@@ -21,7 +22,7 @@ class StoreReader:
 
     def __init__(self, store: str | Path, *, teacher: Mapping[str, str] | None = None) -> None:
         self._stores = _Stores(store, teacher)
-        self._asked: deque[tuple[Rows, TargetSpec]] = deque()
+        self._asked: deque[tuple[Rows, Question]] = deque()
         self._stats = ReaderStats()
 
     @property
@@ -29,16 +30,16 @@ class StoreReader:
         """Counters since the reader was made."""
         return self._stats
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, question: Question) -> None:
         """Ask for a unit."""
-        self._asked.append((rows, spec))
+        self._asked.append((rows, question))
 
     def next(self) -> SoftTargets:
         """The oldest unit asked for. Raises TeacherError naming rows that are not stored, and
         DamagedError."""
         started = time.monotonic()
-        rows, spec = self._asked[0]
-        targets = self._stores.of(spec).read(rows)
+        rows, question = self._asked[0]
+        targets = self._stores.of(question).read(rows)
         self._asked.popleft()
         _count(self._stats, targets, hit=True, wait_s=time.monotonic() - started)
         return targets
@@ -68,7 +69,7 @@ class RecordingReader:
     ) -> None:
         self._reader = reader
         self._stores = _Stores(store, teacher, ids, sets_aside=True)
-        self._asked: deque[tuple[Rows, TargetSpec, SoftTargets | None]] = deque()
+        self._asked: deque[tuple[Rows, Question, SoftTargets | None]] = deque()
         self._stats = ReaderStats()
 
     @property
@@ -77,21 +78,21 @@ class RecordingReader:
         self._stats.retried_units = self._reader.stats.retried_units
         return self._stats
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, question: Question) -> None:
         """Ask for a unit; it is read at once where the store has it."""
         started = time.monotonic()
-        stored = self._stores.of(spec).find(rows)
+        stored = self._stores.of(question).find(rows)
         self._stats.wait_s += time.monotonic() - started
-        self._asked.append((rows, spec, stored))
+        self._asked.append((rows, question, stored))
         if stored is None:
-            self._reader.submit(rows, spec)
+            self._reader.submit(rows, question)
 
     def next(self) -> SoftTargets:
         """The oldest answer, from disk or from the inner reader."""
         started = time.monotonic()
-        rows, spec, stored = self._asked[0]
+        rows, question, stored = self._asked[0]
         if stored is None:
-            targets = self._stores.of(spec).kept(rows, self._reader.next())
+            targets = self._stores.of(question).kept(rows, self._reader.next())
         else:
             targets = stored
         self._asked.popleft()
@@ -119,18 +120,18 @@ class _Stores:
     ) -> None:
         self._store, self._teacher, self._sets_aside = store, teacher, sets_aside
         self._ids: IdsEncoding | None = ids
-        self._open: dict[TargetSpec, TargetStore] = {}
+        self._open: dict[Question, TargetStore] = {}
 
-    def of(self, spec: TargetSpec) -> TargetStore:
-        if spec not in self._open:
-            self._open[spec] = TargetStore(
+    def of(self, question: Question) -> TargetStore:
+        if question not in self._open:
+            self._open[question] = TargetStore(
                 self._store,
-                teacher=self._teacher or stored_teacher(self._store, spec),
-                spec=spec,
+                teacher=self._teacher or stored_teacher(self._store, question),
+                question=question,
                 ids=self._ids,
                 sets_aside=self._sets_aside,
             )
-        return self._open[spec]
+        return self._open[question]
 
     def close(self) -> None:
         for store in self._open.values():

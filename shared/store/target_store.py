@@ -27,7 +27,7 @@ from shared.store.answer_files import (
     FILE_BYTES,
     SUFFIX,
     AnswerFile,
-    Batch,
+    CommittedBatch,
     Holding,
     RowPlace,
     damage,
@@ -39,8 +39,9 @@ from shared.store.answer_files import (
     write_file,
 )
 from shared.store.leases import Lease
+from shared.targets.ask import IdsEncoding
+from shared.targets.question import Question
 from shared.targets.soft_targets import METADATA_KEY, SoftTargets
-from shared.targets.spec import IdsEncoding, TargetSpec
 
 DESCRIPTION = "description.json"
 SET_ASIDE = ".damaged"
@@ -58,7 +59,7 @@ class StoredAnswers:
 
     place: Location
     teacher: dict[str, str]  # the engine's fingerprint
-    spec: TargetSpec
+    question: Question
 
     @property
     def key(self) -> str:
@@ -79,17 +80,17 @@ def stored_answers(store: str | Path) -> list[StoredAnswers]:
 
 
 def stored_teacher(
-    store: str | Path, spec: TargetSpec, *, named: Mapping[str, str] | None = None
+    store: str | Path, question: Question, *, named: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Fingerprint of the one teacher whose answers to `spec` are stored. `named`: fields that it
-    must have, models by the last part of their names. Raises ConfigError."""
+    """Fingerprint of the one teacher whose answers to a question are stored. `named`: fields that
+    it must have, models by the last part of their names. Raises ConfigError."""
     named = named or {}
     answers = stored_answers(store)
-    matching = [a for a in answers if a.spec == spec]
+    matching = [a for a in answers if a.question == question]
     if not matching:
-        held = "; ".join(a.spec.in_words() for a in answers)
+        held = "; ".join(a.question.in_words() for a in answers)
         raise ConfigError(
-            f"targets.store {store} holds {held or 'nothing'}, asked is {spec.in_words()}; "
+            f"targets.store {store} holds {held or 'nothing'}, asked is {question.in_words()}; "
             "`tutelage capture CONFIG` fills it, or change targets"
         )
     held = " and ".join(_in_words(a.teacher, named) for a in matching)
@@ -133,16 +134,16 @@ class TargetStore:
         store: str | Path,
         *,
         teacher: Mapping[str, str],
-        spec: TargetSpec,
+        question: Question,
         ids: IdsEncoding | None = None,
         sets_aside: bool = False,
     ) -> None:
-        self._described = described_as(teacher, spec)
+        self._described = described_as(teacher, question)
         self._ids: IdsEncoding | None = ids
         self._sets_aside = sets_aside
         self._store = Location.of(store)
-        self._question = question_key(teacher, spec)
-        self._folder = self._store / self._question
+        self._key = question_key(teacher, question)
+        self._folder = self._store / self._key
         self._lease = Lease(self._folder)
         self._files: dict[str, AnswerFile] = {}
         self._own: list[AnswerFile] = []  # written here and not put together yet
@@ -216,7 +217,7 @@ class TargetStore:
             chosen = chosen.with_ids(self._ids)
         self._describe()
         batch = chosen.table.combine_chunks().to_batches()[0]
-        file = write_file(self._folder, [Batch(batch, time.time_ns())])
+        file = write_file(self._folder, [CommittedBatch(batch, time.time_ns())])
         self._own.append(file)
         self._remember(file)
         if len(self._own) >= MANY_FILES or sum(f.size for f in self._own) >= FILE_BYTES:
@@ -245,7 +246,7 @@ class TargetStore:
         parts = [records[name, batch].slice(row, 1) for name, batch, row in entries]
         found = [SoftTargets(pa.Table.from_batches([part])) for part in parts]
         if len({tuple(part.schema.types) for part in parts}) > 1:
-            ids = found[0].spec.ids
+            ids = found[0].ids
             found = [targets.with_ids(ids) for targets in found]
         return SoftTargets(pa.concat_tables([each.table for each in found]).combine_chunks())
 
@@ -270,7 +271,7 @@ class TargetStore:
     def _opened(self, name: str, size: int) -> AnswerFile | None:
         place = self._folder / name
         try:
-            return open_file(place, size=size, question=self._question)
+            return open_file(place, size=size, question=self._key)
         except FileNotFoundError:
             return None  # its writer has just put it together with others
         except DamagedError as error:
@@ -352,9 +353,9 @@ def _described(folder: Location) -> StoredAnswers | None:
     key = folder.path.rpartition("/")[2]
     for found in _descriptions(folder):
         with suppress(TypeError, KeyError, ValueError):
-            teacher, spec = found["teacher"], TargetSpec.from_dict(found["spec"])
-            if question_key(teacher, spec) == key:
-                return StoredAnswers(folder, teacher, spec)
+            teacher, question = found["teacher"], Question.from_dict(found["spec"])
+            if question_key(teacher, question) == key:
+                return StoredAnswers(folder, teacher, question)
     return None
 
 

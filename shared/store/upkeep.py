@@ -58,7 +58,7 @@ class Question:
         if self.answers is None:
             return "answers of another version of Tutelage"
         model = self.answers.teacher.get("model", "unnamed").rstrip("/").rpartition("/")[2]
-        return f"{model}: {self.answers.spec.in_words()}"
+        return f"{model}: {self.answers.question.in_words()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,6 @@ def logprobs_from_int8(
     return below_NK + level_N.astype(np.float32)[:, None]
 
 
-def num_exact(exact_NW: np.ndarray) -> np.ndarray:
-    """Ids kept exactly at each position [N], from the bits."""
-    return np.bitwise_count(exact_NW).sum(axis=1, dtype=np.int64)
-
-
 def log_weights(
     exact_NW: np.ndarray,
     written_H: np.ndarray,

@@ -8,6 +8,7 @@ T tokens of an opening   U tokens of its continuation
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +33,13 @@ class GenerationSpec:
     temperature: float = 0.0  # 0: the most likely token, always
     seed: int = 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """Fields that JSON takes."""
+        return asdict(self)
+
     @staticmethod
     def from_dict(fields: Mapping) -> "GenerationSpec":
-        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        """The inverse of `as_dict` after a trip through JSON."""
         return GenerationSpec(**{**fields, "stop_ids": tuple(fields["stop_ids"])})
 
     def in_words(self) -> str:
@@ -97,7 +102,7 @@ class Continuations:
         described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
-            "spec": asdict(spec),
+            "spec": spec.as_dict(),
         }
         metadata = {METADATA_KEY: json.dumps(described)}
         return Continuations(pa.table(columns).replace_schema_metadata(metadata))

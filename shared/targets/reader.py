@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from shared.data.rows import Rows
+from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 
 Answer = TypeVar("Answer", covariant=True)
 
@@ -16,7 +16,7 @@ Answer = TypeVar("Answer", covariant=True)
 class Reader(Protocol[Answer]):
     """Answers units of rows, whatever it answers with."""
 
-    def submit(self, rows: Rows, spec: TargetSpec, /) -> None:
+    def submit(self, rows: Rows, question: Question, /) -> None:
         """Ask for a unit; never blocks."""
         ...
 
@@ -28,7 +28,7 @@ class Reader(Protocol[Answer]):
 class TargetReader(Protocol):
     """Answers units, in the order in which they were asked."""
 
-    def submit(self, rows: Rows, spec: TargetSpec, /) -> None:
+    def submit(self, rows: Rows, question: Question, /) -> None:
         """Ask for a unit; never blocks. Answers come back in the order of submission."""
         ...
 
@@ -72,7 +72,7 @@ class ReaderStats:
 
 
 def answered(
-    reader: Reader[Answer], units: Iterable[Rows], question: TargetSpec, *, ahead: int
+    reader: Reader[Answer], units: Iterable[Rows], question: Question, *, ahead: int
 ) -> Iterator[tuple[Rows, Answer]]:
     """Units and their answers, in order. The first `ahead` units are asked about at once, before
     anything is taken, and one more after every answer: so many are under way beyond the unit that

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.data.rows import Rows
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 
-Questions = Mapping[TargetSpec, TargetSpec]  # the run's -> a teacher's own
+Questions = Mapping[Question, Question]  # the run's -> a teacher's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class RoutingReader:
         each = {name: reader.stats for name, reader in self._readers.items()}
         return ReaderStats.summed(each)
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, question: Question) -> None:
         """Ask for a unit; never blocks."""
         own = [self._teacher_of[domain] for domain in rows.domains()]
         num_R = rows.num_loss_tokens()
@@ -66,7 +66,7 @@ class RoutingReader:
         for name, reader in self._readers.items():
             is_own_R = [teacher == name for teacher in own]
             if any(is_own_R):
-                reader.submit(rows.where(is_own_R), self._questions[name][spec])
+                reader.submit(rows.where(is_own_R), self._questions[name][question])
                 asked.append((name, np.flatnonzero(np.repeat(is_own_R, num_R))))
         self._asked.append(asked)
 

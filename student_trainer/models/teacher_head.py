@@ -1,4 +1,4 @@
-"""The teachers' heads on a student's device, where teachers ship their last hidden states."""
+"""The teachers' LM heads on a student's device, where teachers ship their last hidden states."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from shared.run.plan import RunPlan
 from shared.targets.head_location import find_head
+from shared.targets.last_states import LastStates
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.teacher_states import TeacherHead
 
@@ -16,10 +17,11 @@ def load_teacher_heads(plan: RunPlan, device: torch.device) -> dict[str, Teacher
     empty where they hold ids. Raises ConfigError where the cache lacks or garbles one."""
     heads = {}
     for name, part in plan.by_teacher.items():
-        specs = [spec for spec in (part.target_spec, part.evaluation_spec) if spec and spec.head]
-        if specs:
-            path = find_head(plan.config.paths.cache, specs[0].head)
-            heads[name] = TeacherHead(_loaded(path, device), specs[0].shared_vocab)
+        questions = filter(None, (part.target_spec, part.evaluation_spec))
+        asks = [q.ask for q in questions if isinstance(q.ask, LastStates)]
+        if asks:
+            path = find_head(plan.config.paths.cache, asks[0].head)
+            heads[name] = TeacherHead(_loaded(path, device), asks[0].shared_vocab)
     return heads
 
 

@@ -4,7 +4,6 @@ A unit is the rows of one (step, rank, micro-batch). It is fixed before anything
 teacher and student see the same rows in the same order whatever is retried or restarted.
 
 R rows of a unit   D domains in config order   B lines   T tokens   N positions with loss
-K ids kept per position   S temperatures
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.targets.routing import Answer, MixedTargets, label_logprobs
-from shared.targets.soft_targets import SoftTargets
+from student_trainer.answers import answer_arrays
 
 Batch = dict[str, torch.Tensor]
 
@@ -63,7 +62,7 @@ class Layouts:
         if isinstance(targets, MixedTargets):
             arrays |= _arrays_in_parts(targets)
         elif targets is not None:
-            arrays |= _target_arrays(targets)
+            arrays |= answer_arrays(targets)
         return {name: self._tensor(array) for name, array in arrays.items()}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -71,26 +70,9 @@ class Layouts:
         return torch.tensor(array).to(self.device, non_blocking=True)
 
 
-def _target_arrays(targets: SoftTargets) -> dict[str, np.ndarray]:
-    arrays = targets.arrays()
-    if arrays.last_ND is not None:
-        kept = {"teacher_last_NE": arrays.last_ND}
-    else:
-        kept = {
-            "ids_NK": arrays.ids_NK,
-            "logprobs_NK": arrays.logprobs_NK,
-            "log_tail_NS": arrays.log_tail_NS,
-        }
-    if targets.spec.is_drawn:
-        assert arrays.entropy_N is not None, "what draws is asked for the entropy too"
-        kept["entropy_N"] = arrays.entropy_N
-    hidden = {f"teacher_{layer}_NE": states for layer, states in arrays.hidden_ND.items()}
-    return {**kept, "label_logprob_N": arrays.label_logprob_N, **hidden}
-
-
 def _arrays_in_parts(targets: MixedTargets) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for part in targets.parts:
-        own = {"index_P": part.index_P, **_target_arrays(part.targets)}
+        own = {"index_P": part.index_P, **answer_arrays(part.targets)}
         arrays |= {f"{part.teacher}/{name}": array for name, array in own.items()}
     return {**arrays, "label_logprob_N": label_logprobs(targets)}

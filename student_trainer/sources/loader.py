@@ -14,9 +14,9 @@ import numpy as np
 
 from shared.data.rows import Rows
 from shared.errors import TutelageError
+from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
-from shared.targets.spec import TargetSpec
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Step
 from student_trainer.sources.followed_log import FollowedLog
@@ -40,7 +40,7 @@ class Loader:
         ranks: Ranks,
         domains: Sequence[str],
         reader: RunReader | None = None,
-        question: TargetSpec | None = None,
+        question: Question | None = None,
         student_ids: StudentIds | None = None,
     ) -> None:
         assert student_ids is None or source.ahead == 0, "its weights would be old"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shared.data.rows import Rows
-from shared.targets.spec import TargetSpec
+from shared.targets.kept_ids import LikeliestIds
 from student_trainer.sources.batches import Layouts
 
 
@@ -22,7 +22,7 @@ class StudentIds:
 
     engine: Any  # a DeepSpeed engine around the Objective
     layouts: Layouts
-    spec: TargetSpec
+    ask: LikeliestIds
 
     def named(self, units: Sequence[Rows]) -> list[Rows]:
         """The units with the student's ids, one forward pass each, without dropout.
@@ -34,7 +34,7 @@ class StudentIds:
         for rows in units:
             with torch.no_grad():
                 batch = self.layouts.batch(rows)
-                (ids_NM,) = self.engine(batch, mode="likeliest", asked=self.spec)
+                (ids_NM,) = self.engine(batch, mode="likeliest", asked=self.ask)
             named.append(rows.with_student_ids(ids_NM.cpu().numpy()))
         self.engine.train()
         return named

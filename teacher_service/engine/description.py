@@ -7,8 +7,8 @@ from typing import Protocol
 from shared.data.rows import Rows
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
+from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Engine(Protocol):
         """What was loaded."""
         ...
 
-    def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+    def score(self, rows: Rows, question: Question) -> SoftTargets:
         """Answer one scoring unit in one forward pass; a UserError is final, others are not."""
         ...
 

@@ -18,11 +18,10 @@ from shared.data.layout import Layout, lay_out
 from shared.data.rows import Rows
 from shared.data.tokenizers import identify
 from shared.errors import ConfigError, HandshakeError, TutelageError
-from shared.targets.draws import uniforms
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
+from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generating import generate, refuse_openings
 from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
@@ -33,11 +32,10 @@ from teacher_service.engine.model_parts import (
     head_is_exact,
     len_vocab,
 )
-from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.encoding import encode
+from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.projection import load_projections
-from teacher_service.scoring.scoring import Head, Selection, select
+from teacher_service.scoring.scoring import Head
 
 PACKING_TOLERANCE = {"float32": 1e-4}  # relative, of the last hidden state; other types below
 COARSE_PACKING_TOLERANCE = 5e-2
@@ -116,19 +114,21 @@ class HFEngine:
             notes=self.notes,
         )
 
-    def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+    def score(self, rows: Rows, question: Question) -> SoftTargets:
         """Answer one unit in one forward pass. Raises UserError for what can never be answered."""
-        self._refuse(rows, spec)
+        self._refuse(rows, question)
         layout = lay_out(rows, packed=self.packed)
-        hidden = self._hidden(layout, spec.hidden_layers)
+        hidden = self._hidden(layout, question.hidden.layers)
         last_ND, label_N = hidden[self.decoder.num_layers], torch.from_numpy(layout.label_N)
-        found = self._selected(last_ND, label_N, rows, spec)
+        found = find(question, Scored(rows, last_ND, label_N, self.head))
         return SoftTargets.build(
-            spec=spec,
+            question=question,
             teacher=self.fingerprint,
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            columns=encode(found, spec, hidden=self._projected(hidden, spec), last_ND=last_ND),
+            columns=encode(
+                found, question, hidden=self._projected(hidden, question.hidden), last_ND=last_ND
+            ),
         )
 
     def ship_head(self) -> ShippedHead:
@@ -154,47 +154,20 @@ class HFEngine:
             layers,
         )
 
-    def _selected(
-        self, hidden_ND: Tensor, label_N: Tensor, rows: Rows, spec: TargetSpec
-    ) -> Selection:
-        if spec.selector == "top_k":
-            named_NM = rows.student_ids() if spec.student_ids else None
-            return select(
-                hidden_ND,
-                self.head,
-                label_N,
-                top_k=spec.top_k,
-                shared_vocab=spec.shared_vocab,
-                temperatures=spec.temperatures,
-                entropy=spec.entropy,
-                named_NM=None if named_NM is None else torch.from_numpy(named_NM.astype(np.int64)),
-            )
-        count = spec.top_k if spec.selector == "sampled" else 1
-        return draw(
-            hidden_ND,
-            self.head,
-            label_N,
-            uniform_NU=torch.from_numpy(uniforms(rows, seed=spec.seed, count=count)),
-            selector=spec.selector,
-            top_k=spec.top_k,
-            shared_vocab=spec.shared_vocab,
-            temperature=spec.temperatures[0],
-        )
-
-    def _projected(self, hidden: dict[int, Tensor], spec: TargetSpec) -> dict[int, Tensor]:
-        """The states asked for, narrowed where the spec names a projection."""
-        asked = {layer: hidden[layer] for layer in spec.hidden_layers}
-        if not asked or not spec.projection:
-            return asked
-        if spec.projection not in self._projections:
-            matrices = load_projections(self.cache, spec.projection)
-            self._projections[spec.projection] = {
+    def _projected(self, hidden: dict[int, Tensor], asked: HiddenAsk) -> dict[int, Tensor]:
+        """The states asked for, narrowed where a projection is named."""
+        states = {layer: hidden[layer] for layer in asked.layers}
+        if not states or not asked.projection:
+            return states
+        if asked.projection not in self._projections:
+            matrices = load_projections(self.cache, asked.projection)
+            self._projections[asked.projection] = {
                 layer: torch.from_numpy(matrix) for layer, matrix in matrices.items()
             }
-        matrices = self._projections[spec.projection]
+        matrices = self._projections[asked.projection]
         return {
             layer: states_ND.float() @ matrices[layer].to(states_ND.device)
-            for layer, states_ND in asked.items()
+            for layer, states_ND in states.items()
         }
 
     def _keeps_documents_apart(self, dtype: str) -> bool:
@@ -214,28 +187,22 @@ class HFEngine:
         error = (together_ND - apart_ND).norm() / apart_ND.norm()
         return bool(error <= PACKING_TOLERANCE.get(dtype, COARSE_PACKING_TOLERANCE))
 
-    def _refuse(self, rows: Rows, spec: TargetSpec) -> None:
+    def _refuse(self, rows: Rows, question: Question) -> None:
         """Questions that no retry can answer."""
-        vocab_rows = len(self.head.weight_VD)
-        if spec.shared_vocab > vocab_rows:
+        vocab_rows, shared = len(self.head.weight_VD), question.ask.shared_vocab
+        if shared > vocab_rows:
             raise HandshakeError(
-                f"{spec.shared_vocab} ids are asked for and the teacher's head has {vocab_rows}; "
+                f"{shared} ids are asked for and the teacher's head has {vocab_rows}; "
                 "use a student that shares its tokenizer"
             )
-        if spec.top_k > spec.shared_vocab:
-            raise ConfigError(
-                f"targets.top_k is {spec.top_k}, above the {spec.shared_vocab} ids that teacher "
-                "and student share; lower it"
-            )
-        for layer in spec.hidden_layers:
+        for layer in question.hidden.layers:
             if not 0 <= layer <= self.decoder.num_layers:
                 raise ConfigError(
                     f"layer {layer} is asked for and the teacher's layers are 0 to "
                     f"{self.decoder.num_layers}; change losses.layers"
                 )
         self._refuse_rows(rows, vocab_rows)
-        if spec.student_ids:
-            _refuse_student_ids(rows, spec)
+        refuse(question, rows)
 
     def _refuse_rows(self, rows: Rows, vocab_rows: int) -> None:
         for name, ids in zip(rows.names(), rows.column("input_ids"), strict=True):
@@ -249,34 +216,6 @@ class HFEngine:
                     f"row {name} holds token id {ids.max()} and the teacher knows {vocab_rows}; "
                     "use a student that shares its tokenizer"
                 )
-
-
-def _refuse_student_ids(rows: Rows, spec: TargetSpec) -> None:
-    """Ids that are missing, not as many as asked for, unknown, or named twice."""
-    ids_NM = rows.student_ids()
-    num, wanted = int(rows.num_loss_tokens().sum()), spec.student_ids
-    if spec.selector != "top_k" or spec.head or wanted >= spec.top_k:
-        raise ConfigError(
-            f"{wanted} ids of the student are asked for with {spec.in_words()}; they need the "
-            "selector top_k and room among its ids"
-        )
-    found = "none" if ids_NM is None else f"{ids_NM.shape[1]} at {len(ids_NM)}"
-    if ids_NM is None or ids_NM.shape != (num, wanted):
-        raise HandshakeError(
-            f"rows {rows.named()} should come with {wanted} ids of the student at {num} positions "
-            f"and come with {found}; run teacher and trainer in the same version"
-        )
-    if ids_NM.size and not 0 <= ids_NM.min() <= ids_NM.max() < spec.shared_vocab:
-        raise HandshakeError(
-            f"the student asks about ids {ids_NM.min()} to {ids_NM.max()} in rows {rows.named()}, "
-            f"and it shares {spec.shared_vocab} with the teacher; use a student that shares its "
-            "tokenizer"
-        )
-    if not np.diff(np.sort(ids_NM, axis=1), axis=1).all():
-        raise HandshakeError(
-            f"the student asks about one id twice at a position of rows {rows.named()}; run "
-            "teacher and trainer in the same version"
-        )
 
 
 def _proven_parts(

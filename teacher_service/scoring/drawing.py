@@ -11,7 +11,6 @@ Log-probabilities are nats.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,14 +44,14 @@ def draw(
     label_N: Tensor,
     *,
     uniform_NU: Tensor,
-    selector: Literal["threshold", "sampled"],
-    top_k: int,
+    selector: str,
+    num_ids: int,
     shared_vocab: int,
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> Selection:
-    """Draw `top_k` ids per position from uniform numbers, float64: one of them for `threshold`,
-    `top_k` for `sampled`.
+    """Draw `num_ids` ids per position from uniform numbers, float64: one of them for `threshold`,
+    `num_ids` for `sampled`.
 
     The log-probabilities are those of the ids kept exactly and -inf for drawn and empty slots;
     `log_tail` is the log-mass that the drawn ids share in equal parts (`threshold`), or of
@@ -62,20 +61,20 @@ def draw(
     device = head.weight_VD.device
     num = len(hidden_ND)
     found = Selection(
-        ids_NK=torch.empty(num, top_k, dtype=torch.int64, device=device),
-        logprobs_NK=torch.empty(num, top_k, device=device),
+        ids_NK=torch.empty(num, num_ids, dtype=torch.int64, device=device),
+        logprobs_NK=torch.empty(num, num_ids, device=device),
         log_tail_NS=torch.empty(num, 1, device=device),
         label_logprob_N=torch.empty(num, device=device),
         entropy_N=torch.empty(num, device=device),
     )
-    draws = _threshold if selector == "threshold" else _sampled
-    logits = logits_in_parts(hidden_ND, head, chunk=chunk, width=BLOCK * top_k)
+    draws = DRAWINGS[selector]
+    logits = logits_in_parts(hidden_ND, head, chunk=chunk, width=BLOCK * num_ids)
     for part, logits_CV in logits:
         label_C, uniform_CU = label_N[part].to(device), uniform_NU[part].to(device)
         label_C = logits_CV.gather(1, label_C[:, None])[:, 0]
         from_all = temperature == 1.0 and shared_vocab == logits_CV.shape[1]
         log_sum_C = None if from_all else logits_CV.logsumexp(1)
-        chosen = draws(logits_CV[:, :shared_vocab], uniform_CU, top_k, temperature)
+        chosen = draws(logits_CV[:, :shared_vocab], uniform_CU, num_ids, temperature)
         _keep(chosen, found, part)
         log_sum_C = chosen.log_sum_C if log_sum_C is None else log_sum_C
         found.label_logprob_N[part] = label_C - log_sum_C
@@ -104,7 +103,7 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     ratio_CV, sum_CB, moment_C = _ratios(logits_CV, peak_C1, temperature, without_CK=ids_CK)
     beyond_C = sum_CB.sum(1)
     top_ratio_CK = top_CK.exp()
-    num_exact_C1, tail_C = _head(top_ratio_CK.double(), beyond_C)
+    num_exact_C1, tail_C = _kept_exactly(top_ratio_CK.double(), beyond_C)
     place_K = torch.arange(size, device=logits_CV.device)
     exact_CK = place_K < num_exact_C1
     rest_CK = top_ratio_CK.masked_fill(exact_CK, 0.0)
@@ -127,7 +126,7 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     )
 
 
-def _head(ratio_CK: Tensor, beyond_C: Tensor) -> tuple[Tensor, Tensor]:
+def _kept_exactly(ratio_CK: Tensor, beyond_C: Tensor) -> tuple[Tensor, Tensor]:
     """How many ids are kept exactly [C, 1], and the mass of all others [C], both masses over the
     largest probability.
 
@@ -258,3 +257,6 @@ def _found_in(
 def _below(point: Tensor, end: Tensor) -> Tensor:
     """The points, rounded to within [0, end)."""
     return point.clamp(min=0).minimum(end * (1 - torch.finfo(end.dtype).eps))
+
+
+DRAWINGS = {"threshold": _threshold, "sampled": _sampled}  # by the selector of the ask

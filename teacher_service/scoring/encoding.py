@@ -1,22 +1,21 @@
-"""From what a teacher found to the columns of its answer, on the device where it was found: what is
-copied from there to the host are the bytes that travel.
+"""The pieces of an answer's columns, made on the device where they were found: what is copied from
+there to the host are the bytes that travel.
 
-N positions with loss   K ids kept per position   S temperatures   D hidden width
-H ids kept exactly, of all positions   P bits   W bytes of a position
+N positions with loss   K ids kept per position   D hidden width   P bits   W bytes of a position
 Log-probabilities are nats, normalised over the teacher's whole vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shared.errors import TeacherError
-from shared.targets.decoding import EXACT, LOGPROB_STEPS, LOGPROBS, RANGE
+from shared.targets.decoding import LOGPROB_STEPS
 from shared.targets.elias_fano import EliasFano
-from shared.targets.soft_targets import hidden_column, scale_column
-from shared.targets.spec import TargetSpec
+from shared.targets.kept_ids import KeptIds
+from shared.targets.question import HiddenAsk, hidden_column, scale_column
 from teacher_service.scoring.scoring import Selection
 
 LARGEST = torch.finfo(torch.float16).max
@@ -25,35 +24,6 @@ UNSOUND_LEVEL = 0.05  # nats between the kept mass and what the tail leaves, whe
 STATE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Ids that are encoded at a time: on a CPU so that its caches hold what is computed of them.
 PART_IDS = {"cpu": 2**17, "cuda": 2**24}
-
-
-@torch.inference_mode()
-def encode(
-    found: Selection,
-    spec: TargetSpec,
-    *,
-    hidden: Mapping[int, Tensor] | None = None,
-    last_ND: Tensor | None = None,
-) -> dict[str, np.ndarray]:
-    """The columns of a `SoftTargets`, on the host: of a selection, of the head's input `last_ND`
-    where the spec asks for that instead, and of hidden states [N, D] by layer.
-
-    Raises TeacherError where a number is not finite or a mass is none.
-    """
-    _refuse_unsound(found, spec)
-    if spec.head:
-        columns = {"last_hidden": _head_input(last_ND, spec)}
-    else:
-        columns_of = _drawn_columns if spec.is_drawn else _likeliest_columns
-        parts = [columns_of(part, spec) for part in _parts(found)]
-        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    columns["label_logprob"] = found.label_logprob_N
-    if spec.entropy:
-        assert found.entropy_N is not None, "the engine computes what the spec asks for"
-        columns["entropy"] = found.entropy_N
-    for layer, states_ND in (hidden or {}).items():
-        columns |= _hidden_columns(layer, states_ND, spec)
-    return {name: _host(column) for name, column in columns.items()}
 
 
 def in_float16(logprobs: Tensor) -> Tensor:
@@ -69,7 +39,7 @@ def logprobs_in_int8(logprobs_NK: Tensor, log_tail_N: Tensor) -> tuple[Tensor, T
     TeacherError where they do not.
     """
     _refuse_other_sums(logprobs_NK, log_tail_N)
-    return _steps_down(logprobs_NK.amax(1, keepdim=True) - logprobs_NK)
+    return steps_down(logprobs_NK.amax(1, keepdim=True) - logprobs_NK)
 
 
 def states_in_int8(states_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,17 +57,17 @@ def ids_in_bytes(ids_NK: Tensor, code: EliasFano) -> Tensor:
     place_K = torch.arange(code.num_ids, device=ids_NK.device)
     high_NP = torch.zeros(len(ids_NK), code.places, dtype=torch.uint8, device=ids_NK.device)
     high_NP.scatter_(1, (ids_NK >> code.low_bits) + place_K, 1)
-    parts = [_packed(high_NP)]
+    parts = [packed(high_NP)]
     whole, single = divmod(code.low_bits, 8)
     parts += [(ids_NK >> 8 * byte).to(torch.uint8) for byte in range(whole)]
     if single:
         low_NK = (ids_NK >> 8 * whole).to(torch.uint8)
         planes = [(low_NK >> bit) & 1 for bit in range(single)]
-        parts.append(_packed(torch.cat(planes, dim=1)))
+        parts.append(packed(torch.cat(planes, dim=1)))
     return torch.cat(parts, dim=1)
 
 
-def _parts(found: Selection) -> Iterator[Selection]:
+def in_parts(found: Selection) -> Iterator[Selection]:
     """Positions of a selection, a few at a time, at least one part."""
     num, size = found.ids_NK.shape
     step = max(1, PART_IDS.get(found.ids_NK.device.type, PART_IDS["cuda"]) // max(1, size))
@@ -111,7 +81,7 @@ def _parts(found: Selection) -> Iterator[Selection]:
         )
 
 
-def _packed(bits_NP: Tensor) -> Tensor:
+def packed(bits_NP: Tensor) -> Tensor:
     """Bytes [N, W] of bits that are a byte each, the first the least significant; zeros fill the
     last byte."""
     eights_NW = torch.nn.functional.pad(bits_NP, (0, -bits_NP.shape[1] % 8)).contiguous()
@@ -121,55 +91,7 @@ def _packed(bits_NP: Tensor) -> Tensor:
     return folded_NW.to(torch.uint8)
 
 
-def _head_input(last_ND: Tensor | None, spec: TargetSpec) -> Tensor:
-    assert last_ND is not None, "the engine ships what the spec asks for"
-    assert spec.states, "a spec names the type of what it asks for"
-    last_ND = last_ND.to(STATE_TYPES[spec.states])
-    _refuse_non_finite("last_hidden", last_ND.isfinite())
-    return last_ND
-
-
-def _likeliest_columns(found: Selection, spec: TargetSpec) -> dict[str, Tensor]:
-    logprobs_NK, columns = found.logprobs_NK, {}
-    if not spec.is_full:
-        ids_NK, order_NK = _ascending(found.ids_NK)
-        logprobs_NK = logprobs_NK.gather(1, order_NK)
-        columns["top_ids"] = _written(ids_NK, spec)
-    if spec.encoding == "int8":
-        tail_N = found.log_tail_NS[:, spec.temperatures.index(1.0)]
-        logprobs_NK, columns["top_logprobs_range"] = logprobs_in_int8(logprobs_NK, tail_N)
-    elif spec.encoding == "fp16":
-        logprobs_NK = in_float16(logprobs_NK)
-    return columns | {"top_logprobs": logprobs_NK, "log_tail": found.log_tail_NS}
-
-
-def _drawn_columns(found: Selection, spec: TargetSpec) -> dict[str, Tensor]:
-    """Ids ascending, bits of those that are kept exactly [N, W] and their log-probabilities [H].
-
-    Without a tail the others of `threshold` are empty slots, which repeat the largest id of the
-    position; they come after the id they repeat, as selections name the most likely ids first.
-    """
-    ids_NK = found.ids_NK
-    if spec.selector == "threshold":
-        empty_NK = (found.log_tail_NS == -torch.inf) & (found.logprobs_NK == -torch.inf)
-        largest_N1 = ids_NK.masked_fill(empty_NK, -1).amax(1, keepdim=True)
-        ids_NK = torch.where(empty_NK, largest_N1, ids_NK)
-    ids_NK, order_NK = _ascending(ids_NK)
-    columns = {"top_ids": _written(ids_NK, spec), "log_tail": found.log_tail_NS}
-    if spec.selector == "sampled":
-        return columns
-    logprobs_NK, range_ = found.logprobs_NK.gather(1, order_NK), {}
-    exact_NK = logprobs_NK > -torch.inf
-    if spec.encoding == "int8":
-        top_N1 = logprobs_NK.amax(1, keepdim=True)
-        logprobs_NK, range_[RANGE] = _steps_down(torch.where(exact_NK, top_N1 - logprobs_NK, 0))
-    elif spec.encoding == "fp16":
-        logprobs_NK = in_float16(logprobs_NK)
-    kept = {EXACT: _packed(exact_NK.to(torch.uint8)), LOGPROBS: logprobs_NK[exact_NK]}
-    return columns | kept | range_
-
-
-def _ascending(ids_NK: Tensor) -> tuple[Tensor, Tensor]:
+def ascending(ids_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Ids in order, int32, and the places they had; equal ones stay as they were. On a CPU numpy
     sorts ids and places as one number each, several times as fast."""
     if ids_NK.device.type != "cpu":
@@ -180,7 +102,7 @@ def _ascending(ids_NK: Tensor) -> tuple[Tensor, Tensor]:
     return (keys_NK >> size.bit_length()).int(), keys_NK & (1 << size.bit_length()) - 1
 
 
-def _steps_down(below_NK: Tensor) -> tuple[Tensor, Tensor]:
+def steps_down(below_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Distances from the top, overwritten, in 255 steps, uint8, and the largest [N], float16."""
     range_N = below_NK.amax(1).clamp(max=LARGEST).half()
     step_N1 = (torch.where(range_N > 0, range_N, 1).float() / LOGPROB_STEPS)[:, None]
@@ -188,51 +110,36 @@ def _steps_down(below_NK: Tensor) -> tuple[Tensor, Tensor]:
     return below_NK.to(torch.uint8), range_N
 
 
-def _written(ids_NK: Tensor, spec: TargetSpec) -> Tensor:
-    """Ascending ids as `spec.ids` says: the bytes of `EliasFano`, or the least whole integers.
+def ids_as_asked(ids_NK: Tensor, ask: KeptIds) -> Tensor:
+    """Ascending ids as `ask.ids` says: the bytes of `EliasFano`, or the least whole integers.
     Raises TeacherError for ids that are not shared."""
-    if ((ids_NK < 0) | (ids_NK >= spec.shared_vocab)).any():
+    if ((ids_NK < 0) | (ids_NK >= ask.shared_vocab)).any():
         raise TeacherError(
-            f"the teacher selected ids {ids_NK.min()} to {ids_NK.max()} of {spec.shared_vocab:,} "
+            f"the teacher selected ids {ids_NK.min()} to {ids_NK.max()} of {ask.shared_vocab:,} "
             "shared ones"
         )
-    if spec.ids == "plain":
-        return ids_NK.to(torch.uint16 if spec.shared_vocab <= 2**16 else torch.int32)
-    return ids_in_bytes(ids_NK, EliasFano(spec.top_k, spec.shared_vocab))
+    if ask.ids == "plain":
+        return ids_NK.to(torch.uint16 if ask.shared_vocab <= 2**16 else torch.int32)
+    return ids_in_bytes(ids_NK, ask.code)
 
 
-def _hidden_columns(layer: int, states_ND: Tensor, spec: TargetSpec) -> dict[str, Tensor]:
+def hidden_columns(layer: int, states_ND: Tensor, asked: HiddenAsk) -> dict[str, Tensor]:
+    """The columns of a layer's states [N, D]."""
     name = hidden_column(layer)
-    if spec.hidden_encoding != "int8":
-        return {name: states_ND.to(STATE_TYPES[spec.hidden_encoding])}
+    if asked.encoding != "int8":
+        return {name: states_ND.to(STATE_TYPES[asked.encoding])}
     steps_ND, scale_N = states_in_int8(states_ND)
     return {scale_column(layer): scale_N, name: steps_ND}
 
 
-def _host(tensor: Tensor) -> np.ndarray:
+def on_host(tensor: Tensor) -> np.ndarray:
     """bfloat16 as its bits."""
     tensor = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
     return tensor.cpu().numpy()
 
 
-def _refuse_unsound(found: Selection, spec: TargetSpec) -> None:
-    """A tail may be -inf: nothing is left; and so is the log-probability of an id that is drawn."""
-    finite_NK = found.logprobs_NK.isfinite()
-    if spec.is_drawn:
-        finite_NK |= found.logprobs_NK == -torch.inf
-    _refuse_non_finite("logprobs", finite_NK)
-    _refuse_non_finite("label_logprob", found.label_logprob_N.isfinite())
-    if found.entropy_N is not None:
-        _refuse_non_finite("entropy", found.entropy_N.isfinite())
-    if not (found.log_tail_NS <= 0).all():
-        raise TeacherError("the teacher computed a tail mass outside [0, 1]")
-    if spec.is_full:
-        every_V = torch.arange(spec.shared_vocab, device=found.ids_NK.device)
-        if not (found.ids_NK == every_V).all():
-            raise TeacherError("the teacher ships the whole vocabulary and not in order")
-
-
-def _refuse_non_finite(name: str, finite: Tensor) -> None:
+def refuse_non_finite(name: str, finite: Tensor) -> None:
+    """Raise TeacherError where not everything is `finite`."""
     if not finite.all():
         raise TeacherError(f"the teacher computed a non-finite {name}")
 

@@ -1,6 +1,6 @@
 """From hidden states to what a teacher ships, chunk by chunk over positions.
 
-No tensor of [N, V] elements exists here unless top_k is the whole vocabulary. Needs torch alone.
+No tensor of [N, V] elements exists here unless num_ids is the whole vocabulary. Needs torch alone.
 
 N positions with loss   C positions of a chunk   V head rows   D hidden width
 K ids kept per position   M of them named by the student, O others   S temperatures
@@ -136,14 +136,14 @@ def select(
     head: Head,
     label_N: Tensor,
     *,
-    top_k: int,
+    num_ids: int,
     shared_vocab: int,
     temperatures: tuple[float, ...] = (1.0,),
     entropy: bool = False,
     named_NM: Tensor | None = None,
     chunk: int | None = None,
 ) -> Selection:
-    """Keep top_k ids below `shared_vocab`, the label's log-probability, the tail masses and, if
+    """Keep num_ids ids below `shared_vocab`, the label's log-probability, the tail masses and, if
     asked, the entropy over all V rows.
 
     The ids are the most likely, or those of `named_NM`, which differ from each other at a position
@@ -155,8 +155,8 @@ def select(
     device = head.weight_VD.device
     num = len(hidden_ND)
     kept = Selection(
-        ids_NK=torch.empty(num, top_k, dtype=torch.int64, device=device),
-        logprobs_NK=torch.empty(num, top_k, device=device),
+        ids_NK=torch.empty(num, num_ids, dtype=torch.int64, device=device),
+        logprobs_NK=torch.empty(num, num_ids, device=device),
         log_tail_NS=torch.empty(num, len(temperatures), device=device),
         label_logprob_N=torch.empty(num, device=device),
         entropy_N=torch.empty(num, device=device) if entropy else None,
@@ -197,24 +197,24 @@ def _select_chunk(
 
 
 def _chosen(
-    logits_CV: Tensor, named_CM: Tensor | None, top_k: int, shared_vocab: int
+    logits_CV: Tensor, named_CM: Tensor | None, num_ids: int, shared_vocab: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and ids of what is kept [C, K], and the largest finite logit of all others [C, 1];
     the logits of named ids are overwritten."""
     shared_CV, beyond_CV = logits_CV[:, :shared_vocab], logits_CV[:, shared_vocab:]
-    if top_k == shared_vocab:
-        ids_CK = torch.arange(top_k, device=logits_CV.device).expand(len(logits_CV), -1)
+    if num_ids == shared_vocab:
+        ids_CK = torch.arange(num_ids, device=logits_CV.device).expand(len(logits_CV), -1)
         return shared_CV.clone(), ids_CK, _peak(beyond_CV)
     if named_CM is None:
-        ranked_CX, ids_CX = largest(shared_CV, top_k + 1)
+        ranked_CX, ids_CX = largest(shared_CV, num_ids + 1)
     else:
         named_logits_CM = logits_CV.gather(1, named_CM)
         logits_CV.scatter_(1, named_CM, float("-inf"))
-        others_CX, ids_CX = largest(shared_CV, top_k + 1 - named_CM.shape[1])
+        others_CX, ids_CX = largest(shared_CV, num_ids + 1 - named_CM.shape[1])
         ranked_CX = torch.cat([named_logits_CM, others_CX], dim=1)
         ids_CX = torch.cat([named_CM, ids_CX], dim=1)
-    peak_C1 = torch.maximum(_peak(ranked_CX[:, top_k:]), _peak(beyond_CV))
-    return ranked_CX[:, :top_k], ids_CX[:, :top_k], peak_C1
+    peak_C1 = torch.maximum(_peak(ranked_CX[:, num_ids:]), _peak(beyond_CV))
+    return ranked_CX[:, :num_ids], ids_CX[:, :num_ids], peak_C1
 
 
 def _peak(logits_CX: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from shared.data.rows import Rows
 from shared.errors import TeacherError, TutelageError
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
-from shared.targets.spec import TargetSpec
+from shared.targets.question import Question
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
 
 # A threaded actor: each group has threads of its own.
@@ -69,7 +69,7 @@ class TeacherReplica:
         """Answer one unit. A UserError is final, a TeacherError may pass on another replica."""
         rows = Rows(table)
         with self._at_work() as done:
-            answer = self._loaded().score(rows, TargetSpec.from_dict(spec))
+            answer = self._loaded().score(rows, Question.from_dict(spec))
             done(rows.column("input_ids"))
         return answer.table
 

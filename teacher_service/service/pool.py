@@ -8,7 +8,7 @@ that and from the check of every answer against its rows.
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -17,16 +17,16 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from shared.data.rows import Rows
 from shared.errors import TeacherError, TutelageError, UserError
 from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from teacher_service.service.roster import Roster
 
 SETTLE_S = 1.0
 PUMP_S = 0.5
 
 Asked = TypeVar("Asked", Rows, Openings)
-Spec = TypeVar("Spec", TargetSpec, GenerationSpec)
+Spec = TypeVar("Spec", Question, GenerationSpec)
 Answer = TypeVar("Answer", SoftTargets, Continuations)
 
 
@@ -141,7 +141,7 @@ class Pool(Generic[Asked, Spec, Answer]):
             for name in sorted(names, key=lambda n: (n in unit.tried, load[n])):
                 if (handle := self._roster.handle(name)) is not None:
                     method = getattr(handle, self._method)
-                    unit.ref = method.remote(unit.asked.table, asdict(unit.spec))
+                    unit.ref = method.remote(unit.asked.table, unit.spec.as_dict())
                     unit.replica, unit.sent_at = name, time.monotonic()
                     unit.turn = self._turns = self._turns + 1
                     break
@@ -232,7 +232,7 @@ class Pool(Generic[Asked, Spec, Answer]):
         return [unit for unit in self._units if unit.ref is not None and not unit.settled]
 
 
-class TeacherPool(Pool[Rows, TargetSpec, SoftTargets]):
+class TeacherPool(Pool[Rows, Question, SoftTargets]):
     """A rank's `TargetReader` over live replicas."""
 
     _method, _doing, _answer = "score", "scoring", SoftTargets

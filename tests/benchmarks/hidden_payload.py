@@ -22,9 +22,9 @@ from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.targets.payload import bytes_per_token
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.projection import load_projections
+from tests.answers import question_of
 from tests.student_trainer.processes import LocalTeacher
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,9 @@ def measure(
     engine = HFEngine.load(prepared.teacher.model)
     engine.cache = str(cache)
     units = [RowStore.open(d.validation_path).take(range(rows)) for d in prepared.domains]
-    whole = TargetSpec(1, prepared.facts.shared_vocab, hidden_layers=layers, hidden_encoding="fp32")
+    whole = question_of(
+        1, prepared.facts.shared_vocab, hidden_layers=layers, hidden_encoding="fp32"
+    )
     exact = [engine.score(unit, whole).arrays().hidden_ND for unit in units]
     return [
         _result(_asking(prepared, width, projection, encoding), engine, units, exact)
@@ -82,7 +84,7 @@ def _result(
     assert spec is not None
     assert width is not None
     shipped = [_states(engine.score(unit, spec)) for unit in units]
-    layers = spec.hidden_layers
+    layers = spec.hidden.layers
     matrices = {layer: np.eye(width, dtype=np.float32) for layer in layers}
     if digest:  # a full width travels as it is
         matrices = load_projections(prepared.config.paths.cache, digest)
@@ -100,7 +102,7 @@ def _result(
 def _states(answer: SoftTargets) -> dict[int, np.ndarray]:
     """Float32 states of an answer, whatever they travelled as."""
     found = answer.arrays().hidden_ND
-    if answer.spec.hidden_encoding != "bf16":
+    if answer.question.hidden.encoding != "bf16":
         return found
     return {
         layer: torch.from_numpy(bits.copy()).view(torch.bfloat16).float().numpy()

@@ -30,8 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
+from tests.answers import question_of
 
 ROWS, TOKENS, TOP_K = 4, 256, 64
 MODELS = {  # layers, width and vocabulary
@@ -74,7 +74,7 @@ def measure(name: str, folder: Path, *, rounds: int, tokens: int = TOKENS) -> li
     """A model of `MODELS` on a unit of random rows, by selector."""
     engine, vocabulary = HFEngine.load(str(saved(name, folder))), MODELS[name][2]
     rows = random_rows(vocabulary, tokens)
-    specs = [TargetSpec(TOP_K, vocabulary, selector=s, entropy=s != "top_k") for s in SELECTORS]
+    specs = [question_of(TOP_K, vocabulary, selector=s, entropy=s != "top_k") for s in SELECTORS]
     ids_BT = torch.from_numpy(lay_out(rows, packed=True).input_ids_BT)
     hidden_ND = engine.last_hidden(rows)
 

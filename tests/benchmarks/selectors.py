@@ -23,13 +23,13 @@ from torch import Tensor
 from shared.config.losses import ForwardKL
 from shared.targets.draws import uniforms
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from student_trainer.losses.kernel.drawn import DrawnTargets
 from student_trainer.losses.kernel.primitive import Head as StudentHead
 from student_trainer.losses.token_losses import Targets, TeacherTargets, token_losses
+from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.encoding import encode
 from teacher_service.scoring.scoring import Head, Selection, select
+from tests.answers import decoded, question_of
 from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
 from tests.benchmarks.scenes import (
     REFERENCE,
@@ -175,7 +175,7 @@ def answered(scene: Scene, choice: Choice, *, seed: int) -> tuple[Targets | None
         form = renormalised if choice.name == "polynomial_zero" else bucketed
         return form(ids_NK, logprobs_NK), preset.num_bytes(scene.vocab), choice.size
     answer = asked(scene, choice, seed=seed)
-    ids_NK = answer.arrays().ids_NK
+    ids_NK = decoded(answer).ids_NK
     distinct = 1 + float((np.diff(ids_NK, axis=1) > 0).sum(1).mean())
     return _targets(answer, choice.name), _bytes(answer), distinct
 
@@ -190,11 +190,11 @@ def asked(scene: Scene, choice: Choice, *, seed: int) -> SoftTargets:
         _selection(scene, choice, slice(first, first + PART), uniform_NU)
         for first in range(0, num, PART)
     ]
-    spec = TargetSpec(choice.size, vocab, encoding=choice.encoding)
+    spec = question_of(choice.size, vocab, encoding=choice.encoding)
     if drawn:
         spec = replace(spec, selector=choice.name, seed=seed, entropy=True)
     return SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=np.array([num]),
@@ -206,7 +206,7 @@ def _selection(scene: Scene, choice: Choice, rows: slice, uniform_NU: Tensor) ->
     """Of the positions of a part: a head that holds their logits, times an identity."""
     logits_nV = scene.teacher_NV[rows]
     asked_of = (torch.eye(len(logits_nV)), Head(logits_nV.T.contiguous()), scene.label_N[rows])
-    kept = {"top_k": choice.size, "shared_vocab": scene.vocab}
+    kept = {"num_ids": choice.size, "shared_vocab": scene.vocab}
     if choice.name in DRAWN:
         return draw(*asked_of, uniform_NU=uniform_NU[rows], selector=choice.name, **kept)  # type: ignore[arg-type]
     return select(*asked_of, **kept)
@@ -226,7 +226,7 @@ def _joined(parts: Sequence[Selection]) -> Selection:
 
 
 def _targets(answer: SoftTargets, name: Name) -> Targets:
-    arrays = answer.arrays()
+    arrays = decoded(answer)
     ids_NK, logprobs_NK = (torch.tensor(a) for a in (arrays.ids_NK, arrays.logprobs_NK))
     tail_NS = torch.tensor(arrays.log_tail_NS)
     if arrays.entropy_N is not None:

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.targets.soft_targets import SoftTargets, TargetArrays
-from shared.targets.spec import IdsEncoding, TargetSpec
+from shared.targets.ask import IdsEncoding
+from shared.targets.question import Question
+from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution
 from student_trainer.losses.terms.divergences import forward_kl
+from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.encoding import encode
 from teacher_service.scoring.scoring import Head, Selection, select
+from tests.answers import Given, question_of
 from tests.benchmarks.scenes import (
     REFERENCE,
     Pair,
@@ -100,7 +102,7 @@ def selected(
     vocab = len(head.weight_VD)
     if selector == "top_k":
         return select(
-            hidden_ND, head, label_N, top_k=k, shared_vocab=vocab, temperatures=TEMPERATURES
+            hidden_ND, head, label_N, num_ids=k, shared_vocab=vocab, temperatures=TEMPERATURES
         )
     draw_from = torch.Generator().manual_seed(0)
     return draw(
@@ -109,7 +111,7 @@ def selected(
         label_N,
         uniform_NU=torch.rand(len(label_N), 1, generator=draw_from, dtype=torch.float64),
         selector=selector,
-        top_k=k,
+        num_ids=k,
         shared_vocab=vocab,
     )
 
@@ -130,7 +132,7 @@ def costs(
     k, num = found.ids_NK.shape[1], len(place)
     for ids in WAYS_OF_IDS:
         for encoding in ENCODINGS:
-            spec = TargetSpec(k, vocab, encoding=encoding, ids=ids, **asked)
+            spec = question_of(k, vocab, encoding=encoding, ids=ids, **asked)
             answer, encode_s = timed(lambda spec=spec: _built(spec, unit), rounds)
             _, decode_s = timed(answer.arrays, rounds)
             columns = _bytes_by_column(answer)
@@ -148,9 +150,9 @@ def costs(
             )
 
 
-def _built(spec: TargetSpec, found: Selection) -> SoftTargets:
+def _built(spec: Question, found: Selection) -> SoftTargets:
     return SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher={},
         row_hashes=[bytes(16)] * UNIT_ROWS,
         num_targets_R=np.full(UNIT_ROWS, ROW_TOKENS),
@@ -171,14 +173,16 @@ def errors(pair: Pair, k: int) -> Iterator[Error]:
     found = selected(pair.head, pair.hidden_ND, scene.label_N, k)
     decoded = {}
     for encoding in ENCODINGS:
-        spec = TargetSpec(k, scene.vocab, TEMPERATURES, encoding=encoding)
-        decoded[encoding] = SoftTargets.build(
-            spec=spec,
-            teacher={},
-            row_hashes=[bytes(16)],
-            num_targets_R=np.array([len(found.ids_NK)]),
-            columns=encode(found, spec),
-        ).arrays()
+        spec = question_of(k, scene.vocab, TEMPERATURES, encoding=encoding)
+        decoded[encoding] = decoded(
+            SoftTargets.build(
+                question=spec,
+                teacher={},
+                row_hashes=[bytes(16)],
+                num_targets_R=np.array([len(found.ids_NK)]),
+                columns=encode(found, spec),
+            )
+        )
     for column, temperature in enumerate(TEMPERATURES):
         exact, exact_grad_NV = _pulled(decoded["fp32"], scene.student_NV, column)
         for encoding in ENCODINGS[1:]:
@@ -196,7 +200,7 @@ def errors(pair: Pair, k: int) -> Iterator[Error]:
             )
 
 
-def _pulled(arrays: TargetArrays, student_NV: Tensor, column: int) -> tuple[Buckets, Tensor]:
+def _pulled(arrays: Given, student_NV: Tensor, column: int) -> tuple[Buckets, Tensor]:
     """The teacher's buckets, and the gradient of forward KL in the student's logits [N, V]."""
     temperature = TEMPERATURES[column]
     ids_NK = torch.tensor(arrays.ids_NK)

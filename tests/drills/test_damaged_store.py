@@ -20,7 +20,7 @@ def test_a_damaged_file_is_named_or_its_rows_are_asked_again_to_the_same_end(
     (training,) = (
         question
         for question in questions(Location.of(tmp_path / "store"))
-        if question.answers.spec.top_k == 16
+        if question.answers.question.ask.num_ids == 16
     )
     (file,) = training.files
     path = file.place.local

@@ -16,8 +16,8 @@ import pytest
 from cluster.cli import main
 from shared.config.run import Teacher
 from shared.data.rows import Rows
+from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from student_trainer.state.checkpoint import latest_checkpoint
 from teacher_service.engine.description import Engine, TeacherDescription
 from teacher_service.service import service
@@ -40,7 +40,7 @@ class Poisoned:
     def describe(self) -> TeacherDescription:
         return self.engine.describe()
 
-    def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+    def score(self, rows: Rows, spec: Question) -> SoftTargets:
         if any(np.count_nonzero(ids == self.token) > 5 for ids in rows.column("input_ids")):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.engine.score(rows, spec)

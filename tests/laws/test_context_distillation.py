@@ -18,17 +18,18 @@ from shared.data.rows import Rows
 from shared.data.sources import Document
 from shared.prompts.prefix import Opening, PromptedReader, opening
 from shared.prompts.prompts import Example, Prompt
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
+from tests.answers import decoded, question_of
 
 PROMPTS = {
     "maths": Prompt("Answer briefly.", (Example("2+2", "4"),)),
     "code": Prompt("", (Example("", "def f(self):"),)),
 }
-SPEC = TargetSpec(top_k=tiny.VOCAB, shared_vocab=tiny.VOCAB, encoding="fp32", prompts="some")
+SPEC = question_of(top_k=tiny.VOCAB, shared_vocab=tiny.VOCAB, encoding="fp32", prompts="some")
 CONTEXT = 48
 TEXTS = [
     ("maths", Document("pair", "a:1", prompt="inspect the class", response="no source for it")),
@@ -48,7 +49,7 @@ class InProcess:
         self.engine, self.stats = engine, ReaderStats()
         self.sent: deque[Rows] = deque()
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, spec: Question) -> None:
         self.sent.append(rows)
         self.spec = spec
 
@@ -97,7 +98,7 @@ def answer(engine: HFEngine, rows: Rows, openings: dict[str, Opening]) -> np.nda
     """Log-probabilities [N, V] in the order of the ids, as training would get them."""
     reader = PromptedReader(InProcess(engine), openings)
     reader.submit(rows, SPEC)
-    arrays = reader.next().arrays()
+    arrays = decoded(reader.next())
     full_NV = np.full(arrays.ids_NK.shape, np.nan)
     np.put_along_axis(full_NV, arrays.ids_NK, arrays.logprobs_NK, axis=1)
     return full_NV

@@ -17,14 +17,15 @@ from shared.config.run import Teacher
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.targets.head_location import find_head
+from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
 from student_trainer.losses.token_losses import Targets, TeacherTargets, TokenLosses, token_losses
 from teacher_service.engine.hf import HFEngine
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
+from tests.answers import decoded, question_of
 
 SERVICE = "remote-equals-dense"
 LENGTHS = ((60, 41), (90,), (17, 30, 25))  # documents of each row
@@ -64,7 +65,7 @@ def rows_of(vocab: int) -> Rows:
     )
 
 
-def answered(rows: Rows, spec: TargetSpec) -> SoftTargets:
+def answered(rows: Rows, spec: Question) -> SoftTargets:
     """The running service's answer, over Ray and Arrow."""
     pool = open_pool(0, service=SERVICE)
     pool.submit(rows, spec)
@@ -100,17 +101,17 @@ def student_loss(
 
 def targets_of(answer: SoftTargets, cache: Path | None) -> Targets:
     """An answer as the trainer's losses take it."""
-    arrays = answer.arrays()
+    arrays = decoded(answer)
     if arrays.last_ND is not None:
         assert cache is not None
-        loaded = load_file(find_head(cache, answer.spec.head))
-        head = TeacherHead(Head(loaded["weight"]), answer.spec.shared_vocab)
+        loaded = load_file(find_head(cache, answer.question.ask.head))
+        head = TeacherHead(Head(loaded["weight"]), answer.question.ask.shared_vocab)
         return TeacherStates(torch.from_numpy(arrays.last_ND.copy()), head)
     return TeacherTargets(
         torch.from_numpy(arrays.ids_NK.copy()),
         torch.from_numpy(arrays.logprobs_NK.copy()),
         torch.from_numpy(arrays.log_tail_NS.copy()),
-        answer.spec.temperatures,
+        answer.question.ask.temperatures,
     )
 
 
@@ -128,7 +129,7 @@ def dense_log_probs(folder: Path, rows: Rows) -> torch.Tensor:
 def test_remote_and_in_process_teachers_give_equal_losses(models) -> None:
     teacher, student, vocab = models
     rows = rows_of(vocab)
-    spec = TargetSpec(top_k=vocab, shared_vocab=vocab, encoding="fp32")
+    spec = question_of(top_k=vocab, shared_vocab=vocab, encoding="fp32")
     found, _ = student_loss(student, rows, answered(rows, spec))
     log_p_NV, log_q_NV = dense_log_probs(teacher, rows), dense_log_probs(student, rows)
     dense_N = (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
@@ -142,11 +143,11 @@ def test_states_and_a_head_through_the_service_give_the_dense_loss_and_gradient(
     """The service keeps its head in its cache; nothing is rounded on the way."""
     teacher, student, vocab = models
     rows, head = rows_of(vocab), service.ship_head(SERVICE)
-    spec = TargetSpec(
+    spec = question_of(
         0, vocab, head=head.digest, states=head.states, states_width=head.states_width
     )
     found, slopes = student_loss(student, rows, answered(rows, spec), cache=cache)
-    full = TargetSpec(top_k=vocab, shared_vocab=vocab, encoding="fp32")
+    full = question_of(top_k=vocab, shared_vocab=vocab, encoding="fp32")
     other, expected = student_loss(student, rows, answered(rows, full))
     torch.testing.assert_close(
         found.terms["forward_kl"], other.terms["forward_kl"], rtol=0, atol=1e-5
@@ -167,7 +168,7 @@ def test_small_encodings_cost_a_thousandth_or_a_hundredth_of_the_gradient(models
     rows = rows_of(vocab)
     gradients, values = {}, {}
     for encoding in ("fp32", *COSTS):
-        spec = TargetSpec(top_k=64, shared_vocab=vocab, encoding=encoding)
+        spec = question_of(top_k=64, shared_vocab=vocab, encoding=encoding)
         found, gradients[encoding] = student_loss(student, rows, answered(rows, spec))
         values[encoding] = found.terms["forward_kl"]
     for encoding, (gradient_bound, loss_bound) in COSTS.items():
@@ -185,10 +186,10 @@ def test_small_encodings_cost_a_thousandth_or_a_hundredth_of_the_gradient(models
 def test_drawn_ids_are_those_that_this_process_would_draw(models, selector) -> None:
     teacher, _, vocab = models
     rows = rows_of(vocab).with_draws(np.array([0, 1, 2]))
-    spec = TargetSpec(32, vocab, encoding="fp32", selector=selector, entropy=True)
+    spec = question_of(32, vocab, encoding="fp32", selector=selector, entropy=True)
     remote, again = answered(rows, spec), answered(rows, spec)
     assert remote.table.equals(again.table)
-    one, other = remote.arrays(), HFEngine.load(str(teacher)).score(rows, spec).arrays()
+    one, other = decoded(remote), decoded(HFEngine.load(str(teacher)).score(rows, spec))
     # Logits of other threads differ in their last bits, and hardly a draw with them.
     same_N = (one.ids_NK == other.ids_NK).all(1)
     assert same_N.mean() > 0.98

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from shared.data.rows import Rows
 from shared.errors import TutelageError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan, open_routing
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from student_trainer.accelerator import join, this_device
 from student_trainer.loop import run_plan
 from student_trainer.ranks import Ranks
@@ -34,10 +34,10 @@ class LocalTeacher:
     """A `TargetReader` around an engine in this process."""
 
     def __init__(self, engine: HFEngine) -> None:
-        self._engine, self._asked = engine, deque[tuple[Rows, TargetSpec]]()
+        self._engine, self._asked = engine, deque[tuple[Rows, Question]]()
         self.stats = ReaderStats()
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, spec: Question) -> None:
         self._asked.append((rows, spec))
 
     def next(self) -> SoftTargets:

@@ -16,9 +16,9 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RaggedRows, write_rows
 from shared.mixture.curriculum import write_order
 from shared.run.plan import RunPlan
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
+from tests.answers import question_of
 
 ROOT = Path(__file__).parents[2]
 DOMAINS = ("code", "prose")
@@ -84,7 +84,7 @@ def plan_of(
         run_dir=str(folder),
         domains=domains,
         target_spec=target_spec(config, tiny.VOCAB),
-        evaluation_spec=TargetSpec(
+        evaluation_spec=question_of(
             tiny.VOCAB, tiny.VOCAB, temperatures=config.temperatures, encoding="fp32"
         ),
         kl_kind="full",
@@ -136,7 +136,7 @@ def with_states(plan: RunPlan, cache: Path) -> RunPlan:
     config = plan.config
     paths = config.paths.model_copy(update={"cache": str(cache)})
     targets = Targets(exact="last_hidden")
-    spec = TargetSpec(
+    spec = question_of(
         0, tiny.VOCAB, head=head.digest, states=head.states, states_width=head.states_width
     )
     return replace(

@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from shared.data.rows import Rows
-from shared.targets.soft_targets import SoftTargets, TargetArrays
-from shared.targets.spec import TargetSpec
+from shared.targets.question import Question
+from shared.targets.soft_targets import SoftTargets
 from student_trainer.models.student import load_student
 from student_trainer.objective import BY_DOMAIN, TOTALS, Objective
 from student_trainer.sources.batches import Layouts
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
-from tests.answers import encoded
+from tests.answers import Given, encoded, question_of
 from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains, ragged_rows
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def objective(tmp_path: Path, tiny_pair: tiny.Pair) -> Objective:
 @pytest.fixture(scope="module")
 def answer(tiny_pair: tiny.Pair) -> SoftTargets:
     """The teacher's answer to unit 0."""
-    spec = TargetSpec(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32")
+    spec = question_of(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32")
     return HFEngine.load(str(tiny_pair.teacher)).score(unit(0, count=4), spec)
 
 
@@ -96,7 +96,7 @@ def test_a_phase_sets_the_weight_of_the_hidden_states_and_of_nothing_else(
         progressive={"phases": 3},
     ).config
     objective = Objective(load_student(config, device=CPU), config, teacher_width=48)
-    spec = TargetSpec(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32", hidden_layers=(1,))
+    spec = question_of(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32", hidden_layers=(1,))
     answer = HFEngine.load(str(tiny_pair.teacher)).score(unit(0, count=4), spec)
     batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
     found = []
@@ -163,7 +163,7 @@ def test_a_unit_without_loss_has_a_zero_loss_with_zero_gradients(objective: Obje
         doc_starts=rows.doc_starts,
         loss_masks=[np.zeros_like(mask) for mask in rows.loss_masks],
     )
-    spec = TargetSpec(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32")
+    spec = question_of(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32")
     targets = _no_targets(spec, empty)
     loss, sums, _ = objective(Layouts(DOMAINS, True, CPU).batch(empty, targets))
     loss.backward()
@@ -174,13 +174,13 @@ def test_a_unit_without_loss_has_a_zero_loss_with_zero_gradients(objective: Obje
     assert all((gradient == 0).all() for gradient in gradients)
 
 
-def _no_targets(spec: TargetSpec, rows: Rows) -> SoftTargets:
-    nothing = np.zeros((0, spec.top_k), np.float32)
-    arrays = TargetArrays(
+def _no_targets(spec: Question, rows: Rows) -> SoftTargets:
+    nothing = np.zeros((0, spec.ask.num_ids), np.float32)
+    arrays = Given(
         nothing.astype(np.int64), nothing, np.zeros((0, 1), np.float32), np.zeros(0, np.float32), {}
     )
     return SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher={},
         row_hashes=rows.hashes(),
         num_targets_R=np.zeros(len(rows), np.int64),

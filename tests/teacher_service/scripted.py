@@ -14,8 +14,8 @@ from shared.errors import ConfigError
 from shared.targets.elias_fano import EliasFano
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
+from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.description import TeacherDescription
 
 VOCAB = 128
@@ -55,7 +55,7 @@ class Scripted:
     def describe(self) -> TeacherDescription:
         return TeacherDescription({"model": "scripted"}, VOCAB, 1, 4, None, packed=True)
 
-    def score(self, rows: Rows, spec: TargetSpec) -> SoftTargets:
+    def score(self, rows: Rows, spec: Question) -> SoftTargets:
         self._suffer(rows.column("input_ids"))
         return invented(rows, spec)
 
@@ -95,22 +95,22 @@ def is_first(path: str) -> bool:
     return Path(path).read_text() == str(os.getpid())
 
 
-def invented(rows: Rows, spec: TargetSpec) -> SoftTargets:
+def invented(rows: Rows, spec: Question) -> SoftTargets:
     """An answer that is a function of the rows alone."""
     num = rows.num_loss_tokens()
     seed = int.from_bytes(b"".join(rows.hashes())[:8], "little")
     rng = np.random.default_rng(seed)
     total = int(num.sum())
-    ids_NK = np.sort(rng.integers(0, spec.shared_vocab, (total, spec.top_k)))
+    ids_NK = np.sort(rng.integers(0, spec.ask.shared_vocab, (total, spec.ask.num_ids)))
     return SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher={"model": "scripted"},
         row_hashes=rows.hashes(),
         num_targets_R=num,
         columns={
-            "top_ids": EliasFano(spec.top_k, spec.shared_vocab).encode(ids_NK),
-            "top_logprobs": -rng.random((total, spec.top_k)).astype(np.float16),
-            "log_tail": -rng.random((total, len(spec.temperatures)), np.float32),
+            "top_ids": EliasFano(spec.ask.num_ids, spec.ask.shared_vocab).encode(ids_NK),
+            "top_logprobs": -rng.random((total, spec.ask.num_ids)).astype(np.float16),
+            "log_tail": -rng.random((total, len(spec.ask.temperatures)), np.float32),
             "label_logprob": -rng.random(total, np.float32),
         },
     )

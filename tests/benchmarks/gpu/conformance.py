@@ -60,7 +60,7 @@ def scoring(selector: str, name: str, sizes: Sizes, device: torch.device) -> Num
             hidden_ND,
             head,
             label_N,
-            top_k=sizes.top_k,
+            num_ids=sizes.top_k,
             shared_vocab=vocabulary,
             temperatures=TEMPERATURES,
             entropy=True,
@@ -74,7 +74,7 @@ def scoring(selector: str, name: str, sizes: Sizes, device: torch.device) -> Num
             label_N,
             uniform_NU=torch.rand(num, count, dtype=torch.float64, device=device),
             selector="sampled" if selector == "sampled" else "threshold",
-            top_k=sizes.top_k,
+            num_ids=sizes.top_k,
             shared_vocab=vocabulary,
         )
         errors = drawn(found, log_p_NV)

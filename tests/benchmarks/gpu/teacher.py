@@ -74,7 +74,7 @@ def scoring(
 
 def selectors(top_k: int, vocabulary: int) -> Iterator[tuple[str, Callable[..., Selection]]]:
     """By rank, and drawn in both ways."""
-    yield "top_k", partial(select, top_k=top_k, shared_vocab=vocabulary)
+    yield "top_k", partial(select, num_ids=top_k, shared_vocab=vocabulary)
     for selector, count in (("threshold", 1), ("sampled", top_k)):
 
         def drawn(hidden_ND, head, label_N, *, selector=selector, count=count) -> Selection:
@@ -86,7 +86,7 @@ def selectors(top_k: int, vocabulary: int) -> Iterator[tuple[str, Callable[..., 
                 label_N,
                 uniform_NU=uniform_NU,
                 selector=selector,
-                top_k=top_k,
+                num_ids=top_k,
                 shared_vocab=vocabulary,
             )
 

@@ -28,8 +28,9 @@ def encoded(encoding: Encoding, sizes: Sizes, device: torch.device) -> Numbers:
     # Here, since these need pyarrow and xxhash, which other sections do without.
     from shared.targets.decoding import logprobs_from_int8
     from shared.targets.elias_fano import EliasFano
-    from shared.targets.spec import TargetSpec
-    from teacher_service.scoring.encoding import encode
+    from shared.targets.kept_ids import LikeliestIds
+    from shared.targets.question import Question
+    from teacher_service.scoring.answering import encode
     from teacher_service.scoring.scoring import Head, select
 
     num, _, vocabulary = sizes.loss
@@ -38,8 +39,8 @@ def encoded(encoding: Encoding, sizes: Sizes, device: torch.device) -> Numbers:
     hidden_ND = torch.randn(num, width, device=device)
     head = Head(torch.randn(vocabulary, width, device=device).mul_(2 / width**0.5))
     label_N = torch.randint(vocabulary, (num,), device=device)
-    found = select(hidden_ND, head, label_N, top_k=sizes.top_k, shared_vocab=vocabulary)
-    spec = TargetSpec(sizes.top_k, vocabulary, encoding=encoding)
+    found = select(hidden_ND, head, label_N, num_ids=sizes.top_k, shared_vocab=vocabulary)
+    spec = Question(LikeliestIds(sizes.top_k, vocabulary, encoding=encoding))
     numbers = timed(lambda: encode(found, spec), device, sizes.rounds)
     columns = encode(found, spec)
     began = time.perf_counter()

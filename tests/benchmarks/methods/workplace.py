@@ -16,9 +16,9 @@ from cluster.planning.preparation import Prepared
 from shared.data.rows import Rows
 from shared.prompts.prefix import PromptedReader
 from shared.store.readers import RecordingReader
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from tests.student_trainer.processes import LocalTeacher
 
@@ -52,7 +52,7 @@ class Remembered:
         """Of the reader inside."""
         return self.reader.stats
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, spec: Question) -> None:
         """Ask for a unit."""
         key = (spec, *rows.hashes())
         if key not in self.known and key not in self.asked:
@@ -84,9 +84,9 @@ class SharedTargets:
         """Of what a run trains on."""
         return self._stored.stats
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, spec: Question) -> None:
         """Ask for a unit."""
-        reader = self._whole if spec.top_k >= self._vocabulary else self._stored
+        reader = self._whole if spec.ask.num_ids >= self._vocabulary else self._stored
         self._turns.append(reader)
         reader.submit(rows, spec)
 

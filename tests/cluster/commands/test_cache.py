@@ -12,7 +12,7 @@ from cluster.cli import main
 from cluster.commands.cache import bytes_of, seconds_of
 from shared.errors import ConfigError
 from shared.store.target_store import TargetStore, stored_answers
-from shared.targets.spec import TargetSpec
+from shared.targets.question import Question
 from tests.cluster.jobs import write_job
 from tests.shared.store.test_target_store import ROOT, SPEC, TEACHER, answer, damage, make_rows
 
@@ -29,9 +29,9 @@ def store(tmp_path) -> Path:
 
 
 def fill(
-    folder: Path, *indices: int, teacher: dict[str, str] = TEACHER, spec: TargetSpec = SPEC
+    folder: Path, *indices: int, teacher: dict[str, str] = TEACHER, spec: Question = SPEC
 ) -> None:
-    opened = TargetStore(folder, teacher=teacher, spec=spec)
+    opened = TargetStore(folder, teacher=teacher, question=spec)
     opened.write(answer(make_rows(*indices), spec, teacher=teacher))
     opened.close()
 
@@ -87,7 +87,7 @@ def test_verify_finds_damage_and_removes_it_only_when_told(store, capsys):
 
 def test_gc_removes_leftovers_damage_and_second_copies_and_a_dry_run_nothing(store, capsys):
     ours = next(a for a in stored_answers(store) if a.teacher == TEACHER).place.local
-    writers = [TargetStore(store, teacher=TEACHER, spec=SPEC) for _ in range(2)]
+    writers = [TargetStore(store, teacher=TEACHER, question=SPEC) for _ in range(2)]
     for seed, writer in enumerate(writers):
         writer.write(answer(make_rows(5, 6 + seed), seed=seed))
         writer.close()
@@ -102,7 +102,7 @@ def test_gc_removes_leftovers_damage_and_second_copies_and_a_dry_run_nothing(sto
         assert "damaged, set aside" in printed
         assert "1 second copies of rows, 3 files put together" in printed
     assert {path.suffix for path in ours.iterdir()} == {".arrow", ".json"}
-    left = TargetStore(store, teacher=TEACHER, spec=SPEC)
+    left = TargetStore(store, teacher=TEACHER, question=SPEC)
     assert left.read(make_rows(5)).table.equals(answer(make_rows(5, 6), seed=0).table.slice(0, 1))
     assert not left.missing(make_rows(1, 2, 6, 7))
     left.close()
@@ -140,7 +140,7 @@ HOLDER = """
 import sys, time
 from shared.store.target_store import TargetStore
 from tests.shared.store.test_target_store import SPEC, TEACHER, answer, make_rows
-store = TargetStore(sys.argv[1], teacher=TEACHER, spec=SPEC)
+store = TargetStore(sys.argv[1], teacher=TEACHER, question=SPEC)
 store.write(answer(make_rows(9)))
 print("held", flush=True)
 time.sleep(60)
@@ -156,7 +156,7 @@ def test_gc_leaves_alone_what_a_live_process_holds_and_not_what_a_dead_one_did(s
         assert "left alone, in use" in printed
         assert teachers(store) == {"a"}
         holder.kill()
-    assert TargetStore(store, teacher=TEACHER, spec=SPEC).missing(make_rows(1, 2, 9)) == []
+    assert TargetStore(store, teacher=TEACHER, question=SPEC).missing(make_rows(1, 2, 9)) == []
     said(capsys, "gc", store, "--older-than", "0m")
     assert teachers(store) == set()
 

@@ -18,8 +18,8 @@ from shared.data.tokenise import prepare_domain
 from shared.errors import ConfigError, DataError, HandshakeError
 from shared.prompts.prefix import opening, shown
 from shared.prompts.prompts import Prompt, read_prompts
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
+from tests.answers import question_of
 from tests.cluster.jobs import write_job
 from tests.tiny import VOCAB
 
@@ -188,7 +188,7 @@ def likelihood(job: Path) -> float:
     config = config_of(job)
     split = task("letters", config).confirm
     engine = HFEngine.load(config.teachers["tiny"].model)
-    spec = TargetSpec(top_k=1, shared_vocab=VOCAB)
+    spec = question_of(top_k=1, shared_vocab=VOCAB)
     rows = [split.rows.part(slice(n, n + 1)) for n in range(len(split.rows))]
     return float(np.mean([engine.score(r, spec).arrays().label_logprob_N.mean() for r in rows]))
 

@@ -70,7 +70,7 @@ def test_capture_without_a_store_is_refused_before_anything_starts(tmp_path, tin
 
 def test_a_captured_run_needs_no_teacher(captured, tiny_pair, tmp_path, capsys):
     """Its tokenizer and config alone, and it refuses the answers of a teacher of another name."""
-    prompts = {answers.spec.prompts for answers in stored_answers(captured.parent / "store")}
+    prompts = {answers.question.prefix for answers in stored_answers(captured.parent / "store")}
     assert prompts == {PROMPTS.id}
     bare = tmp_path / tiny_pair.teacher.name
     shutil.copytree(tiny_pair.teacher, bare, ignore=shutil.ignore_patterns("*.safetensors"))

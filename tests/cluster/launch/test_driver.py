@@ -245,7 +245,8 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
     assert "fitting the projection of hidden states to 8 dimensions" in said
     assert "hidden states 24" in said  # bytes per token: two layers of 8 numbers and a step
     training_and_validation = {16, VOCAB}
-    assert {answers.spec.top_k for answers in stored_answers(store)} == training_and_validation
+    asks = [answers.question.ask for answers in stored_answers(store)]
+    assert {ask.num_ids for ask in asks} == training_and_validation
     narrow = json.loads(RunDir(tmp_path / "runs" / "job").summary.read_text())
     assert main(["capture", str(job), "seed=3"]) == 0
     assert "fitting the projection" not in capsys.readouterr().out
@@ -271,7 +272,8 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
     assert main(["run", str(job)]) == 0
     said = capsys.readouterr().out
     assert "threshold: 16 ids, the most likely exactly and the rest drawn by probability" in said
-    found = {(a.spec.selector, a.spec.top_k) for a in stored_answers(tmp_path / "store")}
+    asks = [answers.question.ask for answers in stored_answers(tmp_path / "store")]
+    found = {(ask.selector, ask.num_ids) for ask in asks}
     assert found == {("threshold", 16), ("top_k", VOCAB)}
     first = RunDir(tmp_path / "runs" / "job")
     assert 0 < json.loads(first.summary.read_text())["captured_mass"] < 1

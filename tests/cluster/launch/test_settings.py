@@ -12,8 +12,8 @@ from cluster.launch import serving, training
 from shared.config.run import Config, Teacher
 from shared.errors import TeacherError, TutelageError
 from shared.run.run_dir import RunDir
-from shared.targets.spec import TargetSpec
 from teacher_service.service import service
+from tests.answers import question_of
 from tests.student_trainer.processes import LocalTeacher, teacher
 from tests.teacher_service.scripted import Scripted, make_rows
 from tests.tiny import VOCAB
@@ -43,7 +43,7 @@ def test_a_pool_is_what_the_config_says(ray_cluster, tmp_path):
         pool = serving._live(launch_of(tmp_path, service=asked), name, described.fingerprint)(0)
         for seed in range(4):
             rows = make_rows([[9]], seed=seed)
-            pool.submit(rows, TargetSpec(top_k=4, shared_vocab=100))
+            pool.submit(rows, question_of(top_k=4, shared_vocab=100))
         assert sum(unit.ref is not None for unit in pool._units) == 2
         assert pool._unit_deadline_s == 77.0
         for _ in range(4):
@@ -57,7 +57,7 @@ def test_a_pool_is_what_the_config_says(ray_cluster, tmp_path):
             doc_starts=rows.column("doc_starts"),
             loss_masks=rows.column("loss_mask"),
         )
-        pool.submit(poisoned, TargetSpec(top_k=4, shared_vocab=100))
+        pool.submit(poisoned, question_of(top_k=4, shared_vocab=100))
         with pytest.raises(TeacherError, match="failed 2 times"):
             pool.next()
     finally:
@@ -71,7 +71,7 @@ def test_ids_lie_in_the_store_as_the_config_says(tiny_pair, tmp_path, written):
     launch = launch_of(tmp_path, targets=targets)
     reader = serving._recorded(launch, lambda rank: LocalTeacher(engine), fingerprint)(0)
     rows = make_rows([[9, 5]], vocab=VOCAB)
-    reader.submit(rows, TargetSpec(top_k=4, shared_vocab=VOCAB))
+    reader.submit(rows, question_of(top_k=4, shared_vocab=VOCAB))
     reader.next()
     reader.close()
     (file,) = (tmp_path / "store").rglob("*.arrow")

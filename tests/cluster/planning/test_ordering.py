@@ -64,7 +64,8 @@ def test_rows_are_ordered_by_the_gap_that_transformers_finds(job, tiny_pair):
 
 
 def test_scoring_puts_nothing_into_the_store(job):
-    assert {answers.spec.top_k for answers in stored_answers(job.parent / "store")} == {16, 512}
+    asks = [answers.question.ask for answers in stored_answers(job.parent / "store")]
+    assert {ask.num_ids for ask in asks} == {16, 512}
 
 
 def test_the_students_service_is_gone_and_nothing_is_scored_twice(job, capsys):

@@ -12,8 +12,9 @@ from cluster.planning.projecting import projection_of
 from cluster.planning.prompting import Showing
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
-from shared.targets.spec import TargetSpec
+from shared.targets.question import Question
 from teacher_service.scoring.projection import load_projections
+from tests.answers import question_of
 from tests.cluster.jobs import write_job
 from tests.student_trainer.processes import LocalTeacher, teacher
 from tests.tiny import VOCAB, Pair
@@ -31,12 +32,12 @@ def nobody(rank: int) -> LocalTeacher:
     raise AssertionError("no teacher is to be asked")
 
 
-def asked_of(made: Prepared, pair: Pair, *, fingerprint: dict[str, str]) -> list[TargetSpec]:
+def asked_of(made: Prepared, pair: Pair, *, fingerprint: dict[str, str]) -> list[Question]:
     """What a teacher is asked until the projection is known; nothing where it is kept."""
     engine, asked = teacher(str(pair.teacher)), []
 
     class Noting(LocalTeacher):
-        def submit(self, rows: Rows, spec: TargetSpec) -> None:
+        def submit(self, rows: Rows, spec: Question) -> None:
             asked.append(spec)
             super().submit(rows, spec)
 
@@ -63,7 +64,7 @@ def test_a_pca_is_made_anew_for_whatever_decides_it_and_for_nothing_else(
         fingerprint = {"model": "another"}
     asked = asked_of(made, tiny_pair, fingerprint=fingerprint)
     assert bool(asked) == bool(changed)
-    assert {spec.prompts for spec in asked} <= {made.showing.prompts}
+    assert {spec.prefix for spec in asked} <= {made.showing.prompts}
 
 
 def test_random_directions_read_no_rows_and_ask_no_teacher(tmp_path, tiny_pair):
@@ -79,7 +80,7 @@ def test_a_pca_keeps_the_leading_directions_of_the_first_rows_and_is_made_once(t
     engine = teacher(str(tiny_pair.teacher))
     digest = projection_of(made, FINGERPRINT, lambda rank: LocalTeacher(engine))
     assert projection_of(made, FINGERPRINT, nobody) == digest
-    spec = TargetSpec(1, VOCAB, hidden_layers=(3,), hidden_encoding="fp32")
+    spec = question_of(1, VOCAB, hidden_layers=(3,), hidden_encoding="fp32")
     states_ND = np.concatenate(
         [
             engine.score(RowStore.open(d.train_path).take(range(6)), spec).arrays().hidden_ND[3]

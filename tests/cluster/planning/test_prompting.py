@@ -103,7 +103,7 @@ def test_validation_and_weights_are_of_the_teacher_as_it_was_shown(run_dir, tiny
 
 def test_every_answer_is_stored_under_the_prompts_and_the_run_keeps_them(prompted, run_dir):
     answers = stored_answers(prompted.parent / "store")
-    assert {stored.spec.prompts for stored in answers} == {PROMPTS.id}
+    assert {stored.question.prefix for stored in answers} == {PROMPTS.id}
     assert run_dir.prompts.read_text() == (prompted.parent / "prompts.json").read_text()
 
 

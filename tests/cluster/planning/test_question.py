@@ -6,6 +6,8 @@ import pytest
 
 from cluster.planning.handshake import evaluation_spec, target_spec
 from shared.config.run import Config
+from shared.targets.kept_ids import LikeliestIds
+from shared.targets.question import HiddenAsk, Question
 
 
 def config(**parts: Any) -> Config:
@@ -29,17 +31,16 @@ def test_what_is_asked_is_what_the_config_says():
     targets["hidden"] = {"encoding": "int8"}
     found = target_spec(config(targets=targets, losses=losses), 512, projection="p", prompts="q")
     assert found is not None
-    assert (found.top_k, found.encoding, found.ids) == (7, "int8", "plain")
-    assert (found.selector, found.temperatures, found.shared_vocab) == ("top_k", (1.0, 3.0), 512)
-    assert (found.hidden_layers, found.hidden_encoding) == ((2,), "int8")
-    assert (found.projection, found.prompts, found.student_ids) == ("p", "q", 0)
+    ask = LikeliestIds(7, 512, temperatures=(1.0, 3.0), encoding="int8")
+    assert found == Question(ask, hidden=HiddenAsk((2,), "int8", "p"), prefix="q")
+    assert found.as_dict()["ids"] == "plain"
 
 
 def test_what_a_student_names_is_asked_beside_the_likeliest():
     targets = {"top_k": 7, "student_ids": 5}
     found = target_spec(config(targets=targets, losses=[{"kind": "reverse_kl"}]), 512)
     assert found is not None
-    assert (found.top_k, found.student_ids) == (12, 5)
+    assert found.ask == LikeliestIds(12, 512, student_ids=5)
 
 
 @pytest.mark.parametrize("selector", ["sampled", "threshold"])
@@ -48,11 +49,11 @@ def test_the_seed_of_draws_is_part_of_the_question(selector):
     targets = {"selector": selector, "seed": 5}
     found = target_spec(config(losses=losses, targets=targets), 512)
     assert found is not None
-    assert (found.selector, found.seed, found.temperatures) == (selector, 5, (2.0,))
-    assert found.entropy
+    assert (found.ask.selector, found.ask.seed, found.ask.temperature) == (selector, 5, 2.0)
+    assert found.ask.with_entropy
     other = target_spec(config(losses=losses, targets=targets | {"seed": 6}), 512)
     assert other is not None
-    assert found.question() != other.question()
+    assert found.identity() != other.identity()
 
 
 def test_the_likeliest_ids_are_the_same_question_whatever_the_seed():
@@ -77,4 +78,5 @@ def test_an_evaluation_is_over_what_the_config_says(kl, vocabulary, top_k, kind)
         losses=[{"kind": "forward_kl", "temperature": 4.0}],
     )
     spec, found = evaluation_spec(asked, vocabulary, prompts="", head=None)
-    assert (spec.top_k, found, spec.temperatures, spec.encoding) == (top_k, kind, (1.0,), "fp32")
+    assert spec == Question(LikeliestIds(top_k, vocabulary, encoding="fp32"))
+    assert found == kind

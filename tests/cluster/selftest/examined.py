@@ -7,12 +7,12 @@ from pathlib import Path
 from cluster.planning.preparation import Prepared, run_plan
 from cluster.selftest.checks import Check
 from cluster.selftest.subject import Subject, subject_of
-from shared.targets.soft_targets import SoftTargets, TargetArrays
+from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.hf import HFEngine
-from tests.answers import encoded
+from tests.answers import Given, decoded, encoded
 from tests.student_trainer.processes import LocalTeacher
 
-Change = Callable[[TargetArrays], TargetArrays]
+Change = Callable[[Given], Given]
 
 
 class Altered(LocalTeacher):
@@ -26,11 +26,11 @@ class Altered(LocalTeacher):
         rows, spec = self._asked.popleft()
         found = self._engine.score(rows, spec)
         return SoftTargets.build(
-            spec=spec,
+            question=spec,
             teacher=found.described["teacher"],
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            columns=encoded(spec, self._change(found.arrays())),
+            columns=encoded(spec, self._change(decoded(found))),
         )
 
 

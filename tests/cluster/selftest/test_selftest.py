@@ -18,10 +18,9 @@ from cluster.selftest import checks
 from cluster.selftest.subject import Subject, subject_of
 from shared.data.rows import Rows
 from shared.targets import soft_targets
-from shared.targets.soft_targets import TargetArrays
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring import drawing
+from tests.answers import Given, question_of
 from tests.cluster.jobs import write_job
 from tests.cluster.selftest.examined import by_name, subject, verdicts
 from tests.student_trainer.processes import LocalTeacher
@@ -100,7 +99,7 @@ def drawn_subject(folder: Path, pair: Pair, selector: str) -> Subject:
 @pytest.mark.parametrize("selector", ["threshold", "sampled"])
 def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
     drawn = drawn_subject(tmp_path, tiny_pair, selector)
-    assert drawn.spec.selector == selector
+    assert drawn.question.ask.selector == selector
     found = [checks.remote_equals_local(drawn), *checks.same_model(drawn)]
     found += checks.own_student(drawn)
     assert all(verdicts(found).values()), found
@@ -130,7 +129,7 @@ def test_a_teacher_that_no_student_can_be_is_not_called_ok(prepared):
     assert by_name(checks.same_model(quantised))["student := teacher"].ok is None
 
 
-def shifted(arrays: TargetArrays) -> TargetArrays:
+def shifted(arrays: Given) -> Given:
     """Every position answers as the one before it should."""
     names = ("ids_NK", "logprobs_NK", "log_tail_NS", "label_logprob_N")
     return replace(arrays, **{name: np.roll(getattr(arrays, name), 1, 0) for name in names})
@@ -145,7 +144,7 @@ def test_a_teacher_that_is_off_by_one_position_fails(prepared):
 
 
 def test_a_teacher_whose_answer_changes_by_a_bit_is_not_the_local_one(prepared):
-    def nudged(arrays: TargetArrays) -> TargetArrays:
+    def nudged(arrays: Given) -> Given:
         label_N = np.nextafter(arrays.label_logprob_N, np.float32(-100), dtype=np.float32)
         return replace(arrays, label_logprob_N=label_N)
 
@@ -186,7 +185,7 @@ def test_a_divergence_in_the_wrong_direction_fails(monkeypatch):
 
 
 def test_an_answer_that_holds_nothing_of_the_teachers_mass_fails(prepared):
-    def emptied(arrays: TargetArrays) -> TargetArrays:
+    def emptied(arrays: Given) -> Given:
         return replace(arrays, log_tail_NS=np.zeros_like(arrays.log_tail_NS))
 
     assert checks.payload(subject(prepared)).ok
@@ -252,7 +251,7 @@ def test_states_are_examined_as_ids_are(tmp_path, tiny_pair, kind: str):
     engine.cache = prepared.config.paths.cache
     head = engine.ship_head()
     plan = run_plan(prepared, run_dir=Path(), teacher=engine.fingerprint, head=head)
-    assert plan.target_spec == TargetSpec(
+    assert plan.target_spec == question_of(
         0, 512, head=head.digest, states=head.states, states_width=head.states_width
     )
     found = subject_of(plan, lambda rank: LocalTeacher(engine))
@@ -264,5 +263,5 @@ def test_a_pair_whose_student_names_ids_is_looked_at_without_its_naming(tmp_path
     targets = {"student_ids": 8, "top_k": 24}
     job = write_job(tmp_path, tiny_pair, targets=targets, losses=[{"kind": "reverse_kl"}])
     looked_at = subject(prepare_run(plain(load(job, []))))
-    assert looked_at.spec.top_k == 32
+    assert looked_at.question.ask.num_ids == 32
     assert checks.payload(looked_at).ok

@@ -13,11 +13,11 @@ from cluster.commands.selftest import plain
 from cluster.planning.loading import load
 from cluster.planning.preparation import Prepared, prepare_run
 from cluster.selftest import checks
-from shared.targets.soft_targets import TargetArrays
 from student_trainer.losses.kernel.buckets import Buckets, p_log, p_log_ratio
 from student_trainer.losses.terms import token_adaptive
 from student_trainer.losses.terms.divergences import DIVERGENCES
 from student_trainer.losses.terms.token_adaptive import LabelledBuckets, tkd
+from tests.answers import Given
 from tests.cluster.jobs import write_job
 from tests.cluster.selftest.examined import by_name, looked_at, subject
 from tests.tiny import Pair
@@ -69,7 +69,7 @@ def test_every_divergence_of_a_student_that_is_its_teacher_vanishes(
 def test_tails_of_another_temperature_fail(tmp_path, tiny_pair):
     """The KL at temperature 1 does not see them."""
 
-    def unscaled(arrays: TargetArrays) -> TargetArrays:
+    def unscaled(arrays: Given) -> Given:
         return replace(arrays, log_tail_NS=arrays.log_tail_NS[:, [0] * 2])
 
     losses = [{"kind": "forward_kl", "temperature": 2.0}]
@@ -102,7 +102,7 @@ def test_atkd_of_a_step_cut_otherwise_is_the_same(tmp_path, tiny_pair, direction
 def test_labels_of_another_position_fail_with_atkd(tmp_path, tiny_pair, direction: str):
     """No other loss sees what was shipped of the labels."""
 
-    def rolled(arrays: TargetArrays) -> TargetArrays:
+    def rolled(arrays: Given) -> Given:
         return replace(arrays, label_logprob_N=np.roll(arrays.label_logprob_N, 1))
 
     for kind, ok in (("forward_kl", True), ("atkd", False)):

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import DamagedError
 from shared.locations import Location
 from shared.store.answer_files import (
-    Batch,
+    CommittedBatch,
     Holding,
     check_file,
     open_file,
@@ -29,7 +29,7 @@ def record(*indices: int, seed: int = 0) -> pa.RecordBatch:
 
 def test_a_file_holds_its_batches_and_says_which_rows_they_answer(tmp_path):
     written = [record(1, 2), record(3)]
-    file = write_file(Location.of(tmp_path), [Batch(r, n) for n, r in enumerate(written)])
+    file = write_file(Location.of(tmp_path), [CommittedBatch(r, n) for n, r in enumerate(written)])
     size = os.path.getsize(file.place.path)
     again = open_file(file.place, size=size, question=KEY)
     assert again.facts == file.facts
@@ -47,7 +47,7 @@ def test_a_file_holds_its_batches_and_says_which_rows_they_answer(tmp_path):
 
 def test_a_file_with_any_byte_changed_is_refused_or_reads_as_it_was_written(tmp_path):
     written = [record(1, 2), record(3)]
-    file = write_file(Location.of(tmp_path), [Batch(r, n) for n, r in enumerate(written)])
+    file = write_file(Location.of(tmp_path), [CommittedBatch(r, n) for n, r in enumerate(written)])
     path, whole = file.place.local, file.place.read()
     harmless = 0
     for at in np.random.default_rng(0).choice(len(whole), 1500, replace=False):
@@ -68,7 +68,7 @@ def test_a_file_with_any_byte_changed_is_refused_or_reads_as_it_was_written(tmp_
 
 @pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.99])
 def test_a_truncated_file_is_refused(tmp_path, part):
-    file = write_file(Location.of(tmp_path), [Batch(record(1, 2), 0)])
+    file = write_file(Location.of(tmp_path), [CommittedBatch(record(1, 2), 0)])
     whole = file.place.read()
     file.place.local.write_bytes(whole[: int(len(whole) * part)])
     with pytest.raises(DamagedError, match=r"\.arrow is damaged or no file of answers"):
@@ -76,7 +76,7 @@ def test_a_truncated_file_is_refused(tmp_path, part):
 
 
 def test_a_file_of_another_teacher_or_tool_is_refused(tmp_path):
-    file = write_file(Location.of(tmp_path), [Batch(record(1), 0)])
+    file = write_file(Location.of(tmp_path), [CommittedBatch(record(1), 0)])
     other = question_key(TEACHER | {"weights": "1"}, SPEC)
     with pytest.raises(DamagedError, match="another question or of another teacher"):
         open_file(file.place, size=0, question=other)
@@ -89,7 +89,7 @@ def test_a_file_of_another_teacher_or_tool_is_refused(tmp_path):
 
 def test_rewriting_keeps_every_answer_but_the_rows_left_out(tmp_path):
     folder = Location.of(tmp_path)
-    files = [write_file(folder, [Batch(record(n, n + 10, seed=n), n)]) for n in range(3)]
+    files = [write_file(folder, [CommittedBatch(record(n, n + 10, seed=n), n)]) for n in range(3)]
     (joined,) = rewritten(folder, files, without={(files[1].name, 0, 1)})
     check_file(joined.place, question=KEY)
     assert [batch.written_at for batch in joined.facts] == [0, 1, 2]

@@ -11,8 +11,9 @@ from shared.data.rows import Rows
 from shared.errors import TeacherError
 from shared.store.target_store import TargetStore
 from shared.targets.draws import uniforms
+from shared.targets.question import Question
 from shared.targets.soft_targets import METADATA_KEY, SoftTargets
-from shared.targets.spec import TargetSpec
+from tests.answers import decoded, question_of
 from tests.drawn import dense_weights, drawn_answer, drawn_spec, row_of
 from tests.shared.data.test_rows import rows
 from tests.shared.targets.test_soft_targets import shipped
@@ -22,10 +23,10 @@ SELECTORS = ("threshold", "sampled")
 LARGE_VOCAB = 151_936
 
 
-def unit_answer(spec: TargetSpec, *, unit: Rows, scale: float = 2.0) -> SoftTargets:
+def unit_answer(spec: Question, *, unit: Rows, scale: float = 2.0) -> SoftTargets:
     """About ragged rows, one of which has no loss position."""
     num = int(unit.num_loss_tokens().sum())
-    return drawn_answer(zipf(num, spec.shared_vocab, scale=scale), spec, rows=unit)
+    return drawn_answer(zipf(num, spec.ask.shared_vocab, scale=scale), spec, rows=unit)
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
@@ -41,8 +42,8 @@ def test_weights_arrive_within_the_rounding_of_the_encoding(selector, encoding: 
     torch.testing.assert_close(other.sum(1), torch.ones(len(one)).double(), rtol=0, atol=2e-6)
     relative = {"fp32": 1e-6, "fp16": 5e-3, "int8": 2e-2}[encoding]
     torch.testing.assert_close(other, one, rtol=relative, atol=1e-9)
-    assert answer.arrays().ids_NK.dtype == np.int64
-    assert (np.diff(answer.arrays().ids_NK) >= 0).all()
+    assert decoded(answer).ids_NK.dtype == np.int64
+    assert (np.diff(decoded(answer).ids_NK) >= 0).all()
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
@@ -69,7 +70,7 @@ def test_a_store_keeps_the_draws_of_a_row_apart(tmp_path) -> None:
     first, second = (unit.with_draws(np.full(2, number)) for number in (0, 1))
     assert first.hashes() == unit.hashes()
     assert not set(first.hashes()) & set(second.hashes())
-    store = TargetStore(tmp_path, teacher={}, spec=spec)
+    store = TargetStore(tmp_path, teacher={}, question=spec)
     for asked in (first, second):
         assert store.missing(asked) == asked.names()
         store.write(unit_answer(spec, unit=asked))
@@ -83,12 +84,12 @@ def test_a_store_keeps_the_draws_of_a_row_apart(tmp_path) -> None:
 
 
 def test_a_question_without_draws_is_called_what_it_was_called_before_there_were_any() -> None:
-    assert set(TargetSpec(4, 512).question()) == {
+    assert set(question_of(4, 512).identity()) == {
         "top_k", "shared_vocab", "temperatures", "encoding", "hidden_layers", "hidden_encoding",
         "projection",
     }  # fmt: skip
     spec = drawn_spec("sampled", 4, 512, seed=3, temperature=2.0)
-    assert TargetSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+    assert Question.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
     assert "sampled 4 of 512 ids at temperature 2" in spec.in_words()
     assert "seed 3" in spec.in_words()
 
@@ -102,7 +103,7 @@ def test_an_answer_to_another_question_is_refused(selector) -> None:
         drawn_spec(selector, 8, 300, seed=1),
         drawn_spec(selector, 8, 300, temperature=2.0),
         drawn_spec("sampled" if selector == "threshold" else "threshold", 8, 300),
-        TargetSpec(8, 300, encoding="fp32", entropy=True),
+        question_of(8, 300, encoding="fp32", entropy=True),
     ):
         with pytest.raises(TeacherError, match="asked was"):
             answer.check(unit, other)
@@ -123,7 +124,7 @@ def test_a_missing_log_probability_is_damage() -> None:
     with pytest.raises(TeacherError, match="exact_logprobs"):
         broken.check(unit, spec)
     with pytest.raises(TeacherError, match="ids exactly"):
-        broken.arrays()
+        decoded(broken)
 
 
 @pytest.mark.parametrize(("encoding", "most"), [("fp16", 130), ("int8", 100)])

@@ -1,7 +1,5 @@
 """Answers that hold the teacher's last state in place of ids: the wire, the store, the config."""
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,9 +8,9 @@ from pydantic import ValidationError
 from shared.errors import ConfigError, TeacherError
 from shared.store.target_store import TargetStore
 from shared.targets.head_location import find_head, head_path
-from shared.targets.soft_targets import SoftTargets, TargetArrays
-from shared.targets.spec import TargetSpec
-from tests.answers import encoded
+from shared.targets.question import Question
+from shared.targets.soft_targets import SoftTargets
+from tests.answers import Given, changed, decoded, encoded, question_of
 from tests.shared.config.test_run import config
 from tests.shared.targets.test_soft_targets import TEACHER, UNIT, shipped
 
@@ -21,18 +19,18 @@ TYPES = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
 every_type = pytest.mark.parametrize("states", TYPES)
 
 
-def spec_of(states: str) -> TargetSpec:
-    return TargetSpec(0, 512, head="a digest", states=states, states_width=WIDTH)
+def spec_of(states: str) -> Question:
+    return question_of(0, 512, head="a digest", states=states, states_width=WIDTH)
 
 
-def answer(states: str) -> tuple[SoftTargets, TargetArrays]:
+def answer(states: str) -> tuple[SoftTargets, Given]:
     """Random states of a unit, below the numbers that stand for infinity."""
     counts, rng = UNIT.num_loss_tokens(), np.random.default_rng(0)
     num = int(counts.sum())
     numbers_ND = rng.normal(size=(num, WIDTH)).astype(np.float32)
     bits_ND = (numbers_ND.view(np.uint32) >> 16).astype(np.uint16)
     empty_N0 = np.empty((num, 0), np.float32)
-    arrays = TargetArrays(
+    arrays = Given(
         ids_NK=empty_N0.astype(np.int64),
         logprobs_NK=empty_N0,
         log_tail_NS=empty_N0,
@@ -41,7 +39,7 @@ def answer(states: str) -> tuple[SoftTargets, TargetArrays]:
         last_ND=bits_ND if states == "bf16" else numbers_ND.astype(TYPES[states]),
     )
     built = SoftTargets.build(
-        spec=spec_of(states),
+        question=spec_of(states),
         teacher=TEACHER,
         row_hashes=UNIT.hashes(),
         num_targets_R=counts,
@@ -55,7 +53,7 @@ def test_states_arrive_bit_for_bit_in_the_teachers_own_type(states):
     built, sent = answer(states)
     arrived = shipped(built)
     arrived.check(UNIT, spec_of(states), TEACHER)
-    got = arrived.arrays()
+    got = decoded(arrived)
     assert got.last_ND.dtype == TYPES[states]
     np.testing.assert_array_equal(got.last_ND, sent.last_ND)
     np.testing.assert_array_equal(got.label_logprob_N, sent.label_logprob_N)
@@ -68,12 +66,12 @@ def test_another_head_is_another_question(states):
     built, _ = answer(states)
     for field, value in (("head", "another"), ("states_width", 7), ("shared_vocab", 511)):
         with pytest.raises(TeacherError, match="asked was"):
-            built.check(UNIT, dataclasses.replace(spec_of(states), **{field: value}))
+            built.check(UNIT, changed(spec_of(states), **{field: value}))
 
 
 def test_questions_for_ids_are_named_as_before():
-    assert not {"head", "states", "states_width"} & set(TargetSpec(4, 512).question())
-    again = TargetSpec.from_dict(spec_of("bf16").as_dict())
+    assert not {"head", "states", "states_width"} & set(question_of(4, 512).identity())
+    again = Question.from_dict(spec_of("bf16").as_dict())
     assert again == spec_of("bf16")
     assert "last hidden states in bf16 before the head a digest" in again.in_words()
 
@@ -92,7 +90,7 @@ def test_a_damaged_table_is_refused(states, column):
         built.table.set_column(place, column, pa.array([b""] * 3)),
     ):
         with pytest.raises(TeacherError, match=f"column {column} .* must hold"):
-            SoftTargets(other).arrays()
+            decoded(SoftTargets(other))
 
 
 @every_type
@@ -103,7 +101,7 @@ def test_a_state_that_is_no_number_is_refused(states, value):
     arrays.last_ND.reshape(-1)[5] = bits[0] if states == "bf16" else value
     with pytest.raises(TeacherError, match="non-finite last_hidden"):
         SoftTargets.build(
-            spec=spec_of(states),
+            question=spec_of(states),
             teacher=TEACHER,
             row_hashes=UNIT.hashes(),
             num_targets_R=UNIT.num_loss_tokens(),
@@ -114,10 +112,10 @@ def test_a_state_that_is_no_number_is_refused(states, value):
 @every_type
 def test_a_store_returns_the_bytes_and_there_are_no_ids_to_rewrite(states, tmp_path):
     built, _ = answer(states)
-    writer = TargetStore(tmp_path, teacher=TEACHER, spec=spec_of(states), ids="plain")
+    writer = TargetStore(tmp_path, teacher=TEACHER, question=spec_of(states), ids="plain")
     writer.write(built)
     writer.close()
-    stored = TargetStore(tmp_path, teacher=TEACHER, spec=spec_of(states)).read(UNIT)
+    stored = TargetStore(tmp_path, teacher=TEACHER, question=spec_of(states)).read(UNIT)
     stored.check(UNIT, spec_of(states), TEACHER)
     for name in built.table.schema.names:
         assert stored.table.column(name).equals(built.table.column(name))

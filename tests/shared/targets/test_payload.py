@@ -3,7 +3,7 @@
 import pytest
 
 from shared.targets.payload import Pair, bytes_per_token, payload_note
-from shared.targets.spec import TargetSpec
+from tests.answers import question_of
 from tests.shared.data.test_rows import rows
 from tests.shared.targets.test_soft_targets import answer
 
@@ -15,7 +15,7 @@ QWEN = Pair(teacher_width=3584, teacher_rows=152_064, dtype="bfloat16")
 @pytest.mark.parametrize("hidden", ["int8", "fp32"])
 @pytest.mark.parametrize("vocab", [512, 100_000])
 def test_it_is_what_a_large_answer_takes(encoding, hidden, vocab):
-    spec = TargetSpec(
+    spec = question_of(
         16,
         vocab,
         temperatures=(1.0, 2.0),
@@ -34,13 +34,13 @@ def test_it_is_what_a_large_answer_takes(encoding, hidden, vocab):
     ("hidden", "per_layer"), [("bf16", 2 * 512), ("int8", 512 + 4), ("fp32", 4 * 512)]
 )
 def test_a_layer_of_states_costs_its_width_and_a_step(hidden, per_layer):
-    spec = TargetSpec(64, 4096, hidden_layers=(2, 4), hidden_encoding=hidden)
+    spec = question_of(64, 4096, hidden_layers=(2, 4), hidden_encoding=hidden)
     found = bytes_per_token(spec, hidden_width=512)
     assert found["hidden states"] == pytest.approx(2 * per_layer, abs=0.1)
 
 
 def test_the_sentence_names_every_part_and_their_sum():
-    spec = TargetSpec(64, 4096, encoding="fp32")
+    spec = question_of(64, 4096, encoding="fp32")
     said = payload_note(spec, hidden_width=0, pair=QWEN, top_k=64)
     assert "log-probabilities 256, masses and label 8" in said
     assert "hidden states" not in said
@@ -50,13 +50,13 @@ def test_the_sentence_names_every_part_and_their_sum():
 
 def test_the_sentence_says_what_the_other_kind_of_answer_costs():
     """3,584 numbers of two bytes and the label, before a head of 152,064 rows."""
-    ids = TargetSpec(64, 151_936)
-    states = TargetSpec(0, 151_936, head="x", states="bf16", states_width=3584)
+    ids = question_of(64, 151_936)
+    states = question_of(0, 151_936, head="x", states="bf16", states_width=3584)
     said = [payload_note(spec, hidden_width=0, pair=QWEN, top_k=64) for spec in (ids, states)]
     cheap = round(sum(bytes_per_token(ids, hidden_width=0).values()))
     assert f"{cheap} bytes" in said[0]
     assert said[0].endswith("with targets.exact=last_hidden 7,172, and the head once 1,090.0 MB")
-    drawn = TargetSpec(64, 151_936, selector="threshold", entropy=True)
+    drawn = question_of(64, 151_936, selector="threshold", entropy=True)
     threshold = payload_note(drawn, hidden_width=0, pair=QWEN, top_k=64)
     assert threshold.startswith("a token costs about 158 bytes from the teacher: ")
     assert "with targets.exact=last_hidden 7,172, and" in threshold

@@ -3,9 +3,9 @@
 import pytest
 
 from shared.data.rows import Rows
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, answered
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from tests.shared.store.test_target_store import SPEC, answer, make_rows
 
 
@@ -17,7 +17,7 @@ class Noting:
         self.said: list[str] = []
         self.stats = ReaderStats()
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, spec: Question) -> None:
         assert spec == SPEC
         self.said.append(f"ask {len(self.asked)}")
         self.asked.append(rows)

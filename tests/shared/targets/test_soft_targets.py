@@ -9,35 +9,36 @@ import pytest
 
 from shared.data.rows import Rows
 from shared.errors import TeacherError
-from shared.targets.soft_targets import METADATA_KEY, SoftTargets, TargetArrays
-from shared.targets.spec import TargetSpec
-from tests.answers import encoded
+from shared.targets.question import Question
+from shared.targets.soft_targets import METADATA_KEY, SoftTargets
+from tests.answers import Given, changed, decoded, encoded, question_of
 from tests.shared.data.test_rows import rows
 
 TEACHER = {"model": "a teacher", "dtype": "float32"}
 UNIT = rows([20, 1, 13])  # the row of one token has no target
 
 
-def random_arrays(spec: TargetSpec, num_targets: int, *, seed: int = 0) -> TargetArrays:
+def random_arrays(spec: Question, num_targets: int, *, seed: int = 0) -> Given:
     """Log-probabilities of a random softmax, descending, and a hidden state per layer."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(num_targets, 4 * spec.top_k)) * 4
+    logits = rng.normal(size=(num_targets, 4 * spec.ask.num_ids)) * 4
     logprobs = np.sort(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, ::-1]
-    tail = np.logaddexp.reduce(logprobs[:, spec.top_k :], axis=1)
-    return TargetArrays(
-        ids_NK=rng.integers(0, spec.shared_vocab, (num_targets, spec.top_k)),
-        logprobs_NK=logprobs[:, : spec.top_k].astype(np.float32),
-        log_tail_NS=np.stack([tail] * len(spec.temperatures), 1).astype(np.float32),
+    num_tails = len(spec.as_dict()["temperatures"])
+    tail = np.logaddexp.reduce(logprobs[:, spec.ask.num_ids :], axis=1)
+    return Given(
+        ids_NK=rng.integers(0, spec.ask.shared_vocab, (num_targets, spec.ask.num_ids)),
+        logprobs_NK=logprobs[:, : spec.ask.num_ids].astype(np.float32),
+        log_tail_NS=np.stack([tail] * num_tails, 1).astype(np.float32),
         label_logprob_N=logprobs[:, 3].astype(np.float32),
         hidden_ND={
             layer: (rng.normal(size=(num_targets, 6)) * 30).astype(np.float32)
-            for layer in spec.hidden_layers
+            for layer in spec.hidden.layers
         },
-        entropy_N=rng.random(num_targets, np.float32) * 6 if spec.entropy else None,
+        entropy_N=rng.random(num_targets, np.float32) * 6 if spec.ask.with_entropy else None,
     )
 
 
-def ascending(arrays: TargetArrays) -> TargetArrays:
+def ascending(arrays: Given) -> Given:
     """The same selection in the order of its ids."""
     order_NK = np.argsort(arrays.ids_NK, axis=1, kind="stable")
     ids_NK, logprobs_NK = (
@@ -46,12 +47,12 @@ def ascending(arrays: TargetArrays) -> TargetArrays:
     return dataclasses.replace(arrays, ids_NK=ids_NK, logprobs_NK=logprobs_NK)
 
 
-def answer(spec: TargetSpec, *, unit: Rows = UNIT, arrays: TargetArrays | None = None):
+def answer(spec: Question, *, unit: Rows = UNIT, arrays: Given | None = None):
     """The SoftTargets of a unit and what they were made from, in the order of ids."""
     counts = unit.num_loss_tokens()
     arrays = arrays or random_arrays(spec, int(counts.sum()))
     built = SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher=TEACHER,
         row_hashes=unit.hashes(),
         num_targets_R=counts,
@@ -69,7 +70,7 @@ def shipped(targets: SoftTargets) -> SoftTargets:
 
 
 def test_fp32_arrives_bit_for_bit_with_hidden_states() -> None:
-    spec = TargetSpec(
+    spec = question_of(
         8,
         512,
         temperatures=(1.0, 2.0),
@@ -78,7 +79,7 @@ def test_fp32_arrives_bit_for_bit_with_hidden_states() -> None:
         hidden_encoding="fp32",
     )
     built, sent = answer(spec)
-    got = shipped(built).arrays()
+    got = decoded(shipped(built))
     for name in ("ids_NK", "logprobs_NK", "log_tail_NS", "label_logprob_N"):
         np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
         assert getattr(got, name).dtype == getattr(sent, name).dtype
@@ -87,9 +88,9 @@ def test_fp32_arrives_bit_for_bit_with_hidden_states() -> None:
 
 
 def test_fp16_rounds_kept_logprobs_alone_and_by_half_a_unit_in_the_last_place() -> None:
-    spec = TargetSpec(64, 512)
+    spec = question_of(64, 512)
     built, sent = answer(spec)
-    got = built.arrays()
+    got = decoded(built)
     assert got.logprobs_NK.dtype == np.float32
     exact = sent.logprobs_NK.astype(np.float64)
     bound = np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25)
@@ -101,13 +102,13 @@ def test_fp16_rounds_kept_logprobs_alone_and_by_half_a_unit_in_the_last_place() 
 
 
 def test_fp16_changes_the_kept_mass_by_less_than_a_thousandth() -> None:
-    built, sent = answer(TargetSpec(64, 512), arrays=random_arrays(TargetSpec(64, 512), 31))
-    mass = [np.exp(a.logprobs_NK.astype(np.float64)).sum(1) for a in (built.arrays(), sent)]
+    built, sent = answer(question_of(64, 512), arrays=random_arrays(question_of(64, 512), 31))
+    mass = [np.exp(a.logprobs_NK.astype(np.float64)).sum(1) for a in (decoded(built), sent)]
     assert np.abs(mass[0] - mass[1]).max() < 1e-3
 
 
 def test_hidden_states_travel_as_bfloat16_bits() -> None:
-    spec = TargetSpec(4, 512, hidden_layers=(1,))
+    spec = question_of(4, 512, hidden_layers=(1,))
     plain = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     bits = (plain.hidden_ND[1].view(np.uint32) >> 16).astype(np.uint16)
     built, _ = answer(spec, arrays=dataclasses.replace(plain, hidden_ND={1: bits}))
@@ -120,16 +121,16 @@ def test_hidden_states_travel_as_bfloat16_bits() -> None:
 def test_plain_ids_take_two_bytes_up_to_65536_ids_and_four_beyond(
     shared_vocab: int, id_type: pa.DataType
 ) -> None:
-    spec = TargetSpec(4, shared_vocab, ids="plain")
+    spec = question_of(4, shared_vocab, ids="plain")
     arrays = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     arrays.ids_NK[0, 0] = shared_vocab - 1
     built, sent = answer(spec, arrays=arrays)
     assert built.table.schema.field("top_ids").type.value_type.value_type == id_type
-    np.testing.assert_array_equal(built.arrays().ids_NK, sent.ids_NK)
+    np.testing.assert_array_equal(decoded(built).ids_NK, sent.ids_NK)
 
 
 def test_the_schema_and_its_metadata_are_frozen() -> None:
-    spec = TargetSpec(4, 512, temperatures=(1.0, 2.0), hidden_layers=(3,))
+    spec = question_of(4, 512, temperatures=(1.0, 2.0), hidden_layers=(3,))
     built, _ = answer(spec)
     described = json.loads(built.table.schema.metadata[METADATA_KEY])
     assert built.table.schema.names == [
@@ -157,7 +158,7 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
             "ids": "elias_fano",
         },
     }
-    assert shipped(built).spec == spec
+    assert shipped(built).question == spec
 
 
 @pytest.mark.parametrize(
@@ -174,8 +175,8 @@ def test_the_schema_and_its_metadata_are_frozen() -> None:
 )  # fmt: skip
 def test_the_order_of_columns_is_frozen(selector: str, encoding: str, names: list[str]) -> None:
     """Rows of a store are put together column by column."""
-    spec = TargetSpec(4, 512, selector=selector, encoding=encoding, entropy=True)
-    spec = dataclasses.replace(spec, hidden_layers=(3,), hidden_encoding="int8")
+    spec = question_of(4, 512, selector=selector, encoding=encoding, entropy=True)
+    spec = changed(spec, hidden_layers=(3,), hidden_encoding="int8")
     built, _ = answer(spec)
     hidden = ["label_logprob", "entropy", "hidden_3_scale", "hidden_3"]
     assert built.table.schema.names == ["row_hash", *names, *hidden]
@@ -183,7 +184,7 @@ def test_the_order_of_columns_is_frozen(selector: str, encoding: str, names: lis
 
 @pytest.mark.parametrize("hidden_encoding", ["bf16", "int8", "fp32"])
 def test_damaged_hidden_states_are_refused(hidden_encoding: str) -> None:
-    spec = TargetSpec(4, 512, hidden_layers=(1, 3), hidden_encoding=hidden_encoding)
+    spec = question_of(4, 512, hidden_layers=(1, 3), hidden_encoding=hidden_encoding)
     built, _ = answer(spec)
     for name in built.table.schema.names[4:]:
         place = built.table.schema.get_field_index(name)
@@ -198,24 +199,24 @@ def test_damaged_hidden_states_are_refused(hidden_encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["fp16", "fp32"])
 def test_the_entropy_arrives_bit_for_bit_where_it_is_asked_for(encoding: str) -> None:
-    spec = TargetSpec(4, 512, encoding=encoding, entropy=True)
+    spec = question_of(4, 512, encoding=encoding, entropy=True)
     built, sent = answer(spec)
     got = shipped(built)
     assert str(got.table.schema.field("entropy").type) == "list<item: float>"
     np.testing.assert_array_equal(got.arrays().entropy_N, sent.entropy_N)
-    assert got.spec == spec
+    assert got.question == spec
     assert got.described["spec"]["entropy"] is True
-    assert answer(TargetSpec(4, 512))[0].arrays().entropy_N is None
+    assert answer(question_of(4, 512))[0].arrays().entropy_N is None
 
 
 def test_an_answer_without_the_entropy_asked_for_is_refused() -> None:
-    built, _ = answer(TargetSpec(4, 512))
+    built, _ = answer(question_of(4, 512))
     with pytest.raises(TeacherError, match=r"in fp16, asked was .* in fp16, entropy$"):
-        built.check(UNIT, TargetSpec(4, 512, entropy=True))
+        built.check(UNIT, question_of(4, 512, entropy=True))
 
 
 def test_an_answer_to_its_own_question_is_accepted() -> None:
-    spec = TargetSpec(4, 512)
+    spec = question_of(4, 512)
     built, _ = answer(spec)
     assert shipped(built).check(UNIT, spec, TEACHER) is None
     assert len(built.arrays().label_logprob_N) == UNIT.num_loss_tokens().sum()
@@ -224,32 +225,32 @@ def test_an_answer_to_its_own_question_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("unit", "spec", "teacher", "says"),
     [
-        (rows([20, 1, 13], seed=9), TargetSpec(4, 512), TEACHER, "not about rows math/0"),
-        (rows([20, 1]), TargetSpec(4, 512), TEACHER, "not about rows"),
-        (UNIT, TargetSpec(5, 512), TEACHER, "asked was"),
-        (UNIT, TargetSpec(4, 512, temperatures=(1.0, 3.0)), TEACHER, "asked was"),
-        (UNIT, TargetSpec(4, 512), {**TEACHER, "dtype": "bfloat16"}, "another teacher"),
+        (rows([20, 1, 13], seed=9), question_of(4, 512), TEACHER, "not about rows math/0"),
+        (rows([20, 1]), question_of(4, 512), TEACHER, "not about rows"),
+        (UNIT, question_of(5, 512), TEACHER, "asked was"),
+        (UNIT, question_of(4, 512, temperatures=(1.0, 3.0)), TEACHER, "asked was"),
+        (UNIT, question_of(4, 512), {**TEACHER, "dtype": "bfloat16"}, "another teacher"),
     ],
 )
 def test_an_answer_to_anything_else_is_refused(
-    unit: Rows, spec: TargetSpec, teacher: dict[str, str], says: str
+    unit: Rows, spec: Question, teacher: dict[str, str], says: str
 ) -> None:
-    built, _ = answer(TargetSpec(4, 512))
+    built, _ = answer(question_of(4, 512))
     with pytest.raises(TeacherError, match=says):
         built.check(unit, spec, teacher)
 
 
 def test_another_schema_version_is_refused() -> None:
-    built, _ = answer(TargetSpec(4, 512))
+    built, _ = answer(question_of(4, 512))
     described = built.described | {"schema_version": 99}
     other = built.table.replace_schema_metadata({METADATA_KEY: json.dumps(described)})
     with pytest.raises(TeacherError, match="schema version 99"):
-        SoftTargets(other).check(UNIT, TargetSpec(4, 512))
+        SoftTargets(other).check(UNIT, question_of(4, 512))
 
 
 @pytest.mark.parametrize("name", ["logprobs_NK", "label_logprob_N", "log_tail_NS", "entropy_N"])
 def test_a_value_that_is_no_number_is_refused(name: str) -> None:
-    spec = TargetSpec(4, 512, entropy=True)
+    spec = question_of(4, 512, entropy=True)
     arrays = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     getattr(arrays, name).reshape(-1)[5] = np.nan
     with pytest.raises(TeacherError, match="teacher computed"):
@@ -257,15 +258,15 @@ def test_a_value_that_is_no_number_is_refused(name: str) -> None:
 
 
 def test_a_tail_of_nothing_is_minus_infinity_and_survives() -> None:
-    arrays = random_arrays(TargetSpec(4, 512), int(UNIT.num_loss_tokens().sum()))
+    arrays = random_arrays(question_of(4, 512), int(UNIT.num_loss_tokens().sum()))
     arrays.log_tail_NS[:] = -np.inf
-    built, _ = answer(TargetSpec(4, 512), arrays=arrays)
-    assert np.isneginf(shipped(built).arrays().log_tail_NS).all()
+    built, _ = answer(question_of(4, 512), arrays=arrays)
+    assert np.isneginf(decoded(shipped(built)).log_tail_NS).all()
 
 
 def test_a_sliced_table_ships_and_decodes_only_its_slice() -> None:
     unit = rows([200] * 50)
-    spec = TargetSpec(16, 512)
+    spec = question_of(16, 512)
     built, sent = answer(spec, unit=unit)
     part = SoftTargets(built.table.slice(10, 1))
     assert part.num_bytes < built.num_bytes / 40
@@ -273,21 +274,21 @@ def test_a_sliced_table_ships_and_decodes_only_its_slice() -> None:
     with pa.ipc.new_stream(sink, part.table.schema) as writer:
         writer.write_table(part.table)
     assert sink.getvalue().size < built.num_bytes / 20
-    np.testing.assert_array_equal(part.arrays().ids_NK, sent.ids_NK[1990:2189])
+    np.testing.assert_array_equal(decoded(part).ids_NK, sent.ids_NK[1990:2189])
     assert part.check(Rows(unit.table.slice(10, 1)), spec, TEACHER) is None
 
 
 def test_tables_of_several_chunks_decode_as_one() -> None:
-    spec = TargetSpec(4, 512, encoding="fp32")
+    spec = question_of(4, 512, encoding="fp32")
     built, sent = answer(spec)
     pieces = pa.concat_tables([built.table.slice(0, 1), built.table.slice(1)])
     assert pieces.column("top_ids").num_chunks == 2
-    np.testing.assert_array_equal(SoftTargets(pieces).arrays().logprobs_NK, sent.logprobs_NK)
+    np.testing.assert_array_equal(decoded(SoftTargets(pieces)).logprobs_NK, sent.logprobs_NK)
 
 
 def test_a_unit_without_rows_has_an_answer_without_entries() -> None:
-    built, _ = answer(TargetSpec(4, 512), unit=rows([]))
-    got = shipped(built).arrays()
+    built, _ = answer(question_of(4, 512), unit=rows([]))
+    got = decoded(shipped(built))
     assert got.ids_NK.shape == (0, 4)
     assert got.log_tail_NS.shape == (0, 1)
 
@@ -299,7 +300,7 @@ def test_a_unit_without_rows_has_an_answer_without_entries() -> None:
 def test_bytes_per_token_at_151936_ids_with_label_and_tail(
     k: int, encoding: str, num_bytes: int
 ) -> None:
-    spec = TargetSpec(k, 151_936, encoding=encoding)
+    spec = question_of(k, 151_936, encoding=encoding)
     unit = rows([512] * 8)
     built, _ = answer(spec, unit=unit)
     row_overhead = 8 * (16 + 4 * 5) + 4 * 5  # the hash and an offset per list column
@@ -309,55 +310,55 @@ def test_bytes_per_token_at_151936_ids_with_label_and_tail(
 @pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
 @pytest.mark.parametrize("k", [1, 5, 64, 512])
 def test_ids_written_in_either_way_are_the_same_answer(k: int, encoding: str) -> None:
-    spec = TargetSpec(k, 512, encoding=encoding)
-    arrays = random_arrays(TargetSpec(k, 4 * 512), int(UNIT.num_loss_tokens().sum()))
+    spec = question_of(k, 512, encoding=encoding)
+    arrays = random_arrays(question_of(k, 4 * 512), int(UNIT.num_loss_tokens().sum()))
     arrays.ids_NK[:] = np.argsort(np.random.default_rng(0).random((len(arrays.ids_NK), 512)))[:, :k]
-    if spec.is_full:
+    if not spec.ask.names_ids:
         arrays.ids_NK.sort(axis=1)
     built, sent = answer(spec, arrays=arrays)
     plain = built.with_ids("plain")
-    asked_plain, _ = answer(dataclasses.replace(spec, ids="plain"), arrays=arrays)
+    asked_plain, _ = answer(changed(spec, ids="plain"), arrays=arrays)
     assert plain.table.equals(asked_plain.table, check_metadata=True)
     assert plain.with_ids("elias_fano").table.equals(built.table, check_metadata=True)
-    assert plain.spec == built.spec
+    assert plain.question == built.question
     plain.check(UNIT, spec, TEACHER)
-    np.testing.assert_array_equal(plain.arrays().ids_NK, sent.ids_NK)
-    np.testing.assert_array_equal(plain.arrays().logprobs_NK, built.arrays().logprobs_NK)
+    np.testing.assert_array_equal(decoded(plain).ids_NK, sent.ids_NK)
+    np.testing.assert_array_equal(decoded(plain).logprobs_NK, decoded(built).logprobs_NK)
 
 
 def test_ids_of_a_slice_are_rewritten_alone() -> None:
     unit = rows([20, 9, 13])
-    built, sent = answer(TargetSpec(4, 512), unit=unit)
+    built, sent = answer(question_of(4, 512), unit=unit)
     part = SoftTargets(built.table.slice(1, 2)).with_ids("plain")
-    np.testing.assert_array_equal(part.arrays().ids_NK, sent.ids_NK[19:])
-    part.check(Rows(unit.table.slice(1, 2)), TargetSpec(4, 512), TEACHER)
+    np.testing.assert_array_equal(decoded(part).ids_NK, sent.ids_NK[19:])
+    part.check(Rows(unit.table.slice(1, 2)), question_of(4, 512), TEACHER)
 
 
 @pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
 def test_the_whole_vocabulary_travels_without_ids(encoding: str) -> None:
-    spec = TargetSpec(512, 512, encoding=encoding)
-    arrays = random_arrays(TargetSpec(512, 512), int(UNIT.num_loss_tokens().sum()))
+    spec = question_of(512, 512, encoding=encoding)
+    arrays = random_arrays(question_of(512, 512), int(UNIT.num_loss_tokens().sum()))
     arrays.ids_NK[:] = np.arange(512)
     built, sent = answer(spec, arrays=arrays)
     assert "top_ids" not in built.table.schema.names
-    got = shipped(built).arrays()
+    got = decoded(shipped(built))
     np.testing.assert_array_equal(got.ids_NK, sent.ids_NK)
     tolerance = {"fp16": 2.0**-11, "int8": 0.02, "fp32": 0}[encoding]
     np.testing.assert_allclose(got.logprobs_NK, sent.logprobs_NK, rtol=tolerance, atol=tolerance)
 
 
 def test_int8_reads_its_level_from_the_tail_at_temperature_one() -> None:
-    spec = TargetSpec(16, 512, temperatures=(2.0, 1.0), encoding="int8")
+    spec = question_of(16, 512, temperatures=(2.0, 1.0), encoding="int8")
     arrays = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     arrays.log_tail_NS[:, 0] = -0.1
     built, sent = answer(spec, arrays=arrays)
-    assert np.abs(shipped(built).arrays().logprobs_NK - sent.logprobs_NK).max() < 0.1
+    assert np.abs(decoded(shipped(built)).logprobs_NK - sent.logprobs_NK).max() < 0.1
 
 
 @pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
 @pytest.mark.parametrize("ids", ["elias_fano", "plain"])
 def test_a_damaged_table_is_refused(encoding: str, ids: str) -> None:
-    spec = TargetSpec(4, 512, encoding=encoding, ids=ids)
+    spec = question_of(4, 512, encoding=encoding, ids=ids)
     built, _ = answer(spec)
     for name in built.table.schema.names[1:]:
         place = built.table.schema.get_field_index(name)
@@ -379,7 +380,7 @@ def test_a_damaged_table_is_refused(encoding: str, ids: str) -> None:
 
 
 def test_ids_damaged_in_the_high_part_are_refused() -> None:
-    built, _ = answer(TargetSpec(4, 512))
+    built, _ = answer(question_of(4, 512))
     column = built.table.column("top_ids").combine_chunks()
     written = column.flatten().flatten().to_numpy(zero_copy_only=False).copy()
     written[0] ^= 1
@@ -387,14 +388,14 @@ def test_ids_damaged_in_the_high_part_are_refused() -> None:
     ids = pa.ListArray.from_arrays(column.offsets, lists)
     damaged = SoftTargets(built.table.set_column(1, "top_ids", ids))
     with pytest.raises(TeacherError, match="does not name 4 ids at every position"):
-        damaged.arrays()
+        decoded(damaged)
 
 
 def test_a_probability_too_small_for_the_encoding_stays_finite() -> None:
-    spec = TargetSpec(8, 512)
+    spec = question_of(8, 512)
     sent = random_arrays(spec, int(UNIT.num_loss_tokens().sum()))
     sent.logprobs_NK[:, -1] = -1e5  # beyond the smallest float16
     built, _ = answer(spec, arrays=sent)
-    got = built.arrays().logprobs_NK
+    got = decoded(built).logprobs_NK
     assert np.isfinite(got).all()
     np.testing.assert_array_equal(got.min(axis=1), np.finfo(np.float16).min)

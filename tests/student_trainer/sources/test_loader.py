@@ -12,9 +12,10 @@ from shared.config.mixture import DDKMixture, FixedMixture
 from shared.data.rows import Rows
 from shared.mixture.weight_log import DomainReport, WeightEntry
 from shared.run.plan import RunPlan
+from shared.targets.kept_ids import LikeliestIds
+from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Batch, Layouts
 from student_trainer.sources.data_set import DataSet
@@ -117,10 +118,10 @@ class Asked:
     """A reader that only remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.units: list[tuple[Rows, TargetSpec]] = []
+        self.units: list[tuple[Rows, Question]] = []
         self.stats = ReaderStats()
 
-    def submit(self, rows: Rows, spec: TargetSpec) -> None:
+    def submit(self, rows: Rows, spec: Question) -> None:
         self.units.append((rows, spec))
 
     def next(self) -> SoftTargets:
@@ -172,7 +173,7 @@ class Naming:
     def train(self) -> None:
         self.training = True
 
-    def __call__(self, batch: Batch, *, mode: str, asked: TargetSpec) -> tuple[torch.Tensor]:
+    def __call__(self, batch: Batch, *, mode: str, asked: LikeliestIds) -> tuple[torch.Tensor]:
         assert not self.training
         ids_M = self.steps + torch.arange(asked.student_ids)
         return (ids_M.expand(len(batch["loss_index_N"]), -1),)
@@ -197,8 +198,8 @@ def test_a_step_is_asked_about_when_it_is_reached_with_the_student_of_then(
     reader, engine = Asked(), Naming()
     layouts = Layouts(DOMAINS, True, torch.device("cpu"))
     assert plan.target_spec is not None
-    assert plan.target_spec.top_k == 16 + 3
-    own = StudentIds(engine, layouts, plan.target_spec)
+    assert plan.target_spec.ask.num_ids == 16 + 3
+    own = StudentIds(engine, layouts, plan.target_spec.ask)
     asking: dict[str, Any] = {"reader": reader, "question": plan.target_spec}
     loader, _ = loader_of(plan, ranks, controller, **asking, student_ids=own)
     for step in range(4):

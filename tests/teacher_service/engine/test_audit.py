@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from shared.config.run import Teacher
-from shared.targets.spec import TargetSpec
 from teacher_service.engine import audit
 from teacher_service.engine.hf import HFEngine
+from tests.answers import question_of
 from tests.teacher_service.scripted import make_rows
 from tests.tiny import VOCAB
 
@@ -29,7 +29,7 @@ def test_a_quantised_teacher_scores_and_says_what_it_costs(
     assert 0 < kl < 2
     assert CHANCE < agreement <= 100
     assert tokens > 300
-    rows, spec = make_rows([[20, 30], [7]], vocab=VOCAB), TargetSpec(8, VOCAB)
+    rows, spec = make_rows([[20, 30], [7]], vocab=VOCAB), question_of(8, VOCAB)
     answer = engine.score(rows, spec)
     answer.check(rows, spec, engine.fingerprint)
     assert answer.table.equals(engine.score(rows, spec).table)

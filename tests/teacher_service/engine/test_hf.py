@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import peft
@@ -11,17 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.errors import ConfigError, HandshakeError, TeacherError
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.projection import random_projection, save_projections
 from tests.allocations import largest_tensor
+from tests.answers import changed, decoded, question_of
 from tests.drawn import drawn_answer, drawn_spec
 from tests.teacher_service.scripted import VOCAB, make_rows
 from tests.teacher_service.teachers import FAMILIES, documents, save_family
 from tests.tiny import VOCAB as TINY_VOCAB
 
 LENGTHS = [[20, 9, 5], [31], [2, 40], [3]]
-FULL = TargetSpec(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32", entropy=True)
+FULL = question_of(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32", entropy=True)
 
 
 def dense(model, rows):
@@ -43,7 +42,7 @@ def by_id(arrays):
 def test_packed_answers_are_the_models_own_for_each_document_alone(family, tmp_path):
     folder = save_family(family, tmp_path)
     engine, rows = HFEngine.load(str(folder)), make_rows(LENGTHS)
-    arrays = engine.score(rows, FULL).arrays()
+    arrays = decoded(engine.score(rows, FULL))
     expected_NV = dense(AutoModelForCausalLM.from_pretrained(folder).eval(), rows)
     np.testing.assert_allclose(by_id(arrays), expected_NV, atol=1e-4)
     labels_N = np.concatenate([ids[1:] for ids in documents(rows)])
@@ -63,16 +62,16 @@ def test_a_model_that_would_leak_scores_documents_one_by_one_and_says_so(tmp_pat
 
 def test_packed_equals_unpacked_per_token(tiny_pair):
     engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=TINY_VOCAB)
-    spec = TargetSpec(top_k=TINY_VOCAB, shared_vocab=TINY_VOCAB, encoding="fp32")
-    packed_NV = by_id(engine.score(rows, spec).arrays())
+    spec = question_of(top_k=TINY_VOCAB, shared_vocab=TINY_VOCAB, encoding="fp32")
+    packed_NV = by_id(decoded(engine.score(rows, spec)))
     engine.packed = False
-    np.testing.assert_allclose(by_id(engine.score(rows, spec).arrays()), packed_NV, atol=1e-5)
+    np.testing.assert_allclose(by_id(decoded(engine.score(rows, spec))), packed_NV, atol=1e-5)
 
 
 def test_ids_travel_with_their_own_numbers_and_the_tail_of_every_temperature(tiny_pair):
     engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=TINY_VOCAB)
-    spec = TargetSpec(7, TINY_VOCAB, temperatures=(1.0, 3.0), encoding="fp32")
-    found = engine.score(rows, spec).arrays()
+    spec = question_of(7, TINY_VOCAB, temperatures=(1.0, 3.0), encoding="fp32")
+    found = decoded(engine.score(rows, spec))
     model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval()
     dense_NV = dense(model, rows)
     likeliest_NK = np.sort(np.argsort(-dense_NV, axis=1)[:, :7], axis=1)
@@ -82,7 +81,7 @@ def test_ids_travel_with_their_own_numbers_and_the_tail_of_every_temperature(tin
     labels_N = np.concatenate([ids[1:] for ids in documents(rows)]).astype(int)
     label_N = dense_NV[np.arange(len(labels_N)), labels_N]
     np.testing.assert_allclose(found.label_logprob_N, label_N, atol=1e-5)
-    for column, temperature in enumerate(spec.temperatures):
+    for column, temperature in enumerate(spec.ask.temperatures):
         share_NV = torch.from_numpy(dense_NV / temperature).softmax(1).numpy()
         rest_N = 1 - np.take_along_axis(share_NV, found.ids_NK.astype(int), axis=1).sum(1)
         np.testing.assert_allclose(np.exp(found.log_tail_NS[:, column]), rest_N, atol=1e-5)
@@ -92,18 +91,18 @@ def test_ids_travel_with_their_own_numbers_and_the_tail_of_every_temperature(tin
 def test_ids_are_drawn_at_the_losses_temperature_and_labels_judged_at_one(tiny_pair, selector):
     engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[30]], vocab=TINY_VOCAB)
     spec = drawn_spec(selector, 9, TINY_VOCAB, temperature=2.5, seed=3)
-    found = engine.score(rows, spec).arrays()
+    found = decoded(engine.score(rows, spec))
     model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval()
     ids = torch.from_numpy(rows.column("input_ids")[0].astype(np.int64))
     with torch.no_grad():
         logits_NV = model(ids[None], use_cache=False).logits[0, :-1].float()
-    expected = drawn_answer(logits_NV, spec, rows=rows).arrays()
+    expected = decoded(drawn_answer(logits_NV, spec, rows=rows))
     np.testing.assert_array_equal(found.ids_NK, expected.ids_NK)
     np.testing.assert_allclose(found.logprobs_NK, expected.logprobs_NK, atol=1e-4)
     np.testing.assert_allclose(found.entropy_N, expected.entropy_N, atol=1e-4)
     label_N = logits_NV.log_softmax(1)[torch.arange(len(ids) - 1), ids[1:]]
     np.testing.assert_allclose(found.label_logprob_N, label_N, atol=1e-5)
-    other = engine.score(rows, replace(spec, seed=4)).arrays()
+    other = decoded(engine.score(rows, changed(spec, seed=4)))
     assert (found.ids_NK != other.ids_NK).any()
 
 
@@ -111,7 +110,7 @@ def test_ids_are_drawn_at_the_losses_temperature_and_labels_judged_at_one(tiny_p
 def test_hidden_states_are_the_models_own(family, tmp_path):
     folder = save_family(family, tmp_path)
     engine, rows = HFEngine.load(str(folder)), make_rows([[24], [24]])
-    spec = TargetSpec(
+    spec = question_of(
         top_k=4, shared_vocab=VOCAB, hidden_layers=(0, 1, 2, 3), hidden_encoding="fp32"
     )
     found = engine.score(rows, spec).arrays().hidden_ND
@@ -119,7 +118,7 @@ def test_hidden_states_are_the_models_own(family, tmp_path):
     ids = torch.tensor(np.stack(rows.column("input_ids")), dtype=torch.int64)
     with torch.no_grad():
         states = model(ids, use_cache=False, output_hidden_states=True).hidden_states
-    for layer in spec.hidden_layers:
+    for layer in spec.hidden.layers:
         expected_ND = states[layer][:, :-1].flatten(0, 1).numpy()
         np.testing.assert_allclose(found[layer], expected_ND, atol=2e-5)
     assert engine.decoder.layers is not None, "hooks keep only what is asked for"
@@ -128,8 +127,8 @@ def test_hidden_states_are_the_models_own(family, tmp_path):
 def test_hidden_states_travel_as_bfloat16_bits(tiny_pair):
     engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[9]])
     asked = {"top_k": 4, "shared_vocab": TINY_VOCAB, "hidden_layers": (1,)}
-    exact = engine.score(rows, TargetSpec(hidden_encoding="fp32", **asked)).arrays().hidden_ND[1]
-    bits = engine.score(rows, TargetSpec(hidden_encoding="bf16", **asked)).arrays().hidden_ND[1]
+    exact = engine.score(rows, question_of(hidden_encoding="fp32", **asked)).arrays().hidden_ND[1]
+    bits = engine.score(rows, question_of(hidden_encoding="bf16", **asked)).arrays().hidden_ND[1]
     assert bits.dtype == np.uint16
     sent = torch.from_numpy(bits.copy()).view(torch.bfloat16)
     assert torch.equal(sent, torch.from_numpy(exact.copy()).bfloat16())
@@ -141,18 +140,18 @@ def test_a_projection_is_applied_before_states_travel(tiny_pair, tmp_path):
     matrix_DE = random_projection(engine.describe().hidden_width, 8, seed=1)
     digest = save_projections(tmp_path, {1: matrix_DE})
     asked = {"top_k": 4, "shared_vocab": TINY_VOCAB, "hidden_layers": (1,)}
-    whole = engine.score(rows, TargetSpec(hidden_encoding="fp32", **asked))
-    spec = TargetSpec(hidden_encoding="fp32", projection=digest, **asked)
+    whole = engine.score(rows, question_of(hidden_encoding="fp32", **asked))
+    spec = question_of(hidden_encoding="fp32", projection=digest, **asked)
     narrow = engine.score(rows, spec)
     expected_NE = whole.arrays().hidden_ND[1] @ matrix_DE
     np.testing.assert_allclose(narrow.arrays().hidden_ND[1], expected_NE, atol=1e-5)
-    assert narrow.spec == spec
+    assert narrow.question == spec
 
 
 def test_a_projection_the_cache_lacks_is_refused_with_a_sentence(tiny_pair, tmp_path):
     engine = HFEngine.load(str(tiny_pair.teacher))
     engine.cache = str(tmp_path)
-    spec = TargetSpec(4, TINY_VOCAB, hidden_layers=(1,), projection="absent")
+    spec = question_of(4, TINY_VOCAB, hidden_layers=(1,), projection="absent")
     with pytest.raises(ConfigError, match="no projection absent in its cache"):
         engine.score(make_rows([[9]]), spec)
 
@@ -162,17 +161,17 @@ def test_scoring_never_allocates_positions_times_vocabulary(tmp_path, monkeypatc
         "teacher_service.scoring.scoring.CHUNK_LOGITS", {"cpu": 16 * VOCAB, "cuda": 0}
     )
     engine, rows = HFEngine.load(str(save_family("llama", tmp_path))), make_rows([[64]] * 8)
-    spec = TargetSpec(top_k=4, shared_vocab=VOCAB)
+    spec = question_of(top_k=4, shared_vocab=VOCAB)
     # 8 x 64 positions: the widest activation is the attention's mask or the MLP.
     assert largest_tensor(lambda: engine.score(rows, spec)) < 8 * 64 * VOCAB
 
 
 def test_an_empty_unit_has_no_positions(tiny_pair):
     engine = HFEngine.load(str(tiny_pair.teacher))
-    spec = TargetSpec(top_k=4, shared_vocab=TINY_VOCAB, hidden_layers=(1,))
+    spec = question_of(top_k=4, shared_vocab=TINY_VOCAB, hidden_layers=(1,))
     answer = engine.score(make_rows([]), spec)
     answer.check(make_rows([]), spec, engine.fingerprint)
-    assert answer.arrays().ids_NK.shape == (0, 4)
+    assert decoded(answer).ids_NK.shape == (0, 4)
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -184,12 +183,12 @@ def test_an_adapter_changes_the_answer_as_peft_does(tiny_pair, tmp_path, head):
     adapted = peft.get_peft_model(base, config).eval()
     adapted.save_pretrained(tmp_path / "adapter")
     rows = make_rows(LENGTHS, vocab=TINY_VOCAB)
-    spec = TargetSpec(top_k=TINY_VOCAB, shared_vocab=TINY_VOCAB, encoding="fp32")
+    spec = question_of(top_k=TINY_VOCAB, shared_vocab=TINY_VOCAB, encoding="fp32")
     plain = HFEngine.load(str(tiny_pair.teacher))
     engine = HFEngine.load(str(tiny_pair.teacher), adapter=str(tmp_path / "adapter"))
-    found_NV = by_id(engine.score(rows, spec).arrays())
+    found_NV = by_id(decoded(engine.score(rows, spec)))
     np.testing.assert_allclose(found_NV, dense(adapted, rows), atol=2e-4)
-    assert np.abs(found_NV - by_id(plain.score(rows, spec).arrays())).max() > 0.1
+    assert np.abs(found_NV - by_id(decoded(plain.score(rows, spec)))).max() > 0.1
     assert engine.fingerprint["adapter_weights"] != plain.fingerprint["adapter_weights"]
 
 
@@ -240,7 +239,7 @@ def test_a_missing_adapter_is_refused(tiny_pair, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "rows", "error", "text"),
     [
-        ({"top_k": 600}, [[5]], ConfigError, "top_k is 600, above the 512"),
+        ({"top_k": 600}, [[5]], ConfigError, "600 ids are asked for, above the 512"),
         ({"shared_vocab": 513}, [[5]], HandshakeError, "513 ids"),
         ({"hidden_layers": (4,)}, [[5]], ConfigError, "layer 4 is asked for"),
         ({}, [[5], [129]], HandshakeError, "row text/1 has 129 tokens .* context is 128"),
@@ -248,7 +247,7 @@ def test_a_missing_adapter_is_refused(tiny_pair, tmp_path):
 )
 def test_a_question_that_cannot_be_answered_is_refused(tiny_pair, spec, rows, error, text):
     engine = HFEngine.load(str(tiny_pair.teacher))
-    asked = TargetSpec(**({"top_k": 4, "shared_vocab": TINY_VOCAB} | spec))
+    asked = question_of(**({"top_k": 4, "shared_vocab": TINY_VOCAB} | spec))
     with pytest.raises(error, match=text):
         engine.score(make_rows(rows), asked)
 
@@ -256,14 +255,14 @@ def test_a_question_that_cannot_be_answered_is_refused(tiny_pair, spec, rows, er
 def test_a_token_the_teacher_does_not_know_is_refused(tiny_pair):
     engine = HFEngine.load(str(tiny_pair.teacher))
     with pytest.raises(HandshakeError, match="knows 512"):
-        engine.score(make_rows([[40]], vocab=5000), TargetSpec(4, TINY_VOCAB))
+        engine.score(make_rows([[40]], vocab=5000), question_of(4, TINY_VOCAB))
 
 
 def test_bfloat16_answers_are_near_the_float32_ones(reference):
     folder, rows = str(reference / "models" / "teacher-6m"), make_rows([[60], [44]], vocab=4096)
-    spec = TargetSpec(top_k=4096, shared_vocab=4096, encoding="fp32")
+    spec = question_of(top_k=4096, shared_vocab=4096, encoding="fp32")
     full_NV, half_NV = (
-        by_id(HFEngine.load(folder, dtype=dtype).score(rows, spec).arrays())
+        by_id(decoded(HFEngine.load(folder, dtype=dtype).score(rows, spec)))
         for dtype in ("float32", "bfloat16")
     )
     kl_N = (np.exp(full_NV) * (full_NV - half_NV)).sum(1)
@@ -281,11 +280,11 @@ def asked_of(count, *, vocab=TINY_VOCAB):
 
 def test_answers_about_named_ids_equal_the_dense_model(tiny_pair):
     rows, ids_NM = asked_of(6)
-    spec = TargetSpec(22, TINY_VOCAB, temperatures=(1.0, 2.0), encoding="fp32", student_ids=6)
+    spec = question_of(22, TINY_VOCAB, temperatures=(1.0, 2.0), encoding="fp32", student_ids=6)
     asked, engine = rows.with_student_ids(ids_NM), HFEngine.load(str(tiny_pair.teacher))
     answer = engine.score(asked, spec)
     answer.check(asked, spec, engine.fingerprint)
-    found = answer.arrays()
+    found = decoded(answer)
     logp_NV = dense(AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval(), rows)
     others_NV = logp_NV.copy()
     np.put_along_axis(others_NV, ids_NM, -np.inf, axis=1)
@@ -293,7 +292,7 @@ def test_answers_about_named_ids_equal_the_dense_model(tiny_pair):
     np.testing.assert_array_equal(found.ids_NK, np.sort(expected_NK, axis=1))
     expected_NK = np.take_along_axis(logp_NV, found.ids_NK, axis=1)
     np.testing.assert_allclose(found.logprobs_NK, expected_NK, atol=1e-4)
-    for column, temperature in enumerate(spec.temperatures):
+    for column, temperature in enumerate(spec.ask.temperatures):
         scaled_NV = torch.from_numpy(logp_NV / temperature).log_softmax(1)
         outside_NV = scaled_NV.scatter(1, torch.tensor(found.ids_NK), -torch.inf)
         tail_N = outside_NV.logsumexp(1).numpy()
@@ -302,7 +301,7 @@ def test_answers_about_named_ids_equal_the_dense_model(tiny_pair):
 
 def test_asked_again_about_named_ids_the_answer_is_the_same_bytes_and_to_those_alone(tiny_pair):
     rows, ids_NM = asked_of(3)
-    spec, engine = TargetSpec(8, TINY_VOCAB, student_ids=3), HFEngine.load(str(tiny_pair.teacher))
+    spec, engine = question_of(8, TINY_VOCAB, student_ids=3), HFEngine.load(str(tiny_pair.teacher))
     asked, other = (rows.with_student_ids(ids) for ids in (ids_NM, (ids_NM + 1) % TINY_VOCAB))
     answer, again = (engine.score(asked, spec) for _ in range(2))
     assert answer.table.equals(again.table, check_metadata=True)
@@ -310,8 +309,8 @@ def test_asked_again_about_named_ids_the_answer_is_the_same_bytes_and_to_those_a
         answer.check(other, spec)
     with pytest.raises(TeacherError, match="the answer is not about rows"):
         answer.check(rows, spec)
-    plain = TargetSpec(8, TINY_VOCAB)
-    with pytest.raises(TeacherError, match="3 of them named by the student, asked was"):
+    plain = question_of(8, TINY_VOCAB)
+    with pytest.raises(TeacherError, match="and 3 named by the student, asked was"):
         answer.check(asked, plain)
 
 
@@ -329,13 +328,14 @@ def test_named_ids_that_cannot_be_answered_are_refused(tiny_pair, change, error,
     engine, changed = HFEngine.load(str(tiny_pair.teacher)), change(ids_NM)
     asked = rows if changed is None else rows.with_student_ids(changed)
     with pytest.raises(error, match=text):
-        engine.score(asked, TargetSpec(8, TINY_VOCAB, student_ids=3))
+        engine.score(asked, question_of(8, TINY_VOCAB, student_ids=3))
 
 
-@pytest.mark.parametrize("spec", [{"top_k": 2}, {"selector": "threshold", "entropy": True}])
-def test_named_ids_need_room_and_a_selector_that_does_not_draw(tiny_pair, spec):
+def test_named_ids_need_room_for_others(tiny_pair):
     rows, ids_NM = asked_of(3)
     engine = HFEngine.load(str(tiny_pair.teacher))
-    asked = TargetSpec(**({"top_k": 8, "shared_vocab": TINY_VOCAB, "student_ids": 3} | spec))
-    with pytest.raises(ConfigError, match="they need the selector top_k and room among its ids"):
-        engine.score(rows.with_student_ids(ids_NM), asked)
+    question = question_of(3, TINY_VOCAB, student_ids=3)
+    with pytest.raises(
+        ConfigError, match=r"3 ids of the student .* among 3 in all; they need room"
+    ):
+        engine.score(rows.with_student_ids(ids_NM), question)

@@ -16,6 +16,7 @@ from shared.targets.draws import uniforms
 from teacher_service.scoring.drawing import draw
 from teacher_service.scoring.scoring import Head
 from tests.allocations import largest_tensor
+from tests.answers import decoded
 from tests.drawn import dense_weights, drawn_answer, drawn_spec, draws_of, row_of
 
 
@@ -57,7 +58,7 @@ def test_the_head_is_kept_exactly_and_the_rest_has_one_weight(temperature: float
     p_NV = (logits_NV.double() / temperature).softmax(1).numpy()
     answer = drawn_answer(logits_NV, drawn_spec("threshold", size, vocab, temperature=temperature))
     weights_NV = dense_weights(answer).numpy()
-    tails_N = np.exp(answer.arrays().log_tail_NS[:, 0].astype(np.float64))
+    tails_N = np.exp(decoded(answer).log_tail_NS[:, 0].astype(np.float64))
     heads = set()
     for weights_V, p_V, tail in zip(weights_NV, p_NV, tails_N, strict=True):
         num_exact = head_of(p_V, size)
@@ -84,7 +85,7 @@ def test_the_mean_weight_over_draws_is_the_probability(selector, temperature: fl
     variance_NV = p_NV * (1 - p_NV) / 8
     if selector == "threshold":
         sizes_N = torch.tensor([head_of(p_V.numpy(), 8) for p_V in p_NV])
-        tail_N = torch.tensor(answer.arrays().log_tail_NS[:6, 0]).double().exp()
+        tail_N = torch.tensor(decoded(answer).log_tail_NS[:6, 0]).double().exp()
         weight_N1 = (tail_N / (8 - sizes_N))[:, None]
         variance_NV = (p_NV * (weight_N1 - p_NV)).clamp(min=0)
     error_NV = (variance_NV / count).sqrt()
@@ -119,7 +120,7 @@ def test_the_draw_depends_on_the_seed_the_row_its_draw_and_the_position_alone() 
         other = drawn_answer(logits_NV, spec, rows=rows.with_draws(np.array([1])))
         seeded = drawn_answer(logits_NV, drawn_spec(selector, 12, vocab, seed=1), rows=rows)
         for different in (other, seeded):
-            assert (asked.arrays().ids_NK != different.arrays().ids_NK).any(1).mean() > 0.9
+            assert (decoded(asked).ids_NK != decoded(different).ids_NK).any(1).mean() > 0.9
 
 
 def test_uniform_numbers_know_no_neighbours() -> None:
@@ -164,7 +165,7 @@ def test_degenerate_positions_keep_every_law(name: str, size: int, encoding: str
     support = int((p_V > 1.2e-38).sum())
     spec = drawn_spec("threshold", size, 40, encoding=encoding)
     answer = drawn_answer(logits_V.expand(25, -1), spec)
-    arrays, weights_NV = answer.arrays(), dense_weights(answer)
+    arrays, weights_NV = decoded(answer), dense_weights(answer)
     torch.testing.assert_close(
         weights_NV.sum(1), torch.ones(25, dtype=torch.float64), rtol=0, atol=2e-6
     )
@@ -210,7 +211,7 @@ def test_the_tail_of_independent_draws_is_the_mass_of_what_was_not_drawn() -> No
     answer = drawn_answer(logits_NV, drawn_spec("sampled", 16, 100))
     undrawn_NV = dense_weights(answer) == 0
     expected_N = (logits_NV.double().softmax(1) * undrawn_NV).sum(1)
-    found_N = torch.tensor(answer.arrays().log_tail_NS[:, 0]).double().exp()
+    found_N = torch.tensor(decoded(answer).log_tail_NS[:, 0]).double().exp()
     torch.testing.assert_close(found_N, expected_N, rtol=1e-5, atol=1e-9)
 
 
@@ -228,7 +229,7 @@ def test_the_least_and_the_largest_number_draw_nothing_without_mass(selector, un
             (num, 1 if selector == "threshold" else size), uniform, dtype=torch.float64
         ),
         selector=selector,
-        top_k=size,
+        num_ids=size,
         shared_vocab=vocab,
     )
     assert ((found.ids_NK >= 20) & (found.ids_NK < 60)).all()
@@ -248,7 +249,7 @@ def test_no_tensor_of_positions_times_vocabulary_is_allocated(selector) -> None:
             torch.zeros(512).long(),
             uniform_NU=uniform_NU,
             selector=selector,
-            top_k=8,
+            num_ids=8,
             shared_vocab=3000,
             chunk=32,
         )
@@ -263,7 +264,7 @@ def test_no_position_gives_empty_tensors() -> None:
         torch.zeros(0).long(),
         uniform_NU=torch.zeros(0, 1, dtype=torch.float64),
         selector="threshold",
-        top_k=8,
+        num_ids=8,
         shared_vocab=50,
     )
     assert found.ids_NK.shape == (0, 8)

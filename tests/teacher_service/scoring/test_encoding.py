@@ -9,11 +9,13 @@ import torch
 from shared.errors import TeacherError
 from shared.targets.decoding import logprobs_from_int8
 from shared.targets.elias_fano import EliasFano
+from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.spec import TargetSpec
 from teacher_service.scoring import encoding
-from teacher_service.scoring.encoding import encode, ids_in_bytes, in_float16, logprobs_in_int8
+from teacher_service.scoring.answering import encode
+from teacher_service.scoring.encoding import ids_in_bytes, in_float16, logprobs_in_int8
 from teacher_service.scoring.scoring import Selection
+from tests.answers import decoded, question_of
 from tests.shared.targets.test_elias_fano import VOCABS, selections, sizes
 
 # N positions   K ids   D width of the states
@@ -118,10 +120,10 @@ def states() -> dict[int, torch.Tensor]:
     return {2: states_ND, 5: states_ND.double().sin()}
 
 
-def answer(spec: TargetSpec, columns: dict[str, np.ndarray]) -> SoftTargets:
+def answer(spec: Question, columns: dict[str, np.ndarray]) -> SoftTargets:
     """One row of all positions."""
     return SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher={},
         row_hashes=[bytes(16)],
         num_targets_R=np.array([N]),
@@ -145,7 +147,7 @@ def sound(*, drawn: bool) -> Selection:
 def test_what_leaves_the_device_is_what_travels(selector, encoding, hidden, ids) -> None:
     """Byte for byte and column by column: nothing is left for the host to narrow."""
     drawn = selector != "top_k"
-    spec = TargetSpec(
+    spec = question_of(
         K, V, selector=selector, encoding=encoding, entropy=drawn, ids=ids, hidden_layers=(2, 5),
         hidden_encoding=hidden,
     )  # fmt: skip
@@ -162,7 +164,7 @@ def test_what_leaves_the_device_is_what_travels(selector, encoding, hidden, ids)
 @pytest.mark.parametrize("selector", ["top_k", "threshold", "sampled"])
 def test_positions_are_encoded_alike_in_any_parts(selector, encoded, monkeypatch) -> None:
     drawn = selector != "top_k"
-    spec = TargetSpec(K, V, selector=selector, encoding=encoded, entropy=drawn)
+    spec = question_of(K, V, selector=selector, encoding=encoded, entropy=drawn)
     whole = encode(sound(drawn=drawn), spec)
     for ids in (1, 3 * K, N * K):
         monkeypatch.setitem(encoding.PART_IDS, "cpu", ids)
@@ -189,7 +191,7 @@ def test_an_empty_slot_repeats_the_largest_id_and_stands_behind_it() -> None:
         label_logprob_N=torch.zeros(1),
         entropy_N=torch.zeros(1),
     )
-    spec = TargetSpec(5, 11, selector="threshold", encoding="fp32", entropy=True, ids="plain")
+    spec = question_of(5, 11, selector="threshold", encoding="fp32", entropy=True, ids="plain")
     columns = encode(found, spec)
     np.testing.assert_array_equal(columns["top_ids"], [[4, 7, 9, 9, 9]])
     np.testing.assert_array_equal(columns["exact"], [[0b00111]])
@@ -203,16 +205,16 @@ def test_sampled_ids_that_cover_all_the_mass_are_themselves(ids) -> None:
     found = Selection(
         torch.tensor([[7, 3, 3, 7]]), nothing, nothing[:, :1], torch.zeros(1), torch.zeros(1)
     )
-    spec = TargetSpec(4, 11, selector="sampled", entropy=True, ids=ids)
+    spec = question_of(4, 11, selector="sampled", entropy=True, ids=ids)
     built = SoftTargets.build(
-        spec=spec,
+        question=spec,
         teacher={},
         row_hashes=[bytes(16)],
         num_targets_R=np.array([1]),
         columns=encode(found, spec),
     )
-    np.testing.assert_array_equal(built.arrays().ids_NK, [[3, 3, 7, 7]])
-    np.testing.assert_allclose(built.arrays().logprobs_NK, np.log(0.25), rtol=1e-6)
+    np.testing.assert_array_equal(decoded(built).ids_NK, [[3, 3, 7, 7]])
+    np.testing.assert_allclose(decoded(built).logprobs_NK, np.log(0.25), rtol=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [[0, 2, 1], [0, 1, 1], [0, 1, 3]])
@@ -221,12 +223,12 @@ def test_a_whole_vocabulary_out_of_order_is_refused(wrong: list[int]) -> None:
         torch.tensor([wrong]), torch.zeros(1, 3), torch.full((1, 1), -torch.inf), torch.zeros(1)
     )
     with pytest.raises(TeacherError, match="whole vocabulary and not in order"):
-        encode(found, TargetSpec(3, 3))
+        encode(found, question_of(3, 3))
 
 
 @pytest.mark.parametrize(("encoded", "size"), [("bf16", 2), ("int8", 1), ("fp32", 4)])
 def test_states_leave_the_device_in_the_type_in_which_they_travel(encoded: str, size: int) -> None:
-    spec = TargetSpec(K, V, hidden_layers=(2, 5), hidden_encoding=encoded)  # type: ignore[arg-type]
+    spec = question_of(K, V, hidden_layers=(2, 5), hidden_encoding=encoded)  # type: ignore[arg-type]
     columns = encode(selection(drawn=False), spec, hidden=states())
     built = answer(spec, columns)
     for layer in (2, 5):
@@ -236,7 +238,7 @@ def test_states_leave_the_device_in_the_type_in_which_they_travel(encoded: str, 
 
 
 def test_int8_states_are_within_half_a_step_of_each_positions_largest() -> None:
-    spec = TargetSpec(K, V, hidden_layers=(2, 5), hidden_encoding="int8")
+    spec = question_of(K, V, hidden_layers=(2, 5), hidden_encoding="int8")
     columns = encode(selection(drawn=False), spec, hidden=states())
     got = answer(spec, columns).arrays().hidden_ND
     for layer, states_ND in states().items():
@@ -250,7 +252,7 @@ def test_a_probability_that_is_no_number_is_refused(selector, bad: float) -> Non
     drawn = selector == "threshold"
     found = selection(drawn=drawn)
     found.logprobs_NK[4, 2] = bad
-    spec = TargetSpec(K, V, selector=selector, entropy=drawn)
+    spec = question_of(K, V, selector=selector, entropy=drawn)
     if drawn and bad == -torch.inf:  # a drawn id's
         assert encode(found, spec)
         return
@@ -263,7 +265,7 @@ def test_a_tail_that_is_no_probability_is_refused(tail: float) -> None:
     found = selection(drawn=False)
     found.log_tail_NS[4] = tail
     with pytest.raises(TeacherError, match="tail mass outside"):
-        encode(found, TargetSpec(K, V))
+        encode(found, question_of(K, V))
 
 
 @pytest.mark.parametrize("wrong", [-1, V])
@@ -271,7 +273,7 @@ def test_an_id_that_is_not_shared_is_refused(wrong: int) -> None:
     found = selection(drawn=False)
     found.ids_NK[4, 2] = wrong
     with pytest.raises(TeacherError, match=rf"selected ids .*{wrong}.* of 70,000 shared"):
-        encode(found, TargetSpec(K, V))
+        encode(found, question_of(K, V))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -280,7 +282,7 @@ def test_an_id_that_is_not_shared_is_refused(wrong: int) -> None:
 @pytest.mark.parametrize("ids", ["plain", "elias_fano"])
 def test_a_gpu_writes_the_bytes_of_a_cpu(selector, encoding, ids) -> None:
     drawn = selector != "top_k"
-    spec = TargetSpec(
+    spec = question_of(
         K, V, selector=selector, encoding=encoding, entropy=drawn, ids=ids, hidden_layers=(2, 5)
     )
     here = sound(drawn=drawn)

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from shared.errors import ConfigError
 from shared.targets.head_location import find_head
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.scoring import Head
+from tests.answers import decoded, question_of
 from tests.teacher_service.engine.test_hf import FULL, by_id
 from tests.teacher_service.scripted import VOCAB, make_rows
 from tests.teacher_service.teachers import save_family
@@ -32,20 +32,20 @@ def test_states_times_the_file_are_the_teachers_distribution(family, dtype, tmp_
     engine = loaded(save_family(family, tmp_path / "model"), tmp_path / "cache", dtype)
     shipped, rows = engine.ship_head(), make_rows([[20, 9, 5], [31], [3]])
     assert engine.ship_head() == shipped
-    spec = TargetSpec(
+    spec = question_of(
         0, VOCAB, head=shipped.digest, states=shipped.states, states_width=shipped.states_width
     )
     answer = engine.score(rows, spec)
     answer.check(rows, spec)
     found = load_file(find_head(tmp_path / "cache", shipped.digest))
-    states_ND = torch.from_numpy(answer.arrays().last_ND.copy())
+    states_ND = torch.from_numpy(decoded(answer).last_ND.copy())
     if dtype == "bfloat16":
         states_ND = states_ND.view(torch.bfloat16)
     assert torch.equal(states_ND, engine.last_hidden(rows))
     logits_NV = states_ND.double() @ found["weight"].double().T * found["logit_scale"]
     if "soft_cap" in found:
         logits_NV = found["soft_cap"] * (logits_NV / found["soft_cap"]).tanh()
-    expected = engine.score(rows, FULL).arrays()
+    expected = decoded(engine.score(rows, FULL))
     # The teacher's own bfloat16 logits are rounded, those of the file are not.
     tolerance = 1e-4 if dtype == "float32" else 0.1
     np.testing.assert_allclose(logits_NV.log_softmax(1), by_id(expected), atol=tolerance)

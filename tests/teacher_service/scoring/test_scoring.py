@@ -47,7 +47,7 @@ def test_selection_and_masses_equal_dense_float64(kind, shared_vocab):
         hidden_ND,
         head,
         label_N,
-        top_k=K,
+        num_ids=K,
         shared_vocab=shared_vocab,
         temperatures=temperatures,
         chunk=16,
@@ -70,7 +70,7 @@ def test_selection_and_masses_equal_dense_float64(kind, shared_vocab):
 def test_the_tail_is_exact_where_one_minus_the_sum_is_not():
     """On peaked positions 1 - sum(p) in float32 has no correct digit left."""
     hidden_ND, head, label_N = problem(logit_scale=4.0)
-    found = select(hidden_ND, head, label_N, top_k=K, shared_vocab=V)
+    found = select(hidden_ND, head, label_N, num_ids=K, shared_vocab=V)
     logp_NV = dense_logits(hidden_ND, head).log_softmax(1)
     tail_N = logp_NV.scatter(1, found.ids_NK, -torch.inf).logsumexp(1)
     inferred_N = torch.log1p(-found.logprobs_NK.exp().sum(1).clamp(max=1.0))
@@ -83,7 +83,7 @@ def test_the_tail_is_exact_where_one_minus_the_sum_is_not():
 def test_the_entropy_is_float64s_of_the_same_logits_over_all_rows(kind, sharpness):
     hidden_ND, head, label_N = problem(**HEADS[kind])
     hidden_ND = hidden_ND * sharpness
-    asked = {"top_k": K, "shared_vocab": 200, "chunk": 16}
+    asked = {"num_ids": K, "shared_vocab": 200, "chunk": 16}
     found = select(hidden_ND, head, label_N, entropy=True, **asked)
     logp_NV = head.logits(hidden_ND).double().log_softmax(1)
     expected_N = -(logp_NV.exp() * logp_NV).sum(1)
@@ -98,7 +98,7 @@ def test_the_entropy_is_float64s_of_the_same_logits_over_all_rows(kind, sharpnes
 
 def test_the_entropy_is_that_of_a_selection_of_everything():
     hidden_ND, head, label_N = problem()
-    found = select(hidden_ND, head, label_N, top_k=V, shared_vocab=V, entropy=True)
+    found = select(hidden_ND, head, label_N, num_ids=V, shared_vocab=V, entropy=True)
     logp_NK = found.logprobs_NK.double()
     torch.testing.assert_close(
         found.entropy_N, -(logp_NK.exp() * logp_NK).sum(1), atol=5e-6, rtol=0, check_dtype=False
@@ -108,7 +108,7 @@ def test_the_entropy_is_that_of_a_selection_of_everything():
 def test_a_row_of_the_head_that_is_ruled_out_adds_no_entropy():
     hidden_ND, head, label_N = problem(bias_V=torch.zeros(V))
     head.bias_V[100:] = -torch.inf
-    found = select(hidden_ND, head, label_N % 100, top_k=K, shared_vocab=100, entropy=True)
+    found = select(hidden_ND, head, label_N % 100, num_ids=K, shared_vocab=100, entropy=True)
     logp_NV = dense_logits(hidden_ND, head)[:, :100].log_softmax(1)
     expected_N = -(logp_NV.exp() * logp_NV).sum(1)
     torch.testing.assert_close(found.entropy_N, expected_N, atol=5e-6, rtol=0, check_dtype=False)
@@ -118,7 +118,7 @@ def test_padding_rows_are_never_selected_and_their_mass_is_tail():
     hidden_ND, head, label_N = problem()
     loud_VD = head.weight_VD.clone()
     loud_VD[290:] *= 5
-    found = select(hidden_ND, Head(loud_VD), label_N % 290, top_k=K, shared_vocab=290)
+    found = select(hidden_ND, Head(loud_VD), label_N % 290, num_ids=K, shared_vocab=290)
     assert found.ids_NK.max() < 290
     total_N = torch.cat([found.logprobs_NK, found.log_tail_NS], 1).logsumexp(1)
     torch.testing.assert_close(total_N, torch.zeros(N), atol=1e-5, rtol=0)
@@ -127,7 +127,7 @@ def test_padding_rows_are_never_selected_and_their_mass_is_tail():
 
 def test_the_whole_vocabulary_leaves_no_tail():
     hidden_ND, head, label_N = problem()
-    found = select(hidden_ND, head, label_N, top_k=V, shared_vocab=V, temperatures=(1.0, 2.0))
+    found = select(hidden_ND, head, label_N, num_ids=V, shared_vocab=V, temperatures=(1.0, 2.0))
     assert torch.isneginf(found.log_tail_NS).all()
     assert torch.equal(found.ids_NK.sort(1).values, torch.arange(V).expand(N, V))
 
@@ -140,7 +140,7 @@ def test_no_tensor_of_positions_times_vocabulary_is_allocated(named_NM):
             hidden_ND,
             head,
             label_N.long(),
-            top_k=K,
+            num_ids=K,
             shared_vocab=3000,
             temperatures=(1.0, 2.0),
             entropy=True,
@@ -158,7 +158,7 @@ def test_a_chunk_of_a_large_vocabulary_stays_small():
 
 def test_no_position_gives_empty_tensors():
     _, head, label_N = problem()
-    found = select(torch.zeros(0, D), head, label_N[:0], top_k=K, shared_vocab=V)
+    found = select(torch.zeros(0, D), head, label_N[:0], num_ids=K, shared_vocab=V)
     assert found.ids_NK.shape == (0, K)
     assert found.log_tail_NS.shape == (0, 1)
 
@@ -206,7 +206,7 @@ def test_named_ids_come_first_and_the_masses_are_those_outside_all(kind, shared_
     hidden_ND, head, label_N = problem(**HEADS[kind])
     named_NM, temperatures = named_ids(5, below=shared_vocab), (1.0, 0.5, 3.0)
     asked = {"shared_vocab": shared_vocab, "temperatures": temperatures, "entropy": True}
-    found = select(hidden_ND, head, label_N, top_k=5 + K, named_NM=named_NM, chunk=16, **asked)
+    found = select(hidden_ND, head, label_N, num_ids=5 + K, named_NM=named_NM, chunk=16, **asked)
     logits_NV = dense_logits(hidden_ND, head)
     others_NV = logits_NV.scatter(1, named_NM, -torch.inf)[:, :shared_vocab]
     ids_NK = torch.cat([named_NM, others_NV.topk(K).indices], dim=1)
@@ -218,7 +218,7 @@ def test_named_ids_come_first_and_the_masses_are_those_outside_all(kind, shared_
         at_T_NV = (logits_NV / temperature).log_softmax(1)
         tail_N = at_T_NV.scatter(1, ids_NK, -torch.inf).logsumexp(1)
         torch.testing.assert_close(found.log_tail_NS[:, column], tail_N, **close)
-    without = select(hidden_ND, head, label_N, top_k=K, chunk=16, **asked)
+    without = select(hidden_ND, head, label_N, num_ids=K, chunk=16, **asked)
     torch.testing.assert_close(found.label_logprob_N, without.label_logprob_N)
     torch.testing.assert_close(found.entropy_N, without.entropy_N)
 
@@ -227,7 +227,7 @@ def test_naming_ids_changes_nothing_where_all_are_kept_or_the_likeliest_are_name
     hidden_ND, head, label_N = problem()
     for top_k, named_NM in ((V, named_ids(9, below=V)), (K, head.logits(hidden_ND).topk(3)[1])):
         plain, named = (
-            select(hidden_ND, head, label_N, top_k=top_k, shared_vocab=V, named_NM=ids)
+            select(hidden_ND, head, label_N, num_ids=top_k, shared_vocab=V, named_NM=ids)
             for ids in (None, named_NM)
         )
         assert torch.equal(named.ids_NK, plain.ids_NK)

@@ -12,14 +12,14 @@ import pytest
 from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
+from tests.answers import decoded, question_of
 from tests.teacher_service.scripted import Scripted, invented, make_rows
 from tests.tiny import VOCAB
 
-SPEC = TargetSpec(top_k=4, shared_vocab=100)
+SPEC = question_of(top_k=4, shared_vocab=100)
 POISON = 2  # below every id of make_rows
 
 
@@ -76,7 +76,7 @@ def test_a_replica_killed_in_mid_unit_costs_nothing_but_time(name, tiny_pair):
     """Real engines: every unit arrives once, in order, with the bits of the undisturbed run."""
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)
     described = service.start(name, teacher, detached=False)
-    engine, spec = load_engine(teacher), TargetSpec(32, VOCAB)
+    engine, spec = load_engine(teacher), question_of(32, VOCAB)
     asked = [make_rows([[60, 60]] * 8, vocab=VOCAB, seed=n, first=8 * n) for n in range(40)]
     pool = open_pool(0, service=name, teacher=described.fingerprint)
     for rows in asked:
@@ -104,7 +104,7 @@ def test_the_only_replica_comes_back_and_is_waited_for(name, tmp_path):
 
 def test_a_unit_that_is_sent_again_names_the_same_ids(name, tmp_path):
     pool = started(name, Scripted(killed_once=str(tmp_path / "killed")), unit_deadline_s=60)
-    spec, (plain,) = TargetSpec(top_k=4, shared_vocab=100, student_ids=2), units(1)
+    spec, (plain,) = question_of(top_k=4, shared_vocab=100, student_ids=2), units(1)
     rows = plain.with_student_ids(np.arange(2 * 15).reshape(15, 2))
     pool.submit(rows, spec)
     assert pool.next().table.equals(invented(rows, spec).table, check_metadata=True)
@@ -186,5 +186,5 @@ def test_a_closed_pool_leaves_the_replica_to_others(name):
     pool.close()
     other, before = open_pool(1, service=name), time.monotonic()
     other.submit(asked[0], SPEC)
-    np.testing.assert_array_equal(other.next().arrays().ids_NK, invented(asked[0], SPEC).arrays().ids_NK)  # fmt: skip  # noqa: E501
+    np.testing.assert_array_equal(decoded(other.next()).ids_NK, decoded(invented(asked[0], SPEC)).ids_NK)  # fmt: skip  # noqa: E501
     assert time.monotonic() - before < 3

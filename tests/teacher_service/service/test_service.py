@@ -12,16 +12,16 @@ import ray
 from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
-from shared.targets.spec import TargetSpec
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
 from teacher_service.service.registry import REPLICA
+from tests.answers import question_of
 from tests.teacher_service.scripted import Scripted, invented, make_rows
 from tests.tiny import VOCAB
 
 ANY = Teacher(model="any", cpus=0.1)
-SPEC = TargetSpec(top_k=4, shared_vocab=100)
+SPEC = question_of(top_k=4, shared_vocab=100)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_remote_answers_equal_those_in_process_bit_for_bit(name, tiny_pair):
     engine = load_engine(teacher)
     assert described == engine.describe()
     rows = make_rows([[20, 9], [31], [2, 40]], vocab=VOCAB)
-    spec = TargetSpec(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32", hidden_layers=(1, 3))
+    spec = question_of(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32", hidden_layers=(1, 3))
     pool = open_pool(0, service=name, teacher=described.fingerprint)
     pool.submit(rows, spec)
     answer = pool.next()

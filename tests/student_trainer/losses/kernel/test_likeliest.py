@@ -80,7 +80,7 @@ def losses_of(kind: str, *, top_k: int, named: int, temperature: float = 1.0) ->
         teacher_ND,
         teacher,
         label_N,
-        top_k=top_k + named,
+        num_ids=top_k + named,
         shared_vocab=V,
         named_NM=ids_NM,
         temperatures=(1.0, temperature),

@@ -1,0 +1,82 @@
+"""How the losses read a teacher's answers: its arrays in a batch, and the view of each kind.
+
+A batch names the arrays of an answer as its ask decodes them (`shared.targets.ask`), so that they
+tell of what kind it is.
+
+N positions with loss   K ids kept per position   S temperatures   E teacher width
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from shared.targets.soft_targets import SoftTargets
+from student_trainer.losses.auxiliary.hidden_states import native_states
+from student_trainer.losses.kernel.drawn import DrawnTargets
+from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
+from student_trainer.losses.token_losses import Targets, TeacherTargets
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a view needs to know beside the arrays."""
+
+    temperatures: tuple[float, ...]  # of the losses, that of the divergences last
+    teacher_head: TeacherHead | None = None  # the teacher's LM head, where it ships its last states
+    renormalised: bool = False  # whether the mass of ids that are not kept is left out
+
+
+def answer_arrays(targets: SoftTargets) -> dict[str, np.ndarray]:
+    """The arrays of an answer by their names in a batch."""
+    arrays = targets.arrays()
+    found = arrays.kept | {"label_logprob_N": arrays.label_logprob_N}
+    if arrays.entropy_N is not None:
+        found["entropy_N"] = arrays.entropy_N
+    hidden = {f"teacher_{layer}_NE": states for layer, states in arrays.hidden_ND.items()}
+    return found | hidden
+
+
+def view_of(batch: Mapping[str, Tensor], reading: Reading) -> Targets | None:
+    """The teacher's part of a batch; None where it has none."""
+    for name, view in VIEWS.items():
+        if name in batch:
+            return view(batch, reading)
+    return None
+
+
+def _likeliest(batch: Mapping[str, Tensor], reading: Reading) -> TeacherTargets:
+    """Column s of the tails belongs to temperature s."""
+    return TeacherTargets(
+        batch["ids_NK"],
+        batch["logprobs_NK"],
+        batch["log_tail_NS"],
+        reading.temperatures,
+        batch["label_logprob_N"],
+        reading.renormalised,
+    )
+
+
+def _drawn(batch: Mapping[str, Tensor], reading: Reading) -> DrawnTargets:
+    """Drawn ids have one temperature, that of the divergences."""
+    return DrawnTargets(
+        batch["ids_NK"],
+        batch["log_weights_NK"],
+        batch["log_tail_NS"][:, 0],
+        batch["entropy_N"],
+        reading.temperatures[-1],
+    )
+
+
+def _states(batch: Mapping[str, Tensor], reading: Reading) -> TeacherStates:
+    assert reading.teacher_head is not None, "the plan names the head of such answers"
+    return TeacherStates(native_states(batch["teacher_last_NE"]), reading.teacher_head)
+
+
+# By an array that answers of this kind alone have.
+VIEWS: dict[str, Callable[[Mapping[str, Tensor], Reading], Targets]] = {
+    "logprobs_NK": _likeliest,
+    "log_weights_NK": _drawn,
+    "teacher_last_NE": _states,
+}
