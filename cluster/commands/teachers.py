@@ -37,7 +37,8 @@ def up(
         for key, teacher in config.teachers.items():
             _up(names[key], teacher, cache=config.paths.cache)
     print(f"Train    tutelage train {path}")
-    print("Stop     tutelage teacher down")
+    for name in names.values():
+        print("Stop     tutelage teacher down" + (f" --service {name}" if len(names) > 1 else ""))
 
 
 def _up(name: str, teacher: Teacher, *, cache: str) -> None:
