@@ -63,3 +63,11 @@ def test_a_damaged_or_absent_file_is_refused(tmp_path):
         load_projections(tmp_path, digest)
     with pytest.raises(ConfigError, match="no projection"):
         load_projections(tmp_path, "0" * 32)
+
+
+def test_a_direction_points_where_its_largest_number_is_positive():
+    """So that no library's choice of a sign makes another projection of the same text."""
+    states_ND = np.random.default_rng(0).normal(size=(64, 12)) * np.arange(1, 13)
+    found_DE = fit_pca(states_ND.T @ states_ND, 9)
+    largest_E = np.abs(found_DE).argmax(axis=0)
+    assert (found_DE[largest_E, np.arange(9)] > 0).all()
