@@ -34,15 +34,16 @@ def test_any_share_can_be_hard(fraction, hard):
     assert (split.num_hard, split.num_easy) == (hard, 11 - hard)
 
 
+@pytest.mark.parametrize("easy", [0.2, 0.35])
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
-def test_the_weighted_mean_is_the_papers_loss(fraction):
+def test_the_weighted_mean_is_the_papers_loss(fraction, easy):
     label_logprob_N = logprobs(2, count=37)
     split = TokenSplit.of(label_logprob_N, hard_fraction=fraction)
     value_N = torch.rand(37, generator=torch.Generator().manual_seed(0))
-    found = split.tensors(torch.from_numpy(label_logprob_N), ATKD(easy_weight=0.2))
+    found = split.tensors(torch.from_numpy(label_logprob_N), ATKD(easy_weight=easy))
     hard_N = found["hard_N"]
     means = [part.mean() if len(part) else 0 for part in (value_N[~hard_N], value_N[hard_N])]
-    expected = 0.2 * means[0] + 0.8 * means[1]
+    expected = easy * means[0] + (1 - easy) * means[1]
     torch.testing.assert_close(
         (found["class_weight_N"] * value_N).mean(), torch.as_tensor(expected)
     )

@@ -69,6 +69,12 @@ def test_greedy_in_a_batch_is_the_models_own_greedy_one_by_one(family, tmp_path)
         assert output.tolist() == [token for token in expected if token != 2]
 
 
+def test_every_position_is_drawn_anew(engine):
+    """So hot that the draw alone decides: one draw for all positions would repeat one token."""
+    for ids in written(engine, openings(), GenerationSpec(12, temperature=1e6)):
+        assert len(set(ids)) > 6
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_drawn_depends_on_the_opening_and_not_on_its_neighbours(family, tmp_path):
     engine, asked = HFEngine.load(str(save_family(family, tmp_path))), openings()
