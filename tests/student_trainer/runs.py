@@ -16,6 +16,7 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RaggedRows, write_rows
 from shared.mixture.curriculum import write_order
 from shared.run.plan import RunPlan
+from shared.targets.question import HiddenAsk
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.answers import question_of
@@ -142,7 +143,7 @@ def with_states(plan: RunPlan, cache: Path) -> RunPlan:
     return replace(
         plan,
         config=config.model_copy(update={"paths": paths, "targets": targets}),
-        target_spec=replace(spec, hidden_layers=config.hidden_layers, hidden_encoding="fp32"),
+        target_spec=replace(spec, hidden=HiddenAsk(config.hidden_layers, "fp32")),
         evaluation_spec=spec,
     )
 
