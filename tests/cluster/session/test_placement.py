@@ -9,7 +9,7 @@ from cluster.session.placement import (
     refuse_unplaceable,
     refuse_unshared,
     student_bundle,
-    teacher_demands,
+    teacher_bundle,
 )
 from shared.config.file import load_config
 from shared.config.run import Teacher
@@ -70,7 +70,6 @@ def test_a_worker_asks_for_what_its_config_says(tmp_path, tiny_pair, declared):
 
 @pytest.mark.parametrize("declared", [{}, {"teacher": 4.0}])
 def test_a_replica_asks_for_what_its_config_says(declared):
-    teacher = Teacher(model="any", cpus=2.5, gpus=0.5, replicas=3)
+    teacher = Teacher(model="any", cpus=2.5, gpus=0.5)
     role = {"teacher": 0.01} if declared else {}
-    bundles = [bundle for _, bundle in teacher_demands(teacher, declared)]
-    assert bundles == [{"CPU": 2.5, "GPU": 0.5, **role}] * 3
+    assert teacher_bundle(teacher, declared) == {"CPU": 2.5, "GPU": 0.5, **role}
