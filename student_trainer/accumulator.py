@@ -1,17 +1,18 @@
 """What a run measures while it trains: sums over steps, kept in checkpoints, and a stopwatch.
 
-D domains in config order   Q quantities of `BY_DOMAIN`
+D domains in config order
 """
 
 import time
+from typing import Any
 
 import numpy as np
 
 from shared.targets.reader import ReaderStats
 from shared.targets.routing import RunReader
-from student_trainer.objective import BY_DOMAIN, TOTALS
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Step
+from student_trainer.sums import BY_DOMAIN, LISTED, SumLayout
 
 COUNTERS = 5  # of a reader: teacher wait, units, wire bytes, retried units, cache hits
 
@@ -19,30 +20,25 @@ COUNTERS = 5  # of a reader: teacher wait, units, wire bytes, retried units, cac
 class MetricsAccumulator:
     """Sums over the steps since the last line of metrics; satisfies `Stateful`.
 
-    `sums` (nats: `TOTALS`, each loss, Q by D) and the counts `tokens_D` and `rows_D` cover all
-    ranks, `machine` is this rank's: seconds, the reader's `COUNTERS`, and those of each of several
-    teachers. All are kept in checkpoints, so that a line after a resume
-    covers the same steps as the uninterrupted run's.
+    `sums` (as `layout` has them) and the counts `tokens_D` and `rows_D` cover all ranks, `machine`
+    is this rank's: seconds, the reader's `COUNTERS`, and those of each of several teachers. All are
+    kept in checkpoints, so that a line after a resume covers the same steps as the uninterrupted
+    run's.
     """
 
-    def __init__(
-        self, ranks: Ranks, *, num_losses: int, num_domains: int, num_teachers: int = 0
-    ) -> None:
+    def __init__(self, ranks: Ranks, layout: SumLayout, *, num_teachers: int = 0) -> None:
+        self._ranks, self.layout = ranks, layout
         self._num_machine = 1 + COUNTERS * (1 + num_teachers)
-        self._ranks = ranks
-        self._num_sums = len(TOTALS) + num_losses + len(BY_DOMAIN) * num_domains
-        self._num_domains = num_domains
         self.clear()
 
     def clear(self) -> None:
         """Begin the next line."""
-        self.tokens_D, self.rows_D = np.zeros((2, self._num_domains), np.int64)
-        self.sums, self.machine = np.zeros(self._num_sums), np.zeros(self._num_machine)
+        self.tokens_D, self.rows_D = np.zeros((2, self.layout.num_domains), np.int64)
+        self.sums, self.machine = np.zeros(self.layout.size), np.zeros(self._num_machine)
 
     def by_domain(self, quantity: str) -> np.ndarray:
-        """Sums of one of `BY_DOMAIN`, float64 [D]."""
-        sums_QD = self.sums[-len(BY_DOMAIN) * self._num_domains :].reshape(-1, self._num_domains)
-        return sums_QD[BY_DOMAIN.index(quantity)]
+        """Sums of one of the layout's quantities by domain, float64 [D]."""
+        return self.sums[self.layout.place(quantity)]
 
     def add(self, step: Step, sums: np.ndarray, machine: np.ndarray) -> None:
         """Count one step in."""
@@ -51,14 +47,15 @@ class MetricsAccumulator:
         self.rows_D += step.domain_rows_D
         self.machine += machine
 
-    def state(self) -> dict[str, list]:
-        """See `Stateful`."""
-        kept = {name: getattr(self, name).tolist() for name in ("sums", "tokens_D", "rows_D")}
-        return kept | {"machine": self._ranks.sum(self.machine).tolist()}
+    def state(self) -> dict[str, Any]:
+        """See `Stateful`; sums by their names."""
+        kept = {name: getattr(self, name).tolist() for name in ("tokens_D", "rows_D")}
+        machine = self._ranks.sum(self.machine).tolist()
+        return kept | {"sums": self.layout.state(self.sums), "machine": machine}
 
-    def restore(self, state: dict[str, list]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """See `Stateful`; what all ranks' machines did is rank 0's from here on."""
-        self.sums = np.array(state["sums"], np.float64)
+        self.sums = self.layout.from_state(state["sums"])
         self.tokens_D = np.array(state["tokens_D"], np.int64)
         self.rows_D = np.array(state["rows_D"], np.int64)
         machine = np.array(state["machine"], np.float64)
@@ -68,34 +65,39 @@ class MetricsAccumulator:
 class ReportAccumulator:
     """Training sums of all ranks since the last report to the controller; satisfies `Stateful`.
 
-    `sums` are nats [Q, D], `tokens_D` the loss tokens they cover.
+    `sums` are nats [D] by the names of `BY_DOMAIN`, `tokens_D` the loss tokens they cover.
     """
 
-    def __init__(self, *, num_domains: int) -> None:
-        self._num_domains = num_domains
+    def __init__(self, layout: SumLayout) -> None:
+        self._layout = layout
         self.clear()
 
     def clear(self) -> None:
         """Begin the next report."""
-        self.sums = np.zeros((len(BY_DOMAIN), self._num_domains))
-        self.tokens_D = np.zeros(self._num_domains, np.int64)
+        size = self._layout.num_domains
+        self.sums = {name: np.zeros(size) for name in BY_DOMAIN}
+        self.tokens_D = np.zeros(size, np.int64)
 
     def by_domain(self, quantity: str) -> np.ndarray:
         """Sums of one of `BY_DOMAIN`, float64 [D]."""
-        return self.sums[BY_DOMAIN.index(quantity)]
+        return self.sums[quantity]
 
     def add(self, step: Step, sums: np.ndarray) -> None:
-        """Count one step in; `sums` as `Objective` orders them."""
-        self.sums += sums[-self.sums.size :].reshape(self.sums.shape)
+        """Count one step in; `sums` as the layout has them."""
+        for name in BY_DOMAIN:
+            self.sums[name] += sums[self._layout.place(name)]
         self.tokens_D += step.domain_tokens_D
 
-    def state(self) -> dict[str, list]:
-        """See `Stateful`."""
-        return {"sums": self.sums.tolist(), "tokens_D": self.tokens_D.tolist()}
+    def state(self) -> dict[str, Any]:
+        """See `Stateful`; sums by their names."""
+        sums = {name: sums_D.tolist() for name, sums_D in self.sums.items()}
+        return {"sums": sums, "tokens_D": self.tokens_D.tolist()}
 
-    def restore(self, state: dict[str, list]) -> None:
-        """See `Stateful`."""
-        self.sums = np.array(state["sums"], np.float64)
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Stateful`; a list of sums has the order of `LISTED`."""
+        found = state["sums"]
+        named = dict(zip(LISTED, found, strict=True)) if isinstance(found, list) else found
+        self.sums = {name: np.array(named[name], np.float64) for name in BY_DOMAIN}
         self.tokens_D = np.array(state["tokens_D"], np.int64)
 
 

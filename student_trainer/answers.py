@@ -15,8 +15,8 @@ from torch import Tensor
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.auxiliary.hidden_states import native_states
 from student_trainer.losses.kernel.drawn import DrawnTargets
+from student_trainer.losses.kernel.targets import Targets, TeacherTargets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
-from student_trainer.losses.token_losses import Targets, TeacherTargets
 
 
 @dataclass(frozen=True, slots=True)

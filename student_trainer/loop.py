@@ -14,7 +14,6 @@ from student_trainer.accumulator import Stopwatch
 from student_trainer.ending import export, is_finished, say_stopped
 from student_trainer.engine import backward, take_step
 from student_trainer.evaluations import evaluate, evaluate_only
-from student_trainer.objective import TOTALS
 from student_trainer.progress import write_line
 from student_trainer.reports import report
 from student_trainer.run import Run, close_run, open_run
@@ -23,7 +22,7 @@ from student_trainer.sources.batches import Batch, Step
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.source import OpenSource
 from student_trainer.state.resume import restore, save
-from student_trainer.weighing.token_split import split_batches
+from student_trainer.weighing.weighed import weighed_batches, weighers_of
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def train(run: Run) -> None:
 
 
 def learn(run: Run, drawn: Step) -> np.ndarray:
-    """Form the gradient of a step; returns its sums over all ranks, as `Objective` orders them.
+    """Form the gradient of a step; returns its sums over all ranks, as `SumLayout` has them.
 
     Each micro-batch's loss is a sum over its positions times world size / tokens of the step: the
     engine takes the mean over ranks, which makes it the mean over the step's tokens.
@@ -107,18 +106,22 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
 def batches(run: Run, drawn: Step) -> Iterator[tuple[Rows, Batch]]:
     """The step's units and their tensors, in order, the teacher's answers taken one by one.
 
-    A loss that splits the step's tokens needs the answers of all ranks and units before the
+    A loss that weighs the step's positions needs the answers of all ranks and units before the
     first forward pass: how a step is cut then changes nothing.
     """
-    term = run.config.atkd
-    answers = run.loader.answers(drawn)
-    if term is None or term.direction == "reverse":
+    weighers, answers = weighers_of(run.config.losses), run.loader.answers(drawn)
+    if not weighers:
         for rows, answer in zip(drawn.units, answers, strict=True):
             yield rows, run.layouts.batch(rows, answer)
         return
-    cut = [(rows, answer) for rows, answer in zip(drawn.units, answers, strict=True) if answer]
-    batches_of_step = split_batches(cut, run.layouts, term, gather=run.ranks.gather)
-    yield from zip(drawn.units, batches_of_step, strict=True)
+    weighed = weighed_batches(
+        list(zip(drawn.units, answers, strict=True)),
+        run.layouts,
+        weighers,
+        engine=run.engine,
+        gather=run.ranks.gather,
+    )
+    yield from zip(drawn.units, weighed, strict=True)
 
 
 def follow_taid(run: Run, drawn: Step, sums: np.ndarray) -> None:
@@ -126,7 +129,9 @@ def follow_taid(run: Run, drawn: Step, sums: np.ndarray) -> None:
     term = run.config.taid
     if term is None or not drawn.tokens:
         return
-    loss = float(sums[len(TOTALS) + run.config.losses.index(term)]) / drawn.tokens
+    layout = run.metrics.layout
+    name = layout.losses[run.config.losses.index(term)]
+    loss = layout.losses_in(sums)[name] / drawn.tokens
     run.taid.follow(loss, term, step=drawn.index, steps=run.config.steps)
 
 

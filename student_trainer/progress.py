@@ -10,8 +10,6 @@ from shared.errors import StorageError
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import DomainMetrics, StepMetrics, TeacherMetrics, append_metrics
 from student_trainer.accumulator import COUNTERS, MetricsAccumulator
-from student_trainer.losses.token_losses import term_names
-from student_trainer.objective import TOTALS
 from student_trainer.run import Run
 
 log = logging.getLogger(__name__)
@@ -68,12 +66,11 @@ def metrics_line(
     teacher_share: float,
     machine: np.ndarray,
 ) -> StepMetrics:
-    """The line of an measured. `entry` was in force at its last step, `epochs` are as of then, and
-    `machine` is already reduced over ranks."""
+    """The line of what was measured. `entry` was in force at its last step, `epochs` are as of
+    then, and `machine` is already reduced over ranks."""
     tokens = int(measured.tokens_D.sum())
-    means = measured.sums / max(1, tokens)
-    totals = dict(zip(TOTALS, means.tolist(), strict=False))
-    names = term_names(config.losses)
+    layout, means = measured.layout, measured.sums / max(1, tokens)
+    totals = layout.totals_in(means)
     domains = {
         name: DomainMetrics(
             tokens=int(measured.tokens_D[d]),
@@ -94,7 +91,7 @@ def metrics_line(
         captured_mass=totals["captured_mass"] if config.needs_teacher else None,
         unseen_mass=totals["unseen_mass"] if config.needs_teacher else None,
         teacher_share=teacher_share if config.taid else None,
-        terms=dict(zip(names, means[len(TOTALS) :].tolist(), strict=False)),
+        terms=layout.losses_in(means),
         domains=domains,
         phase=entry.phase if config.progressive else None,
         seconds=seconds,
@@ -166,14 +163,8 @@ def _token_means(measured: MetricsAccumulator, config: Config, d: int) -> dict[s
     def mean(quantity: str, applies: bool) -> float | None:
         return float(measured.by_domain(quantity)[d] / count) if applies and count else None
 
-    adaptive = config.atkd is not None
-    return {
-        "kl": mean("kl", config.needs_teacher),
-        "hard_share": mean("hard", adaptive),
-        "uncertainty": mean("uncertainty", adaptive),
-        "tkd": mean("tkd", adaptive),
-        "dkd": mean("dkd", adaptive),
-    }
+    reports = {name: mean(name, True) for name in measured.layout.reports}
+    return {"kl": mean("kl", config.needs_teacher), **reports}
 
 
 def _short(value: float) -> str:

@@ -110,9 +110,9 @@ def open_run(
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"num_losses": len(config.losses), "num_domains": len(config.domains)}
-    metrics = MetricsAccumulator(ranks, **sizes, num_teachers=len(plan.parts) if reader else 0)
-    since_report = ReportAccumulator(num_domains=len(config.domains))
+    layout, num_teachers = objective.loss_head.layout, len(plan.parts) if reader else 0
+    metrics = MetricsAccumulator(ranks, layout, num_teachers=num_teachers)
+    since_report = ReportAccumulator(layout)
     taid = TAIDState.start(config.taid)
     return Run(
         plan=plan,

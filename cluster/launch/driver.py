@@ -14,7 +14,6 @@ from cluster.planning.preparation import (
     idle_policy_note,
     prepare_run,
     refuse_unasked,
-    reverse_split_note,
 )
 from cluster.report.outcome import conclude, count
 from cluster.report.stages import begin
@@ -115,7 +114,7 @@ def _prepared(config: Config, *, fresh: bool, services: Mapping[str, str] | None
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
-    for note in filter(None, (idle_policy_note(config), reverse_split_note(config))):
+    if note := idle_policy_note(config):
         print(note, flush=True)
     return Launch(prepared, run_dir, run_dir.new_attempt(), services)
 

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shared.config.losses import HiddenStates
 from shared.config.run import Config
 from shared.data.sources import read_documents, sources_of
 from shared.data.tokenizers import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
@@ -184,10 +183,10 @@ def _refuse_short_context(model: _Model, context: int) -> None:
 
 def _refuse_missing_layers(config: Config, teacher: Any, student: Any) -> None:
     """Layer 0 is the embedding's output, layer L the last one."""
-    losses = [loss for loss in config.losses if isinstance(loss, HiddenStates)]
+    losses = config.losses
     asked = {
-        "teacher": (teacher, [layer for loss in losses for layer in loss.layers]),
-        "student": (student, [layer for loss in losses for layer in loss.layers.values()]),
+        "teacher": (teacher, [layer for loss in losses for layer in loss.teacher_layers]),
+        "student": (student, [layer for loss in losses for layer in loss.student_layers]),
     }
     for role, (model_config, layers) in asked.items():
         last = getattr(model_config, "num_hidden_layers", None)

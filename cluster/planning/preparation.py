@@ -151,16 +151,6 @@ def idle_policy_note(config: Config) -> str | None:
     )
 
 
-def reverse_split_note(config: Config) -> str | None:
-    """A sentence where the result depends on the size of a micro-batch."""
-    if config.atkd is None or config.atkd.direction == "forward":
-        return None
-    return (
-        "atkd in reverse splits each micro-batch by the student's own uncertainty, not the whole "
-        f"step, so the result depends on batch.micro_batch {config.batch.micro_batch}"
-    )
-
-
 def run_plan(
     prepared: Prepared,
     *,

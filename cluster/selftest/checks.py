@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cluster.selftest.subject import FINE, Subject, answers, subject_of
-from shared.config.losses import ATKD, ForwardKL, Loss, ReverseKL
+from shared.config.losses import ForwardKL, Loss, ReverseKL
 from shared.config.run import FullTraining
 from shared.config.run import Student as StudentConfig
 from shared.data.layout import lay_out
@@ -26,12 +26,14 @@ from shared.run.plan import OpenReader, RunPlan
 from shared.targets.drawn_ids import DrawnIds
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.targets import TeacherTargets
+from student_trainer.losses.registry import loss_names, terms_of
 from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
 from student_trainer.losses.terms.token_adaptive import PARTS
-from student_trainer.losses.token_losses import TeacherTargets, term_names, token_losses
+from student_trainer.losses.token_losses import token_losses
 from student_trainer.models.student import load_student
 from student_trainer.models.teacher_head import load_teacher_heads
-from student_trainer.objective import TOTALS, Objective
+from student_trainer.objective import Objective
 from teacher_service.engine.audit import load_engine
 
 MEASURED_S = 2.0  # how long each side's speed is measured
@@ -69,7 +71,7 @@ def direction() -> Check:
     targets = TeacherTargets(torch.arange(5)[None], p, torch.full((1, 1), -math.inf), (1.0,))
     losses = token_losses(
         q, Head(torch.eye(5)), label_N=torch.zeros(1, dtype=torch.int64),
-        terms=[ForwardKL(), ReverseKL()], targets=targets,
+        terms=terms_of([ForwardKL(), ReverseKL()]), targets=targets,
     )  # fmt: skip
     forward, reverse = (float(value_N) for value_N in losses.terms.values())
     ok = abs(forward - 0.0965101) < 1e-6 and abs(reverse - 0.0952430) < 1e-6
@@ -133,8 +135,7 @@ def same_model(subject: Subject) -> list[Check]:
 
 def own_student(subject: Subject) -> list[Check]:
     """What needs the student that trains: normalisation and speed."""
-    losses = indifferent_to_cuts(subject.config.losses)
-    objective = objective_of(subject, subject.config.student, losses)
+    objective = objective_of(subject, subject.config.student, subject.config.losses)
     return [split_invariance(objective, subject), payload(subject), *speeds(objective, subject)]
 
 
@@ -191,17 +192,6 @@ def stationary_losses(losses: Sequence[Loss]) -> list[Loss]:
     ]
 
 
-def indifferent_to_cuts(losses: Sequence[Loss]) -> list[Loss]:
-    """A run's losses, with all tokens hard for atkd in reverse, which splits each micro-batch by
-    itself, so that a step's loss depends on the cut."""
-    return [
-        loss.model_copy(update={"hard_fraction": 1.0, "easy_weight": 0.0})
-        if isinstance(loss, ATKD) and loss.direction == "reverse"
-        else loss
-        for loss in losses
-    ]
-
-
 def losses_vanish(
     objective: Objective, subject: Subject, losses: Sequence[Loss]
 ) -> tuple[bool, str]:
@@ -214,14 +204,14 @@ def losses_vanish(
     if subject.config.targets.selector == "renormalised":
         return True, "no loss vanishes, as renormalised leaves out the teacher's tail"
     (value_L, slope), (far_L, far_slope) = (
-        values_and_slope(objective, subject, num=len(losses), shift=shift) for shift in (0, 1)
+        values_and_slope(objective, subject, shift=shift) for shift in (0, 1)
     )
     zero_L = [all(laws.zero_value for laws in laws_of(loss)) for loss in losses]
     share_L = np.abs(value_L) / np.maximum(np.abs(far_L), SMALL)
     value, slope = share_L.max(initial=0, where=zero_L), slope / np.maximum(far_slope, SMALL)
     found = {"value": (value, zero_L), "gradient": (slope, [loss.weight > 0 for loss in losses])}
     parts = [
-        f"{what} {share:.1e} ({', '.join(compress(term_names(losses), looked_at_L))})"
+        f"{what} {share:.1e} ({', '.join(compress(loss_names(losses), looked_at_L))})"
         for what, (share, looked_at_L) in found.items()
         if any(looked_at_L)
     ]
@@ -230,9 +220,9 @@ def losses_vanish(
 
 
 def values_and_slope(
-    objective: Objective, subject: Subject, *, num: int, shift: int
+    objective: Objective, subject: Subject, *, shift: int
 ) -> tuple[np.ndarray, float]:
-    """The `num` losses [L] of an objective, nats per token, and the norm of their weighted sum's
+    """The losses [L] of an objective, nats per token, and the norm of their weighted sum's
     gradient in the head's input, where every position has the state of the one `shift` before."""
     states: list[torch.Tensor] = []
 
@@ -240,13 +230,13 @@ def values_and_slope(
         states.append(inputs[0].detach().roll(shift, 0).requires_grad_())
         return (states[0], *inputs[1:])
 
-    (batch,) = subject.batches([(subject.rows, subject.whole)])
+    (batch,) = subject.batches([(subject.rows, subject.whole)], objective)
     objective.requires_grad_(False)
     with objective.loss_head.register_forward_pre_hook(moved):
         loss, sums, _ = objective(batch, multiplier=1 / subject.tokens)
     (slope_ND,) = torch.autograd.grad(loss, states)
-    value_L = sums[len(TOTALS) : len(TOTALS) + num] / subject.tokens
-    return value_L.cpu().numpy(), float(slope_ND.float().norm())
+    found = objective.loss_head.layout.losses_in(sums.cpu().numpy() / subject.tokens)
+    return np.array(list(found.values())), float(slope_ND.float().norm())
 
 
 @torch.no_grad()
@@ -304,8 +294,6 @@ def split_invariance(objective: Objective, subject: Subject) -> Check:
         f"{count} rows at once or one by one: loss {one:.4f} and {other:.4f}, gradient norm "
         f"{one_norm:.4g} and {other_norm:.4g}"
     )
-    if subject.config.atkd is not None and subject.config.atkd.direction == "reverse":
-        said += "; all tokens hard, as atkd in reverse splits each micro-batch"
     return Check("micro-batch split", ok, said)
 
 
@@ -315,7 +303,7 @@ def learnt(
     """Loss of a step cut into units, and the norm of its gradient."""
     objective.zero_grad(set_to_none=True)
     total = 0.0
-    for batch in subject.batches(cut):
+    for batch in subject.batches(cut, objective):
         loss, *_ = objective(batch, multiplier=1 / subject.tokens)
         loss.backward()
         total += float(loss.detach())

@@ -14,8 +14,9 @@ from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.accelerator import this_device
+from student_trainer.objective import Objective
 from student_trainer.sources.batches import Batch, Layouts
-from student_trainer.weighing.token_split import split_batches
+from student_trainer.weighing.weighed import weighed_batches, weighers_of
 
 UNITS_AHEAD = 3
 # Largest error that is rounding: KL in nats per token, log-probability in nats, relative loss, and
@@ -55,13 +56,18 @@ class Subject:
         """How rows become tensors."""
         return Layouts(tuple(self.config.domains), self.plan.packed, self.device)
 
-    def batches(self, cut: Sequence[tuple[Rows, SoftTargets]]) -> Iterator[Batch]:
-        """The tensors of a step cut into units, with the split of its tokens where a loss has
-        one."""
-        term = self.config.atkd
-        if term is None or term.direction == "reverse":
-            return (self.layouts.batch(rows, answer) for rows, answer in cut)
-        return split_batches(cut, self.layouts, term, gather=lambda own_N: [own_N])
+    def batches(
+        self, cut: Sequence[tuple[Rows, SoftTargets]], objective: Objective
+    ) -> Iterator[Batch]:
+        """The tensors of a step cut into units, with the weights of its positions where a loss has
+        some."""
+        return weighed_batches(
+            cut,
+            self.layouts,
+            weighers_of(self.config.losses),
+            engine=objective,
+            gather=lambda own_N: [own_N],
+        )
 
     @property
     def tolerance(self) -> dict[str, float]:

@@ -1,25 +1,72 @@
-"""Losses a config can name; each is a term in nats per token with a weight."""
+"""Losses a config can name; each is a term in nats per token with a weight.
 
-from typing import Annotated, ClassVar, Literal
+A section declares what the rest of the code asks of it, so that no list names losses: a further one
+is a class, an entry in `Loss`, and an entry of its kind in `student_trainer.losses.registry`.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from shared.config.base import Fraction, Positive, Section
 
 
-class Divergence(Section):
+class LossSection(Section):
+    """What every loss declares."""
+
+    asks_teacher: ClassVar[bool] = True  # whether it learns from the teacher
+    reads_ids: ClassVar[bool] = False  # whether it compares both models at ids of a position
+    # Whether ids drawn from p alone give it without bias: it is linear in p.
+    takes_drawn_ids: ClassVar[bool] = False
+    # Where it sums over the student's distribution, so that the student's own ids tell it more:
+    # "" always, a condition in words where `weighs_by_student` depends on its options; None: never.
+    student_weighted: ClassVar[str | None] = None
+    # Why a run has at most one of it; None: it may have several.
+    single: ClassVar[str | None] = None
+
+    @property
+    def weighs_by_student(self) -> bool:
+        """Whether it sums over the student's distribution with the options it has."""
+        return self.student_weighted is not None
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures at which it compares distributions, beside 1."""
+        return ()
+
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """Teacher layers whose hidden states it asks for."""
+        return ()
+
+    @property
+    def student_layers(self) -> tuple[int, ...]:
+        """Student layers whose hidden states it reads."""
+        return ()
+
+    def in_phase(self, phase: int, *, phases: int) -> Self:
+        """The loss as it counts in a phase of progressive distillation, counted from 0."""
+        return self
+
+
+class Divergence(LossSection):
     """A distance of the student's distribution q from the teacher's p at one temperature.
 
-    Over the ids the teacher shipped and one bucket for the rest; `student_trainer.losses.
+    Over the ids the teacher shipped and one bucket for the rest; `student_trainer.losses.terms.
     divergences` holds formulas, sources and laws of all.
     """
 
-    # Whether ids drawn from p alone give it without bias: it is linear in p.
-    takes_drawn_ids: ClassVar[bool] = False
+    reads_ids: ClassVar[bool] = True
 
     weight: Positive = 1.0
     temperature: Positive = 1.0
     times_temperature_squared: bool = True
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Its one."""
+        return (self.temperature,)
 
 
 class ForwardKL(Divergence):
@@ -32,6 +79,8 @@ class ForwardKL(Divergence):
 
 class ReverseKL(Divergence):
     """KL(q || p)."""
+
+    student_weighted: ClassVar[str | None] = ""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
 
@@ -55,9 +104,16 @@ class JSD(Divergence):
     both; `continuous` divides by beta (1 - beta), so that they tend to those two instead.
     """
 
+    student_weighted: ClassVar[str | None] = "beta above 0"
+
     kind: Literal["jsd"] = "jsd"
     beta: Fraction = 0.5
     continuous: bool = False
+
+    @property
+    def weighs_by_student(self) -> bool:
+        """Unless beta is 0, where it is forward KL."""
+        return self.beta > 0
 
     @model_validator(mode="after")
     def _beta_is_told_from_its_ends(self) -> "JSD":
@@ -79,12 +135,16 @@ class SkewForwardKL(Divergence):
 class SkewReverseKL(Divergence):
     """KL(q || alpha q + (1 - alpha) p) (DistiLLM, arXiv 2402.03898)."""
 
+    student_weighted: ClassVar[str | None] = ""
+
     kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
     alpha: float = Field(default=0.1, ge=0, lt=1)
 
 
 class TotalVariation(Divergence):
     """Half the sum of |p - q|."""
+
+    student_weighted: ClassVar[str | None] = ""
 
     kind: Literal["total_variation"] = "total_variation"
 
@@ -95,15 +155,29 @@ class AKL(Divergence):
     (arXiv 2404.02657.)
     """
 
+    student_weighted: ClassVar[str | None] = "mu below 1"
+
     kind: Literal["akl"] = "akl"
     mu: Fraction = Field(default=0.5, description="teacher mass of the head")
+
+    @property
+    def weighs_by_student(self) -> bool:
+        """Unless mu is 1, where it is forward KL."""
+        return self.mu < 1
 
 
 class GeneralisedKL(Divergence):
     """sum p log(p / q) - p + q over the kept ids alone; in reverse p and q swapped."""
 
+    student_weighted: ClassVar[str | None] = "direction reverse"
+
     kind: Literal["generalised_kl"] = "generalised_kl"
     direction: Literal["forward", "reverse"] = "forward"
+
+    @property
+    def weighs_by_student(self) -> bool:
+        """In reverse."""
+        return self.direction == "reverse"
 
 
 class TAID(Divergence):
@@ -112,6 +186,8 @@ class TAID(Divergence):
     q carries no gradient in the target. Probabilities are mixed, where the published code mixes
     logits. Defaults are the published code's; the paper takes t_start 0.2 for Llama-2.
     """
+
+    single: ClassVar[str | None] = "its t follows one loss"
 
     kind: Literal["taid"] = "taid"
     t_start: Fraction = 0.4
@@ -128,13 +204,17 @@ class TAID(Divergence):
         return self
 
 
-class ATKD(Section):
+class ATKD(LossSection):
     """Token-adaptive teaching (ATKD, arXiv 2402.11890): hard tokens learn TKD + DKD, easy ones DKD.
 
     Defaults are the paper's. Hard are the tokens of a step where the teacher is least certain of
-    the label; `reverse` swaps the roles of teacher and student, and splits each micro-batch by
-    the student's own uncertainty. Temperature 1.
+    the label; `reverse` swaps the roles of teacher and student, for the split too, so that the
+    student reads every row once more before it learns. Temperature 1.
     """
+
+    reads_ids: ClassVar[bool] = True
+    student_weighted: ClassVar[str | None] = "direction reverse"
+    single: ClassVar[str | None] = "the split is the step's"
 
     kind: Literal["atkd"] = "atkd"
     weight: Positive = 1.0
@@ -142,15 +222,22 @@ class ATKD(Section):
     hard_fraction: Fraction = Field(default=0.5, description="k: share of tokens that are hard")
     easy_weight: Fraction = Field(default=0.2, description="lambda; hard tokens get 1 - lambda")
 
+    @property
+    def weighs_by_student(self) -> bool:
+        """In reverse."""
+        return self.direction == "reverse"
 
-class CrossEntropy(Section):
+
+class CrossEntropy(LossSection):
     """Cross-entropy with the text's own next token."""
+
+    asks_teacher: ClassVar[bool] = False
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     weight: Positive = 1.0
 
 
-class HiddenStates(Section):
+class HiddenStates(LossSection):
     """Match hidden states of chosen teacher layers through a learned projection.
 
     Layer 0 is the embedding's output, layer L the last one, after the final norm.
@@ -166,7 +253,17 @@ class HiddenStates(Section):
     layers: dict[int, int] = Field(min_length=1, description="teacher layer -> student layer")
     distance: Literal["mse", "cosine"] = "mse"
 
-    def in_phase(self, phase: int, *, phases: int) -> "HiddenStates":
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """The keys of `layers`."""
+        return tuple(self.layers)
+
+    @property
+    def student_layers(self) -> tuple[int, ...]:
+        """The values of `layers`."""
+        return tuple(self.layers.values())
+
+    def in_phase(self, phase: int, *, phases: int) -> Self:
         """The loss as it counts in a phase of progressive distillation, counted from 0.
 
         AKD learns representations first and outputs later (Saxena, Janzen and Maass, WiML 2024).
@@ -194,3 +291,16 @@ Loss = Annotated[
     | HiddenStates,
     Field(discriminator="kind"),
 ]
+
+# Every loss by its kind.
+KINDS: dict[str, type[LossSection]] = {
+    kind.model_fields["kind"].default: kind for kind in get_args(get_args(Loss)[0])
+}
+
+
+def check_single(losses: Sequence[Loss]) -> None:
+    """Raise ValueError where a run has two of a loss that must be its only one."""
+    kinds = [loss.kind for loss in losses]
+    for loss in losses:
+        if loss.single is not None and kinds.count(loss.kind) > 1:
+            raise ValueError(f"losses has more than one {loss.kind}; keep one, {loss.single}")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shared.config.base import Dtype, Fraction, Positive, Section
-from shared.config.losses import ATKD, TAID, ForwardKL, HiddenStates, Loss
+from shared.config.losses import ATKD, TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
@@ -271,7 +271,7 @@ class Config(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether any loss learns from the teacher rather than from the text alone."""
-        return any(loss.kind != "cross_entropy" for loss in self.losses)
+        return any(loss.asks_teacher for loss in self.losses)
 
     def teacher_of(self, domain: str) -> str:
         """The name of the teacher that a domain is learnt from."""
@@ -301,13 +301,12 @@ class Config(Section):
     @property
     def hidden_layers(self) -> tuple[int, ...]:
         """Teacher layers whose hidden states the losses ask for, ascending."""
-        asked = {t for loss in self.losses if isinstance(loss, HiddenStates) for t in loss.layers}
-        return tuple(sorted(asked))
+        return tuple(sorted({t for loss in self.losses for t in loss.teacher_layers}))
 
     @property
     def temperatures(self) -> tuple[float, ...]:
         """Temperatures whose tail mass the teacher ships: 1 first, then those of the losses."""
-        others = {getattr(loss, "temperature", 1.0) for loss in self.losses} - {1.0}
+        others = {t for loss in self.losses for t in loss.temperatures} - {1.0}
         return (1.0, *sorted(others))
 
     def selector_for(self, vocabulary: int) -> Selector:
@@ -356,10 +355,7 @@ class Config(Section):
         if self.progressive is None:
             return self.losses
         phases = self.progressive.phases
-        return [
-            loss.in_phase(phase, phases=phases) if isinstance(loss, HiddenStates) else loss
-            for loss in self.losses
-        ]
+        return [loss.in_phase(phase, phases=phases) for loss in self.losses]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
@@ -377,10 +373,7 @@ class Config(Section):
             )
         if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
             _check_weights(self.mixture.weights, self.domains)
-        if sum(isinstance(loss, ATKD) for loss in self.losses) > 1:
-            raise ValueError("losses has more than one atkd; keep one, the split is the step's")
-        if sum(isinstance(loss, TAID) for loss in self.losses) > 1:
-            raise ValueError("losses has more than one taid; keep one, its t follows one loss")
+        check_single(self.losses)
         check_selector(self.targets.selector, self.losses)
         check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))

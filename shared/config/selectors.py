@@ -6,20 +6,10 @@ unbiased, for divergences that are linear in p and at one temperature. Beside th
 the teacher may answer about some that the student names, for losses that weigh ids by the student.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from shared.config.losses import (
-    AKL,
-    ATKD,
-    JSD,
-    Divergence,
-    GeneralisedKL,
-    Loss,
-    ReverseKL,
-    SkewReverseKL,
-    TotalVariation,
-)
+from shared.config.losses import KINDS, Loss
 
 Selector = Literal["top_k", "renormalised", "threshold", "sampled"]
 DRAWN: tuple[Selector, ...] = ("threshold", "sampled")
@@ -34,7 +24,7 @@ def chosen(
         return selector
     if keeps_all:
         return "top_k"
-    takes_drawn_ids = all(_takes_drawn_ids(loss) for loss in _read_ids(losses))
+    takes_drawn_ids = all(loss.takes_drawn_ids for loss in _read_ids(losses))
     return "threshold" if takes_drawn_ids and len(_temperatures(losses)) == 1 else "top_k"
 
 
@@ -43,11 +33,11 @@ def check_selector(selector: Selector | Literal["auto"], losses: Sequence[Loss])
     if selector not in DRAWN:
         return
     for loss in _read_ids(losses):
-        if not _takes_drawn_ids(loss):
+        if not loss.takes_drawn_ids:
             raise ValueError(
                 f"targets.selector is {selector}, which draws ids, but the loss {loss.kind} "
                 "compares both distributions at the same ids; take targets.selector=top_k, or "
-                "forward_kl or soft_cross_entropy"
+                f"{_either(kind for kind, section in KINDS.items() if section.takes_drawn_ids)}"
             )
     temperatures = _temperatures(losses)
     if len(temperatures) > 1:
@@ -69,13 +59,11 @@ def check_student_ids(
             f"targets.student_ids is {student_ids}, which needs targets.selector top_k, not "
             f"{selector}; take top_k or auto, or leave student_ids out"
         )
-    if not any(_weighs_by_student(loss) for loss in losses):
+    if not any(loss.weighs_by_student for loss in losses):
         kinds = " and ".join(dict.fromkeys(loss.kind for loss in losses))
         raise ValueError(
             f"targets.student_ids is {student_ids}, but no loss weighs ids by the student's "
-            f"probability, with {kinds} alone; leave it out, or take reverse_kl, jsd with "
-            "beta above 0, skew_reverse_kl, total_variation, akl with mu below 1, or "
-            "generalised_kl or atkd with direction reverse"
+            f"probability, with {kinds} alone; leave it out, or take {_student_weighted()}"
         )
 
 
@@ -113,24 +101,25 @@ def selector_note(
 
 
 def _read_ids(losses: Sequence[Loss]) -> list[Loss]:
-    return [loss for loss in losses if isinstance(loss, Divergence | ATKD)]
+    return [loss for loss in losses if loss.reads_ids]
 
 
-def _weighs_by_student(loss: Loss) -> bool:
-    """Whether the loss sums over the student's distribution, so that its own ids tell it more."""
-    if isinstance(loss, JSD):
-        return loss.beta > 0  # at 0 it is forward KL
-    if isinstance(loss, GeneralisedKL | ATKD):
-        return loss.direction == "reverse"
-    if isinstance(loss, AKL):
-        return loss.mu < 1  # at 1 it is forward KL, too
-    return isinstance(loss, ReverseKL | SkewReverseKL | TotalVariation)
+def _student_weighted() -> str:
+    """The losses that weigh ids by the student, with what each needs for it."""
+    conditions = {kind: section.student_weighted for kind, section in KINDS.items()}
+    return _either(
+        f"{kind} with {condition}" if condition else kind
+        for kind, condition in conditions.items()
+        if condition is not None
+    )
 
 
-def _takes_drawn_ids(loss: Loss) -> bool:
-    return isinstance(loss, Divergence) and loss.takes_drawn_ids
+def _either(names: Iterable[str]) -> str:
+    """a, b or c."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _temperatures(losses: Sequence[Loss]) -> list[float]:
     """Those of the divergences, each once, ascending."""
-    return sorted({loss.temperature for loss in losses if isinstance(loss, Divergence)})
+    return sorted({temperature for loss in losses for temperature in loss.temperatures})

@@ -24,6 +24,8 @@ class Layout:
     loss_index_N: np.ndarray  # int64 into the flattened [B*T]
     label_N: np.ndarray  # int64; the token that position predicts
     row_N: np.ndarray  # int64; the row of the unit the position belongs to
+    # int64; the document of the unit it belongs to, counted through all rows, with loss or without.
+    document_N: np.ndarray
 
 
 def padded_length(length: int) -> int:
@@ -41,7 +43,8 @@ def lay_out(rows: Rows, *, packed: bool) -> Layout:
     width = padded_length(max((stop - start for _, start, stop in lines), default=0))
     input_ids = np.full((max(1, len(lines)), width), PAD_ID, dtype=np.int64)
     positions = np.tile(np.arange(width, dtype=np.int64), (len(input_ids), 1))
-    flat, labels, owners = [], [], []
+    first_document = np.cumsum([0, *(len(documents) for documents in starts)])
+    flat, labels, owners, documents = [], [], [], []
     for line, (row, start, stop) in enumerate(lines):
         length = stop - start
         input_ids[line, :length] = ids[row][start:stop]
@@ -52,7 +55,10 @@ def lay_out(rows: Rows, *, packed: bool) -> Layout:
         flat.append(line * width + counted - start)
         labels.append(ids[row][counted + 1])
         owners.append(np.full(len(counted), row))
-    return Layout(input_ids, positions, _joined(flat), _joined(labels), _joined(owners))
+        within = np.searchsorted(starts[row], counted, side="right") - 1
+        documents.append(first_document[row] + within)
+    found = (_joined(part) for part in (flat, labels, owners, documents))
+    return Layout(input_ids, positions, *found)
 
 
 def _lines(ids, starts, *, packed: bool) -> list[tuple[int, int, int]]:

@@ -7,7 +7,7 @@ N positions with loss of a unit   P those of a part
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,9 +91,24 @@ RunReader = TargetReader | RoutingReader
 
 def label_logprobs(answer: Answer) -> np.ndarray:
     """The teachers' log-probabilities of the labels, float32 [N], nats."""
+    return _by_position(answer, lambda targets: targets.arrays().label_logprob_N)
+
+
+def teacher_entropies(answer: Answer) -> np.ndarray:
+    """The entropies that teachers ship with drawn ids, float32 [N], nats."""
+    return _by_position(answer, _entropy)
+
+
+def _entropy(targets: SoftTargets) -> np.ndarray:
+    found_N = targets.arrays().entropy_N
+    assert found_N is not None, "an entropy is shipped with drawn ids"
+    return found_N
+
+
+def _by_position(answer: Answer, of: Callable[[SoftTargets], np.ndarray]) -> np.ndarray:
     if isinstance(answer, SoftTargets):
-        return answer.arrays().label_logprob_N
+        return of(answer)
     found_N = np.zeros(sum(len(part.index_P) for part in answer.parts), np.float32)
     for part in answer.parts:
-        found_N[part.index_P] = part.targets.arrays().label_logprob_N
+        found_N[part.index_P] = of(part.targets)
     return found_N

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shared.config.losses import HiddenStates
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
@@ -223,7 +222,7 @@ def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:
 def _refuse_missing_layers(model: PreTrainedModel, config: Config) -> None:
     """Layer 0 is the embedding's output, layer L the last one."""
     last = model.config.get_text_config().num_hidden_layers
-    asked = [s for t in config.losses if isinstance(t, HiddenStates) for s in t.layers.values()]
+    asked = [layer for loss in config.losses for layer in loss.student_layers]
     for layer in asked:
         if not 0 <= layer <= last:
             raise ConfigError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shared.data.layout import lay_out
+from shared.data.layout import Layout, lay_out
 from shared.data.rows import Rows
 from shared.targets.routing import Answer, MixedTargets, label_logprobs
 from student_trainer.answers import answer_arrays
@@ -43,13 +43,18 @@ class Layouts:
     packed: bool
     device: torch.device
 
+    def lay_out(self, rows: Rows) -> Layout:
+        """The padded batch of a unit, on the host."""
+        return lay_out(rows, packed=self.packed)
+
     def batch(self, rows: Rows, targets: Answer | None = None) -> Batch:
         """The tensors of a unit on the device; with `targets`, the teacher's beside them, those of
         several under `TEACHER/NAME` with the positions of each, `TEACHER/index_P`.
 
-        `domain_N` and `row_N` say which domain and row of the unit a position belongs to.
+        `domain_N`, `row_N` and `document_N` say which domain, row of the unit and document of the
+        unit a position belongs to.
         """
-        layout = lay_out(rows, packed=self.packed)
+        layout = self.lay_out(rows)
         domain_R = np.array([self.domains.index(name) for name in rows.domains()], np.int64)
         arrays = {
             "input_ids_BT": layout.input_ids_BT,
@@ -57,6 +62,7 @@ class Layouts:
             "loss_index_N": layout.loss_index_N,
             "label_N": layout.label_N,
             "row_N": layout.row_N,
+            "document_N": layout.document_N,
             "domain_N": domain_R[layout.row_N],
         }
         if isinstance(targets, MixedTargets):

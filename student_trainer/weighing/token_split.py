@@ -4,16 +4,12 @@ N tokens   H hard ones
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from shared.config.losses import ATKD
-from shared.data.rows import Rows
-from shared.targets.routing import Answer, label_logprobs
-from student_trainer.sources.batches import Batch, Layouts
+from student_trainer.weighing.weigher import Columns, Look, StepView, UnitView
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +36,8 @@ class TokenSplit:
         num_hard = int((label_logprob_N <= threshold).sum())
         return TokenSplit(threshold, num_hard, count - num_hard)
 
-    def tensors(self, label_logprob_N: torch.Tensor, term: ATKD) -> dict[str, torch.Tensor]:
-        """`hard_N` and `class_weight_N` of some of the tokens, to be merged into their batch.
+    def columns(self, label_logprob_N: np.ndarray, term: ATKD) -> Columns:
+        """`hard_N`, bool, and `class_weight_N`, float32, of some of the tokens.
 
         A weight is lambda N / (number of easy tokens), or (1 - lambda) N / (number of hard ones),
         so that the mean over the N tokens is lambda mean_easy + (1 - lambda) mean_hard.
@@ -50,21 +46,30 @@ class TokenSplit:
         easy = term.easy_weight * num_tokens / max(1, self.num_easy)
         hard = (1 - term.easy_weight) * num_tokens / max(1, self.num_hard)
         hard_N = label_logprob_N <= self.threshold
-        weights = torch.tensor([easy, hard], dtype=torch.float32, device=label_logprob_N.device)
-        return {"hard_N": hard_N, "class_weight_N": weights[hard_N.long()]}
+        weights = np.array([easy, hard], np.float32)
+        return {"hard_N": hard_N, "class_weight_N": weights[hard_N.astype(np.int64)]}
 
 
-def split_batches(
-    cut: Sequence[tuple[Rows, Answer]],
-    layouts: Layouts,
-    term: ATKD,
-    *,
-    gather: Callable[[np.ndarray], list[np.ndarray]],
-) -> Iterator[Batch]:
-    """The tensors of a rank's units with the split of the whole step's tokens beside them; `gather`
-    gives what every rank has."""
-    own_N = np.concatenate([label_logprobs(answer) for _, answer in cut])
-    split = TokenSplit.of(np.concatenate(gather(own_N)), hard_fraction=term.hard_fraction)
-    for rows, answer in cut:
-        batch = layouts.batch(rows, answer)
-        yield batch | split.tensors(batch["label_logprob_N"], term)
+@dataclass(frozen=True, slots=True)
+class ClassWeights:
+    """ATKD's weigher: the step's tokens split by the label's log-probability, the teacher's or, in
+    reverse, the student's."""
+
+    term: ATKD
+
+    @property
+    def looks(self) -> frozenset[Look]:
+        """The student's log-probabilities of the labels, in reverse."""
+        return frozenset({"label_logprob"} if self.term.direction == "reverse" else ())
+
+    def weigh(self, step: StepView) -> list[Columns]:
+        """`hard_N` and `class_weight_N` of each unit."""
+        split = TokenSplit.of(
+            step.whole(self._label_logprob), hard_fraction=self.term.hard_fraction
+        )
+        return [split.columns(self._label_logprob(unit), self.term) for unit in step.units]
+
+    def _label_logprob(self, unit: UnitView) -> np.ndarray:
+        if self.term.direction == "reverse":
+            return unit.student["label_logprob"]
+        return unit.of_teacher("label_logprob")

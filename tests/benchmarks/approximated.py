@@ -16,7 +16,7 @@ from torch import Tensor
 
 from student_trainer.losses.kernel.buckets import log1mexp
 from student_trainer.losses.kernel.drawn import DrawnTargets
-from student_trainer.losses.token_losses import TeacherTargets
+from student_trainer.losses.kernel.targets import TeacherTargets
 
 FULL = -1e-6  # the largest log-mass of the kept ids: a fit may exceed 0
 

@@ -36,8 +36,10 @@ from torch import Tensor
 
 from student_trainer.losses.kernel.buckets import log1mexp
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.targets import Targets, TeacherTargets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
-from student_trainer.losses.token_losses import Targets, TeacherTargets, token_losses
+from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import token_losses
 
 TOP_K = 64
 WIDTHS, VOCABULARIES = (256, 1_536), (32_000, 151_936)
@@ -119,7 +121,7 @@ def ours(problem: Problem, targets: Targets) -> Tensor:
         problem.hidden_ND,
         Head(problem.weight_VD),
         label_N=problem.label_N,
-        terms=[FORWARD_KL],
+        terms=terms_of([FORWARD_KL]),
         targets=targets,
     ).loss
 

@@ -25,7 +25,9 @@ from shared.targets.draws import uniforms
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.drawn import DrawnTargets
 from student_trainer.losses.kernel.primitive import Head as StudentHead
-from student_trainer.losses.token_losses import Targets, TeacherTargets, token_losses
+from student_trainer.losses.kernel.targets import Targets, TeacherTargets
+from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import token_losses
 from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
 from teacher_service.scoring.scoring import Head, Selection, select
@@ -143,7 +145,7 @@ def _logits_gradient(scene: Scene, targets: Targets | None, rows: slice) -> Tens
         torch.eye(weight_Vn.shape[1]),
         StudentHead(weight_Vn),
         label_N=scene.label_N[rows],
-        terms=[ForwardKL()],
+        terms=terms_of([ForwardKL()]),
         targets=_whole(scene.teacher_NV[rows]) if targets is None else _part(targets, rows),
     )
     found.loss.backward()

@@ -20,8 +20,10 @@ from shared.targets.head_location import find_head
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.targets import Targets, TeacherTargets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
-from student_trainer.losses.token_losses import Targets, TeacherTargets, TokenLosses, token_losses
+from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import TokenLosses, token_losses
 from teacher_service.engine.hf import HFEngine
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
@@ -92,7 +94,7 @@ def student_loss(
         hidden_ND,
         Head(weight_VD),
         label_N=torch.from_numpy(layout.label_N),
-        terms=[ForwardKL()],
+        terms=terms_of([ForwardKL()]),
         targets=targets_of(answer, cache),
     )
     found.loss.backward()

@@ -3,8 +3,9 @@
 B lines   T tokens   N positions with loss   V vocabulary
 """
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from shared.config.losses import LossSection
 from shared.data.rows import Rows
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
+from student_trainer.losses.auxiliary.auxiliary import OutputNeeds
+from student_trainer.losses.registry import AUXILIARIES
 from student_trainer.models.student import load_student
-from student_trainer.objective import BY_DOMAIN, TOTALS, Objective
+from student_trainer.objective import Objective
 from student_trainer.sources.batches import Layouts
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
@@ -25,6 +29,7 @@ from tests.answers import Given, encoded, question_of
 from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains, ragged_rows
 
 CPU = torch.device("cpu")
+TEXT_ALONE = [{"kind": "cross_entropy"}]
 
 
 def unit(seed: int, *, count: int) -> Rows:
@@ -70,16 +75,18 @@ def test_the_loss_equals_a_dense_one(
     torch.testing.assert_close(weighted_N.double(), kl_N + 0.5 * nll_N, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss.double(), (kl_N + 0.5 * nll_N).sum(), rtol=1e-5, atol=0)
     expected = [kl_N + 0.5 * nll_N, 1 - tail_p_N, tail_q_N, kl_N, nll_N]
+    layout = objective.loss_head.layout
     torch.testing.assert_close(
         sums[:5], torch.stack([v.sum() for v in expected]), rtol=1e-5, atol=0
     )
+    assert layout.totals[3:] == ("losses.forward_kl", "losses.cross_entropy")
     code_N = batch["domain_N"] == 0
     by_domain = torch.stack([kl_N[code_N].sum(), kl_N[~code_N].sum()])
-    torch.testing.assert_close(sums[5:7], by_domain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(sums[layout.place("kl")], by_domain, rtol=1e-5, atol=0)
     excess_N = (nll_N + batch["label_logprob_N"]).clamp(min=0)
     by_domain = torch.stack([excess_N[code_N].sum(), excess_N[~code_N].sum()])
-    torch.testing.assert_close(sums[7:9], by_domain, rtol=1e-4, atol=0)
-    assert torch.equal(sums[9:], torch.zeros(8, dtype=torch.float64))  # no token-adaptive loss
+    torch.testing.assert_close(sums[layout.place("excess")], by_domain, rtol=1e-4, atol=0)
+    assert len(sums) == layout.size == 9
 
 
 def test_a_phase_sets_the_weight_of_the_hidden_states_and_of_nothing_else(
@@ -109,7 +116,7 @@ def test_a_phase_sets_the_weight_of_the_hidden_states_and_of_nothing_else(
         found.append(
             (
                 loss.item(),
-                sums[len(TOTALS) : len(TOTALS) + 2],
+                torch.tensor(list(objective.loss_head.layout.losses_in(sums.numpy()).values())),
                 torch.cat([g.flatten() for g in gradients]),
             )
         )
@@ -120,6 +127,47 @@ def test_a_phase_sets_the_weight_of_the_hidden_states_and_of_nothing_else(
         torch.testing.assert_close(other, terms[0])
     torch.testing.assert_close(gradients[1], (gradients[0] + gradients[2]) / 2)
     assert not torch.allclose(gradients[0], gradients[2])
+
+
+class DriftSection(LossSection):
+    """How far the last states are from those of the embedding."""
+
+    asks_teacher: ClassVar[bool] = False
+
+    kind: Literal["drift"] = "drift"
+    weight: float = 0.25
+
+
+class Drift:
+    """Its loss, which two outputs of the decoder alone tell."""
+
+    needs = OutputNeeds(("output_hidden_states",))
+
+    def __init__(self, section: DriftSection, modules: torch.nn.ModuleDict) -> None:
+        self.weight = section.weight
+
+    def pick(self, output: Any, index_N: torch.Tensor) -> dict[str, torch.Tensor]:
+        drift = output.last_hidden_state - output.hidden_states[0]
+        return {"drift_ND": drift.flatten(0, 1)[index_N]}
+
+    def values(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return batch["drift_ND"].square().mean(-1)
+
+
+def test_a_further_auxiliary_is_one_class_and_one_entry(
+    tmp_path: Path, tiny_pair: tiny.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AUXILIARIES, "drift", Drift)
+    plan = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path), losses=TEXT_ALONE)
+    config = plan.config.model_copy(update={"losses": [DriftSection(), *plan.config.losses]})
+    objective = Objective(load_student(config, device=CPU), config, teacher_width=None)
+    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4))
+    loss, sums, weighted_N = objective(batch, multiplier=0.5)
+    found = objective.loss_head.layout.losses_in(sums.numpy())
+    assert list(found) == ["drift", "cross_entropy"]
+    assert found["drift"] > 0
+    torch.testing.assert_close(loss.double() * 2, weighted_N.double().sum())
+    assert loss.item() * 2 == pytest.approx(0.25 * found["drift"] + found["cross_entropy"])
 
 
 def test_positions_without_loss_get_exactly_no_gradient(
@@ -239,33 +287,3 @@ def test_no_tensor_is_as_large_as_all_logits(tmp_path: Path) -> None:
         with torch.no_grad():
             objective(batch, mode="evaluate")
     assert vocabulary * 16 <= seen.elements <= lines * context * vocabulary // 2
-
-
-@pytest.mark.parametrize("hard_fraction", [0.0, 0.3, 0.5, 1.0])
-def test_reverse_splits_a_unit_by_the_students_own_uncertainty(
-    tmp_path: Path, tiny_pair: tiny.Pair, answer: SoftTargets, hard_fraction: float
-) -> None:
-    term = {"kind": "atkd", "direction": "reverse", "hard_fraction": hard_fraction}
-    config = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path), losses=[term]).config
-    objective = Objective(load_student(config, device=CPU), config, teacher_width=None)
-    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
-    loss, sums, weighted_N = objective(batch)
-    loss.backward()
-    count = len(weighted_N)
-    sums_Q = sums[4:].reshape(len(BY_DOMAIN), 2).sum(-1)
-    hard = int(sums_Q[BY_DOMAIN.index("hard")])
-    # ceil(k (N - 1)) tokens lie above the quantile element, which is hard itself
-    assert hard == (0 if hard_fraction == 0 else math.ceil(hard_fraction * (count - 1)) + 1)
-    nll_N = objective(batch, mode="logits")[0].log_softmax(-1)
-    nll_N = -nll_N.gather(1, batch["label_N"][:, None])[:, 0]
-    uncertainty = (-torch.expm1(-nll_N)).sum()
-    found = sums_Q[BY_DOMAIN.index("uncertainty")]
-    torch.testing.assert_close(found.float(), uncertainty.detach(), rtol=1e-4, atol=0)
-    tkd, dkd = (sums_Q[BY_DOMAIN.index(name)] for name in ("tkd", "dkd"))
-    if hard_fraction == 0:
-        torch.testing.assert_close(loss.double(), 0.2 * dkd, rtol=1e-5, atol=0)
-    if hard_fraction == 1:
-        torch.testing.assert_close(loss.double(), 0.8 * (tkd + dkd), rtol=1e-5, atol=0)
-    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
-    assert gradients
-    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -18,7 +18,7 @@ from student_trainer.models.student import load_student
 from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Batch, Layouts
-from student_trainer.weighing.token_split import split_batches
+from student_trainer.weighing.weighed import weighed_batches, weighers_of
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.student_trainer.processes import LocalTeacher, as_job
@@ -39,6 +39,7 @@ KINDS = {
     "drawn ids": {"targets": {"selector": "threshold", "top_k": 16}},
     "renormalised": {"targets": {"selector": "renormalised"}},
     "token-adaptive": {"losses": [{"kind": "atkd"}, {"kind": "cross_entropy"}]},
+    "token-adaptive in reverse": {"losses": [{"kind": "atkd", "direction": "reverse"}]},
     "last states": {"losses": [{"kind": "forward_kl"}, {"kind": "reverse_kl", "temperature": 2}]},
 }
 
@@ -60,12 +61,15 @@ def plan(request, tmp_path: Path, tiny_pair: tiny.Pair, folders: dict[str, Path]
     return plan_of_two(tmp_path / "run", tiny_pair, domains, folders, cache=cache, **options)
 
 
-def batches_of(plan: RunPlan, rows: Rows, targets) -> Batch:
-    """The tensors of a unit, with the split of its tokens where a loss has one."""
-    layouts = Layouts(DOMAINS, True, CPU)
-    if plan.config.atkd is None:
-        return layouts.batch(rows, targets)
-    (batch,) = split_batches([(rows, targets)], layouts, plan.config.atkd, gather=lambda own: [own])
+def batch_of(plan: RunPlan, rows: Rows, targets, objective: Objective) -> Batch:
+    """The tensors of a unit, with the weights of its positions where a loss has some."""
+    (batch,) = weighed_batches(
+        [(rows, targets)],
+        Layouts(DOMAINS, True, CPU),
+        weighers_of(plan.config.losses),
+        engine=objective,
+        gather=lambda own: [own],
+    )
     return batch
 
 
@@ -92,7 +96,7 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
     heads = load_teacher_heads(plan, CPU)
     student = load_student(plan.config, device=CPU)
     both = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
-    mixed = batches_of(plan, rows, answer)
+    mixed = batch_of(plan, rows, answer, both)
     found = learnt(both, mixed)
 
     assert isinstance(answer, MixedTargets)

@@ -181,8 +181,8 @@ KNOBS = {
     "losses.N.t_start": LOOP,
     "losses.N.t_end": LOOP,
     "losses.N.hard_fraction": (
-        "student_trainer/test_objective.py"
-        "::test_reverse_splits_a_unit_by_the_students_own_uncertainty"
+        "student_trainer/weighing/test_weigher.py"
+        "::test_atkd_splits_the_whole_step_however_it_is_cut"
     ),
     "losses.N.easy_weight": f"{DIAGNOSTICS}::test_the_loss_is_that_of_the_paper",
     "losses.N.final_weight": (

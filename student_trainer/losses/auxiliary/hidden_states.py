@@ -6,20 +6,13 @@ N positions   D student width   E teacher width
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-
-@dataclass(frozen=True, slots=True)
-class HiddenStatePairs:
-    """Both models' states at the positions with loss, and the projections between them."""
-
-    student_ND: Mapping[int, Tensor]  # student layer -> states
-    teacher_NE: Mapping[int, Tensor]  # teacher layer -> states, float32 or bfloat16 bits
-    projections: nn.ModuleDict  # str(teacher layer) -> Linear(D, E), float32
+from student_trainer.losses.auxiliary.auxiliary import OutputNeeds
 
 
 def mean_squared_error(projected_NE: Tensor, teacher_NE: Tensor) -> Tensor:
@@ -54,20 +47,42 @@ def decoded_states(states_NE: Tensor) -> Tensor:
     return native_states(states_NE).float()
 
 
-def hidden_state_loss(
-    pairs: HiddenStatePairs, *, layers: Mapping[int, int], distance: str
-) -> Tensor:
-    """Mean over the layer pairs of the distance between projected student and teacher [N].
+class HiddenStateMatching:
+    """Mean over pairs of layers of the distance between projected student and teacher.
 
-    `layers` maps teacher layers to student layers. Computed in the projection's precision.
+    Computed in the projection's precision. The modules are the projections, by teacher layer.
     """
-    values = []
-    for teacher_layer, student_layer in layers.items():
-        linear = pairs.projections[str(teacher_layer)]
-        student_ND = pairs.student_ND[student_layer].to(_precision(linear))
-        teacher_NE = decoded_states(pairs.teacher_NE[teacher_layer])
-        values.append(DISTANCES[distance](linear(student_ND), teacher_NE))
-    return torch.stack(values).mean(0)
+
+    def __init__(self, section: Any, modules: nn.ModuleDict) -> None:
+        """`section`: weight, layers (teacher -> student), distance."""
+        self._section, self._projections = section, modules
+
+    @property
+    def weight(self) -> float:
+        """The section's."""
+        return self._section.weight
+
+    @property
+    def needs(self) -> OutputNeeds:
+        """The states of inner layers."""
+        return OutputNeeds(("output_hidden_states",))
+
+    def pick(self, output: Any, index_N: Tensor) -> dict[str, Tensor]:
+        """The student's states of its layers, `student_LAYER_ND`."""
+        return {
+            f"student_{layer}_ND": output.hidden_states[layer].flatten(0, 1)[index_N]
+            for layer in sorted(set(self._section.layers.values()))
+        }
+
+    def values(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The distances [N]; the teacher's states are `teacher_LAYER_NE`, numbers or bits."""
+        found = []
+        for teacher_layer, student_layer in self._section.layers.items():
+            linear = self._projections[str(teacher_layer)]
+            student_ND = batch[f"student_{student_layer}_ND"].to(_precision(linear))
+            teacher_NE = decoded_states(batch[f"teacher_{teacher_layer}_NE"])
+            found.append(DISTANCES[self._section.distance](linear(student_ND), teacher_NE))
+        return torch.stack(found).mean(0)
 
 
 def _precision(module: nn.Module) -> torch.dtype:

@@ -3,10 +3,10 @@
 A weight's expectation over draws is the id's probability, so that sums of p are estimated without
 bias; log q is normalised over the student's whole vocabulary, and there is no tail to compare.
 
-N positions   n positions of a chunk   K ids kept per position
+N positions   n positions of a chunk   K ids kept per position   W rows of the teacher's head
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,7 @@ from student_trainer.losses.kernel.buckets import Buckets, DrawnBuckets
 
 @dataclass(frozen=True, slots=True)
 class DrawnTargets:
-    """What such a teacher shipped, decoded, on the student's device. Stands in for
-    `objective.TeacherTargets`."""
+    """What such a teacher shipped, decoded, on the student's device: `Targets`."""
 
     ids_NK: Tensor  # int64, ascending; a repeated id counts as often as it stands
     log_weights_NK: Tensor  # float32; the weights of a position sum to 1
@@ -31,6 +30,16 @@ class DrawnTargets:
         """K."""
         return self.ids_NK.shape[1]
 
+    @property
+    def kept_prefix(self) -> None:
+        """None: every position has ids of its own."""
+        return None
+
+    @property
+    def reported_temperature(self) -> float:
+        """The one that ids are drawn at."""
+        return self.temperature
+
     def ids(self, rows: slice) -> Tensor:
         """The kept ids of a chunk [n,K]."""
         return self.ids_NK[rows]
@@ -42,7 +51,18 @@ class DrawnTargets:
         kept_nK[:, 1:] = ids_nK[:, 1:] != ids_nK[:, :-1]
         return kept_nK
 
-    def at(self, rows: slice, *, vocabulary: int) -> Callable[[float], Buckets]:
+    def logits(self, rows: slice, *, buffer: Tensor | None) -> None:
+        """None: it ships weights."""
+        return None
+
+    def at(
+        self,
+        rows: slice,
+        logits_nW: Tensor | None,
+        *,
+        vocabulary: int,
+        temperatures: Sequence[float],
+    ) -> Callable[[float], Buckets]:
         """The weights of a chunk, at the temperature of the draw alone."""
 
         def buckets(temperature: float) -> Buckets:
@@ -51,6 +71,10 @@ class DrawnTargets:
             return DrawnBuckets(self.log_weights_NK[rows], nothing_n, self.entropy_N[rows])
 
         return buckets
+
+    def label_logprob(self, rows: slice, label_n: Tensor, teacher: Buckets) -> Tensor:
+        """Refused: drawn ids do not tell it."""
+        raise AssertionError("a term that needs the label on its own takes no drawn ids")
 
     def captured_mass(self) -> Tensor:
         """Teacher mass that is not estimated [N]: on the ids kept exactly or, where all are drawn,

@@ -26,7 +26,7 @@ class TeacherHead:
 @dataclass(frozen=True, slots=True)
 class TeacherStates:
     """What the teacher shipped where it ships its last states: every shared id is kept, and the
-    head's rows beyond them are the tail. Stands in for `objective.TeacherTargets`."""
+    head's rows beyond them are the tail: `Targets`."""
 
     hidden_NE: Tensor  # in the teacher's own type
     teacher: TeacherHead
@@ -36,10 +36,24 @@ class TeacherStates:
         """K."""
         return self.teacher.shared_vocab
 
+    @property
+    def kept_prefix(self) -> int:
+        """K: all shared ids at every position."""
+        return self.num_ids
+
+    @property
+    def reported_temperature(self) -> float:
+        """1."""
+        return 1.0
+
     def ids(self, rows: slice) -> Tensor:
         """The kept ids [n,K]: all shared ones, ascending."""
         size = len(self.hidden_NE[rows])
         return torch.arange(self.num_ids, device=self.hidden_NE.device).expand(size, -1)
+
+    def kept(self, rows: slice) -> Tensor:
+        """All of them [n,K]."""
+        return torch.ones_like(self.ids(rows), dtype=torch.bool)
 
     @torch.no_grad()
     def logits(self, rows: slice, *, buffer: Tensor | None = None) -> Tensor:
@@ -53,13 +67,19 @@ class TeacherStates:
 
     @torch.no_grad()
     def at(
-        self, logits_nW: Tensor, *, vocabulary: int, temperatures: Sequence[float]
+        self,
+        rows: slice,
+        logits_nW: Tensor | None,
+        *,
+        vocabulary: int,
+        temperatures: Sequence[float],
     ) -> Callable[[float], Buckets]:
         """The teacher's buckets at each temperature, from its logits.
 
         Where the student's vocabulary ends with the shared ids, so does the teacher's: rows it
         holds beyond are left out and the shared ids share their mass.
         """
+        assert logits_nW is not None, "`logits` gave some"
         if vocabulary == self.num_ids:
             logits_nW = logits_nW[:, : self.num_ids]
         found: dict[float, Buckets] = {}

@@ -14,6 +14,7 @@ N positions   K ids kept per position
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from student_trainer.losses.kernel.buckets import (
     p_log_ratio,
     sum_p_log_ratio,
 )
+from student_trainer.losses.terms.term import ChunkView, Needs, TermValues
 
 
 def kl(first: Buckets, second: Buckets) -> Tensor:
@@ -171,6 +173,14 @@ class Divergence:
     laws: Laws = field(default_factory=Laws)
     # Its estimate from drawn ids; None: it needs both distributions at the same ids.
     drawn: Callable[[DrawnBuckets, Buckets], Tensor] | None = None
+    moving: tuple[str, ...] = ()  # parameters that the step sets, not the config
+
+    def of(self, teacher: Buckets, student: Buckets, **parameters: Any) -> Tensor:
+        """Its values [N], estimated where the teacher's ids are drawn."""
+        if not isinstance(teacher, DrawnBuckets):
+            return self.function(teacher, student, **parameters)
+        assert self.drawn is not None, f"{self.formula} needs both distributions at the same ids"
+        return self.drawn(teacher, student)
 
 
 def _jsd_bound(beta: float, continuous: bool) -> float:
@@ -252,5 +262,47 @@ DIVERGENCES: dict[str, Divergence] = {
         "TAID, arXiv 2501.16937, its logit mixture replaced",
         ("teacher_share",),
         Laws(zero_value=False),
+        moving=("teacher_share",),
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceTerm:
+    """A divergence of the registry as a term, at one temperature."""
+
+    reported: ClassVar[tuple[str, ...]] = ()
+
+    section: Any  # of the config: weight, temperature, times_temperature_squared, parameters
+
+    @property
+    def divergence(self) -> Divergence:
+        """Its entry of the registry."""
+        return DIVERGENCES[self.section.kind]
+
+    @property
+    def weight(self) -> float:
+        """The section's."""
+        return self.section.weight
+
+    @property
+    def needs(self) -> Needs:
+        """Both distributions at its temperature."""
+        return Needs(temperatures=(self.section.temperature,))
+
+    @property
+    def is_kl_at(self) -> float | None:
+        """1 where it is the forward KL there."""
+        is_kl = self.divergence.function is forward_kl and self.section.temperature == 1
+        return 1.0 if is_kl else None
+
+    def evaluate(self, chunk: ChunkView) -> TermValues:
+        """Its values, times the square of the temperature if the section says so."""
+        divergence, section = self.divergence, self.section
+        parameters = {
+            name: chunk.moving[name] if name in divergence.moving else getattr(section, name)
+            for name in divergence.parameters
+        }
+        value_n = divergence.of(*chunk.pair(section.temperature), **parameters)
+        squared = section.times_temperature_squared
+        return TermValues(value_n * section.temperature**2 if squared else value_n)

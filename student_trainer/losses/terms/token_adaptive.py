@@ -11,42 +11,61 @@ equations for decoupled distillation, exact on any grouping that leaves g on its
 Hard tokens, those of the largest UNC, learn TKD + DKD, easy ones DKD; neither DKD is weighted by
 UNC. UNC and TKD are exact; DKD over buckets is a lower bound of the full one.
 
-N positions   K ids kept per position
+N positions   n positions of a chunk   K ids kept per position
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from student_trainer.losses.kernel.buckets import Buckets, log1mexp, p_log_ratio
+from student_trainer.losses.kernel.buckets import Buckets, p_log_ratio
+from student_trainer.losses.kernel.labelled import LabelledBuckets
 from student_trainer.losses.terms.divergences import Divergence
+from student_trainer.losses.terms.term import ChunkView, Needs, TermValues
 
 # Below this 1 - p_g is no direction to learn from, only rounding: the token's DKD is dropped.
 SMALLEST_UNCERTAINTY = 1e-5
-# Relative rounding of float32: no difference of probabilities is known better.
-ROUNDING = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledBuckets:
-    """Log-probabilities of the label, of the kept ids but the label, and of everything else.
+class TokenAdaptive:
+    """ATKD as a term. A step's weigher says which tokens are hard and what each class counts.
 
-    They sum to 1. `others_NK` is -inf where the kept id is the label.
+    Its values include what their class counts. It reports which tokens are hard, 0 or 1, and UNC,
+    TKD and DKD.
     """
 
-    label_N: Tensor
-    log_rest_N: Tensor  # log(1 - probability of the label)
-    others_NK: Tensor
-    tail_N: Tensor  # neither kept nor the label; -inf where there is nothing
+    reported: ClassVar[tuple[str, ...]] = ("hard_share", "uncertainty", "tkd", "dkd")
 
+    section: Any  # of the config: weight, direction
 
-@dataclass(frozen=True, slots=True)
-class TokenClasses:
-    """Which tokens are hard, bool [N], and what a token's value is multiplied by [N]."""
+    @property
+    def weight(self) -> float:
+        """The section's."""
+        return self.section.weight
 
-    hard_N: Tensor
-    weight_N: Tensor
+    @property
+    def needs(self) -> Needs:
+        """The label on its own, and the split of the step's tokens."""
+        return Needs(label_apart=True, columns=("hard_N", "class_weight_N"))
+
+    @property
+    def is_kl_at(self) -> None:
+        """None."""
+        return None
+
+    def evaluate(self, chunk: ChunkView) -> TermValues:
+        """TKD + DKD of hard tokens and DKD of easy ones, times what their class counts."""
+        assert chunk.labelled is not None, "the label is needed on its own"
+        teacher, student = chunk.labelled
+        reverse = self.section.direction == "reverse"
+        parts = decoupled(student, teacher) if reverse else decoupled(teacher, student)
+        hard_n = chunk.columns["hard_N"]
+        values_n = chunk.columns["class_weight_N"] * parts.loss(hard_n)
+        reports = (hard_n.to(parts.tkd_N.dtype), parts.uncertainty_N, parts.tkd_N, parts.dkd_N)
+        return TermValues(values_n, dict(zip(self.reported, reports, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,40 +118,6 @@ PARTS = {
         ("direction",),
     ),
 }
-
-
-def labelled_teacher(
-    teacher: Buckets, *, label_logprob_N: Tensor, is_label_NK: Tensor, student_tail_N: Tensor
-) -> LabelledBuckets:
-    """The teacher's, from its buckets at temperature 1 and its exact label log-probability.
-
-    Where the label is not kept, its probability is taken out of the tail, in log space, down to
-    rounding. The student has no tail where `student_tail_N` is -inf, and then neither has the
-    teacher. No outcome that the student could have is at 0, so that reverse stays finite.
-    """
-    label_N = label_logprob_N.clamp(max=-ROUNDING)
-    kept_N = is_label_NK.any(-1)
-    log_share_N = torch.where(kept_N, -torch.inf, label_N - teacher.tail_N)
-    tail_N = teacher.tail_N + log1mexp(log_share_N.clamp(max=-ROUNDING))
-    some = Buckets(teacher.kept_NK, tail_N).without_zeros()
-    return LabelledBuckets(
-        label_N=label_N,
-        log_rest_N=log1mexp(label_N),
-        others_NK=some.kept_NK.masked_fill(is_label_NK, -torch.inf),
-        tail_N=some.tail_N.masked_fill(student_tail_N == -torch.inf, -torch.inf),
-    )
-
-
-def labelled_student(
-    ids_NM: Tensor, fine_tail_N: Tensor, *, is_label_NK: Tensor
-) -> LabelledBuckets:
-    """The student's, from log-probabilities of the kept ids and, in the last column, the label.
-
-    `fine_tail_N` is over the complement of both, so that nothing is subtracted.
-    """
-    others_NK = ids_NM[:, :-1].masked_fill(is_label_NK, -torch.inf)
-    log_rest_N = torch.cat([others_NK, fine_tail_N[:, None]], dim=1).logsumexp(-1)
-    return LabelledBuckets(ids_NM[:, -1], log_rest_N, others_NK, fine_tail_N)
 
 
 def _without_label(buckets: LabelledBuckets) -> Buckets:

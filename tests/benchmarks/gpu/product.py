@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from torch import Tensor
 
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
-from student_trainer.losses.token_losses import Targets, token_losses
+from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import token_losses
 from tests.benchmarks.losses import Problem
 
 
@@ -27,7 +29,8 @@ def loss_of(
         kind=kind, weight=1.0, temperature=1.0, times_temperature_squared=True, **parameters
     )
     head = Head(weight_VD)
-    return token_losses(hidden_ND, head, label_N=label_N, terms=[section], targets=targets).loss
+    terms = terms_of([section])
+    return token_losses(hidden_ND, head, label_N=label_N, terms=terms, targets=targets).loss
 
 
 def targets_of(problem: Problem, task: str) -> Targets:

@@ -2,8 +2,6 @@
 
 import pytest
 
-from cluster.cli import main
-from cluster.launch import driver
 from cluster.planning.preparation import check, idle_policy_note, refuse_unasked
 from shared.config.file import load_config
 from shared.errors import ConfigError
@@ -27,23 +25,6 @@ def test_a_policy_that_cannot_act_within_the_run_is_said(tmp_path, tiny_pair, st
     if note:
         assert f"the run has {steps}" in note
         assert "lower mixture.interval" in note
-
-
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_atkd_in_reverse_says_that_it_splits_micro_batches(
-    tmp_path, tiny_pair, direction, capsys, monkeypatch
-):
-    """The run ends where it would join a cluster."""
-
-    def joined(address):
-        raise ConfigError("no cluster here")
-
-    monkeypatch.setattr(driver, "connected", joined)
-    losses = [{"kind": "atkd", "direction": direction}]
-    assert main(["run", str(write_job(tmp_path, tiny_pair, losses=losses))]) == 2
-    said = capsys.readouterr().out
-    sentence = "splits each micro-batch by the student's own uncertainty, not the whole step"
-    assert (sentence in said) == (direction == "reverse")
 
 
 @pytest.mark.parametrize("policy", ["doremi", "odm"])

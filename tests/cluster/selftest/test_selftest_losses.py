@@ -14,9 +14,10 @@ from cluster.planning.loading import load
 from cluster.planning.preparation import Prepared, prepare_run
 from cluster.selftest import checks
 from student_trainer.losses.kernel.buckets import Buckets, p_log, p_log_ratio
+from student_trainer.losses.kernel.labelled import LabelledBuckets
 from student_trainer.losses.terms import token_adaptive
 from student_trainer.losses.terms.divergences import DIVERGENCES
-from student_trainer.losses.terms.token_adaptive import LabelledBuckets, tkd
+from student_trainer.losses.terms.token_adaptive import tkd
 from tests.answers import Given
 from tests.cluster.jobs import write_job
 from tests.cluster.selftest.examined import by_name, looked_at, subject

@@ -38,6 +38,35 @@ def test_entries_are_in_row_order_with_their_labels_and_rows(packed: bool) -> No
     layout = lay_out(COUNTING, packed=packed)
     assert layout.label_N.tolist() == [12, 13, 71, 72, 41, 42]
     assert layout.row_N.tolist() == [0, 0, 0, 0, 1, 1]
+    assert layout.document_N.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_position_belongs_to_the_document_that_holds_it_and_its_label(
+    seed: int, packed: bool
+) -> None:
+    """Every document repeats a token of its own; some have no loss at all."""
+    generator = np.random.default_rng(seed)
+    ids, starts, masks, document = [], [], [], 0
+    for _ in range(5):
+        lengths = generator.integers(2, 9, int(generator.integers(1, 5)))
+        mask = generator.integers(0, 2, int(lengths.sum())).astype(np.uint8)
+        mask[np.cumsum(lengths) - 1] = 0
+        starts.append(np.cumsum([0, *lengths[:-1]]))
+        ids.append(np.repeat(np.arange(document, document + len(lengths)), lengths))
+        masks.append(mask)
+        document += len(lengths)
+    unit = Rows.build(
+        domains=["a"] * 5, indices=range(5), input_ids=ids, doc_starts=starts, loss_masks=masks
+    )
+    layout = lay_out(unit, packed=packed)
+    assert layout.document_N.dtype == np.int64
+    assert (layout.document_N == layout.label_N).all()
+    assert (layout.document_N == layout.input_ids_BT.reshape(-1)[layout.loss_index_N]).all()
+    first = np.cumsum([0, *(len(row) for row in starts)])
+    rows = np.searchsorted(first, layout.document_N, side="right") - 1
+    assert (rows == layout.row_N).all()
 
 
 def test_unpacked_documents_have_lines_of_their_own() -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.losses.token_losses import TeacherTargets, TokenLosses, token_losses
+from student_trainer.losses.kernel.targets import TeacherTargets
+from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import TokenLosses, token_losses
 
 
 def forward_kl_term(
@@ -126,9 +128,16 @@ class Case:
             exact, logprobs_NK=exact.logprobs_NK.to(kind), log_tail_NS=exact.log_tail_NS.to(kind)
         )
 
-    def losses(self, **options) -> TokenLosses:
-        """`token_losses` on the case's states, head and labels."""
-        return token_losses(self.hidden_ND, self.head, label_N=self.label_N, **options)
+    def losses(self, *, terms: list, teacher_share: float = 1.0, **options) -> TokenLosses:
+        """`token_losses` on the case's states, head and labels; `terms` are sections."""
+        return token_losses(
+            self.hidden_ND,
+            self.head,
+            label_N=self.label_N,
+            terms=terms_of(terms),
+            moving={"teacher_share": teacher_share},
+            **options,
+        )
 
 
 def gradients(loss: Tensor, case: Case) -> list[Tensor]:

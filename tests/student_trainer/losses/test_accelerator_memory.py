@@ -20,8 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from student_trainer.losses.kernel import fused
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.kernel.targets import Targets, TeacherTargets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
-from student_trainer.losses.token_losses import Targets, TeacherTargets, token_losses
+from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import token_losses
 
 V, D, K = 151_936, 2_048, 64
 FORWARD_KL = SimpleNamespace(
@@ -96,7 +98,11 @@ def most_bytes(num: int, targets_of: Callable[[Tensor, Tensor], Targets]) -> int
         hidden_ND, weight_VD = states[0].requires_grad_(), heads[0].requires_grad_()
         with Alive(*states, *heads, label_N, *shipped) as alive:
             token_losses(
-                hidden_ND, Head(weight_VD), label_N=label_N, terms=[FORWARD_KL], targets=targets
+                hidden_ND,
+                Head(weight_VD),
+                label_N=label_N,
+                terms=terms_of([FORWARD_KL]),
+                targets=targets,
             ).loss.backward()
         assert hidden_ND.grad is not None
         assert weight_VD.grad is not None

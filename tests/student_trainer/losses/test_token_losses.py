@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from student_trainer.losses.auxiliary.hidden_states import HiddenStatePairs
+from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
 from student_trainer.losses.kernel import fused
 from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution
 from student_trainer.losses.kernel.primitive import Head, gathered_log_softmax
+from student_trainer.losses.kernel.targets import TeacherTargets
+from student_trainer.losses.registry import auxiliaries_of, loss_names
 from student_trainer.losses.terms.divergences import forward_kl
-from student_trainer.losses.token_losses import TeacherTargets, evaluate_tokens, term_names
+from student_trainer.losses.token_losses import evaluate_tokens
 from tests.allocations import largest_tensor, peak_bytes
 from tests.student_trainer.losses.dense import (
     Case,
@@ -152,7 +154,7 @@ def test_values_per_token_are_unweighted_and_diagnostics_are_at_temperature_one(
         torch.testing.assert_close(value, expected, atol=1e-11, rtol=0)
         assert not value.requires_grad
     weighted_N = sum(
-        term.weight * found.terms[name] for name, term in zip(term_names(terms), terms, strict=True)
+        term.weight * found.terms[name] for name, term in zip(loss_names(terms), terms, strict=True)
     )
     torch.testing.assert_close(found.loss, 0.01 * weighted_N.sum(), atol=1e-12, rtol=0)
 
@@ -355,6 +357,42 @@ def test_parts_of_a_chunk_change_nothing_but_rounding(monkeypatch):
     assert all(relative_error(*pair) < 1e-13 for pair in zip(parts, chunk, strict=True))
 
 
+@pytest.mark.parametrize("terms", MIXES)
+@pytest.mark.parametrize("chunk_rows", [1, 10, 37])
+def test_weights_per_position_equal_dense_float64_in_any_number_of_chunks(terms, chunk_rows):
+    case = Case.random(bias=True, soft_cap=3.0)
+    weight_N = torch.linspace(-1, 2, 37, dtype=torch.float64)
+    targets = case.targets(8, temperatures=ALL_TEMPERATURES)
+    options = {"terms": terms, "targets": targets, "multiplier": 1 / 37}
+    found = case.losses(weight_N=weight_N, chunk_rows=chunk_rows, **options)
+    parts = []
+    for place, weight in enumerate(weight_N):
+        one = slice(place, place + 1)
+        alone = replace(
+            case,
+            hidden_ND=case.hidden_ND[one],
+            teacher_NV=case.teacher_NV[one],
+            label_N=case.label_N[one],
+        )
+        parts.append(weight / 37 * dense_loss(alone, terms, 8))
+    expected = torch.stack(parts).sum()
+    torch.testing.assert_close(found.loss, expected, atol=1e-12, rtol=1e-12)
+    pairs = zip(gradients(found.loss, case), gradients(expected, case), strict=True)
+    assert all(relative_error(one, other) < 1e-12 for one, other in pairs)
+    for name, value_N in case.losses(**options).terms.items():
+        torch.testing.assert_close(found.terms[name], value_N)  # unweighted
+
+
+def test_equal_weights_give_the_bits_of_none():
+    case, terms = Case.random(kind=torch.float32), MIXES[-1]
+    options = {"terms": terms, "multiplier": 1 / 37, "chunk_rows": 7}
+    options["targets"] = case.targets(8, temperatures=ALL_TEMPERATURES)
+    one, other = (case.losses(weight_N=w, **options).loss for w in (None, torch.ones(37)))
+    assert torch.equal(one, other)
+    pairs = zip(gradients(one, case), gradients(other, case), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
 def test_nothing_of_positions_times_vocabulary_is_allocated(soft_cap):
     case = Case.random(128, width=8, vocabulary=900, kind=torch.float32, soft_cap=soft_cap)
@@ -387,18 +425,21 @@ def test_evaluation_gives_full_and_bucketed_kl_without_gradients():
 def test_hidden_states_join_the_weighted_sum():
     case = Case.random(width=6)
     projections = nn.ModuleDict({"2": nn.Linear(6, 5, bias=False, dtype=torch.float64)})
-    teacher_NE = torch.randn(37, 5)
-    pairs = HiddenStatePairs({1: case.hidden_ND}, {2: teacher_NE}, projections)
+    batch = {"student_1_ND": case.hidden_ND, "teacher_2_NE": torch.randn(37, 5)}
     matching = SimpleNamespace(kind="hidden_states", weight=0.4, layers={2: 1}, distance="mse")
-    terms = [matching, cross_entropy_term(weight=0.6)]
-    found = case.losses(terms=terms, hidden_states=pairs, multiplier=0.1)
-    value_N = (projections["2"](case.hidden_ND) - teacher_NE.double()).square().mean(-1)
-    expected = 0.1 * (0.4 * value_N.sum() + dense_loss(case, terms[1:], 8) * 1.0)
+    sections = [matching, cross_entropy_term(weight=0.6)]
+    auxiliaries = auxiliaries_of(sections, projections)
+    found = with_auxiliaries(
+        case.losses(terms=sections, multiplier=0.1), auxiliaries, batch, multiplier=0.1
+    )
+    teacher_NE = batch["teacher_2_NE"].double()
+    value_N = (projections["2"](case.hidden_ND) - teacher_NE).square().mean(-1)
+    expected = 0.1 * (0.4 * value_N.sum() + dense_loss(case, sections[1:], 8) * 1.0)
     torch.testing.assert_close(found.loss, expected, atol=1e-11, rtol=0)
     torch.testing.assert_close(found.terms["hidden_states"], value_N.detach())
-    assert list(found.terms) == ["hidden_states", "cross_entropy"]
+    assert set(found.terms) == {"hidden_states", "cross_entropy"}
     leaf = projections["2"].weight
     one, other = (torch.autograd.grad(x, [leaf, case.hidden_ND]) for x in (found.loss, expected))
     torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
-    alone = case.losses(terms=[matching], hidden_states=pairs)
+    alone = with_auxiliaries(case.losses(terms=[matching]), auxiliaries, batch, multiplier=1.0)
     assert torch.equal(gradients(alone.loss, case)[1], torch.zeros_like(case.head.weight_VD))

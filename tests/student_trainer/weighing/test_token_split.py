@@ -19,8 +19,8 @@ def test_the_threshold_of_one_half_is_the_lower_median(count):
     uncertainty_N = -torch.expm1(torch.from_numpy(label_logprob_N))
     hard_N = uncertainty_N >= uncertainty_N.median()
     assert (split.num_hard, split.num_easy) == (int(hard_N.sum()), int((~hard_N).sum()))
-    found = split.tensors(torch.from_numpy(label_logprob_N), ATKD())["hard_N"]
-    assert torch.equal(found, hard_N)
+    found = split.columns(label_logprob_N, ATKD())["hard_N"]
+    assert found.tolist() == hard_N.tolist()
 
 
 def test_ties_are_hard():
@@ -40,7 +40,8 @@ def test_the_weighted_mean_is_the_papers_loss(fraction, easy):
     label_logprob_N = logprobs(2, count=37)
     split = TokenSplit.of(label_logprob_N, hard_fraction=fraction)
     value_N = torch.rand(37, generator=torch.Generator().manual_seed(0))
-    found = split.tensors(torch.from_numpy(label_logprob_N), ATKD(easy_weight=easy))
+    columns = split.columns(label_logprob_N, ATKD(easy_weight=easy))
+    found = {name: torch.from_numpy(column_N) for name, column_N in columns.items()}
     hard_N = found["hard_N"]
     means = [part.mean() if len(part) else 0 for part in (value_N[~hard_N], value_N[hard_N])]
     expected = easy * means[0] + (1 - easy) * means[1]
@@ -51,5 +52,5 @@ def test_the_weighted_mean_is_the_papers_loss(fraction, easy):
 
 def test_no_tokens_give_no_classes():
     split = TokenSplit.of(np.zeros(0, np.float32), hard_fraction=0.5)
-    found = split.tensors(torch.zeros(0), ATKD())
+    found = split.columns(np.zeros(0, np.float32), ATKD())
     assert (split.num_hard, split.num_easy, len(found["hard_N"])) == (0, 0, 0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.config.losses import Divergence, Loss
 from student_trainer.losses.kernel.drawn import DrawnTargets
 from student_trainer.losses.kernel.primitive import Head, gathered_log_softmax
+from student_trainer.losses.registry import terms_of
 from student_trainer.losses.terms.divergences import DIVERGENCES
 from student_trainer.losses.token_losses import TokenLosses, evaluate_tokens, token_losses
 from tests.drawn import drawn_answer, drawn_spec, drawn_targets, draws_of, row_of
@@ -33,7 +34,7 @@ def learnt(case: Case, targets: DrawnTargets, terms: list, **more) -> tuple[Toke
     weight_VD = case.head.weight_VD.detach().requires_grad_()
     head = Head(weight_VD, case.head.bias_V, case.head.logit_scale, case.head.soft_cap)
     found = token_losses(
-        case.hidden_ND, head, label_N=case.label_N, terms=terms, targets=targets, **more
+        case.hidden_ND, head, label_N=case.label_N, terms=terms_of(terms), targets=targets, **more
     )
     found.loss.backward()
     assert weight_VD.grad is not None

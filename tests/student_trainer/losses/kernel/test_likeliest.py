@@ -10,7 +10,9 @@ import torch
 
 from student_trainer.losses.kernel.likeliest import likeliest_ids
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.losses.token_losses import TeacherTargets, TokenLosses, token_losses
+from student_trainer.losses.kernel.targets import TeacherTargets
+from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import TokenLosses, token_losses
 from teacher_service.scoring.scoring import Head as TeacherHead
 from teacher_service.scoring.scoring import select
 from tests.allocations import largest_tensor
@@ -93,7 +95,7 @@ def losses_of(kind: str, *, top_k: int, named: int, temperature: float = 1.0) ->
         **TERMS[kind],
     )
     targets = TeacherTargets(found.ids_NK, found.logprobs_NK, found.log_tail_NS, (1.0, temperature))
-    return token_losses(hidden_ND, head, label_N=label_N, terms=[term], targets=targets)
+    return token_losses(hidden_ND, head, label_N=label_N, terms=terms_of([term]), targets=targets)
 
 
 @pytest.mark.parametrize("kind", TERMS)

@@ -134,7 +134,7 @@ def test_padding_rows_are_the_tail_or_left_out_where_the_student_has_none(name, 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_atkd_and_what_is_reported_are_those_of_a_whole_shipped_vocabulary(direction):
     exact = Exact.random(student=F64, teacher=F64, bias=True)
-    options = {"terms": [atkd_term(direction)], "classes": classes_of(exact.case)}
+    options = {"terms": [atkd_term(direction)], "columns": classes_of(exact.case)}
     one = exact.case.losses(targets=exact.states, **options)
     other = exact.case.losses(targets=shipped(exact.case, 101), **options)
     for found, expected in (
@@ -142,7 +142,7 @@ def test_atkd_and_what_is_reported_are_those_of_a_whole_shipped_vocabulary(direc
         (one.kl_N, other.kl_N),
         (one.label_nll_N, other.label_nll_N),
         (one.unseen_mass_N, other.unseen_mass_N),
-        *((one.adaptive[name], other.adaptive[name]) for name in one.adaptive),
+        *((one.reports[name], other.reports[name]) for name in one.reports),
         *zip(gradients(one.loss, exact.case), gradients(other.loss, exact.case), strict=True),
     ):
         torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-9)

@@ -13,7 +13,7 @@ from scipy.special import kl_div, rel_entr
 from torch import Tensor
 
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.losses.token_losses import TeacherTargets
+from student_trainer.losses.kernel.targets import TeacherTargets
 from tests.student_trainer.losses.dense import Case, gradients, relative_error, tail_of
 from tests.student_trainer.losses.textbook import CASES, teacher_share, term, textbook
 

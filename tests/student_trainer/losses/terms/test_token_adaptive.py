@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_trainer.losses.terms.token_adaptive import TokenClasses, decoupled, labelled_student
-from student_trainer.losses.token_losses import TeacherTargets, TokenLosses
+from student_trainer.losses.kernel.labelled import labelled_student
+from student_trainer.losses.kernel.targets import TeacherTargets
+from student_trainer.losses.terms.token_adaptive import decoupled
+from student_trainer.losses.token_losses import TokenLosses
 from tests.student_trainer.losses.dense import (
     Case,
     cross_entropy_term,
@@ -45,17 +47,17 @@ def shipped(case: Case, k: int) -> TeacherTargets:
     return replace(targets, label_logprob_N=label_N.to(targets.logprobs_NK.dtype))
 
 
-def classes_of(case: Case, *, hard: bool | None = None) -> TokenClasses:
+def classes_of(case: Case, *, hard: bool | None = None) -> dict[str, Tensor]:
     """All hard, all easy, or every second one hard; weights of 0.5, 0.6, ... by position."""
     count = len(case.label_N)
     alternating_N = torch.arange(count) % 2 == 0
     hard_N = alternating_N if hard is None else torch.full((count,), hard)
-    return TokenClasses(hard_N, 0.5 + 0.1 * torch.arange(count, dtype=F64))
+    return {"hard_N": hard_N, "class_weight_N": 0.5 + 0.1 * torch.arange(count, dtype=F64)}
 
 
 def losses(case: Case, k: int, *, direction: str = "forward", **options) -> TokenLosses:
     options.setdefault("terms", [atkd_term(direction)])
-    options.setdefault("classes", classes_of(case))
+    options.setdefault("columns", classes_of(case))
     return case.losses(targets=shipped(case, k), **options)
 
 
@@ -89,9 +91,9 @@ def test_the_parts_have_the_published_values(k, kl, dkd):
     found = losses(golden(k), k)
     assert found.kl_N is not None
     assert found.kl_N.item() == pytest.approx(kl, abs=1e-8)
-    assert found.adaptive["uncertainty"].item() == pytest.approx(0.8, abs=1e-9)
-    assert found.adaptive["tkd"].item() == pytest.approx(0.025732092, abs=1e-8)
-    assert found.adaptive["dkd"].item() == pytest.approx(dkd or 0.088472535, abs=1e-8)
+    assert found.reports["uncertainty"].item() == pytest.approx(0.8, abs=1e-9)
+    assert found.reports["tkd"].item() == pytest.approx(0.025732092, abs=1e-8)
+    assert found.reports["dkd"].item() == pytest.approx(dkd or 0.088472535, abs=1e-8)
 
 
 @BOTH
@@ -100,15 +102,15 @@ def test_loss_and_gradients_equal_dense_float64(direction, k):
     case = Case.random(bias=True, soft_cap=6.0)
     classes = classes_of(case)
     terms = [atkd_term(direction, weight=0.7), cross_entropy_term(weight=0.3)]
-    found = losses(case, k, terms=terms, classes=classes, multiplier=0.1, chunk_rows=10)
+    found = losses(case, k, terms=terms, columns=classes, multiplier=0.1, chunk_rows=10)
     expected = dense(case, k, direction=direction)
     for name, value_N in expected.items():
-        torch.testing.assert_close(found.adaptive[name], value_N.detach(), atol=1e-7, rtol=1e-6)
-    parts_N = expected["dkd"] + torch.where(classes.hard_N, expected["tkd"], 0)
+        torch.testing.assert_close(found.reports[name], value_N.detach(), atol=1e-7, rtol=1e-6)
+    parts_N = expected["dkd"] + torch.where(classes["hard_N"], expected["tkd"], 0)
     nll_N = torch.nn.functional.cross_entropy(
         case.head.logits(case.hidden_ND), case.label_N, reduction="none"
     )
-    total = 0.1 * (0.7 * classes.weight_N * parts_N + 0.3 * nll_N).sum()
+    total = 0.1 * (0.7 * classes["class_weight_N"] * parts_N + 0.3 * nll_N).sum()
     torch.testing.assert_close(found.loss, total, atol=1e-7, rtol=1e-7)
     pairs = zip(gradients(found.loss, case), gradients(total, case), strict=True)
     assert all(relative_error(one, other) < 1e-6 for one, other in pairs)
@@ -120,7 +122,7 @@ def test_kl_is_tkd_plus_uncertainty_times_dkd(k):
     case = Case.random()
     for label_N in (case.teacher_NV.argmax(-1), case.label_N):
         labelled = replace(case, label_N=label_N)
-        parts = losses(labelled, k).adaptive
+        parts = losses(labelled, k).reports
         total_N = parts["tkd"] + parts["uncertainty"] * parts["dkd"]
         kl_N = losses(labelled, k).kl_N
         kept_N = (shipped(labelled, k).ids_NK == label_N[:, None]).any(-1)
@@ -131,7 +133,7 @@ def test_kl_is_tkd_plus_uncertainty_times_dkd(k):
 
 def test_bucketed_dkd_is_a_lower_bound_that_rises_with_k_to_the_dense_value():
     case = Case.random()
-    values = [losses(case, k).adaptive["dkd"] for k in (1, 4, 16, 64, 101)]
+    values = [losses(case, k).reports["dkd"] for k in (1, 4, 16, 64, 101)]
     assert (torch.stack(values).diff(dim=0) > -1e-9).all()
     full_N = dense(case, 101)["dkd"].detach()
     torch.testing.assert_close(values[-1], full_N, atol=1e-9, rtol=0)
@@ -180,12 +182,12 @@ def logits_case(case: Case) -> Case:
 @pytest.mark.parametrize("k", [1, 8, 101])
 def test_an_easy_token_does_not_move_the_labels_logit(direction, k):
     case = logits_case(Case.random())
-    found = losses(case, k, direction=direction, classes=classes_of(case, hard=False))
+    found = losses(case, k, direction=direction, columns=classes_of(case, hard=False))
     (gradient_NV,) = gradients(found.loss, case)
     label_N = gradient_NV.gather(1, case.label_N[:, None])
     assert (label_N.abs() < 1e-14 * gradient_NV.abs().max()).all()
     assert gradient_NV.abs().max() > 1e-2
-    hard = losses(case, k, direction=direction, classes=classes_of(case, hard=True))
+    hard = losses(case, k, direction=direction, columns=classes_of(case, hard=True))
     assert gradients(hard.loss, case)[0].gather(1, case.label_N[:, None]).abs().max() > 1e-2
 
 
@@ -212,10 +214,10 @@ def test_peaked_tokens_have_finite_values_and_gradients(direction, kind, scale, 
         found = labelled.losses(
             targets=rounded,
             terms=[atkd_term(direction), forward_kl_term()],
-            classes=classes_of(labelled),
+            columns=classes_of(labelled),
             chunk_rows=16,
         )
-        everything = [found.loss, *found.adaptive.values(), *gradients(found.loss, labelled)]
+        everything = [found.loss, *found.reports.values(), *gradients(found.loss, labelled)]
         assert all(value.isfinite().all() for value in everything)
 
 
@@ -224,9 +226,9 @@ def test_a_token_the_teacher_is_sure_of_has_no_dkd():
     case.teacher_NV[:, 0] = case.teacher_NV.amax(-1) + 20
     sure = replace(case, label_N=torch.zeros_like(case.label_N))
     found = losses(sure, 8)
-    assert (found.adaptive["uncertainty"] < 1e-5).all()
-    assert (found.adaptive["dkd"] == 0).all()
-    assert (found.adaptive["tkd"] > 0).all()
+    assert (found.reports["uncertainty"] < 1e-5).all()
+    assert (found.reports["dkd"] == 0).all()
+    assert (found.reports["tkd"] > 0).all()
 
 
 def test_forward_kl_beside_it_is_what_it_is_alone():

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_trainer.losses.terms.divergences import Laws
-from student_trainer.losses.terms.token_adaptive import (
-    PARTS,
+from student_trainer.losses.kernel.labelled import (
     LabelledBuckets,
     labelled_student,
     labelled_teacher,
 )
+from student_trainer.losses.terms.divergences import Laws
+from student_trainer.losses.terms.token_adaptive import PARTS
 from tests.student_trainer.losses.terms.test_divergence_laws import (
     KINDS,
     ROUNDING,

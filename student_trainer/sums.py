@@ -1,0 +1,89 @@
+"""Names of the numbers that a step sums up, and where each stands in the one vector they travel in.
+
+The vector is added over units, steps and ranks; nothing else knows its order.
+
+G domains in config order
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.config.run import Config
+from student_trainer.losses.registry import loss_names, reports_of, terms_of
+
+# Over all domains, before the losses: the weighted loss in nats, the teacher's mass on the kept ids
+# (of drawn ones, what is not estimated), and the student's outside them, both at the temperature of
+# the KL (0 without a teacher).
+TOTALS = ("loss", "captured_mass", "unseen_mass")
+# By domain, before what losses report, nats: KL(teacher || student), bucketed at temperature 1 or
+# estimated from drawn ids at theirs, and how far the student's NLL of the label exceeds the
+# teacher's, never below 0.
+BY_DOMAIN = ("kl", "excess")
+# In the order of checkpoints whose sums are a list: always there, 0 where no loss reported them.
+LISTED = (*BY_DOMAIN, "hard_share", "uncertainty", "tkd", "dkd")
+
+
+@dataclass(frozen=True, slots=True)
+class SumLayout:
+    """`TOTALS`, each loss unweighted, then `BY_DOMAIN` and what losses report, by domain."""
+
+    losses: tuple[str, ...]
+    reports: tuple[str, ...]
+    num_domains: int  # G
+
+    @staticmethod
+    def of(config: Config) -> "SumLayout":
+        """That of a run."""
+        reports = reports_of(terms_of(config.losses))
+        return SumLayout(tuple(loss_names(config.losses)), reports, len(config.domains))
+
+    @property
+    def totals(self) -> tuple[str, ...]:
+        """Names of the sums over all domains."""
+        return (*TOTALS, *(f"losses.{name}" for name in self.losses))
+
+    @property
+    def by_domain(self) -> tuple[str, ...]:
+        """Names of the sums by domain."""
+        return (*BY_DOMAIN, *self.reports)
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return len(self.totals) + len(self.by_domain) * self.num_domains
+
+    def place(self, name: str) -> slice:
+        """Where a sum stands: one number, or G by domain."""
+        if name in self.totals:
+            first = self.totals.index(name)
+            return slice(first, first + 1)
+        first = len(self.totals) + self.by_domain.index(name) * self.num_domains
+        return slice(first, first + self.num_domains)
+
+    def joined(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """The vector, float64, of scalars and [G] by name."""
+        names = (*self.totals, *self.by_domain)
+        return torch.cat([sums[name].double().reshape(-1) for name in names])
+
+    def totals_in(self, vector: np.ndarray) -> dict[str, float]:
+        """Each of `TOTALS`, by its name."""
+        return dict(zip(TOTALS, vector.tolist(), strict=False))
+
+    def losses_in(self, vector: np.ndarray) -> dict[str, float]:
+        """Each loss's sum, by its name."""
+        return dict(zip(self.losses, vector[len(TOTALS) :].tolist(), strict=False))
+
+    def state(self, vector: np.ndarray) -> dict[str, list[float]]:
+        """The vector by name, for a checkpoint."""
+        return {name: vector[self.place(name)].tolist() for name in (*self.totals, *self.by_domain)}
+
+    def from_state(self, state: dict[str, list[float]] | list[float]) -> np.ndarray:
+        """The inverse of `state`; a list has the order of `LISTED`."""
+        if isinstance(state, list):
+            listed = SumLayout(self.losses, LISTED[len(BY_DOMAIN) :], self.num_domains)
+            state = listed.state(np.array(state))
+        return np.concatenate([state[name] for name in (*self.totals, *self.by_domain)])
