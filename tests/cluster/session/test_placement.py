@@ -73,3 +73,14 @@ def test_a_replica_asks_for_what_its_config_says(declared):
     teacher = Teacher(model="any", cpus=2.5, gpus=0.5)
     role = {"teacher": 0.01} if declared else {}
     assert teacher_bundle(teacher, declared) == {"CPU": 2.5, "GPU": 0.5, **role}
+
+
+def test_the_large_are_placed_first(monkeypatch):
+    """On nodes of 2 and 1 CPUs, which this machine has not: the small one leaves room."""
+    nodes = {"a": {"CPU": 2.0}, "b": {"CPU": 1.0}}
+    alive = [{"Alive": True, "Resources": resources} for resources in nodes.values()]
+    monkeypatch.setattr("cluster.session.placement.ray.nodes", lambda: alive)
+    monkeypatch.setattr("cluster.session.placement.available_resources_per_node", lambda: nodes)
+    refuse_unplaceable([("small", {"CPU": 1.0}), ("large", {"CPU": 2.0})])
+    with pytest.raises(PlacementError, match=r"no room for other: .* ask for 4 CPU, .* has 3 CPU"):
+        refuse_unplaceable([("large", {"CPU": 2.0}), *[("other", {"CPU": 1.0})] * 2])
