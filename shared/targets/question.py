@@ -5,17 +5,19 @@ N positions with loss   E width of the hidden states shipped
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from shared.config.selectors import Selector
 from shared.targets.ask import MASSES, Ask, listed
 from shared.targets.columns import STATE_TYPES, Column, Columns
 from shared.targets.drawn_ids import SampledIds, ThresholdIds
 from shared.targets.kept_ids import KeptIds, LikeliestIds
 from shared.targets.last_states import LastStates
+
+if TYPE_CHECKING:
+    from shared.config.selectors import Selector
 
 ASKS: dict[str, type[Ask]] = {
     ask.selector: ask for ask in (LikeliestIds, ThresholdIds, SampledIds, LastStates)
@@ -23,7 +25,7 @@ ASKS: dict[str, type[Ask]] = {
 
 # What `targets.selector` of a config asks; renormalised asks as top_k does, and its losses leave
 # the mass of all other ids out.
-ASKED_BY: dict[Selector, type[KeptIds]] = {
+ASKED_BY: "dict[Selector, type[KeptIds]]" = {
     "top_k": LikeliestIds,
     "renormalised": LikeliestIds,
     "threshold": ThresholdIds,
