@@ -46,7 +46,8 @@ def export(run: Run, step: int) -> None:
         checkpoint = latest_checkpoint(run.files.checkpoints)
         assert checkpoint is not None, "the last step was saved"
         try:
-            export_checkpoint(checkpoint, config=run.config, run_dir=run.files)
+            kind = run.task.model
+            export_checkpoint(checkpoint, config=run.config, run_dir=run.files, kind=kind)
         except TutelageError as failure:
             error = failure
     run.ranks.agree(error)

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import write_atomically
 from student_trainer.run import Run
 
@@ -17,7 +16,7 @@ def evaluate(run: Run, when: str) -> None:
     written = read_evaluations(run.files.path) if run.ranks.leads else {}
     if run.ranks.from_leader(when in written):
         return
-    found = _evaluated(run)
+    found = run.task.evaluate(run)
     if run.ranks.leads:
         written[when] = {name: asdict(value) for name, value in found.items()}
         write_atomically(run.files.path / EVALUATIONS, json.dumps(written, indent=1))
@@ -25,7 +24,7 @@ def evaluate(run: Run, when: str) -> None:
 
 def evaluate_only(run: Run) -> None:
     """Evaluate the student as it is and write `evaluation.json`."""
-    found = _evaluated(run)
+    found = run.task.evaluate(run)
     if run.ranks.leads:
         values = {name: asdict(value) for name, value in found.items()}
         write_atomically(run.files.path / ONE_EVALUATION, json.dumps(values, indent=1))
@@ -35,11 +34,3 @@ def read_evaluations(run_dir: Path) -> dict[str, dict]:
     """What is written of a run so far: by `before` and `after`, then by domain."""
     path = run_dir / EVALUATIONS
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _evaluated(run: Run) -> dict[str, DomainEvaluation]:
-    spec = run.plan.evaluation_spec
-    sums = run.validation.sums(run.engine, run.reader, spec)
-    compared = run.reader is not None and spec is not None
-    kinds = {n: run.plan.kl_kind_of(n) if compared else "none" for n in run.config.domains}
-    return sums.evaluations(kinds)

@@ -22,6 +22,8 @@ from student_trainer.sources.batches import Batch, Step
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.source import OpenSource
 from student_trainer.state.resume import restore, save
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.task import Task
 from student_trainer.weighing.weighed import weighed_batches, weighers_of
 
 log = logging.getLogger(__name__)
@@ -33,12 +35,13 @@ def run_plan(
     open_controller: OpenController,
     *,
     open_source: OpenSource = DataSet,
+    task: Task = CAUSAL_LM,
 ) -> None:
     """Train, or evaluate, as the plan's mode says. A finished run is left alone."""
     if is_finished(plan):
         log.info("%s is finished already", plan.run_dir)
         return
-    run = open_run(plan, open_reader, open_controller, open_source=open_source)
+    run = open_run(plan, open_reader, open_controller, open_source=open_source, task=task)
     try:
         if plan.mode == "train":
             train(run)

@@ -19,7 +19,7 @@ from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation
 from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.models.frozen import FrozenWeights, frozen_weights
-from student_trainer.models.student import Student, load_student
+from student_trainer.models.student import Student
 from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
@@ -30,6 +30,8 @@ from student_trainer.sources.loader import Loader
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 from student_trainer.state.stateful import Stateful
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.task import Task
 from student_trainer.weighing.taid import TAIDState
 
 
@@ -38,6 +40,7 @@ class Run:
     """Everything a rank holds while it trains."""
 
     plan: RunPlan
+    task: Task
     ranks: Ranks
     student: Student
     engine: Any  # a DeepSpeed engine around the Objective
@@ -84,21 +87,22 @@ def open_run(
     open_controller: OpenController,
     *,
     open_source: OpenSource = DataSet,
+    task: Task = CAUSAL_LM,
 ) -> Run:
     """Join the other ranks, load the student and build everything a run needs.
 
-    `open_reader` is None where nothing is asked of a teacher. Raises what `load_student` raises,
+    `open_reader` is None where nothing is asked of a teacher. Raises what `Task.load` raises,
     on all ranks together.
     """
     device = this_device()
     join(device)
     ranks = Ranks()
     config = plan.config
-    student, teacher_heads = _load_together(plan, device, ranks)
+    student, teacher_heads = _load_together(plan, task, device, ranks)
     objective = Objective(
         student, config, teacher_width=plan.teacher_width, teacher_heads=teacher_heads
     ).to(device)
-    layouts = Layouts(tuple(config.domains), plan.packed, device)
+    layouts = Layouts(tuple(config.domains), plan.packed, device, task)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     engine = open_engine(objective, config)
@@ -116,6 +120,7 @@ def open_run(
     taid = TAIDState.start(config.taid)
     return Run(
         plan=plan,
+        task=task,
         ranks=ranks,
         student=student,
         engine=engine,
@@ -150,11 +155,11 @@ def close_run(run: Run) -> None:
 
 
 def _load_together(
-    plan: RunPlan, device: Any, ranks: Ranks
+    plan: RunPlan, task: Task, device: Any, ranks: Ranks
 ) -> tuple[Student, dict[str, TeacherHead]]:
     student, teacher_heads, error = None, {}, None
     try:
-        student = load_student(plan.config, device=device)
+        student = task.load(plan.config, device=device)
         teacher_heads = load_teacher_heads(plan, device)
     except TutelageError as failure:
         error = failure

@@ -83,12 +83,13 @@ def export(run: Path, *, to: Path | None = None) -> None:
         raise ConfigError(f"{to} exists already; name a new folder with --to")
     from student_trainer.state.checkpoint import latest_checkpoint, step_of
     from student_trainer.state.export import export_checkpoint, exported_step
+    from student_trainer.tasks.causal_lm import CAUSAL_LM
 
     checkpoint = latest_checkpoint(run_dir.checkpoints)
     if checkpoint is None:
         raise CheckpointError(f"{run} has no checkpoint yet; train first, with `tutelage run`")
     if exported_step(run_dir.export) != step_of(checkpoint):
-        export_checkpoint(checkpoint, config=config, run_dir=run_dir)
+        export_checkpoint(checkpoint, config=config, run_dir=run_dir, kind=CAUSAL_LM.model)
     if to is not None:
         shutil.copytree(run_dir.export, to)
     print(f"step {step_of(checkpoint)} is in {to or run_dir.export}")

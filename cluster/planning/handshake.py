@@ -11,12 +11,14 @@ from typing import Any
 
 from shared.config.run import Config
 from shared.data.sources import read_documents, sources_of
-from shared.data.tokenizers import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
+from shared.data.tokenizers import TokenizerIdentity, identify
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.head_location import ShippedHead
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.last_states import LastStates
 from shared.targets.question import ASKED_BY, HiddenAsk, Question
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.task import Side
 
 LARGEST_FULL_VOCABULARY = 32_768
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -78,15 +80,12 @@ def _compared(
     config: Config, teacher: _Model, student: _Model, identity: TokenizerIdentity
 ) -> TeacherFacts:
     """What one teacher brings to a student with a tokenizer, for the domains of `config`."""
-    refuse_unless_same(
-        identify(teacher.tokenizer),
-        identity,
-        teacher_name=teacher.name,
-        student_name=student.name,
+    rows = teacher.config.vocab_size
+    vocabulary = CAUSAL_LM.agree(
+        Side(teacher.name, identify(teacher.tokenizer), rows),
+        Side(student.name, identity, student.config.vocab_size),
         chat_rows=_uses_chat_template(config),
     )
-    rows = teacher.config.vocab_size
-    vocabulary = shared_vocab(identity, teacher_rows=rows, student_rows=student.config.vocab_size)
     _refuse_short_context(teacher, config.data.context)
     _refuse_more_than_all(config, vocabulary)
     _refuse_missing_layers(config, teacher.config, student.config)

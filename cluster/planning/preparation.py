@@ -25,6 +25,7 @@ from shared.locations import Location
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
 from shared.targets.head_location import ShippedHead
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.description import TeacherDescription
 
 
@@ -110,13 +111,11 @@ def prepare_run(config: Config) -> Prepared:
     for domain in domains:
         context = hands.teachers[config.teacher_of(domain.name)].context
         refuse_overlong(showing, domain, teacher_context=context)
-    from student_trainer.models.student import student_packs
-
     return Prepared(
         config=config,
         teachers=hands.teachers,
         domains=domains,
-        packed=student_packs(config),
+        packed=CAUSAL_LM.packs(config),
         showing=showing,
     )
 

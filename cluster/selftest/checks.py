@@ -31,9 +31,9 @@ from student_trainer.losses.registry import loss_names, terms_of
 from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
 from student_trainer.losses.terms.token_adaptive import PARTS
 from student_trainer.losses.token_losses import token_losses
-from student_trainer.models.student import load_student
 from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.audit import load_engine
 
 MEASURED_S = 2.0  # how long each side's speed is measured
@@ -142,7 +142,7 @@ def own_student(subject: Subject) -> list[Check]:
 def objective_of(subject: Subject, student: StudentConfig, losses: Sequence[Loss]) -> Objective:
     """A student and its losses, without an engine around it."""
     config = subject.config.model_copy(update={"student": student, "losses": list(losses)})
-    loaded = load_student(config, device=subject.device)
+    loaded = CAUSAL_LM.load(config, device=subject.device)
     heads = load_teacher_heads(subject.plan, subject.device)
     width = subject.plan.teacher_width
     objective = Objective(loaded, config, teacher_width=width, teacher_heads=heads)

@@ -7,6 +7,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from shared.config.run import LoRATraining, QLoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
+from student_trainer.tasks.task import ModelKind
 
 
 def quantisation(asked: StudentConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -28,7 +29,9 @@ def keep_unpacked(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def adapt(model: PreTrainedModel, asked: StudentConfig, *, head: nn.Linear, seed: int) -> nn.Module:
+def adapt(
+    model: PreTrainedModel, asked: StudentConfig, kind: ModelKind, *, head: nn.Linear, seed: int
+) -> nn.Module:
     """Put adapters on a frozen base; a fully trained student is returned as it is.
 
     Raises ConfigError if `target_modules` names no layer, or the output head.
@@ -40,7 +43,7 @@ def adapt(model: PreTrainedModel, asked: StudentConfig, *, head: nn.Linear, seed
 
     torch.manual_seed(seed)
     lora = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType(kind.peft_task),
         r=train.r,
         lora_alpha=train.alpha,  # type: ignore[arg-type]
         lora_dropout=train.dropout,

@@ -15,12 +15,13 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
 from student_trainer.models.adapters import adapt, keep_unpacked, quantisation
+from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -47,19 +48,19 @@ class Student:
         return self.head.out_features
 
 
-def load_student(config: Config, *, device: torch.device) -> Student:
-    """Load, quantise, adapt and probe the student of a config.
+def load_student(config: Config, kind: ModelKind, *, device: torch.device) -> Student:
+    """Load, quantise, adapt and probe the student of a config, a decoder under a linear head.
 
     Raises ConfigError for a model that cannot be loaded or trained as asked.
     """
     asked = config.student
-    model = load_model(asked)
+    model = load_model(asked, kind)
     _refuse_short_context(model, config)
     _refuse_missing_layers(model, config)
     model.to(device)  # type: ignore[arg-type]
     parts = take_apart(model, name=asked.model)
     _freeze(model, asked)
-    adapted = adapt(model, asked, head=parts.head, seed=config.seed)
+    adapted = adapt(model, asked, kind, head=parts.head, seed=config.seed)
     if asked.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Student(
@@ -67,7 +68,7 @@ def load_student(config: Config, *, device: torch.device) -> Student:
     )
 
 
-def load_model(asked: StudentConfig) -> PreTrainedModel:
+def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
     """The bare model in its training dtype, weights from safetensors only."""
     folder = Path(asked.model)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -76,7 +77,7 @@ def load_model(asked: StudentConfig) -> PreTrainedModel:
             "name a folder written by save_pretrained or a hub model"
         )
     transformers.utils.logging.disable_progress_bar()
-    auto_model: Any = AutoModelForCausalLM  # the stubs know no `output_loading_info`
+    auto_model: Any = getattr(transformers, kind.auto_class)
     try:
         model, found = auto_model.from_pretrained(
             asked.model,
@@ -165,16 +166,16 @@ def takes_positions(module: nn.Module) -> bool:
     return "position_ids" in inspect.signature(module.forward).parameters
 
 
-def student_packs(config: Config) -> bool:
+def student_packs(config: Config, kind: ModelKind) -> bool:
     """Load the student's model once and probe whether packing is safe (`RunPlan.packed`).
 
     Raises ConfigError for a head or `target_modules` that the workers could not train either.
     """
     plain = config.student.model_copy(update={"train": {"kind": "full"}})
-    model = load_model(plain)
+    model = load_model(plain, kind)
     packs = keeps_documents_apart(model)
     parts = take_apart(model, name=plain.model)
-    adapt(model, config.student, head=parts.head, seed=config.seed)
+    adapt(model, config.student, kind, head=parts.head, seed=config.seed)
     return packs
 
 

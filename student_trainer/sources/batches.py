@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shared.data.layout import Layout, lay_out
+from shared.data.layout import Layout
 from shared.data.rows import Rows
 from shared.targets.routing import Answer, MixedTargets, label_logprobs
 from student_trainer.answers import answer_arrays
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.task import Task
 
 Batch = dict[str, torch.Tensor]
 
@@ -42,10 +44,11 @@ class Layouts:
     domains: tuple[str, ...]
     packed: bool
     device: torch.device
+    task: Task = CAUSAL_LM
 
     def lay_out(self, rows: Rows) -> Layout:
         """The padded batch of a unit, on the host."""
-        return lay_out(rows, packed=self.packed)
+        return self.task.lay_out(rows, packed=self.packed)
 
     def batch(self, rows: Rows, targets: Answer | None = None) -> Batch:
         """The tensors of a unit on the device; with `targets`, the teacher's beside them, those of

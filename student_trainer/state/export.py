@@ -18,13 +18,16 @@ from shared.errors import CheckpointError, StorageError
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import damage_of, read_state, step_of
 from student_trainer.state.model_card import model_card
+from student_trainer.tasks.task import ModelKind
 
 FACTS = "tutelage.json"
 RELOAD = Path(__file__).parent / "reload.py"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest logit
 
 
-def export_checkpoint(checkpoint: Path, *, config: Config, run_dir: RunDir) -> Path:
+def export_checkpoint(
+    checkpoint: Path, *, config: Config, run_dir: RunDir, kind: ModelKind
+) -> Path:
     """Publish a checkpoint as `run_dir.export`, replacing an older export; returns the folder.
 
     Raises CheckpointError where the checkpoint is damaged or the folder does not reproduce the
@@ -39,7 +42,7 @@ def export_checkpoint(checkpoint: Path, *, config: Config, run_dir: RunDir) -> P
     try:
         _build(draft, checkpoint, config=config, run_dir=run_dir)
         _refuse_empty_tensors(draft)
-        _refuse_other_logits(draft, checkpoint, config)
+        _refuse_other_logits(draft, checkpoint, config, kind)
         shutil.rmtree(run_dir.export, ignore_errors=True)
         draft.rename(run_dir.export)
     except OSError as error:
@@ -109,11 +112,12 @@ def _refuse_empty_tensors(draft: Path) -> None:
             raise CheckpointError(f"{path.name} holds empty tensors: {', '.join(empty)}")
 
 
-def _refuse_other_logits(draft: Path, checkpoint: Path, config: Config) -> None:
+def _refuse_other_logits(draft: Path, checkpoint: Path, config: Config, kind: ModelKind) -> None:
     """Load the draft in a fresh process and compare its logits with the training engine's."""
     student = config.student
     adapted = isinstance(student.train, LoRATraining)
     settings = {
+        "auto_class": kind.auto_class,
         "base": student.model if adapted else None,
         "revision": student.revision,
         "dtype": student.dtype,

@@ -2,9 +2,9 @@
 
     python -I reload.py FOLDER PROBE SETTINGS
 
-Runs in a process of its own with transformers and peft alone. SETTINGS is JSON: base, revision,
-dtype, quantisation, trust_remote_code. Prints JSON: the largest difference from the probe's
-logits, relative to the largest logit.
+Runs in a process of its own with transformers and peft alone. SETTINGS is JSON: auto_class, base,
+revision, dtype, quantisation, trust_remote_code. Prints JSON: the largest difference from the
+probe's logits, relative to the largest logit.
 
 T tokens   V vocabulary
 """
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+import transformers
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,12 +33,13 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
+    auto_model = getattr(transformers, settings["auto_class"])
     if settings["base"] is None:
-        return AutoModelForCausalLM.from_pretrained(folder, **options)
+        return auto_model.from_pretrained(folder, **options)
     from peft import PeftModel  # slow, and only adapters need it
 
     revision = settings["revision"] or "main"
-    base = AutoModelForCausalLM.from_pretrained(settings["base"], revision=revision, **options)
+    base = auto_model.from_pretrained(settings["base"], revision=revision, **options)
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # training's kernel, for equal logits
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -26,9 +26,9 @@ from shared.targets.payload import bytes_per_token
 from shared.targets.question import ASKS, Question
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.answers import VIEWS, Reading
-from student_trainer.models.student import load_student
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.answering import ANSWERERS, Answerer, Scored
 from teacher_service.scoring.scoring import Selection, select
@@ -144,7 +144,7 @@ def test_it_is_asked_answered_stored_and_learnt_from(tmp_path, tiny_pair, questi
     again.submit(rows, question)
     assert again.next().table.equals(answer.table, check_metadata=True)
     config = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path)).config
-    objective = Objective(load_student(config, device=CPU), config, teacher_width=None)
+    objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
     (nll_kl_2G,) = objective(batch, mode="evaluate")
     log_q_NC = dense(tiny_pair.student, batch)[:, CLASSES]
     kl = (log_p_NC.exp() * (log_p_NC - log_q_NC)).sum()

@@ -18,13 +18,12 @@ from shared.config.run import Config
 from shared.errors import TutelageError
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from student_trainer import run as trainer
 from student_trainer.accelerator import deepspeed
 from student_trainer.ending import export, is_finished
 from student_trainer.engine import take_step
 from student_trainer.loop import learn, reseed
 from student_trainer.models.frozen import frozen_weights, refuse_changed
-from student_trainer.models.student import Student, load_student
+from student_trainer.models.student import Student
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.sources.data_set import DataSet
 from student_trainer.state.checkpoint import (
@@ -36,9 +35,11 @@ from student_trainer.state.checkpoint import (
     step_of,
     write_state,
 )
+from student_trainer.tasks.causal_lm import CausalLM
 from student_trainer.torchrun import StandingWeights
 from tests.student_trainer.processes import job_train, reader_of, run
 from tests.student_trainer.sources.own import Alternating, Uncounted
+from tests.student_trainer.tasks.own import Echo
 
 
 def opened(plan: RunPlan) -> Run:
@@ -75,6 +76,11 @@ def job_controlled(plan: RunPlan) -> dict:
     """Train with a controller in rank 0."""
     run(plan, lambda: _controller(plan))
     return {}
+
+
+def job_tasked(plan: RunPlan, task: str) -> dict:
+    """Train at a task."""
+    return job_train(plan, task={kind.__name__: kind for kind in (CausalLM, Echo)}[task]())
 
 
 def job_sourced(plan: RunPlan, source: str) -> dict:
@@ -188,17 +194,14 @@ def job_frozen(plan: RunPlan) -> dict:
 def job_unfrozen(plan: RunPlan, name: str) -> dict:
     """Train with a base weight that trains too, by mistake; what is said at the end."""
 
-    def load_unfrozen(config: Config, *, device: torch.device) -> Student:
-        student = load_student(config, device=device)
-        weights = [p for n, p in student.saved.named_parameters() if name in n]
-        weights[0].requires_grad_(True)
-        return student
+    class Unfrozen(CausalLM):
+        def load(self, config: Config, *, device: torch.device) -> Student:
+            student = super().load(config, device=device)
+            weights = [p for n, p in student.saved.named_parameters() if name in n]
+            weights[0].requires_grad_(True)
+            return student
 
-    trainer.load_student = load_unfrozen
-    try:
-        return job_train(plan)
-    finally:
-        trainer.load_student = load_student
+    return job_train(plan, task=Unfrozen())
 
 
 def job_touched(plan: RunPlan, name: str) -> dict:
@@ -274,6 +277,7 @@ JOBS: dict[str, Callable[..., dict]] = {
     "decided": job_decided,
     "controlled": job_controlled,
     "sourced": job_sourced,
+    "tasked": job_tasked,
     "stopped": job_stopped,
     "gradient": job_gradient,
     "ranks_agree": job_ranks_agree,

@@ -26,6 +26,8 @@ from student_trainer.loop import run_plan
 from student_trainer.ranks import Ranks
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.source import OpenSource
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.task import Task
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
 from teacher_service.engine.hf import HFEngine
 
@@ -69,10 +71,11 @@ def run(
     open_controller: OpenController | None = None,
     *,
     open_source: OpenSource = DataSet,
+    task: Task = CAUSAL_LM,
 ) -> None:
     """Run a plan with its teacher in this process, by default under fixed weights."""
     controller = open_controller or (lambda: StandingWeights(plan))
-    run_plan(plan, reader_of(plan), controller, open_source=open_source)
+    run_plan(plan, reader_of(plan), controller, open_source=open_source, task=task)
 
 
 def reader_of(plan: RunPlan) -> OpenRunReader | None:
@@ -85,10 +88,10 @@ def reader_of(plan: RunPlan) -> OpenRunReader | None:
     return partial(open_routing, plan=plan, readers=readers) if needs_teacher else None
 
 
-def job_train(plan: RunPlan) -> dict:
+def job_train(plan: RunPlan, *, task: Task = CAUSAL_LM) -> dict:
     """Train; a refusal is a result, and so are the seeds that all ranks were left with."""
     try:
-        run(plan)
+        run(plan, task=task)
     except TutelageError as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {"error": None, "seeds": Ranks().gather(torch.initial_seed())}

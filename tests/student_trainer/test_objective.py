@@ -20,9 +20,9 @@ from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.auxiliary.auxiliary import OutputNeeds
 from student_trainer.losses.registry import AUXILIARIES
-from student_trainer.models.student import load_student
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.answers import Given, encoded, question_of
@@ -48,7 +48,7 @@ def unit(seed: int, *, count: int) -> Rows:
 def objective(tmp_path: Path, tiny_pair: tiny.Pair) -> Objective:
     """Forward KL and cross-entropy on the tiny student, without an engine."""
     config = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path)).config
-    return Objective(load_student(config, device=CPU), config, teacher_width=None)
+    return Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_phase_sets_the_weight_of_the_hidden_states_and_of_nothing_else(
         losses=[{"kind": "forward_kl"}, hidden],
         progressive={"phases": 3},
     ).config
-    objective = Objective(load_student(config, device=CPU), config, teacher_width=48)
+    objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=48)
     spec = question_of(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32", hidden_layers=(1,))
     answer = HFEngine.load(str(tiny_pair.teacher)).score(unit(0, count=4), spec)
     batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
@@ -160,7 +160,7 @@ def test_a_further_auxiliary_is_one_class_and_one_entry(
     monkeypatch.setitem(AUXILIARIES, "drift", Drift)
     plan = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path), losses=TEXT_ALONE)
     config = plan.config.model_copy(update={"losses": [DriftSection(), *plan.config.losses]})
-    objective = Objective(load_student(config, device=CPU), config, teacher_width=None)
+    objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
     batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4))
     loss, sums, weighted_N = objective(batch, multiplier=0.5)
     found = objective.loss_head.layout.losses_in(sums.numpy())
@@ -279,7 +279,7 @@ def test_no_tensor_is_as_large_as_all_logits(tmp_path: Path) -> None:
         doc_starts=[np.zeros(1)] * lines,
         loss_masks=[mask] * lines,
     )
-    objective = Objective(load_student(config, device=CPU), config, teacher_width=None)
+    objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
     batch = Layouts(DOMAINS, True, CPU).batch(rows)
     with Largest() as seen:
         loss, _, _ = objective(batch)

@@ -14,10 +14,10 @@ from shared.data.rows import Rows
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan, open_routing
 from shared.targets.routing import MixedTargets, label_logprobs
-from student_trainer.models.student import load_student
 from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Batch, Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.weighing.weighed import weighed_batches, weighers_of
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
@@ -94,7 +94,7 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
     reader.submit(rows, plan.target_spec)
     answer = reader.next()
     heads = load_teacher_heads(plan, CPU)
-    student = load_student(plan.config, device=CPU)
+    student = CAUSAL_LM.load(plan.config, device=CPU)
     both = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
     mixed = batch_of(plan, rows, answer, both)
     found = learnt(both, mixed)
@@ -125,7 +125,7 @@ def test_validation_compares_each_domain_with_its_teacher(plan, folders) -> None
     assert plan.evaluation_spec is not None
     reader.submit(rows, plan.evaluation_spec)
     answer = reader.next()
-    student = load_student(plan.config, device=CPU)
+    student = CAUSAL_LM.load(plan.config, device=CPU)
     objective = Objective(student, plan.config, teacher_width=None)
     layouts = Layouts(DOMAINS, True, CPU)
     (mixed_2G,) = objective(layouts.batch(rows, answer), mode="evaluate")

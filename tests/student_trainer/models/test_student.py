@@ -23,10 +23,9 @@ from shared.config.run import Config
 from shared.errors import ConfigError
 from student_trainer.models.student import (
     keeps_documents_apart,
-    load_student,
-    student_packs,
     take_apart,
 )
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.runs import plan_of, prepared_domains
 
@@ -78,7 +77,7 @@ def test_a_model_that_does_more_than_a_linear_head_is_refused() -> None:
 
 
 def test_a_model_that_reads_position_ids_packs(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
-    assert student_packs(config_of(tmp_path, tiny_pair.student))
+    assert CAUSAL_LM.packs(config_of(tmp_path, tiny_pair.student))
 
 
 def test_a_model_without_position_restarts_does_not_pack() -> None:
@@ -101,7 +100,7 @@ def test_adapters_leave_base_and_head_frozen(
     tmp_path: Path, tiny_pair: tiny.Pair, kind: str
 ) -> None:
     train = {"kind": kind, "r": 2}
-    student = load_student(
+    student = CAUSAL_LM.load(
         config_of(tmp_path, tiny_pair.student, student={"train": train}), device=CPU
     )
     trained = [name for name, p in student.saved.named_parameters() if p.requires_grad]
@@ -114,7 +113,7 @@ def test_adapters_leave_base_and_head_frozen(
 
 def test_target_modules_name_what_is_adapted(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     train = {"kind": "lora", "target_modules": ["q_proj", "down_proj"]}
-    student = load_student(
+    student = CAUSAL_LM.load(
         config_of(tmp_path, tiny_pair.student, student={"train": train}), device=CPU
     )
     trained = [name for name, p in student.saved.named_parameters() if p.requires_grad]
@@ -128,7 +127,7 @@ def test_activations_are_made_anew_where_asked(
 ) -> None:
     """A layer then runs twice in a step, the second time for its backward pass."""
     config = config_of(tmp_path, tiny_pair.student, student={"activation_checkpointing": asked})
-    student, calls = load_student(config, device=CPU), []
+    student, calls = CAUSAL_LM.load(config, device=CPU), []
     student.decoder.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     student.saved.train()
     found = student.decoder(input_ids=torch.arange(8)[None], use_cache=False)
@@ -140,7 +139,7 @@ def test_adapting_the_head_is_refused(tmp_path: Path) -> None:
     pair = tiny.save_pair(tmp_path / "models", tied=False)
     train = {"kind": "lora", "target_modules": ["q_proj", "lm_head"]}
     with pytest.raises(ConfigError, match="adapts the output head"):
-        load_student(config_of(tmp_path, pair.student, student={"train": train}), device=CPU)
+        CAUSAL_LM.load(config_of(tmp_path, pair.student, student={"train": train}), device=CPU)
 
 
 def test_target_modules_that_match_nothing_are_refused(
@@ -148,32 +147,32 @@ def test_target_modules_that_match_nothing_are_refused(
 ) -> None:
     train = {"kind": "lora", "target_modules": ["no_such_layer"]}
     with pytest.raises(ConfigError, match="no_such_layer"):
-        load_student(config_of(tmp_path, tiny_pair.student, student={"train": train}), device=CPU)
+        CAUSAL_LM.load(config_of(tmp_path, tiny_pair.student, student={"train": train}), device=CPU)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     folder = tmp_path / "bare"
     AutoModelForCausalLM.from_pretrained(tiny_pair.student).config.save_pretrained(folder)
     with pytest.raises(ConfigError, match=r"bare holds no \.safetensors weights"):
-        load_student(config_of(tmp_path, folder), device=CPU)
+        CAUSAL_LM.load(config_of(tmp_path, folder), device=CPU)
 
 
 def test_a_context_longer_than_the_model_reads_is_refused(
     tmp_path: Path, tiny_pair: tiny.Pair
 ) -> None:
     with pytest.raises(ConfigError, match=r"lower data\.context to 128"):
-        load_student(config_of(tmp_path, tiny_pair.student, data={"context": 129}), device=CPU)
+        CAUSAL_LM.load(config_of(tmp_path, tiny_pair.student, data={"context": 129}), device=CPU)
 
 
 def test_a_model_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_student(config_of(tmp_path, tmp_path / "nowhere"), device=CPU)
+        CAUSAL_LM.load(config_of(tmp_path, tmp_path / "nowhere"), device=CPU)
 
 
 def test_a_layer_that_the_student_lacks_is_refused(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     losses = [{"kind": "hidden_states", "layers": {1: 3}}]
     with pytest.raises(ConfigError, match=r"student layer 3, but .* has layers 0 to 2"):
-        load_student(config_of(tmp_path, tiny_pair.student, losses=losses), device=CPU)
+        CAUSAL_LM.load(config_of(tmp_path, tiny_pair.student, losses=losses), device=CPU)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "other width", "layer missing"])
@@ -190,5 +189,5 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path: Path, damage: 
         layers = facts["num_hidden_layers"] + 1
         config.write_text(json.dumps(facts | {"num_hidden_layers": layers}))
     with pytest.raises(ConfigError, match=r"cannot be loaded|lacks weights for") as refused:
-        student_packs(config_of(tmp_path, model))
+        CAUSAL_LM.packs(config_of(tmp_path, model))
     assert "\n" not in str(refused.value)

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from shared.data.rows import Rows
 from shared.targets.soft_targets import SoftTargets
-from student_trainer.models.student import load_student
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.weighing.weighed import looked, weighed_batches, weighers_of
 from student_trainer.weighing.weigher import Columns, Look, StepView, UnitView, Weigher
 from teacher_service.engine.hf import HFEngine
@@ -48,7 +48,7 @@ class Learnt:
 
 def objective_of(folder: Path, pair: tiny.Pair, losses: list[dict]) -> Objective:
     config = plan_of(folder / "run", pair, prepared_domains(folder), losses=losses).config
-    return Objective(load_student(config, device=CPU), config, teacher_width=None)
+    return Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
 
 
 def cut_of(name: str, teacher: HFEngine) -> list[tuple[Rows, SoftTargets | None]]:

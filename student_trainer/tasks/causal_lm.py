@@ -1,0 +1,66 @@
+"""The causal language model as a task: every position predicts the next token of its document."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shared.config.run import Config
+from shared.data.layout import Layout, lay_out
+from shared.data.rows import Rows
+from shared.data.tokenizers import refuse_unless_same, shared_vocab
+from shared.run.metrics import DomainEvaluation
+from student_trainer.tasks.task import ModelKind, Side
+
+if TYPE_CHECKING:
+    import torch
+
+    from student_trainer.models.student import Student
+    from student_trainer.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class CausalLM:
+    """Learns the teacher's distribution of the next token; a `Task`."""
+
+    @property
+    def model(self) -> ModelKind:
+        """See `Task`."""
+        return ModelKind("AutoModelForCausalLM", "CAUSAL_LM")
+
+    def agree(self, teacher: Side, student: Side, *, chat_rows: bool) -> int:
+        """Both must name the same tokens by the same ids; padding rows of an embedding are no
+        difference."""
+        refuse_unless_same(
+            teacher.tokens,
+            student.tokens,
+            teacher_name=teacher.name,
+            student_name=student.name,
+            chat_rows=chat_rows,
+        )
+        return shared_vocab(student.tokens, teacher_rows=teacher.rows, student_rows=student.rows)
+
+    def packs(self, config: Config) -> bool:
+        """Probed on the student's own model."""
+        from student_trainer.models.student import student_packs  # slow, as torch is
+
+        return student_packs(config, self.model)
+
+    def load(self, config: Config, *, device: "torch.device") -> "Student":
+        """A decoder and the linear output head over it."""
+        from student_trainer.models.student import load_student  # slow, as torch is
+
+        return load_student(config, self.model, device=device)
+
+    def lay_out(self, rows: Rows, *, packed: bool) -> Layout:
+        """A label is the next token; the teacher's rows are laid out alike."""
+        return lay_out(rows, packed=packed)
+
+    def evaluate(self, run: "Run") -> dict[str, DomainEvaluation]:
+        """Nats per token of student and teacher, and KL(teacher || student)."""
+        spec = run.plan.evaluation_spec
+        sums = run.validation.sums(run.engine, run.reader, spec)
+        compared = run.reader is not None and spec is not None
+        kinds = {n: run.plan.kl_kind_of(n) if compared else "none" for n in run.config.domains}
+        return sums.evaluations(kinds)
+
+
+CAUSAL_LM = CausalLM()

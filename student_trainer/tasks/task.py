@@ -1,0 +1,67 @@
+"""What a student is trained to do, behind one protocol.
+
+Modules of tasks import torch and transformers late: the driver asks them for a handshake too.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from shared.config.run import Config
+from shared.data.layout import Layout
+from shared.data.rows import Rows
+from shared.data.tokenizers import TokenizerIdentity
+from shared.run.metrics import DomainEvaluation
+
+if TYPE_CHECKING:
+    import torch
+
+    from student_trainer.models.student import Student
+    from student_trainer.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKind:
+    """Names under which other libraries know a task's models."""
+
+    auto_class: str  # of transformers; loads the student, and its export
+    peft_task: str  # of peft's `TaskType`; stands in an adapter's config
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model of a handshake."""
+
+    name: str  # as the config has it
+    tokens: TokenizerIdentity
+    rows: int  # of its embedding
+
+
+class Task(Protocol):
+    """What decides labels, models, agreement with the teacher, and measures of a run."""
+
+    @property
+    def model(self) -> ModelKind:
+        """What a student is loaded and exported as."""
+        ...
+
+    def agree(self, teacher: Side, student: Side, *, chat_rows: bool) -> int:
+        """How many ids the teacher answers about. `chat_rows` says whether rows pass through a
+        chat template. Raises HandshakeError where this student cannot learn from this teacher."""
+        ...
+
+    def packs(self, config: Config) -> bool:
+        """Whether the student of a config keeps documents apart that lie on one line. Raises
+        ConfigError for a student that cannot be trained as asked."""
+        ...
+
+    def load(self, config: Config, *, device: "torch.device") -> "Student":
+        """The student of a config, adapted and ready to train. Raises ConfigError."""
+        ...
+
+    def lay_out(self, rows: Rows, *, packed: bool) -> Layout:
+        """The padded batch of a unit, with the label of every position with loss."""
+        ...
+
+    def evaluate(self, run: "Run") -> dict[str, DomainEvaluation]:
+        """What the student does on validation text, by domain; all ranks together."""
+        ...

@@ -1,0 +1,29 @@
+"""Tasks that only tests have."""
+
+from dataclasses import replace
+
+from shared.data.layout import Layout
+from shared.data.rows import Rows
+from shared.run.metrics import DomainEvaluation
+from student_trainer.run import Run
+from student_trainer.tasks.causal_lm import CausalLM
+from student_trainer.tasks.task import ModelKind
+
+
+class Echo(CausalLM):
+    """Says the token again that it has just read; measured by the number of its rows alone."""
+
+    @property
+    def model(self) -> ModelKind:
+        return replace(super().model, peft_task="FEATURE_EXTRACTION")
+
+    def lay_out(self, rows: Rows, *, packed: bool) -> Layout:
+        layout = super().lay_out(rows, packed=packed)
+        return replace(layout, label_N=layout.input_ids_BT.ravel()[layout.loss_index_N])
+
+    def evaluate(self, run: Run) -> dict[str, DomainEvaluation]:
+        stores = zip(run.config.domains, run.validation.stores, strict=True)
+        return {
+            name: DomainEvaluation(float(len(store)), None, None, "none", len(store))
+            for name, store in stores
+        }
