@@ -11,6 +11,7 @@ from shared.data.rows import Rows
 from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from student_trainer.accumulator import Stopwatch
+from student_trainer.early import Early
 from student_trainer.ending import export, is_finished, say_stopped
 from student_trainer.engine import backward, take_step
 from student_trainer.evaluations import evaluate, evaluate_only
@@ -36,15 +37,19 @@ def run_plan(
     *,
     open_source: OpenSource = DataSet,
     task: Task = CAUSAL_LM,
+    early: Early | None = None,
 ) -> None:
     """Train, or evaluate, as the plan's mode says. A finished run is left alone."""
     if is_finished(plan):
         log.info("%s is finished already", plan.run_dir)
         return
-    run = open_run(plan, open_reader, open_controller, open_source=open_source, task=task)
+    load = task.load if early is None else early.load
+    run = open_run(
+        plan, open_reader, open_controller, open_source=open_source, task=task, load=load
+    )
     try:
         if plan.mode == "train":
-            train(run)
+            train(run, early)
         else:
             restore(run)
             evaluate_only(run)
@@ -52,7 +57,7 @@ def run_plan(
         close_run(run)
 
 
-def train(run: Run) -> None:
+def train(run: Run, early: Early | None = None) -> None:
     """One run from its last checkpoint, or its beginning, to its export."""
     config = run.config
     step = restore(run)
@@ -69,6 +74,8 @@ def train(run: Run) -> None:
         refuse_non_finite(run, drawn, grad_norm)
         follow_taid(run, drawn, sums)
         step += 1
+        if early is not None:
+            early.stepped(run)
         run.metrics.add(drawn, sums, watch.machine())
         run.since_report.add(drawn, sums)
         if run.due(config.log_every, step):

@@ -19,7 +19,7 @@ from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation
 from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.models.frozen import FrozenWeights, frozen_weights
-from student_trainer.models.student import Student
+from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
@@ -88,6 +88,7 @@ def open_run(
     *,
     open_source: OpenSource = DataSet,
     task: Task = CAUSAL_LM,
+    load: LoadStudent | None = None,
 ) -> Run:
     """Join the other ranks, load the student and build everything a run needs.
 
@@ -98,7 +99,7 @@ def open_run(
     join(device)
     ranks = Ranks()
     config = plan.config
-    student, teacher_heads = _load_together(plan, task, device, ranks)
+    student, teacher_heads = _load_together(plan, device, ranks, load or task.load)
     objective = Objective(
         student, config, teacher_width=plan.teacher_width, teacher_heads=teacher_heads
     ).to(device)
@@ -155,11 +156,11 @@ def close_run(run: Run) -> None:
 
 
 def _load_together(
-    plan: RunPlan, task: Task, device: Any, ranks: Ranks
+    plan: RunPlan, device: Any, ranks: Ranks, load: LoadStudent
 ) -> tuple[Student, dict[str, TeacherHead]]:
     student, teacher_heads, error = None, {}, None
     try:
-        student = task.load(plan.config, device=device)
+        student = load(plan.config, device=device)
         teacher_heads = load_teacher_heads(plan, device)
     except TutelageError as failure:
         error = failure

@@ -2,35 +2,43 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import ray.train
 
+from shared.config.run import Config
 from shared.errors import StorageError, TutelageError
-from shared.run.plan import OpenController, OpenRunReader, RunPlan
+from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir, write_atomically
+from shared.run.start import StartClock
 
 ERROR = "error.json"
 
 
-def train_worker(
-    plan: RunPlan, open_reader: OpenRunReader | None, open_controller: OpenController
-) -> None:
-    """What each Ray Train worker runs.
+def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -> None:
+    """What each Ray Train worker runs: the student is loaded while its assignment is awaited.
+
 
     An error that a restart cannot cure is raised on all ranks together; rank 0 writes it to
     `logs/error.json` and all return, so that Ray restarts the group after crashes only.
     """
-    from student_trainer.loop import run_plan  # slow, and Ray Train's own processes unpickle this
+    clock = StartClock()
+    clock.mark("entered")
+    from student_trainer.early import Early  # slow, and Ray Train's own processes unpickle this
+    from student_trainer.loop import run_plan
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     leads = ray.train.get_context().get_world_rank() == 0
-    path = RunDir(Path(plan.run_dir)).logs / ERROR
+    path = RunDir(Path(run_dir)).logs / ERROR
     if leads:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
     try:
-        run_plan(plan, open_reader, open_controller)
+        early = Early(config, clock)
+        given = take()
+        clock.moments |= given.clock.moments
+        run_plan(given.plan, given.open_reader, given.open_controller, early=early)
     except TutelageError as error:
         if leads:
             described = {

@@ -132,6 +132,7 @@ STARTED = {
         "teacher_service.service.registry",
         "student_trainer.worker",
     ): HEAVY - {"ray"},
+    ("cluster.launch.serving", "cluster.launch.training"): HEAVY - {"ray"},  # of the driver
     ("teacher_service.engine.audit", "student_trainer.loop", "student_trainer.state.reload"): {
         "peft",
         "bitsandbytes",

@@ -45,7 +45,7 @@ def optimise(
     refuse_unknown_instructions(found)
     to = target_of(found)
     hands, settings = check(found), found.prompt_search
-    tasks = {name: task_of(name, found, hands.tokenizer) for name in found.domains}
+    tasks = {name: task_of(name, found, hands.load_tokenizer()) for name in found.domains}
     for name, task in tasks.items():
         refuse_unfit(
             task,

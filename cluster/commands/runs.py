@@ -11,6 +11,7 @@ from cluster.report.stages import expect, stages_of_run
 from shared.config.run import Config
 from shared.errors import CheckpointError, ConfigError
 from shared.run.run_dir import RunDir
+from shared.run.start import StartClock
 
 STARTER = Path(__file__).parents[1] / "recipes" / "starter.yaml"
 
@@ -19,12 +20,14 @@ def run(
     path: Path, overrides: Sequence[str], *, fresh: bool = False, address: str | None = None
 ) -> None:
     """`tutelage run`."""
+    clock = StartClock()
+    clock.mark("began")
     config = read(path, overrides)
     expect([*stages_to_build(config), *stages_of_run(config)])
     config = resolve_builtin(config)
     from cluster.launch import driver
 
-    driver.run(config, fresh=fresh, address=address)
+    driver.run(config, fresh=fresh, address=address, clock=clock)
 
 
 def train(
@@ -36,10 +39,12 @@ def train(
     address: str | None = None,
 ) -> None:
     """`tutelage train`."""
+    clock = StartClock()
+    clock.mark("began")
     config = load(path, overrides)
     from cluster.launch import driver
 
-    driver.train(config, service=service, fresh=fresh, address=address)
+    driver.train(config, service=service, fresh=fresh, address=address, clock=clock)
 
 
 def capture(

@@ -273,7 +273,18 @@ def open_controller(name: str, *, namespace: str, deadline_s: float) -> RayContr
 def start_controller(
     plan: ControllerPlan, *, name: str, namespace: str, deadline_s: float, detached: bool = False
 ) -> ActorHandle:
-    """Start the actor, wait until it has read its log, and return its handle.
+    """Start the actor, wait until it has read its log, and return its handle."""
+    actor = begin_controller(
+        plan, name=name, namespace=namespace, deadline_s=deadline_s, detached=detached
+    )
+    await_controller(actor, name=name, deadline_s=deadline_s)
+    return actor
+
+
+def begin_controller(
+    plan: ControllerPlan, *, name: str, namespace: str, deadline_s: float, detached: bool = False
+) -> ActorHandle:
+    """Let the actor come up and return its handle.
 
     One left over under this name is replaced: all it knew is in the log, and its plan may be old.
     Unless detached it ends with the handle, which the caller therefore keeps, or the driver.
@@ -283,6 +294,11 @@ def start_controller(
     actor: Any = _ACTOR.options(
         name=name, namespace=namespace, lifetime="detached" if detached else None
     ).remote(plan)
+    return actor
+
+
+def await_controller(actor: Any, *, name: str, deadline_s: float) -> None:
+    """Wait until the actor has read its log. Raises ControllerError."""
     try:
         ray.get(actor.ready.remote(), timeout=deadline_s)
     except (RayActorError, GetTimeoutError) as error:
@@ -290,7 +306,6 @@ def start_controller(
             f"controller {name} did not start within {deadline_s:g} s ({type(error).__name__}); "
             "see the logs of the Ray session"
         ) from error
-    return actor
 
 
 def stop_controller(name: str, *, namespace: str, deadline_s: float = 30.0) -> None:

@@ -3,11 +3,12 @@
 It carries no tokens: students ask teachers directly, and rank 0 alone talks to the controller.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.planning.preparation import (
     Launch,
@@ -26,22 +27,33 @@ from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
 from shared.errors import StorageError
 from shared.locations import Location
-from shared.run.plan import OpenController, OpenRunReader, RunPlan
+from shared.run.plan import Assignment, OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
+from shared.run.start import StartClock
 from shared.targets.payload import Pair, payload_note
 from shared.targets.question import Question
+
+if TYPE_CHECKING:
+    from cluster.launch.training import Students
 
 CONTROLLER = "tutelage-controller"
 CONTROLLER_DEADLINE_S = 120.0
 
 
-def run(config: Config, *, fresh: bool = False, address: str | None = None) -> RunDir:
+def run(
+    config: Config,
+    *,
+    fresh: bool = False,
+    address: str | None = None,
+    clock: StartClock | None = None,
+) -> RunDir:
     """Distil, from teacher to report, in one job; the same call again continues or is done.
 
-    `config` is resolved. Raises UserErrors before anything starts and TutelageErrors later; what
-    is done by then stays, and the same call continues it.
+    `config` is resolved; `clock` began with the command. Raises UserErrors before anything starts
+    and TutelageErrors later; what is done by then stays, and the same call continues it.
     """
-    with _launched(config, fresh=fresh, services=None, address=address) as launch:
+    clock = clock or StartClock()
+    with _launched(config, fresh=fresh, services=None, address=address, clock=clock) as launch:
         if launch is not None:
             _distil(launch)
     return run_dir_of(config)
@@ -53,11 +65,13 @@ def train(
     service: str | None = None,
     fresh: bool = False,
     address: str | None = None,
+    clock: StartClock | None = None,
 ) -> RunDir:
     """Like `run`, with teacher services that are running already (`tutelage teacher up`); `service`
     is the name of the only one, or TEACHER=SERVICE for each of several, with commas between."""
     services = services_of(config, service) or named_services(config)
-    with _launched(config, fresh=fresh, services=services, address=address) as launch:
+    clock = clock or StartClock()
+    with _launched(config, fresh=fresh, services=services, address=address, clock=clock) as launch:
         if launch is not None:
             _distil(launch)
     return run_dir_of(config)
@@ -73,8 +87,9 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
         launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), services)
         with connected(address):
             refuse_unplaceable(launch)
-            with teaching(launch) as (plan, open_reader):
-                _train(launch, replace(plan, mode="evaluate"), open_reader, _replayed(launch))
+            with _students(launch) as students, teaching(launch) as (plan, open_reader):
+                evaluating = replace(plan, mode="evaluate")
+                _train(students, Assignment(evaluating, open_reader, _replayed(launch)))
     return run_dir.path / "evaluation.json"
 
 
@@ -85,10 +100,17 @@ def run_dir_of(config: Config) -> RunDir:
 
 @contextmanager
 def _launched(
-    config: Config, *, fresh: bool, services: Mapping[str, str] | None, address: str | None
+    config: Config,
+    *,
+    fresh: bool,
+    services: Mapping[str, str] | None,
+    address: str | None,
+    clock: StartClock,
 ) -> Iterator[Launch | None]:
     """Locked, prepared, recorded and on a cluster; None where the run is finished, whose table is
     printed. What is running already is looked at before any work, what is not starts after it."""
+    clock.mark("began")
+    clock.mark("loaded")
     prepare_environment()
     with locked(run_dir_of(config)):
         if not fresh and _is_finished(run_dir_of(config), config):
@@ -100,15 +122,20 @@ def _launched(
             with attached(address):
                 for name in services.values():
                     find_service(name)
-                yield _prepared(config, fresh=fresh, services=services)
+                launch = _prepared(config, fresh=fresh, services=services, clock=clock)
+                clock.mark("connected")
+                yield launch
         else:
             find_address(address)
-            launch = _prepared(config, fresh=fresh, services=None)
+            launch = _prepared(config, fresh=fresh, services=None, clock=clock)
             with connected(address):
+                clock.mark("connected")
                 yield launch
 
 
-def _prepared(config: Config, *, fresh: bool, services: Mapping[str, str] | None) -> Launch:
+def _prepared(
+    config: Config, *, fresh: bool, services: Mapping[str, str] | None, clock: StartClock
+) -> Launch:
     begin("start")
     refuse_unasked(config)
     prepared = prepare_run(config)
@@ -116,7 +143,9 @@ def _prepared(config: Config, *, fresh: bool, services: Mapping[str, str] | None
     print(f"run folder {run_dir.path}", flush=True)
     if note := idle_policy_note(config):
         print(note, flush=True)
-    return Launch(prepared, run_dir, run_dir.new_attempt(), services)
+    run_dir.start.unlink(missing_ok=True)
+    clock.mark("prepared")
+    return Launch(prepared, run_dir, run_dir.new_attempt(), services, clock)
 
 
 def _is_finished(run_dir: RunDir, config: Config) -> bool:
@@ -131,14 +160,15 @@ def _distil(launch: Launch) -> None:
     refuse_unplaceable(launch)
     write_environment(launch.run_dir, cluster=ray.cluster_resources())
     try:
-        with teaching(launch) as (plan, open_reader):
+        with ExitStack() as stack:
+            learning = None if launch.run_dir.finished else stack.enter_context(_learning(launch))
+            plan, open_reader = stack.enter_context(teaching(launch))
             for name, part in plan.by_teacher.items():
                 if part.target_spec is not None:
                     _say_price(launch.taught_by(name), part, part.target_spec)
-            if not launch.run_dir.finished:
+            if learning is not None:
                 begin("students")
-                with _controller(launch, plan) as open_controller:
-                    _train(launch, plan, open_reader, open_controller)
+                learning(plan, open_reader)
                 conclude(launch.run_dir, status="finished")
             if launch.config.baseline:
                 _train_baseline(launch, plan, open_reader)
@@ -186,31 +216,46 @@ def refuse_unplaceable(launch: Launch) -> None:
 
 
 @contextmanager
-def _controller(launch: Launch, plan: RunPlan) -> Iterator[OpenController]:
-    """The controller of a run, for the length of a `with`."""
+def _learning(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None]]:
+    """The controller and the students of a run, who come up while its teacher does; what is
+    yielded trains them."""
+    with _controller(launch) as controller, _students(launch) as students:
+
+        def learn(plan: RunPlan, open_reader: OpenRunReader) -> None:
+            launch.clock.mark("planned")
+            _train(students, Assignment(plan, open_reader, controller(), launch.clock))
+
+        yield learn
+
+
+@contextmanager
+def _controller(launch: Launch) -> Iterator[Callable[[], OpenController]]:
+    """The controller of a run, for the length of a `with`; what is yielded waits until it is up."""
     from cluster.control import controller
 
     mixture = launch.config.mixture
-    actor = controller.start_controller(
-        controller.ControllerPlan(
-            config=launch.config,
-            natural=tuple(domain.natural_weight for domain in plan.domains),
-            log_path=str(launch.run_dir.weight_log),
-        ),
-        name=CONTROLLER,
-        namespace=launch.namespace,
-        deadline_s=CONTROLLER_DEADLINE_S,
+    plan = controller.ControllerPlan(
+        config=launch.config,
+        natural=tuple(domain.natural_weight for domain in launch.prepared.domains),
+        log_path=str(launch.run_dir.weight_log),
     )
+    named = {"namespace": launch.namespace, "deadline_s": CONTROLLER_DEADLINE_S}
+    opened = partial(
+        controller.open_controller,
+        CONTROLLER,
+        namespace=launch.namespace,
+        deadline_s=getattr(mixture, "deadline_s", CONTROLLER_DEADLINE_S),
+    )
+    actor = controller.begin_controller(plan, name=CONTROLLER, **named)
+
+    def ready() -> OpenController:
+        controller.await_controller(actor, name=CONTROLLER, deadline_s=CONTROLLER_DEADLINE_S)
+        return opened
+
     try:
-        yield partial(
-            controller.open_controller,
-            CONTROLLER,
-            namespace=launch.namespace,
-            deadline_s=getattr(mixture, "deadline_s", CONTROLLER_DEADLINE_S),
-        )
+        yield ready
     finally:
         controller.stop_controller(CONTROLLER, namespace=launch.namespace)
-        del actor  # the handle owns the actor until here
 
 
 def _replayed(launch: Launch) -> OpenController:
@@ -221,23 +266,30 @@ def _replayed(launch: Launch) -> OpenController:
     return partial(ReplayController, log, tuple(launch.config.domains))
 
 
-def _train(
-    launch: Launch, plan: RunPlan, open_reader: OpenRunReader, open_controller: OpenController
-) -> None:
+@contextmanager
+def _students(launch: Launch, baseline: Config | None = None) -> Iterator["Students"]:
+    """Workers of a run, or of its baseline, that come up at once and wait for their assignment."""
     import ray
 
-    from cluster.launch.training import Training
-    from cluster.launch.training import train as train_students
+    from cluster.launch.training import Training, students
     from cluster.session.placement import student_bundle
 
+    config = baseline or launch.config
     training = Training(
-        plan=plan,
-        open_reader=open_reader,
-        open_controller=open_controller,
-        bundle=student_bundle(plan.config, ray.cluster_resources()),
+        config=config,
+        run_dir=(launch.run_dir.baseline if baseline else launch.run_dir).path,
+        bundle=student_bundle(config, ray.cluster_resources()),
         attempt=launch.attempt,
     )
-    count(RunDir(Path(plan.run_dir)), "student_restarts", train_students(training))
+    with students(training) as group:
+        if not launch.scores_with_student:  # which takes the workers' places first
+            group.start()
+        yield group
+
+
+def _train(students: "Students", assignment: Assignment) -> None:
+    run_dir = RunDir(Path(assignment.plan.run_dir))
+    count(run_dir, "student_restarts", students.train(assignment))
 
 
 def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -> None:
@@ -259,7 +311,8 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -
         teacher_width=None,
         replays=True,
     )
-    _train(launch, hard, open_reader, _replayed(launch))
+    with _students(launch, baseline=config) as students:
+        _train(students, Assignment(hard, open_reader, _replayed(launch)))
     conclude(run_dir, status="finished")
     conclude(launch.run_dir, status="finished")
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import signal
 import threading
 import time
 import traceback
@@ -13,54 +12,87 @@ from functools import partial
 from pathlib import Path
 
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.launch.mailbox import Mailbox
+from cluster.launch.worker_group import Meeting, WorkerGroup
 from shared import errors
+from shared.config.run import Config
 from shared.errors import TutelageError
-from shared.run.plan import OpenController, OpenRunReader, RunPlan
+from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir
 from student_trainer.worker import ERROR, train_worker
 
 TAIL_INTERVAL_S = 0.3
+STOP_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What one training of students needs."""
+    """What one training of students needs before its plan is known."""
 
-    plan: RunPlan
-    open_reader: OpenRunReader | None
-    open_controller: OpenController
+    config: Config
+    run_dir: Path
     bundle: dict[str, float]  # Ray resources of one worker
     attempt: Path  # logs/attempt-N of the command
 
 
-def train(training: Training) -> int:
-    """Run workers until the plan is done and return how often they were restarted.
+class Students:
+    """The workers of one training; they come up and load the student while its plan is made."""
 
-    A crash of a worker restarts the group from the last checkpoint, up to `student.max_restarts`
-    times; an error that workers raise on purpose is final and raised here.
-    """
-    config, files = training.plan.config, RunDir(Path(training.plan.run_dir))
-    told = files.logs / ERROR
-    told.unlink(missing_ok=True)
-    restarts = 0
-    with shown_progress(files.progress):
-        while (error := _attempt(training, restarts)) is not None:
-            _write_traceback(training.attempt, error)
-            if (sentence := _own_error(error)) is not None:
-                raise sentence
-            if restarts >= config.student.max_restarts:
-                raise _given_up(training, error)
-            restarts += 1
-            print(
-                f"a student worker died ({_first_reason(error)}); restart {restarts} of "
-                f"{config.student.max_restarts}, from the last checkpoint",
-                flush=True,
-            )
-    if told.exists():
-        raise _as_raised(json.loads(told.read_text()))
-    return restarts
+    def __init__(self, training: Training) -> None:
+        self._training, self._files = training, RunDir(training.run_dir)
+        self._mailbox, self._told = Mailbox(), self._files.logs / ERROR
+        self._under_way: _Attempt | None = None
+
+    def start(self) -> None:
+        """Let the workers come up and wait for `train`."""
+        self._told.unlink(missing_ok=True)
+        self._under_way = _Attempt(self._training, self._mailbox, restarts=0)
+
+    def train(self, assignment: Assignment) -> int:
+        """Let the workers work until the plan is done; return how often they were restarted.
+
+        A crash of a worker restarts the group from the last checkpoint, up to
+        `student.max_restarts` times; an error that workers raise on purpose is final and raised
+        here.
+        """
+        restarts, most = 0, self._training.config.student.max_restarts
+        self._mailbox.put(assignment)
+        if self._under_way is None:
+            self.start()
+        with shown_progress(self._files.progress):
+            while (error := self._under_way.error()) is not None:  # type: ignore[union-attr]
+                _write_traceback(self._training.attempt, error)
+                if (sentence := _own_error(error)) is not None:
+                    raise sentence
+                if restarts >= most:
+                    raise _given_up(self._training, error)
+                restarts += 1
+                print(
+                    f"a student worker died ({_first_reason(error)}); restart {restarts} of "
+                    f"{most}, from the last checkpoint",
+                    flush=True,
+                )
+                self._under_way = _Attempt(self._training, self._mailbox, restarts=restarts)
+        if self._told.exists():
+            raise _as_raised(json.loads(self._told.read_text()))
+        return restarts
+
+    def close(self) -> None:
+        """End workers that are still there."""
+        if self._under_way is not None:
+            self._under_way.stop()
+        self._mailbox.close()
+
+
+@contextmanager
+def students(training: Training) -> Iterator[Students]:
+    """Workers for the length of a `with`."""
+    group = Students(training)
+    try:
+        yield group
+    finally:
+        group.close()
 
 
 @contextmanager
@@ -90,42 +122,49 @@ def shown_progress(path: Path) -> Iterator[None]:
         follower.join()
 
 
-def _attempt(training: Training, restarts: int) -> TrainingFailedError | None:
-    """One worker group from start to end, or the error that ended it."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    config = training.plan.config
-    loop = partial(
-        train_worker,
-        training.plan,
-        open_reader=training.open_reader,
-        open_controller=training.open_controller,
-    )
-    trainer = TorchTrainer(
-        loop,
-        torch_config=TorchConfig(backend="nccl" if config.student.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=config.student.workers,
-            use_gpu=config.student.gpus > 0,
-            resources_per_worker=training.bundle,
-        ),
-        # Resuming is our own: a fresh name keeps Ray Train from looking for its checkpoints.
-        run_config=RunConfig(
-            name=f"workers-{Path(training.plan.run_dir).name}-{restarts}",
-            storage_path=str(training.attempt),
-            worker_runtime_env={"env_vars": _threads(config.student.cpus)},
-        ),
-    )
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        return error
-    except SystemExit:  # how Ray Train ends after it has stopped the workers on Ctrl-C
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-    return None
+class _Attempt:
+    """One worker group from start to end, in a thread, so that Ctrl-C reaches who waits."""
+
+    def __init__(self, training: Training, mailbox: Mailbox, *, restarts: int) -> None:
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        config = training.config
+        self._error: BaseException | None = None
+        self._group = WorkerGroup(
+            partial(train_worker, config, str(training.run_dir), mailbox.take),
+            backend_config=Meeting(),
+            scaling_config=ScalingConfig(
+                num_workers=config.student.workers,
+                use_gpu=config.student.gpus > 0,
+                resources_per_worker=training.bundle,
+            ),
+            # Resuming is our own: a fresh name keeps Ray Train from looking for its checkpoints.
+            run_config=RunConfig(
+                name=f"workers-{training.run_dir.name}-{restarts}",
+                storage_path=str(training.attempt),
+                worker_runtime_env={"env_vars": _threads(config.student.cpus)},
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread.start()
+
+    def error(self) -> TrainingFailedError | None:
+        """Wait until the group has ended and return the error that ended it."""
+        self._thread.join()
+        if self._error is not None and not isinstance(self._error, TrainingFailedError):
+            raise self._error
+        return self._error
+
+    def stop(self) -> None:
+        """End the group wherever it is."""
+        while self._thread.is_alive():
+            self._group.stop()
+            self._thread.join(STOP_INTERVAL_S)
+
+    def _fit(self) -> None:
+        try:
+            self._group.fit()
+        except BaseException as error:
+            self._error = error
 
 
 def _threads(cpus: float) -> dict[str, str]:
@@ -163,7 +202,7 @@ def _first_reason(error: TrainingFailedError) -> str:
 
 def _given_up(training: Training, error: TrainingFailedError) -> TutelageError:
     return TutelageError(
-        f"the student workers failed {training.plan.config.student.max_restarts + 1} times "
+        f"the student workers failed {training.config.student.max_restarts + 1} times "
         f"({_first_reason(error)}); the traceback is in {training.attempt / 'error.log'}, the "
         "last good checkpoint stays, and the same command continues from it"
     )

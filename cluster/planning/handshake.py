@@ -3,15 +3,17 @@
 Reads tokenizers and configs of all models, no weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cluster.planning.description import ModelDescription, describe
 from shared.config.run import Config
 from shared.data.sources import read_documents, sources_of
-from shared.data.tokenizers import TokenizerIdentity, identify
+from shared.data.tokenizers import TokenizerIdentity
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.head_location import ShippedHead
 from shared.targets.kept_ids import LikeliestIds
@@ -38,17 +40,9 @@ class TeacherFacts:
 class Handshake:
     """What all models of a run agree on, and what each teacher brings."""
 
-    tokenizer: Any  # the student's, of transformers
+    load_tokenizer: Callable[[], Any]  # the student's, of transformers
     identity: TokenizerIdentity
     teachers: Mapping[str, TeacherFacts]
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    option: str  # that names it
-    name: str
-    tokenizer: Any
-    config: Any  # of its text
 
 
 def shake_hands(config: Config) -> Handshake:
@@ -61,39 +55,41 @@ def shake_hands(config: Config) -> Handshake:
         for name, teacher in config.teachers.items():
             refuse_empty_folder(f"teachers.{name}.model", teacher.model)
     refuse_empty_folder("student.model", config.student.model)
+    described = partial(describe, cache=Path(config.paths.cache))
     teachers = {
-        name: _read(f"teachers.{name}.model", t.model, t.revision, t.trust_remote_code)
+        name: described(
+            f"teachers.{name}.model", t.model, revision=t.revision, trusted=t.trust_remote_code
+        )
         for name, t in config.teachers.items()
     }
     own = config.student
-    student = _read("student.model", own.model, own.revision, own.trust_remote_code)
-    identity = identify(student.tokenizer)
+    student = described(
+        "student.model", own.model, revision=own.revision, trusted=own.trust_remote_code
+    )
     facts = {
-        name: _compared(config.taught_by(name), teacher, student, identity)
+        name: _compared(config.taught_by(name), teacher, student)
         for name, teacher in teachers.items()
     }
     _refuse_short_context(student, config.data.context)
-    return Handshake(student.tokenizer, identity, facts)
+    return Handshake(student.load_tokenizer, student.identity, facts)
 
 
-def _compared(
-    config: Config, teacher: _Model, student: _Model, identity: TokenizerIdentity
-) -> TeacherFacts:
-    """What one teacher brings to a student with a tokenizer, for the domains of `config`."""
-    rows = teacher.config.vocab_size
+def _compared(config: Config, teacher: ModelDescription, student: ModelDescription) -> TeacherFacts:
+    """What one teacher brings to a student, for the domains of `config`."""
+    rows = teacher.vocab_size
     vocabulary = CAUSAL_LM.agree(
-        Side(teacher.name, identify(teacher.tokenizer), rows),
-        Side(student.name, identity, student.config.vocab_size),
+        Side(teacher.name, teacher.identity, rows),
+        Side(student.name, student.identity, student.vocab_size),
         chat_rows=_uses_chat_template(config),
     )
     _refuse_short_context(teacher, config.data.context)
     _refuse_more_than_all(config, vocabulary)
-    _refuse_missing_layers(config, teacher.config, student.config)
+    _refuse_missing_layers(config, teacher, student)
     return TeacherFacts(
         shared_vocab=vocabulary,
-        width=getattr(teacher.config, "hidden_size", 0),
+        width=teacher.hidden_size,
         rows=rows,
-        context=getattr(teacher.config, "max_position_embeddings", None),
+        context=teacher.max_context,
     )
 
 
@@ -153,25 +149,8 @@ def refuse_empty_folder(option: str, model: str) -> None:
         )
 
 
-def _read(option: str, model: str, revision: str | None, trusted: bool) -> _Model:
-    """Tokenizer and text config of a model."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    asked = {"revision": revision or "main", "trust_remote_code": trusted}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **asked)
-        text_config = AutoConfig.from_pretrained(model, **asked).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise ConfigError(
-            f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "
-            f"model the hub gives us: {reason}"
-        ) from None
-    return _Model(option, model, tokenizer, text_config)
-
-
-def _refuse_short_context(model: _Model, context: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+def _refuse_short_context(model: ModelDescription, context: int) -> None:
+    limit = model.max_context
     if limit is not None and context > limit:
         raise HandshakeError(
             f"data.context is {context}, but {model.option} {model.name} reads at most {limit} "
@@ -180,15 +159,17 @@ def _refuse_short_context(model: _Model, context: int) -> None:
         )
 
 
-def _refuse_missing_layers(config: Config, teacher: Any, student: Any) -> None:
+def _refuse_missing_layers(
+    config: Config, teacher: ModelDescription, student: ModelDescription
+) -> None:
     """Layer 0 is the embedding's output, layer L the last one."""
     losses = config.losses
     asked = {
         "teacher": (teacher, [layer for loss in losses for layer in loss.teacher_layers]),
         "student": (student, [layer for loss in losses for layer in loss.student_layers]),
     }
-    for role, (model_config, layers) in asked.items():
-        last = getattr(model_config, "num_hidden_layers", None)
+    for role, (model, layers) in asked.items():
+        last = model.num_layers
         beyond = [layer for layer in layers if last is not None and not 0 <= layer <= last]
         if beyond:
             raise HandshakeError(

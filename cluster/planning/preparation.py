@@ -3,11 +3,12 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import xxhash
 
+from cluster.planning.description import student_packs
 from cluster.planning.handshake import (
     Handshake,
     TeacherFacts,
@@ -24,8 +25,8 @@ from shared.errors import ConfigError, HandshakeError
 from shared.locations import Location
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
+from shared.run.start import StartClock
 from shared.targets.head_location import ShippedHead
-from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.description import TeacherDescription
 
 
@@ -71,6 +72,7 @@ class Launch:
     attempt: Path  # logs/attempt-N
     # Teacher services that are running, by teacher; None: the run starts its own.
     services: Mapping[str, str] | None
+    clock: StartClock = field(default_factory=StartClock)
 
     def taught_by(self, teacher: str) -> "Launch":
         """The part of the command that one teacher teaches."""
@@ -81,6 +83,12 @@ class Launch:
     def config(self) -> Config:
         """The run's resolved config."""
         return self.prepared.config
+
+    @property
+    def scores_with_student(self) -> bool:
+        """Whether a service of the student may have to score its rows, in its workers' places."""
+        progressive = self.config.progressive
+        return progressive is not None and progressive.difficulty == "gap"
 
     @property
     def namespace(self) -> str:
@@ -104,18 +112,19 @@ def prepare_run(config: Config) -> Prepared:
     showing = showing_of(config, hands)
     domains = prepare(
         config,
-        tokenizer=hands.tokenizer,
+        tokenizer=hands.load_tokenizer,
         tokenizer_digest=hands.identity.digest,
         cache=Path(config.paths.cache),
     )
     for domain in domains:
         context = hands.teachers[config.teacher_of(domain.name)].context
         refuse_overlong(showing, domain, teacher_context=context)
+
     return Prepared(
         config=config,
         teachers=hands.teachers,
         domains=domains,
-        packed=CAUSAL_LM.packs(config),
+        packed=student_packs(config),
         showing=showing,
     )
 

@@ -38,7 +38,7 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
     openings = {}
     for name, domain in config.domains.items():
         if prompt := prompts.of(name):
-            found = [opening(prompt, hands.tokenizer, kind) for kind in _kinds(domain, root)]
+            found = [opening(prompt, hands.load_tokenizer(), kind) for kind in _kinds(domain, root)]
             openings[name] = _only(found, name)
             if config.data.loss_on == "everything" and len(openings[name].plain_ids) > 1:
                 raise ConfigError(

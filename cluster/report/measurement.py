@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from cluster.report.record import Evaluations, RunRecord, finite, read_json
 from shared.run.metrics import DomainEvaluation, StepMetrics
+from shared.run.run_dir import RunDir
 
 
 class Failures(TypedDict):
@@ -61,6 +62,7 @@ class Summary(TypedDict):
     domains: dict[str, DomainSummary]
     teachers: dict[str, TeacherSummary]
     failures: Failures
+    start: dict[str, float]  # seconds by stage, see `shared.run.start`; empty before a first step
 
 
 class Comparison(TypedDict):
@@ -95,6 +97,7 @@ def measure(record: RunRecord, *, status: str, failures: Failures) -> Summary:
         domains={name: domain_summary(record, name) for name in record.domains},
         teachers={name: teacher_summary(record, name) for name in record.config.teachers},
         failures=failures,
+        start=read_json(RunDir(record.directory).start),
     )
 
 

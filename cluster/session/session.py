@@ -30,6 +30,8 @@ DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     "RAY_allow_out_of_band_object_ref_serialization": "0",
+    # Every process here has variables of its own, so what a head starts ahead would be idle.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 # Set in every process of the job. Several processes share the cores of a small machine, so each

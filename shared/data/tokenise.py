@@ -6,7 +6,7 @@ Training never sees a validation document.
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,11 +33,12 @@ FEWEST_VALIDATION_ROWS = 2  # of a domain whose weight is decided from them
 
 
 def prepare(
-    config: Config, *, tokenizer: Tokenizer, tokenizer_digest: str, cache: Path
+    config: Config, *, tokenizer: Callable[[], Tokenizer], tokenizer_digest: str, cache: Path
 ) -> tuple[PreparedDomain, ...]:
     """All domains of a run in config order, with natural weights: shares of all loss tokens.
 
-    Raises DataError for text that cannot be used, StorageError where the cache is full.
+    `tokenizer` is called where a domain is not in the cache. Raises DataError for text that cannot
+    be used, StorageError where the cache is full.
     """
     prepared = [
         prepare_domain(
@@ -73,7 +74,7 @@ def prepare_domain(
     data: Data,
     root: Path,
     cache: Path,
-    tokenizer: Tokenizer,
+    tokenizer: Callable[[], Tokenizer],
     tokenizer_digest: str,
     progress: bool = True,
 ) -> PreparedDomain:
@@ -108,13 +109,13 @@ class _Text:
     domain: Domain
     data: Data
     root: Path
-    tokenizer: Tokenizer
+    tokenizer: Callable[[], Tokenizer]
     progress: bool
 
     def pieces(self, sources: Sequence[Source], fit: Fit) -> list[Piece]:
         """Everything the sources hold, tokenised and cut to the context."""
         documents = read_documents(sources, root=self.root, columns=self.domain.columns)
-        encoded = encode(documents, tokenizer=self.tokenizer, loss_on=self.data.loss_on)
+        encoded = encode(documents, tokenizer=self.tokenizer(), loss_on=self.data.loss_on)
         size = num_bytes(sources, root=self.root)
         bar = _with_bar(encoded, name=self.name, size=size, shown=self.progress)
         context, too_long = self.data.context, self.data.too_long

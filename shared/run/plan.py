@@ -8,6 +8,7 @@ from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.mixture.weight_log import ControllerClient
 from shared.prompts.prefix import Opening
+from shared.run.start import StartClock
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader
 from shared.targets.routing import RoutingReader, RunReader
@@ -111,3 +112,13 @@ def _questions(plan: RunPlan, part: RunPlan) -> dict[Question, Question]:
         (plan.evaluation_spec, part.evaluation_spec),
     )
     return {asked: own for asked, own in pairs if asked is not None and own is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What workers are given once it is known; they come up and load the student before."""
+
+    plan: RunPlan
+    open_reader: OpenRunReader | None
+    open_controller: OpenController
+    clock: StartClock = field(default_factory=StartClock)

@@ -122,6 +122,11 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def start(self) -> Path:
+        """What the start of the last command took, seconds by stage."""
+        return self.logs / "start.json"
+
+    @property
     def progress(self) -> Path:
         """Progress lines, appended by rank 0 and tailed by the driver."""
         return self.logs / "progress.log"

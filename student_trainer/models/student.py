@@ -9,7 +9,7 @@ B lines of the batch   T padded length   V vocabulary
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -46,6 +46,14 @@ class Student:
     def vocab_size(self) -> int:
         """Rows of the output head, padding rows included."""
         return self.head.out_features
+
+
+class LoadStudent(Protocol):
+    """How a run comes by its student: a task's `load`, or one that was loaded before."""
+
+    def __call__(self, config: Config, *, device: torch.device) -> Student:
+        """The student of a config on a device. Raises ConfigError."""
+        ...
 
 
 def load_student(config: Config, kind: ModelKind, *, device: torch.device) -> Student:

@@ -106,7 +106,6 @@ def start(
         options = {"name": REGISTRY, "namespace": service, "lifetime": _lifetime(detached)}
         registry: Any = TeacherRegistry.options(**options).remote(service, request)  # type: ignore[attr-defined]
         _OWNED[service] = [registry]
-        _answer(registry.view.remote(), "the registry")
         return _add(service, request, range(teacher.replicas), deadline_s)
     except BaseException:
         stop(service)

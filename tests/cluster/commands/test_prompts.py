@@ -83,7 +83,7 @@ def test_no_split_holds_text_that_is_held_out_for_validation(job, name, tmp_path
         data=config.data,
         root=tmp_path,
         cache=tmp_path / "cache",
-        tokenizer=tokenizer,
+        tokenizer=lambda: tokenizer,
         tokenizer_digest="tiny",
         progress=False,
     )

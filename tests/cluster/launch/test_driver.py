@@ -35,6 +35,7 @@ SUMMARY = {
     "domains",
     "teachers",
     "failures",
+    "start",
 }
 
 

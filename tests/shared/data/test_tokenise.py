@@ -53,7 +53,7 @@ def prepared(root: Path, tokenizer, *, data: Data = DATA, **domain) -> PreparedD
         data=data,
         root=root,
         cache=root / "cache",
-        tokenizer=tokenizer,
+        tokenizer=lambda: tokenizer,
         tokenizer_digest=identify(tokenizer).digest,
     )
 
@@ -316,7 +316,7 @@ def test_natural_weights_are_shares_of_loss_tokens(tmp_path: Path, tokenizer) ->
     write(tmp_path / "b.jsonl", *pairs(150, seed=2))
     config = described(tmp_path, {"b": {"train": "b.jsonl"}, "a": {"train": "a.jsonl"}})
     cache = tmp_path / "cache"
-    found = prepare(config, tokenizer=tokenizer, tokenizer_digest="d", cache=cache)
+    found = prepare(config, tokenizer=lambda: tokenizer, tokenizer_digest="d", cache=cache)
     assert [domain.name for domain in found] == ["b", "a"]
     weights = [domain.natural_weight for domain in found]
     counts = [domain.num_loss_tokens for domain in found]
@@ -333,7 +333,7 @@ def test_a_policy_on_validation_text_needs_two_rows_of_it(
     write(tmp_path / "valid.jsonl", *pairs(1, seed=2))
     domains = {"thin": {"train": "a.jsonl", "validation": "valid.jsonl"}}
     config = described(tmp_path, domains, mixture={"policy": policy})
-    given = {"tokenizer": tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
+    given = {"tokenizer": lambda: tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
     if policy in ("ddk", "sheared"):
         said = rf"domain thin has 1 validation row .* {policy}, .* text under domains.thin.valid"
         with pytest.raises(DataError, match=said):
@@ -350,7 +350,7 @@ def test_one_validation_row_by_configuration_is_told_from_too_little_text(
     domains = {"long": {"train": "a.jsonl"}}
     config = described(tmp_path, domains, mixture={"policy": "ddk"}, data=data)
     with pytest.raises(DataError, match=r"which needs 2 rows; set data.validation_rows=2 or more"):
-        prepare(config, tokenizer=tokenizer, tokenizer_digest="d", cache=tmp_path / "cache")
+        prepare(config, tokenizer=lambda: tokenizer, tokenizer_digest="d", cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("plateau", [0.01, None])
@@ -362,7 +362,7 @@ def test_a_plateau_needs_two_validation_rows_too(
     domains = {"thin": {"train": "a.jsonl", "validation": "valid.jsonl"}}
     progressive = {"plateau": plateau, "max_steps": 2}
     config = described(tmp_path, domains, steps=100, progressive=progressive)
-    given = {"tokenizer": tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
+    given = {"tokenizer": lambda: tokenizer, "tokenizer_digest": "d", "cache": tmp_path / "cache"}
     if plateau:
         with pytest.raises(DataError, match=r"for progressive.plateau, .* progressive.max_steps"):
             prepare(config, **given)
@@ -379,7 +379,7 @@ def test_a_domain_with_fewer_rows_than_phases_is_refused(tmp_path: Path, tokeniz
         progressive={"phases": 40, "plateau": None, "max_steps": 20},
     )
     with pytest.raises(DataError, match=r"domain small has .* too few for progressive.phases 40"):
-        prepare(config, tokenizer=tokenizer, tokenizer_digest="d", cache=tmp_path / "cache")
+        prepare(config, tokenizer=lambda: tokenizer, tokenizer_digest="d", cache=tmp_path / "cache")
 
 
 def test_no_bar_is_drawn_where_there_is_no_terminal(

@@ -1,0 +1,122 @@
+"""What a model's files say of it, read once: the second time nothing of transformers is imported.
+
+Descriptions are kept in the cache under a hash of everything that decides them: the small files of
+a local folder by content, its weights by size and time, and the versions of what reads them.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache as once
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from shared.config.run import Config
+from shared.data.tokenizers import TokenizerIdentity, identify
+from shared.errors import ConfigError, StorageError
+from shared.run.run_dir import write_atomically
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+
+READERS = ("transformers", "tokenizers", "torch", "peft")
+FORMAT = 1  # of what is kept
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A model before its weights are read."""
+
+    option: str  # that names it
+    name: str
+    identity: TokenizerIdentity
+    vocab_size: int  # rows of its head
+    hidden_size: int
+    max_context: int | None  # tokens it reads at most; None: no limit
+    num_layers: int | None
+    load_tokenizer: Callable[[], Any]  # of transformers
+
+
+def describe(
+    option: str, model: str, *, revision: str | None, trusted: bool, cache: Path
+) -> ModelDescription:
+    """The description of the model that an option names. Raises ConfigError where it cannot be
+    read, HandshakeError for a tokenizer without a fast form."""
+    asked = {"revision": revision or "main", "trust_remote_code": trusted}
+
+    @once
+    def load_tokenizer() -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(model, **asked)
+
+    def read() -> dict[str, Any]:
+        from transformers import AutoConfig
+
+        try:
+            tokenizer = load_tokenizer()
+            text_config = AutoConfig.from_pretrained(model, **asked).get_text_config()
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise ConfigError(
+                f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "
+                f"model the hub gives us: {reason}"
+            ) from None
+        return {
+            "identity": asdict(identify(tokenizer)),
+            "vocab_size": text_config.vocab_size,
+            "hidden_size": getattr(text_config, "hidden_size", 0),
+            "max_context": getattr(text_config, "max_position_embeddings", None),
+            "num_layers": getattr(text_config, "num_hidden_layers", None),
+        }
+
+    facts = kept(read, model, asked | {"of": "model"}, cache=cache)
+    identity = TokenizerIdentity.from_dict(facts.pop("identity"))
+    return ModelDescription(option, model, identity, **facts, load_tokenizer=load_tokenizer)
+
+
+def student_packs(config: Config) -> bool:
+    """Whether the student keeps packed documents apart, probed once per model and way to train.
+
+    Raises ConfigError for a student that the workers could not train either.
+    """
+
+    def probe() -> dict[str, Any]:
+        return {"packs": CAUSAL_LM.packs(config)}
+
+    asked = config.student.model_dump(mode="json") | {"of": "packing"}
+    return kept(probe, config.student.model, asked, cache=Path(config.paths.cache))["packs"]
+
+
+def kept(
+    find: Callable[[], dict[str, Any]], model: str, asked: Mapping[str, Any], *, cache: Path
+) -> dict[str, Any]:
+    """What `find` found for a model in a local folder the last time, while nothing has changed
+    that decides it; a model of a hub is looked at every time."""
+    if not Path(model).is_dir():
+        return find()
+    versions = {name: version(name) for name in READERS}
+    decisive = json.dumps([FORMAT, model, asked, _files(Path(model)), versions], sort_keys=True)
+    digest = xxhash.xxh3_128_hexdigest(decisive.encode())
+    path = cache.expanduser() / "descriptions" / f"{digest}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    found = find()
+    with suppress(OSError, StorageError):  # the next run looks again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(found))
+    return found
+
+
+def _files(folder: Path) -> dict[str, list[int] | str]:
+    """Every file of a model: weights by size and time, others by content."""
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    weights = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+    return {
+        name: [path.stat().st_size, path.stat().st_mtime_ns]
+        if path.suffix in weights
+        else xxhash.xxh3_128_hexdigest(path.read_bytes())
+        for name, path in files.items()
+    }

@@ -1,0 +1,80 @@
+"""What is kept of a model's files, and when it is looked at again."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.planning.description import describe, student_packs
+from shared.config.file import load_config
+from shared.errors import ConfigError
+from tests.cluster.jobs import write_job
+
+SECOND = """
+import sys
+from pathlib import Path
+from cluster.planning.description import describe, student_packs
+from shared.config.file import load_config, resolve
+config = resolve(load_config(Path(sys.argv[1])))
+cache = Path(config.paths.cache)
+found = describe("m", config.student.model, revision=None, trusted=False, cache=cache)
+heavy = {"torch", "transformers", "peft"} & set(sys.modules)
+print(found.vocab_size, found.identity.digest, student_packs(config), *heavy)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, tiny_pair) -> Path:
+    """A job whose student's folder may be changed."""
+    student = shutil.copytree(tiny_pair.student, tmp_path / "student")
+    return write_job(tmp_path, tiny_pair, student={"model": str(student)})
+
+
+def described(job: Path):
+    config = load_config(job)
+    cache = Path(config.paths.cache)
+    return describe("m", config.student.model, revision=None, trusted=False, cache=cache)
+
+
+def test_the_second_time_nothing_heavy_is_imported_and_the_same_is_said(own):
+    first, packs = described(own), student_packs(load_config(own))
+    command = [sys.executable, "-c", SECOND, str(own)]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout.split() == [str(first.vocab_size), first.identity.digest, str(packs)]
+    assert first.identity == described(own).identity
+    assert len(first.load_tokenizer()) == first.identity.num_ids
+
+
+def test_a_changed_small_file_is_read_again(own):
+    before = described(own)
+    path = own.parent / "student" / "config.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"max_position_embeddings": 77}))
+    assert before.max_context != 77
+    assert described(own).max_context == 77
+
+
+def test_changed_weights_are_probed_again(own):
+    assert student_packs(load_config(own))
+    weights = own.parent / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        student_packs(load_config(own))
+
+
+def test_another_way_to_train_is_probed_again(own):
+    assert student_packs(load_config(own))
+    lora = "student.train={kind: lora, target_modules: [no_such_layer]}"
+    with pytest.raises(ConfigError, match="target_modules"):
+        student_packs(load_config(own, [lora]))
+
+
+def test_a_spoilt_record_is_made_again(own):
+    before = described(own)
+    cache = Path(load_config(own).paths.cache) / "descriptions"
+    for path in cache.glob("*.json"):
+        path.write_text('{"identity": ')
+    assert described(own).identity == before.identity
