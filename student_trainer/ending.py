@@ -11,7 +11,9 @@ from student_trainer.models.frozen import refuse_changed
 from student_trainer.progress import say
 from student_trainer.run import Run
 from student_trainer.state.checkpoint import latest_checkpoint
-from student_trainer.state.export import export_checkpoint, exported_step
+from student_trainer.state.export import Reloader, export_checkpoint, exported_step
+
+AHEAD_S = 20.0  # what its imports take where many share a core
 
 
 def is_finished(plan: RunPlan) -> bool:
@@ -34,6 +36,14 @@ def say_stopped(run: Run, step: int) -> None:
         )
 
 
+def foresee(run: Run, step: int, *, seconds: float) -> None:
+    """Start the process that will load the export, where the run ends soon at so many seconds a
+    step."""
+    left = run.config.steps - step
+    if run.ranks.leads and run.reloader is None and left * seconds < AHEAD_S:
+        run.reloader = Reloader()
+
+
 def export(run: Run, step: int) -> None:
     """Publish the student after its last step as a plain folder; rank 0 works, errors reach
     all.
@@ -46,8 +56,13 @@ def export(run: Run, step: int) -> None:
         checkpoint = latest_checkpoint(run.files.checkpoints)
         assert checkpoint is not None, "the last step was saved"
         try:
-            kind = run.task.model
-            export_checkpoint(checkpoint, config=run.config, run_dir=run.files, kind=kind)
+            export_checkpoint(
+                checkpoint,
+                config=run.config,
+                run_dir=run.files,
+                kind=run.task.model,
+                reloader=run.reloader,
+            )
         except TutelageError as failure:
             error = failure
     run.ranks.agree(error)

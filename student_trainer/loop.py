@@ -12,7 +12,7 @@ from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
-from student_trainer.ending import export, is_finished, say_stopped
+from student_trainer.ending import export, foresee, is_finished, say_stopped
 from student_trainer.engine import backward, take_step
 from student_trainer.evaluations import evaluate, evaluate_only
 from student_trainer.progress import write_line
@@ -76,7 +76,9 @@ def train(run: Run, early: Early | None = None) -> None:
         step += 1
         if early is not None:
             early.stepped(run)
-        run.metrics.add(drawn, sums, watch.machine())
+        machine = watch.machine()
+        foresee(run, step, seconds=machine[0])
+        run.metrics.add(drawn, sums, machine)
         run.since_report.add(drawn, sums)
         if run.due(config.log_every, step):
             write_line(run, step, lr=lr, grad_norm=grad_norm)

@@ -29,6 +29,7 @@ from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.loader import Loader
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
+from student_trainer.state.export import Reloader
 from student_trainer.state.stateful import Stateful
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
@@ -56,6 +57,7 @@ class Run:
     stateful: Mapping[str, Stateful]  # by the name under which checkpoints keep it
     reader: RunReader | None
     controller: ControllerClient | None  # on rank 0
+    reloader: Reloader | None = None  # on rank 0, towards the end
 
     @property
     def config(self) -> Config:
@@ -152,6 +154,8 @@ def close_run(run: Run) -> None:
     """Let go of the teacher and the engine."""
     if run.reader is not None:
         run.reader.close()
+    if run.reloader is not None:
+        run.reloader.close()
     run.engine.destroy()
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from safetensors import safe_open
@@ -25,11 +26,43 @@ RELOAD = Path(__file__).parent / "reload.py"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest logit
 
 
+class Reloader:
+    """A fresh process without any of our code, which imports while training ends."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(RELOAD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def answer(self, question: dict) -> dict:
+        """What `reload.py` says. Raises CheckpointError where a folder cannot be loaded."""
+        said, trouble = self._process.communicate(json.dumps(question) + "\n")
+        if self._process.returncode:
+            reason = (trouble.strip().splitlines() or ["no message"])[-1]
+            raise CheckpointError(f"cannot be loaded: {reason}")
+        return json.loads(said.strip().splitlines()[-1])
+
+    def close(self) -> None:
+        """End it, asked or not."""
+        self._process.kill()
+        self._process.communicate()
+
+
 def export_checkpoint(
-    checkpoint: Path, *, config: Config, run_dir: RunDir, kind: ModelKind
+    checkpoint: Path,
+    *,
+    config: Config,
+    run_dir: RunDir,
+    kind: ModelKind,
+    reloader: Reloader | None = None,
 ) -> Path:
     """Publish a checkpoint as `run_dir.export`, replacing an older export; returns the folder.
 
+    `reloader` is asked whether transformers loads it; without one, one is started.
     Raises CheckpointError where the checkpoint is damaged or the folder does not reproduce the
     student, StorageError where the disk is full.
     """
@@ -42,7 +75,8 @@ def export_checkpoint(
     try:
         _build(draft, checkpoint, config=config, run_dir=run_dir)
         _refuse_empty_tensors(draft)
-        _refuse_other_logits(draft, checkpoint, config, kind)
+        with closing(reloader or Reloader()) as fresh:
+            _refuse_other_logits(draft, checkpoint, config, kind, fresh)
         shutil.rmtree(run_dir.export, ignore_errors=True)
         draft.rename(run_dir.export)
     except OSError as error:
@@ -112,7 +146,9 @@ def _refuse_empty_tensors(draft: Path) -> None:
             raise CheckpointError(f"{path.name} holds empty tensors: {', '.join(empty)}")
 
 
-def _refuse_other_logits(draft: Path, checkpoint: Path, config: Config, kind: ModelKind) -> None:
+def _refuse_other_logits(
+    draft: Path, checkpoint: Path, config: Config, kind: ModelKind, reloader: Reloader
+) -> None:
     """Load the draft in a fresh process and compare its logits with the training engine's."""
     student = config.student
     adapted = isinstance(student.train, LoRATraining)
@@ -124,14 +160,11 @@ def _refuse_other_logits(draft: Path, checkpoint: Path, config: Config, kind: Mo
         "quantisation": "nf4" if isinstance(student.train, QLoRATraining) else "none",
         "trust_remote_code": student.trust_remote_code,
     }
-    arguments = [str(draft), str(checkpoint / "probe.npz"), json.dumps(settings)]
-    done = subprocess.run(
-        [sys.executable, "-I", str(RELOAD), *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckpointError(f"the export of {checkpoint.name} cannot be loaded: {reason}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    probe = str(checkpoint / "probe.npz")
+    try:
+        found = reloader.answer({"folder": str(draft), "probe": probe, "settings": settings})
+    except CheckpointError as error:
+        raise CheckpointError(f"the export of {checkpoint.name} {error}") from None
     assert not found["ours"], "the fresh process runs without our code"
     if not found["difference"] <= TOLERANCE[student.dtype]:
         raise CheckpointError(

@@ -1,10 +1,11 @@
 """Load an exported folder as its users will and compare its logits; run as a script.
 
-    python -I reload.py FOLDER PROBE SETTINGS
+    python -I reload.py < QUESTION
 
-Runs in a process of its own with transformers and peft alone. SETTINGS is JSON: auto_class, base,
-revision, dtype, quantisation, trust_remote_code. Prints JSON: the largest difference from the
-probe's logits, relative to the largest logit.
+Runs in a process of its own with transformers and peft alone, which may be started before there is
+a question: imports come first. QUESTION is JSON: folder, probe and settings, which are auto_class,
+base, revision, dtype, quantisation and trust_remote_code. Prints JSON: the largest difference from
+the probe's logits, relative to the largest logit.
 
 T tokens   V vocabulary
 """
@@ -46,11 +47,14 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
     return PeftModel.from_pretrained(base, str(folder))
 
 
-def main(folder: str, probe: str, settings: str) -> None:
+def main() -> None:
     """Print how far the exported model's logits [T, V] are from the probe's."""
-    expected = np.load(probe)
+    if not (asked := sys.stdin.readline()):
+        return  # who started this is gone
+    question = json.loads(asked)
+    folder, expected = question["folder"], np.load(question["probe"])
     AutoTokenizer.from_pretrained(folder)
-    model = load(Path(folder), json.loads(settings)).eval()
+    model = load(Path(folder), question["settings"]).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(expected["ids"])[None]).logits[0]
     difference = np.abs(logits.float().numpy() - expected["logits"]).max()
@@ -60,4 +64,4 @@ def main(folder: str, probe: str, settings: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main()
