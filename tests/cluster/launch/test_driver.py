@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from shared.config.file import dump, load_config
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
+from shared.run.start import STAGES
 from shared.store.target_store import stored_answers
 from tests.cluster.jobs import WORDS, write_job
 from tests.tiny import VOCAB
@@ -82,6 +84,33 @@ def test_the_summary_has_the_agreed_names(run_dir):
     for domain in summary["domains"].values():
         assert domain["kl_kind"] == "full"
         assert domain["kl_after"] > 0
+
+
+def test_the_summary_says_what_the_start_took_by_stage(run_dir):
+    start = json.loads(run_dir.summary.read_text())["start"]
+    assert set(start) == set(STAGES)
+    assert 0 < start["first_step"] < start["total"]
+    in_turn = ("imports", "prepare", "cluster", "first_step")
+    assert sum(start[stage] for stage in in_turn) <= start["total"] + 0.1
+    assert start["workers"] + start["student"] <= start["total"]
+
+
+def test_a_teacher_that_cannot_be_loaded_ends_the_students_that_wait(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    import ray
+
+    free = ray.available_resources()["CPU"]
+    teacher = shutil.copytree(tiny_pair.teacher, tmp_path / "broken")
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    job = write_job(tmp_path, tiny_pair, teachers={"tiny": {"model": str(teacher), "cpus": 0.5}})
+    assert main(["run", str(job)]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+    deadline = time.monotonic() + 30
+    while ray.available_resources()["CPU"] < free and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == free
 
 
 def test_the_baseline_drew_the_same_rows(run_dir):
