@@ -22,6 +22,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 LEAVE_S = 30.0
+ABORT_S = 30.0  # a group that is just coming up is ended when it is up
 RAY_NODE_ID_KEY = "ray.io/node-id"
 
 
@@ -31,13 +32,14 @@ class WorkerGroup(DataParallelTrainer):
     _controller: Any = None  # Ray Train's, once `fit` has started it
 
     def stop(self) -> None:
-        """End the attempt from another thread; what the controller owns ends with it."""
+        """End the attempt from another thread, with its workers and their places."""
         if self._controller is not None:
+            ray.wait([self._controller.abort.remote()], timeout=ABORT_S)
             ray.kill(self._controller, no_restart=True)
 
     def _create_default_callbacks(self) -> list[Any]:
         # Each is a process of its own. The one removes a placement group whose controller died,
-        # which Ray does for groups that are not detached, as ours; the other serves Ray Data.
+        # which Ray does at the end of the command; the other serves Ray Data.
         needless = (PlacementGroupCleanerCallback, DatasetsCallback)
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, needless)]
