@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from cluster.planning.preparation import (
@@ -130,8 +128,7 @@ def _launched(
         else:
             find_address(address)
             launch = _prepared(config, fresh=fresh, services=None, clock=clock)
-            Thread(target=import_module, args=("cluster.launch.training",), daemon=True).start()
-            with connected(address):  # which waits for other processes, and imports do not
+            with connected(address):
                 clock.mark("connected")
                 yield launch
 

@@ -61,6 +61,7 @@ def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path)
         "domains",
         "teachers",
         "failures",
+        "start",
     ]
     assert list(summary["domains"]["code"]) == [
         "teacher_nll",
