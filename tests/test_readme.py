@@ -22,6 +22,33 @@ DIVERGENCE_TABLE = ROOT / "student_trainer" / "README.md"
 OPTION_TABLE = ROOT / "cluster" / "README.md"
 
 
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+
+
+def examples() -> list[str]:
+    """Names of the parts of CONTRIBUTING.md that are copied from the suite: a file and what of
+    it."""
+    return re.findall(r"<!-- (example [^:]+): begin -->", CONTRIBUTING.read_text())
+
+
+def example(name: str) -> str:
+    """Classes and functions of a file as they stand there."""
+    _, path, *wanted = name.split()
+    text = (ROOT / path).read_text()
+    found = {
+        node.name: node
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    parts = [_with_decorators(text, found[one]) for one in wanted]
+    return "\n".join(["```python", "\n\n\n".join(parts), "```", ""])
+
+
+def _with_decorators(text: str, node: ast.ClassDef | ast.FunctionDef) -> str:
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+
+
 def section(document: Path, name: str) -> str:
     """What stands between the marks of a part of a document."""
     found = re.search(
@@ -130,6 +157,17 @@ def test_every_module_is_listed_with_its_purpose(package):
     assert listed == file_list(package), "run `python -m tests.test_readme` to write it anew"
 
 
+@pytest.mark.parametrize("name", examples())
+def test_an_example_of_contributing_is_a_part_of_the_suite(name):
+    assert section(CONTRIBUTING, name) == example(name), "run `python -m tests.test_readme`"
+
+
+def test_every_seam_has_an_example():
+    titles = re.findall(r"^## Add a (\w+)", CONTRIBUTING.read_text(), re.M)
+    assert titles == ["loss", "policy", "source", "question", "task"]
+    assert len(examples()) == len(titles)
+
+
 def test_the_divergences_and_their_laws_are_those_of_the_registry():
     listed = section(DIVERGENCE_TABLE, "divergences")
     assert listed == divergence_table(), "run `python -m tests.test_readme`"
@@ -222,3 +260,5 @@ if __name__ == "__main__":
     for package in PACKAGES:
         write(ROOT / package / "README.md", "files", file_list(package))
     write(DIVERGENCE_TABLE, "divergences", divergence_table())
+    for one in examples():
+        write(CONTRIBUTING, one, example(one))

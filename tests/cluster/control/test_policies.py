@@ -1,6 +1,7 @@
 """All policies behind one interface: openings, memory in the log, floors and caps."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ from cluster.control.controller import Controller, ControllerPlan
 from cluster.control.policies import POLICIES
 from shared.config.mixture import Mixture
 from shared.mixture.weight_log import DomainReport, read_log
+from tests.cluster.control.own import LargestGapMixture, LargestGapPolicy
 from tests.cluster.run_dirs import controlled
 
 NATURAL = (0.4, 0.3, 0.2, 0.1)
@@ -207,3 +209,19 @@ def test_the_domain_that_lags_most_comes_to_rule(tmp_path: Path, policy: str) ->
             DomainReport(step, validation, (100,) * 4, (2.0,) * 4, (100,) * 4, training, training)
         )
     assert np.argmax(_weights(controller)[-1]) == 2
+
+
+def test_a_further_policy_is_one_class_one_section_and_one_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(POLICIES, "largest_gap", LargestGapPolicy)
+    mixture: Any = LargestGapMixture(interval=10, lag_steps=2, share=0.6, max_change=0.5)
+    plan = _plan(tmp_path, _mixture("ddk"))
+    plan = replace(plan, config=plan.config.model_copy(update={"mixture": mixture}))
+    controller = Controller(plan)
+    gaps = [(1.0, 3.0, 1.0, 1.0), (1.0, 1.0, 1.0, 3.0)]
+    for step, gap in zip((0, 10, 20), [gaps[0], *gaps], strict=True):
+        nll = tuple(100 * (2.0 + g) for g in gap)
+        controller.observe(DomainReport(step, nll, (100,) * 4, (2.0,) * 4, (1,) * 4, nll, nll))
+    expected = [NATURAL, (0.16, 0.72, 0.08, 0.04), (0.16, 0.22, 0.08, 0.54)]
+    assert _weights(controller) == pytest.approx(np.array(expected), abs=1e-12)
