@@ -228,13 +228,14 @@ def values_and_slope(
 
     def moved(module: torch.nn.Module, inputs: tuple) -> tuple:
         states.append(inputs[0].detach().roll(shift, 0).requires_grad_())
-        return (states[0], *inputs[1:])
+        return (states[-1], *inputs[1:])
 
-    (batch,) = subject.batches([(subject.rows, subject.whole)], objective)
     objective.requires_grad_(False)
     with objective.loss_head.register_forward_pre_hook(moved):
+        # What weighs the positions looks at the moved states too.
+        (batch,) = subject.batches([(subject.rows, subject.whole)], objective)
         loss, sums, _ = objective(batch, multiplier=1 / subject.tokens)
-    (slope_ND,) = torch.autograd.grad(loss, states)
+    (slope_ND,) = torch.autograd.grad(loss, states[-1:])
     found = objective.loss_head.layout.losses_in(sums.cpu().numpy() / subject.tokens)
     return np.array(list(found.values())), float(slope_ND.float().norm())
 
