@@ -31,7 +31,7 @@ from student_trainer.losses.token_losses import token_losses
 from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
 from teacher_service.scoring.scoring import Head, Selection, select
-from tests.answers import decoded, question_of
+from tests.answers import changed, decoded, question_of
 from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
 from tests.benchmarks.scenes import (
     REFERENCE,
@@ -194,7 +194,7 @@ def asked(scene: Scene, choice: Choice, *, seed: int) -> SoftTargets:
     ]
     spec = question_of(choice.size, vocab, encoding=choice.encoding)
     if drawn:
-        spec = replace(spec, selector=choice.name, seed=seed, entropy=True)
+        spec = changed(spec, selector=choice.name, seed=seed, entropy=True)
     return SoftTargets.build(
         question=spec,
         teacher={},

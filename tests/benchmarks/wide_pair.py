@@ -59,7 +59,8 @@ def _save(
 ) -> None:
     scratch = target.with_name(f"{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    model = train_model(plan, tokens, vocab=len(tokenizer), title=target.name)
+    training = target.with_name(f"{target.name}.training")
+    model = train_model(plan, tokens, vocab=len(tokenizer), title=target.name, folder=training)
     model.save_pretrained(scratch)
     tokenizer.model_max_length = plan.max_length
     tokenizer.save_pretrained(scratch)

@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM
 from shared.config.run import Student, Teacher
 from shared.errors import ConfigError
 from student_trainer.models.student import load_model
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.audit import load_engine
 from tests import tiny
 from tests.hub import publish
 
+KIND = CAUSAL_LM.model
 OWN_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,8 +77,8 @@ def test_an_adapter_is_the_one_of_its_revision(hub, revision, folder):
 
 @pytest.mark.parametrize(("revision", "folder"), [(None, "main"), ("v1", "v1")])
 def test_a_student_is_the_one_of_its_revision(hub, revision, folder):
-    found = load_model(Student(model="some/model", revision=revision)).state_dict()
-    expected = load_model(Student(model=str(hub[folder]))).state_dict()
+    found = load_model(Student(model="some/model", revision=revision), KIND).state_dict()
+    expected = load_model(Student(model=str(hub[folder])), KIND).state_dict()
     assert all((found[name] == weight).all() for name, weight in expected.items())
 
 
@@ -97,7 +99,7 @@ def test_a_models_own_code_runs_where_the_config_trusts_it(with_code, monkeypatc
     monkeypatch.setattr("builtins.input", lambda prompt="": pytest.fail("nobody is there to ask"))
     engine = load_engine(Teacher(model=with_code, trust_remote_code=True))
     assert engine.describe().fingerprint["tokenizer"]
-    student = load_model(Student(model=with_code, trust_remote_code=True))
+    student = load_model(Student(model=with_code, trust_remote_code=True), KIND)
     assert type(student).__name__ == "OwnLlama"
 
 
@@ -105,4 +107,4 @@ def test_a_models_own_code_does_not_run_otherwise(with_code):
     with pytest.raises(ConfigError, match=r"the teacher .* contains custom code"):
         load_engine(Teacher(model=with_code))
     with pytest.raises(ConfigError, match=r"student\.model: .* contains custom code"):
-        load_model(Student(model=with_code))
+        load_model(Student(model=with_code), KIND)

@@ -87,19 +87,28 @@ def innermost(kind: pa.DataType) -> pa.DataType:
 
 
 @pytest.mark.parametrize("most", [0, 2])
-def test_workers_are_restarted_as_often_as_the_config_says(tmp_path, most, monkeypatch):
+def test_workers_are_restarted_as_often_as_the_config_says(
+    ray_cluster, tmp_path, most, monkeypatch
+):
     """The drills kill real workers; here every attempt ends as if one had died."""
     launch = launch_of(tmp_path, student={"model": "b", "max_restarts": most})
-    plan = SimpleNamespace(config=launch.config, run_dir=str(tmp_path))
     attempts = []
 
-    def dies(training: object, restarts: int) -> TrainingFailedError:
-        attempts.append(restarts)
-        return TrainingFailedError("killed")
+    class Dying:
+        def __init__(self, training: object, mailbox: object, *, restarts: int) -> None:
+            attempts.append(restarts)
 
-    monkeypatch.setattr(training, "_attempt", dies)
+        def error(self) -> TrainingFailedError:
+            return TrainingFailedError("killed")
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(training, "_Attempt", Dying)
     (tmp_path / "logs").mkdir()
-    asked = SimpleNamespace(plan=plan, attempt=tmp_path / "logs")
-    with pytest.raises(TutelageError, match=f"failed {most + 1} times"):
-        training.train(asked)  # type: ignore[arg-type]
+    asked = training.Training(launch.config, tmp_path, bundle={}, attempt=tmp_path / "logs")
+    with (
+        training.students(asked) as workers,
+        pytest.raises(TutelageError, match=f"failed {most + 1} times"),
+    ):
+        workers.train("an assignment")  # type: ignore[arg-type]
     assert attempts == list(range(most + 1))

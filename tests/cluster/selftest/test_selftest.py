@@ -17,7 +17,7 @@ from cluster.planning.preparation import Prepared, prepare_run, run_plan
 from cluster.selftest import checks
 from cluster.selftest.subject import Subject, subject_of
 from shared.data.rows import Rows
-from shared.targets import soft_targets
+from shared.targets import drawn_ids
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring import drawing
 from tests.answers import Given, question_of
@@ -176,7 +176,8 @@ def test_a_mean_over_each_micro_batch_fails(prepared):
 
 def test_a_divergence_in_the_wrong_direction_fails(monkeypatch):
     def swapped(*arguments, terms, **options):
-        return token_losses(*arguments, terms=terms[::-1], **options)
+        other = dict(zip(terms, reversed(terms.values()), strict=True))
+        return token_losses(*arguments, terms=other, **options)
 
     token_losses = checks.token_losses
     assert checks.direction().ok
@@ -195,8 +196,8 @@ def test_an_answer_that_holds_nothing_of_the_teachers_mass_fails(prepared):
 def test_drawn_ids_whose_weights_do_not_sum_to_one_fail(tmp_path, tiny_pair, monkeypatch):
     drawn = drawn_subject(tmp_path, tiny_pair, "threshold")
     assert checks.payload(drawn).ok
-    log_weights = soft_targets.log_weights
-    monkeypatch.setattr(soft_targets, "log_weights", lambda *parts: log_weights(*parts) + 0.01)
+    log_weights = drawn_ids.log_weights
+    monkeypatch.setattr(drawn_ids, "log_weights", lambda *parts: log_weights(*parts) + 0.01)
     assert not checks.payload(drawn).ok
 
 
