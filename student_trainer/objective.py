@@ -126,7 +126,7 @@ class LossHead(nn.Module):
         super().__init__()
         self.layout = SumLayout.of(config)
         self.temperatures = config.temperatures
-        self._renormalised = config.targets.selector == "renormalised"
+        self._renormalised = config.targets.renormalised
         self._student = (student,)
         self._teacher_heads = dict(teacher_heads)  # by teacher; neither trained, cast nor saved
         for parameter in student.head.parameters():

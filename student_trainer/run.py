@@ -109,7 +109,7 @@ def open_run(
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     engine = open_engine(objective, config)
-    student_ids, ask = None, plan.target_spec and plan.target_spec.ask
+    student_ids, ask = None, plan.training_question and plan.training_question.ask
     if isinstance(ask, LikeliestIds) and ask.student_ids:
         student_ids = StudentIds(engine, layouts, ask)
     weight_log = FollowedLog(config, ranks, controller)
@@ -137,7 +137,7 @@ def open_run(
             ranks=ranks,
             domains=tuple(config.domains),
             reader=reader,
-            question=plan.target_spec,
+            question=plan.training_question,
             student_ids=student_ids,
         ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),

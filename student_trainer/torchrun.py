@@ -30,7 +30,7 @@ from student_trainer.loop import run_plan
 
 log = logging.getLogger(__name__)
 
-QUESTIONS = ("target_spec", "evaluation_spec")  # fields of a plan
+QUESTIONS = ("training_question", "validation_question")  # fields of a plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _plateau_without_teacher(plan: RunPlan, store: str | None) -> bool:
     """Whether phases would end by a gap that nobody measures."""
     progressive = plan.config.progressive
     watched = progressive is not None and progressive.plateau is not None
-    return watched and (store is None or plan.evaluation_spec is None)
+    return watched and (store is None or plan.validation_question is None)
 
 
 def _open_reader(plan: RunPlan, store: str | None) -> OpenRunReader | None:

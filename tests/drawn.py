@@ -19,7 +19,7 @@ from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.drawn import DrawnTargets
 from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.scoring import Head
+from teacher_service.scoring.scoring import ScoringHead
 from tests.answers import decoded, question_of
 
 Selector = Literal["threshold", "sampled"]
@@ -52,7 +52,7 @@ def drawn_answer(
     assert isinstance(ask, DrawnIds)
     found = draw(
         torch.eye(len(logits_NV)).repeat(times, 1),
-        Head(logits_NV.T.contiguous()),
+        ScoringHead(logits_NV.T.contiguous()),
         torch.zeros(num, dtype=torch.long),
         uniform_NU=torch.from_numpy(uniforms(rows, seed=ask.seed, count=ask.num_uniforms)),
         selector=ask.selector,

@@ -178,18 +178,18 @@ class Capture:
     def all(self, *, all_rows: bool) -> Captured:
         """Training rows, then validation rows."""
         plan, config, training = self.plan, self.run.config, None
-        assert plan.evaluation_spec is not None, "there is a teacher"
-        if plan.target_spec is not None:
+        assert plan.validation_question is not None, "there is a teacher"
+        if plan.training_question is not None:
             total = plan.draws * sum(d.num_loss_tokens for d in plan.domains)
             if not (all_rows or captures_all_rows(config)):
                 total = _drawn_tokens(self.run, plan.config.domains)
             units = self._own(training_units(self.run, all_rows=all_rows))
-            training = self.fill(units, plan.target_spec, name="training", total=total)
-        size = unit_size(config.batch.micro_batch, plan.evaluation_spec)
+            training = self.fill(units, plan.training_question, name="training", total=total)
+        size = unit_size(config.batch.micro_batch, plan.validation_question)
         stores = [RowStore.open(d.validation_path) for d in plan.domains]
         units = (unit for store in stores for unit in store.units(size))
         total = sum(store.num_loss_tokens for store in stores)
-        validation = self.fill(units, plan.evaluation_spec, name="validation", total=total)
+        validation = self.fill(units, plan.validation_question, name="validation", total=total)
         seconds = time.monotonic() - self.started
         return Captured(training, validation, self.rows, self.tokens, seconds, self.repeat_nats)
 

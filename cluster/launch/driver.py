@@ -164,8 +164,8 @@ def _distil(launch: Launch) -> None:
             learning = None if launch.run_dir.finished else stack.enter_context(_learning(launch))
             plan, open_reader = stack.enter_context(teaching(launch))
             for name, part in plan.by_teacher.items():
-                if part.target_spec is not None:
-                    _say_price(launch.taught_by(name), part, part.target_spec)
+                if part.training_question is not None:
+                    _say_price(launch.taught_by(name), part, part.training_question)
             if learning is not None:
                 begin("students")
                 learning(plan, open_reader)
@@ -307,7 +307,7 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -
         plan,
         config=config,
         run_dir=str(run_dir.path),
-        target_spec=None,
+        training_question=None,
         teacher_width=None,
         replays=True,
     )

@@ -257,7 +257,7 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenRunReader]:
     }
     parts = {name: part for name, (part, _) in found.items()}
     plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
-    if plan.evaluation_spec is None and launch.config.decides_from_validation:
+    if plan.validation_question is None and launch.config.decides_from_validation:
         raise ConfigError(_no_validation_answers(launch.config, store))
     scorers = {name: Asked("teacher", teacher or {}, None) for name, (_, teacher) in found.items()}
     plan = _ordered(launch, plan, teachers=scorers)
@@ -279,13 +279,17 @@ def _stored(
     head = _stored_head(config, [spec for spec in specs if spec.prefix == prompts])
     planned = partial(run_plan, launch.prepared, run_dir=launch.run_dir.path, head=head)
     plan = planned(teacher={"store": store})
-    if plan.target_spec and passes_projection(launch.prepared):
-        projection = _stored_projection(store, specs, plan.target_spec)
+    if plan.training_question and passes_projection(launch.prepared):
+        projection = _stored_projection(store, specs, plan.training_question)
         planned = partial(planned, projection=projection)
         plan = planned(teacher={"store": store})
-    teacher = stored_teacher(store, plan.target_spec, named=named) if plan.target_spec else None
+    teacher = (
+        stored_teacher(store, plan.training_question, named=named)
+        if plan.training_question
+        else None
+    )
     held = [a.question for a in answers if teacher is None or a.teacher == teacher]
-    return plan if plan.evaluation_spec in held else planned(teacher=None), teacher
+    return plan if plan.validation_question in held else planned(teacher=None), teacher
 
 
 def _names(teacher: Teacher) -> dict[str, str]:

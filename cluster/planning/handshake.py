@@ -93,7 +93,7 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
     )
 
 
-def target_spec(
+def training_question(
     config: Config,
     vocabulary: int,
     *,
@@ -119,7 +119,7 @@ def target_spec(
     return Question(ask, hidden=hidden, prefix=prompts)
 
 
-def evaluation_spec(
+def validation_question(
     config: Config, vocabulary: int, *, prompts: str = "", head: ShippedHead | None = None
 ) -> tuple[Question, str]:
     """What is asked in validation, and how the KL computed from it is called."""

@@ -12,9 +12,9 @@ from cluster.planning.description import student_packs
 from cluster.planning.handshake import (
     Handshake,
     TeacherFacts,
-    evaluation_spec,
     shake_hands,
-    target_spec,
+    training_question,
+    validation_question,
 )
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
 from shared.config.mixture import AdaptiveMixture
@@ -171,15 +171,15 @@ def run_plan(
     hidden states and, where it ships the last ones whole, its head are known."""
     config, prompts = prepared.config, prepared.showing.prompts
     vocabulary = prepared.facts.shared_vocab
-    evaluation, kl_kind = evaluation_spec(config, vocabulary, prompts=prompts, head=head)
+    evaluation, kl_kind = validation_question(config, vocabulary, prompts=prompts, head=head)
     return RunPlan(
         config=config,
         run_dir=str(run_dir),
         domains=prepared.domains,
-        target_spec=target_spec(
+        training_question=training_question(
             config, vocabulary, projection=projection, prompts=prompts, head=head
         ),
-        evaluation_spec=evaluation if teacher else None,
+        validation_question=evaluation if teacher else None,
         kl_kind=kl_kind if teacher else "none",
         teacher=teacher,
         packed=prepared.packed,

@@ -201,7 +201,7 @@ def losses_vanish(
         return True, "no divergence among its losses"
     if subject.question.ask.is_estimate:
         return True, "with drawn ids a loss vanishes on average alone"
-    if subject.config.targets.selector == "renormalised":
+    if subject.config.targets.renormalised:
         return True, "no loss vanishes, as renormalised leaves out the teacher's tail"
     (value_L, slope), (far_L, far_slope) = (
         values_and_slope(objective, subject, shift=shift) for shift in (0, 1)

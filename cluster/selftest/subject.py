@@ -81,13 +81,13 @@ class Subject:
 
 def subject_of(plan: RunPlan, open_reader: OpenReader) -> Subject:
     """The first validation rows of all domains in turn, a micro-batch and at least two, scored."""
-    assert plan.target_spec is not None, "selftest asks a teacher"
+    assert plan.training_question is not None, "selftest asks a teacher"
     stores = [RowStore.open(domain.validation_path) for domain in plan.domains]
     count, num = max(2, plan.config.batch.micro_batch), len(stores)
     places = [(i % num, i // num % len(stores[i % num])) for i in range(count)]
     rows = take_rows(stores, *(np.array(column) for column in zip(*places, strict=True)))
     # No student is there to name ids: as many of the likeliest stand for them.
-    reader, asked = open_reader(0), plan.target_spec
+    reader, asked = open_reader(0), plan.training_question
     question = replace(asked, ask=asked.ask.without_student())
     units = [rows, *(rows.part(slice(i, i + 1)) for i in range(count))]
     whole, *single = answers(reader, units, question)

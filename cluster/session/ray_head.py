@@ -30,7 +30,7 @@ ROLE_RESOURCES: dict[str, float] = {"teacher": 1000, "student": 1000}
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class RayHead:
     """The process that keeps the head alive."""
 
     address: str
@@ -44,10 +44,10 @@ def state_file() -> Path:
     return cache / "tutelage" / "cluster.json"
 
 
-def remembered() -> Head | None:
+def remembered() -> RayHead | None:
     """The head, if it is still alive; what is left of a dead one is forgotten."""
     try:
-        head = Head(**json.loads(state_file().read_text()))
+        head = RayHead(**json.loads(state_file().read_text()))
     except (OSError, ValueError, TypeError):
         return None
     if _process(head) is None:
@@ -113,7 +113,7 @@ def start() -> str:
             start_new_session=True,
         )
     found = _wait_until_up(process, port, log)
-    head = Head(found, process.pid, psutil.Process(process.pid).create_time())
+    head = RayHead(found, process.pid, psutil.Process(process.pid).create_time())
     write_atomically(state_file(), json.dumps(asdict(head)) + "\n")
     return found
 
@@ -160,7 +160,7 @@ def _is_ours(process: psutil.Process) -> bool:
     return process.pid != os.getpid() and any(f"{_temp_dir()}/" in part for part in command)
 
 
-def _process(head: Head) -> psutil.Process | None:
+def _process(head: RayHead) -> psutil.Process | None:
     try:
         process = psutil.Process(head.pid)
         alive = abs(process.create_time() - head.started) < 2

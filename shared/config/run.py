@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shared.config.base import Dtype, Fraction, Positive, Section
-from shared.config.losses import ATKD, TAID, ForwardKL, Loss, check_single
+from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
@@ -171,6 +171,11 @@ class Targets(Section):
         default=False, description="train from `store` with no teacher alive"
     )
 
+    @property
+    def renormalised(self) -> bool:
+        """Whether losses leave out the mass of ids that are not kept."""
+        return self.selector == "renormalised"
+
     @model_validator(mode="after")
     def _nothing_is_asked_twice(self) -> "Targets":
         """Compared with the defaults, which a recorded config names too."""
@@ -282,11 +287,6 @@ class Config(Section):
         domains = {n: d for n, d in self.domains.items() if self.teacher_of(n) == teacher}
         teachers = {teacher: self.teachers[teacher]}
         return self.model_copy(update={"teachers": teachers, "domains": domains})
-
-    @property
-    def atkd(self) -> ATKD | None:
-        """The token-adaptive loss, of which there is at most one."""
-        return next((loss for loss in self.losses if isinstance(loss, ATKD)), None)
 
     @property
     def taid(self) -> TAID | None:

@@ -21,8 +21,8 @@ class RunPlan:
     config: Config  # model, adapter and store paths are absolute here
     run_dir: str
     domains: tuple[PreparedDomain, ...]  # config order
-    target_spec: Question | None  # None: no loss needs a teacher
-    evaluation_spec: Question | None  # None: no teacher to compare with
+    training_question: Question | None  # None: no loss needs a teacher
+    validation_question: Question | None  # None: no teacher to compare with
     kl_kind: str  # "full", "bucketed-K" or "none"
     teacher: dict[str, str] | None  # the engine's fingerprint
     packed: bool  # whether the student keeps packed documents apart
@@ -47,18 +47,20 @@ class RunPlan:
         first, *others = parts.values()
         if not others:
             return first
-        training = [part.target_spec for part in parts.values() if part.target_spec]
-        validation = [part.evaluation_spec for part in parts.values() if part.evaluation_spec]
+        training = [part.training_question for part in parts.values() if part.training_question]
+        validation = [
+            part.validation_question for part in parts.values() if part.validation_question
+        ]
         compared = len(validation) == len(parts)
         ordered = {d.name: d for part in parts.values() for d in part.domains}
         return replace(
             first,
             config=config,
             domains=tuple(ordered[domain.name] for domain in domains),
-            target_spec=min(training, key=lambda question: question.ask.shared_vocab)
+            training_question=min(training, key=lambda question: question.ask.shared_vocab)
             if training
             else None,
-            evaluation_spec=max(validation, key=_is_bulky) if compared else None,
+            validation_question=max(validation, key=_is_bulky) if compared else None,
             teacher=None,
             teacher_width=None,
             parts=parts,
@@ -76,9 +78,9 @@ class RunPlan:
     @property
     def draws(self) -> int:
         """Draws of a row that take turns from epoch to epoch; 1 where no ids are drawn."""
-        if self.target_spec is None:
+        if self.training_question is None:
             return 1
-        return self.target_spec.ask.num_draws(self.config.targets.draws)
+        return self.training_question.ask.num_draws(self.config.targets.draws)
 
 
 OpenReader = Callable[[int], TargetReader]  # rank -> reader of one teacher; picklable
@@ -108,8 +110,8 @@ def _is_bulky(question: Question) -> bool:
 def _questions(plan: RunPlan, part: RunPlan) -> dict[Question, Question]:
     """The run's questions -> those of a part."""
     pairs = (
-        (plan.target_spec, part.target_spec),
-        (plan.evaluation_spec, part.evaluation_spec),
+        (plan.training_question, part.training_question),
+        (plan.validation_question, part.validation_question),
     )
     return {asked: own for asked, own in pairs if asked is not None and own is not None}
 

@@ -17,7 +17,7 @@ def load_teacher_heads(plan: RunPlan, device: torch.device) -> dict[str, Teacher
     empty where they hold ids. Raises ConfigError where the cache lacks or garbles one."""
     heads = {}
     for name, part in plan.by_teacher.items():
-        questions = filter(None, (part.target_spec, part.evaluation_spec))
+        questions = filter(None, (part.training_question, part.validation_question))
         asks = [q.ask for q in questions if isinstance(q.ask, LastStates)]
         if asks:
             path = find_head(plan.config.paths.cache, asks[0].head)

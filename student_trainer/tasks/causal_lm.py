@@ -56,7 +56,7 @@ class CausalLM:
 
     def evaluate(self, run: "Run") -> dict[str, DomainEvaluation]:
         """Nats per token of student and teacher, and KL(teacher || student)."""
-        spec = run.plan.evaluation_spec
+        spec = run.plan.validation_question
         sums = run.validation.sums(run.engine, run.reader, spec)
         compared = run.reader is not None and spec is not None
         kinds = {n: run.plan.kl_kind_of(n) if compared else "none" for n in run.config.domains}

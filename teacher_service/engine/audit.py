@@ -23,7 +23,7 @@ from shared.data.rows import Rows
 from shared.errors import StorageError
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.loading import local_folder, weights_digest
-from teacher_service.scoring.scoring import Head, chunk_size
+from teacher_service.scoring.scoring import ScoringHead, chunk_size
 
 PROBE_TOKENS = 64  # of a row
 PROBE_TEXT = """
@@ -97,7 +97,7 @@ def audit(engine: HFEngine, reference_ND: Tensor, rows: Rows) -> Audit:
 
 
 @torch.inference_mode()
-def divergence(reference_ND: Tensor, other_ND: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def divergence(reference_ND: Tensor, other_ND: Tensor, head: ScoringHead) -> tuple[Tensor, Tensor]:
     """KL(reference || other) and whether the most likely id is the same, both [N], in chunks."""
     vocab_rows, device = len(head.weight_VD), head.weight_VD.device
     kl, same = [], []

@@ -35,7 +35,7 @@ from teacher_service.engine.model_parts import (
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.projection import load_projections
-from teacher_service.scoring.scoring import Head
+from teacher_service.scoring.scoring import ScoringHead
 
 PACKING_TOLERANCE = {"float32": 1e-4}  # relative, of the last hidden state; other types below
 COARSE_PACKING_TOLERANCE = 5e-2
@@ -49,7 +49,7 @@ class HFEngine:
         self,
         model: torch.nn.Module,
         decoder: Decoder,
-        head: Head,
+        head: ScoringHead,
         fingerprint: dict[str, str],
         *,
         max_context: int | None,
@@ -220,7 +220,7 @@ class HFEngine:
 
 def _proven_parts(
     loaded: Loaded, name: str, device: str, quantisation: str
-) -> tuple[Decoder, Head]:
+) -> tuple[Decoder, ScoringHead]:
     """Decoder and head whose composition is the model; an adapter on the head is merged into it."""
     model = loaded.model
     if loaded.adapter_folder is not None and quantisation == "none":

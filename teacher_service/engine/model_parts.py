@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import ConfigError
-from teacher_service.scoring.scoring import Head
+from teacher_service.scoring.scoring import ScoringHead
 
 TOLERANCE = {torch.float32: 1e-4}  # relative to the largest logit; coarser types below
 COARSE_TOLERANCE = 2e-2
@@ -63,7 +63,7 @@ def find_decoder(model: nn.Module, device: torch.device) -> Decoder:
     return decoder
 
 
-def find_head(model: nn.Module) -> Head | None:
+def find_head(model: nn.Module) -> ScoringHead | None:
     """The head as plain tensors, or None where it is more than one matrix product."""
     module = model.get_output_embeddings()  # type: ignore[operator]
     weight = getattr(module, "weight", None)
@@ -72,7 +72,7 @@ def find_head(model: nn.Module) -> Head | None:
     config = model.config.get_text_config()  # type: ignore[union-attr]
     scale = _number(config, "logit_scale") * _number(config, "lm_head_multiplier")
     cap = getattr(config, "final_logit_softcapping", None)
-    return Head(
+    return ScoringHead(
         weight.detach(),
         getattr(module, "bias", None),
         logit_scale=scale / _number(config, "logits_scaling"),
@@ -81,7 +81,7 @@ def find_head(model: nn.Module) -> Head | None:
 
 
 @torch.inference_mode()
-def head_is_exact(model: nn.Module, decoder: Decoder, head: Head) -> bool:
+def head_is_exact(model: nn.Module, decoder: Decoder, head: ScoringHead) -> bool:
     """Whether head(decoder(ids)) gives the model's own logits on a probe."""
     ids_BT, positions_BT = _probe(len(head.weight_VD))
     index_N = torch.arange(ids_BT.numel())

@@ -38,7 +38,7 @@ from teacher_service.scoring.encoding import (
     refuse_non_finite,
     steps_down,
 )
-from teacher_service.scoring.scoring import Head, Selection, select
+from teacher_service.scoring.scoring import ScoringHead, Selection, select
 
 A = TypeVar("A", bound=Ask)
 K = TypeVar("K", bound=KeptIds)
@@ -51,7 +51,7 @@ class Scored:
     rows: Rows
     last_ND: Tensor  # the head's input at the positions with loss
     label_N: Tensor
-    head: Head
+    head: ScoringHead
 
 
 class Answerer(ABC, Generic[A]):

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from teacher_service.scoring.scoring import Head, Selection, few_rows, largest, logits_in_parts
+from teacher_service.scoring.scoring import (
+    ScoringHead,
+    Selection,
+    few_rows,
+    largest,
+    logits_in_parts,
+)
 
 # An id so near to the threshold that rounding decides on which side it lies is kept exactly.
 MARGIN = 1e-4
@@ -40,7 +46,7 @@ class Drawn:
 @torch.inference_mode()
 def draw(
     hidden_ND: Tensor,
-    head: Head,
+    head: ScoringHead,
     label_N: Tensor,
     *,
     uniform_NU: Tensor,

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from shared.data.digests import digest_file
 from shared.errors import ConfigError, StorageError
 from shared.targets.head_location import ShippedHead, StatesEncoding, head_path
-from teacher_service.scoring.scoring import Head
+from teacher_service.scoring.scoring import ScoringHead
 
 STATES: dict[torch.dtype, StatesEncoding] = {
     torch.bfloat16: "bf16",
@@ -21,7 +21,7 @@ STATES: dict[torch.dtype, StatesEncoding] = {
 }
 
 
-def save_head(head: Head, cache: str | Path | None) -> ShippedHead:
+def save_head(head: ScoringHead, cache: str | Path | None) -> ShippedHead:
     """Write a head, unless its file is there; the same head always has the same bytes.
 
     Raises ConfigError for a head that is not one plain matrix in this process, StorageError where
@@ -53,7 +53,7 @@ def save_head(head: Head, cache: str | Path | None) -> ShippedHead:
     return ShippedHead(digest, STATES[weight_VD.dtype], weight_VD.shape[1], num_bytes)
 
 
-def _tensors(head: Head) -> dict[str, torch.Tensor]:
+def _tensors(head: ScoringHead) -> dict[str, torch.Tensor]:
     found = {"weight": head.weight_VD, "logit_scale": _number(head.logit_scale)}
     if head.bias_V is not None:
         found["bias"] = head.bias_V

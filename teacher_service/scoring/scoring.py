@@ -25,7 +25,7 @@ ID_BITS = 2**28 - 1  # the lowest bits of a float64, which are less than half a 
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ScoringHead:
     """The product from a hidden state to logits: weight, bias, scale, then soft-cap."""
 
     weight_VD: Tensor
@@ -62,7 +62,7 @@ def chunk_size(vocab_rows: int, device: str) -> int:
 
 
 def logits_in_parts(
-    hidden_ND: Tensor, head: Head, *, chunk: int | None = None, width: int = 0
+    hidden_ND: Tensor, head: ScoringHead, *, chunk: int | None = None, width: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
     """The logits of all positions, to be overwritten: the product with the head is made of a chunk
     of them and, on a CPU, given out a few positions at a time, which stay in its caches.
@@ -133,7 +133,7 @@ def _largest_of_few(logits_CX: Tensor, size: int, *, ordered: bool) -> tuple[Ten
 @torch.inference_mode()
 def select(
     hidden_ND: Tensor,
-    head: Head,
+    head: ScoringHead,
     label_N: Tensor,
     *,
     num_ids: int,

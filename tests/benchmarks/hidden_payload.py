@@ -80,7 +80,7 @@ def _result(
     teacher, asked = engine.fingerprint, prepared.config.targets.hidden
     digest = projection_of(prepared, teacher, lambda rank: LocalTeacher(engine))
     plan = run_plan(prepared, run_dir=Path(), teacher=teacher, projection=digest)
-    spec, width = plan.target_spec, plan.teacher_width
+    spec, width = plan.training_question, plan.teacher_width
     assert spec is not None
     assert width is not None
     shipped = [_states(engine.score(unit, spec)) for unit in units]

@@ -22,7 +22,7 @@ from shared.data.layout import lay_out
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from teacher_service.engine.hf import HFEngine
-from teacher_service.scoring.scoring import Head
+from teacher_service.scoring.scoring import ScoringHead
 
 PROJECT = Path(__file__).resolve().parents[2]
 REFERENCE = PROJECT.parent / "shared"
@@ -65,7 +65,7 @@ class Pair:
 
     scene: Scene
     hidden_ND: Tensor  # of the teacher's last layer
-    head: Head
+    head: ScoringHead
     layers_s: float  # processor time of the teacher's layers per position
 
 

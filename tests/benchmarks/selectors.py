@@ -24,13 +24,13 @@ from shared.config.losses import ForwardKL
 from shared.targets.draws import uniforms
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.drawn import DrawnTargets
-from student_trainer.losses.kernel.primitive import Head as StudentHead
+from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import Targets, TeacherTargets
 from student_trainer.losses.registry import terms_of
 from student_trainer.losses.token_losses import token_losses
 from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.scoring import Head, Selection, select
+from teacher_service.scoring.scoring import ScoringHead, Selection, select
 from tests.answers import changed, decoded, question_of
 from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
 from tests.benchmarks.scenes import (
@@ -143,7 +143,7 @@ def _logits_gradient(scene: Scene, targets: Targets | None, rows: slice) -> Tens
     weight_Vn = scene.student_NV[rows].T.contiguous().requires_grad_()
     found = token_losses(
         torch.eye(weight_Vn.shape[1]),
-        StudentHead(weight_Vn),
+        Head(weight_Vn),
         label_N=scene.label_N[rows],
         terms=terms_of([ForwardKL()]),
         targets=_whole(scene.teacher_NV[rows]) if targets is None else _part(targets, rows),
@@ -207,7 +207,11 @@ def asked(scene: Scene, choice: Choice, *, seed: int) -> SoftTargets:
 def _selection(scene: Scene, choice: Choice, rows: slice, uniform_NU: Tensor) -> Selection:
     """Of the positions of a part: a head that holds their logits, times an identity."""
     logits_nV = scene.teacher_NV[rows]
-    asked_of = (torch.eye(len(logits_nV)), Head(logits_nV.T.contiguous()), scene.label_N[rows])
+    asked_of = (
+        torch.eye(len(logits_nV)),
+        ScoringHead(logits_nV.T.contiguous()),
+        scene.label_N[rows],
+    )
     kept = {"num_ids": choice.size, "shared_vocab": scene.vocab}
     if choice.name in DRAWN:
         return draw(*asked_of, uniform_NU=uniform_NU[rows], selector=choice.name, **kept)  # type: ignore[arg-type]

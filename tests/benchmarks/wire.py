@@ -27,7 +27,7 @@ from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution
 from student_trainer.losses.terms.divergences import forward_kl
 from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.scoring import Head, Selection, select
+from teacher_service.scoring.scoring import ScoringHead, Selection, select
 from tests.answers import Given, question_of
 from tests.benchmarks.scenes import (
     REFERENCE,
@@ -96,7 +96,7 @@ class Error:
 
 
 def selected(
-    head: Head, hidden_ND: Tensor, label_N: Tensor, k: int, selector: Selector = "top_k"
+    head: ScoringHead, hidden_ND: Tensor, label_N: Tensor, k: int, selector: Selector = "top_k"
 ) -> Selection:
     """What the teacher selects, as its engine hands it to the encoder."""
     vocab = len(head.weight_VD)
@@ -234,8 +234,8 @@ def synthetic_costs(logits_NV: Tensor, *, rounds: int) -> list[Cost]:
     """The scoring time is that of a head of 256 x V and the selection, without any layers."""
     num, vocab = logits_NV.shape
     label_N = torch.arange(num)
-    exact = Head(logits_NV.T.contiguous())  # times an identity: these very logits
-    dense = Head(torch.randn(vocab, 256) / 16)
+    exact = ScoringHead(logits_NV.T.contiguous())  # times an identity: these very logits
+    dense = ScoringHead(torch.randn(vocab, 256) / 16)
     hidden_ND = torch.randn(num, 256) * 4
     found: list[Cost] = []
     for selector, k in product(SELECTORS, SIZES):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.planning.handshake import target_spec
+from cluster.planning.handshake import training_question
 from shared.config.run import Config, Targets
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RaggedRows, write_rows
@@ -84,8 +84,8 @@ def plan_of(
         config=config,
         run_dir=str(folder),
         domains=domains,
-        target_spec=target_spec(config, tiny.VOCAB),
-        evaluation_spec=question_of(
+        training_question=training_question(config, tiny.VOCAB),
+        validation_question=question_of(
             tiny.VOCAB, tiny.VOCAB, temperatures=config.temperatures, encoding="fp32"
         ),
         kl_kind="full",
@@ -143,8 +143,8 @@ def with_states(plan: RunPlan, cache: Path) -> RunPlan:
     return replace(
         plan,
         config=config.model_copy(update={"paths": paths, "targets": targets}),
-        target_spec=replace(spec, hidden=HiddenAsk(config.hidden_layers, "fp32")),
-        evaluation_spec=spec,
+        training_question=replace(spec, hidden=HiddenAsk(config.hidden_layers, "fp32")),
+        validation_question=spec,
     )
 
 

@@ -90,8 +90,8 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
         for name, folder in folders.items()
     }
     rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
-    assert plan.target_spec is not None
-    reader.submit(rows, plan.target_spec)
+    assert plan.training_question is not None
+    reader.submit(rows, plan.training_question)
     answer = reader.next()
     heads = load_teacher_heads(plan, CPU)
     student = CAUSAL_LM.load(plan.config, device=CPU)
@@ -105,7 +105,7 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
     for part in answer.parts:
         config = plan.config
         own = rows.where([config.teacher_of(domain) == part.teacher for domain in rows.domains()])
-        part.targets.check(own, plan.parts[part.teacher].target_spec)
+        part.targets.check(own, plan.parts[part.teacher].training_question)
         head = {n: h for n, h in heads.items() if n == part.teacher}
         alone = Objective(student, config, teacher_width=None, teacher_heads=head)
         batch = Layouts(DOMAINS, True, CPU).batch(own, part.targets)
@@ -122,14 +122,14 @@ def test_validation_compares_each_domain_with_its_teacher(plan, folders) -> None
     engines = {name: HFEngine.load(str(folder)) for name, folder in folders.items()}
     readers = {name: lambda rank, e=engine: LocalTeacher(e) for name, engine in engines.items()}
     rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
-    assert plan.evaluation_spec is not None
-    reader.submit(rows, plan.evaluation_spec)
+    assert plan.validation_question is not None
+    reader.submit(rows, plan.validation_question)
     answer = reader.next()
     student = CAUSAL_LM.load(plan.config, device=CPU)
     objective = Objective(student, plan.config, teacher_width=None)
     layouts = Layouts(DOMAINS, True, CPU)
     (mixed_2G,) = objective(layouts.batch(rows, answer), mode="evaluate")
-    whole = [engine.score(rows, plan.evaluation_spec) for engine in engines.values()]
+    whole = [engine.score(rows, plan.validation_question) for engine in engines.values()]
     first_2G, second_2G = (objective(layouts.batch(rows, w), mode="evaluate")[0] for w in whole)
     expected_2G = torch.stack([first_2G[:, 0], second_2G[:, 1]], dim=1)
     torch.testing.assert_close(mixed_2G, expected_2G, rtol=1e-5, atol=1e-4)

@@ -36,7 +36,7 @@ def text_alone(folder: Path, pair: tiny.Pair) -> RunPlan:
         student={"workers": 1, "zero": 0},
         losses=[{"kind": "cross_entropy"}],
     )
-    return replace(plan, target_spec=None, evaluation_spec=None, kl_kind="none")
+    return replace(plan, training_question=None, validation_question=None, kl_kind="none")
 
 
 def test_a_plan_survives_its_file(tmp_path: Path, tiny_pair: tiny.Pair) -> None:

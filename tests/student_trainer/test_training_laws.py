@@ -135,8 +135,8 @@ class Laws:
         if states:
             plan = with_states(plan, self.folder / "cache")
         if whole:
-            assert plan.evaluation_spec is not None
-            plan = replace(plan, target_spec=plan.evaluation_spec)
+            assert plan.validation_question is not None
+            plan = replace(plan, training_question=plan.validation_question)
         mark_exported(plan)
         self.plans[name] = plan
         self.jobs[ranks][name] = as_job(kind, plan, **arguments)  # type: ignore[arg-type]

@@ -13,36 +13,23 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses.kernel.buckets import Buckets, DrawnBuckets
+from student_trainer.losses.kernel.targets import IdsPerPosition
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnTargets:
-    """What such a teacher shipped, decoded, on the student's device: `Targets`."""
+class DrawnTargets(IdsPerPosition):
+    """What such a teacher shipped, decoded, on the student's device: `Targets`. Its ids ascend; a
+    repeated one counts as often as it stands."""
 
-    ids_NK: Tensor  # int64, ascending; a repeated id counts as often as it stands
     log_weights_NK: Tensor  # float32; the weights of a position sum to 1
     log_tail_N: Tensor  # float32, exact log-mass of what is estimated
     entropy_N: Tensor  # float32, nats, of the teacher's whole distribution
     temperature: float  # of the distribution drawn from
 
     @property
-    def num_ids(self) -> int:
-        """K."""
-        return self.ids_NK.shape[1]
-
-    @property
-    def kept_prefix(self) -> None:
-        """None: every position has ids of its own."""
-        return None
-
-    @property
     def reported_temperature(self) -> float:
         """The one that ids are drawn at."""
         return self.temperature
-
-    def ids(self, rows: slice) -> Tensor:
-        """The kept ids of a chunk [n,K]."""
-        return self.ids_NK[rows]
 
     def kept(self, rows: slice) -> Tensor:
         """Marks every id of a chunk once, bool [n,K]."""
@@ -50,10 +37,6 @@ class DrawnTargets:
         kept_nK = torch.ones_like(ids_nK, dtype=torch.bool)
         kept_nK[:, 1:] = ids_nK[:, 1:] != ids_nK[:, :-1]
         return kept_nK
-
-    def logits(self, rows: slice, *, buffer: Tensor | None) -> None:
-        """None: it ships weights."""
-        return None
 
     def at(
         self,

@@ -68,15 +68,10 @@ class Targets(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherTargets:
-    """Ids that the teacher ranked highest and the exact mass of all others."""
+class IdsPerPosition:
+    """Common to `Targets` in which every position has ids of its own."""
 
     ids_NK: Tensor  # int64
-    logprobs_NK: Tensor  # float32, temperature 1, normalised over the teacher's vocabulary
-    log_tail_NS: Tensor  # float32, exact log-mass outside the kept ids per temperature
-    temperatures: tuple[float, ...]  # S, with 1 among them
-    label_logprob_N: Tensor | None = None  # float32, exact
-    renormalised: bool = False  # whether the tail is left out, as if the kept ids were everything
 
     @property
     def num_ids(self) -> int:
@@ -85,25 +80,36 @@ class TeacherTargets:
 
     @property
     def kept_prefix(self) -> None:
-        """None: every position has ids of its own."""
+        """None: no position has the others' ids."""
         return None
+
+    def ids(self, rows: slice) -> Tensor:
+        """The kept ids of a chunk [n,K]."""
+        return self.ids_NK[rows]
+
+    def logits(self, rows: slice, *, buffer: Tensor | None) -> None:
+        """None: such a teacher ships log-probabilities or weights."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTargets(IdsPerPosition):
+    """Ids that the teacher ranked highest and the exact mass of all others."""
+
+    logprobs_NK: Tensor  # float32, temperature 1, normalised over the teacher's vocabulary
+    log_tail_NS: Tensor  # float32, exact log-mass outside the kept ids per temperature
+    temperatures: tuple[float, ...]  # S, with 1 among them
+    label_logprob_N: Tensor | None = None  # float32, exact
+    renormalised: bool = False  # whether the tail is left out, as if the kept ids were everything
 
     @property
     def reported_temperature(self) -> float:
         """1."""
         return 1.0
 
-    def ids(self, rows: slice) -> Tensor:
-        """The kept ids of a chunk [n,K]."""
-        return self.ids_NK[rows]
-
     def kept(self, rows: slice) -> Tensor:
         """All of them [n,K]: none repeats."""
         return torch.ones_like(self.ids_NK[rows], dtype=torch.bool)
-
-    def logits(self, rows: slice, *, buffer: Tensor | None) -> None:
-        """None: it ships log-probabilities."""
-        return None
 
     def at(
         self,

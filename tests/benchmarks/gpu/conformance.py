@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.scoring import Head, Selection, select
+from teacher_service.scoring.scoring import ScoringHead, Selection, select
 from tests.benchmarks import losses
 from tests.benchmarks.gpu.product import loss_of, targets_of
 from tests.benchmarks.gpu.sections import Case, Numbers, conforms
@@ -52,7 +52,7 @@ def scoring(selector: str, name: str, sizes: Sizes, device: torch.device) -> Num
     torch.manual_seed(0)
     made = {"device": device, "dtype": DTYPES[name]}
     hidden_ND = torch.randn(num, width, **made)
-    head = Head(torch.randn(vocabulary, width, **made).mul_(2 / width**0.5))
+    head = ScoringHead(torch.randn(vocabulary, width, **made).mul_(2 / width**0.5))
     label_N = torch.randint(vocabulary, (num,), device=device)
     log_p_NV = torch.log_softmax(hidden_ND.double() @ head.weight_VD.double().t(), -1)
     if selector == "top_k":

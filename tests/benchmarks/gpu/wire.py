@@ -31,13 +31,13 @@ def encoded(encoding: Encoding, sizes: Sizes, device: torch.device) -> Numbers:
     from shared.targets.kept_ids import LikeliestIds
     from shared.targets.question import Question
     from teacher_service.scoring.answering import encode
-    from teacher_service.scoring.scoring import Head, select
+    from teacher_service.scoring.scoring import ScoringHead, select
 
     num, _, vocabulary = sizes.loss
     width = 64
     torch.manual_seed(0)
     hidden_ND = torch.randn(num, width, device=device)
-    head = Head(torch.randn(vocabulary, width, device=device).mul_(2 / width**0.5))
+    head = ScoringHead(torch.randn(vocabulary, width, device=device).mul_(2 / width**0.5))
     label_N = torch.randint(vocabulary, (num,), device=device)
     found = select(hidden_ND, head, label_N, num_ids=sizes.top_k, shared_vocab=vocabulary)
     spec = Question(LikeliestIds(sizes.top_k, vocabulary, encoding=encoding))

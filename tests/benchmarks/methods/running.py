@@ -173,8 +173,8 @@ def _plan(prepared: Prepared, folder: Path, place: Workplace) -> RunPlan:
     fingerprint = place.engine(prepared.teacher.model).fingerprint
     projection = projection_of(prepared, fingerprint, lambda rank: place.asked(prepared))
     plan = run_plan(prepared, run_dir=folder, teacher=fingerprint, projection=projection)
-    if plan.evaluation_spec is not None:
-        plan = replace(plan, evaluation_spec=replace(plan.evaluation_spec, prompts=""))
+    if plan.validation_question is not None:
+        plan = replace(plan, validation_question=replace(plan.validation_question, prompts=""))
     return replace(plan, domains=_ordered(prepared, place))
 
 
@@ -212,7 +212,7 @@ def _before(it: Opened, place: Workplace) -> Path:
     """Where the evaluation of the student as it starts is kept; adapters that start at zero are
     the base student."""
     decisive = [it.plan.config.student.model, rows_of(it.plan), it.plan.teacher]
-    decisive += [asdict(it.plan.evaluation_spec)] if it.plan.evaluation_spec else []
+    decisive += [asdict(it.plan.validation_question)] if it.plan.validation_question else []
     key = xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
     return place.folder / "before" / f"{key}.json"
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from cluster.cli import main
 from cluster.launch.capture import Capture, training_units
-from cluster.planning.handshake import target_spec
+from cluster.planning.handshake import training_question
 from shared.config.mixture import DDKMixture
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
@@ -145,14 +145,14 @@ def drawn(plan: RunPlan, ranks: Ranks, reader: RunReader | None = None) -> list[
         ranks=ranks,
         domains=tuple(plan.config.domains),
         reader=reader,
-        question=plan.target_spec,
+        question=plan.training_question,
     )
     units = []
     for index in range(plan.config.steps):
         step = loader.step(index)
         for unit, targets in zip(step.units, loader.answers(step), strict=True):
             if isinstance(targets, SoftTargets):
-                targets.check(unit, plan.target_spec)
+                targets.check(unit, plan.training_question)
             if isinstance(targets, MixedTargets):
                 assert sum(len(part.targets.table) for part in targets.parts) == len(unit)
             units.append(unit)
@@ -174,7 +174,7 @@ def test_drawn_ids_are_captured_for_every_draw_that_a_run_asks_for(plan, engine,
     changed = {"selector": "threshold", "draws": 2}
     targets = plan.config.targets.model_copy(update=changed)
     config = plan.config.model_copy(update={"targets": targets})
-    plan = replace(plan, config=config, target_spec=target_spec(config, VOCAB))
+    plan = replace(plan, config=config, training_question=training_question(config, VOCAB))
     run = [key for unit in drawn(plan, ranks) for key in unit.hashes()]
     asked = [key for unit in training_units(plan, all_rows=False) for key in unit.hashes()]
     assert asked == list(dict.fromkeys(run))

@@ -77,8 +77,14 @@ def test_each_domain_is_read_as_its_teacher_answered_it(job, prepared, engines, 
         for name, engine in engines.items()
     }
     asked = open_routing(0, plan=live, readers=readers)
-    assert (plan.target_spec, plan.evaluation_spec) == (live.target_spec, live.evaluation_spec)
-    for question, path in (("target_spec", "train_path"), ("evaluation_spec", "validation_path")):
+    assert (plan.training_question, plan.validation_question) == (
+        live.training_question,
+        live.validation_question,
+    )
+    for question, path in (
+        ("training_question", "train_path"),
+        ("validation_question", "validation_path"),
+    ):
         stores = [RowStore.open(getattr(domain, path)) for domain in plan.domains]
         rows = take_rows(stores, np.array([0, 1, 1, 0]), np.array([0, 1, 2, 3]))
         found = []

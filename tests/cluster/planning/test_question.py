@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.planning.handshake import evaluation_spec, target_spec
+from cluster.planning.handshake import training_question, validation_question
 from shared.config.run import Config
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.question import HiddenAsk, Question
@@ -29,7 +29,9 @@ def test_what_is_asked_is_what_the_config_says():
         {"kind": "hidden_states", "layers": {2: 1}},
     ]
     targets["hidden"] = {"encoding": "int8"}
-    found = target_spec(config(targets=targets, losses=losses), 512, projection="p", prompts="q")
+    found = training_question(
+        config(targets=targets, losses=losses), 512, projection="p", prompts="q"
+    )
     assert found is not None
     ask = LikeliestIds(7, 512, temperatures=(1.0, 3.0), encoding="int8")
     assert found == Question(ask, hidden=HiddenAsk((2,), "int8", "p"), prefix="q")
@@ -38,7 +40,7 @@ def test_what_is_asked_is_what_the_config_says():
 
 def test_what_a_student_names_is_asked_beside_the_likeliest():
     targets = {"top_k": 7, "student_ids": 5}
-    found = target_spec(config(targets=targets, losses=[{"kind": "reverse_kl"}]), 512)
+    found = training_question(config(targets=targets, losses=[{"kind": "reverse_kl"}]), 512)
     assert found is not None
     assert found.ask == LikeliestIds(12, 512, student_ids=5)
 
@@ -47,18 +49,18 @@ def test_what_a_student_names_is_asked_beside_the_likeliest():
 def test_the_seed_of_draws_is_part_of_the_question(selector):
     losses = [{"kind": "forward_kl", "temperature": 2.0}]
     targets = {"selector": selector, "seed": 5}
-    found = target_spec(config(losses=losses, targets=targets), 512)
+    found = training_question(config(losses=losses, targets=targets), 512)
     assert found is not None
     assert (found.ask.selector, found.ask.seed, found.ask.temperature) == (selector, 5, 2.0)
     assert found.ask.with_entropy
-    other = target_spec(config(losses=losses, targets=targets | {"seed": 6}), 512)
+    other = training_question(config(losses=losses, targets=targets | {"seed": 6}), 512)
     assert other is not None
     assert found.identity() != other.identity()
 
 
 def test_the_likeliest_ids_are_the_same_question_whatever_the_seed():
-    found = target_spec(config(targets={"selector": "top_k", "seed": 5}), 512)
-    assert found == target_spec(config(targets={"selector": "top_k"}), 512)
+    found = training_question(config(targets={"selector": "top_k", "seed": 5}), 512)
+    assert found == training_question(config(targets={"selector": "top_k"}), 512)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,6 @@ def test_an_evaluation_is_over_what_the_config_says(kl, vocabulary, top_k, kind)
         targets={"top_k": 9},
         losses=[{"kind": "forward_kl", "temperature": 4.0}],
     )
-    spec, found = evaluation_spec(asked, vocabulary, prompts="", head=None)
+    spec, found = validation_question(asked, vocabulary, prompts="", head=None)
     assert spec == Question(LikeliestIds(top_k, vocabulary, encoding="fp32"))
     assert found == kind

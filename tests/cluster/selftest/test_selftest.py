@@ -252,7 +252,7 @@ def test_states_are_examined_as_ids_are(tmp_path, tiny_pair, kind: str):
     engine.cache = prepared.config.paths.cache
     head = engine.ship_head()
     plan = run_plan(prepared, run_dir=Path(), teacher=engine.fingerprint, head=head)
-    assert plan.target_spec == question_of(
+    assert plan.training_question == question_of(
         0, 512, head=head.digest, states=head.states, states_width=head.states_width
     )
     found = subject_of(plan, lambda rank: LocalTeacher(engine))

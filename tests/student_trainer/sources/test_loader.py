@@ -147,7 +147,7 @@ def test_every_epoch_learns_from_another_draw(
     log_path = str(tmp_path / "weight_log.jsonl")
     controller = Controller(ControllerPlan(plan.config, (0.5, 0.5), log_path))
     reader = Asked()
-    loader, _ = loader_of(plan, ranks, controller, reader=reader, question=plan.target_spec)
+    loader, _ = loader_of(plan, ranks, controller, reader=reader, question=plan.training_question)
     for step in range(26):
         loader.step(step)
     asked: dict[str, list[int]] = {}
@@ -197,10 +197,10 @@ def test_a_step_is_asked_about_when_it_is_reached_with_the_student_of_then(
     controller = Controller(ControllerPlan(plan.config, (0.5, 0.5), str(tmp_path / "log.jsonl")))
     reader, engine = Asked(), Naming()
     layouts = Layouts(DOMAINS, True, torch.device("cpu"))
-    assert plan.target_spec is not None
-    assert plan.target_spec.ask.num_ids == 16 + 3
-    own = StudentIds(engine, layouts, plan.target_spec.ask)
-    asking: dict[str, Any] = {"reader": reader, "question": plan.target_spec}
+    assert plan.training_question is not None
+    assert plan.training_question.ask.num_ids == 16 + 3
+    own = StudentIds(engine, layouts, plan.training_question.ask)
+    asking: dict[str, Any] = {"reader": reader, "question": plan.training_question}
     loader, _ = loader_of(plan, ranks, controller, **asking, student_ids=own)
     for step in range(4):
         if step in plan.config.decision_steps:

@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.data.rows import Rows
 from shared.targets.draws import uniforms
 from teacher_service.scoring.drawing import draw
-from teacher_service.scoring.scoring import Head
+from teacher_service.scoring.scoring import ScoringHead
 from tests.allocations import largest_tensor
 from tests.answers import decoded
 from tests.drawn import dense_weights, drawn_answer, drawn_spec, draws_of, row_of
@@ -223,7 +223,7 @@ def test_the_least_and_the_largest_number_draw_nothing_without_mass(selector, un
     logits_NV[:, :20], logits_NV[:, 60:] = NOTHING, NOTHING
     found = draw(
         logits_NV,
-        Head(torch.eye(vocab)),
+        ScoringHead(torch.eye(vocab)),
         torch.full((num,), 30),
         uniform_NU=torch.full(
             (num, 1 if selector == "threshold" else size), uniform, dtype=torch.float64
@@ -239,7 +239,7 @@ def test_the_least_and_the_largest_number_draw_nothing_without_mass(selector, un
 
 @pytest.mark.parametrize("selector", ["threshold", "sampled"])
 def test_no_tensor_of_positions_times_vocabulary_is_allocated(selector) -> None:
-    hidden_ND, head = torch.randn(512, 16), Head(torch.randn(4000, 16))
+    hidden_ND, head = torch.randn(512, 16), ScoringHead(torch.randn(4000, 16))
     uniform_NU = torch.rand(512, 8, dtype=torch.float64)
     uniform_NU = uniform_NU if selector == "sampled" else uniform_NU[:, :1]
     largest = largest_tensor(
@@ -260,7 +260,7 @@ def test_no_tensor_of_positions_times_vocabulary_is_allocated(selector) -> None:
 def test_no_position_gives_empty_tensors() -> None:
     found = draw(
         torch.zeros(0, 16),
-        Head(torch.randn(50, 16)),
+        ScoringHead(torch.randn(50, 16)),
         torch.zeros(0).long(),
         uniform_NU=torch.zeros(0, 1, dtype=torch.float64),
         selector="threshold",

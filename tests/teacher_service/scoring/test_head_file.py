@@ -11,7 +11,7 @@ from shared.errors import ConfigError
 from shared.targets.head_location import find_head
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.head_file import save_head
-from teacher_service.scoring.scoring import Head
+from teacher_service.scoring.scoring import ScoringHead
 from tests.answers import decoded, question_of
 from tests.teacher_service.engine.test_hf import FULL, by_id
 from tests.teacher_service.scripted import VOCAB, make_rows
@@ -54,9 +54,9 @@ def test_states_times_the_file_are_the_teachers_distribution(family, dtype, tmp_
 
 def test_the_same_head_has_the_same_digest_and_a_bias_another(tmp_path):
     weight_VD = torch.randn(8, 4)
-    one, again = (save_head(Head(weight_VD), tmp_path) for _ in range(2))
-    other = save_head(Head(weight_VD, torch.zeros(8)), tmp_path)
-    capped = save_head(Head(weight_VD, soft_cap=30.0), tmp_path)
+    one, again = (save_head(ScoringHead(weight_VD), tmp_path) for _ in range(2))
+    other = save_head(ScoringHead(weight_VD, torch.zeros(8)), tmp_path)
+    capped = save_head(ScoringHead(weight_VD, soft_cap=30.0), tmp_path)
     assert one == again
     assert len({head.digest for head in (one, other, capped)}) == 3
     assert (one.states, one.states_width) == ("fp32", 4)
@@ -71,4 +71,4 @@ def test_the_same_head_has_the_same_digest_and_a_bias_another(tmp_path):
 )
 def test_a_head_that_cannot_be_shipped_is_refused(weight_VD, tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be shipped whole; remove targets.exact"):
-        save_head(Head(weight_VD), tmp_path)
+        save_head(ScoringHead(weight_VD), tmp_path)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from teacher_service.scoring.scoring import Head, chunk_size, largest, select
+from teacher_service.scoring.scoring import ScoringHead, chunk_size, largest, select
 from tests.allocations import largest_tensor
 
 # N positions   V head rows   D hidden width   K ids kept
@@ -17,7 +17,7 @@ N, V, D, K = 70, 301, 16, 8
 def problem(**head):
     torch.manual_seed(0)
     weight_VD = torch.randn(V, D)
-    return torch.randn(N, D), Head(weight_VD, **head), torch.randint(0, V, (N,))
+    return torch.randn(N, D), ScoringHead(weight_VD, **head), torch.randint(0, V, (N,))
 
 
 def dense_logits(hidden_ND, head):
@@ -118,7 +118,7 @@ def test_padding_rows_are_never_selected_and_their_mass_is_tail():
     hidden_ND, head, label_N = problem()
     loud_VD = head.weight_VD.clone()
     loud_VD[290:] *= 5
-    found = select(hidden_ND, Head(loud_VD), label_N % 290, num_ids=K, shared_vocab=290)
+    found = select(hidden_ND, ScoringHead(loud_VD), label_N % 290, num_ids=K, shared_vocab=290)
     assert found.ids_NK.max() < 290
     total_N = torch.cat([found.logprobs_NK, found.log_tail_NS], 1).logsumexp(1)
     torch.testing.assert_close(total_N, torch.zeros(N), atol=1e-5, rtol=0)
@@ -134,7 +134,11 @@ def test_the_whole_vocabulary_leaves_no_tail():
 
 @pytest.mark.parametrize("named_NM", [None, torch.arange(4).expand(512, 4)])
 def test_no_tensor_of_positions_times_vocabulary_is_allocated(named_NM):
-    hidden_ND, head, label_N = torch.randn(512, D), Head(torch.randn(4000, D)), torch.zeros(512)
+    hidden_ND, head, label_N = (
+        torch.randn(512, D),
+        ScoringHead(torch.randn(4000, D)),
+        torch.zeros(512),
+    )
     largest = largest_tensor(
         lambda: select(
             hidden_ND,

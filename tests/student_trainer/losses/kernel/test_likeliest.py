@@ -13,8 +13,7 @@ from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import TeacherTargets
 from student_trainer.losses.registry import terms_of
 from student_trainer.losses.token_losses import TokenLosses, token_losses
-from teacher_service.scoring.scoring import Head as TeacherHead
-from teacher_service.scoring.scoring import select
+from teacher_service.scoring.scoring import ScoringHead, select
 from tests.allocations import largest_tensor
 
 N, V, D = 60, 211, 16
@@ -75,7 +74,7 @@ def losses_of(kind: str, *, top_k: int, named: int, temperature: float = 1.0) ->
     """A divergence of a teacher that answers about its own ids and the student's."""
     hidden_ND, head, teacher_ND = problem()
     # Peaked elsewhere than the student, so that its own ids are not the teacher's.
-    teacher = TeacherHead(head.weight_VD.flip(0) * 1.5)
+    teacher = ScoringHead(head.weight_VD.flip(0) * 1.5)
     label_N = torch.zeros(N, dtype=torch.int64)
     ids_NM = likeliest_ids(hidden_ND, head, count=named, shared_vocab=V) if named else None
     found = select(
