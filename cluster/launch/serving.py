@@ -130,7 +130,15 @@ def refuse_other_teacher(name: str, asked: Teacher) -> None:
             f"teacher service {name} is half dead; remove it with `tutelage teacher down` and "
             "start it again with `tutelage teacher up`"
         )
-    decisive = ("model", "revision", "adapter", "adapter_revision", "dtype", "quantisation")
+    decisive = (
+        "model",
+        "revision",
+        "adapter",
+        "adapter_revision",
+        "dtype",
+        "attention",
+        "quantisation",
+    )
     for option in decisive:
         if getattr(serving, option) != getattr(asked, option):
             raise ConfigError(
@@ -220,6 +228,7 @@ def _student(launch: Launch) -> Asked:
         model=student.model,
         revision=student.revision,
         dtype=student.dtype,
+        attention=student.attention,
         quantisation="nf4" if isinstance(student.train, QLoRATraining) else "none",
         trust_remote_code=student.trust_remote_code,
         replicas=student.workers,
@@ -228,6 +237,8 @@ def _student(launch: Launch) -> Asked:
     )
     settings = asked.model_dump(include={"model", "revision", "dtype", "quantisation"})
     identity = {name: str(value) for name, value in settings.items()}
+    if student.attention != "auto":
+        identity["attention"] = student.attention
     folder = local_folder(student.model, revision=student.revision, marker="config.json")
     identity["model"] = weights_digest(folder)
     serve = None if launch.config.targets.teacher_free else partial(_served, launch, asked)

@@ -15,6 +15,7 @@ from typing import Any
 
 import xxhash
 
+from shared.config.attention import offered_by
 from shared.config.run import Config
 from shared.data.tokenizers import TokenizerIdentity, identify
 from shared.errors import ConfigError, StorageError
@@ -22,7 +23,7 @@ from shared.run.run_dir import write_atomically
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
-FORMAT = 1  # of what is kept
+FORMAT = 2  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class ModelDescription:
     hidden_size: int
     max_context: int | None  # tokens it reads at most; None: no limit
     num_layers: int | None
+    attentions: list[str] | None  # that its architecture has; None: not known
     load_tokenizer: Callable[[], Any]  # of transformers
 
 
@@ -53,23 +55,26 @@ def describe(
         return AutoTokenizer.from_pretrained(model, **asked)
 
     def read() -> dict[str, Any]:
-        from transformers import AutoConfig
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
         try:
             tokenizer = load_tokenizer()
-            text_config = AutoConfig.from_pretrained(model, **asked).get_text_config()
+            config = AutoConfig.from_pretrained(model, **asked)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise ConfigError(
                 f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "
                 f"model the hub gives us: {reason}"
             ) from None
+        text_config = config.get_text_config()
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
         return {
             "identity": asdict(identify(tokenizer)),
             "vocab_size": text_config.vocab_size,
             "hidden_size": getattr(text_config, "hidden_size", 0),
             "max_context": getattr(text_config, "max_position_embeddings", None),
             "num_layers": getattr(text_config, "num_hidden_layers", None),
+            "attentions": None if model_class is None else list(offered_by(model_class)),
         }
 
     facts = kept(read, model, asked | {"of": "model"}, cache=cache)

@@ -5,13 +5,14 @@ Reads tokenizers and configs of all models, no weights.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cluster.planning.description import ModelDescription, describe
-from shared.config.run import Config
+from shared.config.attention import INSTALLED_BY, refusal
+from shared.config.run import Config, Student, Teacher
 from shared.data.sources import read_documents, sources_of
 from shared.data.tokenizers import TokenizerIdentity
 from shared.errors import ConfigError, HandshakeError
@@ -55,23 +56,40 @@ def shake_hands(config: Config) -> Handshake:
         for name, teacher in config.teachers.items():
             refuse_empty_folder(f"teachers.{name}.model", teacher.model)
     refuse_empty_folder("student.model", config.student.model)
-    described = partial(describe, cache=Path(config.paths.cache))
+    cache = Path(config.paths.cache)
     teachers = {
-        name: described(
-            f"teachers.{name}.model", t.model, revision=t.revision, trusted=t.trust_remote_code
-        )
-        for name, t in config.teachers.items()
+        name: describe_teacher(name, teacher, cache=cache)
+        for name, teacher in config.teachers.items()
     }
     own = config.student
-    student = described(
-        "student.model", own.model, revision=own.revision, trusted=own.trust_remote_code
+    student = describe(
+        "student.model",
+        own.model,
+        revision=own.revision,
+        trusted=own.trust_remote_code,
+        cache=cache,
     )
+    if not config.targets.teacher_free:
+        for name, teacher in config.teachers.items():
+            refuse_attention(f"teachers.{name}", teacher, teachers[name])
+    refuse_attention("student", own, student)
     facts = {
         name: _compared(config.taught_by(name), teacher, student)
         for name, teacher in teachers.items()
     }
     _refuse_short_context(student, config.data.context)
     return Handshake(student.load_tokenizer, student.identity, facts)
+
+
+def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescription:
+    """See `describe`."""
+    return describe(
+        f"teachers.{name}.model",
+        teacher.model,
+        revision=teacher.revision,
+        trusted=teacher.trust_remote_code,
+        cache=cache,
+    )
 
 
 def _compared(config: Config, teacher: ModelDescription, student: ModelDescription) -> TeacherFacts:
@@ -147,6 +165,23 @@ def refuse_empty_folder(option: str, model: str) -> None:
             f"{option} is {model}, a folder without {' and '.join(missing)}; name a folder "
             "written by save_pretrained"
         )
+
+
+def refuse_attention(section: str, asked: Teacher | Student, model: ModelDescription) -> None:
+    """Refuse an attention that a model, or this machine, does not have. Raises ConfigError."""
+    package = INSTALLED_BY.get(asked.attention)
+    installed = package is None or any(map(find_spec, (package, "kernels")))
+    reason = refusal(
+        f"{section}.attention",
+        asked.attention,
+        model=model.name,
+        offered=model.attentions,
+        installed=installed,
+        gpus=asked.gpus,
+        dtype=asked.dtype,
+    )
+    if reason:
+        raise ConfigError(reason)
 
 
 def _refuse_short_context(model: ModelDescription, context: int) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from shared.config.attention import Attention
 from shared.config.base import Dtype, Fraction, Positive, Section
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
@@ -96,6 +97,9 @@ class Student(Section):
         FullTraining()
     )
     dtype: Dtype = "float32"
+    attention: Attention = Field(
+        default="auto", description="auto (the library's choice), sdpa, eager or flash_attention_2"
+    )
     zero: Literal[0, 1, 2, 3] = 2
     activation_checkpointing: bool = False
     workers: int = Field(default=1, ge=1)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.config.attention import Attention
 from shared.config.base import Dtype, Section
 
 
@@ -16,6 +17,9 @@ class Teacher(Section):
     adapter: str | None = None
     adapter_revision: str | None = None
     dtype: Dtype = "float32"
+    attention: Attention = Field(
+        default="auto", description="auto (the library's choice), sdpa, eager or flash_attention_2"
+    )
     quantisation: Literal["none", "int8", "nf4"] = "none"
     trust_remote_code: bool = False
     replicas: int = Field(default=1, ge=1)

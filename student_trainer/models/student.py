@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
+from shared.config.attention import loading_arguments, loading_reason
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
@@ -92,15 +93,15 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
             revision=asked.revision or "main",
             trust_remote_code=asked.trust_remote_code,
             dtype=DTYPES[asked.dtype],
-            attn_implementation="sdpa",
             use_safetensors=True,
             quantization_config=quantisation(asked, DTYPES[asked.dtype]),
             output_loading_info=True,
+            **loading_arguments(asked.attention),
         )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = loading_reason(error, asked.attention)
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(

@@ -138,6 +138,7 @@ def _load(teacher: Teacher, cache: str | None) -> HFEngine:
         adapter=teacher.adapter,
         adapter_revision=teacher.adapter_revision,
         dtype=teacher.dtype,
+        attention=teacher.attention,
         quantisation=teacher.quantisation,
         device="cuda" if teacher.gpus > 0 else "cpu",
         trust_remote_code=teacher.trust_remote_code,
@@ -171,6 +172,8 @@ def _reference(teacher: Teacher, rows: Rows, cache: str | None) -> Tensor | None
 def _probe_key(teacher: Teacher, rows: Rows) -> str:
     folder = local_folder(teacher.model, revision=teacher.revision, marker="config.json")
     parts = [weights_digest(folder), teacher.dtype, str(teacher.gpus > 0)]
+    if teacher.attention != "auto":
+        parts.append(teacher.attention)
     if teacher.adapter:
         revision = teacher.adapter_revision
         adapter = local_folder(teacher.adapter, revision=revision, marker="adapter_config.json")

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from shared.config.attention import Attention
 from shared.config.run import Dtype
 from shared.data.layout import Layout, lay_out
 from shared.data.rows import Rows
@@ -72,6 +73,7 @@ class HFEngine:
         adapter: str | None = None,
         adapter_revision: str | None = None,
         dtype: Dtype = "float32",
+        attention: Attention = "auto",
         quantisation: Literal["none", "int8", "nf4"] = "none",
         device: str = "cpu",
         trust_remote_code: bool = False,
@@ -83,6 +85,7 @@ class HFEngine:
             adapter=adapter,
             adapter_revision=adapter_revision,
             dtype=dtype,
+            attention=attention,
             quantisation=quantisation,
             device=device,
             trust_remote_code=trust_remote_code,

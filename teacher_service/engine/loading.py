@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils.hub import cached_file
 
+from shared.config.attention import Attention, loading_arguments, loading_reason
 from shared.errors import ConfigError
 
 BLOCK_BYTES = 2**24
@@ -35,6 +36,7 @@ def load_model(
     adapter: str | None,
     adapter_revision: str | None,
     dtype: str,
+    attention: Attention,
     quantisation: Literal["none", "int8", "nf4"],
     device: str,
     trust_remote_code: bool,
@@ -55,6 +57,7 @@ def load_model(
         "trust_remote_code": trust_remote_code,
         "use_safetensors": True,
         "output_loading_info": True,
+        **loading_arguments(attention),
     }
     if quantisation != "none":
         arguments["quantization_config"] = _quantised(quantisation, getattr(torch, dtype))
@@ -64,7 +67,8 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ConfigError(f"the teacher {model} cannot be loaded: {first_line(error)}") from error
+        reason = loading_reason(error, attention)
+        raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(f"the teacher {model} lacks weights for {missing}; get the whole folder")

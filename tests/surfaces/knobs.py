@@ -44,6 +44,10 @@ KNOBS = {
     "teachers.NAME.dtype": (
         "teacher_service/engine/test_audit.py::test_a_quantised_teacher_scores_and_says_what_it_costs"
     ),
+    "teachers.NAME.attention": (
+        "teacher_service/engine/test_attention.py"
+        "::test_the_attention_asked_for_answers_and_is_part_of_the_fingerprint"
+    ),
     "teachers.NAME.quantisation": (
         "teacher_service/engine/test_audit.py::test_a_quantised_teacher_scores_and_says_what_it_costs"
     ),
@@ -70,6 +74,9 @@ KNOBS = {
         "student_trainer/models/test_student.py::test_target_modules_name_what_is_adapted"
     ),
     "student.dtype": MATRIX,
+    "student.attention": (
+        "student_trainer/models/test_student.py::test_a_student_attends_as_the_config_says"
+    ),
     "student.zero": LOOP,
     "student.activation_checkpointing": (
         "student_trainer/models/test_student.py::test_activations_are_made_anew_where_asked"

@@ -15,8 +15,10 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
     GraniteConfig,
     GraniteForCausalLM,
+    MambaConfig,
 )
 
 from shared.config.run import Config
@@ -133,6 +135,37 @@ def test_activations_are_made_anew_where_asked(
     found = student.decoder(input_ids=torch.arange(8)[None], use_cache=False)
     found.last_hidden_state.sum().backward()
     assert len(calls) == 1 + asked
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
+def test_a_student_attends_as_the_config_says(
+    tmp_path: Path, tiny_pair: tiny.Pair, attention: str
+) -> None:
+    config = config_of(tmp_path, tiny_pair.student, student={"attention": attention})
+    found = CAUSAL_LM.load(config, device=CPU).decoder.config._attn_implementation
+    assert found == {"auto": "sdpa"}.get(attention, attention)
+
+
+WITHOUT_SDPA = {
+    "gemma2": Gemma2Config(**SMALL, head_dim=8),
+    "bloom": BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
+    "mamba": MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=8),
+    "gpt-neo": GPTNeoConfig(
+        vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=64,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", WITHOUT_SDPA)
+def test_a_family_without_sdpa_is_a_student_too(tmp_path: Path, family: str) -> None:
+    model = AutoModelForCausalLM.from_config(WITHOUT_SDPA[family])
+    model.save_pretrained(tmp_path / "model")
+    assert CAUSAL_LM.load(config_of(tmp_path, tmp_path / "model"), device=CPU)
+    asked = config_of(tmp_path, tmp_path / "model", student={"attention": "sdpa"})
+    with pytest.raises(ConfigError, match="set its attention to auto") as refused:
+        CAUSAL_LM.load(asked, device=CPU)
+    assert "attn_implementation" not in str(refused.value)
 
 
 def test_adapting_the_head_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Implementations of attention that a config may ask for, and sentences about those that cannot be
+had."""
+
+from collections.abc import Container
+from typing import Any, Literal
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+
+INSTALLED_BY = {"flash_attention_2": "flash_attn"}  # packages beyond torch
+
+
+def loading_arguments(attention: Attention) -> dict[str, str]:
+    """What `from_pretrained` of transformers is told; auto leaves the choice to the library."""
+    return {} if attention == "auto" else {"attn_implementation": attention}
+
+
+def offered_by(model_class: Any) -> tuple[str, ...]:
+    """The implementations that a class of transformers has."""
+    has = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+    return ("eager", *(name for name, flag in has.items() if getattr(model_class, flag, False)))
+
+
+def refusal(
+    option: str,
+    attention: Attention,
+    *,
+    model: str,
+    offered: Container[str] | None,
+    installed: bool,
+    gpus: float,
+    dtype: str,
+) -> str | None:
+    """Why a model cannot attend as asked, with the way out; None where it can, as far as its class
+    (`offered`; None: unknown) and this machine tell. `option` is the one that asks."""
+    leave = f"set {option}=auto, which takes what there is"
+    if attention == "auto":
+        return None
+    if offered is not None and attention not in offered:
+        return f"{option} is {attention}, which the architecture of {model} does not have; {leave}"
+    if attention not in INSTALLED_BY:
+        return None
+    if not installed:
+        package = INSTALLED_BY[attention]
+        return f"{option} is {attention}, and {package} is not installed; install it, or {leave}"
+    section = option.rpartition(".")[0]
+    if not gpus:
+        return f"{option} is {attention}, which needs a GPU; set {section}.gpus, or {leave}"
+    if dtype == "float32":
+        return (
+            f"{option} is {attention}, which computes in 16 bits alone; set "
+            f"{section}.dtype=bfloat16, or {leave}"
+        )
+    return None
+
+
+def loading_reason(error: BaseException, attention: Attention) -> str:
+    """The first line of what transformers says of a model that it cannot load; of an attention that
+    it cannot give the first sentence alone, since its advice names arguments of its own."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if attention == "auto" or "ttention" not in reason:
+        return reason
+    return f"{reason.split('. ')[0].rstrip('.')}; set its attention to auto"

@@ -1,0 +1,56 @@
+"""What is said of an attention that cannot be had, and what a library is told."""
+
+import re
+
+import pytest
+
+from shared.config.attention import loading_arguments, loading_reason, offered_by, refusal
+
+FITS = {"model": "m", "offered": ("eager", "sdpa", "flash_attention_2"), "installed": True}
+ON_GPU = {"gpus": 1, "dtype": "bfloat16"}
+
+
+class Both:
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+
+def test_the_library_chooses_where_nothing_is_asked() -> None:
+    assert loading_arguments("auto") == {}
+    assert loading_arguments("eager") == {"attn_implementation": "eager"}
+    assert offered_by(object) == ("eager",)
+    assert offered_by(Both) == ("eager", "sdpa", "flash_attention_2")
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager", "flash_attention_2"])
+def test_what_there_is_is_not_refused(attention) -> None:
+    assert refusal("student.attention", attention, **FITS, **ON_GPU) is None
+
+
+@pytest.mark.parametrize(
+    ("attention", "facts", "said"),
+    [
+        ("sdpa", {"offered": ("eager",)}, "which the architecture of m does not have"),
+        ("flash_attention_2", {"offered": None, "installed": False}, "flash_attn is not installed"),
+        ("flash_attention_2", {"gpus": 0}, r"needs a GPU; set student\.gpus"),
+        ("flash_attention_2", {"dtype": "float32"}, r"set student\.dtype=bfloat16"),
+    ],
+)
+def test_what_there_is_not_is_one_sentence_with_the_way_out(attention, facts, said) -> None:
+
+    found = refusal("student.attention", attention, **(FITS | ON_GPU | facts))
+    assert found is not None
+    assert re.search(said, found)
+    assert found.startswith(f"student.attention is {attention}")
+    assert "set student.attention=auto" in found
+
+
+def test_advice_of_another_library_is_left_out() -> None:
+    advice = ValueError(
+        "XForCausalLM does not support an attention implementation through sdpa yet. Load your "
+        'model with the argument `attn_implementation="eager"` meanwhile.'
+    )
+    said = loading_reason(advice, "sdpa")
+    assert "attn_implementation" not in said
+    assert said.endswith("through sdpa yet; set its attention to auto")
+    assert loading_reason(OSError("no file\nmore"), "sdpa") == "no file"
