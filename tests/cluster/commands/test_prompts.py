@@ -8,11 +8,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from cluster.cli import main
-from cluster.prompt_search.splits import Task, question, task_of
+from cluster.prompt_search.splits import Split, Task, question, task_of
 from cluster.prompt_search.teacher import ScoreStore, asked_of, refuse_unfit, same_answer
 from shared.config.file import load_config, resolve
 from shared.config.run import Config
 from shared.data.row_store import RowStore
+from shared.data.rows import Rows
 from shared.data.sources import read_documents
 from shared.data.tokenise import prepare_domain
 from shared.errors import ConfigError, DataError, HandshakeError
@@ -145,6 +146,30 @@ def test_text_as_long_as_the_teachers_context_can_be_tried_without_a_prompt(job)
     refuse_unfit(found, None, max_new_tokens=None, limit=128)
     with pytest.raises(HandshakeError, match="for its longest document of 128 tokens, 1 more than"):
         refuse_unfit(found, None, max_new_tokens=None, limit=127)
+
+
+def test_the_room_for_an_answer_is_that_of_the_longest_right_one_of_both_splits(job, tmp_path):
+    rows = [{"prompt": f"q {n}", "response": "a " * (1 + n)} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    places = set()
+    for seed in range(8):
+        config = config_of(job, f"seed={seed}")
+        found = task("pairs", config)
+        answers = [
+            [len(found.tokenizer.encode(d.response, add_special_tokens=False)) for d in documents]
+            for documents in (found.dev.documents, found.confirm.documents)
+        ]
+        assert found.longest_answer == max(map(max, answers)) + 1, "an end follows it"
+        places.add(max(answers[0]) > max(answers[1]))
+    assert places == {True, False}
+
+
+def test_a_split_is_its_rows_in_their_order(job):
+    dev = task("pairs", config_of(job)).dev
+    table = dev.rows.table
+    turned = table.take([1, 0, *range(2, len(dev.rows))])
+    assert Split(Rows(turned), dev.documents).digest != dev.digest
+    assert Split(Rows(turned.take([1, 0, *range(2, len(dev.rows))])), ()).digest == dev.digest
 
 
 def test_an_answer_is_right_but_for_whitespace_and_what_follows_an_empty_line():
