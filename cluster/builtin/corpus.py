@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from cluster.builtin.sources import Document, Source, find_sources, fraction, package_versions
 from shared.errors import DataError
+from shared.files import obey_umask
 
 DOMAINS = ("python", "reference", "mathematics", "cpp", "legal")
 VERSION = 1  # raised whenever the same files would give another text
@@ -91,6 +92,7 @@ def _write_corpus(sources: dict[str, Source], corpus: Path) -> None:
         manifest = {"version": VERSION, "sha256": state.hexdigest(), "domains": domains}
         manifest |= {"packages": package_versions()}
         (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        obey_umask(scratch)
         scratch.rename(corpus)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -23,6 +23,7 @@ from cluster.report.stages import begin
 from shared.config.paths import BUILTIN
 from shared.config.run import Config, Domain, HubDataset, Source
 from shared.errors import ConfigError
+from shared.files import obey_umask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,7 +217,7 @@ def _renamed_into_place(target: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}.partial."))
     try:
         yield scratch
-        scratch.chmod(0o755)
+        obey_umask(scratch)
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

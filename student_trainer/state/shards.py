@@ -15,6 +15,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from safetensors import SafetensorError
 
 from shared.errors import StorageError
+from shared.files import obey_umask
 from student_trainer.engine import gather_weights
 from student_trainer.models.student import Student
 from student_trainer.ranks import Ranks
@@ -98,6 +99,7 @@ def _write_folder(student: Student, folder: Path, weights: dict[str, torch.Tenso
         student.saved.save_pretrained(  # type: ignore[operator]
             str(folder), state_dict=weights | buffers
         )
+    obey_umask(folder)
 
 
 def _has_frozen(engine: Any) -> bool:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from shared.data.digests import digest_file
 from shared.errors import ConfigError, StorageError
+from shared.files import obey_umask
 from shared.targets.head_location import ShippedHead, StatesEncoding, head_path
 from teacher_service.scoring.scoring import ScoringHead
 
@@ -41,6 +42,7 @@ def save_head(head: ScoringHead, cache: str | Path | None) -> ShippedHead:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_tensors(head), aside)
+        obey_umask(aside)
         digest = digest_file(aside)
         aside.replace(path := head_path(cache, digest))
         num_bytes = path.stat().st_size

@@ -14,6 +14,7 @@ import xxhash
 from safetensors.numpy import load_file, save_file
 
 from shared.errors import ConfigError
+from shared.files import obey_umask
 
 Projections = Mapping[int, np.ndarray]  # teacher layer -> [D, E] float32
 
@@ -43,6 +44,7 @@ def save_projections(cache: str | Path, projections: Projections) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.with_suffix(".part")
         save_file({str(layer): matrix for layer, matrix in projections.items()}, torn)
+        obey_umask(torn)
         torn.replace(path)
     return digest
 
