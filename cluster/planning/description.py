@@ -19,6 +19,7 @@ from shared.config.attention import offered_by
 from shared.config.run import Config
 from shared.data.tokenizers import TokenizerIdentity, identify
 from shared.errors import ConfigError, StorageError
+from shared.loading import untrusted
 from shared.run.run_dir import write_atomically
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
@@ -61,6 +62,9 @@ def describe(
             tokenizer = load_tokenizer()
             config = AutoConfig.from_pretrained(model, **asked)
         except (OSError, ValueError, KeyError) as error:
+            trust = f"{option.rpartition('.')[0]}.trust_remote_code"
+            if (reason := untrusted(error, trust=trust)) is not None:
+                raise ConfigError(f"{option} is {model!r}: {reason}") from None
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise ConfigError(
                 f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "

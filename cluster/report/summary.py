@@ -187,12 +187,13 @@ def _what_next(record: RunRecord) -> list[str]:
     files = RunDir(run)
     peft = record.config.student.train.kind != "full"
     library, loader = ("peft", "AutoPeft") if peft else ("transformers", "Auto")
+    trusted = ", trust_remote_code=True" if record.config.student.trust_remote_code else ""
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
         f"Evaluate  {program} eval {run}",
         f"Use it    from {library} import {loader}ModelForCausalLM",
-        f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}")',
+        f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}"{trusted})',
         f"Next      {program} run {REAL_RECIPE} paths.root=FOLDER",
         f"          {program} init my.yaml, for models and text of your own",
     ]

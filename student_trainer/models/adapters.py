@@ -50,7 +50,7 @@ def adapt(
         target_modules=train.target_modules,
     )
     try:
-        adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, lora, autocast_adapter_dtype=False, revision=asked.revision)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

@@ -21,6 +21,7 @@ from shared.config.attention import loading_arguments, loading_reason
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
+from shared.loading import untrusted
 from student_trainer.models.adapters import adapt, keep_unpacked, quantisation
 from student_trainer.tasks.task import ModelKind
 
@@ -101,7 +102,8 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = loading_reason(error, asked.attention)
+        reason = untrusted(error, trust="student.trust_remote_code")
+        reason = reason or loading_reason(error, asked.attention)
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(

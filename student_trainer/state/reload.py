@@ -53,8 +53,9 @@ def main() -> None:
         return  # who started this is gone
     question = json.loads(asked)
     folder, expected = question["folder"], np.load(question["probe"])
-    AutoTokenizer.from_pretrained(folder)
-    model = load(Path(folder), question["settings"]).eval()
+    settings = question["settings"]
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"])
+    model = load(Path(folder), settings).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(expected["ids"])[None]).logits[0]
     difference = np.abs(logits.float().numpy() - expected["logits"]).max()

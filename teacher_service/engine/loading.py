@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from shared.config.attention import Attention, loading_arguments, loading_reason
 from shared.errors import ConfigError
+from shared.loading import untrusted
 
 BLOCK_BYTES = 2**24
 IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -67,7 +68,8 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = loading_reason(error, attention)
+        reason = untrusted(error, trust="teachers.NAME.trust_remote_code")
+        reason = reason or loading_reason(error, attention)
         raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
