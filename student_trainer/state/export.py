@@ -12,13 +12,14 @@ from contextlib import closing
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers import AutoTokenizer, GenerationConfig
 
 from shared.config.run import Config, LoRATraining, QLoRATraining
 from shared.errors import CheckpointError, StorageError
+from shared.files import obey_umask
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import damage_of, read_state, step_of
 from student_trainer.state.model_card import model_card
+from student_trainer.state.usage import save_usage
 from student_trainer.tasks.task import ModelKind
 
 FACTS = "tutelage.json"
@@ -44,7 +45,10 @@ class Reloader:
         if self._process.returncode:
             reason = (trouble.strip().splitlines() or ["no message"])[-1]
             raise CheckpointError(f"cannot be loaded: {reason}")
-        return json.loads(said.strip().splitlines()[-1])
+        try:
+            return json.loads(said.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            raise CheckpointError(f"cannot be loaded: its process said {said!r:.200}") from None
 
     def close(self) -> None:
         """End it, asked or not."""
@@ -105,36 +109,15 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _build(draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(checkpoint / "weights", draft)
-    _save_tokenizer(draft, config)
-    if not (draft / "generation_config.json").exists():
-        _save_generation_config(draft, config)
+    usage = save_usage(draft, config)
     step = step_of(checkpoint)
     frozen = read_state(checkpoint).get("frozen_weights")
-    (draft / "README.md").write_text(model_card(config, run_dir=run_dir, step=step, frozen=frozen))
+    card = model_card(config, run_dir=run_dir, step=step, frozen=frozen, usage=usage)
+    (draft / "README.md").write_text(card)
     facts = {"run": config.name, "step": step, "checkpoint": checkpoint.name}
     facts["files"] = _sizes(draft)
     (draft / FACTS).write_text(json.dumps(facts, indent=1))
-
-
-def _save_tokenizer(draft: Path, config: Config) -> None:
-    """The student's own tokenizer with its chat template."""
-    student = config.student
-    tokenizer = AutoTokenizer.from_pretrained(
-        student.model,
-        revision=student.revision or "main",
-        trust_remote_code=student.trust_remote_code,
-    )
-    tokenizer.save_pretrained(draft)
-
-
-def _save_generation_config(draft: Path, config: Config) -> None:
-    """An adapter's folder carries its base's generation config where the base has one."""
-    student = config.student
-    try:
-        found = GenerationConfig.from_pretrained(student.model, revision=student.revision or "main")
-    except OSError:
-        return
-    found.save_pretrained(draft)
+    obey_umask(draft)
 
 
 def _refuse_empty_tensors(draft: Path) -> None:

@@ -11,19 +11,24 @@ from shared.config.run import Config, LoRATraining, Loss, QLoRATraining
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
+from student_trainer.state.usage import Usage
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("tutelage", "torch", "transformers", "peft", "deepspeed")
 
 
-def model_card(config: Config, *, run_dir: RunDir, step: int, frozen: Mapping | None) -> str:
+def model_card(
+    config: Config, *, run_dir: RunDir, step: int, frozen: Mapping | None, usage: Usage
+) -> str:
     """README.md of the export of a checkpoint after `step` updates; `frozen` are the facts of
     `student_trainer.models.frozen` where the student has adapters."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=False
     )
     return environment.get_template("model_card.md").render(
-        _facts(config) | _measured(config, run_dir=run_dir, step=step) | {"frozen": frozen}
+        _facts(config)
+        | _measured(config, run_dir=run_dir, step=step)
+        | {"frozen": frozen, "usage": usage}
     )
 
 
@@ -34,6 +39,7 @@ def _facts(config: Config) -> dict:
         "library": "peft" if isinstance(student.train, LoRATraining) else "transformers",
         "quantised": isinstance(student.train, QLoRATraining),
         "student": _short(student.model),
+        "trusted": ", trust_remote_code=True" if student.trust_remote_code else "",
         "teacher": _teachers(config) if config.needs_teacher else "its text alone",
         "rows_per_step": config.batch.rows_per_step,
         "context": config.data.context,

@@ -4,12 +4,15 @@ from pathlib import Path
 
 from shared.run.run_dir import RunDir
 from student_trainer.state.model_card import model_card
+from student_trainer.state.usage import Usage
 from tests.cluster.run_dirs import write_run
+
+USAGE = Usage(ends=("</s>",), bos="<s>", eos="</s>", opens=True, chats=False)
 
 
 def card(directory: Path, **state: object) -> str:
     config = write_run(directory, domains=("code", "law", "maths"), **state)  # type: ignore[arg-type]
-    return model_card(config, run_dir=RunDir(directory), step=300, frozen=None)
+    return model_card(config, run_dir=RunDir(directory), step=300, frozen=None, usage=USAGE)
 
 
 def test_the_only_teacher_is_named_alone(tmp_path: Path):
@@ -26,9 +29,15 @@ def test_an_adapter_is_named_with_its_teacher(tmp_path: Path):
     config = write_run(directory)
     adapted = config.teachers["main"].model_copy(update={"adapter": "adapters/law"})
     config = config.model_copy(update={"teachers": {"main": adapted}})
-    said = model_card(config, run_dir=RunDir(directory), step=300, frozen=None)
+    said = model_card(config, run_dir=RunDir(directory), step=300, frozen=None, usage=USAGE)
     assert "taught by models/main (adapter adapters/law) with Tutelage" in said
 
 
 def test_text_alone_has_no_teacher(tmp_path: Path):
     assert "taught by its text alone" in card(tmp_path / "run", teacher=False)
+
+
+def test_the_framing_is_said(tmp_path: Path):
+    said = " ".join(card(tmp_path / "run").split())
+    assert "a text was framed as `<s>, the text, </s>`, and a prompt and its response" in said
+    assert "`tokenizer(text)` puts `<s>` there. Generation ends at `</s>`." in said
