@@ -14,9 +14,10 @@ import numpy as np
 import xxhash
 
 from shared.config.run import Config, Domain
+from shared.data.documents import Document
 from shared.data.framing import Encoded, content_key, encode
 from shared.data.rows import Rows
-from shared.data.sources import Document, read_documents, sources_of
+from shared.data.sources import read_documents, sources_of
 from shared.data.tokenise import HELD_OUT
 from shared.errors import ConfigError, DataError
 from shared.prompts.prefix import Kind

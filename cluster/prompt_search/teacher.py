@@ -15,9 +15,9 @@ import numpy as np
 import xxhash
 
 from cluster.prompt_search.splits import Split, Task
+from shared.data.documents import Document
 from shared.data.framing import encode
 from shared.data.rows import Rows
-from shared.data.sources import Document
 from shared.errors import HandshakeError
 from shared.prompts.prefix import Opening, opening, shown
 from shared.prompts.prompts import Example, Prompt

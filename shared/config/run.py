@@ -42,13 +42,14 @@ Source = str | HubDataset
 
 
 class Domain(Section):
-    """Text of one kind. A string source is a file, folder or glob of .jsonl, .parquet or text."""
+    """Text of one kind. A string source is a file, folder or glob of rows (.jsonl, .json, .csv,
+    .parquet) or text."""
 
     train: Source | list[Source]
     validation: Source | list[Source] | None = None
-    columns: dict[Literal["text", "prompt", "response", "messages"], str] = Field(
-        default_factory=dict, description="our name -> the column's name in the source"
-    )
+    columns: dict[
+        Literal["text", "prompt", "response", "messages", "input", "system", "tools"], str
+    ] = Field(default_factory=dict, description="our name -> the column's name in the source")
     teacher: str | None = Field(
         default=None, description="the one of `teachers` it is learnt from; default: the only one"
     )

@@ -1,9 +1,9 @@
 """From documents to token ids, and which of them are learnt.
 
-Text is framed as bos, text, eos. A prompt and its response are joined by a newline and framed the
-same way, unless the tokenizer has a chat template: then they are a user's and an assistant's turn.
-A whole document is tokenised at once, and its learnt tokens are found by character offsets, so
-that ids are those of the plain text whatever merges cross a border.
+Text is framed as bos, text, eos, unless it brings them along. A prompt and its response are joined
+by a newline and framed the same way, unless the tokenizer has a chat template: then they are a
+user's and an assistant's turn. A whole document is tokenised at once, and its learnt tokens are
+found by character offsets, so that ids are those of the plain text whatever merges cross a border.
 
 T tokens of a document
 """
@@ -15,14 +15,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
-from jinja2 import TemplateError
 
-from shared.data.sources import Document
+from shared.data.chat import Conversation, Span, turns_of
+from shared.data.documents import Document
+from shared.data.special_tokens import MARK, Specials, SpecialTokens
 from shared.errors import DataError
 
 FRAMING_VERSION = 1
 DOCUMENTS_PER_CALL = 512
-Span = tuple[int, int]  # characters [start, stop)
 LossOn = Literal["responses", "everything"]
 
 
@@ -46,9 +46,22 @@ class Tokenizer(Protocol):
         """Ids and character offsets of each text."""
         ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any:
         """A conversation as text."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What a document's line in the account of its domain is made of."""
+
+    kind: str = "text"
+    roles: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()  # fields of the row, and keys of messages
+    special_as_text: int = 0  # special tokens written in the row
+    special_as_control: int = 0
+    changed_messages: int = 0  # by the chat template
+    other_openings: int = 0  # answers that do not begin as the generation prompt says
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,7 @@ class Encoded:
     input_ids: np.ndarray  # int32 [T]
     loss_mask: np.ndarray  # uint8 [T]; 1 where position t is trained to predict token t+1
     num_chars: int
+    remarks: Remarks = Remarks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +81,23 @@ class _Framed:
     document: Document
     text: str
     learnt: tuple[Span, ...] | None  # None: every token
-    bare: bool  # bos and eos are still to be added
+    remarks: Remarks
+    masked: tuple[Span, ...] = ()  # not learnt, where every other token is
+    adds_bos: bool = False
+    adds_eos: bool = False
 
 
 def encode(
-    documents: Iterator[Document], *, tokenizer: Tokenizer, loss_on: LossOn
+    documents: Iterator[Document],
+    *,
+    tokenizer: Tokenizer,
+    loss_on: LossOn,
+    special_tokens: SpecialTokens = "auto",
 ) -> Iterator[Encoded]:
     """Token ids and loss masks of documents, tokenised in batches, in order.
 
+    `special_tokens` says what those are that a row's own text holds: plain text, control tokens,
+    or (auto) control tokens in what they frame already and plain text elsewhere.
     Raises DataError for conversations without a chat template, and for conversations whose
     template does not let the assistant's turns be found.
     """
@@ -83,9 +106,9 @@ def encode(
             f"the tokenizer of {tokenizer.name_or_path} has no fast form (tokenizer.json); "
             "convert it with transformers first"
         )
+    framing = _Framing(tokenizer, loss_on, special_tokens, Specials(tokenizer))
     while batch := list(islice(documents, DOCUMENTS_PER_CALL)):
-        framed = [_framed(document, tokenizer, loss_on) for document in batch]
-        yield from _tokenised(framed, tokenizer)
+        yield from _tokenised([framing.framed(document) for document in batch], tokenizer)
 
 
 def content_key(document: Document) -> int:
@@ -98,114 +121,144 @@ def content_key(document: Document) -> int:
     return state.intdigest()
 
 
-def _framed(document: Document, tokenizer: Tokenizer, loss_on: LossOn) -> _Framed:
-    everything = loss_on == "everything"
-    if document.kind == "text":
-        return _Framed(document, document.text, None, bare=True)
-    if document.kind == "pair" and not tokenizer.chat_template:
-        text = f"{document.prompt}\n{document.response}"
-        learnt = None if everything else ((len(document.prompt) + 1, len(text)),)
-        return _Framed(document, text, learnt, bare=True)
-    turns = _turns(document, tokenizer)
-    text = _rendered(turns, tokenizer, document.where)
-    learnt = None if everything else _assistant_spans(turns, text, tokenizer, document.where)
-    return _Framed(document, text, learnt, bare=False)
+@dataclass(frozen=True, slots=True)
+class _Framing:
+    tokenizer: Tokenizer
+    loss_on: LossOn
+    special_tokens: SpecialTokens
+    specials: Specials
 
+    def framed(self, document: Document) -> _Framed:
+        """What surrounds a document, and which characters of the whole are learnt."""
+        if document.kind == "text":
+            return self._bare(document, document.text, None)
+        if document.kind == "pair" and not self.tokenizer.chat_template:
+            _refuse_without_template(document, self.tokenizer, has_tools=bool(document.tools))
+            prompt = f"{document.system}\n{document.prompt}" if document.system else document.prompt
+            return self._bare(document, f"{prompt}\n{document.response}", len(prompt) + 1)
+        if not self.tokenizer.chat_template:
+            _refuse_without_template(document, self.tokenizer, has_tools=False)
+        return self._conversation(document)
 
-def _turns(document: Document, tokenizer: Tokenizer) -> list[dict[str, str]]:
-    if document.kind == "pair":
-        return [
-            {"role": "user", "content": document.prompt},
-            {"role": "assistant", "content": document.response},
-        ]
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{document.where} is a conversation, but the tokenizer of {tokenizer.name_or_path} "
-            "has no chat template; give prompt and response, or add a template to the tokenizer"
+    def _bare(self, document: Document, text: str, response: int | None) -> _Framed:
+        """Text between bos and eos, where it does not bring them; `response` starts the answer."""
+        count, specials = self.specials.count(text), self.specials
+        control = self._as_control(text)
+        remarks = Remarks(
+            kind=document.kind,
+            unread=document.unread,
+            special_as_text=0 if control else count,
+            special_as_control=count if control else 0,
         )
-    return [{"role": m.role, "content": m.content} for m in document.messages]
+        adds_bos = not (control and specials.opens(text))
+        adds_eos = not (control and specials.closes(text))
+        if count and not control:
+            response = response and len(specials.marked(text[:response]))
+            text = specials.marked(text)
+        learnt = None
+        if response is not None and self.loss_on == "responses":
+            learnt = ((response, len(text)),)
+        return _Framed(document, text, learnt, remarks, adds_bos=adds_bos, adds_eos=adds_eos)
+
+    def _as_control(self, text: str) -> bool:
+        if self.special_tokens == "auto":
+            return self.specials.frames(text)
+        return self.special_tokens == "control"
+
+    def _conversation(self, document: Document) -> _Framed:
+        count = self.specials.count("\n".join(document.strings))
+        control = self.special_tokens == "control"
+        turns = turns_of(document)
+        if count and not control:
+            turns = self.specials.marked(turns)
+        talk = Conversation(document, turns, self.tokenizer)
+        told = {n: m.learnt for n, m in enumerate(document.messages) if m.learnt is not None}
+        learnt, masked = None, ()
+        if self.loss_on == "everything":
+            masked = talk.spans([n for n, is_learnt in told.items() if not is_learnt])
+        else:
+            answers = (told.get(n, t["role"] == "assistant") for n, t in enumerate(turns))
+            learnt = talk.spans([n for n, is_learnt in enumerate(answers) if is_learnt])
+        remarks = Remarks(
+            kind=document.kind,
+            roles=tuple(dict.fromkeys(turn["role"] for turn in turns)),
+            unread=(*document.unread, *talk.unread),
+            special_as_text=0 if control else count,
+            special_as_control=count if control else 0,
+            changed_messages=talk.num_changed(),
+            other_openings=talk.other_openings,
+        )
+        return _Framed(document, talk.text, learnt, remarks, masked)
 
 
-def _rendered(
-    turns: list[dict[str, str]], tokenizer: Tokenizer, where: str, *, ask: bool = False
-) -> str:
-    try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
-        raise DataError(
-            f"{where}: the chat template of {tokenizer.name_or_path} refuses the conversation "
-            f"({error}); change the row or the template"
-        ) from None
-
-
-def _assistant_spans(
-    turns: list[dict[str, str]], text: str, tokenizer: Tokenizer, where: str
-) -> tuple[Span, ...]:
-    """Characters the assistant is to write: its content and whatever ends its turn.
-
-    A turn opens where the conversation before it ends, generation prompt included, and closes
-    where the conversation up to it ends; both must be beginnings of the whole.
-    """
-    spans = []
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        if number == 0:
-            raise DataError(f"{where} opens with an assistant message; put a user message first")
-        before = _rendered(turns[:number], tokenizer, where, ask=True)
-        upto = _rendered(turns[: number + 1], tokenizer, where)
-        if not (text.startswith(upto) and upto.startswith(before)):
-            raise DataError(
-                f"{where}: the chat template of {tokenizer.name_or_path} renders message "
-                f"{number + 1} differently when more messages follow, so the assistant's tokens "
-                "cannot be found; set data.loss_on to everything or give one answer per row"
-            )
-        spans.append((len(before), len(before) + _written(upto[len(before) :], turn["content"])))
-    return tuple(spans)
-
-
-def _written(turn: str, content: str) -> int:
-    """Length of a turn without the whitespace that only separates it from the next; where
-    whitespace is all that ends the turn, it is part of it."""
-    trimmed = turn.rstrip()
-    return len(turn) if trimmed.endswith(content.rstrip()) else len(trimmed)
+def _refuse_without_template(document: Document, tokenizer: Tokenizer, *, has_tools: bool) -> None:
+    if document.kind == "pair" and not has_tools:
+        return
+    what = "has tools" if has_tools else "is a conversation"
+    raise DataError(
+        f"{document.where} {what}, but the tokenizer of {tokenizer.name_or_path} "
+        "has no chat template; give prompt and response, or add a template to the tokenizer"
+    )
 
 
 def _tokenised(batch: Sequence[_Framed], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    with_spans = any(framed.learnt is not None for framed in batch)
+    has_offsets = any(f.learnt is not None or f.masked or MARK in f.text for f in batch)
     answer = tokenizer(
         [framed.text for framed in batch],
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        return_offsets_mapping=with_spans,
+        return_offsets_mapping=has_offsets,
         verbose=False,
     )
     for number, framed in enumerate(batch):
-        ids = answer["input_ids"][number]
+        ids = np.array(answer["input_ids"][number], np.int32)
         learnt = np.ones(len(ids), np.uint8)
-        if framed.learnt is not None:
-            learnt = _within(framed.learnt, answer["offset_mapping"][number])
-        yield _encoded(framed, np.array(ids, np.int32), learnt, tokenizer)
+        if has_offsets:
+            offsets = np.array(answer["offset_mapping"][number], np.int64).reshape(-1, 2)
+            if framed.learnt is not None:
+                learnt = _within(framed.learnt, offsets)
+            learnt[_within(framed.masked, offsets) == 1] = 0
+            if MARK in framed.text:
+                kept = ~_marks(framed.text, offsets)
+                ids, learnt = ids[kept], learnt[kept]
+        yield _encoded(framed, ids, learnt, tokenizer)
 
 
-def _within(spans: tuple[Span, ...], offsets: Sequence[Span]) -> np.ndarray:
-    """1 for tokens that hold a character of a span; offsets ascend, so bisection finds them."""
-    starts_T, stops_T = np.array(offsets, np.int64).reshape(-1, 2).T
-    learnt = np.zeros(len(offsets), np.uint8)
+def _within(spans: tuple[Span, ...], offsets_T2: np.ndarray) -> np.ndarray:
+    """1 for tokens that hold a character of a span."""
+    starts_T, stops_T = offsets_T2.T
+    learnt = np.zeros(len(offsets_T2), np.uint8)
     for start, stop in spans:
         learnt[(stops_T > start) & (starts_T < stop)] = 1
     return learnt
 
 
+def _marks(text: str, offsets_T2: np.ndarray) -> np.ndarray:
+    """Whether a token is of a mark alone [T]."""
+    return np.array(
+        [
+            text[start:stop].strip(MARK) == "" != text[start:stop]
+            for start, stop in offsets_T2.tolist()
+        ],
+        bool,
+    )
+
+
 def _encoded(framed: _Framed, ids: np.ndarray, learnt: np.ndarray, tokenizer: Tokenizer) -> Encoded:
-    if framed.bare and len(ids):
+    if len(ids):
+        ends = (
+            (tokenizer.bos_token_id, framed.adds_bos),
+            (tokenizer.eos_token_id, framed.adds_eos),
+        )
         bos, eos = (
-            np.array([token] if token is not None else [], np.int32)
-            for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            np.array([token] if token is not None and added else [], np.int32)
+            for token, added in ends
         )
         ids = np.concatenate([bos, ids, eos])
         learnt = np.concatenate([np.zeros(len(bos), np.uint8), learnt, np.ones(len(eos), np.uint8)])
     mask = np.zeros(len(ids), np.uint8)
     mask[:-1] = learnt[1:]
-    return Encoded(content_key(framed.document), framed.document.where, ids, mask, len(framed.text))
+    document, remarks = framed.document, framed.remarks
+    key = content_key(document)
+    return Encoded(key, document.where, ids, mask, len(framed.text), remarks)

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from shared.data.documents import Document, Message
 from shared.data.framing import Tokenizer, encode
 from shared.data.rows import Rows
-from shared.data.sources import Document, Message
 from shared.errors import DataError
 from shared.prompts.prompts import Prompt
 from shared.targets.question import Question

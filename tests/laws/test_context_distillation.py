@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shared.data.documents import Document
 from shared.data.framing import encode
 from shared.data.packing import Fit, pack, pieces_of
 from shared.data.rows import Rows
-from shared.data.sources import Document
 from shared.prompts.prefix import Opening, PromptedReader, opening
 from shared.prompts.prompts import Example, Prompt
 from shared.targets.question import Question

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from shared.config.run import Config
+from shared.data.documents import Document
 from shared.data.framing import Tokenizer, encode
-from shared.data.sources import Document, read_documents, sources_of
+from shared.data.sources import read_documents, sources_of
 from shared.prompts.prompts import Example, Prompt, PromptSet
 from shared.run.run_dir import write_atomically
 

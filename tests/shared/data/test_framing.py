@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from shared.data.documents import Document, Message
 from shared.data.framing import Encoded, content_key, encode
-from shared.data.sources import Document, Message
 from shared.errors import DataError
 
 CHATML = (

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from shared.config.run import HubDataset
-from shared.data.sources import Document, Message, digest_sources, read_documents, source_files
+from shared.data.documents import Document, Message
+from shared.data.files import source_files
+from shared.data.sources import digest_sources, read_documents
 from shared.errors import DataError
 
 
@@ -118,6 +120,29 @@ def test_a_dataset_that_does_not_exist_is_one_sentence(
             {"messages": [TURNS[0], {"role": "assistant", "content": None}]},
             r"content of message 2 is null",
         ),
+        ({"messages": [{"role": None, "content": "x"}]}, r"role of message 1 is null"),
+        ({"text": None}, r"a.jsonl:2: text is null; write a string, or leave the row out"),
+        ({"prompt": "x", "response": None}, r"a.jsonl:2: response is null"),
+        ({"messages": None, "id": 1}, r"a.jsonl:2: messages is null"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            r"content of message 1 has a part of type 'image_url'; only text is read",
+        ),
+        ('{"text": "a\tb"}', r"is no JSON \(Invalid control character at column 12\)"),
+        ({"messages": TURNS, "tools": {"name": "f"}}, r"tools is a dict, not a list of objects"),
+        ({"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}, r"message 2 has weight: 0.5"),
+        (
+            {"messages": [TURNS[0], TURNS[1] | {"mask": 1}]},
+            r"message 2 has mask: 1, which says",
+        ),
+        (
+            {"messages": [TURNS[0], TURNS[1] | {"train": True, "masked": True}]},
+            r"message 2 says both that it is learnt and that it is not",
+        ),
+        (
+            {"system": "a", "messages": [{"role": "system", "content": "b"}, *TURNS]},
+            r"has a system field and opens with a system message",
+        ),
         ('{"text": "\\ud800"}', r"a.jsonl:2: text holds half a surrogate pair"),
     ],
 )
@@ -134,6 +159,9 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(DataError, match=r"a\.txt is not UTF-8 \(byte 0xe9 at 3\)"):
         read(tmp_path, "a.txt")
+    (tmp_path / "b.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"b\.jsonl:1 is not UTF-8 \(it is UTF-16\)"):
+        read(tmp_path, "b.jsonl")
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xe9"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2 is not UTF-8"):
         read(tmp_path, "a.jsonl")
@@ -151,13 +179,22 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("data/math/gsm9k.jsonl", r"does not exist; .*math has gsm8k\.jsonl"),
         ("data/math/*.parquet", r"matches no file; .*math has gsm8k\.jsonl"),
         ("data/empty", r"is a folder without files"),
-        ("data/table.csv", r"is a \.csv file; rows are read from \.jsonl and \.parquet"),
+        (
+            "data/table.xlsx",
+            r"is a \.xlsx file, which is not read; rows are read from",
+        ),
+        ("data/t.jsonl.xz", r"is a \.xz file, which is not read"),
+        ("data/t.parquet.gz", r"is a \.parquet\.gz file, which is not read"),
+        ("data/saved", r"was written by `save_to_disk` .* name it as a dataset: {dataset: saved}"),
+        ("data/about", r"has nothing to learn from, only README\.md"),
     ],
 )
 def test_a_missing_source_names_what_is_there(tmp_path: Path, source: str, says: str) -> None:
     write(tmp_path / "data" / "math" / "gsm8k.jsonl", {"text": "x"})
     (tmp_path / "data" / "empty").mkdir()
-    (tmp_path / "data" / "table.csv").write_text("a,b\n")
+    for name in ("table.xlsx", "t.jsonl.xz", "t.parquet.gz", "saved/state.json", "about/README.md"):
+        (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_text("a,b\n")
     with pytest.raises(DataError, match=says):
         source_files(source, root=tmp_path)
 

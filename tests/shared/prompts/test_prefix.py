@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from shared.data.documents import Document, Message
 from shared.data.framing import encode
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
-from shared.data.sources import Document, Message
 from shared.errors import DataError
 from shared.prompts.prefix import Kind, Opening, opening, shown
 from shared.prompts.prompts import Example, Prompt

@@ -1,0 +1,204 @@
+"""Conversations as a chat template writes them, and where in that text the learnt words are."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from shared.data.documents import CALLS, Document
+from shared.errors import DataError
+
+Span = tuple[int, int]  # characters [start, stop)
+Turn = dict[str, Any]
+PLACE = "\ufdd1"  # no character: stands for a message's content
+LONGEST_LEAD = 200  # characters that a template writes before the last answer alone
+# What templates that write the date are told it is, so that rows are the same on every day;
+# the date of Llama's own templates where they know no clock.
+DATE = datetime(2024, 7, 26)
+NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+
+
+class ChatTokenizer(Protocol):
+    """What is asked of a tokenizer here; transformers' ones fit."""
+
+    chat_template: Any
+    name_or_path: str
+
+    def apply_chat_template(self, conversation: list[Turn], **options: Any) -> Any:
+        """A conversation as text."""
+        ...
+
+
+class Conversation:
+    """One document under a tokenizer's chat template."""
+
+    def __init__(self, document: Document, turns: list[Turn], tokenizer: ChatTokenizer) -> None:
+        """`turns` are the document's messages, as `turns_of` gives them."""
+        self.where, self.turns, self.tokenizer = document.where, turns, tokenizer
+        self.tools = list(document.tools)
+        source = _source(tokenizer, with_tools=bool(document.tools), where=document.where)
+        self.source = NOW.sub(lambda call: repr(DATE.strftime(call[2])), source)
+        self.other_openings = 0  # answers that do not begin as the generation prompt says
+        self._refuse_unread_calls()
+        self.text = self._rendered(turns)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Keys of messages that the template never reads."""
+        keys = dict.fromkeys(key for turn in self.turns for key in turn)
+        return tuple(key for key in keys if key not in ("role", "content") and not self._reads(key))
+
+    def num_changed(self) -> int:
+        """Messages whose content the template leaves out or changes, whitespace aside.
+
+        Raises DataError where that is the last answer: it would be learnt without the missing part.
+        """
+        changed = [n for n, turn in enumerate(self.turns) if not self._holds(turn["content"])]
+        last = max((n for n, t in enumerate(self.turns) if t["role"] == "assistant"), default=None)
+        if last in changed:
+            raise DataError(
+                f"{self.where}: the chat template of {self.tokenizer.name_or_path} leaves out or "
+                f"changes a part of message {last + 1}, the answer (templates of reasoning models "
+                "remove thoughts); take that part out of the row, or use a template that writes it"
+            )
+        return len(changed)
+
+    def spans(self, numbers: Sequence[int]) -> tuple[Span, ...]:
+        """Characters of the messages at `numbers`: their content and whatever ends their turn."""
+        return tuple(self._span(number) for number in numbers)
+
+    def _span(self, number: int) -> Span:
+        """A turn opens where the conversation before it ends, generation prompt included, and
+        closes where the conversation up to it ends."""
+        turn, upto = self.turns[number], self._rendered(self.turns[: number + 1])
+        if turn["role"] != "assistant":
+            return self._span_of_content(number, upto)
+        if number == 0:
+            raise DataError(
+                f"{self.where} opens with an assistant message; put a user message first"
+            )
+        before = self._rendered(self.turns[:number], ask=True)
+        if not upto.startswith(before):
+            self.other_openings += 1
+            return self._span_of_content(number, upto)
+        start, own = len(before), upto[len(before) :]
+        if not self.text.startswith(upto):
+            own = self._without_lead(number, own, self.text[start:])
+        elif self._writes_header(number, before, own):
+            return self._span_of_content(number, upto)
+        return start, start + _written(own, turn["content"])
+
+    def _span_of_content(self, number: int, upto: str) -> Span:
+        """From the first character of the content, for turns that open in no way of their own."""
+        turn = {"role": self.turns[number]["role"], "content": PLACE}
+        start = self._rendered([*self.turns[:number], turn]).find(PLACE)
+        if start < 0 or not self.text.startswith(upto):
+            raise DataError(self._moves(number))
+        return start, start + _written(upto[start:], self.turns[number]["content"])
+
+    def _writes_header(self, number: int, before: str, own: str) -> bool:
+        """Whether a turn writes its header itself, as the template knows no generation prompt."""
+        content = self.turns[number]["content"].strip()
+        if content and own.lstrip().startswith(content):
+            return False
+        return before == self._rendered(self.turns[:number])
+
+    def _without_lead(self, number: int, own: str, text: str) -> str:
+        """A turn as the whole conversation has it: some templates open the last answer alone with
+        an empty thought."""
+        content = self.turns[number]["content"].strip()
+        for lead in range(1, min(len(own), LONGEST_LEAD)):
+            rest = own[lead:]
+            if rest.strip() and content in rest and text.startswith(rest):
+                return rest
+        raise DataError(self._moves(number))
+
+    def _moves(self, number: int) -> str:
+        return (
+            f"{self.where}: the chat template of {self.tokenizer.name_or_path} renders message "
+            f"{number + 1} differently when more messages follow, so the assistant's tokens "
+            "cannot be found; set data.loss_on to everything or give one answer per row"
+        )
+
+    def _rendered(self, turns: list[Turn], *, ask: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                tools=self.tools or None,
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=ask,
+            )
+        except Exception as error:  # a template is a program, which fails in its own ways
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(
+                f"{self.where}: the chat template of {self.tokenizer.name_or_path} refuses the "
+                f"conversation ({reason[0]}); change the row or the template"
+            ) from None
+
+    def _holds(self, content: str) -> bool:
+        stripped = content.strip()
+        return stripped in self.text or "".join(content.split()) in "".join(self.text.split())
+
+    def _reads(self, key: str) -> bool:
+        return re.search(rf"\b{re.escape(key)}\b", self.source) is not None
+
+    def _refuse_unread_calls(self) -> None:
+        """An answer without its call, or a call without its tools, would be learnt as if whole."""
+        given = [key for key in CALLS if any(key in turn for turn in self.turns)]
+        given += ["tools"] if self.tools else []
+        unread = [key for key in given if not self._reads(key)]
+        if unread:
+            raise DataError(
+                f"{self.where} has {unread[0]}, which the chat template of "
+                f"{self.tokenizer.name_or_path} never reads; use a tokenizer whose template "
+                "writes tool calls, or leave such rows out"
+            )
+
+
+def turns_of(document: Document) -> list[Turn]:
+    """A prompt and its response, or messages, as a chat template takes them."""
+    if document.kind == "pair":
+        system = [{"role": "system", "content": document.system}] if document.system else []
+        return [
+            *system,
+            {"role": "user", "content": document.prompt},
+            {"role": "assistant", "content": document.response},
+        ]
+    return [{"role": m.role, "content": m.content, **m.more} for m in document.messages]
+
+
+def chosen_template(template: Any, name: str | None, *, model: str) -> Any:
+    """What a tokenizer that has several named templates is to use; None: whichever fits the row.
+
+    Raises DataError for a name it does not have.
+    """
+    if name is None:
+        return template
+    if not isinstance(template, Mapping) or name not in template:
+        has = ", ".join(template) if isinstance(template, Mapping) else "no named templates"
+        raise DataError(f"data.chat_template is {name!r}, but the tokenizer of {model} has {has}")
+    return template[name]
+
+
+def _source(tokenizer: ChatTokenizer, *, with_tools: bool, where: str) -> str:
+    """The text of the template for a row; with tools the one named so, as transformers takes it."""
+    template = tokenizer.chat_template
+    if not isinstance(template, Mapping):
+        return template
+    if with_tools and "tool_use" in template:
+        return template["tool_use"]
+    if "default" in template:
+        return template["default"]
+    raise DataError(
+        f"{where} is written by a chat template, and the tokenizer of {tokenizer.name_or_path} has "
+        f"several, {', '.join(template)}, none of them named default; set data.chat_template to one"
+    )
+
+
+def _written(turn: str, content: str) -> int:
+    """Length of a turn without the whitespace that only separates it from the next; where
+    whitespace is all that ends the turn, it is part of it."""
+    trimmed, content = turn.rstrip(), content.rstrip()
+    ends_in_space = trimmed.endswith(content) if content else not trimmed
+    return len(turn) if ends_in_space else len(trimmed)

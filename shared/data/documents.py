@@ -1,0 +1,294 @@
+"""Rows as documents: which of a row's fields are read, under which names, and what they may be.
+
+A row is `{"text"}`, `{"prompt", "response"}` or `{"messages": [{"role", "content"}, ...]}`; beside
+a prompt stand `input` and `system`, beside messages `system` and `tools`. A message may carry more
+for the chat template (`tool_calls`, `reasoning_content`, ...) and say whether it is learnt.
+Every defect is a DataError that names file and line.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from shared.errors import DataError
+
+Field = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
+Columns = Mapping[Field, str]
+FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", "system", "tools")
+_SHAPED: tuple[Field, ...] = ("text", "prompt", "response", "messages")
+CONVERSATIONS = ("conversations", "conversation")  # what others call `messages`
+SHAPES = "text, prompt with response, or messages"
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Other names of the roles that chat templates know.
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter", "customer", "instruction"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "model", "bot", "chatbot", "ai", "agent", "chatgpt", "function_call"),
+        "assistant",
+    ),
+    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("tool", "observation", "tool_response", "function_response"), "tool"),
+}
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value")
+LEARNT_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "learn")
+MASKED_KEYS = ("masked", "is_masked")
+UNCLEAR_KEYS = ("mask", "train_detail", "training_detail")  # of parts, or of either meaning
+CALLS = ("tool_calls", "function_call")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str  # one of ROLES' where the row's is another name of it
+    content: str
+    more: Mapping[str, Any] = field(default_factory=dict)  # what else a chat template may read
+    learnt: bool | None = None  # None: learnt where the role is the assistant's
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        """The content, by which two messages are the same."""
+        written = {key: self.more[key] for key in (*CALLS, *THOUGHTS) if key in self.more}
+        told = [json.dumps(written, sort_keys=True, default=str)] if written else []
+        return (
+            self.role,
+            self.content,
+            *told,
+            *([] if self.learnt is None else [str(self.learnt)]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One row of a source; the fields of its kind are filled."""
+
+    kind: Literal["text", "pair", "messages"]
+    where: str  # file:line
+    text: str = ""
+    prompt: str = ""
+    response: str = ""
+    messages: tuple[Message, ...] = ()
+    system: str = ""  # of a pair
+    tools: tuple[Any, ...] = ()  # of a conversation: what its template offers the assistant
+    unread: tuple[str, ...] = field(default=(), compare=False)  # fields of the row left aside
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        """The content, by which two documents are the same."""
+        turns = (part for m in self.messages for part in m.strings)
+        more = [self.system] if self.system else []
+        more += [json.dumps(self.tools, sort_keys=True, default=str)] if self.tools else []
+        return (self.kind, self.text, self.prompt, self.response, *turns, *more)
+
+
+def document_of(row: object, where: str, columns: Columns) -> Document:
+    """A row as a document; `columns` maps our field names to the row's. Raises DataError."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {_kind(row)}, not an object with one of {SHAPES}")
+    names = _names_in(row, columns)
+    found: dict[Field, Any] = {field: row[name] for field, name in names.items()}
+    if found.get("messages") not in (None, ""):
+        used, document = ("messages", "system", "tools"), _conversation(found, where)
+    elif _is_pair(found):
+        used, document = ("prompt", "response", "input", "system", "tools"), _pair(found, where)
+    elif found.get("text") is not None:
+        text = _string(found["text"], where, names["text"])
+        used, document = ("text",), Document("text", where, text=text)
+    else:
+        raise DataError(_no_fields(where, row, names))
+    read = {names[field] for field in FIELDS if field in used and field in names}
+    unread = tuple(str(n) for n in row if n not in read and not _is_spare(row[n], n, names))
+    return replace(document, unread=unread) if unread else document
+
+
+def columns_read(columns: Columns) -> frozenset[str]:
+    """Every name under which a field may stand in a source."""
+    return frozenset((*FIELDS, *columns.values(), *CONVERSATIONS))
+
+
+def _names_in(row: Mapping[str, Any], columns: Columns) -> dict[Field, str]:
+    """The names that a row has for our fields. A column that `columns` gives to one field is no
+    other field under its own name."""
+    taken = set(columns.values())
+    names: dict[Field, str] = {}
+    for one in FIELDS:
+        default = one if one not in taken else None
+        name = columns.get(one, default)
+        if name is not None and name in row:
+            names[one] = name
+    if "messages" not in names and "messages" not in columns:
+        other = next((n for n in CONVERSATIONS if isinstance(row.get(n), list)), None)
+        if other is not None and other not in taken:
+            names["messages"] = other
+    return names
+
+
+def _is_pair(found: Mapping[Field, Any]) -> bool:
+    prompt, response, text = (found.get(field) for field in ("prompt", "response", "text"))
+    return prompt is not None and response is not None and bool(prompt or response or text is None)
+
+
+def _is_spare(value: object, name: str, names: Mapping[Field, str]) -> bool:
+    """Whether a field of ours holds nothing, as in a table that has columns for several kinds."""
+    return name in names.values() and value in (None, "", [])
+
+
+def _pair(found: Mapping[Field, Any], where: str) -> Document:
+    prompt, response = (_string(found[f], where, f) for f in ("prompt", "response"))
+    more, system = (_optional(found.get(f), where, f) for f in ("input", "system"))
+    if more.strip():
+        prompt = f"{prompt}\n\n{more}"
+    tools = _tools(found.get("tools"), where)
+    return Document("pair", where, prompt=prompt, response=response, system=system, tools=tools)
+
+
+def _conversation(found: Mapping[Field, Any], where: str) -> Document:
+    messages = _messages(found["messages"], where)
+    system = _optional(found.get("system"), where, "system")
+    if system and messages[0].role == "system":
+        raise DataError(
+            f"{where} has a system field and opens with a system message; leave one of them out"
+        )
+    if system:
+        messages = (Message("system", system), *messages)
+    tools = _tools(found.get("tools"), where)
+    return Document("messages", where, messages=messages, tools=tools)
+
+
+def _tools(value: object, where: str) -> tuple[Any, ...]:
+    value = _from_json(value, where, "tools")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise DataError(f"{where}: tools is {_kind(value)}, not a list of objects")
+    return tuple(value)
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:
+    value = _from_json(value, where, "messages")
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise DataError(f"{where}: messages is {_kind(value)}, not a list of role and content")
+    return tuple(_message(turn, f"message {n}", where) for n, turn in enumerate(value, start=1))
+
+
+def _message(turn: object, name: str, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"{where}: {name} is not an object with role and content")
+    role_key, content_key = (
+        next((key for key in keys if turn.get(key) is not None), None)
+        for keys in (ROLE_KEYS, CONTENT_KEYS)
+    )
+    more = {str(key): value for key, value in turn.items() if not _is_unsaid(key, value)}
+    for key in (role_key, content_key):
+        more.pop(key or "", None)
+    called = any(more.get(key) for key in CALLS)
+    if role_key is None or (content_key is None and not called):
+        for key in (*ROLE_KEYS, *CONTENT_KEYS):
+            if key in turn and turn[key] is None:
+                raise DataError(f"{where}: {key} of {name} is null; write a string")
+        raise DataError(f"{where}: {name} is not an object with role and content")
+    role = _string(turn[role_key], where, f"{role_key} of {name}")
+    role = ROLES.get(role.lower(), role)
+    content = "" if content_key is None else _content(turn[content_key], where, name)
+    learnt = _learnt(more, role, where, name)
+    return Message(role, content, _parsed_calls(more), learnt)
+
+
+def _is_unsaid(key: object, value: object) -> bool:
+    return value is None or (key in CALLS and not value)
+
+
+def _content(value: object, where: str, name: str) -> str:
+    """Text, or the texts of parts, joined."""
+    if not isinstance(value, list):
+        return _string(value, where, f"content of {name}")
+    texts = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if kind != "text":
+            raise DataError(
+                f"{where}: content of {name} has a part of type {kind!r}; only text is read, so "
+                "leave the row or the part out"
+            )
+        texts.append(_string(text, where, f"a part of the content of {name}"))
+    return "".join(texts)
+
+
+def _learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | None:
+    """What a message says of its own loss, taken out of `more`; None where that is its role's."""
+    told = set()
+    for key in [key for key in more if key in (*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS)]:
+        value = more.pop(key)
+        if key in UNCLEAR_KEYS or value not in (0, 1):
+            raise DataError(
+                f"{where}: {name} has {key}: {value!r:.40}, which says not clearly whether it is "
+                "learnt; write train: true or train: false"
+            )
+        told.add(bool(value) != (key in MASKED_KEYS))
+    if len(told) > 1:
+        raise DataError(f"{where}: {name} says both that it is learnt and that it is not")
+    return None if told <= {role == "assistant"} else told.pop()
+
+
+def _parsed_calls(more: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that are written as JSON, as objects: what chat templates expect."""
+    if not isinstance(calls := more.get("tool_calls"), list):
+        return more
+    return more | {"tool_calls": [_parsed_call(call) for call in calls]}
+
+
+def _parsed_call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    with suppress(ValueError, RecursionError):
+        parsed = json.loads(function["arguments"])
+        if isinstance(parsed, dict):
+            return {**call, "function": {**function, "arguments": parsed}}
+    return call
+
+
+def _from_json(value: object, where: str, name: str) -> Any:
+    """A list that a table holds as JSON."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return None if value == "" else value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {name} is no JSON ({error}); repair it") from None
+
+
+def _no_fields(where: str, row: Mapping[str, Any], names: Mapping[Field, str]) -> str:
+    nulls = [name for field, name in names.items() if row[name] is None and field in _SHAPED]
+    if nulls:
+        return f"{where}: {' and '.join(nulls)} is null; write a string, or leave the row out"
+    has = f"it has {', '.join(map(str, row))}" if row else "it is empty"
+    return f"{where} has no {SHAPES}; {has}: name its fields under the domain's `columns`" + (
+        ", `input` and `system` among them" if {"input", "system"} & set(map(str, row)) else ""
+    )
+
+
+def _optional(value: object, where: str, name: str) -> str:
+    return "" if value is None else _string(value, where, name)
+
+
+def _string(value: object, where: str, field: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {field} is {_kind(value)}, not a string; convert it")
+    if not value.isascii() and HALF_SURROGATE.search(value):
+        raise DataError(f"{where}: {field} holds half a surrogate pair, no valid text; repair it")
+    return value
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, str | bool | int | float):
+        return f"{type(value).__name__} {value!r:.40}"
+    return "an empty list" if value == [] else f"a {type(value).__name__}"

@@ -1,0 +1,55 @@
+"""Special tokens that stand in text: control tokens there, or the characters they are written with.
+
+A mark inside a token's text keeps a tokenizer from finding it; the marks' own tokens are dropped.
+"""
+
+import re
+from typing import Any, Literal
+
+SpecialTokens = Literal["auto", "text", "control"]
+MARK = "\ufdd0"  # no character: in no text, and in no vocabulary
+
+
+class Specials:
+    """The special tokens of a tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        texts = sorted({t.content for t in added if t.special and len(t.content) > 1}, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
+        self.bos: str | None = getattr(tokenizer, "bos_token", None)
+        self.eos: str | None = getattr(tokenizer, "eos_token", None)
+
+    def count(self, text: str) -> int:
+        """How many stand in a text."""
+        return 0 if self.pattern is None else len(self.pattern.findall(text))
+
+    def frames(self, text: str) -> bool:
+        """Whether a text is framed already: a special token opens it, or eos ends it."""
+        if self.pattern is None:
+            return False
+        return self.pattern.match(text.lstrip()) is not None or self.closes(text)
+
+    def opens(self, text: str) -> bool:
+        """Whether a text begins with bos."""
+        return self.bos is not None and text.startswith(self.bos)
+
+    def closes(self, text: str) -> bool:
+        """Whether a text ends with eos, whitespace aside."""
+        return self.eos is not None and text.rstrip().endswith(self.eos)
+
+    def marked(self, value: Any) -> Any:
+        """A text, or the texts of lists and objects, with every special token marked."""
+        if isinstance(value, str):
+            if self.pattern is None or self.pattern.search(value) is None:
+                return value
+            return self.pattern.sub(_marked, value)
+        if isinstance(value, list | tuple):
+            return [self.marked(one) for one in value]
+        if isinstance(value, dict):
+            return {key: self.marked(one) for key, one in value.items()}
+        return value
+
+
+def _marked(found: re.Match[str]) -> str:
+    return found[0][0] + MARK + found[0][1:]

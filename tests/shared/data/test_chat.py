@@ -1,0 +1,168 @@
+"""Chat templates of every make: what is learnt of tool calls, thoughts, headers, masked answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from shared.data.documents import Document, Message
+from shared.errors import DataError
+from tests.shared.data.test_framing import CHATML, chatting, encoded, learnt_texts
+
+TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}"
+    "{% for c in m.tool_calls %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}"
+    "</call>{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# The generation prompt opens a thought; answers lose theirs.
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}"
+    "{% else %}<|im_end|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_end|><think>\n{% endif %}"
+)
+# The last answer opens with its thought, be it empty; earlier ones have none.
+QWEN_3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}"
+    "<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HEADERS = CHATML.partition("{% if add_generation_prompt")[0]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+
+
+@pytest.fixture
+def tokenizer(folder: Path):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def chat(*turns: Message, **fields) -> Document:
+    return Document("messages", "a:1", messages=turns, **fields)
+
+
+def user(text: str = "Weather?", **more) -> Message:
+    return Message("user", text, **more)
+
+
+def answer(text: str, learnt: bool | None = None, **more) -> Message:
+    return Message("assistant", text, more, learnt)
+
+
+def learnt(tokenizer, *turns: Message, loss_on: str = "responses", **fields) -> list[str]:
+    (one,) = encoded(tokenizer, chat(*turns, **fields), loss_on=loss_on)
+    return learnt_texts(tokenizer, one)
+
+
+def test_tool_calls_are_learnt_and_what_tools_say_is_not(tokenizer) -> None:
+    chatting(tokenizer, TOOLS)
+    turns = [user(), answer("", tool_calls=[CALL]), Message("tool", "4 C"), answer("Cold.")]
+    expected = ['<call>weather {"city": "Oslo"}</call><|im_end|>', "Cold.<|im_end|>"]
+    assert learnt(tokenizer, *turns) == expected
+    (one,) = encoded(tokenizer, chat(*turns, tools=({"name": "weather"},)))
+    assert '[{"name": "weather"}]' in tokenizer.decode(one.input_ids)
+    assert learnt_texts(tokenizer, one) == expected
+
+
+@pytest.mark.parametrize(
+    ("turns", "fields", "says"),
+    [
+        ([user(), answer("", tool_calls=[CALL])], {}, "a:1 has tool_calls, which the chat templ"),
+        ([user(), answer("x", function_call={"name": "f"})], {}, "a:1 has function_call"),
+        ([user(), answer("x")], {"tools": ({"name": "f"},)}, "a:1 has tools, which the chat"),
+    ],
+)
+def test_calls_and_tools_that_a_template_never_reads_are_refused(
+    tokenizer, turns, fields, says
+) -> None:
+    with pytest.raises(DataError, match=says):
+        learnt(chatting(tokenizer, CHATML), *turns, **fields)
+
+
+def test_what_a_template_never_reads_is_remarked(tokenizer) -> None:
+    said = answer("4", reasoning_content="2 and 2", id=7)
+    (one,) = encoded(chatting(tokenizer, CHATML), chat(user(), said, unread=("licence",)))
+    assert one.remarks.unread == ("licence", "reasoning_content", "id")
+    assert one.remarks.roles == ("user", "assistant")
+    (one,) = encoded(chatting(tokenizer, QWEN_3), chat(user(), said))
+    assert one.remarks.unread == ("id",)
+    assert learnt_texts(tokenizer, one) == ["<think>\n2 and 2\n</think>\n\n4<|im_end|>"]
+
+
+def test_a_header_that_a_template_writes_unasked_is_not_learnt(tokenizer) -> None:
+    chatting(tokenizer, HEADERS)
+    turns = [user(), answer("a"), user("More."), answer("b c")]
+    assert learnt(tokenizer, *turns) == ["a<|im_end|>", "b c<|im_end|>"]
+    chatting(tokenizer, TOOLS.partition("{% if add_generation_prompt")[0])
+    (called,) = learnt(tokenizer, user(), answer("", tool_calls=[CALL]))
+    assert called.startswith("<call>weather")
+
+
+def test_an_answer_may_open_otherwise_than_the_generation_prompt(tokenizer) -> None:
+    (one,) = encoded(chatting(tokenizer, R1), chat(user(), answer("Five.")))
+    assert learnt_texts(tokenizer, one) == ["Five.<|eos|>"]
+    assert one.remarks.other_openings == 1
+
+
+def test_an_answer_that_would_lose_its_thought_is_refused_with_the_reason(tokenizer) -> None:
+    thought = answer("<think>\nadd\n</think>\nFive.")
+    with pytest.raises(DataError, match="leaves out or changes a part of message 2, the answer"):
+        learnt(chatting(tokenizer, R1), user(), thought)
+    (one,) = encoded(tokenizer, chat(user(), thought, user("More."), answer("Six.")))
+    assert one.remarks.changed_messages == 1
+    assert learnt_texts(tokenizer, one) == ["\nFive.<|eos|>", "Six.<|eos|>"]
+
+
+def test_a_thought_before_the_last_answer_alone_does_not_hide_earlier_ones(tokenizer) -> None:
+    chatting(tokenizer, QWEN_3)
+    turns = [user(), answer("a"), user("More."), answer("b", reasoning_content="hm")]
+    assert learnt(tokenizer, *turns) == ["a<|im_end|>", "<think>\nhm\n</think>\n\nb<|im_end|>"]
+
+
+def test_masked_answers_are_not_learnt_and_users_are_where_they_say_so(tokenizer) -> None:
+    chatting(tokenizer, CHATML)
+    turns = [user("Q", learnt=True), answer("a", learnt=False), user("More."), answer("b")]
+    assert learnt(tokenizer, *turns) == ["Q<|im_end|>", "b<|im_end|>"]
+    whole = "".join(learnt(tokenizer, *turns, loss_on="everything"))
+    assert "a<|im_end|>" not in whole.replace("user", "")
+    assert whole.count("<|im_end|>") == 3
+
+
+def test_an_empty_answer_ends_without_the_space_before_the_next_turn(tokenizer) -> None:
+    assert learnt(chatting(tokenizer, CHATML), user(), answer("")) == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content + 1 }}", "{{ messages[9].content }}"])
+def test_a_template_that_fails_in_its_own_way_is_named_with_the_row(tokenizer, template) -> None:
+    chatting(tokenizer, template)
+    with pytest.raises(DataError, match=r"a:1: the chat template of .* refuses the conversation"):
+        learnt(tokenizer, user(), answer("a"))
+
+
+def test_one_of_several_templates_is_the_default_or_the_one_for_tools(tokenizer) -> None:
+    tokenizer = chatting(tokenizer, CHATML)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": TOOLS}
+    turns = [user(), answer("", tool_calls=[CALL])]
+    assert "<call>" in learnt(tokenizer, *turns, tools=({"name": "weather"},))[0]
+    with pytest.raises(DataError, match="has tool_calls, which the chat template"):
+        learnt(tokenizer, *turns)
+    tokenizer.chat_template = {"chat": CHATML, "tool_use": TOOLS}
+    with pytest.raises(DataError, match=r"several, chat, tool_use, none .* set data\.chat_templat"):
+        learnt(tokenizer, user(), answer("a"))
+
+
+def test_a_template_that_writes_the_date_writes_the_same_every_day(tokenizer) -> None:
+    chatting(tokenizer, "{{ strftime_now('%d %b %Y %H:%M') }}" + CHATML)
+    (one,) = encoded(tokenizer, chat(user(), answer("a")))
+    assert tokenizer.decode(one.input_ids).startswith("26 Jul 2024 00:00<|im_start|>")
+
+
+def test_a_pairs_system_is_a_message_or_a_line(tokenizer) -> None:
+    pair = Document("pair", "a:1", prompt="p", response="r", system="Be kind.")
+    (plain,) = encoded(tokenizer, pair)
+    assert tokenizer.decode(plain.input_ids) == "<|bos|>Be kind.\np\nr<|eos|>"
+    assert learnt_texts(tokenizer, plain)[0].endswith("r<|eos|>")
+    (one,) = encoded(chatting(tokenizer, CHATML), pair)
+    assert tokenizer.decode(one.input_ids).startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    assert np.flatnonzero(one.loss_mask).size == len(tokenizer("r")["input_ids"]) + 1

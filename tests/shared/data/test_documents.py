@@ -1,0 +1,121 @@
+"""Which fields of a row are read, and what is said of the others."""
+
+import pytest
+
+from shared.data.documents import Document, Message, document_of
+
+USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+PARSED = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+def document(row: dict, **columns: str) -> Document:
+    return document_of(row, "a:1", columns)  # type: ignore[arg-type]
+
+
+def messages(*turns: dict) -> tuple[Message, ...]:
+    return document({"messages": list(turns)}).messages
+
+
+def test_an_alpaca_rows_input_follows_its_instruction() -> None:
+    row = {"instruction": "Translate.", "input": "Tag", "output": "Day", "id": 7}
+    columns = {"prompt": "instruction", "response": "output"}
+    found = document(row, **columns)
+    assert (found.prompt, found.response) == ("Translate.\n\nTag", "Day")
+    assert found.unread == ("id",)
+    assert document(row | {"input": ""}, **columns).prompt == "Translate."
+    assert document(row | {"input": None}, **columns).unread == ("id",)
+
+
+def test_a_column_that_one_field_takes_is_no_other_field() -> None:
+    found = document({"input": "p", "output": "r"}, prompt="input", response="output")
+    assert (found.prompt, found.response, found.unread) == ("p", "r", ())
+    named = document({"q": "p", "a": "r", "more": "m"}, prompt="q", response="a", input="more")
+    assert named.prompt == "p\n\nm"
+
+
+def test_a_system_column_is_kept_beside_a_prompt_and_before_messages() -> None:
+    assert document({"system": "Be kind.", "prompt": "p", "response": "r"}).system == "Be kind."
+    found = document({"system": "Be kind.", "messages": [USER, ANSWER]}).messages
+    assert [(m.role, m.content) for m in found][:2] == [("system", "Be kind."), ("user", "hi")]
+
+
+def test_what_is_not_read_is_named_and_what_holds_nothing_is_not() -> None:
+    row = {"text": "x", "licence": "MIT", "prompt": None, "messages": None, "n": 0}
+    assert document(row).unread == ("licence", "n")
+    assert document({"messages": [USER, ANSWER], "text": "x", "k": 1}).unread == ("text", "k")
+
+
+@pytest.mark.parametrize(
+    ("role", "known"),
+    [
+        *((role, "user") for role in ("user", "human", "Human", "prompter")),
+        *((role, "assistant") for role in ("gpt", "model", "bot", "chatbot", "ai", "Assistant")),
+        *((role, "tool") for role in ("tool", "observation", "function_response")),
+        *(("developer", "developer"), ("critic", "critic"), ("SYSTEM", "system")),
+    ],
+)
+def test_usual_names_of_roles_are_known(role: str, known: str) -> None:
+    for keys in (("role", "content"), ("from", "value")):
+        (found,) = messages(dict(zip(keys, (role, "x"), strict=True)))
+        assert (found.role, found.content, found.more) == (known, "x", {})
+
+
+def test_conversations_are_messages_where_no_column_says_otherwise() -> None:
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    assert len(document({"conversations": turns}).messages) == 2
+    named = document({"conversations": turns, "chat": [USER, ANSWER]}, messages="chat")
+    assert named.unread == ("conversations",)
+
+
+def test_tool_calls_tools_and_thoughts_are_kept_for_the_template() -> None:
+    turns = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "audio": None},
+        {"role": "tool", "tool_call_id": "a", "content": "4"},
+        ANSWER | {"reasoning_content": "so"},
+    ]
+    found = document({"messages": turns, "tools": '[{"name": "f"}]'})
+    assert found.messages[1] == Message("assistant", "", {"tool_calls": [PARSED]})
+    assert found.messages[2].more == {"tool_call_id": "a"}
+    assert found.messages[3].more == {"reasoning_content": "so"}
+    assert found.tools == ({"name": "f"},)
+    assert not found.unread
+    other = document(
+        {"messages": [turns[0], turns[1] | {"tool_calls": [PARSED, PARSED]}, *turns[2:]]}
+    )
+    assert other.strings != found.strings
+    (none,) = messages(ANSWER | {"tool_calls": []})
+    assert not none.more
+
+
+def test_the_texts_of_parts_are_joined() -> None:
+    (found,) = messages(
+        {"role": "user", "content": [{"type": "text", "text": "a "}, {"text": "b"}, "c"]}
+    )
+    assert found.content == "a bc"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "learnt"),
+    [
+        *(("weight", value, learnt) for value, learnt in ((0, False), (1, None), (1.0, None))),
+        *((key, False, False) for key in ("train", "training", "trainable", "loss", "learn")),
+        *((("masked", True, False), ("masked", False, None), ("loss_mask", 0, False))),
+    ],
+)
+def test_a_message_says_whether_it_is_learnt(key: str, value: object, learnt: bool | None) -> None:
+    _, answer = messages(USER, ANSWER | {key: value})
+    assert answer.learnt is learnt
+    assert not answer.more
+
+
+def test_a_users_message_is_learnt_where_it_says_so_alone() -> None:
+    said, not_said = messages(USER | {"train": True}, USER | {"weight": 0})
+    assert (said.learnt, not_said.learnt) == (True, None)
+
+
+def test_what_a_template_need_not_read_does_not_tell_documents_apart() -> None:
+    plain, more = (document({"messages": [USER | m, ANSWER]}) for m in ({}, {"id": 7}))
+    assert plain.strings == more.strings
+    assert plain.strings != document({"messages": [USER, ANSWER | {"train": False}]}).strings

@@ -1,0 +1,161 @@
+"""Which files a source stands for, and rows in every format that is read."""
+
+import bz2
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shared.data.documents import Document
+from shared.data.files import left_out, source_files
+from shared.data.sources import digest_sources, num_bytes, read_documents
+from shared.errors import DataError
+
+ROWS = [{"prompt": "p é", "response": 'r, "x"\nand'}, {"prompt": "q", "response": "s"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def write_table(path: Path, *, delimiter: str = ",") -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def write(path: Path) -> None:
+    """The rows as a file's name says."""
+    name = path.name.lower()
+    if name.endswith(".csv"):
+        write_table(path)
+    elif name.endswith(".tsv"):
+        write_table(path, delimiter="\t")
+    elif name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(ROWS))
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(LINES[:20]) + gzip.compress(LINES[20:]))
+    elif name.endswith(".bz2"):
+        path.write_bytes(bz2.compress(LINES))
+    elif name.endswith(".zst"):
+        with pa.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(LINES)
+    else:
+        path.write_bytes(LINES)
+
+
+def read(root: Path, source: str) -> list[Document]:
+    return list(read_documents([source], root=root, columns={}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.jsonl", "a.JSONL", "a.ndjson", "a.jsonlines", "a.json", "a.JSON", "a.csv", "a.CSV"),
+        *("a.tsv", "a.parquet", "a.PARQUET", "a.jsonl.gz", "a.Jsonl.GZ", "a.jsonl.zst"),
+        *("a.jsonl.bz2", "a.train.jsonl.gz"),
+    ],
+)
+def test_rows_are_the_same_in_every_format(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name)
+    found = [(d.kind, d.prompt, d.response) for d in read(tmp_path, name)]
+    assert found == [("pair", row["prompt"], row["response"]) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ROWS[0]),
+        LINES.decode(),
+        json.dumps({"data": ROWS[:1]}),
+        json.dumps(ROWS[0], indent=2),
+    ],
+)
+def test_a_json_file_is_a_list_an_object_with_one_or_rows_by_line(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    assert read(tmp_path, "a.json")[0].prompt == "p é"
+
+
+def test_a_table_of_conversations_holds_them_as_json(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["messages", "text"], [json.dumps(turns), ""], ["", "plain"]])
+    chat, plain = read(tmp_path, "a.csv")
+    assert [(m.role, m.content) for m in chat.messages] == [("user", "hi"), ("assistant", "ho")]
+    assert plain.text == "plain"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", b"prompt,response\na\n", r"a\.csv:2 has 1 cells under a header of 2"),
+        ("a.csv", b'prompt,response\n"a" b,c\n', r"a\.csv:2 is no row of a table"),
+        ("a.json", b'[{"text": "a"},\n {"text" "b"}]', r"a\.json is no JSON .* at line 2, column"),
+        ("a.json", b'"text"', r"holds no list of rows"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz cannot be read \(.*header"),
+        ("a.jsonl.gz", gzip.compress(LINES)[:30], r"a\.jsonl\.gz cannot be read \(Truncated"),
+        ("a.txt", LINES, r"a\.txt holds JSON rows under the name of a text; rename it"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=says) as error:
+        read(tmp_path, name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set as it lies on a hub, and what editors leave."""
+    write(tmp_path / "a.jsonl")
+    write(tmp_path / "B.JSONL")
+    (tmp_path / "story.txt").write_text("once")
+    about = ("README.md", "LICENSE", "license-code.txt", "readme_zh.md", "dataset_infos.json")
+    for name in (*about, "a.jsonl~", "a.jsonl.bak", "#a.jsonl#.swp", ".gitattributes"):
+        (tmp_path / name).write_text('{"text": "about"}')
+    return tmp_path
+
+
+def names(folder: Path, source: str) -> list[str]:
+    return [path.name for path in source_files(source, root=folder)]
+
+
+def test_what_is_about_the_data_and_backups_are_no_data(folder: Path) -> None:
+    assert names(folder, ".") == ["B.JSONL", "a.jsonl", "story.txt"]
+    assert names(folder, "*") == ["B.JSONL", "a.jsonl", "story.txt"]
+    assert names(folder, "a.*") == ["a.jsonl"]
+    out = sorted(path.name for path in left_out(".", root=folder))
+    assert out[:2] == ["#a.jsonl#.swp", "LICENSE"]
+    assert len(out) == 8
+
+
+def test_a_glob_matches_both_cases_of_a_suffix_and_what_it_names(folder: Path) -> None:
+    assert names(folder, "*.jsonl") == ["B.JSONL", "a.jsonl"]
+    assert names(folder, "README*") == ["README.md"]
+    assert names(folder, "README.md") == ["README.md"]
+
+
+def test_data_and_code_by_such_names_are_read(tmp_path: Path) -> None:
+    for name in ("license.py", "readme.jsonl", "citations.csv", "noticed.txt"):
+        write(tmp_path / name)
+    assert len(names(tmp_path, ".")) == 4
+
+
+def test_a_digest_follows_the_format_and_not_the_case(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.JSONL", "c.ndjson.py"):
+        (tmp_path / name).write_bytes(LINES)
+    one, two, text = (digest_sources([n], root=tmp_path) for n in ("a.jsonl", "b.JSONL", "*.py"))
+    assert one == two != text
+
+
+def test_the_size_of_compressed_text_is_not_known(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        write(tmp_path / name)
+    assert num_bytes(["a.jsonl"], root=tmp_path) == len(LINES)
+    assert num_bytes(["a.jsonl", "b.jsonl.gz"], root=tmp_path) is None
