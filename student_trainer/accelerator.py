@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 import warnings
+from types import ModuleType
 
 import torch
 
@@ -14,6 +16,11 @@ import deepspeed
 if not torch.cuda.is_available():
     # The op would be compiled on first use, needs a compiler, and is no faster than gloo.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# DeepSpeed compares the optimizer's class with Muon's, whose import compiles kernels for a second.
+_MUON = ModuleType("deepspeed.runtime.zero.muon.muon_optimizer")
+_MUON.MuonWithAuxAdam = type("MuonWithAuxAdam", (torch.optim.Optimizer,), {})  # type: ignore[attr-defined]
+sys.modules.setdefault(_MUON.__name__, _MUON)
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -12,6 +12,7 @@ from shared.errors import StorageError, TutelageError
 from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir, write_atomically
 from shared.run.start import StartClock
+from shared.run.threads import use_threads
 
 ERROR = "error.json"
 
@@ -19,12 +20,12 @@ ERROR = "error.json"
 def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -> None:
     """What each Ray Train worker runs: the student is loaded while its assignment is awaited.
 
-
     An error that a restart cannot cure is raised on all ranks together; rank 0 writes it to
     `logs/error.json` and all return, so that Ray restarts the group after crashes only.
     """
     clock = StartClock()
     clock.mark("entered")
+    use_threads(config.student.cpus)
     from student_trainer.early import Early  # slow, and Ray Train's own processes unpickle this
     from student_trainer.loop import run_plan
 

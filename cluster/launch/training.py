@@ -126,7 +126,7 @@ class _Attempt:
     """One worker group from start to end, in a thread, so that Ctrl-C reaches who waits."""
 
     def __init__(self, training: Training, mailbox: Mailbox, *, restarts: int) -> None:
-        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # errors are raised, too
         config = training.config
         self._error: BaseException | None = None
         self._group = WorkerGroup(
@@ -141,7 +141,6 @@ class _Attempt:
             run_config=RunConfig(
                 name=f"workers-{training.run_dir.name}-{restarts}",
                 storage_path=str(training.attempt),
-                worker_runtime_env={"env_vars": _threads(config.student.cpus)},
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True)
@@ -165,11 +164,6 @@ class _Attempt:
             self._group.fit()
         except BaseException as error:
             self._error = error
-
-
-def _threads(cpus: float) -> dict[str, str]:
-    """As many threads as whole CPUs were asked for, at least one."""
-    return {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

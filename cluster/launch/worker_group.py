@@ -1,10 +1,14 @@
 """Ray Train's trainer for workers that bring torch themselves.
 
-`ray.train.torch` imports torch in the driver and in Ray Train's controller, which need none. Here
-workers are told where to meet, and open the process group themselves.
+`ray.train.torch` imports torch in the driver, which needs none. Here workers are told where to
+meet, and open the process group themselves. Ray Train's controller runs in the driver, in the
+thread that calls `fit`, and there is no actor for its reports and barriers, which workers do not
+call: each would be a process more to start.
 """
 
+import asyncio
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,26 +20,26 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import AbortedState
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 LEAVE_S = 30.0
-ABORT_S = 30.0  # a group that is just coming up is ended when it is up
-RAY_NODE_ID_KEY = "ray.io/node-id"
 
 
 class WorkerGroup(DataParallelTrainer):
     """One attempt at a training; `fit` runs it, from any thread."""
 
-    _controller: Any = None  # Ray Train's, once `fit` has started it
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ended = threading.Event()
 
     def stop(self) -> None:
-        """End the attempt from another thread, with its workers and their places."""
-        if self._controller is not None:
-            ray.wait([self._controller.abort.remote()], timeout=ABORT_S)
-            ray.kill(self._controller, no_restart=True)
+        """End the attempt from another thread, with its workers and their places; a group that is
+        just coming up is ended when it is up."""
+        self._ended.set()
 
     def _create_default_callbacks(self) -> list[Any]:
         # Each is a process of its own. The one removes a placement group whose controller died,
@@ -45,16 +49,70 @@ class WorkerGroup(DataParallelTrainer):
         return [callback for callback in callbacks if not isinstance(callback, needless)]
 
     def _initialize_and_run_controller(self, **built: Any) -> Result:
-        """As in Ray Train, with the handle kept; Ctrl-C is for the command that runs this."""
-        actor: Any = ray.remote(
-            num_cpus=0,
-            label_selector={RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()},
-            runtime_env={"env_vars": get_env_vars_to_propagate()},
-        )(TrainController)
         policy = _AsAsked(scaling_config=self.scaling_config)
-        self._controller = actor.remote(**built | {"scaling_policy": policy})
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
+        controller = _Controller(self._ended, **built | {"scaling_policy": policy})
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+class _NoMeetingPoint:
+    """In place of the actor by which workers of Ray Train report and wait for each other."""
+
+    def options(self, **_: Any) -> "_NoMeetingPoint":
+        """Itself, as `remote` is."""
+        return self
+
+    remote = options
+
+
+worker_group.SynchronizationActor = _NoMeetingPoint()  # type: ignore[assignment]
+state._shutdown_sync_actor = lambda sync_actor: None
+
+
+class _Workers(worker_group.WorkerGroup):
+    """Ray Train's group, for a controller that is no actor. Workers have the environment of every
+    process of the job: one of their own would have each started twice."""
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
+        return {}
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        """As in Ray Train, without a handle to the controller, of which nobody here asks."""
+        told = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,
+                **{name: values[rank] for name, values in train_context_args.items()},
+            )
+            for rank, worker in enumerate(workers)
+        ]
+        ray.get(told)
+        self._decorate_worker_log_file_paths(workers)
+
+
+class _Controller(TrainController):
+    """Ray Train's loop around a group of workers, which ends early when it is told to."""
+
+    worker_group_cls = _Workers
+
+    def __init__(self, ended: threading.Event, **built: Any) -> None:
+        super().__init__(**built)
+        self._ended = ended
+
+    async def _run_control_loop_iteration(self) -> None:
+        if not self._ended.is_set():
+            await super()._run_control_loop_iteration()
+            return
+        if (group := self.get_worker_group()) and group.has_started():
+            group.abort()
+        self._set_state(AbortedState())
 
 
 class _AsAsked(FixedScalingPolicy):

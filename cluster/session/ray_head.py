@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,10 +85,21 @@ def object_store_bytes() -> int:
     return int(min(4 * 2**30, max(128 * 2**20, 0.3 * free)))
 
 
-def start() -> str:
-    """Start a head and return its address. Raises PlacementError when it does not come up."""
+def environment(address: str) -> dict[str, str]:
+    """Variables that processes inherit from the head at an address, none where it is not ours."""
+    head = remembered()
+    process = _process(head) if head and head.address == address else None
+    try:
+        return process.environ() if process else {}
+    except psutil.Error:
+        return {}
+
+
+def start(variables: Mapping[str, str]) -> str:
+    """Start a head whose processes inherit `variables`, and return its address. Raises
+    PlacementError when it does not come up."""
     reap()
-    environment = {**os.environ, **token_environment()}
+    environment = {**os.environ, **variables, **token_environment()}
     port = _free_port()
     state_file().parent.mkdir(parents=True, exist_ok=True)
     log = state_file().with_name("cluster.log")

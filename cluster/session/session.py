@@ -10,10 +10,12 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.session import ray_head
 from shared.errors import PlacementError
@@ -24,24 +26,25 @@ DRIVER_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would log for this process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for what nobody here asks it
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     "RAY_allow_out_of_band_object_ref_serialization": "0",
-    # Every process here has variables of its own, so what a head starts ahead would be idle.
-    "RAY_prestart_worker_first_driver": "0",
 }
 
 # Set in every process of the job. Several processes share the cores of a small machine, so each
-# computes with one thread unless its role asks for more CPUs.
+# computes with one thread unless its role asks for more CPUs. Processes inherit them from a head of
+# our own: one that a head must give an environment to is started twice.
 JOB_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_allow_out_of_band_object_ref_serialization": "0",
 }
+END_S = 5.0
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "DS_ACCELERATOR")
 
 
@@ -67,14 +70,12 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
         return
     target = find_address(address)
     if target is None and outlives:
-        target = ray_head.start()
+        target = ray_head.start(JOB_ENVIRONMENT)
     _join(target) if target else _start_private()
     try:
         yield
     finally:
-        import ray
-
-        ray.shutdown()
+        _leave() if target else _end_private()
 
 
 @contextmanager
@@ -120,9 +121,27 @@ def _address_of_ray_start() -> str | None:
     return file.read_text().strip() if file.exists() else None
 
 
-def _runtime_env() -> dict[str, dict[str, str]]:
+def runtime_env(inherited: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What processes of the job need and do not inherit."""
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    return {"env_vars": JOB_ENVIRONMENT | passed}
+    needed = JOB_ENVIRONMENT | passed
+    missing = {name: value for name, value in needed.items() if inherited.get(name) != value}
+    return {"env_vars": missing} if missing else {}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables for what is started in a `with`."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _already_connected() -> bool:
@@ -176,7 +195,7 @@ def _join(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env=_runtime_env(),
+            runtime_env=runtime_env(ray_head.environment(address)),
         )
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
         refused = str(error).splitlines()[0].rstrip(".")
@@ -191,12 +210,45 @@ def _start_private() -> None:
     _authenticate(own)
     import ray
 
-    ray.init(
-        address="local",
-        resources=ray_head.ROLE_RESOURCES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=ray_head.object_store_bytes(),
-        runtime_env=_runtime_env(),
-    )
+    with _environment(JOB_ENVIRONMENT):
+        ray.init(
+            address="local",
+            resources=ray_head.ROLE_RESOURCES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=ray_head.object_store_bytes(),
+        )
+
+
+def _leave() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _end_private() -> None:
+    """End a head that ends with this process. Ray would wait a second for each of its processes,
+    one after the other; nothing is left for them to do."""
+    import ray
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    family = _family(info.process.pid for kind in node.all_processes.values() for info in kind)
+    kill = node.kill_all_processes
+    node.kill_all_processes = lambda **_: kill(check_alive=False)
+    ray.shutdown()
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(family, timeout=END_S)
+
+
+def _family(pids: Iterable[int]) -> list[psutil.Process]:
+    """Processes that are there, and all below them."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            found += [process, *process.children(recursive=True)]
+    return found

@@ -18,6 +18,7 @@ from ray import cloudpickle
 
 from shared.data.rows import Rows
 from shared.errors import TeacherError, TutelageError
+from shared.run.threads import use_threads
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
@@ -48,7 +49,8 @@ class Health:
 class TeacherReplica:
     """Loads its engine in the constructor, so that a restarted process is ready by itself."""
 
-    def __init__(self, pickled_make_engine: bytes) -> None:
+    def __init__(self, pickled_make_engine: bytes, cpus: float = 1) -> None:
+        use_threads(cpus)
         self._health = Health(
             incarnation=uuid.uuid4().hex,
             pid=os.getpid(),

@@ -97,7 +97,7 @@ def start(
     request = Request(
         teacher=teacher,
         make_engine=cloudpickle.dumps(make_engine),  # type: ignore[attr-defined]
-        runtime_env=_environment(teacher, runtime_env or {}),
+        runtime_env=runtime_env or {},
         detached=detached,
         job=ray.get_runtime_context().get_job_id(),
         role=role,
@@ -209,7 +209,7 @@ def _add(
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     group, placement_group_bundle_index=0
                 ),
-            ).remote(request.make_engine)
+            ).remote(request.make_engine, request.teacher.cpus)
             _OWNED.setdefault(service, []).append(replica)
         description = _described(service, names, deadline_s)
         _answer(_actor(service, REGISTRY).add.remote(names), "the registry")
@@ -360,13 +360,6 @@ def _answer(ref: Any, who: str, deadline_s: float = ANSWER_S) -> Any:
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise TeacherError(f"{who} died: {reason}") from error
-
-
-def _environment(teacher: Teacher, runtime_env: dict[str, Any]) -> dict[str, Any]:
-    """One thread per CPU asked for; waiting threads sleep, since cores are shared."""
-    threads = str(max(1, int(teacher.cpus)))
-    ours = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
-    return runtime_env | {"env_vars": ours | runtime_env.get("env_vars", {})}
 
 
 def _lifetime(detached: bool) -> str | None:

@@ -3,17 +3,21 @@
 Bare is one script: `ray.init` with its dashboard, then at the same time an actor that imports torch
 and transformers, loads the teacher and scores 64 tokens, and one that imports deepspeed too and
 does it with the student. Both take turns in one run of this benchmark, on rows that are prepared.
+Warm is `tutelage train` where `tutelage teacher up` has been and a student has trained before.
 
     python -m tests.benchmarks.start [--repeats 3]
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,6 +71,7 @@ class Result:
 
     product: Start
     bare: Start
+    warm: Start  # with a service that is up
     ratio: float
     cpu_ratio: float
 
@@ -74,7 +79,7 @@ class Result:
 def measure(*, repeats: int, folder: Path, models: Path = MODELS) -> Result:
     """Bare and product in turns, after one run that prepares the rows."""
     config = write_config(folder, models)
-    run = [sys.executable, "-m", "cluster.cli", "run", str(config), "--fresh", "--address", "local"]
+    run = tutelage("run", str(config), "--fresh", "--address", "local")
     bare = [sys.executable, "-c", BARE, str(models / "teacher-6m"), str(models / "student-base-1m")]
     until = ("step 1/", f"step {STEPS}/")
     timed(run, until=until, folder=folder)
@@ -82,9 +87,36 @@ def measure(*, repeats: int, folder: Path, models: Path = MODELS) -> Result:
     for _ in range(repeats):
         starts["bare"].append(timed(bare, until=(DONE, DONE), folder=folder))
         starts["product"].append(timed(run, until=until, folder=folder))
-    product, plain = median(starts["product"]), median(starts["bare"])
+    with a_service(config, folder):
+        train = tutelage("train", str(config), "--fresh")
+        timed(train, until=until, folder=folder)
+        starts["warm"] = [timed(train, until=until, folder=folder) for _ in range(repeats)]
+    product, plain, warm = (median(starts[kind]) for kind in ("product", "bare", "warm"))
     ratio, cpu_ratio = product.wall_s / plain.wall_s, product.cpu_s / plain.cpu_s
-    return Result(product, plain, ratio, cpu_ratio)
+    return Result(product, plain, warm, ratio, cpu_ratio)
+
+
+def tutelage(*arguments: str) -> list[str]:
+    """A command line."""
+    return [sys.executable, "-m", "cluster.cli", *arguments]
+
+
+def own_cluster(folder: Path) -> dict[str, str]:
+    """The environment in which a cluster of this machine is this benchmark's."""
+    return {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"} | {
+        "XDG_CACHE_HOME": str(folder / "xdg")
+    }
+
+
+@contextmanager
+def a_service(config: Path, folder: Path) -> Iterator[None]:
+    """A teacher service on a cluster of its own, for the length of a `with`."""
+    options = {"cwd": ROOT, "env": own_cluster(folder), "check": True, "capture_output": True}
+    subprocess.run(tutelage("teacher", "up", str(config)), **options)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        subprocess.run(tutelage("teacher", "down", "--all"), **options)  # type: ignore[call-overload]
 
 
 def timed(command: list[str], *, until: tuple[str, str], folder: Path) -> Start:
@@ -92,7 +124,12 @@ def timed(command: list[str], *, until: tuple[str, str], folder: Path) -> Start:
     began = time.monotonic()
     first = last = cpu_s = 0.0
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=own_cluster(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     said = []

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,14 @@ def is_first(path: str) -> bool:
     if first_time(path):
         Path(path).write_text(str(os.getpid()))
     return Path(path).read_text() == str(os.getpid())
+
+
+class Threaded(Scripted):
+    """Says with how many threads its process was told to compute."""
+
+    def describe(self) -> TeacherDescription:
+        named = {"model": "scripted", "threads": os.environ["OMP_NUM_THREADS"]}
+        return replace(super().describe(), fingerprint=named)
 
 
 def invented(rows: Rows, spec: Question) -> SoftTargets:

@@ -11,19 +11,27 @@ import psutil
 import pytest
 
 from cluster.session import ray_head
-from cluster.session.session import find_address
+from cluster.session.session import JOB_ENVIRONMENT, PASSED_ON, find_address, runtime_env
 from shared.errors import PlacementError
 
 ROOT = Path(__file__).resolve().parents[3]
 
 JOIN = """
-import sys
-from cluster.session.session import connected
+import os, sys
+import psutil
+from cluster.session.session import JOB_ENVIRONMENT, connected
+os.environ["OMP_NUM_THREADS"] = "7"
 with connected(outlives=sys.argv[1] == "outlives"):
     import ray
     assert ray.cluster_resources()["student"] > 0
     assert ray.cluster_resources()["teacher"] > 0
-    print(ray.get_runtime_context().gcs_address)
+    context = ray.get_runtime_context()
+    assert not context.runtime_env, "a process with an environment of its own is started twice"
+    environment = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+    assert JOB_ENVIRONMENT.items() <= environment.items()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    print(context.gcs_address)
+assert not psutil.Process().children(recursive=True)
 """
 
 
@@ -50,6 +58,22 @@ def remember(**changes: object) -> None:
     head = {"address": "127.0.0.1:1", "pid": process.pid, "started": process.create_time()}
     ray_head.state_file().parent.mkdir(parents=True, exist_ok=True)
     ray_head.state_file().write_text(json.dumps(head | changes))
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "OMP_NUM_THREADS"])
+def test_what_a_head_does_not_hand_down_is_given_to_every_process(variable, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/models")
+    inherited = JOB_ENVIRONMENT | {n: os.environ[n] for n in PASSED_ON if n in os.environ}
+    assert runtime_env(inherited) == {}
+    changed = inherited | {variable: "other"}
+    assert runtime_env(changed) == {"env_vars": {variable: inherited[variable]}}
+    assert runtime_env({})["env_vars"] == inherited
+
+
+def test_a_head_of_somebody_else_hands_down_nothing_that_is_known():
+    remember()
+    assert ray_head.environment("127.0.0.1:1")["PATH"]
+    assert ray_head.environment("127.0.0.1:2") == {}
 
 
 def test_nothing_running_is_found_nowhere():

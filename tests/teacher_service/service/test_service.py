@@ -17,7 +17,7 @@ from teacher_service.service import service
 from teacher_service.service.pool import open_pool
 from teacher_service.service.registry import REPLICA
 from tests.answers import question_of
-from tests.teacher_service.scripted import Scripted, invented, make_rows
+from tests.teacher_service.scripted import Scripted, Threaded, invented, make_rows
 from tests.tiny import VOCAB
 
 ANY = Teacher(model="any", cpus=0.1)
@@ -110,9 +110,10 @@ def test_what_cannot_be_placed_is_said_within_ten_seconds(name, wanted):
     assert not groups_of(name)
 
 
-def test_growth_that_cannot_be_placed_leaves_the_service_as_it_was(name):
+def test_growth_that_cannot_be_placed_leaves_the_service_of_three_threads_as_it_was(name):
     teacher = ANY.model_copy(update={"cpus": 3.0})
-    service.start(name, teacher, detached=True, make_engine=Scripted())
+    described = service.start(name, teacher, detached=True, make_engine=Threaded())
+    assert described.fingerprint["threads"] == "3"
     before, started = service.status(name), time.monotonic()
     with pytest.raises(PlacementError, match="3 CPU"):
         service.scale(name, 9)
