@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
+# One more than cores: tests wait for processes that start, one after the other.
+PROCESSES := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-all check clean
+.PHONY: install demo test test-all check suite clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,8 +26,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: check
-	$(BIN)/pytest -m 'not drill and not benchmark' --durations=15 $(TWO_PROCESSES)
+suite: install
+	$(BIN)/pytest -m 'not drill and not benchmark' --durations=15 $(PROCESSES)
+
+test: install
+	$(MAKE) --no-print-directory --jobs=2 suite check
 
 test-all: check $(VENV)/oracles
 	$(BIN)/pytest --durations=25

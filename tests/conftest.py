@@ -18,17 +18,28 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared"
 
 
-# Files that take longest, the longest first: so the two processes of `make test` end together.
+# Files that take longest, the longest first: so the processes of `make test` end together.
 LONGEST = (
-    "cluster/launch/test_driver.py",
     "student_trainer/test_matrix.py",
-    "cluster/planning/test_ordering.py",
+    "cluster/launch/test_driver.py",
+    "cluster/launch/test_asked.py",
+    "cluster/launch/test_two_teachers.py",
     "cluster/planning/test_prompting.py",
+    "cluster/planning/test_ordering.py",
     "student_trainer/test_training_laws.py",
-    "teacher_service/service/test_service.py",
-    "teacher_service/service/test_pool.py",
+    "student_trainer/test_two_teachers.py",
     "cluster/launch/test_capture.py",
     "student_trainer/models/test_frozen.py",
+    "student_trainer/test_phases.py",
+    "teacher_service/service/test_service.py",
+    "teacher_service/service/test_pool.py",
+    "student_trainer/test_plain_loop.py",
+    "student_trainer/test_evaluate.py",
+    "cluster/builtin/test_models.py",
+    "student_trainer/test_decisions.py",
+    "student_trainer/test_teachers.py",
+    "cluster/planning/test_difficulty.py",
+    "cluster/selftest/test_selftest.py",
     "cluster/control/test_controller.py",
 )
 

@@ -1,12 +1,12 @@
-"""What the ranks of a test run do: each job of a file, by name, in one process group.
+"""What the ranks of a test run do: each job of a folder, by name, in one process group.
 
 The teacher is the real engine, in the student's own process.
 """
 
 import json
+import os
 import sys
 import tempfile
-import traceback
 from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
@@ -97,27 +97,31 @@ def job_train(plan: RunPlan, *, task: Task = CAUSAL_LM) -> dict:
     return {"error": None, "seeds": Ranks().gather(torch.initial_seed())}
 
 
-def main(job_file: str, result_file: str, jobs: dict[str, Callable[..., dict]]) -> None:
-    """Run every job; rank 0 writes the results after each."""
+def main(meeting: str, jobs: dict[str, Callable[..., dict]]) -> None:
+    """Do the jobs of every folder that is named on standard input, until it ends."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", meeting, rank=rank, world_size=size)
     join(this_device())
+    for line in sys.stdin:
+        _do(Path(line.strip()), jobs)
+
+
+def _do(folder: Path, jobs: dict[str, Callable[..., dict]]) -> None:
+    """The jobs of a folder; rank 0 writes the results after each."""
     results = []
-    for job in json.loads(Path(job_file).read_text()):
+    for job in json.loads((folder / "jobs.json").read_text()):
         with tempfile.NamedTemporaryFile(suffix=".json", mode="w") as file:
             json.dump(job.pop("plan"), file)
             file.flush()
             plan = read_plan(Path(file.name))
-        try:
-            results.append(jobs[job.pop("kind")](plan, **job))
-        except Exception:
-            traceback.print_exc()
-            raise
+        results.append(jobs[job.pop("kind")](plan, **job))
         if dist.get_rank() == 0:
-            Path(result_file).write_text(json.dumps(results))
+            (folder / "results.json").write_text(json.dumps(results))
     dist.barrier()
-    dist.destroy_process_group()
+    (folder / f"done-{dist.get_rank()}").touch()
 
 
 if __name__ == "__main__":
     from tests.student_trainer import jobs
 
-    main(sys.argv[1], sys.argv[2], jobs.JOBS)
+    main(sys.argv[1], jobs.JOBS)

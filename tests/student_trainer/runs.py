@@ -1,9 +1,6 @@
-"""Small real runs for the trainer's tests: ragged rows of two domains, plans, torchrun."""
+"""Small real runs for the trainer's tests: ragged rows of two domains, plans."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -164,19 +161,3 @@ def mark_exported(plan: RunPlan, *, step: int | None = None) -> None:
     folder.mkdir(exist_ok=True)
     facts = {"step": step or plan.config.steps, "files": {}}
     (folder / "tutelage.json").write_text(json.dumps(facts))
-
-
-def torchrun(jobs: list[dict], folder: Path, *, ranks: int = 2, timeout_s: int = 580) -> list[dict]:
-    """Run jobs one after the other in one group of processes; returns rank 0's results."""
-    folder.mkdir(parents=True, exist_ok=True)
-    job_file, result_file = folder / "jobs.json", folder / "results.json"
-    job_file.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += ["-m", "tests.student_trainer.processes", str(job_file), str(result_file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s
-    )
-    assert done.returncode == 0, done.stderr[-9000:] + done.stdout[-2000:]
-    return json.loads(result_file.read_text())

@@ -8,8 +8,9 @@ import pytest
 from shared.mixture.weight_log import WeightLog, read_log
 from shared.run.metrics import read_metrics
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains, torchrun
+from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines
 
 POLICIES = ("doremi", "odm")
@@ -34,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         mark_exported(plan)
         jobs.append(as_job("decided", plan, at=3))
-    torchrun(jobs, folder / "jobs")
+    run_jobs(jobs, folder / "jobs")
     return folder
 
 

@@ -15,8 +15,9 @@ from shared.data.layout import lay_out
 from shared.data.row_store import RowStore
 from shared.run.metrics import StepMetrics, read_metrics
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains, torchrun
+from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
 
 ROWS = 24  # of each domain
 EASY_WEIGHT = 0.3
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     mark_exported(plan)
-    torchrun([as_job("train", plan)], folder / "jobs")
+    run_jobs([as_job("train", plan)], folder / "jobs")
     return folder
 
 

@@ -11,6 +11,7 @@ from shared.data.row_store import RowStore, write_rows
 from shared.mixture.weight_log import read_log
 from tests import tiny
 from tests.cluster.planning.test_difficulty import dense
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
     DOMAINS,
@@ -18,7 +19,6 @@ from tests.student_trainer.runs import (
     plan_of,
     prepared_domains,
     ragged_rows,
-    torchrun,
 )
 
 RANKS = (1, 2)
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mixture={"policy": "ddk", "interval": 1, "lag_steps": 0, "start": "ddk"},
         )
         mark_exported(plan)
-        torchrun([as_job("controlled", plan)], folder / f"jobs-{ranks}", ranks=ranks)
+        run_jobs([as_job("controlled", plan)], folder / f"jobs-{ranks}", ranks=ranks)
     return folder
 
 

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from shared.run.metrics import MACHINE_FIELDS, read_metrics
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
     mark_exported,
     plan_of,
     prepared_domains,
-    torchrun,
     with_states,
 )
 
@@ -104,7 +104,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if cell.name not in EXPORTED:
             mark_exported(plan)
         jobs.append(as_job("resumed", plan, at=2))
-    torchrun(jobs, folder / "jobs")
+    run_jobs(jobs, folder / "jobs")
     return folder
 
 

@@ -11,13 +11,13 @@ from shared.mixture.weight_log import WeightLog, read_log
 from shared.run.metrics import StepMetrics, read_metrics
 from student_trainer.torchrun import read_plan
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
     DOMAINS,
     mark_exported,
     plan_of,
     prepared_domains,
-    torchrun,
     with_orders,
 )
 from tests.student_trainer.test_matrix import comparable_lines
@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append(as_job("stopped", **plan(f"stop-{lag}", end=end, mixture=mixture, **often)))
     mixture = DDK | {"stop_ratio": 1e9}
     jobs.append(as_job("decided", **plan("stop", end=5, mixture=mixture), at=4))
-    results = torchrun(jobs, folder / "jobs")
+    results = run_jobs(jobs, folder / "jobs")
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 

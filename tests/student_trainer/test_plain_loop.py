@@ -19,9 +19,10 @@ from shared.data.row_store import RaggedRows, write_rows
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import Outcome, plain_loop
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import mark_exported, plan_of, ragged_rows, torchrun, with_states
+from tests.student_trainer.runs import mark_exported, plan_of, ragged_rows, with_states
 from tests.student_trainer.test_matrix import weights_after
 
 STEPS, ROWS = 6, 12
@@ -152,7 +153,7 @@ class Scene:
                     plan = self.plan(cell)
                     mark_exported(plan)
                     jobs.append(as_job("train", plan))
-            for found in torchrun(jobs, self.folder / f"jobs-{ranks}", ranks=ranks):
+            for found in run_jobs(jobs, self.folder / f"jobs-{ranks}", ranks=ranks):
                 assert found["error"] is None, found
                 self.seeds.append(found["seeds"])
 

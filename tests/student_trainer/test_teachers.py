@@ -21,13 +21,13 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.weighing.weighed import weighed_batches, weighers_of
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import LocalTeacher, as_job
 from tests.student_trainer.runs import (
     DOMAINS,
     mark_exported,
     plan_of_two,
     prepared_domains,
-    torchrun,
 )
 from tests.student_trainer.test_objective import unit
 
@@ -152,7 +152,7 @@ def test_ranks_with_other_teachers_in_their_micro_batches_learn_the_same_under_z
         folder.mkdir()
         plans.append(replace(plan, config=config, run_dir=str(folder)))
         mark_exported(plans[-1])
-    results = torchrun([as_job("train", one) for one in plans], tmp_path / "torchrun")
+    results = run_jobs([as_job("train", one) for one in plans], tmp_path / "torchrun")
     assert [result["error"] for result in results] == [None, None]
     lines = [read_metrics(Path(one.run_dir) / "metrics.jsonl") for one in plans]
     for plain, sharded in zip(*lines, strict=True):

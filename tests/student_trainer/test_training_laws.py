@@ -13,6 +13,7 @@ from shared.run.plan import RunPlan
 from student_trainer.state.checkpoint import damage_of, latest_checkpoint
 from student_trainer.sums import SumLayout
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
     POISONED_ID,
@@ -20,7 +21,6 @@ from tests.student_trainer.runs import (
     plan_of,
     prepared_domains,
     ragged_rows,
-    torchrun,
     with_states,
 )
 from tests.student_trainer.test_matrix import comparable_lines, final_weights
@@ -144,7 +144,7 @@ class Laws:
     def run(self) -> None:
         for ranks in (2, 1):
             jobs = self.jobs[ranks]
-            found = torchrun(list(jobs.values()), self.folder / f"jobs-{ranks}", ranks=ranks)
+            found = run_jobs(list(jobs.values()), self.folder / f"jobs-{ranks}", ranks=ranks)
             self.results |= dict(zip(jobs, found, strict=True))
 
     def gradient(self, name: str) -> dict[str, torch.Tensor]:

@@ -21,8 +21,9 @@ from shared.data.rows import Rows
 from shared.run.plan import RunPlan
 from student_trainer.sources.batches import Layouts
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job, teacher
-from tests.student_trainer.runs import mark_exported, torchrun
+from tests.student_trainer.runs import mark_exported
 
 CPU = torch.device("cpu")
 DOMAINS = {"code": "coder", "prose": "writer"}  # domain -> its teacher
@@ -121,7 +122,7 @@ def evaluations(job: Path) -> dict[str, dict[str, dict]]:
         mark_exported(plan)
     compared = [replace(both, mode="evaluate", run_dir=plan.run_dir) for plan in plans.values()]
     jobs = [as_job("train", plan) for plan in (*plans.values(), *compared)]
-    results = torchrun(jobs, job.parent / "torchrun", ranks=1)
+    results = run_jobs(jobs, job.parent / "torchrun", ranks=1)
     assert [result["error"] for result in results] == [None] * len(jobs)
     return {
         name: json.loads((Path(plan.run_dir) / "evaluation.json").read_text())

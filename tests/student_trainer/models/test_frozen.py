@@ -3,8 +3,9 @@
 import pytest
 from transformers import AutoModelForCausalLM
 
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains, torchrun
+from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
 
 KINDS = ("lora", "qlora")
 STAGES = (0, 2, 3)
@@ -41,7 +42,7 @@ def results(tmp_path_factory, tiny_pair) -> dict[str, dict]:
     for zero in STAGES:
         for number, name in enumerate(UNFROZEN):
             add(f"unfrozen-{zero}-{number}", KINDS[number], zero, "unfrozen", name=name)
-    return dict(zip(jobs, torchrun(list(jobs.values()), folder / "jobs"), strict=True))
+    return dict(zip(jobs, run_jobs(list(jobs.values()), folder / "jobs"), strict=True))
 
 
 @every_kind

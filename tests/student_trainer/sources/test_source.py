@@ -9,8 +9,9 @@ from shared.data.row_store import RowStore
 from shared.run.metrics import read_metrics
 from student_trainer.state.checkpoint import latest_checkpoint, read_state
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains, torchrun
+from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines, final_weights
 
 RANKS, STEPS, ROWS = 2, 4, 8
@@ -33,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         mark_exported(plan)
         jobs.append(as_job("sourced", plan, source=source))
-    torchrun(jobs, folder / "jobs", ranks=RANKS)
+    run_jobs(jobs, folder / "jobs", ranks=RANKS)
     return folder
 
 

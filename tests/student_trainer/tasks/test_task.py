@@ -15,8 +15,9 @@ from student_trainer.sources.batches import Layouts
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Side, Task
 from tests import tiny
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains, torchrun
+from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
 from tests.student_trainer.tasks.own import Echo
 from tests.student_trainer.test_objective import unit
 
@@ -75,7 +76,7 @@ def test_another_task_trains_and_measures_through_the_same_loop(
         )
         mark_exported(plan)
         jobs.append(as_job("tasked", plan, task=task))
-    torchrun(jobs, tmp_path / "jobs", ranks=1)
+    run_jobs(jobs, tmp_path / "jobs", ranks=1)
     losses = {}
     for task in ("CausalLM", "Echo"):
         losses[task] = [line.loss for line in read_metrics(tmp_path / task / "metrics.jsonl")]
