@@ -14,7 +14,7 @@ DIVERGENCE = (
 )
 LEAVES = "cluster/launch/test_driver.py::test_a_run_leaves_everything_behind"
 HIDDEN = (
-    "cluster/launch/test_driver.py"
+    "cluster/launch/test_asked.py"
     "::test_hidden_states_are_projected_by_the_teacher_once_per_question"
 )
 PROMPTS = (
@@ -141,11 +141,11 @@ KNOBS = {
     ),
     "batch.rows_per_step": LOOP,
     "batch.micro_batch": LOOP,
-    "targets.selector": "cluster/launch/test_driver.py"
+    "targets.selector": "cluster/launch/test_asked.py"
     "::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it",
     "targets.top_k": LOOP,
     "targets.student_ids": (
-        "cluster/launch/test_driver.py::test_a_student_that_names_ids_is_answered_about_them"
+        "cluster/launch/test_asked.py::test_a_student_that_names_ids_is_answered_about_them"
     ),
     "targets.draws": "student_trainer/sources/test_loader.py"
     "::test_every_epoch_learns_from_another_draw",
@@ -153,7 +153,7 @@ KNOBS = {
     "targets.encoding": (f"{QUESTION}::test_what_is_asked_is_what_the_config_says"),
     "targets.ids": f"{QUESTION}::test_what_is_asked_is_what_the_config_says",
     "targets.exact": (
-        "cluster/launch/test_driver.py"
+        "cluster/launch/test_asked.py"
         "::test_last_states_teach_the_whole_vocabulary_live_and_from_a_store"
     ),
     "targets.hidden.width": HIDDEN,
