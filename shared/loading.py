@@ -1,4 +1,15 @@
-"""Why another library could not load a model, for sentences of ours."""
+"""Loading models of another library: what it must be told, and why it could not, for sentences of
+ours."""
+
+# What a config may say of a model's outputs changes their form, and attention kernels that give no
+# weights refuse to; ours are always plain.
+PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error, with the one that it announces, for a sentence of ours."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def untrusted(error: BaseException, *, trust: str) -> str | None:

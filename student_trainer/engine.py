@@ -99,14 +99,14 @@ def take_step(engine: Any, config: Config, *, lr: float) -> float:
     return float(engine.get_global_grad_norm() if norm is None else norm)
 
 
-def gather_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Whole trained weights and persistent buffers of `module` on the CPU of rank 0.
+def gather_weights(module: nn.Module, *, trained_only: bool) -> dict[str, torch.Tensor]:
+    """Whole weights of `module` on the CPU of rank 0, frozen ones too unless `trained_only`.
 
     Collective under every ZeRO stage; other ranks get an empty dict.
     """
     gathered = {}
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
+        if trained_only and not parameter.requires_grad:
             continue
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if dist.get_rank() == 0:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.config.run import Config
+from shared.model_parts import takes
 from shared.targets.kept_ids import LikeliestIds
 from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of
@@ -33,7 +34,7 @@ from student_trainer.losses.token_losses import (
     token_losses,
     weighted,
 )
-from student_trainer.models.student import Student, takes_positions
+from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
 from student_trainer.sums import SumLayout
 
@@ -57,7 +58,7 @@ class Objective(nn.Module):
             student, config, teacher_width=teacher_width, teacher_heads=teacher_heads or {}
         )
         self.vocab_size = student.vocab_size
-        self._takes_positions = takes_positions(student.decoder)
+        self._takes_positions = takes(student.decoder, "position_ids")
         self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
 
     def forward(

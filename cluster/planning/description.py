@@ -19,7 +19,8 @@ from shared.config.attention import offered_by
 from shared.config.run import Config
 from shared.data.tokenizers import TokenizerIdentity, identify
 from shared.errors import ConfigError, StorageError
-from shared.loading import untrusted
+from shared.loading import first_line, untrusted
+from shared.model_parts import longest_context
 from shared.run.run_dir import write_atomically
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
@@ -61,14 +62,16 @@ def describe(
         try:
             tokenizer = load_tokenizer()
             config = AutoConfig.from_pretrained(model, **asked)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # invalid fields of a config have classes of their own
             trust = f"{option.rpartition('.')[0]}.trust_remote_code"
             if (reason := untrusted(error, trust=trust)) is not None:
                 raise ConfigError(f"{option} is {model!r}: {reason}") from None
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            what = "whose files transformers cannot read"
+            if not Path(model).is_dir():
+                what = "which is neither a folder under paths.root nor a model the hub gives us"
+            reason = first_line(error).rstrip(".")
             raise ConfigError(
-                f"{option} is {model!r}, which is neither a readable folder under paths.root nor a "
-                f"model the hub gives us: {reason}"
+                f"{option} is {model!r}, {what}: {reason}; correct its files or name another model"
             ) from None
         text_config = config.get_text_config()
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -76,7 +79,7 @@ def describe(
             "identity": asdict(identify(tokenizer)),
             "vocab_size": text_config.vocab_size,
             "hidden_size": getattr(text_config, "hidden_size", 0),
-            "max_context": getattr(text_config, "max_position_embeddings", None),
+            "max_context": longest_context(text_config),
             "num_layers": getattr(text_config, "num_hidden_layers", None),
             "attentions": None if model_class is None else list(offered_by(model_class)),
         }

@@ -6,14 +6,12 @@ be all there is between hidden states and logits; that is probed, never assumed.
 B lines of the batch   T padded length   V vocabulary
 """
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,7 +19,9 @@ from shared.config.attention import loading_arguments, loading_reason
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
-from shared.loading import untrusted
+from shared.loading import PLAIN_OUTPUTS, untrusted
+from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
+from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.adapters import adapt, keep_unpacked, quantisation
 from student_trainer.tasks.task import ModelKind
 
@@ -98,10 +98,11 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
             quantization_config=quantisation(asked, DTYPES[asked.dtype]),
             output_loading_info=True,
             **loading_arguments(asked.attention),
+            **PLAIN_OUTPUTS,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a model's own code and of every library it needs
         reason = untrusted(error, trust="student.trust_remote_code")
         reason = reason or loading_reason(error, asked.attention)
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
@@ -124,14 +125,10 @@ class Parts:
     soft_cap: float | None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits in float32, for probes only: they are as wide as the vocabulary."""
-        logits = self.head(hidden).float() * self.logit_scale
-        return logits if self.soft_cap is None else capped(logits, self.soft_cap)
-
-
-def capped(logits: torch.Tensor, soft_cap: float) -> torch.Tensor:
-    """Logits squeezed smoothly into (-soft_cap, soft_cap)."""
-    return soft_cap * torch.tanh(logits / soft_cap)
+        """Logits in float32 as the loss has them, for probes only: they are as wide as the
+        vocabulary."""
+        weight, bias = self.head.weight, self.head.bias
+        return Head(weight, bias, self.logit_scale, self.soft_cap).logits(hidden)
 
 
 def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
@@ -139,21 +136,30 @@ def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
 
     Raises ConfigError if decoder and head do not reproduce the model's logits.
     """
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
-    if not isinstance(head, nn.Linear) or decoder is None or decoder is model:
+    head, decoder = model.get_output_embeddings(), decoder_of(model)
+    if not isinstance(head, nn.Linear) or decoder is None:
         raise ConfigError(f"student.model: {name} has no decoder with a linear output head")
-    text = model.config.get_text_config()
-    parts = Parts(decoder, head, _logit_scale(text), getattr(text, "final_logit_softcapping", None))
     ids = _probe_ids(model, length=16)
     with torch.no_grad(), _evaluating(model):
         whole = model(input_ids=ids, use_cache=False).logits.float()
-        rebuilt = parts.logits(decoder(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.allclose(whole, rebuilt, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
-        raise ConfigError(
-            f"student.model: {name} does more than a linear head between hidden states and "
-            "logits, so its loss cannot be computed in chunks; choose another student"
-        )
-    return parts
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    for formula in logit_formulas(model.config.get_text_config()):
+        parts = Parts(decoder, head, formula.scale, formula.soft_cap)
+        if hidden.shape[-1] == head.in_features and _agree(
+            parts.logits(hidden), whole, model.dtype
+        ):
+            return parts
+    raise ConfigError(
+        f"student.model: {name} does more than a linear head between hidden states and "
+        "logits, so its loss cannot be computed in chunks; choose another student"
+    )
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits are the same but for the rounding of a dtype."""
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= tolerance(dtype) * expected.abs().max())
 
 
 def keeps_documents_apart(model: PreTrainedModel) -> bool:
@@ -161,7 +167,7 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
 
     Run once before a run starts; a model that fails is trained one document per line.
     """
-    if not takes_positions(model):
+    if not takes(model, "position_ids"):
         return False
     ids = _probe_ids(model, length=24)
     starts = torch.cat([torch.arange(10), torch.arange(14)])[None].to(ids.device)
@@ -170,11 +176,6 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
         alone = model(input_ids=ids[:, 10:], use_cache=False).logits.float()
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
     return bool((packed[:, 10:] - alone).abs().max() <= tolerance * alone.abs().max())
-
-
-def takes_positions(module: nn.Module) -> bool:
-    """Whether a model or decoder can be told positions at all."""
-    return "position_ids" in inspect.signature(module.forward).parameters
 
 
 def student_packs(config: Config, kind: ModelKind) -> bool:
@@ -188,13 +189,6 @@ def student_packs(config: Config, kind: ModelKind) -> bool:
     parts = take_apart(model, name=plain.model)
     adapt(model, config.student, kind, head=parts.head, seed=config.seed)
     return packs
-
-
-def _logit_scale(text_config: transformers.PretrainedConfig) -> float:
-    """What model families multiply or divide their logits by; 1 for most."""
-    multiplied = ("logit_scale", "lm_head_multiplier")
-    scale = next((s for n in multiplied if (s := getattr(text_config, n, None))), 1.0)
-    return float(scale) / float(getattr(text_config, "logits_scaling", None) or 1.0)
 
 
 def _probe_ids(model: PreTrainedModel, *, length: int) -> torch.Tensor:
@@ -223,7 +217,7 @@ def _freeze(model: PreTrainedModel, asked: StudentConfig) -> None:
 
 
 def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_context(model.config.get_text_config())
     if limit is not None and config.data.context > limit:
         raise ConfigError(
             f"data.context is {config.data.context}, but {config.student.model} reads at most "

@@ -30,6 +30,7 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
     """The exported model: whole, or an adapter on its base."""
     dtype = getattr(torch, settings["dtype"])
     options = {"dtype": dtype, "trust_remote_code": settings["trust_remote_code"]}
+    options |= {"return_dict": True}  # an adapter's base may say otherwise
     if settings["quantisation"] == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
@@ -47,11 +48,8 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
     return PeftModel.from_pretrained(base, str(folder))
 
 
-def main() -> None:
-    """Print how far the exported model's logits [T, V] are from the probe's."""
-    if not (asked := sys.stdin.readline()):
-        return  # who started this is gone
-    question = json.loads(asked)
+def answer(question: dict) -> dict:
+    """How far the exported model's logits [T, V] are from the probe's, and what of ours ran."""
     folder, expected = question["folder"], np.load(question["probe"])
     settings = question["settings"]
     AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"])
@@ -61,7 +59,13 @@ def main() -> None:
     difference = np.abs(logits.float().numpy() - expected["logits"]).max()
     ours = sorted(OURS & {name.partition(".")[0] for name in sys.modules})
     largest = np.abs(expected["logits"]).max()
-    print(json.dumps({"difference": float(difference / largest), "ours": ours}))
+    return {"difference": float(difference / largest), "ours": ours}
+
+
+def main() -> None:
+    """Print the answer to the question that comes in."""
+    if asked := sys.stdin.readline():  # else who started this is gone
+        print(json.dumps(answer(json.loads(asked))))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def load_shards(engine: Any, checkpoint: Path) -> None:
 
 def save_weights(student: Student, draft: Path, *, ranks: Ranks) -> str | None:
     """Write `weights/` as transformers or peft would; returns why it failed, or None."""
-    gathered = gather_weights(student.saved)
+    gathered = gather_weights(student.saved, trained_only=student.is_adapted)
     if not ranks.leads:
         return None
     return _failure(lambda: _write_folder(student, draft / WEIGHTS, gathered))

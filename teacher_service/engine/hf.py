@@ -19,6 +19,7 @@ from shared.data.layout import Layout, lay_out
 from shared.data.rows import Rows
 from shared.data.tokenizers import identify
 from shared.errors import ConfigError, HandshakeError, TutelageError
+from shared.model_parts import longest_context
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
 from shared.targets.question import HiddenAsk, Question
@@ -28,9 +29,9 @@ from teacher_service.engine.generating import generate, refuse_openings
 from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.engine.model_parts import (
     Decoder,
+    exact_head,
     find_decoder,
     find_head,
-    head_is_exact,
     len_vocab,
 )
 from teacher_service.scoring.answering import Scored, encode, find, refuse
@@ -100,8 +101,7 @@ class HFEngine:
             "tokenizer": _tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
         fingerprint = named | _weights(loaded) | _machine(loaded, device)
-        config = loaded.model.config.get_text_config()  # type: ignore[union-attr]
-        context = getattr(config, "max_position_embeddings", None)
+        context = longest_context(loaded.model.config.get_text_config())  # type: ignore[union-attr]
         return HFEngine(loaded.model, decoder, head, fingerprint, max_context=context)
 
     def describe(self) -> TeacherDescription:
@@ -232,12 +232,13 @@ def _proven_parts(
     decoder = find_decoder(model, _input_device(model, device))
     if head is None or len_vocab(model) > len(head.weight_VD):
         raise ConfigError(f"the head of {name} is not one matrix product; use another teacher")
-    if not head_is_exact(model, decoder, head):
+    exact = exact_head(model, decoder, head)
+    if exact is None:
         raise ConfigError(
             f"the logits of {name} are not its head times its last hidden state; use another "
             "teacher, or quantise less where an adapter changes the head"
         )
-    return decoder, head
+    return decoder, exact
 
 
 def _input_device(model: torch.nn.Module, device: str) -> torch.device:

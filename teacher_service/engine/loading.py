@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 
 from shared.config.attention import Attention, loading_arguments, loading_reason
 from shared.errors import ConfigError
-from shared.loading import untrusted
+from shared.loading import PLAIN_OUTPUTS, first_line, untrusted
 
 BLOCK_BYTES = 2**24
 IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -64,10 +64,10 @@ def load_model(
         arguments["quantization_config"] = _quantised(quantisation, getattr(torch, dtype))
     auto_model: Any = transformers.AutoModelForCausalLM
     try:
-        found, info = auto_model.from_pretrained(model, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        found, info = auto_model.from_pretrained(model, **arguments, **PLAIN_OUTPUTS)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a model's own code and of every library it needs
         reason = untrusted(error, trust="teachers.NAME.trust_remote_code")
         reason = reason or loading_reason(error, attention)
         raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
@@ -116,11 +116,6 @@ def weights_digest(folder: Path) -> str:
             while block := file.read(BLOCK_BYTES):
                 state.update(block)
     return state.hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a foreign error, for a sentence of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def merge_head(model: Any) -> None:

@@ -3,19 +3,16 @@
 B lines   T tokens   N positions   D hidden width
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import ConfigError
+from shared.model_parts import decoder_of, logit_formulas, takes, tolerance
 from teacher_service.scoring.scoring import ScoringHead
-
-TOLERANCE = {torch.float32: 1e-4}  # relative to the largest logit; coarser types below
-COARSE_TOLERANCE = 2e-2
 
 
 @dataclass(slots=True)
@@ -27,6 +24,7 @@ class Decoder:
     num_layers: int
     takes_positions: bool
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    state_widths: tuple[int, ...] = ()  # by layer; empty where layers do not give one per token
 
     @torch.inference_mode()
     def hidden(
@@ -38,61 +36,76 @@ class Decoder:
         """
         kept: dict[int, Tensor] = {}
         inner = [layer for layer in layers if layer < self.num_layers]
-        call = {"input_ids": input_ids_BT.to(self.device), "use_cache": False}
-        if self.takes_positions:
-            call["position_ids"] = position_ids_BT.to(self.device)
         if self.layers is None and inner:
-            output = self.module(**call, output_hidden_states=True)
+            output = self.outputs(input_ids_BT, position_ids_BT, with_states=True)
             kept |= {layer: _rows(output.hidden_states[layer], index_N) for layer in inner}
         else:
             with _captured(self.layers, inner, index_N, kept):
-                output = self.module(**call)
+                output = self.outputs(input_ids_BT, position_ids_BT)
         kept[self.num_layers] = _rows(output.last_hidden_state, index_N)
         return kept
 
+    def outputs(self, input_ids_BT: Tensor, position_ids_BT: Tensor, *, with_states: bool = False):
+        """What the module gives, with the list of all layers' states where they are wanted."""
+        call = {"input_ids": input_ids_BT.to(self.device), "use_cache": False}
+        if self.takes_positions:
+            call["position_ids"] = position_ids_BT.to(self.device)
+        options = {"output_hidden_states": True} if with_states else {}
+        return self.module(**call, **options)
+
 
 def find_decoder(model: nn.Module, device: torch.device) -> Decoder:
-    """The decoder of a causal model; hooks on its layers are used where they prove exact."""
-    module = model.get_decoder()  # type: ignore[operator]
+    """The decoder of a causal model; hooks on its layers are used where they prove exact.
+
+    Raises ConfigError for a model none of whose parts turns token ids into states.
+    """
+    module = decoder_of(model)
+    if module is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no part that turns token ids into hidden states; use "
+            "another teacher"
+        )
     num_layers = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr]
+    plain = Decoder(module, None, num_layers, takes(module, "position_ids"), device)
+    plain.state_widths = _state_widths(plain, len_vocab(model))
     lists = [m for m in module.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    takes_positions = "position_ids" in inspect.signature(module.forward).parameters
-    decoder = Decoder(module, lists[0] if lists else None, num_layers, takes_positions, device)
-    if decoder.layers is not None and not _hooks_are_exact(decoder, len_vocab(model)):
-        decoder.layers = None
-    return decoder
+    if not lists or not plain.state_widths:
+        return plain
+    hooked = replace(plain, layers=lists[0])
+    return hooked if _hooks_are_exact(hooked, plain, len_vocab(model)) else plain
 
 
 def find_head(model: nn.Module) -> ScoringHead | None:
-    """The head as plain tensors, or None where it is more than one matrix product."""
+    """The head as plain tensors with what its config most likely means, or None where it is more
+    than one matrix product."""
     module = model.get_output_embeddings()  # type: ignore[operator]
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         return None
-    config = model.config.get_text_config()  # type: ignore[union-attr]
-    scale = _number(config, "logit_scale") * _number(config, "lm_head_multiplier")
-    cap = getattr(config, "final_logit_softcapping", None)
-    return ScoringHead(
-        weight.detach(),
-        getattr(module, "bias", None),
-        logit_scale=scale / _number(config, "logits_scaling"),
-        soft_cap=float(cap) if cap else None,
-    )
+    formula = next(logit_formulas(model.config.get_text_config()))  # type: ignore[union-attr]
+    bias = getattr(module, "bias", None)
+    return ScoringHead(weight.detach(), bias, logit_scale=formula.scale, soft_cap=formula.soft_cap)
 
 
 @torch.inference_mode()
-def head_is_exact(model: nn.Module, decoder: Decoder, head: ScoringHead) -> bool:
-    """Whether head(decoder(ids)) gives the model's own logits on a probe."""
+def exact_head(model: nn.Module, decoder: Decoder, head: ScoringHead) -> ScoringHead | None:
+    """The head with the scale and the cap that give the model's own logits on a probe, from the
+    decoder's states; None where nothing does that the config may mean."""
     ids_BT, positions_BT = _probe(len(head.weight_VD))
     index_N = torch.arange(ids_BT.numel())
     hidden_ND = decoder.hidden(ids_BT, positions_BT, index_N, ())[decoder.num_layers]
     output = model(input_ids=ids_BT.to(decoder.device), use_cache=False)
     expected_NV = output.logits.float().flatten(0, 1)
-    found_NV = head.logits(hidden_ND).to(expected_NV.device)
-    if found_NV.shape != expected_NV.shape:
-        return False
-    error = (found_NV - expected_NV).abs().max() / expected_NV.abs().max()
-    return bool(error <= TOLERANCE.get(head.weight_VD.dtype, COARSE_TOLERANCE))
+    if hidden_ND.shape[1] != head.weight_VD.shape[1] or len(hidden_ND) != len(expected_NV):
+        return None
+    allowed = tolerance(head.weight_VD.dtype) * expected_NV.abs().max()
+    for formula in logit_formulas(model.config.get_text_config()):  # type: ignore[union-attr]
+        meant = replace(head, logit_scale=formula.scale, soft_cap=formula.soft_cap)
+        found_NV = meant.logits(hidden_ND).to(expected_NV.device)
+        same_shape = found_NV.shape == expected_NV.shape
+        if same_shape and bool((found_NV - expected_NV).abs().max() <= allowed):
+            return meant
+    return None
 
 
 def len_vocab(model: nn.Module) -> int:
@@ -103,16 +116,25 @@ def len_vocab(model: nn.Module) -> int:
     return int(embedding.weight.shape[0])
 
 
-def _hooks_are_exact(decoder: Decoder, vocab_rows: int) -> bool:
+@torch.inference_mode()
+def _state_widths(decoder: Decoder, vocab_rows: int) -> tuple[int, ...]:
+    """Numbers of a token's state by layer, the embedding's first; empty where the model's list of
+    states holds something else, as several streams of them."""
+    ids_BT, positions_BT = _probe(vocab_rows)
+    states = decoder.outputs(ids_BT, positions_BT, with_states=True).hidden_states or ()
+    whole = all(s is not None and s.ndim == 3 and s.shape[:2] == ids_BT.shape for s in states)
+    return (
+        tuple(s.shape[2] for s in states) if whole and len(states) == decoder.num_layers + 1 else ()
+    )
+
+
+def _hooks_are_exact(hooked: Decoder, plain: Decoder, vocab_rows: int) -> bool:
     ids_BT, positions_BT = _probe(vocab_rows)
     index_N = torch.arange(ids_BT.numel())
-    layers = range(decoder.num_layers + 1)
-    hooked = decoder.hidden(ids_BT, positions_BT, index_N, layers)
-    plain = Decoder(
-        decoder.module, None, decoder.num_layers, decoder.takes_positions, decoder.device
-    ).hidden(ids_BT, positions_BT, index_N, layers)
-    return hooked.keys() == plain.keys() and all(
-        torch.equal(hooked[layer], plain[layer]) for layer in layers
+    layers = range(plain.num_layers + 1)
+    found, expected = (d.hidden(ids_BT, positions_BT, index_N, layers) for d in (hooked, plain))
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[layer], expected[layer]) for layer in layers
     )
 
 
@@ -146,8 +168,3 @@ def _rows(hidden_BTD: Tensor, index_N: Tensor) -> Tensor:
 def _probe(vocab_rows: int) -> tuple[Tensor, Tensor]:
     ids_BT = torch.arange(2 * 12).reshape(2, 12) * 7919 % vocab_rows
     return ids_BT, torch.arange(12).repeat(2, 1)
-
-
-def _number(config: object, name: str) -> float:
-    value = getattr(config, name, None)
-    return float(value) if isinstance(value, int | float) and value else 1.0

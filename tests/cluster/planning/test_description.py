@@ -57,6 +57,23 @@ def test_a_changed_small_file_is_read_again(own):
     assert described(own).max_context == 77
 
 
+@pytest.mark.parametrize(
+    "field", [{"num_attention_heads": 5}, {"hidden_size": "wide"}, {"use_return_dict": True}]
+)
+def test_a_config_that_is_not_valid_is_refused_in_a_sentence(own, field):
+    path = own.parent / "student" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    with pytest.raises(ConfigError, match="whose files transformers cannot read: ") as refused:
+        described(own)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_without_a_limit_reads_any_context(own):
+    path = own.parent / "student" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": -1}))
+    assert described(own).max_context is None
+
+
 def test_changed_weights_are_probed_again(own):
     assert student_packs(load_config(own))
     weights = own.parent / "student" / "model.safetensors"

@@ -1,6 +1,7 @@
 """Loading a student: what is probed, what is frozen, what is refused in one sentence."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ from transformers import (
     GPTNeoConfig,
     GraniteConfig,
     GraniteForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from shared.config.run import Config
@@ -45,6 +54,17 @@ FAMILIES = {
     "soft-cap": (Gemma2ForCausalLM, Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=3.0)),
     "scaled": (CohereForCausalLM, CohereConfig(**SMALL, logit_scale=0.25)),
     "divided": (GraniteForCausalLM, GraniteConfig(**SMALL, logits_scaling=8.0)),
+    "multiplied": (HyperCLOVAXForCausalLM, HyperCLOVAXConfig(**SMALL, logits_scaling=8.0)),
+    "cap of another name": (
+        RecurrentGemmaForCausalLM,
+        RecurrentGemmaConfig(**SMALL, lru_width=32, logits_soft_cap=2.0),
+    ),
+    "a decoder that is not named": (
+        Llama4ForCausalLM,
+        Llama4TextConfig(
+            **SMALL, head_dim=8, intermediate_size_mlp=48, num_local_experts=2, pad_token_id=0
+        ),
+    ),
     "learned positions": (
         GPT2LMHeadModel,
         GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64),
@@ -76,6 +96,62 @@ def test_a_model_that_does_more_than_a_linear_head_is_refused() -> None:
     model.config.logit_scale = 0.5
     with pytest.raises(ConfigError, match="does more than a linear head"):
         take_apart(model, name="odd")
+
+
+class HeadOfItsOwn(torch.nn.Linear):
+    """A linear layer by its type and its weight."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 1.001
+
+
+def test_a_head_that_does_not_do_what_its_weight_does_is_refused() -> None:
+    """Training would go on with other logits than those of the export."""
+    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    take_apart(model, name="plain")
+    head = HeadOfItsOwn(SMALL["hidden_size"], SMALL["vocab_size"], bias=False)
+    head.load_state_dict(model.get_output_embeddings().state_dict())
+    model.set_output_embeddings(head)
+    with pytest.raises(ConfigError, match="does more than a linear head"):
+        take_apart(model, name="odd")
+
+
+@pytest.mark.parametrize(
+    "said", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}]
+)
+def test_what_a_config_says_of_outputs_changes_nothing(
+    tmp_path: Path, tiny_pair: tiny.Pair, said: dict[str, bool]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair.student, folder)
+    _say(folder, said)
+    asked = {"attention": "sdpa"}  # which gives no attention weights
+    config = config_of(tmp_path, folder, student=asked)
+    assert CAUSAL_LM.packs(config)
+    student = CAUSAL_LM.load(config, device=CPU)
+    plain = CAUSAL_LM.load(config_of(tmp_path, tiny_pair.student, student=asked), device=CPU)
+    ids = torch.arange(9)[None]
+    states, expected = (
+        s.decoder.eval()(input_ids=ids, use_cache=False).last_hidden_state for s in (student, plain)
+    )
+    assert torch.equal(states, expected)
+
+
+@pytest.mark.parametrize("field", [{"num_attention_heads": 5}, {"hidden_size": "wide"}])
+def test_a_config_that_is_not_valid_is_refused_with_its_reason(
+    tmp_path: Path, tiny_pair: tiny.Pair, field: dict[str, object]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair.student, folder)
+    _say(folder, field)
+    with pytest.raises(ConfigError, match="attention heads|hidden_size") as refused:
+        CAUSAL_LM.packs(config_of(tmp_path, folder))
+    assert "\n" not in str(refused.value)
+
+
+def _say(folder: Path, fields: dict[str, object]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def test_a_model_that_reads_position_ids_packs(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
