@@ -1,6 +1,7 @@
 """The jobs that test processes know by name; each takes a plan and returns plain values."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -81,6 +82,15 @@ def job_controlled(plan: RunPlan) -> dict:
 def job_tasked(plan: RunPlan, task: str) -> dict:
     """Train at a task."""
     return job_train(plan, task={kind.__name__: kind for kind in (CausalLM, Echo)}[task]())
+
+
+def job_masked(plan: RunPlan, umask: int) -> dict:
+    """Train under a umask."""
+    before = os.umask(umask)
+    try:
+        return job_train(plan)
+    finally:
+        os.umask(before)
 
 
 def job_sourced(plan: RunPlan, source: str) -> dict:
@@ -276,6 +286,7 @@ JOBS: dict[str, Callable[..., dict]] = {
     "resumed": job_resumed,
     "decided": job_decided,
     "controlled": job_controlled,
+    "masked": job_masked,
     "sourced": job_sourced,
     "tasked": job_tasked,
     "stopped": job_stopped,

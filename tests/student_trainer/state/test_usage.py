@@ -2,11 +2,8 @@
 read it."""
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,8 +15,9 @@ from shared.data.ends import ends_of
 from student_trainer.state.usage import save_usage
 from tests import tiny
 from tests.laws.test_models_of_the_hub import OWN_CODE
+from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import plan_of, prepared_domains, torchrun
+from tests.student_trainer.runs import plan_of, prepared_domains
 
 BOS, EOS, TURN_END = 1, 2, 7
 TEMPLATE = (
@@ -49,15 +47,6 @@ def give_template(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Exports of students with code of their own, whose generation config ends at another id than
@@ -80,10 +69,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             student={"workers": 1, "train": train, "trust_remote_code": name != "chat"},
             losses=[{"kind": "cross_entropy"}],
         )
-        jobs.append(as_job("train", plan))
+        jobs.append(as_job("masked", plan, umask=0o027))
         found[name] = folder / name / "export"
-    with umask(0o027):
-        assert [done["error"] for done in torchrun(jobs, folder / "jobs", ranks=1)] == [None] * 3
+    assert [done["error"] for done in run_jobs(jobs, folder / "jobs", ranks=1)] == [None] * 3
     return found
 
 
