@@ -23,7 +23,7 @@ from shared.run.run_dir import RunDir
 from student_trainer.worker import ERROR, train_worker
 
 TAIL_INTERVAL_S = 0.3
-STOP_INTERVAL_S = 0.2
+STOP_DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +154,9 @@ class _Attempt:
         return self._error
 
     def stop(self) -> None:
-        """End the group wherever it is."""
-        while self._thread.is_alive():
-            self._group.stop()
-            self._thread.join(STOP_INTERVAL_S)
+        """End the group wherever it is; one that does not come up ends with the command."""
+        self._group.stop()
+        self._thread.join(STOP_DEADLINE_S)
 
     def _fit(self) -> None:
         try:

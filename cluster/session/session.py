@@ -45,6 +45,9 @@ JOB_ENVIRONMENT = {
     "RAY_allow_out_of_band_object_ref_serialization": "0",
 }
 END_S = 5.0
+# Ray starts a worker for each core ahead. A run takes the first few; more would be idle.
+FEW_CORES = 8
+NONE_AHEAD = {"RAY_prestart_worker_first_driver": "0"}
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "DS_ACCELERATOR")
 
 
@@ -188,6 +191,16 @@ def _asks_for_token(address: str, *, timeout_s: float = 10.0) -> bool:
 def _join(address: str) -> None:
     _authenticate(_credentials(address))
     import ray
+
+    inherited = ray_head.environment(address)
+    _init(address, runtime_env(inherited))
+    if inherited and sum(node["Alive"] for node in ray.nodes()) > 1:
+        ray.shutdown()
+        _init(address, runtime_env({}))  # other nodes inherit nothing from the head
+
+
+def _init(address: str, environment: dict[str, dict[str, str]]) -> None:
+    import ray
     from ray.exceptions import AuthenticationError
 
     try:
@@ -195,7 +208,7 @@ def _join(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env=runtime_env(ray_head.environment(address)),
+            runtime_env=environment,
         )
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
         refused = str(error).splitlines()[0].rstrip(".")
@@ -210,7 +223,8 @@ def _start_private() -> None:
     _authenticate(own)
     import ray
 
-    with _environment(JOB_ENVIRONMENT):
+    ahead = {} if (os.cpu_count() or 1) <= FEW_CORES else NONE_AHEAD
+    with _environment(JOB_ENVIRONMENT | ahead):
         ray.init(
             address="local",
             resources=ray_head.ROLE_RESOURCES,

@@ -31,7 +31,7 @@ with connected(outlives=sys.argv[1] == "outlives"):
     assert JOB_ENVIRONMENT.items() <= environment.items()
     assert os.environ["OMP_NUM_THREADS"] == "7"
     print(context.gcs_address)
-assert not psutil.Process().children(recursive=True)
+assert sys.argv[1] == "outlives" or not psutil.Process().children(recursive=True)
 """
 
 
