@@ -144,7 +144,7 @@ def test_a_config_that_is_not_valid_is_refused_with_its_reason(
     folder = tmp_path / "model"
     shutil.copytree(tiny_pair.student, folder)
     _say(folder, field)
-    with pytest.raises(ConfigError, match="attention heads|hidden_size") as refused:
+    with pytest.raises(ConfigError, match=r"attention heads|hidden_size") as refused:
         CAUSAL_LM.packs(config_of(tmp_path, folder))
     assert "\n" not in str(refused.value)
 
