@@ -4,10 +4,11 @@ Exit codes: 0 done, 2 the user's input, 1 the rest.
 """
 
 import os
-import signal
 import sys
+import tempfile
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from shared.errors import TutelageError
+from cluster.session import interrupts
+from shared.errors import StoppedError, TutelageError, reason_of
 
 app = typer.Typer(
     name="tutelage",
@@ -44,6 +46,7 @@ cache = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 
+SHOWN_CHARS = 120  # of a path in a sentence
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
@@ -273,11 +276,22 @@ def selftest(
 @app.command()
 def init(
     to: Annotated[Path, typer.Argument(metavar="[FILE]")] = Path("tutelage.yaml"),
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="One of `tutelage recipes`.")
+    ] = "starter",
 ) -> None:
     """Write a first config, with comments; an existing file stays."""
     from cluster.commands import runs
 
-    runs.init(to)
+    runs.init(to, recipe=recipe)
+
+
+@app.command()
+def recipes() -> None:
+    """The configs that `tutelage init --recipe` writes, a line each."""
+    from cluster.commands import runs
+
+    runs.recipes()
 
 
 def _print_version(asked: bool) -> None:
@@ -298,7 +312,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; every mistake is one sentence on stderr."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupts.handle()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
@@ -311,19 +325,44 @@ def main(arguments: list[str] | None = None) -> int:
         _say(shown if "\n" in shown else f"{shown}{stop} Try --help.")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        _say("Interrupted; the same command continues from the last checkpoint.")
+        _say("Interrupted; the same command starts again.")
         return 1
+    except StoppedError as stop:
+        _say(str(stop))
+        return stop.exit_code
     except TutelageError as error:
         if debug:
             traceback.print_exc()
         _say(f"{type(error).__name__}: {error}")
         return error.exit_code
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        if error.errno is None:
+            return _fault(error)
+        place = "a file" if error.filename is None else _shown(error.filename)
+        _say(
+            f"StorageError: {place} cannot be used: {reason_of(error)}; give access, free space, "
+            "or name another place"
+        )
+        return 2
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _say(f"{type(error).__name__}, a fault of Tutelage; the traceback is in {_kept(error)}")
-        return 1
+        return _fault(error)
     return 0
+
+
+def _fault(error: Exception) -> int:
+    """Say that an error is ours and where its traceback is; returns the exit code."""
+    _say(f"{type(error).__name__}, a fault of Tutelage; the traceback is in {_kept(error)}")
+    return 1
+
+
+def _shown(path: object) -> str:
+    """A path of an error, not longer than a line."""
+    text = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
 
 
 def _say(sentence: str) -> None:
@@ -333,10 +372,15 @@ def _say(sentence: str) -> None:
 def _kept(error: Exception) -> Path:
     """A file with the traceback, since the terminal shows one sentence."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    path = cache / "tutelage" / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)))
-    return path
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    text = "".join(traceback.format_exception(error))
+    for folder in (cache / "tutelage" / "logs", Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+            return folder / name
+    print(text, file=sys.stderr)
+    return Path("what is printed above")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,12 @@ All take a single string, so that they survive pickling between Ray processes.
 """
 
 
+def reason_of(error: OSError) -> str:
+    """What the operating system says, for the middle of a sentence."""
+    said = error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__
+    return said[:1].lower() + said[1:]
+
+
 class TutelageError(Exception):
     """Root of all errors raised on purpose; `exit_code` is what the command line returns."""
 
@@ -62,6 +68,10 @@ class CheckpointError(UserError):
 
 class DamagedError(UserError):
     """A file of a target store that is not what was written; it is never learnt from."""
+
+
+class StoppedError(TutelageError):
+    """Somebody stopped a command; says what the same command goes on from."""
 
 
 class SelftestError(TutelageError, RuntimeError):

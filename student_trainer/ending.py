@@ -1,17 +1,27 @@
-"""The end of a run: whether it was reached, what is said of it, and the export."""
+"""Where a run goes on and where it ends: after its last step, with the export, or when asked."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from shared.errors import TutelageError
+import numpy as np
+
+from shared.errors import StoppedError, StorageError, TutelageError
 from shared.mixture.weight_log import read_log
+from shared.run.metrics import drop_metrics_after
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
 from student_trainer.evaluations import read_evaluations
 from student_trainer.models.frozen import refuse_changed
 from student_trainer.progress import say
 from student_trainer.run import Run
-from student_trainer.state.checkpoint import latest_checkpoint
+from student_trainer.state.checkpoint import (
+    all_checkpoints,
+    latest_checkpoint,
+    step_of,
+)
 from student_trainer.state.export import Reloader, export_checkpoint, exported_step
+from student_trainer.state.resume import save
 
 AHEAD_S = 20.0  # what its imports take where many share a core
 
@@ -23,6 +33,51 @@ def is_finished(plan: RunPlan) -> bool:
         plan.mode == "train"
         and exported_step(files.export) == _end(plan)
         and "after" in read_evaluations(files.path)
+    )
+
+
+def go_on(run: Run, step: int) -> None:
+    """Say from which step a run that has begun before goes on, and drop the metrics of later
+    ones, which it takes again. Raises StorageError."""
+    error = None
+    if run.ranks.leads and (step or run.files.metrics.exists()):
+        try:
+            drop_metrics_after(run.files.metrics, step)
+            begun = f"from step {step} of {run.config.steps}" if step else "from the start"
+            say(run, f"going on {begun}")
+        except StorageError as failure:
+            error = failure
+    run.ranks.agree(error)
+
+
+@contextmanager
+def stepping(run: Run) -> Iterator[None]:
+    """Let others see, for the length of a `with`, that this run takes steps and can be asked to
+    stop after one."""
+    if run.ranks.leads:
+        run.files.stepping.touch()
+    try:
+        yield
+    finally:
+        if run.ranks.leads:
+            run.files.stepping.unlink(missing_ok=True)
+
+
+def stop_if_asked(run: Run, step: int) -> None:
+    """Save and raise StoppedError on all ranks where rank 0 sees that somebody asks for it."""
+    asked = run.ranks.leads and run.files.stop_request.exists()
+    if not run.ranks.sum(np.array([asked]))[0]:
+        return
+    last = run.ranks.from_leader(all_checkpoints(run.files.checkpoints)[-1:])
+    if step and [step] != [step_of(checkpoint) for checkpoint in last]:
+        save(run, step)
+    if run.ranks.leads:
+        run.files.stop_request.unlink(missing_ok=True)
+    raise StoppedError(
+        f"Stopped after step {step} of {run.config.steps}, which is saved; the same command "
+        "continues from there."
+        if step
+        else "Stopped before the first step; the same command starts again."
     )
 
 

@@ -12,7 +12,15 @@ from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
-from student_trainer.ending import export, foresee, is_finished, say_stopped
+from student_trainer.ending import (
+    export,
+    foresee,
+    go_on,
+    is_finished,
+    say_stopped,
+    stepping,
+    stop_if_asked,
+)
 from student_trainer.engine import backward, take_step
 from student_trainer.evaluations import evaluate, evaluate_only
 from student_trainer.progress import write_line
@@ -59,10 +67,24 @@ def run_plan(
 
 def train(run: Run, early: Early | None = None) -> None:
     """One run from its last checkpoint, or its beginning, to its export."""
-    config = run.config
     step = restore(run)
+    go_on(run, step)
     evaluate(run, "before")
+    with stepping(run):
+        step = steps(run, step, early)
+    say_stopped(run, step)
+    evaluate(run, "after")
+    export(run, step)
+
+
+def steps(run: Run, step: int, early: Early | None = None) -> int:
+    """Take steps from `step` on until training is over; returns how many are done.
+
+    Raises StoppedError, once what is learnt is saved, where somebody asks for it.
+    """
+    config = run.config
     while not run.is_over(step):
+        stop_if_asked(run, step)
         if step in run.decisions:
             report(run, step)
         watch = Stopwatch(run.reader)
@@ -84,9 +106,7 @@ def train(run: Run, early: Early | None = None) -> None:
             write_line(run, step, lr=lr, grad_norm=grad_norm)
         if run.due(config.checkpoints.every, step):
             save(run, step)
-    say_stopped(run, step)
-    evaluate(run, "after")
-    export(run, step)
+    return step
 
 
 def learn(run: Run, drawn: Step) -> np.ndarray:

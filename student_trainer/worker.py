@@ -31,10 +31,12 @@ def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     leads = ray.train.get_context().get_world_rank() == 0
-    path = RunDir(Path(run_dir)).logs / ERROR
+    files = RunDir(Path(run_dir))
+    path = files.logs / ERROR
     if leads:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
+        files.stepping.unlink(missing_ok=True)
     try:
         early = Early(config, clock)
         given = take()

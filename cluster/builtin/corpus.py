@@ -18,6 +18,7 @@ from shared.errors import DataError
 from shared.files import obey_umask
 
 DOMAINS = ("python", "reference", "mathematics", "cpp", "legal")
+FOLDER = "default"  # in the cache
 VERSION = 1  # raised whenever the same files would give another text
 MAX_BYTES = {"train": 1_000_000, "validation": 60_000}  # of one domain
 MIN_TRAIN_BYTES = 60_000
@@ -50,7 +51,12 @@ def build_corpus(cache: Path) -> Path:
 
 def corpus_folder(cache: Path, sources: dict[str, Source] | None = None) -> Path:
     """Where `build_corpus` builds, from these sources or those of this Python."""
-    return cache / "default" / fingerprint(sources or find_sources())
+    return cache / FOLDER / fingerprint(sources or find_sources())
+
+
+def is_built_in(path: str, cache: str) -> bool:
+    """Whether a model or text of a resolved config is of the embedded default."""
+    return Path(path).is_relative_to(Path(cache).expanduser().absolute() / FOLDER)
 
 
 def fingerprint(sources: dict[str, Source]) -> str:

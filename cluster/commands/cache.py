@@ -20,7 +20,7 @@ BYTES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 def ls(where: str) -> None:
     """`tutelage cache ls`."""
     store = store_of(where)
-    found = questions(store)
+    found = _questions(store)
     for question in found:
         print(f"{question.key}  {question.title}")
         print(f"  {_held(question)}, last used {_day(question.used_at)}")
@@ -31,17 +31,21 @@ def ls(where: str) -> None:
 def check(where: str, *, delete: bool = False) -> None:
     """`tutelage cache verify`. Raises DamagedError where a file is damaged and stays."""
     store = store_of(where)
-    size = sum(file.size for question in questions(store) for file in question.files)
+    found = _questions(store)
+    if not found:
+        print(f"{store.shown} is empty")
+        return
+    size = sum(question.size for question in found)
     bar = tqdm(
         total=size, desc="verifying", unit="B", unit_scale=True, disable=not sys.stderr.isatty()
     )
     damaged = 0
     with bar:
-        for found in verify(store, done=bar.update):
+        for damage in verify(store, done=bar.update):
             damaged += 1
             if delete:
-                found.place.delete()
-            print(f"{'removed' if delete else 'damaged'}  {found.place.shown}: {found.reason}")
+                damage.place.delete()
+            print(f"{'removed' if delete else 'damaged'}  {damage.place.shown}: {damage.reason}")
     if not damaged:
         print(f"{store.shown}: every file is sound, {in_bytes(size)}")
     elif delete:
@@ -70,6 +74,7 @@ def gc(
         teacher=teacher,
         question=question,
     )
+    _questions(store)
     size = 0
     kept_free = None if keep_free is None else bytes_of(keep_free)
     for removal in clear_up(store, choice=choice, keep_free=kept_free, dry_run=dry_run):
@@ -91,6 +96,17 @@ def store_of(where: str) -> Location:
             f"targets.store is not set in {where}; set it there, or name the folder of a store"
         )
     return Location.of(store)
+
+
+def _questions(store: Location) -> list[Question]:
+    """What a store holds. Raises ConfigError for a folder with something else and no answers."""
+    found = questions(store)
+    if not found and (others := [info.base_name for info in store.list()]):
+        raise ConfigError(
+            f"{store.shown} is no store: it holds {others[0]}{' and more' * (len(others) > 1)}, "
+            "but no answers of a teacher; name the folder of targets.store, or a config"
+        )
+    return found
 
 
 def seconds_of(text: str) -> float:

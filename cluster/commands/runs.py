@@ -1,19 +1,23 @@
 """Commands on configs and run folders: what the command line calls, with its printing."""
 
+import difflib
 import json
 import shutil
+import textwrap
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from cluster.builtin.models import resolve_builtin, stages_to_build
 from cluster.planning.loading import load, read
 from cluster.report.stages import expect, stages_of_run
 from shared.config.run import Config
-from shared.errors import CheckpointError, ConfigError
+from shared.errors import CheckpointError, ConfigError, StorageError, reason_of
 from shared.run.run_dir import RunDir
 from shared.run.start import StartClock
 
-STARTER = Path(__file__).parents[1] / "recipes" / "starter.yaml"
+RECIPES = Path(__file__).parents[1] / "recipes"
+STARTER = "starter"
 
 
 def run(
@@ -84,8 +88,8 @@ def export(run: Path, *, to: Path | None = None) -> None:
     """`tutelage export`: the newest whole checkpoint, loaded again and compared first."""
     run_dir = RunDir(run.absolute())
     config = _config_of(run_dir)
-    if to is not None and to.exists():
-        raise ConfigError(f"{to} exists already; name a new folder with --to")
+    if to is not None:
+        _refuse_unwritable(to)
     from student_trainer.state.checkpoint import latest_checkpoint, step_of
     from student_trainer.state.export import export_checkpoint, exported_step
     from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -96,8 +100,35 @@ def export(run: Path, *, to: Path | None = None) -> None:
     if exported_step(run_dir.export) != step_of(checkpoint):
         export_checkpoint(checkpoint, config=config, run_dir=run_dir, kind=CAUSAL_LM.model)
     if to is not None:
-        shutil.copytree(run_dir.export, to)
+        _copied(run_dir.export, to)
     print(f"step {step_of(checkpoint)} is in {to or run_dir.export}")
+
+
+def _refuse_unwritable(to: Path) -> None:
+    """Refuse a place for an export before any work. Raises ConfigError."""
+    try:
+        if to.exists():
+            raise ConfigError(f"{to} exists already; name a new folder with --to")
+        to.mkdir(parents=True)
+        to.rmdir()
+    except OSError as error:
+        raise ConfigError(
+            f"--to is {to}, which cannot be made: {reason_of(error)}; name a folder that you may "
+            "write to"
+        ) from None
+
+
+def _copied(folder: Path, to: Path) -> None:
+    """Copy an export, whole or not at all. Raises StorageError."""
+    draft = to.with_name(f".{to.name}.draft")
+    try:
+        shutil.copytree(folder, draft)
+        draft.rename(to)
+    except (OSError, shutil.Error) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise StorageError(
+            f"{to} cannot be written: {reason_of(error)}; free some space, or name another folder"
+        ) from None
 
 
 def report(run: Path) -> None:
@@ -111,15 +142,52 @@ def report(run: Path) -> None:
     print(final_table(run_dir.path))
 
 
-def init(to: Path) -> None:
+def init(to: Path, *, recipe: str = STARTER) -> None:
     """`tutelage init`."""
-    if to.exists():
-        raise ConfigError(f"{to} exists already; name another file: tutelage init FILE")
+    found = _recipe(recipe)
+    text = found.read_text().replace(f"cluster/recipes/{found.name}", str(to))
     try:
-        to.write_text(STARTER.read_text())
+        if to.exists():
+            raise ConfigError(f"{to} exists already; name another file: tutelage init FILE")
+        to.write_text(text)
     except OSError as error:
-        raise ConfigError(f"{to} cannot be written: {error.strerror}; name another file") from None
+        raise ConfigError(
+            f"{to} cannot be written: {reason_of(error)}; name another file"
+        ) from None
     print(f"{to} is a first config; change it, then: tutelage run {to}")
+
+
+def recipes() -> None:
+    """`tutelage recipes`: a line for each, from its first comment."""
+    found = _recipes()
+    width = max(map(len, found))
+    for name, path in found.items():
+        print(f"{name:<{width}}  {_first_sentence(path.read_text())}")
+    print("\ntutelage init FILE --recipe NAME writes one")
+
+
+def _first_sentence(text: str) -> str:
+    """Of the comment that opens a recipe."""
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    joined = " ".join(line.strip("# ") for line in comment)
+    return textwrap.shorten(joined.partition(". ")[0].rstrip("."), 80, placeholder=" ...")
+
+
+def _recipes() -> dict[str, Path]:
+    """The recipes of the package, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def _recipe(name: str) -> Path:
+    """Raises ConfigError for a name there is no recipe of."""
+    found = _recipes()
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"--recipe is {name!r}, which there is none of; did you mean {near}? There are "
+            f"{', '.join(found)}"
+        )
+    return found[name]
 
 
 def _config_of(run_dir: RunDir) -> Config:

@@ -12,20 +12,28 @@ from typing import TYPE_CHECKING
 
 from cluster.planning.preparation import (
     Launch,
-    idle_policy_note,
+    notes,
     prepare_run,
     refuse_unasked,
+    refuse_unreached,
 )
-from cluster.report.outcome import conclude, count
+from cluster.report.outcome import conclude, count, interrupted
 from cluster.report.stages import begin
 from cluster.report.summary import final_table
+from cluster.session.interrupts import interrupted_as
 from cluster.session.services import find_service, named_services, services_of
-from cluster.session.session import attached, connected, find_address, prepare_environment
+from cluster.session.session import (
+    attached,
+    connected,
+    find_address,
+    is_connected,
+    prepare_environment,
+)
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
-from shared.errors import StorageError
+from shared.errors import StoppedError, StorageError
 from shared.locations import Location
 from shared.run.plan import Assignment, OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
@@ -112,7 +120,8 @@ def _launched(
     clock.mark("began")
     clock.mark("loaded")
     prepare_environment()
-    with locked(run_dir_of(config)):
+    run_dir = run_dir_of(config)
+    with locked(run_dir), interrupted_as(partial(interrupted, run_dir)):
         if not fresh and _is_finished(run_dir_of(config), config):
             run_dir = open_run(config)
             print(f"{config.name} is finished; --fresh starts it over\n")
@@ -126,9 +135,11 @@ def _launched(
                 clock.mark("connected")
                 yield launch
         else:
-            find_address(address)
-            launch = _prepared(config, fresh=fresh, services=None, clock=clock)
-            with connected(address):
+            with ExitStack() as stack:
+                if find_address(address) is not None and not is_connected():
+                    stack.enter_context(connected(address))
+                launch = _prepared(config, fresh=fresh, services=None, clock=clock)
+                stack.enter_context(connected(address))
                 clock.mark("connected")
                 yield launch
 
@@ -138,10 +149,12 @@ def _prepared(
 ) -> Launch:
     begin("start")
     refuse_unasked(config)
+    refuse_unreached(config)
+    _refuse_unplaceable_early(config, services)
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
-    if note := idle_policy_note(config):
+    for note in notes(config):
         print(note, flush=True)
     run_dir.start.unlink(missing_ok=True)
     clock.mark("prepared")
@@ -174,9 +187,9 @@ def _distil(launch: Launch) -> None:
                 _train_baseline(launch, plan, open_reader)
         conclude(launch.run_dir, status="finished")  # now the teacher's restarts are counted
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
+        stopped = isinstance(error, KeyboardInterrupt | StoppedError)
         with suppress(StorageError):  # a full disk must not hide what stopped the run
-            conclude(launch.run_dir, status="interrupted" if interrupted else "failed")
+            conclude(launch.run_dir, status="interrupted" if stopped else "failed")
         raise
     _print_table(launch.run_dir)
 
@@ -202,17 +215,40 @@ def refuse_unplaceable(launch: Launch) -> None:
 
     from cluster.session import placement
 
-    declared, config = ray.cluster_resources(), launch.config
-    worker = ("the student's workers", placement.student_bundle(config, declared))
-    demands = [worker] * config.student.workers
-    if launch.services is None and not config.targets.teacher_free:
-        demands += placement.teachers_demands(config.teachers, declared)
-    placement.refuse_unplaceable(demands)
+    config = launch.config
+    placement.refuse_unplaceable(_demands(config, launch.services, ray.cluster_resources()))
     placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
     placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")
     store = config.targets.store and Location.of(config.targets.store).local
     if store:
         placement.refuse_unshared(store, option="targets.store")
+
+
+def _demands(
+    config: Config, services: Mapping[str, str] | None, declared: Mapping[str, float]
+) -> list[tuple[str, dict[str, float]]]:
+    """What the processes of a run need, as `refuse_unplaceable` takes it."""
+    from cluster.session import placement
+
+    bundle = placement.student_bundle(config, declared)
+    demands: list[tuple[str, dict[str, float]]] = [("the student's workers", bundle)]
+    demands *= config.student.workers
+    if services is None and not config.targets.teacher_free:
+        return demands + placement.teachers_demands(config.teachers, declared)
+    return demands
+
+
+def _refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None) -> None:
+    """The same by what the cluster has in all, or this machine where one is still to be started:
+    nothing is prepared for what cannot be placed."""
+    from cluster.session import placement
+
+    if is_connected():
+        import ray
+
+        placement.refuse_unplaceable(_demands(config, services, ray.cluster_resources()))
+    else:
+        placement.refuse_beyond_machine(_demands(config, services, {}))
 
 
 @contextmanager

@@ -15,11 +15,14 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroup
 
 from cluster.launch.mailbox import Mailbox
 from cluster.launch.worker_group import Meeting, WorkerGroup
+from cluster.report.outcome import interrupted
+from cluster.session.interrupts import asking
 from shared import errors
 from shared.config.run import Config
-from shared.errors import TutelageError
+from shared.errors import StoppedError, TutelageError
 from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir
+from student_trainer.state.checkpoint import whence
 from student_trainer.worker import ERROR, train_worker
 
 TAIL_INTERVAL_S = 0.3
@@ -46,7 +49,8 @@ class Students:
 
     def start(self) -> None:
         """Let the workers come up and wait for `train`."""
-        self._told.unlink(missing_ok=True)
+        for old in (self._told, self._files.stepping):
+            old.unlink(missing_ok=True)
         self._under_way = _Attempt(self._training, self._mailbox, restarts=0)
 
     def train(self, assignment: Assignment) -> int:
@@ -57,26 +61,39 @@ class Students:
         here.
         """
         restarts, most = 0, self._training.config.student.max_restarts
+        self._files.stop_request.unlink(missing_ok=True)
         self._mailbox.put(assignment)
         if self._under_way is None:
             self.start()
-        with shown_progress(self._files.progress):
+        with asking(self._ask_to_stop), shown_progress(self._files.progress):
             while (error := self._under_way.error()) is not None:  # type: ignore[union-attr]
                 _write_traceback(self._training.attempt, error)
                 if (sentence := _own_error(error)) is not None:
                     raise sentence
+                if self._files.stop_request.exists():  # whoever stopped us ended the workers too
+                    raise StoppedError(interrupted(self._files))
                 if restarts >= most:
                     raise _given_up(self._training, error)
                 restarts += 1
                 print(
                     f"a student worker died ({_first_reason(error)}); restart {restarts} of "
-                    f"{most}, from the last checkpoint",
+                    f"{most}, {whence(self._files.checkpoints)}",
                     flush=True,
                 )
                 self._under_way = _Attempt(self._training, self._mailbox, restarts=restarts)
         if self._told.exists():
             raise _as_raised(json.loads(self._told.read_text()))
         return restarts
+
+    def _ask_to_stop(self) -> str | None:
+        """Ask the workers to save and end, where they take steps. Called by a signal."""
+        if not self._files.stepping.exists():
+            return None
+        try:
+            self._files.stop_request.touch()
+        except OSError:
+            return None  # no disk to ask by, nor to save to
+        return "the step under way is finished and saved; again, and the run ends at once"
 
     def close(self) -> None:
         """End workers that are still there."""
@@ -197,7 +214,7 @@ def _given_up(training: Training, error: TrainingFailedError) -> TutelageError:
     return TutelageError(
         f"the student workers failed {training.config.student.max_restarts + 1} times "
         f"({_first_reason(error)}); the traceback is in {training.attempt / 'error.log'}, the "
-        "last good checkpoint stays, and the same command continues from it"
+        f"same command continues {whence(RunDir(training.run_dir).checkpoints)}"
     )
 
 

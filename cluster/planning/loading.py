@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.config.file import load_config, resolve
+from shared.config.paths import refuse_unwritable
 from shared.config.run import Config
 
 
@@ -19,4 +20,6 @@ def read(path: Path, overrides: Sequence[str]) -> Config:
     from cluster.session.session import prepare_environment
 
     prepare_environment()
-    return resolve(load_config(path, overrides))
+    config = resolve(load_config(path, overrides))
+    refuse_unwritable("paths.cache", config.paths.cache)
+    return config

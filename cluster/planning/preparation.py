@@ -17,7 +17,8 @@ from cluster.planning.handshake import (
     validation_question,
 )
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
-from shared.config.mixture import AdaptiveMixture
+from shared.config.mixture import AdaptiveMixture, FixedMixture
+from shared.config.paths import refuse_unwritable
 from shared.config.run import Config, Teacher
 from shared.data.prepared import PreparedDomain
 from shared.data.tokenise import prepare
@@ -108,7 +109,10 @@ def prepare_run(config: Config) -> Prepared:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hands = check(config)
     if config.targets.store is not None:
-        Location.of(config.targets.store).list()  # it can be reached
+        store = Location.of(config.targets.store)
+        if store.local and not config.targets.teacher_free:
+            refuse_unwritable("targets.store", str(store.local))
+        store.list()  # it can be reached
     showing = showing_of(config, hands)
     domains = prepare(
         config,
@@ -145,6 +149,40 @@ def refuse_unasked(config: Config) -> None:
             "training text, but no loss asks a teacher; add one that does, or take ddk, sheared "
             "or fixed"
         )
+
+
+def refuse_unreached(config: Config) -> None:
+    """Refuse a warm-up that the run ends in, so that no update has the rate asked for. Raises
+    ConfigError."""
+    asked = config.optimiser
+    if asked.warmup_steps > config.steps:
+        reached = asked.lr * config.steps / asked.warmup_steps
+        raise ConfigError(
+            f"optimiser.warmup_steps is {asked.warmup_steps}, but the run has {config.steps} "
+            f"steps, and its rate would reach {reached:.3g} of optimiser.lr {asked.lr:g}; set "
+            f"optimiser.warmup_steps={config.steps // 10} or more steps"
+        )
+
+
+def notes(config: Config) -> list[str]:
+    """What a run does other than its config seems to say, in sentences."""
+    found = (idle_policy_note(config), weights_note(config))
+    return [note for note in found if note is not None]
+
+
+def weights_note(config: Config) -> str | None:
+    """A sentence where fixed weights are no shares as they stand."""
+    mixture = config.mixture
+    if not isinstance(mixture, FixedMixture) or not isinstance(mixture.weights, dict):
+        return None
+    total = sum(mixture.weights.values())
+    never = [name for name, weight in mixture.weights.items() if not weight]
+    unseen = f"; {', '.join(never)} is never drawn" if never else ""
+    shares = zip(mixture.weights, mixture.shares(mixture.weights), strict=True)
+    listed = ", ".join(f"{name} {share:.3g}" for name, share in shares)
+    if abs(total - 1) < 1e-6:
+        return f"mixture.weights: {listed}{unseen}" if never else None
+    return f"mixture.weights sum to {total:g} and are taken as shares: {listed}{unseen}"
 
 
 def idle_policy_note(config: Config) -> str | None:

@@ -7,6 +7,7 @@ from cluster.report.page import write_report
 from cluster.report.summary import summarise
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir, write_atomically
+from student_trainer.state.checkpoint import whence
 
 
 def count(run_dir: RunDir, what: str, number: int) -> None:
@@ -31,6 +32,11 @@ def conclude(run_dir: RunDir, *, status: str) -> None:
     if run_dir.metrics.exists():
         summarise(run_dir.path, status=status, failures=failures(run_dir))
         write_report(run_dir.path)
+
+
+def interrupted(run_dir: RunDir) -> str:
+    """The sentence for a run that somebody ends."""
+    return f"Interrupted; the same command continues {whence(run_dir.checkpoints)}."
 
 
 def _counts(run_dir: RunDir) -> dict[str, int]:

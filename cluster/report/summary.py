@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster.builtin.corpus import is_built_in
 from cluster.report.measurement import (
     BaselineSummary,
     DomainSummary,
@@ -24,7 +25,6 @@ from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
 
 NAME_WIDTH, CELL_WIDTH, TABLE_WIDTH = 18, 8, 100
-REAL_RECIPE = "cluster/recipes/real_text.yaml"
 
 
 def summarise(run_dir: Path, *, status: str, failures: Failures) -> Summary:
@@ -194,8 +194,18 @@ def _what_next(record: RunRecord) -> list[str]:
         f"Evaluate  {program} eval {run}",
         f"Use it    from {library} import {loader}ModelForCausalLM",
         f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}"{trusted})',
-        f"Next      {program} run {REAL_RECIPE} paths.root=FOLDER",
-        f"          {program} init my.yaml, for models and text of your own",
+        *_after_demo(record, program),
+    ]
+
+
+def _after_demo(record: RunRecord, program: str) -> list[str]:
+    """What to try after a run of the built-in models; a run of one's own has no such lines."""
+    config = record.config
+    if not is_built_in(config.student.model, config.paths.cache):
+        return []
+    return [
+        f"Next      {program} init my.yaml, for models and text of your own",
+        f"          {program} recipes, configs to start from",
     ]
 
 

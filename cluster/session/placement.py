@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -58,6 +59,18 @@ def refuse_unplaceable(demands: Sequence[tuple[str, Bundle]]) -> None:
         if time.monotonic() > deadline:
             raise PlacementError(_sentence(misfit, demands, _free_per_node(), "has free"))
         time.sleep(0.5)
+
+
+def refuse_beyond_machine(demands: Sequence[tuple[str, Bundle]]) -> None:
+    """Check named bundles against this machine, before a cluster is started on it.
+
+    Raises PlacementError.
+    """
+    found = ResourceAndLabelSpec()
+    found.resolve(is_head=True)
+    machine = [{name: amount or 0.0 for name, amount in found.to_resource_dict().items()}]
+    if misfit := _first_misfit(demands, machine):
+        raise PlacementError(_sentence(misfit, demands, machine, "has"))
 
 
 def refuse_unshared(folder: Path, *, option: str, deadline_s: float = 60.0) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from cluster.session import ray_head
+from cluster.session.interrupts import kept
 from shared.errors import PlacementError
 
 # Read by Ray and torch when they are imported, so they are set before. Threads spin
@@ -68,7 +69,7 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
     PlacementError where the address does not answer.
     """
     prepare_environment()
-    if _already_connected():
+    if is_connected():
         yield  # the caller's own connection, as in a test or a notebook
         return
     target = find_address(address)
@@ -84,7 +85,7 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
 @contextmanager
 def attached(address: str | None = None) -> Iterator[None]:
     """Like `connected`, but never starts a cluster. Raises PlacementError where there is none."""
-    if not _already_connected() and find_address(address) is None:
+    if not is_connected() and find_address(address) is None:
         raise PlacementError(
             "no cluster is running here; `tutelage teacher up CONFIG` starts one, "
             "--address HOST:PORT joins one"
@@ -147,7 +148,18 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _already_connected() -> bool:
+def not_started(error: Exception) -> str:
+    """The sentence for a cluster that Ray could not start on this machine."""
+    reason = (str(error).strip() or type(error).__name__).partition("\n")[0].partition(". ")[0]
+    return (
+        f"Ray did not start a cluster on this machine: {reason.rstrip('.')}; the machine may be "
+        "busy, or short of memory or disk: run the same command again, or join a cluster that is "
+        "up with --address"
+    )
+
+
+def is_connected() -> bool:
+    """Whether this process is a driver of a cluster."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
@@ -204,14 +216,20 @@ def _init(address: str, environment: dict[str, dict[str, str]]) -> None:
     from ray.exceptions import AuthenticationError
 
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=environment,
-        )
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        refused = str(error).splitlines()[0].rstrip(".")
+        with kept():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=environment,
+            )
+    except Exception as error:  # of a cluster too busy to answer, Ray's own is a plain Exception
+        refused = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if not isinstance(error, AuthenticationError | ConnectionError | RuntimeError):
+            raise PlacementError(
+                f"the cluster at {address} cannot be joined: {refused}; it may be busy: run the "
+                "same command again"
+            ) from error
         raise PlacementError(
             f"the cluster at {address} cannot be joined: {refused}; where it asks for a token, "
             "copy its ~/.ray/auth_token here, or set RAY_AUTH_TOKEN and RAY_AUTH_MODE=token"
@@ -224,15 +242,18 @@ def _start_private() -> None:
     import ray
 
     ahead = {} if (os.cpu_count() or 1) <= FEW_CORES else NONE_AHEAD
-    with _environment(JOB_ENVIRONMENT | ahead):
-        ray.init(
-            address="local",
-            resources=ray_head.ROLE_RESOURCES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=ray_head.object_store_bytes(),
-        )
+    try:
+        with kept(), _environment(JOB_ENVIRONMENT | ahead):
+            ray.init(
+                address="local",
+                resources=ray_head.ROLE_RESOURCES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=ray_head.object_store_bytes(),
+            )
+    except Exception as error:  # Ray's own is a plain Exception
+        raise PlacementError(not_started(error)) from error
 
 
 def _leave() -> None:

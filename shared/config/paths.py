@@ -1,10 +1,11 @@
 """Absolute paths for everything a config names; what does not exist is refused here."""
 
 import glob
+import os
 from pathlib import Path
 
 from shared.config.run import Config, HubDataset, Source
-from shared.errors import ConfigError
+from shared.errors import ConfigError, reason_of
 from shared.locations import refuse_credentials
 
 BUILTIN = "builtin:"
@@ -57,6 +58,20 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
             "targets": config.targets.model_copy(update={"store": store and _store(store, root)}),
         }
     )
+
+
+def refuse_unwritable(option: str, folder: str) -> None:
+    """Refuse a folder that cannot be made or written to, making none. Raises ConfigError."""
+    place = Path(folder).expanduser()
+    try:
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+        reason = "" if nearest.is_dir() else f"{nearest} is no folder"
+        if not reason and not os.access(nearest, os.W_OK | os.X_OK):
+            reason = f"{nearest} may not be written to"
+    except OSError as error:
+        reason = reason_of(error)
+    if reason:
+        raise ConfigError(f"{option} is {folder}, but {reason}; set {option}=FOLDER")
 
 
 def _lasting(folder: Path) -> Path:

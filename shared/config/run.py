@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shared.config.attention import Attention
-from shared.config.base import Dtype, Fraction, Positive, Section
+from shared.config.base import Dtype, Fraction, Momentum, Positive, Section
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.progressive import Progressive
@@ -211,7 +211,7 @@ class Optimiser(Section):
     """AdamW with warm-up and decay."""
 
     lr: Positive = 1e-4
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
@@ -249,7 +249,8 @@ class Checkpoints(Section):
 class Config(Section):
     """One run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    # Files are named after it, with a few characters more than these; a name has 255 at most.
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: int = 0
     steps: int = Field(ge=1)
     log_every: int = Field(default=10, ge=1)

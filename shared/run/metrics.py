@@ -9,6 +9,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from shared.run.run_dir import write_atomically
+
 
 @dataclass(slots=True)
 class DomainMetrics:
@@ -103,6 +105,23 @@ def append_metrics(path: Path, line: StepMetrics) -> None:
             if file.read(1) != b"\n":
                 file.write(b"\n")
         file.write(json.dumps(asdict(line)).encode() + b"\n")
+
+
+def drop_metrics_after(path: Path, step: int) -> None:
+    """Take out the lines of steps after `step`, which a resumed run takes again, and torn ones."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if (done := _step_of(line)) is not None and done <= step]
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from shared.config.file import dump, load_config
 from shared.config.run import Config
-from shared.errors import ConfigError, RunInUseError, StorageError
+from shared.errors import ConfigError, RunInUseError, StorageError, reason_of
 from shared.prompts.prompts import read_prompts
 
 PACKAGES = (
@@ -132,6 +132,16 @@ class RunDir:
         return self.logs / "progress.log"
 
     @property
+    def stepping(self) -> Path:
+        """There while rank 0 takes steps, after which it can save."""
+        return self.logs / "stepping"
+
+    @property
+    def stop_request(self) -> Path:
+        """Written by who wants training to save and end after the step under way."""
+        return self.logs / "stop"
+
+    @property
     def finished(self) -> bool:
         """Whether the run's summary says so."""
         try:
@@ -163,12 +173,14 @@ class RunDir:
 def locked(run_dir: RunDir) -> Iterator[None]:
     """Hold the run directory; the operating system lets go when the process dies.
 
-    Raises RunInUseError when another process holds it.
+    Where no run began, nothing is left behind. Raises RunInUseError when another process holds it,
+    and StorageError where no run can be written there.
     """
-    run_dir.path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir.path.parent / f".{run_dir.path.name}.lock", timeout=0)
     owner = run_dir.path.parent / f".{run_dir.path.name}.owner"
+    made = not run_dir.path.parent.exists()
     try:
+        run_dir.path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         holder = owner.read_text().strip() if owner.exists() else "another process"
@@ -176,12 +188,22 @@ def locked(run_dir: RunDir) -> Iterator[None]:
             f"the run {run_dir.path.name!r} is in use by {holder}; wait for it, stop it, "
             "or give this run another name"
         ) from None
+    except OSError as error:
+        raise StorageError(
+            f"no run can be written to {run_dir.path.parent}: {reason_of(error)}; set paths.runs "
+            "to a folder that you may write to"
+        ) from None
     try:
         write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
         owner.unlink(missing_ok=True)
+        if not run_dir.path.exists():
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        if made:
+            with suppress(OSError):  # not empty: a run began
+                run_dir.path.parent.rmdir()
 
 
 def open_run(config: Config, *, fresh: bool = False) -> RunDir:
@@ -206,8 +228,14 @@ def open_run(config: Config, *, fresh: bool = False) -> RunDir:
                 f"{', '.join(differing)}; change them back, give this run another name, or pass "
                 "--fresh to move the old one aside"
             )
-    for folder in (run_dir.path, run_dir.logs, run_dir.checkpoints):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (run_dir.path, run_dir.logs, run_dir.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the run folder {run_dir.path} cannot be made: {reason_of(error)}; give the run "
+            "another name, or set paths.runs to a folder that you may write to"
+        ) from None
     write_atomically(run_dir.config, dump(config))
     if config.prompts is None:
         run_dir.prompts.unlink(missing_ok=True)
@@ -244,8 +272,12 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {error.strerror}; free some space") from None
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} cannot be written: {reason_of(error)}; free some space, or name a folder that "
+            "you may write to"
+        ) from None
 
 
 def write_environment(run_dir: RunDir, *, cluster: Mapping[str, float]) -> None:

@@ -196,13 +196,20 @@ def rewritten(
     return written + [write_file(folder, batches) for batches in waiting.values() if batches]
 
 
-def check_file(place: Location, *, question: str) -> None:
-    """Read a whole file and compare every checksum. Raises DamagedError and FileNotFoundError."""
+def check_bytes(place: Location) -> int:
+    """Read a whole file, of any version, and compare its name's checksum; returns its size.
+    Raises DamagedError and FileNotFoundError."""
     with damage(place):
         data = place.read()
         if xxhash.xxh3_128_hexdigest(data) + SUFFIX != place.path.rpartition("/")[2]:
             raise ValueError("the checksum of the file does not hold")
-    opened = open_file(place, size=len(data), question=question)
+    return len(data)
+
+
+def check_file(place: Location, *, question: str) -> None:
+    """Read a whole file and compare every checksum. Raises DamagedError and FileNotFoundError."""
+    size = check_bytes(place)
+    opened = open_file(place, size=size, question=question)
     reader = open_reader(place)
     for number in range(len(opened.facts)):
         opened.batch(number, reader)

@@ -4,6 +4,7 @@ Nothing that a live process uses is removed. On this machine's file systems thei
 others nobody can, so what was written within a day is left alone there.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from shared.store.answer_files import (
     AnswerFile,
     Holding,
     RowPlace,
+    check_bytes,
     check_file,
     open_file,
     rewritten,
@@ -110,8 +112,6 @@ def questions(store: Location) -> list[Question]:
 def verify(store: Location, *, done: Callable[[int], object] = lambda _: None) -> Iterator[Damage]:
     """Every damaged file, found by reading all of them; `done` is told the bytes read."""
     for question in questions(store):
-        if question.answers is None:
-            continue
         for info in question.place.list():
             place = question.place / info.base_name
             if info.base_name.endswith(SET_ASIDE):
@@ -119,10 +119,13 @@ def verify(store: Location, *, done: Callable[[int], object] = lambda _: None) -
             elif info.base_name.endswith(SUFFIX):
                 with suppress(FileNotFoundError):
                     try:
-                        check_file(place, question=question.key)
+                        if question.answers is None:  # of another version, or all damaged
+                            check_bytes(place)
+                        else:
+                            check_file(place, question=question.key)
                     except DamagedError as error:
                         yield Damage(place, str(error).removeprefix(f"{place.shown} is "))
-                done(info.size)
+            done(info.size)
 
 
 def clear_up(
@@ -165,9 +168,10 @@ def clear_up(
 
 def _question(folder: Location, answers: StoredAnswers | None) -> Question | None:
     infos = folder.list()
-    if answers is None and not any(i.base_name.endswith((SUFFIX, ".json")) for i in infos):
-        return None  # no folder of ours
     key, files, damaged = folder.path.rpartition("/")[2], [], 0
+    ours = re.fullmatch("[0-9a-f]{32}", key) is not None
+    if answers is None and not (ours and any(_is_written(info) for info in infos)):
+        return None
     for info in infos:
         damaged += info.base_name.endswith(SET_ASIDE)
         if answers is not None and info.base_name.endswith(SUFFIX):
@@ -184,6 +188,10 @@ def _question(folder: Location, answers: StoredAnswers | None) -> Question | Non
         size=sum(info.size or 0 for info in infos),
         used_at=max((_changed_at(info) for info in infos), default=0.0),
     )
+
+
+def _is_written(info: file_systems.FileInfo) -> bool:
+    return info.base_name.endswith((SUFFIX, SET_ASIDE, ".json"))
 
 
 def _tidied(question: Question, *, dry_run: bool) -> Iterator[Removal]:

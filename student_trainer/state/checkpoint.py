@@ -73,6 +73,12 @@ def all_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def whence(folder: Path) -> str:
+    """Where training goes on, for the end of a sentence."""
+    found = all_checkpoints(folder)
+    return f"from step {step_of(found[-1])}" if found else "from the start, as no step was saved"
+
+
 def step_of(checkpoint: Path) -> int:
     """Updates done when it was written."""
     match = _NAME.fullmatch(checkpoint.name)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from cluster.session.session import not_started
+from shared.config.file import dump, load_config, resolve
 from shared.run.run_dir import RunDir, locked
 from tests import tiny
 from tests.cluster.jobs import write_job
@@ -182,7 +184,7 @@ def test_a_mistaken_command_line_exits_with_2(arguments, capsys):
 
 def test_an_unforeseen_error_is_one_sentence_and_a_file(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("cluster.commands.runs.init", lambda to: 1 / 0)
+    monkeypatch.setattr("cluster.commands.runs.init", lambda to, recipe: 1 / 0)
     assert main(["init"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -191,13 +193,13 @@ def test_an_unforeseen_error_is_one_sentence_and_a_file(monkeypatch, tmp_path, c
     assert "ZeroDivisionError" in log.read_text()
 
 
-def test_ctrl_c_exits_with_1_and_says_how_to_continue(monkeypatch, capsys):
-    def interrupted(to: Path) -> None:
+def test_ctrl_c_exits_with_1_and_says_so(monkeypatch, capsys):
+    def interrupted(to: Path, recipe: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cluster.commands.runs.init", interrupted)
     assert main(["init"]) == 1
-    assert "the same command continues" in capsys.readouterr().err
+    assert capsys.readouterr().err == "Interrupted; the same command starts again.\n"
 
 
 def test_help_is_quick():
@@ -222,4 +224,82 @@ def test_layers_that_a_model_lacks_are_refused_before_anything_starts(refused, j
 
 
 def test_init_into_a_folder_that_does_not_exist_is_refused(refused, tmp_path):
-    assert "No such file or directory" in refused("init", str(tmp_path / "absent" / "x.yaml"))
+    assert "no such file or directory" in refused("init", str(tmp_path / "absent" / "x.yaml"))
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/still"])
+@pytest.mark.parametrize("option", ["paths.runs", "paths.cache", "targets.store"])
+def test_a_folder_of_the_config_that_is_a_file_is_named(refused, job, tmp_path, option, inside):
+    (tmp_path / "taken").write_text("")
+    said = refused("run", str(job), f"{option}={tmp_path / 'taken' / inside}")
+    assert option in said
+    assert str(tmp_path / "taken") in said
+    assert "fault" not in said
+
+
+def test_a_name_too_long_for_a_file_is_named(refused, job):
+    assert "name is 'nnnn" in refused("run", str(job), f"name={'n' * 300}")
+
+
+def test_a_path_too_long_for_the_system_is_named(refused, job):
+    said = refused("run", str(job), f"teachers.tiny.model={'m' * 300}")
+    assert "file name too long" in said
+
+
+@pytest.mark.parametrize("number", ["1.0", "1.5", "-0.1"])
+def test_a_momentum_that_no_optimiser_takes_is_named(refused, job, number):
+    assert "optimiser.betas.0 is" in refused("run", str(job), f"optimiser.betas=[{number}, 0.9]")
+
+
+def test_a_warm_up_that_the_run_ends_in_is_refused(refused, job):
+    said = refused("run", str(job), "steps=50", "optimiser.warmup_steps=100")
+    assert "optimiser.warmup_steps is 100, but the run has 50 steps" in said
+    assert "would reach 0.0015 of optimiser.lr 0.003" in said
+
+
+def test_what_no_machine_has_is_refused_before_rows_are_made_and_leaves_nothing(refused, job):
+    before = sorted(job.parent.rglob("*"))
+    said = refused("run", str(job), "teachers.tiny.replicas=3", "teachers.tiny.cpus=1000")
+    assert "no room for the teacher's replicas: all together ask for 3000.5 CPU" in said
+    assert "the cluster of 1 node has" in said
+    assert sorted(job.parent.rglob("*")) == before
+
+
+def test_a_template_that_raises_is_named_with_the_row(refused, job, tmp_path, tiny_pair):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "letters.jsonl").write_text(json.dumps(row) + "\n")
+    models = {}
+    for role, folder in (("teachers.tiny", tiny_pair.teacher), ("student", tiny_pair.student)):
+        models[role] = tmp_path / role
+        shutil.copytree(folder, models[role])
+        (models[role] / "chat_template.jinja").write_text("{{ messages[0]['content'] + 1 }}")
+    said = refused("run", str(job), *(f"{role}.model={path}" for role, path in models.items()))
+    assert "letters.jsonl" in said
+    assert "can only concatenate str" in said
+
+
+def test_an_export_that_cannot_be_written_is_named(job, tmp_path, capsys):
+    run = tmp_path / "runs" / "job"
+    run.mkdir(parents=True)
+    config = resolve(load_config(job))
+    (run / "config.yaml").write_text(dump(config))
+    (tmp_path / "taken").write_text("")
+    for to in (tmp_path / "taken", tmp_path / "taken" / "inside", tmp_path / ("e" * 300)):
+        assert main(["export", str(run), "--to", str(to)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(("ConfigError: --to is", f"ConfigError: {to} exists"))
+
+
+def test_any_other_error_of_the_operating_system_is_a_sentence(tmp_path, capsys):
+    assert main(["report", str(tmp_path / ("r" * 300))]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("StorageError: ")
+    assert "file name too long" in said
+    assert len(said) < 300
+
+
+def test_a_cluster_that_does_not_start_is_a_sentence_that_says_what_to_do():
+    busy = Exception("The current node timed out during startup. This could happen because of ...")
+    said = not_started(busy)
+    assert "Ray did not start a cluster on this machine: The current node timed out" in said
+    assert "run the same command again" in said

@@ -32,6 +32,24 @@ def test_the_gpu_recipe_asks_for_six_gpus():
     assert (config.student.dtype, config.student.zero) == ("bfloat16", 2)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_init_writes_every_recipe_that_is_listed_with_commands_that_name_the_file(
+    path, tmp_path, capsys
+):
+    assert main(["recipes"]) == 0
+    assert any(line.startswith(f"{path.stem} ") for line in capsys.readouterr().out.splitlines())
+    mine = tmp_path / "mine.yaml"
+    assert main(["init", str(mine), "--recipe", path.stem]) == 0
+    assert load_config(mine) == load_config(path)
+    assert "cluster/recipes" not in mine.read_text()
+
+
+def test_a_recipe_that_there_is_none_of_is_named_with_the_nearest(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "mine.yaml"), "--recipe", "reel_text"]) == 2
+    assert "did you mean real_text?" in capsys.readouterr().err
+    assert not (tmp_path / "mine.yaml").exists()
+
+
 def test_init_writes_a_config_of_about_a_dozen_lines_that_loads(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     assert main(["init", str(path)]) == 0

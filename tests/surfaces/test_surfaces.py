@@ -26,6 +26,7 @@ def test_the_verbs_are_those_on_record():
         "status",
         "selftest",
         "init",
+        "recipes",
     }
     teacher = group.commands["teacher"]
     assert set(teacher.commands) == {"up", "scale", "status", "down"}  # type: ignore[attr-defined]

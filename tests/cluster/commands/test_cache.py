@@ -184,3 +184,30 @@ def test_ages_and_sizes_are_read_as_people_write_them():
     for read, wrong in ((seconds_of, "30"), (seconds_of, "d"), (bytes_of, "many")):
         with pytest.raises(ConfigError, match="write a number"):
             read(wrong)
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_a_folder_of_something_else_is_no_store(command, tmp_path, capsys):
+    """Neither a run, nor a folder of Arrow files or JSON inside another."""
+    (tmp_path / "data" / "inside").mkdir(parents=True)
+    (tmp_path / "data" / "inside" / "rows.arrow").write_bytes(b"rows")
+    (tmp_path / "data" / "inside" / "facts.json").write_text("{}")
+    options = ["--older-than", "1m"] if command == "gc" else []
+    os.utime(tmp_path / "data" / "inside" / "rows.arrow", (0, 0))
+    os.utime(tmp_path / "data" / "inside" / "facts.json", (0, 0))
+    assert main(["cache", command, str(tmp_path / "data"), *options]) == 2
+    assert "is no store: it holds inside, but no answers" in capsys.readouterr().err
+    assert (tmp_path / "data" / "inside" / "rows.arrow").exists()
+
+
+def test_an_empty_store_is_said_to_be_empty(tmp_path, capsys):
+    assert said(capsys, "verify", tmp_path) == f"{tmp_path} is empty\n"
+
+
+def test_a_question_that_nothing_of_can_be_read_is_damaged(tmp_path, capsys):
+    fill(tmp_path / "store", 1, 2)
+    (path,) = (tmp_path / "store").glob("*/*.arrow")
+    path.write_bytes(b"nothing of it")
+    (path.parent / "description.json").write_text("no more")
+    assert main(["cache", "verify", str(tmp_path / "store")]) == 2
+    assert f"damaged  {path}: " in capsys.readouterr().out

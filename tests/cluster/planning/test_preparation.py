@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.planning.preparation import check, idle_policy_note, refuse_unasked
+from cluster.planning.preparation import check, idle_policy_note, refuse_unasked, weights_note
 from shared.config.file import load_config
 from shared.errors import ConfigError
 from tests.cluster.jobs import write_job
@@ -41,3 +41,19 @@ def test_more_ids_than_both_models_share_are_refused(tmp_path, tiny_pair):
     check(load_config(job, ["targets.top_k=500", "targets.student_ids=12"]))
     with pytest.raises(ConfigError, match=r"student_ids 13, 513 ids in all, .* share 512; lower"):
         check(load_config(job, ["targets.top_k=500", "targets.student_ids=13"]))
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"letters": 2.0, "numbers": 1.0}, "sum to 3 and are taken as shares: letters 0.667"),
+        ({"letters": 0.25, "numbers": 0.75}, None),
+        ({"letters": 1.0, "numbers": 0.0}, "numbers is never drawn"),
+    ],
+)
+def test_fixed_weights_that_are_no_shares_are_said_to_be_taken_as_such(
+    tmp_path, tiny_pair, weights, said
+):
+    mixture = {"policy": "fixed", "weights": weights}
+    note = weights_note(load_config(write_job(tmp_path, tiny_pair, mixture=mixture)))
+    assert (said in note) if said else note is None

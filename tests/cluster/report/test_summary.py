@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.builtin.corpus import FOLDER
 from cluster.report.measurement import Failures
 from cluster.report.page import write_report
-from cluster.report.summary import REAL_RECIPE, final_table, summarise
+from cluster.report.summary import final_table, summarise
+from shared.config.file import dump
 from shared.errors import ConfigError
 from shared.mixture.weight_log import WeightEntry, write_entry
 from shared.run.metrics import DomainMetrics, StepMetrics, append_metrics
@@ -236,8 +238,15 @@ def test_what_training_changed_where_it_changed_least(tmp_path: Path, share: flo
     assert f"KL to the teacher {said}" in final_table(run_dir).splitlines()
 
 
-def test_the_next_recipe_that_the_table_names_exists():
-    assert (Path(__file__).parents[3] / REAL_RECIPE).is_file()
+def test_only_a_run_of_the_built_in_models_is_told_what_comes_after_the_demo(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    config = write_run(run_dir)
+    assert "Next" not in final_table(run_dir)
+    built_in = Path(config.paths.cache).expanduser() / FOLDER / "0123" / "student-4567"
+    student = config.student.model_copy(update={"model": str(built_in)})
+    (run_dir / "config.yaml").write_text(dump(config.model_copy(update={"student": student})))
+    assert "init my.yaml" in final_table(run_dir)
+    assert "recipes, configs to start from" in final_table(run_dir)
 
 
 def test_a_directory_that_is_no_run_is_refused_with_a_sentence(tmp_path: Path):

@@ -3,7 +3,13 @@
 import json
 from dataclasses import asdict
 
-from shared.run.metrics import DomainMetrics, StepMetrics, append_metrics, read_metrics
+from shared.run.metrics import (
+    DomainMetrics,
+    StepMetrics,
+    append_metrics,
+    drop_metrics_after,
+    read_metrics,
+)
 
 
 def line(step: int, *, loss: float = 1.0) -> StepMetrics:
@@ -33,3 +39,15 @@ def test_lines_written_before_token_adaptive_losses_still_read(tmp_path):
     (found,) = read_metrics(path)
     assert found.domains["code"] == DomainMetrics(**domain)
     assert found.domains["code"].hard_share is None
+
+
+def test_lines_of_steps_that_are_taken_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_metrics(path, line(step))
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    drop_metrics_after(path, 2)
+    assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2]
+    drop_metrics_after(tmp_path / "absent.jsonl", 2)
+    assert not (tmp_path / "absent.jsonl").exists()

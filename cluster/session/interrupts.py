@@ -1,0 +1,89 @@
+"""SIGINT and SIGTERM: both end a command in order; where a stage can save what it has done, the
+first one asks it to, and only the next one ends it at once.
+
+Ray sets handlers of its own whenever it starts or joins a cluster, after which SIGTERM takes the
+cluster from under the command; `kept` lets ours stand.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from shared.errors import StoppedError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_S = 1.0  # a launcher may send its signal twice: to the command, and to its process group
+
+Ask = Callable[[], str | None]
+
+
+@dataclass(slots=True)
+class _State:
+    """Of this process."""
+
+    ask: Ask | None = None  # who is asked first
+    heard_at: float = -SAME_S  # when a signal came last
+
+
+_state = _State()
+
+
+def handle() -> None:
+    """Let this process's commands be ended by either signal."""
+    _state.ask, _state.heard_at = None, -SAME_S
+    for number in SIGNALS:
+        signal.signal(number, _on_signal)
+
+
+@contextmanager
+def asking(ask: Ask) -> Iterator[None]:
+    """For the length of a `with`, the first signal calls `ask`, which returns a sentence for the
+    terminal where it has asked for a stop, or None where there is nothing to save."""
+    before, _state.ask = _state.ask, ask
+    try:
+        yield
+    finally:
+        _state.ask = before
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Leave the handlers of signals as they are while Ray connects."""
+    if signal.getsignal(signal.SIGTERM) != _on_signal:
+        yield
+        return
+    from ray._private import utils
+
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        signal.signal(signal.SIGTERM, _on_signal)  # Ray's C++ part sets one that dumps
+
+
+@contextmanager
+def interrupted_as(sentence: Callable[[], str]) -> Iterator[None]:
+    """An interruption inside as a StoppedError that says what the next command goes on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(sentence()) from None
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    repeated, _state.heard_at = now - _state.heard_at < SAME_S, now
+    if repeated:
+        return
+    ask, _state.ask = _state.ask, None
+    if ask is not None and (sentence := ask()) is not None:
+        # Straight to the terminal: a handler may have interrupted a print.
+        os.write(2, f"{signal.Signals(number).name}: {sentence}\n".encode())
+        return
+    raise KeyboardInterrupt

@@ -1,0 +1,117 @@
+"""SIGTERM, as Slurm and Kubernetes send it, and Ctrl-C: a step is saved, and none is lost."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from student_trainer.state.checkpoint import all_checkpoints, step_of
+from tests.drills.commands import Command, Home, reached, wait_until
+from tests.drills.conftest import STEPS, Job
+from tests.drills.evidence import assert_same
+
+pytestmark = pytest.mark.drill
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+PATIENCE_S = 60.0
+
+
+def end(command: Command, number: int) -> str:
+    """Send a signal to the command alone; returns what it said by its end."""
+    command.process.send_signal(number)
+    assert command.wait(PATIENCE_S) == 1, command.output
+    for sign in ("Traceback", "*** SIG", "core dumped", "fault of Tutelage"):
+        assert sign not in command.output, command.output
+    return command.output
+
+
+def nothing_is_left(home: Home) -> bool:
+    return not home.processes()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_training_saves_the_step_under_way_and_goes_on_from_it(
+    home: Home, job: Job, tmp_path, number
+):
+    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+    first = home.start(*command)
+    wait_until(reached(run, 13), doing=first)  # checkpoints are every 10 steps
+    said = end(first, number)
+    step = step_of(all_checkpoints(run / "checkpoints")[-1])
+    assert step >= 13
+    assert f"Stopped after step {step} of {STEPS}, which is saved" in said
+    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
+
+    assert f"going on from step {step} of {STEPS}" in home.run(*command)
+    assert_same(run, job.reference)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_run_killed_between_checkpoints_writes_no_step_twice(home, job, tmp_path):
+    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+    first = home.start(*command)
+    wait_until(reached(run, 13), doing=first)
+    first.kill_everything()
+    assert f"going on from step 10 of {STEPS}" in home.run(*command)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def loading(run: Path, command: Command) -> Callable[[], bool]:
+    return lambda: "loading the teacher" in command.output
+
+
+def evaluating(run: Path, command: Command) -> Callable[[], bool]:
+    return lambda: (run / "logs" / "progress.log").exists()
+
+
+def exporting(run: Path, command: Command) -> Callable[[], bool]:
+    return reached(run, STEPS)
+
+
+def importing(run: Path, command: Command) -> Callable[[], bool]:
+    began = time.monotonic()
+    return lambda: time.monotonic() - began > 1.5
+
+
+@pytest.mark.parametrize("stage", [importing, loading, evaluating, exporting])
+def test_every_other_stage_ends_with_what_the_next_command_goes_on_from(home, job, tmp_path, stage):
+    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+    first = home.start(*command)
+    wait_until(stage(run, first), doing=first)
+    said = end(first, signal.SIGTERM)
+    assert "Interrupted; the same command" in said or "Stopped " in said, said
+    wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
+
+
+def test_a_signal_to_the_whole_group_ends_in_a_sentence(home, job, tmp_path):
+    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+    first = home.start(*command)
+    wait_until(reached(run, 13), doing=first)
+    os.killpg(first.process.pid, signal.SIGTERM)
+    assert first.wait(PATIENCE_S) == 1, first.output
+    assert "the same command continues from" in first.output
+    assert "Traceback" not in first.output
+    wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
+
+
+def test_a_second_signal_ends_a_run_that_waits_for_its_teacher(home, job, tmp_path):
+    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+    first = home.start(*command)
+    wait_until(reached(run, 13), doing=first)
+    replicas = [p for p in first.family() if "TeacherReplica" in " ".join(p.cmdline())]
+    for replica in replicas:
+        replica.suspend()
+    time.sleep(3)
+    first.process.send_signal(signal.SIGINT)
+    time.sleep(3)
+    assert first.running
+    assert "SIGINT: the step under way is finished and saved" in first.output
+    said = end(first, signal.SIGINT)
+    assert "Interrupted; the same command continues from step 10" in said
