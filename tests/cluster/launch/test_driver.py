@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
 from shared.run.start import STAGES
+from student_trainer.state.checkpoint import all_checkpoints, step_of
 from tests.cluster.jobs import WORDS, write_job
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -189,6 +191,41 @@ def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(finished, run
     assert weights[0] == weights[1]
     rates = [json.loads(r.summary.read_text())["cache_hit_rate"] for r in (run_dir, stored)]
     assert rates == [0.0, 1.0]
+
+
+def test_a_signal_saves_the_step_under_way_and_the_same_command_goes_on_from_it(
+    finished, run_dir, capfd
+):
+    """Without a teacher alive; between two checkpoints, with a line for every step."""
+    options = ["name=stopped", "baseline=false", "targets.teacher_free=true", "log_every=1"]
+    command = ["run", str(finished), *options, "checkpoints.every=100"]
+    stopped = RunDir(finished.parent / "runs" / "stopped")
+
+    def stop() -> None:
+        while not stopped.metrics.exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=stop, daemon=True)
+    sender.start()
+    assert main(command) == 1
+    sender.join()
+    said = capfd.readouterr().err
+    (checkpoint,) = all_checkpoints(stopped.checkpoints)
+    step = step_of(checkpoint)
+    assert step in range(1, 6)
+    assert "SIGTERM: the step under way is finished and saved" in said
+    assert f"Stopped after step {step} of 6, which is saved; the same command continues" in said
+    assert json.loads(stopped.summary.read_text())["status"] == "interrupted"
+    assert not stopped.stop_request.exists()
+    assert not stopped.stepping.exists()
+
+    assert main(command) == 0
+    assert f"going on from step {step} of 6" in capfd.readouterr().out
+    steps = [json.loads(line)["step"] for line in stopped.metrics.read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    weights = [(r.export / "model.safetensors").read_bytes() for r in (run_dir, stopped)]
+    assert weights[0] == weights[1]
 
 
 def test_two_lifetimes(ray_cluster, tmp_path, tiny_pair, capsys):
