@@ -219,7 +219,7 @@ def _serving(part: Config, service: str | None) -> Iterator[tuple[str, TeacherDe
 
     name = find_service(service)
     refuse_other_teacher(name, teacher)
-    yield name, services.describe(name)
+    yield name, services.running(name).described()
 
 
 def _own_service(

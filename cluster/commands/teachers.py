@@ -1,6 +1,6 @@
 """Commands on teacher services that outlive runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.session import ray_head
@@ -41,22 +41,23 @@ def up(
         absent = {key: t for key, t in config.teachers.items() if names[key] not in running}
         if absent:
             refuse_unplaceable(teachers_demands(absent, ray.cluster_resources()))
-        for key, teacher in config.teachers.items():
-            _up(names[key], teacher, cache=config.paths.cache)
+        teachers = {names[key]: teacher for key, teacher in config.teachers.items()}
+        _up(teachers, cache=config.paths.cache)
     print(f"Train    tutelage train {path}")
     for name in names.values():
         print("Stop     tutelage teacher down" + (f" --service {name}" if len(names) > 1 else ""))
 
 
-def _up(name: str, teacher: Teacher, *, cache: str) -> None:
+def _up(teachers: Mapping[str, Teacher], *, cache: str) -> None:
+    """Start services by their names."""
     from teacher_service.service import service as services
 
-    print(f"loading {teacher.model}", flush=True)
-    description = services.start(name, teacher, detached=True, cache=cache)
-    for note in description.notes:
-        print(note)
-    replicas = len(services.status(name).replicas)
-    print(f"teacher service {name} serves {teacher.model} with {_replicas(replicas)}")
+    print(f"loading {', '.join(teacher.model for teacher in teachers.values())}", flush=True)
+    for name, description in services.start_all(teachers, detached=True, cache=cache):
+        for note in description.notes:
+            print(note)
+        replicas = len(services.status(name).replicas)
+        print(f"teacher service {name} serves {teachers[name].model} with {_replicas(replicas)}")
 
 
 def scale(replicas: int, *, service: str | None = None, address: str | None = None) -> None:

@@ -47,7 +47,11 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
     `with`."""
     services = launch.services or own_services(launch)
     try:
-        served = {name: _asked(launch.taught_by(name), services[name]) for name in services}
+        begun = {name: _begun(launch.taught_by(name), services[name]) for name in services}
+        served = {
+            name: _asked(launch.taught_by(name), services[name], begun[name].described())
+            for name in services
+        }
         live = {name: open_reader for name, (_, open_reader) in served.items()}
         parts = {name: part for name, (part, _) in served.items()}
         scorers = {
@@ -80,9 +84,10 @@ def own_services(launch: Launch) -> dict[str, str]:
     return {t: f"{name}-{t}" if len(teachers) > 1 else name for t in teachers}
 
 
-def _asked(launch: Launch, name: str) -> tuple[RunPlan, OpenReader]:
+def _asked(
+    launch: Launch, name: str, description: TeacherDescription
+) -> tuple[RunPlan, OpenReader]:
     """The plan of one teacher's part, and a way to the service of that name."""
-    description = _described(launch, name)
     refuse_unfit(launch.config, description)
     for note in description.notes:
         print(note, flush=True)
@@ -103,14 +108,15 @@ def _fingerprint(part: RunPlan) -> dict[str, str]:
     return part.teacher
 
 
-def _described(launch: Launch, name: str) -> TeacherDescription:
+def _begun(launch: Launch, name: str) -> service.Starting:
+    """The service of one teacher, which loads where it is the run's own."""
     teacher = launch.prepared.teacher
     if launch.services is not None:
         refuse_other_teacher(name, teacher)
-        return service.describe(name)
+        return service.running(name)
     copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
     print(f"loading the teacher, {copies}{teacher.model}", flush=True)
-    return service.start(name, teacher, detached=False, cache=launch.config.paths.cache)
+    return service.begin(name, teacher, detached=False, cache=launch.config.paths.cache)
 
 
 def _shipped_head(config: Config, name: str) -> ShippedHead | None:

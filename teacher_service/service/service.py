@@ -6,28 +6,23 @@ group of its own. A detached service outlives its driver; another dies with it.
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shared.config.run import Teacher
-from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
+from shared.errors import ConfigError, TeacherError, TutelageError
 from shared.targets.head_location import ShippedHead
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
 from teacher_service.service.actor import TeacherReplica
+from teacher_service.service.placing import GROUP_PREFIX, groups_of, lifetime_of, place
 from teacher_service.service.registry import (
     REGISTRY,
     REPLICA,
@@ -38,12 +33,9 @@ from teacher_service.service.registry import (
     replica_names,
 )
 
-PLACEMENT_WAIT_S = 6.0
 ANSWER_S = 30.0
 HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
-ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
-GROUP_PREFIX = "tutelage-teacher:"
 
 # An actor that is not detached ends with its last owning handle, so this driver keeps them.
 _OWNED: dict[str, list[Any]] = {}
@@ -57,6 +49,29 @@ class ServiceStatus:
     teacher: Teacher | None
     detached: bool
     replicas: tuple[ReplicaView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Replicas that are placed and load."""
+
+    service: str
+    names: tuple[str, ...]
+    deadline_s: float
+    listed: bool  # whether clients know of them already
+
+    def described(self) -> TeacherDescription:
+        """Wait until they serve. Raises UserError for a teacher that cannot be loaded, which leaves
+        nothing of these replicas behind."""
+        try:
+            description = _described(self.service, self.names, self.deadline_s)
+            if not self.listed:
+                _answer(_actor(self.service, REGISTRY).add.remote([*self.names]), "the registry")
+        except BaseException:
+            if not self.listed:
+                _remove(self.service, self.names)
+            raise
+        return description
 
 
 def default_engine(teacher: Teacher, cache: str | None) -> Engine:
@@ -77,12 +92,72 @@ def start(
     runtime_env: dict[str, Any] | None = None,
     deadline_s: float = 1800.0,
 ) -> TeacherDescription:
-    """Bring up `teacher.replicas` replicas and wait until they serve.
+    """Bring up `teacher.replicas` replicas and wait until they serve: `start_all` of one."""
+    begun = begin(
+        service,
+        teacher,
+        detached=detached,
+        role=role,
+        cache=cache,
+        make_engine=make_engine,
+        runtime_env=runtime_env,
+        deadline_s=deadline_s,
+    )
+    ((_, description),) = _served([begun])
+    return description
+
+
+def start_all(
+    teachers: Mapping[str, Teacher], *, detached: bool, cache: str | None
+) -> Iterator[tuple[str, TeacherDescription]]:
+    """Bring up services by name, all at the same time, and give each as soon as it serves and those
+    before it do.
+
+    Raises what `begin` raises, and UserError for a teacher that cannot be loaded; of what does not
+    serve by then nothing is left behind.
+    """
+    begun: list[Starting] = []
+    try:
+        for name, teacher in teachers.items():
+            begun.append(begin(name, teacher, detached=detached, cache=cache))
+    except BaseException:
+        _give_up(begun)
+        raise
+    return _served(begun)
+
+
+def _served(begun: list[Starting]) -> Iterator[tuple[str, TeacherDescription]]:
+    try:
+        while begun:
+            description = begun[0].described()
+            yield begun.pop(0).service, description
+    finally:
+        _give_up(begun)
+
+
+def _give_up(begun: Iterable[Starting]) -> None:
+    for starting in begun:
+        if not starting.listed:
+            stop(starting.service)
+
+
+def begin(
+    service: str,
+    teacher: Teacher,
+    *,
+    detached: bool,
+    role: Role = "teacher",
+    cache: str | None = None,
+    make_engine: MakeEngine | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    deadline_s: float = 1800.0,
+) -> Starting:
+    """Place `teacher.replicas` replicas, which load from then on.
 
     A service that already serves the same teacher under this name is left as it is. Raises
-    ConfigError where it serves another, PlacementError within 10 s where replicas do not fit,
-    UserError for a teacher that cannot be loaded; nothing is left behind then. `role` "student"
-    serves a student's model where the cluster has students' workers.
+    ConfigError where it serves another, PlacementError within 10 s where replicas do not fit;
+    nothing is left behind then. `role` "student" serves a student's model where the cluster has
+    students' workers.
     """
     if (request := _request(service)) is not None:
         if not request.same_teacher(teacher):
@@ -91,7 +166,7 @@ def start(
                 "settings; stop it with `tutelage teacher down`, or use another name"
             )
         if names := replica_names(service):
-            return _described(service, names, deadline_s)
+            return Starting(service, tuple(names), deadline_s, listed=True)
     stop(service)
     make_engine = make_engine or partial(default_engine, teacher, cache)
     request = Request(
@@ -103,10 +178,10 @@ def start(
         role=role,
     )
     try:
-        options = {"name": REGISTRY, "namespace": service, "lifetime": _lifetime(detached)}
+        options = {"name": REGISTRY, "namespace": service, "lifetime": lifetime_of(detached)}
         registry: Any = TeacherRegistry.options(**options).remote(service, request)  # type: ignore[attr-defined]
         _OWNED[service] = [registry]
-        return _add(service, request, range(teacher.replicas), deadline_s)
+        return _begin(service, request, range(teacher.replicas), deadline_s)
     except BaseException:
         stop(service)
         raise
@@ -132,7 +207,8 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
         _drain(service, names[replicas:], deadline_s)
     elif replicas > len(names):
         first = int(names[-1].removeprefix(REPLICA)) + 1 if names else 0
-        _add(service, request, range(first, first + replicas - len(names)), deadline_s)
+        added = range(first, first + replicas - len(names))
+        _begin(service, request, added, deadline_s).described()
     return len(names)
 
 
@@ -147,12 +223,12 @@ def status(service: str) -> ServiceStatus:
     return ServiceStatus(service, request.teacher, request.detached, view.replicas)
 
 
-def describe(service: str, *, deadline_s: float = ANSWER_S) -> TeacherDescription:
-    """What the replicas of a running service have loaded."""
+def running(service: str, *, deadline_s: float = ANSWER_S) -> Starting:
+    """The replicas of a running service. Raises ConfigError if it has none."""
     names = replica_names(service)
     if not names:
         raise ConfigError(f"no teacher service named {service} is running")
-    return _described(service, names, deadline_s)
+    return Starting(service, tuple(names), deadline_s, listed=True)
 
 
 def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
@@ -174,7 +250,7 @@ def stop(service: str) -> bool:
     for actor in actors:
         ray.kill(actor, no_restart=True)
     _OWNED.pop(service, None)
-    groups = _groups(f"{GROUP_PREFIX}{service}:")
+    groups = groups_of(f"{GROUP_PREFIX}{service}:")
     for group in groups.values():
         remove_placement_group(group)
     deadline = time.monotonic() + ANSWER_S
@@ -185,24 +261,22 @@ def stop(service: str) -> bool:
 
 def list_services() -> list[str]:
     """Services of which anything is left in the cluster: actors or placement groups."""
-    groups = _groups(GROUP_PREFIX)
+    groups = groups_of(GROUP_PREFIX)
     return sorted(_namespaces() | {name.split(":")[1] for name in groups})
 
 
-def _add(
-    service: str, request: Request, indices: Iterable[int], deadline_s: float
-) -> TeacherDescription:
-    """Place and load further replicas; what this call created is removed again on failure."""
+def _begin(service: str, request: Request, indices: Iterable[int], deadline_s: float) -> Starting:
+    """Place further replicas; what this call created is removed again on failure."""
     names = [f"{REPLICA}{index}" for index in indices]
     try:
-        groups = _place(service, names, request)
+        groups = place(service, names, request)
         # It warns that a restart needs the group; the group lives as long as the actor.
         logging.getLogger("ray.actor").setLevel(logging.ERROR)
         for name, group in zip(names, groups, strict=True):
             replica = TeacherReplica.options(  # type: ignore[attr-defined]
                 name=name,
                 namespace=service,
-                lifetime=_lifetime(request.detached),
+                lifetime=lifetime_of(request.detached),
                 num_cpus=request.teacher.cpus,
                 num_gpus=request.teacher.gpus,
                 runtime_env=request.runtime_env,
@@ -211,68 +285,13 @@ def _add(
                 ),
             ).remote(request.make_engine, request.teacher.cpus)
             _OWNED.setdefault(service, []).append(replica)
-        description = _described(service, names, deadline_s)
-        _answer(_actor(service, REGISTRY).add.remote(names), "the registry")
     except BaseException:
         _remove(service, names)
         raise
-    return description
+    return Starting(service, tuple(names), deadline_s, listed=False)
 
 
-def _place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
-    bundle = _bundle(request)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    free: dict[str, dict[str, float]] = available_resources_per_node()
-    missing, groups = len(names) - _room(bundle, free.values()), []
-    if len(names) <= _room(bundle, (node["Resources"] for node in nodes)):  # waiting can help
-        groups = [
-            placement_group(
-                [bundle],
-                name=f"{GROUP_PREFIX}{service}:{name}",
-                lifetime=_lifetime(request.detached),
-            )
-            for name in names
-        ]
-        deadline = time.monotonic() + PLACEMENT_WAIT_S
-        missing = sum(not group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
-    if missing > 0:
-        there = ", ".join(
-            f"{_amounts({name: free.get(node['NodeID'], {}).get(name, 0.0) for name in bundle})} "
-            f"on {node['NodeManagerAddress']}"
-            for node in nodes
-        )
-        raise PlacementError(
-            f"{missing} of {len(names)} {request.role} replicas do not fit: each needs "
-            f"{_amounts(bundle)} on one node, and there was free: {there}; stop something, add a "
-            "node, or lower the replicas or what each asks for"
-        )
-    return groups
-
-
-def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many replicas nodes with these resources hold."""
-    return sum(
-        int(min(node.get(name, 0.0) / amount for name, amount in bundle.items()) + 1e-6)
-        for node in nodes
-    )
-
-
-def _bundle(request: Request) -> dict[str, float]:
-    role, teacher = request.role, request.teacher
-    declared = any(role in node["Resources"] for node in ray.nodes() if node["Alive"])
-    wanted = {
-        "CPU": float(teacher.cpus),
-        "GPU": float(teacher.gpus),
-        role: ROLE_SHARE if declared else 0.0,
-    }
-    return {name: amount for name, amount in wanted.items() if amount} or {"CPU": ROLE_SHARE}
-
-
-def _amounts(resources: dict[str, float]) -> str:
-    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
-
-
-def _described(service: str, names: list[str], deadline_s: float) -> TeacherDescription:
+def _described(service: str, names: Iterable[str], deadline_s: float) -> TeacherDescription:
     """Wait until all replicas have loaded. Raises what loading raised."""
     waiting = {_actor(service, name).describe.remote(): name for name in names}
     deadline = time.monotonic() + deadline_s
@@ -305,23 +324,13 @@ def _drain(service: str, names: list[str], deadline_s: float) -> None:
     _answer(registry.forget.remote(names), "the registry")
 
 
-def _remove(service: str, names: list[str]) -> None:
-    groups = _groups(f"{GROUP_PREFIX}{service}:")
+def _remove(service: str, names: Iterable[str]) -> None:
+    groups = groups_of(f"{GROUP_PREFIX}{service}:")
     for name in names:
         if (actor := _actor(service, name)) is not None:
             ray.kill(actor, no_restart=True)
         if (group := groups.get(f"{GROUP_PREFIX}{service}:{name}")) is not None:
             remove_placement_group(group)
-
-
-def _groups(prefix: str) -> dict[str, PlacementGroup]:
-    """Placement groups by name, those that are not removed yet."""
-    table: dict[str, dict[str, Any]] = placement_group_table()
-    return {
-        entry["name"]: PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key)))
-        for key, entry in table.items()
-        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED"
-    }
 
 
 def _namespaces() -> set[str]:
@@ -360,7 +369,3 @@ def _answer(ref: Any, who: str, deadline_s: float = ANSWER_S) -> Any:
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise TeacherError(f"{who} died: {reason}") from error
-
-
-def _lifetime(detached: bool) -> str | None:
-    return "detached" if detached else None

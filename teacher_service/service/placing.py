@@ -1,0 +1,86 @@
+"""Where replicas of a service go: a placement group each, of the resources that one asks for."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+
+from shared.errors import PlacementError
+from teacher_service.service.registry import Request
+
+PLACEMENT_WAIT_S = 6.0
+ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
+GROUP_PREFIX = "tutelage-teacher:"
+
+
+def place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
+    """A group for each replica of these names. Raises PlacementError within 10 s where they do not
+    fit; groups that were made are left to the caller."""
+    bundle = _bundle(request)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    free: dict[str, dict[str, float]] = available_resources_per_node()
+    missing, groups = len(names) - _room(bundle, free.values()), []
+    if len(names) <= _room(bundle, (node["Resources"] for node in nodes)):  # waiting can help
+        groups = [
+            placement_group(
+                [bundle],
+                name=f"{GROUP_PREFIX}{service}:{name}",
+                lifetime=lifetime_of(request.detached),
+            )
+            for name in names
+        ]
+        deadline = time.monotonic() + PLACEMENT_WAIT_S
+        missing = sum(not group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
+    if missing > 0:
+        there = ", ".join(
+            f"{_amounts({name: free.get(node['NodeID'], {}).get(name, 0.0) for name in bundle})} "
+            f"on {node['NodeManagerAddress']}"
+            for node in nodes
+        )
+        raise PlacementError(
+            f"{missing} of {len(names)} {request.role} replicas do not fit: each needs "
+            f"{_amounts(bundle)} on one node, and there was free: {there}; stop something, add a "
+            "node, or lower the replicas or what each asks for"
+        )
+    return groups
+
+
+def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many replicas nodes with these resources hold."""
+    return sum(
+        int(min(node.get(name, 0.0) / amount for name, amount in bundle.items()) + 1e-6)
+        for node in nodes
+    )
+
+
+def _bundle(request: Request) -> dict[str, float]:
+    role, teacher = request.role, request.teacher
+    declared = any(role in node["Resources"] for node in ray.nodes() if node["Alive"])
+    wanted = {
+        "CPU": float(teacher.cpus),
+        "GPU": float(teacher.gpus),
+        role: ROLE_SHARE if declared else 0.0,
+    }
+    return {name: amount for name, amount in wanted.items() if amount} or {"CPU": ROLE_SHARE}
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def groups_of(prefix: str) -> dict[str, PlacementGroup]:
+    """Placement groups by name, those that are not removed yet."""
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return {
+        entry["name"]: PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key)))
+        for key, entry in table.items()
+        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED"
+    }
+
+
+def lifetime_of(detached: bool) -> str | None:
+    """What Ray calls the lifetime of a service's actors and groups."""
+    return "detached" if detached else None
