@@ -15,6 +15,7 @@ RAY = {
     "teacher_service/service/registry.py",
     "teacher_service/service/pool.py",
     "teacher_service/service/roster.py",
+    "teacher_service/service/placing.py",
     "teacher_service/service/service.py",
     "student_trainer/worker.py",
 }

@@ -147,7 +147,7 @@ def test_a_half_dead_service_is_seen_and_removed(name):
 
 
 def test_what_is_not_there_is_a_sentence(name):
-    for call in (service.status, service.describe, partial(service.scale, replicas=2)):
+    for call in (service.status, service.running, partial(service.scale, replicas=2)):
         with pytest.raises(ConfigError, match=f"no teacher service named {name} is running"):
             call(name)
     with pytest.raises(ConfigError, match="no teacher service named"):
