@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cluster.launch.serving import asking
 from cluster.planning.preparation import Launch, prepare_run
+from cluster.report.text import text_lines, text_of
 from cluster.session.placement import refuse_unplaceable, teachers_demands
 from cluster.session.services import find_service, services_of
 from cluster.session.session import attached, connected, find_address, prepare_environment
@@ -86,6 +87,7 @@ def capture(
     if services is None:
         find_address(address)
     prepared = prepare_run(config)
+    print("\n".join(text_lines(text_of(config, prepared.domains))), flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="tutelage-capture-") as folder,
         (connected if services is None else attached)(address),

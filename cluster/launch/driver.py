@@ -20,6 +20,7 @@ from cluster.planning.preparation import (
 from cluster.report.outcome import conclude, count, interrupted
 from cluster.report.stages import begin
 from cluster.report.summary import final_table
+from cluster.report.text import text_lines, text_of, write_text
 from cluster.session.interrupts import interrupted_as
 from cluster.session.services import find_service, named_services, services_of
 from cluster.session.session import (
@@ -154,6 +155,9 @@ def _prepared(
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
+    found = text_of(config, prepared.domains)
+    write_text(run_dir, found)
+    print("\n".join(text_lines(found)), flush=True)
     for note in notes(config):
         print(note, flush=True)
     run_dir.start.unlink(missing_ok=True)

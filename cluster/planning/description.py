@@ -17,7 +17,7 @@ import xxhash
 
 from shared.config.attention import offered_by
 from shared.config.run import Config
-from shared.data.tokenizers import TokenizerIdentity, identify
+from shared.data.tokenizers import TokenizerIdentity, identify, rows_digest
 from shared.errors import ConfigError, StorageError
 from shared.loading import first_line, untrusted
 from shared.model_parts import longest_context
@@ -25,7 +25,7 @@ from shared.run.run_dir import write_atomically
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
-FORMAT = 2  # of what is kept
+FORMAT = 3  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class ModelDescription:
     option: str  # that names it
     name: str
     identity: TokenizerIdentity
+    rows_digest: str  # of the tokenizer, see `shared.data.tokenizers.rows_digest`
     vocab_size: int  # rows of its head
     hidden_size: int
     max_context: int | None  # tokens it reads at most; None: no limit
@@ -74,9 +75,11 @@ def describe(
                 f"{option} is {model!r}, {what}: {reason}; correct its files or name another model"
             ) from None
         text_config = config.get_text_config()
+        identity = identify(tokenizer)
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
         return {
-            "identity": asdict(identify(tokenizer)),
+            "identity": asdict(identity),
+            "rows_digest": rows_digest(tokenizer, identity),
             "vocab_size": text_config.vocab_size,
             "hidden_size": getattr(text_config, "hidden_size", 0),
             "max_context": longest_context(text_config),
@@ -123,8 +126,10 @@ def kept(
 
 
 def _files(folder: Path) -> dict[str, list[int] | str]:
-    """Every file of a model: weights by size and time, others by content."""
-    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    """Every file of a model, those of subfolders (named chat templates) among them: weights by
+    size and time, others by content."""
+    below = (path for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)): path for path in below}
     weights = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
     return {
         name: [path.stat().st_size, path.stat().st_mtime_ns]

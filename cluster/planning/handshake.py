@@ -4,17 +4,18 @@ Reads tokenizers and configs of all models, no weights.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache as once
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cluster.planning.description import ModelDescription, describe
 from shared.config.attention import INSTALLED_BY, refusal
 from shared.config.run import Config, Student, Teacher
-from shared.data.sources import read_documents, sources_of
-from shared.data.tokenizers import TokenizerIdentity
+from shared.data.chat import chosen_template
+from shared.data.sources import kinds_of
+from shared.data.tokenizers import named_templates, same_templates, with_template
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.head_location import ShippedHead
 from shared.targets.kept_ids import LikeliestIds
@@ -41,8 +42,8 @@ class TeacherFacts:
 class Handshake:
     """What all models of a run agree on, and what each teacher brings."""
 
-    load_tokenizer: Callable[[], Any]  # the student's, of transformers
-    identity: TokenizerIdentity
+    load_tokenizer: Callable[[], Any]  # the student's, of transformers, under the chosen template
+    rows_digest: str  # of the student's tokenizer, see `shared.data.tokenizers.rows_digest`
     teachers: Mapping[str, TeacherFacts]
 
 
@@ -73,12 +74,22 @@ def shake_hands(config: Config) -> Handshake:
         for name, teacher in config.teachers.items():
             refuse_attention(f"teachers.{name}", teacher, teachers[name])
     refuse_attention("student", own, student)
+    template = config.data.chat_template
+    identity = with_template(student.identity, template, model=student.name)
     facts = {
-        name: _compared(config.taught_by(name), teacher, student)
+        name: _compared(config.taught_by(name), teacher, replace(student, identity=identity))
         for name, teacher in teachers.items()
     }
     _refuse_short_context(student, config.data.context)
-    return Handshake(student.load_tokenizer, student.identity, facts)
+
+    @once
+    def load_tokenizer() -> Any:
+        tokenizer = student.load_tokenizer()
+        chosen = chosen_template(tokenizer.chat_template, template, model=student.name)
+        tokenizer.chat_template = chosen
+        return tokenizer
+
+    return Handshake(load_tokenizer, student.rows_digest, facts)
 
 
 def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescription:
@@ -94,11 +105,14 @@ def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescri
 
 def _compared(config: Config, teacher: ModelDescription, student: ModelDescription) -> TeacherFacts:
     """What one teacher brings to a student, for the domains of `config`."""
-    rows = teacher.vocab_size
+    rows, identity = teacher.vocab_size, teacher.identity
+    if named_templates(identity):
+        identity = with_template(identity, config.data.chat_template, model=teacher.name)
+    is_same = same_templates(identity, student.identity)
     vocabulary = CAUSAL_LM.agree(
-        Side(teacher.name, teacher.identity, rows),
+        Side(teacher.name, identity, rows),
         Side(student.name, student.identity, student.vocab_size),
-        chat_rows=_uses_chat_template(config),
+        chat_rows=not is_same and _uses_chat_template(config),
     )
     _refuse_short_context(teacher, config.data.context)
     _refuse_more_than_all(config, vocabulary)
@@ -229,11 +243,8 @@ def _refuse_more_than_all(config: Config, vocabulary: int) -> None:
 
 
 def _uses_chat_template(config: Config) -> bool:
-    """Whether the first row of any source is a prompt or a conversation."""
+    """Whether any row of any source, of training or validation, is a prompt or a conversation."""
     root = Path(config.paths.root)
     return any(
-        document.kind != "text"
-        for domain in config.domains.values()
-        for source in sources_of(domain, "train")
-        for document in islice(read_documents([source], root=root, columns=domain.columns), 1)
+        kind != "text" for domain in config.domains.values() for kind in kinds_of(domain, root=root)
     )

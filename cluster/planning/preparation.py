@@ -117,7 +117,7 @@ def prepare_run(config: Config) -> Prepared:
     domains = prepare(
         config,
         tokenizer=hands.load_tokenizer,
-        tokenizer_digest=hands.identity.digest,
+        tokenizer_digest=hands.rows_digest,
         cache=Path(config.paths.cache),
     )
     for domain in domains:

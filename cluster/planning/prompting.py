@@ -1,17 +1,16 @@
 """What the teacher of a run is shown: the prompts of its domains, and whether they fit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 from cluster.planning.handshake import Handshake
-from shared.config.run import Config, Domain
+from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
-from shared.data.sources import read_documents, sources_of
+from shared.data.sources import kinds_of
 from shared.errors import ConfigError, HandshakeError
-from shared.prompts.prefix import Kind, Opening, opening
+from shared.prompts.prefix import Opening, opening
 from shared.prompts.prompts import read_prompts
 
 LEAST_CONTEXT = 32  # tokens of a row that is worth training on
@@ -38,7 +37,10 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
     openings = {}
     for name, domain in config.domains.items():
         if prompt := prompts.of(name):
-            found = [opening(prompt, hands.load_tokenizer(), kind) for kind in _kinds(domain, root)]
+            found = [
+                opening(prompt, hands.load_tokenizer(), kind)
+                for kind in kinds_of(domain, root=root)
+            ]
             openings[name] = _only(found, name)
             if config.data.loss_on == "everything" and len(openings[name].plain_ids) > 1:
                 raise ConfigError(
@@ -68,17 +70,6 @@ def refuse_overlong(
             f"{longest}, together more than the {teacher_context} that the teacher reads; "
             f"shorten the prompt{lower}"
         )
-
-
-def _kinds(domain: Domain, root: Path) -> list[Kind]:
-    """The kinds of the first document of every source."""
-    return list(dict.fromkeys(_first_kinds(domain, root)))
-
-
-def _first_kinds(domain: Domain, root: Path) -> Iterator[Kind]:
-    for source in (*sources_of(domain, "train"), *sources_of(domain, "validation")):
-        for document in islice(read_documents([source], root=root, columns=domain.columns), 1):
-            yield document.kind
 
 
 def _only(openings: list[Opening], domain: str) -> Opening:

@@ -14,13 +14,12 @@ import numpy as np
 import xxhash
 
 from shared.config.run import Config, Domain
-from shared.data.documents import Document
+from shared.data.documents import Document, Kind
 from shared.data.framing import Encoded, content_key, encode
 from shared.data.rows import Rows
 from shared.data.sources import read_documents, sources_of
 from shared.data.tokenise import HELD_OUT
 from shared.errors import ConfigError, DataError
-from shared.prompts.prefix import Kind
 from shared.prompts.prompts import Example
 
 SPARE = 2  # times the documents asked for are drawn, since some cannot be used

@@ -6,6 +6,7 @@ NLL and KL are nats per loss token of validation text; times are seconds, sizes 
 from typing import TypedDict
 
 from cluster.report.record import Evaluations, RunRecord, finite, read_json
+from cluster.report.text import TextSummary
 from shared.run.metrics import DomainEvaluation, StepMetrics
 from shared.run.run_dir import RunDir
 
@@ -31,6 +32,7 @@ class DomainSummary(TypedDict):
     weight_last: float | None  # at the last step done
     sequences: int  # rows trained on
     epochs: float | None  # rows trained on over the domain's rows
+    text: TextSummary | None  # what became of its text
 
 
 class TeacherSummary(TypedDict):
@@ -129,6 +131,7 @@ def domain_summary(record: RunRecord, name: str) -> DomainSummary:
         weight_last=record.weights(max(0, record.steps - 1)).get(name),
         sequences=sum(m.domains[name].sequences for m in record.lines if name in m.domains),
         epochs=record.lines[-1].domains[name].epochs if record.lines else None,
+        text=record.text.get(name),
     )
 
 

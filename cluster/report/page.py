@@ -16,6 +16,7 @@ from cluster.report.measurement import Failures, kl, measure, nll
 from cluster.report.plots import Mark, Series, Shape, Style
 from cluster.report.record import RunRecord, finite, read_json, read_record
 from cluster.report.summary import verdict
+from cluster.report.text import COLUMNS
 from shared.run.metrics import StepMetrics
 from shared.run.run_dir import RunDir, write_atomically
 
@@ -69,6 +70,7 @@ def _page(record: RunRecord) -> str:
         comparisons=_comparisons(record),
         curves=_curves(record),
         retries=[(m.step, m.retried_units) for m in record.lines if m.retried_units],
+        text_columns=COLUMNS,
         swatch=plots.swatch,
         shape=plots.shape_swatch,
         config_text=_text(files.config),

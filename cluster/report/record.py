@@ -6,9 +6,10 @@ one, with empty parts.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.report.text import TextSummary
 from shared.config.run import Config
 from shared.mixture.weight_log import WeightLog, read_log
 from shared.run.metrics import DomainEvaluation, StepMetrics, read_metrics
@@ -28,6 +29,7 @@ class RunRecord:
     before: Evaluations  # empty until the student has been evaluated
     after: Evaluations
     baseline: "RunRecord | None"  # the same student on hard labels alone
+    text: dict[str, TextSummary] = field(default_factory=dict)  # by domain
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ def read_record(directory: Path) -> RunRecord:
         before=_evaluations(evaluations.get("before")),
         after=_evaluations(evaluations.get("after")),
         baseline=read_record(baseline) if baseline.is_dir() else None,
+        text=read_json(RunDir(directory.parent if inside else directory).text),
     )
 
 

@@ -60,7 +60,21 @@ class Data(Section):
 
     context: int = Field(default=512, ge=8, description="tokens in a row, at most")
     loss_on: Literal["responses", "everything"] = "responses"
-    too_long: Literal["split", "cut", "refuse"] = "split"
+    too_long: Literal["split", "split_with_prompt", "cut", "refuse"] = Field(
+        default="split",
+        description="what becomes of a document longer than the context; cut loses its end, "
+        "split_with_prompt repeats what comes before the answer with every piece",
+    )
+    special_tokens: Literal["auto", "text", "control"] = Field(
+        default="auto",
+        description="what special tokens written in a row are; auto: control tokens in a text "
+        "that they frame, as a rendered conversation, plain text elsewhere",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="the template of a tokenizer that has several; default: `default`, or "
+        "`tool_use` for rows with tools",
+    )
     validation_rows: int = Field(
         default=24, ge=1, description="rows per domain; training never sees them"
     )

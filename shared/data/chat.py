@@ -176,8 +176,11 @@ def chosen_template(template: Any, name: str | None, *, model: str) -> Any:
     if name is None:
         return template
     if not isinstance(template, Mapping) or name not in template:
-        has = ", ".join(template) if isinstance(template, Mapping) else "no named templates"
-        raise DataError(f"data.chat_template is {name!r}, but the tokenizer of {model} has {has}")
+        has = ", ".join(template) if isinstance(template, Mapping) else "none with a name"
+        raise DataError(
+            f"data.chat_template is {name!r}, but the templates of {model} are: {has}; name one of "
+            "them, or leave the option out"
+        )
     return template[name]
 
 

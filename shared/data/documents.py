@@ -17,6 +17,7 @@ from shared.errors import DataError
 
 Field = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
 Columns = Mapping[Field, str]
+Kind = Literal["text", "pair", "messages"]
 FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", "system", "tools")
 _SHAPED: tuple[Field, ...] = ("text", "prompt", "response", "messages")
 CONVERSATIONS = ("conversations", "conversation")  # what others call `messages`
@@ -67,7 +68,7 @@ class Message:
 class Document:
     """One row of a source; the fields of its kind are filled."""
 
-    kind: Literal["text", "pair", "messages"]
+    kind: Kind
     where: str  # file:line
     text: str = ""
     prompt: str = ""

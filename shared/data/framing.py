@@ -74,6 +74,8 @@ class Encoded:
     loss_mask: np.ndarray  # uint8 [T]; 1 where position t is trained to predict token t+1
     num_chars: int
     remarks: Remarks = Remarks()
+    opening: int = 0  # tokens that come before the first answer, or bos alone
+    has_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,16 @@ def _encoded(framed: _Framed, ids: np.ndarray, learnt: np.ndarray, tokenizer: To
         learnt = np.concatenate([np.zeros(len(bos), np.uint8), learnt, np.ones(len(eos), np.uint8)])
     mask = np.zeros(len(ids), np.uint8)
     mask[:-1] = learnt[1:]
-    document, remarks = framed.document, framed.remarks
-    key = content_key(document)
-    return Encoded(key, document.where, ids, mask, len(framed.text), remarks)
+    document, has_prompt = framed.document, framed.learnt is not None
+    has_bos = ids[:1].tolist() == [tokenizer.bos_token_id]
+    opening = int(np.argmax(learnt)) if has_prompt and learnt.any() else int(has_bos)
+    return Encoded(
+        key=content_key(document),
+        where=document.where,
+        input_ids=ids,
+        loss_mask=mask,
+        num_chars=len(framed.text),
+        remarks=framed.remarks,
+        opening=opening,
+        has_prompt=has_prompt,
+    )

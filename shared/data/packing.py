@@ -14,7 +14,8 @@ from shared.data.row_store import RaggedRows
 from shared.errors import DataError
 
 OPEN_ROWS = 64  # a piece goes into the fullest of these that has room
-TooLong = Literal["split", "cut", "refuse"]
+LEAST_ROOM = 4  # a prompt stands with every piece where it leaves a quarter of the context
+TooLong = Literal["split", "split_with_prompt", "cut", "refuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Fit:
     documents: int = 0
     too_long: int = 0  # split or cut
     without_loss: int = 0  # dropped
+    duplicates: int = 0  # of documents that came before; they are learnt again
+    without_prompt: int = 0  # split so that a later piece is learnt without the prompt
 
 
 def pieces_of(
@@ -42,26 +45,62 @@ def pieces_of(
 
     Raises DataError for a document that is too long where `too_long` is "refuse".
     """
+    seen: set[int] = set()
     for document in documents:
         fit.documents += 1
         length = len(document.input_ids)
         fit.too_long += length > context
+        fit.duplicates += document.key in seen
+        seen.add(document.key)
         if length > context and too_long == "refuse":
             raise DataError(
                 f"{document.where} has {length:,} tokens, more than data.context {context:,}; "
                 "raise the context, or set data.too_long to split or cut"
             )
-        stop = context if too_long == "cut" else length
-        pieces = [_piece(document, at, context) for at in range(0, min(stop, length), context)]
-        kept = [piece for piece in pieces if piece.loss_mask.any()]
+        kept = [p for p in _pieces(document, context, too_long) if p.loss_mask.any()]
         fit.without_loss += not kept
+        fit.without_prompt += _loses_prompt(document, kept)
         yield from kept
 
 
-def _piece(document: Encoded, start: int, context: int) -> Piece:
-    ids = document.input_ids[start : start + context]
-    mask = document.loss_mask[start : start + context].copy()
-    mask[-1] = 0
+def _pieces(document: Encoded, context: int, too_long: TooLong) -> list[Piece]:
+    length, opening = len(document.input_ids), document.opening
+    if length <= context or too_long == "cut":
+        return [_piece(document, 0, min(context, length))]
+    if too_long == "split_with_prompt" and context - opening >= context // LEAST_ROOM:
+        return _with_prompt(document, context)
+    starts = list(range(0, length, context))
+    if length - starts[-1] == 1:  # an end by itself would never be predicted
+        starts[-1] -= 1
+    return [_piece(document, *ends) for ends in zip(starts, [*starts[1:], length], strict=True)]
+
+
+def _with_prompt(document: Encoded, context: int) -> list[Piece]:
+    """Pieces that begin with the prompt. A later one goes on with the last token of the piece
+    before it, so that every token is learnt once, after the one that stands before it."""
+    opening, length = document.opening, len(document.input_ids)
+    pieces, at = [_piece(document, 0, context)], context
+    while at < length:
+        first = at - 1 if document.loss_mask[at - 1] else at
+        at = min(length, first + context - opening)
+        rest = _piece(document, first, at)
+        ids = np.concatenate([document.input_ids[:opening], rest.input_ids])
+        mask = np.concatenate([np.zeros(opening, np.uint8), rest.loss_mask])
+        pieces.append(Piece(document.key, ids, mask))
+    return pieces
+
+
+def _loses_prompt(document: Encoded, kept: Sequence[Piece]) -> bool:
+    opening = document.input_ids[: document.opening]
+    return document.has_prompt and any(
+        not np.array_equal(piece.input_ids[: document.opening], opening) for piece in kept
+    )
+
+
+def _piece(document: Encoded, start: int, stop: int) -> Piece:
+    ids = document.input_ids[start:stop]
+    mask = document.loss_mask[start:stop].copy()
+    mask[-1:] = 0
     return Piece(document.key, ids, mask)
 
 

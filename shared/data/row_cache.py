@@ -10,14 +10,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from shared.config.run import Data
+from shared.data.account import Tally
 from shared.data.digests import digest_file
 from shared.data.packing import Fit
 from shared.data.row_store import RaggedRows, write_rows
 from shared.errors import DataError, StorageError
 
+MAKERS = ("tokenizers", "transformers", "jinja2")
 TRAIN, VALIDATION, FACTS = "train.arrow", "validation.arrow", "facts.json"
 
 
@@ -29,6 +33,7 @@ class Built:
     validation: RaggedRows
     fit: Fit
     also_in_validation: int
+    tally: Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,11 @@ class Facts:
     documents: int
     too_long: int  # split or cut
     without_loss: int  # dropped
+    duplicates: int
+    without_prompt: int  # split so that a later piece is learnt without the prompt
     also_in_validation: int  # pieces kept out of training
+    tally: dict[str, Any]  # of `shared.data.account.Tally`
+    made_by: dict[str, str]  # versions of what decides the ids beside the tokenizer's own files
 
     def sentence(self, data: Data) -> str:
         """The counts of one domain for the log; what did not happen is left out."""
@@ -83,6 +92,8 @@ def publish(folder: Path, *, domain: str, built: Built) -> Facts:
             num_loss_tokens=built.training.num_loss_tokens,
             num_tokens=sum(map(len, built.training.input_ids)),
             also_in_validation=built.also_in_validation,
+            tally=asdict(built.tally),
+            made_by=makers(),
             **asdict(built.fit),
         )
         (staging / FACTS).write_text(json.dumps(asdict(facts)))
@@ -91,10 +102,22 @@ def publish(folder: Path, *, domain: str, built: Built) -> Facts:
     return facts
 
 
+def makers() -> dict[str, str]:
+    """Versions of what turns text into ids."""
+    return {name: version(name) for name in MAKERS}
+
+
+def facts_of(rows: str | Path) -> Facts:
+    """The facts beside a file of rows that `publish` wrote."""
+    return Facts(**json.loads((Path(rows).parent / FACTS).read_text()))
+
+
 def intact(folder: Path) -> Facts | None:
-    """The facts of a complete, undamaged folder."""
+    """The facts of a complete, undamaged folder that the installed versions made."""
     try:
         facts = Facts(**json.loads((folder / FACTS).read_text()))
+        if facts.made_by != makers():
+            return None
         found = (digest_file(folder / TRAIN), digest_file(folder / VALIDATION))
     except (OSError, ValueError, TypeError, DataError):
         return None

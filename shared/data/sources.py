@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shared.config.run import Domain, HubDataset, Source
 from shared.data.digests import digest_file
-from shared.data.documents import Columns, Document, columns_read, document_of
+from shared.data.documents import Columns, Document, Kind, columns_read, document_of
 from shared.data.files import (
     PARQUET,
     is_text,
@@ -47,6 +47,16 @@ def read_documents(
             continue
         for path in source_files(source, root=root):
             yield from _read_file(path, columns)
+
+
+def kinds_of(domain: Domain, *, root: Path) -> Iterator[Kind]:
+    """The kinds of a domain's documents, each once, reading no further than is asked for."""
+    seen: set[Kind] = set()
+    for source in (*sources_of(domain, "train"), *sources_of(domain, "validation")):
+        for document in read_documents([source], root=root, columns=domain.columns):
+            if document.kind not in seen:
+                seen.add(document.kind)
+                yield document.kind
 
 
 def digest_sources(sources: Sequence[Source], *, root: Path) -> list[str]:

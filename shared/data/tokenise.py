@@ -16,6 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from shared.config.run import Config, Data, Domain, Source
+from shared.data.account import Tally, listed
 from shared.data.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
 from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of
 from shared.data.prepared import PreparedDomain
@@ -28,6 +29,8 @@ from shared.errors import DataError
 log = logging.getLogger(__name__)
 
 HELD_OUT = 0.05  # of the documents, at most, where a domain names no validation text
+# Defaults of options that came after the first corpora were named: only other values are in a name.
+LATER_OPTIONS = {"special_tokens": "auto", "chat_template": None}
 FEWEST_DOCUMENTS = 20  # with fewer, pieces of documents are held out instead
 FEWEST_VALIDATION_ROWS = 2  # of a domain whose weight is decided from them
 
@@ -112,30 +115,32 @@ class _Text:
     tokenizer: Callable[[], Tokenizer]
     progress: bool
 
-    def pieces(self, sources: Sequence[Source], fit: Fit) -> list[Piece]:
+    def pieces(self, sources: Sequence[Source], fit: Fit, tally: Tally) -> list[Piece]:
         """Everything the sources hold, tokenised and cut to the context."""
         documents = read_documents(sources, root=self.root, columns=self.domain.columns)
-        encoded = encode(documents, tokenizer=self.tokenizer(), loss_on=self.data.loss_on)
+        encoded = encode(
+            documents,
+            tokenizer=self.tokenizer(),
+            loss_on=self.data.loss_on,
+            special_tokens=self.data.special_tokens,
+        )
         size = num_bytes(sources, root=self.root)
-        bar = _with_bar(encoded, name=self.name, size=size, shown=self.progress)
+        bar = _with_bar(tally.over(encoded), name=self.name, size=size, shown=self.progress)
         context, too_long = self.data.context, self.data.too_long
         return list(pieces_of(bar, context=context, too_long=too_long, fit=fit))
 
 
 def _build(text: _Text) -> Built:
-    fit = Fit()
-    pieces = text.pieces(sources_of(text.domain, "train"), fit)
+    fit, tally = Fit(), Tally()
+    pieces = text.pieces(sources_of(text.domain, "train"), fit, tally)
     if not pieces:
-        raise DataError(
-            f"domain {text.name} is empty: {fit.documents:,} documents, none with a token to "
-            f"learn; check domains.{text.name}.train"
-        )
+        raise DataError(_empty(text.name, fit, tally))
     if text.domain.validation is None:
         pieces = _keyed_for_holding_out(pieces)
         held_out = _held_out(pieces, text.data)
         validation = _unique([piece for piece in pieces if piece.key in held_out])
     else:
-        validation = text.pieces(sources_of(text.domain, "validation"), Fit())
+        validation = text.pieces(sources_of(text.domain, "validation"), Fit(), Tally())
         held_out = {piece.key for piece in validation}
     training = [piece for piece in pieces if piece.key not in held_out]
     _refuse_too_little(text.name, training, validation, text.domain)
@@ -143,7 +148,18 @@ def _build(text: _Text) -> Built:
     num_rows = min(text.data.validation_rows, len(rows))
     spread = [(2 * i + 1) * len(rows) // (2 * num_rows) for i in range(num_rows)]
     dropped = 0 if text.domain.validation is None else len(pieces) - len(training)
-    return Built(pack(training, context=text.data.context), chosen_rows(rows, spread), fit, dropped)
+    packed = pack(training, context=text.data.context)
+    return Built(packed, chosen_rows(rows, spread), fit, dropped, tally)
+
+
+def _empty(name: str, fit: Fit, tally: Tally) -> str:
+    roles = ""
+    if tally.roles:
+        roles = f" (roles: {listed(tally.roles)}; the assistant's messages are learnt)"
+    return (
+        f"domain {name} is empty: {fit.documents:,} documents, none with a token to learn{roles}; "
+        f"check domains.{name}.train"
+    )
 
 
 def _refuse_too_little(
@@ -251,7 +267,11 @@ def _digest(name: str, domain: Domain, *, data: Data, root: Path, tokenizer_dige
         "train": digest_sources(sources_of(domain, "train"), root=root),
         "validation": digest_sources(sources_of(domain, "validation"), root=root),
         "columns": dict(domain.columns),
-        "data": data.model_dump(),
+        "data": {
+            name: value
+            for name, value in data.model_dump().items()
+            if name not in LATER_OPTIONS or value != LATER_OPTIONS[name]
+        },
         "tokenizer": tokenizer_digest,
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())

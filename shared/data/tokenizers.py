@@ -7,16 +7,27 @@ learnt from, and which id unknown text maps to is part of the compared encoding.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import xxhash
 
+from shared.data.chat import chosen_template
 from shared.errors import HandshakeError
 
 ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model")
 SPECIALS = ("bos", "eos", "pad", "unk")
 SPECIALS_THAT_MATTER = ("bos", "eos")
+# Flags of an added token, as special tokens have them.
+USUAL = {
+    "special": True,
+    "normalized": False,
+    "lstrip": False,
+    "rstrip": False,
+    "single_word": False,
+}
+WRITABLE = ("unk", "pad", "sep", "cls", "mask")  # beside bos and eos, which are always compared
 
 
 class _Backend(Protocol):
@@ -79,6 +90,52 @@ def identify(tokenizer: IdentifiableTokenizer) -> TokenizerIdentity:
     )
 
 
+def named_templates(identity: TokenizerIdentity) -> dict[str, str] | None:
+    """The chat templates of a tokenizer that has several, by name."""
+    with suppress(ValueError):
+        templates = json.loads(identity.chat_template or "")
+        return templates if isinstance(templates, dict) else None
+    return None
+
+
+def same_templates(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
+    """Whether two tokenizers have one chat template, or the same ones by name in any order."""
+    templates = (named_templates(identity) or identity.chat_template for identity in (one, other))
+    return next(templates) == next(templates)
+
+
+def with_template(
+    identity: TokenizerIdentity, name: str | None, *, model: str
+) -> TokenizerIdentity:
+    """The identity under one of several named chat templates; None: as it is. Raises DataError for
+    a name that there is not."""
+    if name is None:
+        return identity
+    chosen = chosen_template(named_templates(identity) or identity.chat_template, name, model=model)
+    return replace(identity, chat_template=chosen)
+
+
+def rows_digest(tokenizer: IdentifiableTokenizer, identity: TokenizerIdentity) -> str:
+    """Hash of everything that decides which ids a row becomes: the identity's, and where a
+    tokenizer finds its added tokens otherwise than usual, or its template writes other special
+    tokens, these as well."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    unusual = {
+        str(index): [token.content, *(bool(getattr(token, flag)) for flag in USUAL)]
+        for index, token in added.items()
+        if any(bool(getattr(token, flag)) != usual for flag, usual in USUAL.items())
+    }
+    template = identity.chat_template or ""
+    written = {
+        f"{name}_token": str(getattr(tokenizer, f"{name}_token", None))
+        for name in WRITABLE
+        if f"{name}_token" in template
+    }
+    if not unusual and not written:
+        return identity.digest
+    return _digest([identity.digest, unusual, written])
+
+
 def refuse_unless_same(
     teacher: TokenizerIdentity,
     student: TokenizerIdentity,
@@ -106,7 +163,7 @@ def refuse_unless_same(
     for special in SPECIALS_THAT_MATTER:
         if teacher.special_ids[special] != student.special_ids[special]:
             raise HandshakeError(_special_differs(teacher, student, special, names))
-    if chat_rows and teacher.chat_template != student.chat_template:
+    if chat_rows and not same_templates(teacher, student):
         raise HandshakeError(
             f"{names} have different chat templates ({_template(teacher)} and "
             f"{_template(student)}); save the teacher's tokenizer into the student's folder, or "

@@ -9,11 +9,10 @@ T tokens of a document
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from shared.data.documents import Document, Message
+from shared.data.documents import Document, Kind, Message
 from shared.data.framing import Tokenizer, encode
 from shared.data.rows import Rows
 from shared.errors import DataError
@@ -22,7 +21,6 @@ from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
 
-Kind = Literal["text", "pair", "messages"]  # of a document
 PROBES = ("Which way is north?", "7 x 8\n  is it?")  # a user's first words
 
 

@@ -77,6 +77,11 @@ class RunDir:
         return self.path / "environment.json"
 
     @property
+    def text(self) -> Path:
+        """What became of each domain's text."""
+        return self.path / "text.json"
+
+    @property
     def metrics(self) -> Path:
         """One line per logged step."""
         return self.path / "metrics.jsonl"

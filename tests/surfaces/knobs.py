@@ -23,6 +23,7 @@ PROMPTS = (
 )
 HUB = "laws/test_models_of_the_hub.py"
 DATASETS = "shared/data/test_datasets.py"
+ROWS = "shared/data/test_accounts.py"
 LAUNCH = "cluster/launch/test_settings.py"
 PLACEMENT = "cluster/session/test_placement.py"
 QUESTION = "cluster/planning/test_question.py"
@@ -132,6 +133,8 @@ KNOBS = {
     "data.too_long": (
         "shared/data/test_tokenise.py::test_long_text_is_counted_and_treated_as_configured"
     ),
+    "data.special_tokens": f"{ROWS}::test_options_decide_what_special_tokens_and_templates_become",
+    "data.chat_template": f"{ROWS}::test_options_decide_what_special_tokens_and_templates_become",
     "data.validation_rows": (
         "shared/data/test_tokenise.py::test_validation_rows_are_spread_over_the_text_and_capped"
     ),

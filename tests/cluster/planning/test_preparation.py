@@ -1,10 +1,15 @@
 """What a command says of a config before anything starts."""
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from cluster.planning.preparation import check, idle_policy_note, refuse_unasked, weights_note
 from shared.config.file import load_config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError, HandshakeError
 from tests.cluster.jobs import write_job
 
 
@@ -57,3 +62,61 @@ def test_fixed_weights_that_are_no_shares_are_said_to_be_taken_as_such(
     mixture = {"policy": "fixed", "weights": weights}
     note = weights_note(load_config(write_job(tmp_path, tiny_pair, mixture=mixture)))
     assert (said in note) if said else note is None
+
+
+CHATS = {
+    "one": "{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
+    "two": "{% for m in messages %}{{ m.content }}{% endfor %}",
+}
+
+
+@pytest.fixture
+def differing(tmp_path, tiny_pair):
+    """A pair whose chat templates differ; the student has both, by name."""
+    student = tmp_path / "student"
+    shutil.copytree(tiny_pair.student, student)
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_pair.teacher, teacher)
+    (teacher / "chat_template.jinja").write_text(CHATS["one"])
+    (student / "additional_chat_templates").mkdir()
+    for name, template in CHATS.items():
+        (student / "additional_chat_templates" / f"{name}.jinja").write_text(template)
+    (student / "chat_template.jinja").write_text(CHATS["two"])
+    return replace(tiny_pair, teacher=teacher, student=student)
+
+
+def rows_of_both_kinds(folder: Path) -> dict[str, str | list[str]]:
+    text, pair = {"text": "A licence."}, {"prompt": "p", "response": "r"}
+    lines = [json.dumps(row) + "\n" for row in (text, pair)]
+    (folder / "mixed").mkdir()
+    (folder / "mixed" / "b.jsonl").write_text(lines[1])
+    (folder / "mixed" / "a.txt").write_text("plain")
+    (folder / "textfirst.jsonl").write_text(lines[0] + lines[1])
+    (folder / "text.jsonl").write_text(lines[0])
+    return {
+        "a later row": "textfirst.jsonl",
+        "a later file": "mixed",
+        "a later source": ["text.jsonl", "textfirst.jsonl"],
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_templates_are_compared_where_any_row_passes_through_one(tmp_path, differing, split):
+    job = write_job(tmp_path, differing)
+    sources = rows_of_both_kinds(tmp_path)
+    check(load_config(job, [f"domains.letters.{split}=text.jsonl"]))
+    for source in sources.values():
+        config = load_config(job, [f"domains.letters.{split}={json.dumps(source)}"])
+        with pytest.raises(HandshakeError, match="have different chat templates"):
+            check(config)
+        check(load_config(job, [f"domains.letters.{split}={json.dumps(source)}", ONE]))
+
+
+ONE = "data.chat_template=one"
+
+
+def test_the_named_template_is_the_one_that_rows_pass_through(tmp_path, differing):
+    hands = check(load_config(write_job(tmp_path, differing), [ONE]))
+    assert hands.load_tokenizer().chat_template == CHATS["one"]
+    with pytest.raises(DataError, match=r"'three', but the templates of .* are: .*one"):
+        check(load_config(tmp_path / "job.yaml", ["data.chat_template=three"]))

@@ -76,6 +76,7 @@ def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path)
         "weight_last",
         "sequences",
         "epochs",
+        "text",
     ]
     assert list(summary["failures"]) == ["teacher_restarts", "student_restarts", "retried_units"]
     assert sorted(path.name for path in run_dir.iterdir() if "summary" in path.name) == [

@@ -54,8 +54,8 @@ def test_packing_costs_little_beside_tokenising() -> None:
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize(("length", "expected"), [(64, [64]), (65, [64]), (130, [64, 64, 2])])
-def test_a_split_document_loses_one_prediction_at_each_border(
+@pytest.mark.parametrize(("length", "expected"), [(64, [64]), (65, [63, 2]), (130, [64, 64, 2])])
+def test_a_split_document_loses_one_prediction_at_each_border_and_keeps_its_end(
     length: int, expected: list[int]
 ) -> None:
     fit = Fit()

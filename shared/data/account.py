@@ -1,0 +1,49 @@
+"""What became of a domain's documents, counted while they are tokenised."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from shared.data.framing import Encoded, Remarks
+
+COUNTS = ("special_as_text", "special_as_control", "changed_messages", "other_openings")
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums of the remarks on every document of a domain."""
+
+    kinds: dict[str, int] = field(default_factory=dict)  # documents: text, pair, messages
+    roles: dict[str, int] = field(default_factory=dict)  # documents that have it
+    roles_without_loss: dict[str, int] = field(default_factory=dict)  # of those that are dropped
+    unread: dict[str, int] = field(default_factory=dict)  # rows that have the field
+    special_as_text: int = 0
+    special_as_control: int = 0
+    changed_messages: int = 0
+    other_openings: int = 0
+
+    def over(self, documents: Iterator[Encoded]) -> Iterator[Encoded]:
+        """The same documents, counted as they pass."""
+        for document in documents:
+            self._add(document.remarks, has_loss=bool(document.loss_mask.any()))
+            yield document
+
+    def _add(self, remarks: Remarks, *, has_loss: bool) -> None:
+        _count(self.kinds, (remarks.kind,))
+        _count(self.roles, remarks.roles)
+        _count(self.unread, remarks.unread)
+        if not has_loss:
+            _count(self.roles_without_loss, remarks.roles)
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(remarks, name))
+
+
+def listed(counts: dict[str, int], *, most: int = 8) -> str:
+    """`name count` of each, the first ones where there are many."""
+    named = [f"{name} {count:,}" for name, count in list(counts.items())[:most]]
+    more = [f"{len(counts) - most} more"] if len(counts) > most else []
+    return ", ".join([*named, *more])
+
+
+def _count(counts: dict[str, int], names: tuple[str, ...]) -> None:
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1

@@ -1,0 +1,193 @@
+"""What became of a domain's text is counted, and options change it as they say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from cluster.report.text import text_lines, text_of
+from shared.config.run import Config, Data
+from shared.data.row_cache import facts_of
+from shared.data.row_store import RowStore
+from shared.data.tokenise import prepare
+from shared.data.tokenizers import identify, rows_digest, same_templates, with_template
+from shared.errors import DataError
+from tests.shared.data.test_framing import CHATML, chatting
+from tests.shared.data.test_sources import write
+
+
+@pytest.fixture
+def tokenizer(folder: Path):
+    return chatting(AutoTokenizer.from_pretrained(folder), CHATML)
+
+
+def chat(number: int, *roles: str) -> dict:
+    return {"messages": [{"role": role, "content": f"{role} {number}"} for role in roles]}
+
+
+def configured(root: Path, **data) -> Config:
+    domain = {"train": "train", "validation": "valid.jsonl"}
+    return Config.model_validate(
+        {
+            "name": "x",
+            "steps": 1,
+            "paths": {"root": str(root)},
+            "teachers": {"t": {"model": "t"}},
+            "student": {"model": "s"},
+            "domains": {"chat": domain},
+            "data": {"context": 64} | data,
+        }
+    )
+
+
+def accounted(root: Path, tokenizer, rows: list[dict], **data):
+    """The account of one domain, and its training rows."""
+    write(root / "train" / "a.jsonl", *rows)
+    write(root / "valid.jsonl", {"text": "held out"})
+    config = configured(root, **data)
+    digest = rows_digest(tokenizer, identify(tokenizer))
+    domains = prepare(
+        config, tokenizer=lambda: tokenizer, tokenizer_digest=digest, cache=root / "cache"
+    )
+    return text_of(config, domains), RowStore.open(domains[0].train_path), domains
+
+
+def test_a_line_per_domain_counts_what_became_of_its_documents(tmp_path: Path, tokenizer) -> None:
+    half = [chat(n, "user", "assistant" if n % 2 else "narrator") for n in range(40)]
+    rows = [*half, half[1], {"text": "long " * 100, "id": 7}, {"text": "of <|eos|> here"}]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "README.md").write_text("about")
+    found, store, _ = accounted(tmp_path, tokenizer, rows)
+    text = found["chat"]
+    assert (text["documents"], text["dropped"], text["duplicate"]) == (43, 20, 1)
+    assert (text["cut"], text["split"]) == (0, 1)
+    assert (text["rows"], text["with_loss"]) == (len(store), store.num_loss_tokens)
+    assert text["tokens"] == sum(map(len, store.take(range(len(store))).column("input_ids")))
+    assert text["notes"] == [
+        "roles of the dropped documents: user 20, narrator 20",
+        "1 special tokens written in the text are plain text (data.special_tokens)",
+        "fields that are not read: id 1",
+        "files that are not read: README.md",
+    ]
+    header, line, *notes = text_lines(found)
+    assert header.split("  ")[0] == "domain"
+    assert line.split() == ["chat", *(f"{v:,}" for v in list(text.values())[:-1])]  # type: ignore
+    assert notes[0] == "chat: roles of the dropped documents: user 20, narrator 20"
+    assert max(map(len, (header, line))) <= 110
+
+
+def test_usual_role_names_leave_nothing_to_drop(tmp_path: Path, tokenizer) -> None:
+    rows = [chat(n, "human", ("model", "gpt", "bot")[n % 3]) for n in range(30)]
+    found, _, _ = accounted(tmp_path, tokenizer, rows)
+    assert found["chat"]["dropped"] == 0
+    assert not found["chat"]["notes"]
+
+
+def test_an_empty_domain_names_the_roles_it_saw(tmp_path: Path, tokenizer) -> None:
+    with pytest.raises(DataError, match=r"2 documents, .*\(roles: user 2, narrator 1; the"):
+        accounted(tmp_path, tokenizer, [chat(1, "user"), chat(2, "user", "narrator")])
+
+
+def test_a_cut_is_said_to_lose_the_end(tmp_path: Path, tokenizer) -> None:
+    rows = [{"text": "long " * 100}, {"text": "short"}]
+    found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="cut")
+    assert (found["chat"]["cut"], found["chat"]["split"]) == (1, 0)
+    assert "the ends of 1 documents are cut off and not learnt" in found["chat"]["notes"][0]
+
+
+def pieces(store: RowStore) -> list[tuple[list[int], list[int]]]:
+    """Ids and learnt ids of every document in the rows."""
+    rows = store.take(range(len(store)))
+    columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+    return [
+        (part.tolist(), part[1:][mask[:-1] == 1].tolist())
+        for ids, starts, masks in zip(*columns, strict=True)
+        for part, mask in zip(np.split(ids, starts[1:]), np.split(masks, starts[1:]), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("length", range(60, 190, 13))
+def test_a_prompt_stands_with_every_piece_and_every_token_is_learnt_once(
+    tmp_path: Path, tokenizer, length: int
+) -> None:
+    row = {"prompt": "Count.", "response": " ".join(str(n) for n in range(length // 3))}
+    _, plain, _ = accounted(tmp_path, tokenizer, [row], context=512)
+    ((whole, learnt),) = pieces(plain)
+    opening = whole[: whole.index(learnt[0])]
+    options = {"context": 48, "too_long": "split_with_prompt"}
+    found, store, _ = accounted(tmp_path, tokenizer, [row], **options)
+    parts = pieces(store)
+    assert len(parts) > 1
+    assert [token for _, tokens in parts for token in tokens] == learnt
+    assert all(ids[: len(opening)] == opening and len(ids) <= 48 for ids, _ in parts)
+    assert not found["chat"]["notes"]
+    found, _, _ = accounted(tmp_path, tokenizer, [row], context=48)
+    assert "1 documents go on without their prompt" in found["chat"]["notes"][0]
+
+
+@pytest.mark.parametrize("count", range(8, 40))
+def test_the_end_of_a_split_text_is_always_learnt(tmp_path: Path, tokenizer, count: int) -> None:
+    _, store, _ = accounted(tmp_path, tokenizer, [{"text": " a" * count}], context=16)
+    assert any(2 in learnt for _, learnt in pieces(store))
+
+
+def test_bos_stands_before_every_piece_of_a_text_where_the_prompt_would(
+    tmp_path: Path, tokenizer
+) -> None:
+    rows = [{"text": " ".join(str(n) for n in range(90))}]
+    _, store, _ = accounted(tmp_path, tokenizer, rows, too_long="split_with_prompt")
+    assert all(ids[0] == 1 for ids, _ in pieces(store))
+
+
+def test_options_decide_what_special_tokens_and_templates_become(tmp_path: Path, tokenizer) -> None:
+    rows = [{"text": "a <|eos|> b"}, chat(1, "user", "assistant")]
+    names = []
+    for options in ({}, {"special_tokens": "control"}, {"chat_template": "plain"}):
+        _, _, (domain,) = accounted(tmp_path, tokenizer, rows, **options)
+        names.append(domain.train_path)
+        control = options.get("special_tokens") == "control"
+        assert facts_of(domain.train_path).tally["special_as_control"] == control
+    assert len(set(names)) == 3
+    tokenizer.chat_template = {"plain": CHATML, "other": "x"}
+    identity = identify(tokenizer)
+    data = Data(chat_template="plain")
+    assert with_template(identity, data.chat_template, model="m").chat_template == CHATML
+    tokenizer.chat_template = {"other": "x", "plain": CHATML}
+    assert same_templates(identity, identify(tokenizer))
+    with pytest.raises(DataError, match=r"is 'no', but the templates of m are: plain, other"):
+        with_template(identity, "no", model="m")
+
+
+def test_an_older_corpus_is_made_again_under_its_name(tmp_path: Path, tokenizer) -> None:
+    rows = [{"text": f"document {n}"} for n in range(30)]
+    _, store, (domain,) = accounted(tmp_path, tokenizer, rows)
+    before = Path(store.path).read_bytes()
+    facts = Path(store.path).parent / "facts.json"
+    told = json.loads(facts.read_text())
+    older = {name: value for name, value in told.items() if name != "tally"}
+    other = told | {"made_by": told["made_by"] | {"tokenizers": "0.1"}}
+    for stale in (older, other):
+        facts.write_text(json.dumps(stale))
+        _, store, (again,) = accounted(tmp_path, tokenizer, rows)
+        assert again == domain
+        assert Path(store.path).read_bytes() == before
+        assert json.loads(facts.read_text()) == told
+
+
+def test_the_name_of_a_corpus_follows_what_the_tokenizers_identity_leaves_out(tokenizer) -> None:
+    identity = identify(tokenizer)
+    assert rows_digest(tokenizer, identity) == identity.digest
+    digests = {identity.digest}
+    tokenizer.chat_template = "{{ pad_token }}" + CHATML
+    digests.add(rows_digest(tokenizer, identify(tokenizer)))
+    tokenizer.pad_token = "<|eos|>"
+    digests.add(rows_digest(tokenizer, identify(tokenizer)))
+    tokenizer.chat_template = CHATML
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken("wider", lstrip=True, normalized=False, special=True)])
+    identity = identify(tokenizer)
+    digests |= {identity.digest, rows_digest(tokenizer, identity)}
+    assert len(digests) == 5
