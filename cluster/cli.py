@@ -132,11 +132,14 @@ def teacher_down(
     everything: Annotated[
         bool, typer.Option("--all", help="All services, and the cluster `teacher up` started.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while commands use it; they wait then.")
+    ] = False,
 ) -> None:
-    """Stop a teacher service."""
+    """Stop a teacher service that nobody uses."""
     from cluster.commands import teachers
 
-    teachers.down(service=service, address=address, everything=everything)
+    teachers.down(service=service, address=address, everything=everything, force=force)
 
 
 @prompts.command("optimise")

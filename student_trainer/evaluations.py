@@ -1,10 +1,13 @@
 """Evaluations of a run: student against teacher on validation text, each written once."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from shared.config.run import Config
 from shared.run.run_dir import write_atomically
+from student_trainer.progress import say
 from student_trainer.run import Run
 
 EVALUATIONS = "evaluations.json"
@@ -20,6 +23,24 @@ def evaluate(run: Run, when: str) -> None:
     if run.ranks.leads:
         written[when] = {name: asdict(value) for name, value in found.items()}
         write_atomically(run.files.path / EVALUATIONS, json.dumps(written, indent=1))
+        if when == "before":
+            for sentence in weak_teachers(run.config, written[when]):
+                say(run, sentence)
+
+
+def weak_teachers(config: Config, before: Mapping[str, Mapping]) -> list[str]:
+    """A sentence for every domain on whose validation text the student starts as well as its
+    teacher does; `before` has its losses by domain."""
+    found = []
+    for name, measured in before.items():
+        teacher, student = measured["teacher_nll"], measured["student_nll"]
+        if teacher is not None and teacher >= student:
+            found.append(
+                f"the teacher {config.teacher_of(name)} is no better than the student on "
+                f"validation text of {name} before training: {teacher:.3f} against {student:.3f} "
+                f"nats per token; look at domains.{name} and the models, or go on"
+            )
+    return found
 
 
 def evaluate_only(run: Run) -> None:

@@ -56,7 +56,7 @@ class Pair(Team):
         if not heard:
             raise TutelageError(
                 "the second process that trains the built-in model has ended; run the same "
-                "command again, it continues from the last checkpoint"
+                "command again, it continues from what was kept last"
             )
         torch.add(parts[0], parts[1], out=vector)
 

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.builtin.muon import Muon
 from cluster.builtin.team import Team, paired, partner
-from shared.errors import TutelageError
+from cluster.session.interrupts import on_first_signal
+from shared.errors import StoppedError, TutelageError
 
 LOG_EVERY_S = 10.0
 KEEP_EVERY_S = 10.0
@@ -64,9 +66,9 @@ def train_model(
     """A Llama trained on `tokens`, one array of ids per domain; every row comes once per pass.
 
     `folder` is made, holds what is done, and goes at the end: the same call after an interruption
-    continues from there. `processes` is 1 or 2, by default as cores and tokens suggest. The number
-    of threads and the random state are restored after. Raises TutelageError where the second
-    process ends early.
+    continues from there, and the first signal keeps the step under way. `processes` is 1 or 2, by
+    default as cores and tokens suggest. The number of threads and the random state are restored
+    after. Raises TutelageError where the second process ends early, StoppedError after a signal.
     """
     rows_RT = _rows(tokens, plan.context)
     folder.mkdir(exist_ok=True)
@@ -75,8 +77,18 @@ def train_model(
     if processes is None:
         much = plan.steps * plan.rows_per_step * plan.context >= TOKENS_FOR_TWO
         processes = 2 if much and _num_cores() > 1 else 1
-    with _team(folder, plan, vocab, processes) as team, _progress(plan, title) as show:
-        model = _train(_Job(plan, vocab, rows_RT), folder, team, show)
+    stop = threading.Event()
+
+    def ask() -> str:
+        stop.set()
+        return "the step under way is finished and kept; again, and the command ends at once"
+
+    with (
+        _team(folder, plan, vocab, processes) as team,
+        _progress(plan, title) as show,
+        on_first_signal(ask),
+    ):
+        model = _train(_Job(plan, vocab, rows_RT), folder, team, show, stop, title)
     shutil.rmtree(folder)
     return model
 
@@ -106,9 +118,15 @@ def _team(folder: Path, plan: ModelPlan, vocab: int, processes: int) -> Iterator
 
 
 def _train(
-    job: _Job, folder: Path, team: Team, show: Callable[[int, float], None]
+    job: _Job,
+    folder: Path,
+    team: Team,
+    show: Callable[[int, float], None],
+    stop: threading.Event,
+    title: str = "",
 ) -> LlamaForCausalLM:
-    """All steps from the last that is kept; every process of a team calls it."""
+    """All steps from the last that is kept; every process of a team calls it. Raises StoppedError
+    where `stop` is set, once what is done is kept."""
     plan = job.plan
     with _own_torch_state(plan.seed, team.size):
         model = LlamaForCausalLM(_llama_config(plan, job.vocab))
@@ -116,6 +134,12 @@ def _train(
         order = np.random.default_rng(plan.seed).permutation(len(job.rows_RT))
         done, kept = _restored(folder, model, optimisers), time.monotonic()
         for step in range(done, plan.steps):
+            if stop.is_set():
+                _keep(folder, model, optimisers, done=step)
+                raise StoppedError(
+                    f"Stopped after step {step} of {plan.steps} of the {title}'s training, which "
+                    "is kept; the same command continues from there."
+                )
             first = step * plan.rows_per_step
             chosen = order.take(range(first, first + plan.rows_per_step), mode="wrap")
             ids_BT = torch.from_numpy(job.rows_RT[chosen].astype(np.int64))
@@ -273,7 +297,7 @@ def _progress(plan: ModelPlan, title: str) -> Iterator[Callable[[int, float], No
 def _take_part(folder: Path) -> None:
     """What the second process runs; it ends with the first."""
     with suppress(TutelageError):
-        _train(_Job.read(folder), folder, partner(folder), lambda done, loss: None)
+        _train(_Job.read(folder), folder, partner(folder), lambda *_: None, threading.Event())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from cluster.session import ray_head
 from cluster.session.services import find_service, named_services, services_of
 from cluster.session.session import attached, connected, find_address
 from shared.config.run import Teacher
+from shared.errors import ConfigError
 
 
 def up(
@@ -56,8 +57,25 @@ def _up(teachers: Mapping[str, Teacher], *, cache: str) -> None:
     for name, description in services.start_all(teachers, detached=True, cache=cache):
         for note in description.notes:
             print(note)
-        replicas = len(services.status(name).replicas)
+        replicas = _grown(name, teachers[name].replicas, only=len(teachers) == 1)
         print(f"teacher service {name} serves {teachers[name].model} with {_replicas(replicas)}")
+
+
+def _grown(name: str, asked: int, *, only: bool) -> int:
+    """Give a service that ran before the replicas it lacks; returns how many it has. None is taken
+    away, since students may be using them."""
+    from teacher_service.service import service as services
+
+    there = len(services.status(name).replicas)
+    if there < asked:
+        services.scale(name, asked)
+        print(f"teacher service {name}: {there} -> {_replicas(asked)}")
+    elif there > asked:
+        print(
+            f"teacher service {name} keeps its {there} replicas, more than the {asked} asked for; "
+            f"`tutelage teacher scale {asked}{'' if only else f' --service {name}'}` takes some away"
+        )
+    return max(there, asked)
 
 
 def scale(replicas: int, *, service: str | None = None, address: str | None = None) -> None:
@@ -89,9 +107,14 @@ def status(*, service: str | None = None, address: str | None = None) -> None:
 
 
 def down(
-    *, service: str | None = None, address: str | None = None, everything: bool = False
+    *,
+    service: str | None = None,
+    address: str | None = None,
+    everything: bool = False,
+    force: bool = False,
 ) -> None:
-    """`tutelage teacher down`; with `everything` also the cluster that `up` started."""
+    """`tutelage teacher down`; with `everything` also the cluster that `up` started, with `force`
+    also services that commands use."""
     if everything and address is None and find_address() is None:
         ray_head.reap()
         print("nothing is running")
@@ -99,12 +122,27 @@ def down(
     with attached(address):
         from teacher_service.service import service as services
 
-        for name in services.list_services() if everything else [find_service(service)]:
+        names = services.list_services() if everything else [find_service(service)]
+        for name, users in ((name, services.users(name)) for name in names):
+            if users:
+                _refuse_in_use(name, users, force=force)
+        for name in names:
             services.stop(name)
             print(f"teacher service {name} is stopped")
     if everything and ray_head.stop():
         ray_head.reap()
         print("the cluster that `teacher up` started is stopped")
+
+
+def _refuse_in_use(name: str, users: Sequence[str], *, force: bool) -> None:
+    """Refuse to stop a service under who uses it, or say under whom. Raises ConfigError."""
+    who = f"teacher service {name} is used by {', '.join(users)}"
+    if not force:
+        raise ConfigError(
+            f"{who}; stop that first, with Ctrl-C or SIGTERM, or pass --force to stop the service "
+            "under it"
+        )
+    print(f"{who}, which now waits for it")
 
 
 def _replicas(number: int) -> str:

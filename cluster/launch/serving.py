@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from cluster.launch.watch import using
 from cluster.planning.difficulty import Asked
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Launch, refuse_unfit, run_plan
@@ -66,7 +67,8 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         plan = _ordered(launch, plan, teachers=scorers)
         before = sum(map(_restarts, services.values()))
         try:
-            yield plan, live
+            with using(services.values(), user=str(launch.run_dir.path), gone=_gone(launch)):
+                yield plan, live
         finally:
             restarts = sum(map(_restarts, services.values())) - before
             with suppress(StorageError):  # a full disk must not hide what stopped the run
@@ -75,6 +77,17 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         if launch.services is None:
             for name in services.values():
                 service.stop(name)
+
+
+def _gone(launch: Launch) -> str:
+    """What to do where a service that a command uses is gone."""
+    patience_s = launch.config.service.unit_deadline_s
+    again = (
+        "stop this command with Ctrl-C, and the same command starts a teacher again"
+        if launch.services is None
+        else "`tutelage teacher up CONFIG` starts it again, and this command goes on"
+    )
+    return f"{again}; it waits for {patience_s:g} s at most"
 
 
 def own_services(launch: Launch) -> dict[str, str]:

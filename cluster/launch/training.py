@@ -16,7 +16,7 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroup
 from cluster.launch.mailbox import Mailbox
 from cluster.launch.worker_group import Meeting, WorkerGroup
 from cluster.report.outcome import interrupted
-from cluster.session.interrupts import asking
+from cluster.session.interrupts import on_first_signal
 from shared import errors
 from shared.config.run import Config
 from shared.errors import StoppedError, TutelageError
@@ -65,7 +65,7 @@ class Students:
         self._mailbox.put(assignment)
         if self._under_way is None:
             self.start()
-        with asking(self._ask_to_stop), shown_progress(self._files.progress):
+        with on_first_signal(self._ask_to_stop), shown_progress(self._files.progress):
             while (error := self._under_way.error()) is not None:  # type: ignore[union-attr]
                 _write_traceback(self._training.attempt, error)
                 if (sentence := _own_error(error)) is not None:

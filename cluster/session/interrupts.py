@@ -40,7 +40,7 @@ def handle() -> None:
 
 
 @contextmanager
-def asking(ask: Ask) -> Iterator[None]:
+def on_first_signal(ask: Ask) -> Iterator[None]:
     """For the length of a `with`, the first signal calls `ask`, which returns a sentence for the
     terminal where it has asked for a stop, or None where there is nothing to save."""
     before, _state.ask = _state.ask, ask

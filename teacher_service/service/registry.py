@@ -18,6 +18,7 @@ from teacher_service.service.actor import Health
 
 REGISTRY = "tutelage-registry"
 REPLICA = "tutelage-replica-"
+USE_S = 15.0  # a user that has not been heard of for so long is dead
 POLL_S = 0.5
 HEALTH_DEADLINE_S = 10.0
 
@@ -79,6 +80,7 @@ class TeacherRegistry:
         self._version = time.time_ns()
         self._changed = asyncio.Event()
         self._found = replica_names(service)
+        self._used: dict[str, float] = {}  # by user, when it last said so
 
     async def request(self) -> Request:
         """What the service was started with."""
@@ -97,6 +99,19 @@ class TeacherRegistry:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
         return await self.view()
+
+    async def use(self, user: str) -> None:
+        """Note that a command uses the service, for USE_S."""
+        self._used[user] = time.monotonic()
+
+    async def leave(self, user: str) -> None:
+        """It does no longer."""
+        self._used.pop(user, None)
+
+    async def users(self) -> list[str]:
+        """Who uses the service."""
+        since = time.monotonic() - USE_S
+        return sorted(user for user, at in self._used.items() if at > since)
 
     async def add(self, names: list[str]) -> None:
         """Watch further replicas; returns when each has been looked at once."""

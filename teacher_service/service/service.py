@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -243,6 +243,25 @@ def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
     return _answer(call, f"{names[0]} of teacher service {service}", deadline_s)
 
 
+def use(service: str, user: str) -> bool:
+    """Tell a service that a command uses it; whether it is there. Call it again and again."""
+    return _told(service, "use", user)
+
+
+def leave(service: str, user: str) -> None:
+    """Tell a service that a command uses it no longer."""
+    _told(service, "leave", user)
+
+
+def users(service: str) -> list[str]:
+    """The commands that use a service."""
+    registry = _actor(service, REGISTRY)
+    try:
+        return [] if registry is None else _answer(registry.users.remote(), "the registry")
+    except TeacherError:
+        return []  # it is half dead, and so are its clients
+
+
 def stop(service: str) -> bool:
     """Remove actors and placement groups, also of a half-dead service; whether any were there."""
     names = [*replica_names(service), REGISTRY]
@@ -347,6 +366,20 @@ def _request(service: str) -> Request | None:
         return _answer(registry.request.remote(), "the registry")
     except TeacherError:
         return None
+
+
+def _told(service: str, what: str, user: str) -> bool:
+    """Whether the registry is there; one that is too busy to answer is."""
+    registry = _actor(service, REGISTRY)
+    if registry is None:
+        return False
+    try:
+        ray.get(getattr(registry, what).remote(user), timeout=ANSWER_S)
+    except (GetTimeoutError, ActorUnavailableError):
+        return True
+    except RayError:
+        return False
+    return True
 
 
 def _actor(service: str, name: str) -> Any:

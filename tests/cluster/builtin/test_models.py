@@ -1,6 +1,8 @@
 """The embedded models are built once, safely, and stand behind their `builtin:` names."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,8 +27,9 @@ from cluster.builtin.muon import Muon
 from cluster.builtin.team import paired
 from cluster.builtin.training import ModelPlan
 from cluster.report.stages import SENTENCES, begin, expect, stages_of_run
+from cluster.session.interrupts import handle
 from shared.config.run import Config
-from shared.errors import ConfigError, TutelageError
+from shared.errors import ConfigError, StoppedError, TutelageError
 
 TINY = {"width": 32, "layers": 1, "heads": 2, "steps": 3, "rows_per_step": 2, "context": 32}
 TINY_PLANS = {
@@ -172,6 +175,31 @@ def test_an_interrupted_training_continues_where_it_was(cache: Path, monkeypatch
     assert {path.name for path in folder.iterdir() if path.is_dir()} == before | {built.name}
 
 
+def test_a_signal_keeps_the_step_under_way_also_before_anything_was_kept(
+    cache: Path, monkeypatch, capfd
+):
+    folder = corpus.build_corpus(cache)
+    plan = ModelPlan(domains=("legal",), seed=8, **TINY | {"steps": 6})
+    whole = build_model("student", folder, plan=plan)
+    step, calls, handler = training._train_step, count(1), signal.getsignal(signal.SIGTERM)
+
+    def signalled(*given, **options) -> float:
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*given, **options)
+
+    handle()
+    monkeypatch.setattr(training, "_train_step", signalled)
+    with pytest.raises(StoppedError, match="Stopped after step 3 of 6 of the built-in teacher"):
+        build_model("teacher", folder, plan=plan)
+    assert "SIGTERM: the step under way is finished and kept" in capfd.readouterr().err
+    signal.signal(signal.SIGTERM, handler)
+    monkeypatch.setattr(training, "_train_step", interrupted_at(4))  # three steps are left
+    built = build_model("teacher", folder, plan=plan)
+    models = (AutoModelForCausalLM.from_pretrained(path) for path in (built, whole))
+    assert same_weights(*models, within=0.0)
+
+
 def test_another_plan_is_another_model(cache: Path):
     folder = corpus.build_corpus(cache)
     plan = ModelPlan(domains=("legal",), seed=5, **TINY)
@@ -197,7 +225,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path):
 def test_the_end_of_the_second_process_is_told(tmp_path: Path):
     with (
         paired("compileall", ["-q", str(tmp_path)], tmp_path, numbers=4) as pair,
-        pytest.raises(TutelageError, match="continues from the last checkpoint"),
+        pytest.raises(TutelageError, match="continues from what was kept last"),
     ):
         pair.add_up(torch.zeros(4))
     assert list(tmp_path.iterdir()) == []

@@ -236,6 +236,11 @@ def test_two_lifetimes(ray_cluster, tmp_path, tiny_pair, capsys):
     assert main(["train", str(job)]) == 0
     assert main(["teacher", "scale", "2"]) == 0
     assert "1 -> 2 replicas" in capsys.readouterr().out
+    assert main(["teacher", "up", str(job)]) == 0
+    assert "keeps its 2 replicas, more than the 1 asked for" in capsys.readouterr().out
+    assert main(["teacher", "up", str(job), "teachers.tiny.replicas=3"]) == 0
+    assert "2 -> 3 replicas" in capsys.readouterr().out
+    assert main(["teacher", "scale", "2"]) == 0
     assert main(["teacher", "status"]) == 0
     assert capsys.readouterr().out.count("alive") == 2
     assert main(["teacher", "down"]) == 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.session import interrupts
-from cluster.session.interrupts import SAME_S, asking, handle, interrupted_as
+from cluster.session.interrupts import SAME_S, handle, interrupted_as, on_first_signal
 from shared.errors import StoppedError
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -39,7 +39,7 @@ def test_a_signal_ends_what_cannot_save(number):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_asks_and_the_second_ends(number, capfd):
     asked = []
-    with asking(lambda: asked.append(1) or "it is saved"):
+    with on_first_signal(lambda: asked.append(1) or "it is saved"):
         send(number, after_s=SAME_S)
         assert asked == [1]
         assert f"{signal.Signals(number).name}: it is saved" in capfd.readouterr().err
@@ -49,13 +49,13 @@ def test_the_first_asks_and_the_second_ends(number, capfd):
 
 
 def test_who_has_nothing_to_save_is_ended_at_once():
-    with asking(lambda: None), pytest.raises(KeyboardInterrupt):
+    with on_first_signal(lambda: None), pytest.raises(KeyboardInterrupt):
         send(signal.SIGTERM, after_s=SAME_S)
 
 
 def test_a_signal_that_a_launcher_sends_twice_counts_once():
     asked = []
-    with asking(lambda: asked.append(1) or "it is saved"):
+    with on_first_signal(lambda: asked.append(1) or "it is saved"):
         send(signal.SIGTERM, after_s=SAME_S)
         send(signal.SIGTERM, after_s=0)
     assert asked == [1]
@@ -63,7 +63,7 @@ def test_a_signal_that_a_launcher_sends_twice_counts_once():
 
 def test_who_asks_is_asked_only_while_it_works():
     asked = []
-    with asking(lambda: asked.append(1) or "it is saved"):
+    with on_first_signal(lambda: asked.append(1) or "it is saved"):
         pass
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGTERM, after_s=SAME_S)

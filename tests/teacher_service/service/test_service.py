@@ -1,7 +1,7 @@
 """The service as a driver sees it: start, scale, refuse, stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from uuid import uuid4
 
@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.cli import main
+from cluster.launch.watch import using
 from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
@@ -179,3 +181,44 @@ def test_errors_keep_their_class_across_processes(name):
         )
         with pytest.raises(error):
             ray.get(replica.score.remote(rows.table, SPEC.as_dict()))
+
+
+def test_a_service_knows_who_uses_it(name):
+    service.start(name, ANY, detached=True, make_engine=Scripted())
+    assert service.users(name) == []
+    assert service.use(name, "runs/one")
+    assert service.use(name, "runs/two")
+    assert service.users(name) == ["runs/one", "runs/two"]
+    service.leave(name, "runs/one")
+    assert service.users(name) == ["runs/two"]
+    service.stop(name)
+    assert not service.use(name, "runs/two")
+    assert service.users(name) == []
+
+
+def test_a_service_that_is_used_is_not_stopped_and_one_that_is_gone_is_named(name, capsys):
+    service.start(name, ANY, detached=True, make_engine=Scripted())
+    with using([name], user="runs/one", gone="start it again"):
+        wait_until(lambda: service.users(name) == ["runs/one"])
+        assert main(["teacher", "down", "--service", name]) == 2
+        refused = capsys.readouterr().err
+        assert f"{name} is used by runs/one; stop that first" in refused
+        assert service.users(name) == ["runs/one"]
+        assert main(["teacher", "down", "--service", name, "--force"]) == 0
+        said = capsys.readouterr().out
+        assert f"{name} is used by runs/one, which now waits for it" in said
+        heard = [""]
+
+        def hears() -> bool:
+            heard[0] += capsys.readouterr().out
+            return f"teacher service {name} is gone; start it again" in heard[0]
+
+        wait_until(hears)
+    assert name not in service.list_services()
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,39 @@
+"""Use: a command tells the teacher services it uses that it does, and hears when one is gone."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from teacher_service.service import service as services
+from teacher_service.service.registry import USE_S
+
+EVERY_S = USE_S / 6
+
+
+@contextmanager
+def using(names: Iterable[str], *, user: str, gone: str) -> Iterator[None]:
+    """Use services for the length of a `with`; `gone` says what to do where one is not there."""
+    ended = threading.Event()
+    threads = [
+        threading.Thread(target=_use, args=(name, user, gone, ended), daemon=True) for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _use(name: str, user: str, gone: str, ended: threading.Event) -> None:
+    there = True
+    while not ended.is_set():
+        before, there = there, services.use(name, user)
+        if before and not there:
+            print(f"teacher service {name} is gone; {gone}", flush=True)
+        if there and not before:
+            print(f"teacher service {name} is back", flush=True)
+        ended.wait(EVERY_S)
+    services.leave(name, user)
