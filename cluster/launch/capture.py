@@ -18,6 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from cluster.launch.serving import asking
+from cluster.planning.keeping import budget_note, kept_in_store
 from cluster.planning.preparation import Launch, prepare_run
 from cluster.report.text import text_lines, text_of
 from cluster.session.placement import refuse_unplaceable, teachers_demands
@@ -94,6 +95,9 @@ def capture(
     ):
         for name in (services or {}).values():
             find_service(name)
+        if note := budget_note(prepared, instead="those over targets.top_k and the tail are kept"):
+            print(note, flush=True)
+        prepared = kept_in_store(prepared)
         launch = Launch(prepared, RunDir(Path(folder) / config.name), Path(folder), services)
         _refuse_unplaceable(launch)
         with asking(launch) as (plan, live):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.launch.watch import using
 from cluster.planning.difficulty import Asked
+from cluster.planning.keeping import bucketed, budget_note, exceeds_budget
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Launch, refuse_unfit, run_plan
 from cluster.planning.projecting import passes_projection, projection_of
@@ -35,8 +36,10 @@ def teaching(launch: Launch) -> Iterator[tuple[RunPlan, OpenRunReader]]:
         yield _from_store(launch)
         return
     with asking(launch) as (plan, live):
+        if note := budget_note(launch.prepared, instead="the teacher is asked each time"):
+            print(note, flush=True)
         readers = {
-            name: _prompted(launch, _recorded(launch, live[name], _fingerprint(part)))
+            name: _prompted(launch, _recorded(launch, live[name], part))
             for name, part in plan.by_teacher.items()
         }
         yield plan, partial(open_routing, plan=plan, readers=readers)
@@ -181,17 +184,19 @@ def _live(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
     )
 
 
-def _recorded(launch: Launch, live: OpenReader, fingerprint: dict[str, str]) -> OpenReader:
+def _recorded(launch: Launch, live: OpenReader, part: RunPlan) -> OpenReader:
     """What training reads: through `targets.store` where there is one."""
     targets = launch.config.targets
     if targets.store is None:
         return live
+    unkept = part.validation_question if exceeds_budget(launch.prepared) else None
     return partial(
         _open_recording,
         open_live=live,
         store=targets.store,
-        teacher=fingerprint,
+        teacher=_fingerprint(part),
         ids=targets.store_ids,
+        unkept=unkept,
     )
 
 
@@ -214,8 +219,9 @@ def _open_recording(
     store: str,
     teacher: dict[str, str],
     ids: IdsEncoding | None,
+    unkept: Question | None,
 ) -> TargetReader:
-    return RecordingReader(open_live(rank), store, teacher=teacher, ids=ids)
+    return RecordingReader(open_live(rank), store, teacher=teacher, ids=ids, unkept=unkept)
 
 
 def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> TargetReader:
@@ -307,11 +313,13 @@ def _stored(
     specs = [a.question for a in answers if a.is_of(named)] or [a.question for a in answers]
     prompts = launch.prepared.showing.prompts
     head = _stored_head(config, [spec for spec in specs if spec.prefix == prompts])
-    planned = partial(run_plan, launch.prepared, run_dir=launch.run_dir.path, head=head)
+    planned_for = partial(run_plan, run_dir=launch.run_dir.path, head=head)
+    planned = partial(planned_for, launch.prepared)
     plan = planned(teacher={"store": store})
     if plan.training_question and passes_projection(launch.prepared):
         projection = _stored_projection(store, specs, plan.training_question)
-        planned = partial(planned, projection=projection)
+        planned_for = partial(planned_for, projection=projection)
+        planned = partial(planned_for, launch.prepared)
         plan = planned(teacher={"store": store})
     teacher = (
         stored_teacher(store, plan.training_question, named=named)
@@ -319,7 +327,12 @@ def _stored(
         else None
     )
     held = [a.question for a in answers if teacher is None or a.teacher == teacher]
-    return plan if plan.validation_question in held else planned(teacher=None), teacher
+    if plan.validation_question not in held:  # they may be kept within a budget
+        narrow = replace(launch.prepared, config=bucketed(config))
+        other = planned_for(narrow, teacher={"store": store})
+        plan = other if other.validation_question in held else planned(teacher=None)
+        plan = replace(plan, config=config)
+    return plan, teacher
 
 
 def _names(teacher: Teacher) -> dict[str, str]:

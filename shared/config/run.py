@@ -251,6 +251,11 @@ class Evaluation(Section):
         default="auto",
         description="full vocabulary up to 32,768 tokens, else over top_k and the tail",
     )
+    store_gb: Positive = Field(
+        default=2.0,
+        description="most that `targets.store` keeps of answers to all validation rows over the "
+        "full vocabulary, GB; `capture` keeps those over top_k and the tail beyond it",
+    )
 
 
 class Checkpoints(Section):

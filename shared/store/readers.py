@@ -56,7 +56,8 @@ class RecordingReader:
 
     A unit with one missing row is scored whole, so that what is scored together depends on no
     cache; of a row that was stored, the stored answer is delivered all the same. A damaged file is
-    set aside and its rows are asked again.
+    set aside and its rows are asked again. Answers to the question `unkept` are read where they are
+    stored, and never added.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class RecordingReader:
         *,
         teacher: Mapping[str, str],
         ids: IdsEncoding | None = None,
+        unkept: Question | None = None,
     ) -> None:
-        self._reader = reader
+        self._reader, self._unkept = reader, unkept
         self._stores = _Stores(store, teacher, ids, sets_aside=True)
         self._asked: deque[tuple[Rows, Question, SoftTargets | None]] = deque()
         self._stats = ReaderStats()
@@ -92,7 +94,9 @@ class RecordingReader:
         started = time.monotonic()
         rows, question, stored = self._asked[0]
         if stored is None:
-            targets = self._stores.of(question).kept(rows, self._reader.next())
+            targets = self._reader.next()
+            if question != self._unkept:
+                targets = self._stores.of(question).kept(rows, targets)
         else:
             targets = stored
         self._asked.popleft()

@@ -263,6 +263,10 @@ KNOBS = {
     "service.unit_deadline_s": f"{LAUNCH}::test_a_pool_is_what_the_config_says",
     "service.max_unit_failures": f"{LAUNCH}::test_a_pool_is_what_the_config_says",
     "evaluation.kl": f"{QUESTION}::test_an_evaluation_is_over_what_the_config_says",
+    "evaluation.store_gb": (
+        "cluster/launch/test_capture.py"
+        "::test_validation_answers_beyond_the_budget_are_kept_over_the_likeliest_ids"
+    ),
     "checkpoints.every": MATRIX,
     "checkpoints.keep": (
         "student_trainer/test_training_laws.py"

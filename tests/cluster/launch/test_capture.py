@@ -271,3 +271,41 @@ def test_each_of_two_teachers_is_asked_about_its_domains_alone(tmp_path, tiny_pa
         for name, part in parts.items()
     }
     assert drawn(plan, ranks, open_routing(0, plan=plan, readers=readers))
+
+
+def test_validation_answers_beyond_the_budget_are_kept_over_the_likeliest_ids(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    """A run reads them with no teacher alive; with one it asks anew and keeps none, and those that
+    are stored whole are read whatever the budget."""
+    store = tmp_path / "store"
+    job = write_job(
+        tmp_path, tiny_pair, steps=2, targets={"store": str(store), "top_k": 16}, evaluation={}
+    )
+    small, free = "evaluation.store_gb=0.0005", "targets.teacher_free=true"
+
+    def widths() -> set[int]:
+        return {answers.question.ask.num_ids for answers in stored_answers(store)}
+
+    assert main(["capture", str(job), small, "evaluation.kl=full"]) == 2
+    said = capsys.readouterr().err
+    assert "evaluation.kl is full: validation answers over the whole vocabulary would take" in said
+    assert "more than evaluation.store_gb 0.0005" in said
+    assert main(["run", str(job), small, "name=live"]) == 0
+    assert "the teacher is asked each time" in capsys.readouterr().out
+    assert widths() == {16}
+
+    assert main(["capture", str(job), small]) == 0
+    assert "those over targets.top_k and the tail are kept" in capsys.readouterr().out
+    assert main(["run", str(job), small, free, "name=narrow"]) == 0
+    assert kinds(tmp_path / "runs" / "narrow") == {"bucketed-16"}
+
+    assert main(["capture", str(job)]) == 0
+    assert widths() == {16, VOCAB}
+    assert main(["run", str(job), small, free, "name=whole"]) == 0
+    assert kinds(tmp_path / "runs" / "whole") == kinds(tmp_path / "runs" / "live") == {"full"}
+
+
+def kinds(run: Path) -> set[str]:
+    summary = json.loads((run / "summary.json").read_text())
+    return {domain["kl_kind"] for domain in summary["domains"].values()}
