@@ -53,8 +53,8 @@ def test_training_saves_the_step_under_way_and_goes_on_from_it(
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_a_run_killed_between_checkpoints_writes_no_step_twice(home, job, tmp_path):
-    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+def test_a_run_killed_between_checkpoints_writes_no_step_twice(home, config, tmp_path):
+    command, run = ("run", str(config), f"paths.runs={tmp_path}"), tmp_path / "job"
     first = home.start(*command)
     wait_until(reached(run, 13), doing=first)
     first.kill_everything()
@@ -81,8 +81,10 @@ def importing(run: Path, command: Command) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("stage", [importing, loading, evaluating, exporting])
-def test_every_other_stage_ends_with_what_the_next_command_goes_on_from(home, job, tmp_path, stage):
-    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+def test_every_other_stage_ends_with_what_the_next_command_goes_on_from(
+    home, config, tmp_path, stage
+):
+    command, run = ("run", str(config), f"paths.runs={tmp_path}"), tmp_path / "job"
     first = home.start(*command)
     wait_until(stage(run, first), doing=first)
     said = end(first, signal.SIGTERM)
@@ -90,8 +92,8 @@ def test_every_other_stage_ends_with_what_the_next_command_goes_on_from(home, jo
     wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
 
 
-def test_a_signal_to_the_whole_group_ends_in_a_sentence(home, job, tmp_path):
-    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+def test_a_signal_to_the_whole_group_ends_in_a_sentence(home, config, tmp_path):
+    command, run = ("run", str(config), f"paths.runs={tmp_path}"), tmp_path / "job"
     first = home.start(*command)
     wait_until(reached(run, 13), doing=first)
     os.killpg(first.process.pid, signal.SIGTERM)
@@ -101,8 +103,8 @@ def test_a_signal_to_the_whole_group_ends_in_a_sentence(home, job, tmp_path):
     wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
 
 
-def test_a_second_signal_ends_a_run_that_waits_for_its_teacher(home, job, tmp_path):
-    command, run = ("run", str(job.config), f"paths.runs={tmp_path}"), tmp_path / "job"
+def test_a_second_signal_ends_a_run_that_waits_for_its_teacher(home, config, tmp_path):
+    command, run = ("run", str(config), f"paths.runs={tmp_path}"), tmp_path / "job"
     first = home.start(*command)
     wait_until(reached(run, 13), doing=first)
     replicas = [p for p in first.family() if "TeacherReplica" in " ".join(p.cmdline())]
