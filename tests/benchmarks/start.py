@@ -3,7 +3,7 @@
 Bare is one script: `ray.init` with its dashboard, then at the same time an actor that imports torch
 and transformers, loads the teacher and scores 64 tokens, and one that imports deepspeed too and
 does it with the student. Both take turns in one run of this benchmark, on rows that are prepared.
-Warm is `tutelage train` where `tutelage teacher up` has been and a student has trained before.
+Warm is `tutelage train` where `tutelage teacher up` has been; its cluster is there all along.
 
     python -m tests.benchmarks.start [--repeats 3]
 """
@@ -26,6 +26,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT.parent / "shared" / "models"
+PAIR = ("teacher-6m", "student-base-1m")
 STEPS = 4
 DONE = "both have scored"
 BARE = """
@@ -77,21 +78,21 @@ class Result:
 
 
 def measure(*, repeats: int, folder: Path, models: Path = MODELS) -> Result:
-    """Bare and product in turns, after one run that prepares the rows."""
+    """All in turns, after one run that prepares the rows."""
     config = write_config(folder, models)
-    run = tutelage("run", str(config), "--fresh", "--address", "local")
-    bare = [sys.executable, "-c", BARE, str(models / "teacher-6m"), str(models / "student-base-1m")]
-    until = ("step 1/", f"step {STEPS}/")
-    timed(run, until=until, folder=folder)
-    starts: dict[str, list[Start]] = {"product": [], "bare": []}
-    for _ in range(repeats):
-        starts["bare"].append(timed(bare, until=(DONE, DONE), folder=folder))
-        starts["product"].append(timed(run, until=until, folder=folder))
+    commands = {
+        "bare": [sys.executable, "-c", BARE, *(str(models / name) for name in PAIR)],
+        "product": tutelage("run", str(config), "--fresh", "--address", "local"),
+        "warm": tutelage("train", str(config), "--fresh"),
+    }
+    moments = dict.fromkeys(commands, ("step 1/", f"step {STEPS}/")) | {"bare": (DONE, DONE)}
+    starts: dict[str, list[Start]] = {kind: [] for kind in commands}
     with a_service(config, folder):
-        train = tutelage("train", str(config), "--fresh")
-        timed(train, until=until, folder=folder)
-        starts["warm"] = [timed(train, until=until, folder=folder) for _ in range(repeats)]
-    product, plain, warm = (median(starts[kind]) for kind in ("product", "bare", "warm"))
+        timed(commands["product"], until=moments["product"], folder=folder)
+        for _ in range(repeats):
+            for kind, command in commands.items():
+                starts[kind].append(timed(command, until=moments[kind], folder=folder))
+    plain, product, warm = (median(starts[kind]) for kind in commands)
     ratio, cpu_ratio = product.wall_s / plain.wall_s, product.cpu_s / plain.cpu_s
     return Result(product, plain, warm, ratio, cpu_ratio)
 
