@@ -34,6 +34,7 @@ from student_trainer.losses.token_losses import (
     token_losses,
     weighted,
 )
+from student_trainer.models.decoding import decode
 from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
 from student_trainer.sums import SumLayout
@@ -58,7 +59,6 @@ class Objective(nn.Module):
             student, config, teacher_width=teacher_width, teacher_heads=teacher_heads or {}
         )
         self.vocab_size = student.vocab_size
-        self._takes_positions = takes(student.decoder, "position_ids")
         self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
 
     def forward(
@@ -80,12 +80,9 @@ class Objective(nn.Module):
         `likeliest`: the ids that the student names for `asked` [N, M].
         `look`: each of `looks` at the positions with loss [N], `label_logprob` or `entropy`, nats.
         """
-        positions = {"position_ids": batch["position_ids_BT"]} if self._takes_positions else {}
         picking = self.loss_head.losses_in[phase].auxiliaries.values() if mode == "train" else ()
         options = {option: True for auxiliary in picking for option in auxiliary.needs.options}
-        output = self._decoder[0](
-            input_ids=batch["input_ids_BT"], **positions, use_cache=False, **options
-        )
+        output = decode(self._decoder[0], batch, options=options)
         index_N = batch["loss_index_N"]
         hidden_ND = output.last_hidden_state.flatten(0, 1)[index_N]
         for auxiliary in picking:

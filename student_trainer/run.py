@@ -105,7 +105,7 @@ def open_run(
     objective = Objective(
         student, config, teacher_width=plan.teacher_width, teacher_heads=teacher_heads
     ).to(device)
-    layouts = Layouts(tuple(config.domains), plan.packed, device, task)
+    layouts = Layouts(tuple(config.domains), plan.packed, device, task, plan.passes)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     engine = open_engine(objective, config)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from shared.config.mixture import AdaptiveMixture
 from shared.config.run import Config
+from shared.data.passes import Passes
 from shared.data.prepared import PreparedDomain
 from shared.errors import ConfigError, TutelageError
 from shared.mixture.decisions import decision_index, first_entry, next_entry
@@ -114,7 +115,14 @@ def _plan(config: Config, fields: dict[str, Any], *, parts: dict[str, RunPlan]) 
     domains = tuple(PreparedDomain(**domain) for domain in fields["domains"])
     openings = {name: Opening.from_lists(*lists) for name, lists in fields["openings"].items()}
     specs = {name: fields[name] and Question.from_dict(fields[name]) for name in QUESTIONS}
-    found = {"config": config, "domains": domains, "openings": openings, "parts": parts}
+    found: dict[str, Any] = {
+        "config": config,
+        "domains": domains,
+        "openings": openings,
+        "parts": parts,
+    }
+    if "passes" in fields:
+        found["passes"] = Passes.from_dict(fields["passes"])
     named: dict[str, Any] = fields | specs | found
     return RunPlan(**named)
 

@@ -43,18 +43,19 @@ def up(
         if absent:
             refuse_unplaceable(teachers_demands(absent, ray.cluster_resources()))
         teachers = {names[key]: teacher for key, teacher in config.teachers.items()}
-        _up(teachers, cache=config.paths.cache)
+        _up(teachers, cache=config.paths.cache, context=config.data.context)
     print(f"Train    tutelage train {path}")
     for name in names.values():
         print("Stop     tutelage teacher down" + (f" --service {name}" if len(names) > 1 else ""))
 
 
-def _up(teachers: Mapping[str, Teacher], *, cache: str) -> None:
+def _up(teachers: Mapping[str, Teacher], *, cache: str, context: int) -> None:
     """Start services by their names."""
     from teacher_service.service import service as services
 
     print(f"loading {', '.join(teacher.model for teacher in teachers.values())}", flush=True)
-    for name, description in services.start_all(teachers, detached=True, cache=cache):
+    started = services.start_all(teachers, detached=True, cache=cache, context=context)
+    for name, description in started:
         for note in description.notes:
             print(note)
         replicas = _grown(name, teachers[name].replicas, only=len(teachers) == 1)

@@ -132,7 +132,14 @@ def _begun(launch: Launch, name: str) -> service.Starting:
         return service.running(name)
     copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
     print(f"loading the teacher, {copies}{teacher.model}", flush=True)
-    return service.begin(name, teacher, detached=False, cache=launch.config.paths.cache)
+    shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
+    return service.begin(
+        name,
+        teacher,
+        detached=False,
+        cache=launch.config.paths.cache,
+        context=launch.config.data.context + max(shown, default=0),
+    )
 
 
 def _shipped_head(config: Config, name: str) -> ShippedHead | None:
@@ -275,9 +282,16 @@ def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
     """A service of the student in its workers' places, for the length of a `with`."""
     name = f"{launch.namespace}-student"
     print(f"loading the student, {student.model}, to score its rows", flush=True)
-    cache = launch.config.paths.cache
+    config = launch.config
     try:
-        description = service.start(name, student, detached=False, role="student", cache=cache)
+        description = service.start(
+            name,
+            student,
+            detached=False,
+            role="student",
+            cache=config.paths.cache,
+            context=config.data.context,
+        )
         yield _live(launch, name, description.fingerprint)
     finally:
         service.stop(name)

@@ -17,7 +17,9 @@ import xxhash
 
 from shared.config.attention import offered_by
 from shared.config.run import Config
+from shared.data.passes import Passes
 from shared.data.tokenizers import TokenizerIdentity, identify, rows_digest
+from shared.data.trust import Trust
 from shared.errors import ConfigError, StorageError
 from shared.loading import first_line, untrusted
 from shared.model_parts import longest_context
@@ -92,17 +94,19 @@ def describe(
     return ModelDescription(option, model, identity, **facts, load_tokenizer=load_tokenizer)
 
 
-def student_packs(config: Config) -> bool:
-    """Whether the student keeps packed documents apart, probed once per model and way to train.
+def student_trust(config: Config) -> Trust:
+    """What units of the student are trusted for, probed once per model, way to train and context.
 
     Raises ConfigError for a student that the workers could not train either.
     """
 
     def probe() -> dict[str, Any]:
-        return {"packs": CAUSAL_LM.packs(config)}
+        return asdict(CAUSAL_LM.trust(config))
 
-    asked = config.student.model_dump(mode="json") | {"of": "packing"}
-    return kept(probe, config.student.model, asked, cache=Path(config.paths.cache))["packs"]
+    student = config.student.model_dump(mode="json")
+    asked = student | {"of": "trust", "context": config.data.context}
+    found = kept(probe, config.student.model, asked, cache=Path(config.paths.cache))
+    return Trust(found["packed"], Passes.from_dict(found["passes"]))
 
 
 def kept(

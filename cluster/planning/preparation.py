@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xxhash
 
-from cluster.planning.description import student_packs
+from cluster.planning.description import student_trust
 from cluster.planning.handshake import (
     Handshake,
     TeacherFacts,
@@ -22,6 +22,7 @@ from shared.config.paths import refuse_unwritable
 from shared.config.run import Config, Teacher
 from shared.data.prepared import PreparedDomain
 from shared.data.tokenise import prepare
+from shared.data.trust import Trust
 from shared.errors import ConfigError, HandshakeError
 from shared.locations import Location
 from shared.run.plan import RunPlan
@@ -38,7 +39,7 @@ class Prepared:
     config: Config
     teachers: Mapping[str, TeacherFacts]
     domains: tuple[PreparedDomain, ...]
-    packed: bool  # whether the student keeps packed documents apart
+    trust: Trust  # in units of the student
     showing: Showing  # to the teachers alone
 
     def taught_by(self, teacher: str) -> "Prepared":
@@ -128,7 +129,7 @@ def prepare_run(config: Config) -> Prepared:
         config=config,
         teachers=hands.teachers,
         domains=domains,
-        packed=student_packs(config),
+        trust=student_trust(config),
         showing=showing,
     )
 
@@ -220,7 +221,8 @@ def run_plan(
         validation_question=evaluation if teacher else None,
         kl_kind=kl_kind if teacher else "none",
         teacher=teacher,
-        packed=prepared.packed,
+        packed=prepared.trust.packed,
+        passes=prepared.trust.passes,
         teacher_width=shipped_width(prepared) if config.hidden_layers else None,
         openings=prepared.showing.openings,
     )

@@ -54,7 +54,8 @@ class Subject:
     @property
     def layouts(self) -> Layouts:
         """How rows become tensors."""
-        return Layouts(tuple(self.config.domains), self.plan.packed, self.device)
+        domains, plan = tuple(self.config.domains), self.plan
+        return Layouts(domains, plan.packed, self.device, passes=plan.passes)
 
     def batches(
         self, cut: Sequence[tuple[Rows, SoftTargets]], objective: Objective

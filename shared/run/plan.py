@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shared.config.run import Config
+from shared.data.passes import TOGETHER, Passes
 from shared.data.prepared import PreparedDomain
 from shared.mixture.weight_log import ControllerClient
 from shared.prompts.prefix import Opening
@@ -26,6 +27,7 @@ class RunPlan:
     kl_kind: str  # "full", "bucketed-K" or "none"
     teacher: dict[str, str] | None  # the engine's fingerprint
     packed: bool  # whether the student keeps packed documents apart
+    passes: Passes = TOGETHER  # what the lines of its units may share
     mode: Literal["train", "evaluate"] = "train"
     replays: bool = False  # weights come from another run's log, and nobody asks for reports
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them

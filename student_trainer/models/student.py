@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -18,11 +19,15 @@ from transformers import PreTrainedModel
 from shared.config.attention import loading_arguments, loading_reason
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
+from shared.data.layout import Layout
+from shared.data.passes import TOGETHER, switches_of
+from shared.data.trust import Trust, probe
 from shared.errors import ConfigError
 from shared.loading import PLAIN_OUTPUTS, untrusted
 from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.adapters import adapt, keep_unpacked, quantisation
+from student_trainer.models.decoding import decode
 from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -162,33 +167,56 @@ def _agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
     return bool((found - expected).abs().max() <= tolerance(dtype) * expected.abs().max())
 
 
-def keeps_documents_apart(model: PreTrainedModel) -> bool:
-    """Whether two documents packed on one line, position ids restarting, leave each other alone.
+def trust_in(model: PreTrainedModel, *, name: str, context: int) -> Trust:
+    """What units of rows of up to `context` tokens are trusted for. Raises ConfigError for a model
+    that gives one row two answers."""
+    decoder, text = decoder_of(model), model.config.get_text_config()
+    assert decoder is not None, "the model has been taken apart"
 
-    Run once before a run starts; a model that fails is trained one document per line.
-    """
-    if not takes(model, "position_ids"):
-        return False
-    ids = _probe_ids(model, length=24)
-    starts = torch.cat([torch.arange(10), torch.arange(14)])[None].to(ids.device)
-    with torch.no_grad(), _evaluating(model):
-        packed = model(input_ids=ids, position_ids=starts, use_cache=False).logits.float()
-        alone = model(input_ids=ids[:, 10:], use_cache=False).logits.float()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-    return bool((packed[:, 10:] - alone).abs().max() <= tolerance * alone.abs().max())
+    def run(layout: Layout) -> np.ndarray:
+        batch = {
+            "input_ids_BT": layout.input_ids_BT,
+            "position_ids_BT": layout.position_ids_BT,
+            "loss_index_N": layout.loss_index_N,
+            "pass_B": layout.pass_B,
+            "width_P": layout.width_P,
+        }
+        tensors = {key: torch.from_numpy(value).to(model.device) for key, value in batch.items()}
+        with torch.no_grad():
+            states_BTD = decode(decoder, tensors).last_hidden_state
+        return states_BTD.flatten(0, 1)[tensors["loss_index_N"]].float().cpu().numpy()
+
+    with _evaluating(model):
+        return probe(
+            run,
+            name=f"student.model: {name}",
+            vocab=model.get_input_embeddings().weight.shape[0],  # type: ignore[union-attr,index,arg-type]
+            context=context,
+            dtype=str(model.dtype).removeprefix("torch."),
+            takes_positions=takes(decoder, "position_ids"),
+            limit=longest_context(text),
+            switches=switches_of(text),
+        )
 
 
-def student_packs(config: Config, kind: ModelKind) -> bool:
-    """Load the student's model once and probe whether packing is safe (`RunPlan.packed`).
+def student_trust(config: Config, kind: ModelKind) -> Trust:
+    """Load the student's model once and probe what its units are trusted for (`RunPlan.packed`,
+    `RunPlan.passes`).
 
-    Raises ConfigError for a head or `target_modules` that the workers could not train either.
+    Raises ConfigError for a head or `target_modules` that the workers could not train either, and
+    for forward passes in a number of their own under ZeRO-3, whose ranks go together.
     """
     plain = config.student.model_copy(update={"train": {"kind": "full"}})
     model = load_model(plain, kind)
-    packs = keeps_documents_apart(model)
     parts = take_apart(model, name=plain.model)
+    found = trust_in(model, name=plain.model, context=config.data.context)
+    if found.passes != TOGETHER and config.student.zero == 3:
+        raise ConfigError(
+            f"student.zero is 3, but {plain.model} runs {found.passes.in_words()}, so that ranks "
+            "would make different numbers of forward passes; set student.zero=2"
+        )
     adapt(model, config.student, kind, head=parts.head, seed=config.seed)
-    return packs
+    return found
 
 
 def _probe_ids(model: PreTrainedModel, *, length: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from shared.data.layout import Layout
+from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.targets.routing import Answer, MixedTargets, label_logprobs
 from student_trainer.answers import answer_arrays
@@ -45,10 +46,11 @@ class Layouts:
     packed: bool
     device: torch.device
     task: Task = CAUSAL_LM
+    passes: Passes = TOGETHER
 
     def lay_out(self, rows: Rows) -> Layout:
         """The padded batch of a unit, on the host."""
-        return self.task.lay_out(rows, packed=self.packed)
+        return self.task.lay_out(rows, packed=self.packed, passes=self.passes)
 
     def batch(self, rows: Rows, targets: Answer | None = None) -> Batch:
         """The tensors of a unit on the device; with `targets`, the teacher's beside them, those of
@@ -68,6 +70,8 @@ class Layouts:
             "document_N": layout.document_N,
             "domain_N": domain_R[layout.row_N],
         }
+        if len(layout.width_P) > 1:
+            arrays |= {"pass_B": layout.pass_B, "width_P": layout.width_P}
         if isinstance(targets, MixedTargets):
             arrays |= _arrays_in_parts(targets)
         elif targets is not None:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from shared.config.run import Config
 from shared.data.layout import Layout, lay_out
+from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.data.tokenizers import refuse_unless_same, shared_vocab
+from shared.data.trust import Trust
 from shared.run.metrics import DomainEvaluation
 from student_trainer.tasks.task import ModelKind, Side
 
@@ -38,11 +40,11 @@ class CausalLM:
         )
         return shared_vocab(student.tokens, teacher_rows=teacher.rows, student_rows=student.rows)
 
-    def packs(self, config: Config) -> bool:
+    def trust(self, config: Config) -> Trust:
         """Probed on the student's own model."""
-        from student_trainer.models.student import student_packs  # slow, as torch is
+        from student_trainer.models.student import student_trust  # slow, as torch is
 
-        return student_packs(config, self.model)
+        return student_trust(config, self.model)
 
     def load(self, config: Config, *, device: "torch.device") -> "Student":
         """A decoder and the linear output head over it."""
@@ -50,9 +52,9 @@ class CausalLM:
 
         return load_student(config, self.model, device=device)
 
-    def lay_out(self, rows: Rows, *, packed: bool) -> Layout:
+    def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         """A label is the next token; the teacher's rows are laid out alike."""
-        return lay_out(rows, packed=packed)
+        return lay_out(rows, packed=packed, passes=passes)
 
     def evaluate(self, run: "Run") -> dict[str, DomainEvaluation]:
         """Nats per token of student and teacher, and KL(teacher || student)."""

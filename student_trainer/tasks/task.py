@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from shared.config.run import Config
 from shared.data.layout import Layout
+from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.data.tokenizers import TokenizerIdentity
+from shared.data.trust import Trust
 from shared.run.metrics import DomainEvaluation
 
 if TYPE_CHECKING:
@@ -49,16 +51,16 @@ class Task(Protocol):
         chat template. Raises HandshakeError where this student cannot learn from this teacher."""
         ...
 
-    def packs(self, config: Config) -> bool:
-        """Whether the student of a config keeps documents apart that lie on one line. Raises
-        ConfigError for a student that cannot be trained as asked."""
+    def trust(self, config: Config) -> Trust:
+        """What units of the student of a config are trusted for. Raises ConfigError for a student
+        that cannot be trained as asked."""
         ...
 
     def load(self, config: Config, *, device: "torch.device") -> "Student":
         """The student of a config, adapted and ready to train. Raises ConfigError."""
         ...
 
-    def lay_out(self, rows: Rows, *, packed: bool) -> Layout:
+    def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         """The padded batch of a unit, with the label of every position with loss."""
         ...
 

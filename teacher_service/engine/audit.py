@@ -66,17 +66,19 @@ class Audit:
         )
 
 
-def load_engine(teacher: Teacher, *, cache: str | None = None) -> HFEngine:
+def load_engine(
+    teacher: Teacher, *, cache: str | None = None, context: int | None = None
+) -> HFEngine:
     """The engine a config asks for; a quantised one carries its audit as a note.
 
     `cache` is the folder that keeps the unquantised probe answers and the projections of hidden
-    states. Raises ConfigError.
+    states, `context` the length of the longest rows. Raises ConfigError.
     """
     if teacher.quantisation == "none":
-        return _load(teacher, cache)
+        return _load(teacher, cache, context)
     rows = probe_rows(teacher)
     reference_ND = _reference(teacher, rows, cache)
-    engine = _load(teacher, cache)
+    engine = _load(teacher, cache, context)
     if reference_ND is None:
         engine.notes += (
             f"The {teacher.quantisation} teacher is not audited: its unquantised "
@@ -131,7 +133,7 @@ def probe_rows(teacher: Teacher) -> Rows:
     )
 
 
-def _load(teacher: Teacher, cache: str | None) -> HFEngine:
+def _load(teacher: Teacher, cache: str | None, context: int | None = None) -> HFEngine:
     engine = HFEngine.load(
         teacher.model,
         revision=teacher.revision,
@@ -142,6 +144,7 @@ def _load(teacher: Teacher, cache: str | None) -> HFEngine:
         quantisation=teacher.quantisation,
         device="cuda" if teacher.gpus > 0 else "cpu",
         trust_remote_code=teacher.trust_remote_code,
+        context=context,
     )
     engine.cache = cache
     return engine

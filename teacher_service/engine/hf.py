@@ -16,8 +16,10 @@ from torch import Tensor
 from shared.config.attention import Attention
 from shared.config.run import Dtype
 from shared.data.layout import Layout, lay_out
+from shared.data.passes import switches_of
 from shared.data.rows import Rows
 from shared.data.tokenizers import identify
+from shared.data.trust import LEAST_TOKENS, Trust, probe
 from shared.errors import ConfigError, HandshakeError, TutelageError
 from shared.model_parts import longest_context
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -39,9 +41,7 @@ from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.projection import load_projections
 from teacher_service.scoring.scoring import ScoringHead
 
-PACKING_TOLERANCE = {"float32": 1e-4}  # relative, of the last hidden state; other types below
-COARSE_PACKING_TOLERANCE = 5e-2
-UNPACKED_NOTE = "The teacher lets packed documents attend to each other; it scores them one by one."
+UNTRUSTED_NOTE = "The teacher's answers would depend on what shares a batch; it scores {}."
 
 
 class HFEngine:
@@ -55,16 +55,22 @@ class HFEngine:
         fingerprint: dict[str, str],
         *,
         max_context: int | None,
+        context: int | None = None,
     ) -> None:
         self.model, self.decoder, self.head = model, decoder, head
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
-        self.notes: tuple[str, ...] = ()
-        self.packed = decoder.takes_positions and self._keeps_documents_apart(fingerprint["dtype"])
-        if not self.packed:
-            self.notes = (UNPACKED_NOTE,)
         self.max_context = max_context
-        self.fingerprint = fingerprint | {"packed": str(self.packed)}
+        context = context or LEAST_TOKENS
+        self._probed = context if max_context is None else min(context, max_context)
+        self._dtype, self._name = fingerprint["dtype"], fingerprint["model"]
+        self.trust = self._probe(self._probed)
+        said = self.trust.in_words()
+        self.notes: tuple[str, ...] = (UNTRUSTED_NOTE.format(said),) if said else ()
+        apart = self.trust.passes.in_words()
+        self.fingerprint = fingerprint | {"packed": str(self.trust.packed)}
+        if apart:
+            self.fingerprint["passes"] = apart
 
     @staticmethod
     def load(
@@ -78,8 +84,10 @@ class HFEngine:
         quantisation: Literal["none", "int8", "nf4"] = "none",
         device: str = "cpu",
         trust_remote_code: bool = False,
+        context: int | None = None,
     ) -> "HFEngine":
-        """Load, prove decoder and head, and probe packing. Raises ConfigError with the reason."""
+        """Load, prove decoder and head, and probe what units of rows of up to `context` tokens are
+        trusted for. Raises ConfigError with the reason."""
         loaded = load_model(
             model,
             revision=revision,
@@ -101,8 +109,10 @@ class HFEngine:
             "tokenizer": _tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
         fingerprint = named | _weights(loaded) | _machine(loaded, device)
-        context = longest_context(loaded.model.config.get_text_config())  # type: ignore[union-attr]
-        return HFEngine(loaded.model, decoder, head, fingerprint, max_context=context)
+        limit = longest_context(loaded.model.config.get_text_config())  # type: ignore[union-attr]
+        return HFEngine(
+            loaded.model, decoder, head, fingerprint, max_context=limit, context=context
+        )
 
     def describe(self) -> TeacherDescription:
         """What was loaded."""
@@ -113,14 +123,14 @@ class HFEngine:
             num_layers=self.decoder.num_layers,
             hidden_width=hidden_width,
             max_context=self.max_context,
-            packed=self.packed,
+            packed=self.trust.packed,
             notes=self.notes,
         )
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:
         """Answer one unit in one forward pass. Raises UserError for what can never be answered."""
         self._refuse(rows, question)
-        layout = lay_out(rows, packed=self.packed)
+        layout = self._lay_out(rows)
         hidden = self._hidden(layout, question.hidden.layers)
         last_ND, label_N = hidden[self.decoder.num_layers], torch.from_numpy(layout.label_N)
         found = find(question, Scored(rows, last_ND, label_N, self.head))
@@ -147,15 +157,27 @@ class HFEngine:
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""
-        return self._hidden(lay_out(rows, packed=self.packed), ())[self.decoder.num_layers]
+        return self._hidden(self._lay_out(rows), ())[self.decoder.num_layers]
+
+    def _lay_out(self, rows: Rows) -> Layout:
+        return lay_out(rows, packed=self.trust.packed, passes=self.trust.passes)
 
     def _hidden(self, layout: Layout, layers: Sequence[int]) -> dict[int, Tensor]:
-        return self.decoder.hidden(
-            torch.from_numpy(layout.input_ids_BT),
-            torch.from_numpy(layout.position_ids_BT),
-            torch.from_numpy(layout.loss_index_N),
-            layers,
-        )
+        """Hidden states [N, D] by layer, of as many forward passes as the layout has."""
+        parts = layout.parts()
+        states = [
+            self.decoder.hidden(
+                torch.from_numpy(part.input_ids_BT),
+                torch.from_numpy(part.position_ids_BT),
+                torch.from_numpy(part.loss_index_N),
+                layers,
+            )
+            for part in parts
+        ]
+        if len(parts) == 1:
+            return states[0]
+        order_N = torch.from_numpy(np.concatenate([part.entry_N for part in parts]).argsort())
+        return {layer: torch.cat([s[layer] for s in states])[order_N] for layer in states[0]}
 
     def _projected(self, hidden: dict[int, Tensor], asked: HiddenAsk) -> dict[int, Tensor]:
         """The states asked for, narrowed where a projection is named."""
@@ -173,22 +195,31 @@ class HFEngine:
             for layer, states_ND in states.items()
         }
 
-    def _keeps_documents_apart(self, dtype: str) -> bool:
-        """Whether two packed documents give the hidden states that each gives alone."""
-        ids = np.arange(44) * 6151 % len(self.head.weight_VD)
-        rows = Rows.build(
-            domains=["probe"],
-            indices=[0],
-            input_ids=[ids],
-            doc_starts=[np.array([0, 21])],
-            loss_masks=[np.array([1] * 20 + [0] + [1] * 22 + [0])],
+    def _probe(self, context: int) -> Trust:
+        """What units of rows of up to `context` tokens are trusted for."""
+        last = self.decoder.num_layers
+        return probe(
+            lambda layout: self._hidden(layout, ())[last].float().cpu().numpy(),
+            name=f"the teacher {self._name}",
+            vocab=len(self.head.weight_VD),
+            context=context,
+            dtype=self._dtype,
+            takes_positions=self.decoder.takes_positions,
+            limit=self.max_context,
+            switches=switches_of(self.model.config.get_text_config()),  # type: ignore[union-attr]
         )
-        together_ND, apart_ND = (
-            self._hidden(lay_out(rows, packed=packed), ())[self.decoder.num_layers].float()
-            for packed in (True, False)
-        )
-        error = (together_ND - apart_ND).norm() / apart_ND.norm()
-        return bool(error <= PACKING_TOLERANCE.get(dtype, COARSE_PACKING_TOLERANCE))
+
+    def _refuse_unprobed(self, longest: int) -> None:
+        """Rows beyond the probed context are probed before the first of them is scored."""
+        if longest <= self._probed:
+            return
+        self._probed = longest
+        if self._probe(longest) != self.trust:
+            raise ConfigError(
+                f"a row of {longest} tokens, with what the teacher is shown before it, is longer "
+                f"than the context that {self._name} was started with, and it reads such rows "
+                f"otherwise; start it with data.context={longest}"
+            )
 
     def _refuse(self, rows: Rows, question: Question) -> None:
         """Questions that no retry can answer."""
@@ -205,6 +236,7 @@ class HFEngine:
                     f"{self.decoder.num_layers}; change losses.layers"
                 )
         self._refuse_rows(rows, vocab_rows)
+        self._refuse_unprobed(max(map(len, rows.column("input_ids")), default=0))
         refuse(question, rows)
 
     def _refuse_rows(self, rows: Rows, vocab_rows: int) -> None:

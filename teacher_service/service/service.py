@@ -74,11 +74,11 @@ class Starting:
         return description
 
 
-def default_engine(teacher: Teacher, cache: str | None) -> Engine:
+def default_engine(teacher: Teacher, cache: str | None, context: int | None) -> Engine:
     """The engine a replica loads; imported there, so that a driver needs no torch."""
     from teacher_service.engine.audit import load_engine
 
-    return load_engine(teacher, cache=cache)
+    return load_engine(teacher, cache=cache, context=context)
 
 
 def start(
@@ -88,6 +88,7 @@ def start(
     detached: bool,
     role: Role = "teacher",
     cache: str | None = None,
+    context: int | None = None,
     make_engine: MakeEngine | None = None,
     runtime_env: dict[str, Any] | None = None,
     deadline_s: float = 1800.0,
@@ -99,6 +100,7 @@ def start(
         detached=detached,
         role=role,
         cache=cache,
+        context=context,
         make_engine=make_engine,
         runtime_env=runtime_env,
         deadline_s=deadline_s,
@@ -108,7 +110,11 @@ def start(
 
 
 def start_all(
-    teachers: Mapping[str, Teacher], *, detached: bool, cache: str | None
+    teachers: Mapping[str, Teacher],
+    *,
+    detached: bool,
+    cache: str | None,
+    context: int | None = None,
 ) -> Iterator[tuple[str, TeacherDescription]]:
     """Bring up services by name, all at the same time, and give each as soon as it serves and those
     before it do.
@@ -119,7 +125,7 @@ def start_all(
     begun: list[Starting] = []
     try:
         for name, teacher in teachers.items():
-            begun.append(begin(name, teacher, detached=detached, cache=cache))
+            begun.append(begin(name, teacher, detached=detached, cache=cache, context=context))
     except BaseException:
         _give_up(begun)
         raise
@@ -148,6 +154,7 @@ def begin(
     detached: bool,
     role: Role = "teacher",
     cache: str | None = None,
+    context: int | None = None,
     make_engine: MakeEngine | None = None,
     runtime_env: dict[str, Any] | None = None,
     deadline_s: float = 1800.0,
@@ -157,7 +164,7 @@ def begin(
     A service that already serves the same teacher under this name is left as it is. Raises
     ConfigError where it serves another, PlacementError within 10 s where replicas do not fit;
     nothing is left behind then. `role` "student" serves a student's model where the cluster has
-    students' workers.
+    students' workers. `context` is the length of the longest rows that will be asked about.
     """
     if (request := _request(service)) is not None:
         if not request.same_teacher(teacher):
@@ -168,7 +175,7 @@ def begin(
         if names := replica_names(service):
             return Starting(service, tuple(names), deadline_s, listed=True)
     stop(service)
-    make_engine = make_engine or partial(default_engine, teacher, cache)
+    make_engine = make_engine or partial(default_engine, teacher, cache, context)
     request = Request(
         teacher=teacher,
         make_engine=cloudpickle.dumps(make_engine),  # type: ignore[attr-defined]

@@ -89,7 +89,7 @@ def read_pair(reference: Path, cache: Path, models: Mapping[str, Path], *, rows:
             teacher_NV=teacher.head.logits(hidden_ND),
             student_NV=student_ND.float() @ student.head.weight_VD.float().T,
             student_ND=student_ND.float().clone(),
-            label_N=torch.cat([labels_of(unit, teacher.packed) for unit in units]),
+            label_N=torch.cat([labels_of(unit, teacher.trust.packed) for unit in units]),
         )
     return Pair(scene, hidden_ND.clone(), teacher.head, layers_s / len(hidden_ND))
 

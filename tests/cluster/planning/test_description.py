@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planning.description import describe, student_packs
+from cluster.planning.description import describe, student_trust
 from shared.config.file import load_config
 from shared.errors import ConfigError
 from tests.cluster.jobs import write_job
@@ -16,13 +16,13 @@ from tests.cluster.jobs import write_job
 SECOND = """
 import sys
 from pathlib import Path
-from cluster.planning.description import describe, student_packs
+from cluster.planning.description import describe, student_trust
 from shared.config.file import load_config, resolve
 config = resolve(load_config(Path(sys.argv[1])))
 cache = Path(config.paths.cache)
 found = describe("m", config.student.model, revision=None, trusted=False, cache=cache)
 heavy = {"torch", "transformers", "peft"} & set(sys.modules)
-print(found.vocab_size, found.identity.digest, student_packs(config), *heavy)
+print(found.vocab_size, found.identity.digest, student_trust(config).packed, *heavy)
 """
 
 
@@ -40,7 +40,7 @@ def described(job: Path):
 
 
 def test_the_second_time_nothing_heavy_is_imported_and_the_same_is_said(own):
-    first, packs = described(own), student_packs(load_config(own))
+    first, packs = described(own), student_trust(load_config(own)).packed
     command = [sys.executable, "-c", SECOND, str(own)]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.split() == [str(first.vocab_size), first.identity.digest, str(packs)]
@@ -75,18 +75,18 @@ def test_a_model_without_a_limit_reads_any_context(own):
 
 
 def test_changed_weights_are_probed_again(own):
-    assert student_packs(load_config(own))
+    assert student_trust(load_config(own)).packed
     weights = own.parent / "student" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        student_packs(load_config(own))
+        student_trust(load_config(own))
 
 
 def test_another_way_to_train_is_probed_again(own):
-    assert student_packs(load_config(own))
+    assert student_trust(load_config(own)).packed
     lora = "student.train={kind: lora, target_modules: [no_such_layer]}"
     with pytest.raises(ConfigError, match="target_modules"):
-        student_packs(load_config(own, [lora]))
+        student_trust(load_config(own, [lora]))
 
 
 def test_a_spoilt_record_is_made_again(own):

@@ -31,10 +31,11 @@ from transformers import (
 )
 
 from shared.config.run import Config
+from shared.data.trust import Trust
 from shared.errors import ConfigError
 from student_trainer.models.student import (
-    keeps_documents_apart,
     take_apart,
+    trust_in,
 )
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
@@ -127,7 +128,7 @@ def test_what_a_config_says_of_outputs_changes_nothing(
     _say(folder, said)
     asked = {"attention": "sdpa"}  # which gives no attention weights
     config = config_of(tmp_path, folder, student=asked)
-    assert CAUSAL_LM.packs(config)
+    assert CAUSAL_LM.trust(config).packed
     student = CAUSAL_LM.load(config, device=CPU)
     plain = CAUSAL_LM.load(config_of(tmp_path, tiny_pair.student, student=asked), device=CPU)
     ids = torch.arange(9)[None]
@@ -145,7 +146,7 @@ def test_a_config_that_is_not_valid_is_refused_with_its_reason(
     shutil.copytree(tiny_pair.student, folder)
     _say(folder, field)
     with pytest.raises(ConfigError, match=r"attention heads|hidden_size") as refused:
-        CAUSAL_LM.packs(config_of(tmp_path, folder))
+        CAUSAL_LM.trust(config_of(tmp_path, folder))
     assert "\n" not in str(refused.value)
 
 
@@ -155,7 +156,7 @@ def _say(folder: Path, fields: dict[str, object]) -> None:
 
 
 def test_a_model_that_reads_position_ids_packs(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
-    assert CAUSAL_LM.packs(config_of(tmp_path, tiny_pair.student))
+    assert CAUSAL_LM.trust(config_of(tmp_path, tiny_pair.student)) == Trust(packed=True)
 
 
 def test_a_model_without_position_restarts_does_not_pack() -> None:
@@ -164,12 +165,12 @@ def test_a_model_without_position_restarts_does_not_pack() -> None:
     model = make(config)
     attend = model.transformer.forward
     model.transformer.forward = lambda *a, position_ids=None, **k: attend(*a, **k)
-    assert not keeps_documents_apart(model)
+    assert trust_in(model, name="odd", context=64) == Trust(packed=False)
 
 
 def test_a_model_without_position_ids_does_not_pack() -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4))
-    assert not keeps_documents_apart(model)
+    assert trust_in(model, name="odd", context=64) == Trust(packed=False)
     take_apart(model, name="bloom")
 
 
@@ -298,5 +299,5 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path: Path, damage: 
         layers = facts["num_hidden_layers"] + 1
         config.write_text(json.dumps(facts | {"num_hidden_layers": layers}))
     with pytest.raises(ConfigError, match=r"cannot be loaded|lacks weights for") as refused:
-        CAUSAL_LM.packs(config_of(tmp_path, model))
+        CAUSAL_LM.trust(config_of(tmp_path, model))
     assert "\n" not in str(refused.value)

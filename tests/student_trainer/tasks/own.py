@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shared.data.layout import Layout
+from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.run.metrics import DomainEvaluation
 from student_trainer.run import Run
@@ -17,8 +18,8 @@ class Echo(CausalLM):
     def model(self) -> ModelKind:
         return replace(super().model, peft_task="FEATURE_EXTRACTION")
 
-    def lay_out(self, rows: Rows, *, packed: bool) -> Layout:
-        layout = super().lay_out(rows, packed=packed)
+    def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
+        layout = super().lay_out(rows, packed=packed, passes=passes)
         return replace(layout, label_N=layout.input_ids_BT.ravel()[layout.loss_index_N])
 
     def evaluate(self, run: Run) -> dict[str, DomainEvaluation]:

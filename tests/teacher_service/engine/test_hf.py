@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shared.data.trust import Trust
 from shared.errors import ConfigError, HandshakeError, TeacherError
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.projection import random_projection, save_projections
@@ -51,7 +52,7 @@ def test_packed_answers_are_the_models_own_for_each_document_alone(family, tmp_p
     entropy_N = -(np.exp(expected_NV) * expected_NV).sum(1)
     np.testing.assert_allclose(arrays.entropy_N, entropy_N, atol=1e-4)
     assert np.isneginf(arrays.log_tail_NS).all()
-    assert engine.packed == (family not in ("bloom", "opt"))
+    assert engine.trust.packed == (family not in ("bloom", "opt"))
 
 
 def test_a_model_that_would_leak_scores_documents_one_by_one_and_says_so(tmp_path):
@@ -64,7 +65,7 @@ def test_packed_equals_unpacked_per_token(tiny_pair):
     engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=TINY_VOCAB)
     spec = question_of(top_k=TINY_VOCAB, shared_vocab=TINY_VOCAB, encoding="fp32")
     packed_NV = by_id(decoded(engine.score(rows, spec)))
-    engine.packed = False
+    engine.trust = Trust(packed=False)
     np.testing.assert_allclose(by_id(decoded(engine.score(rows, spec))), packed_NV, atol=1e-5)
 
 
