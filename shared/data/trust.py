@@ -9,6 +9,7 @@ K documents   L tokens of one   D hidden width
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -61,18 +62,19 @@ def probe(
     takes_positions: bool,
     limit: int | None = None,
     switches: Iterable[int] = (),
+    reach: int | None = None,
 ) -> Trust:
     """Find what units of rows of up to `context` tokens are trusted for.
 
     A model without position ids never packs. `limit` is how many tokens it reads at most,
-    `switches` are those of `passes.switches_of`. Raises ConfigError for a model that gives one row
-    two answers.
+    `switches` are those of `passes.switches_of`, `reach` is that of `reach_of`. Raises ConfigError
+    for a model that gives one row two answers.
     """
     length = max(context, min(LEAST_TOKENS, limit or LEAST_TOKENS))
     rows, switches = _rows(vocab, length), tuple(switches)
     alone = [_states(run, document, *WAYS[-1]) for document in _documents(rows)]
     for packed, passes in WAYS:
-        if packed and not takes_positions:
+        if packed and not (takes_positions and _reaches_all(reach, length, dtype)):
             continue
         apart = replace(passes, switches=switches if passes.shared else ())
         try:
@@ -90,6 +92,18 @@ def probe(
         f"{name} gives the same row another answer the second time, so nothing can be learnt from "
         "it or taught to it; use another model"
     )
+
+
+def reach_of(config: Any) -> int | None:
+    """How many keys a token attends to, where a model picks them among all of a line by scores;
+    None where it picks none."""
+    return getattr(config, "index_topk", None)
+
+
+def _reaches_all(reach: int | None, length: int, dtype: str) -> bool:
+    """Whether no key of a line is picked in place of another, or picks are told from rounding: in
+    16 bits they change by rounding too."""
+    return reach is None or reach >= length or dtype in TOLERANCE
 
 
 def _rows(vocab: int, context: int) -> Rows:
@@ -139,21 +153,18 @@ def _errors(found_LD: np.ndarray, expected_LD: np.ndarray) -> np.ndarray:
 
 
 def _is_sound(errors: list[np.ndarray], dtype: str, *, packed: bool) -> bool:
-    """Whether documents kept their states: by the median token of each, which a router that flips
-    by rounding cannot move, and by the first tokens of those that follow another on a line."""
-    first, *others, _ = errors
+    """Whether documents kept their states: on the whole, and those that follow another on a line by
+    their median token, which a router that flips by rounding cannot move, and by their first."""
     limit = TOLERANCE.get(dtype, COARSE_TOLERANCE)
-    if max(float(np.median(document)) for document in errors) > limit:
+    if max(map(_rms, errors)) > limit:
         return False
-    if not packed:
+    if not packed or dtype in TOLERANCE:
         return True
+    first, *others, _ = errors
     early = _rms(np.median([document[:FIRST_TOKENS] for document in others], axis=0))
     late = max(float(np.median(document)) for document in others)
-    if dtype in TOLERANCE:
-        return max(early, late) <= limit
-    rounded = (_rms(first[:FIRST_TOKENS]), _rms(first))
-    limits = (min(limit, max(ROUNDING, ROUNDINGS * error)) for error in rounded)
-    return all(error <= bound for error, bound in zip((early, late), limits, strict=True))
+    bounds = (max(ROUNDING, ROUNDINGS * _rms(e)) for e in (first[:FIRST_TOKENS], first))
+    return all(error <= bound for error, bound in zip((early, late), bounds, strict=True))
 
 
 def _rms(errors_L: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, switches_of
-from shared.data.trust import Trust, probe
+from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
 from shared.loading import PLAIN_OUTPUTS, untrusted
 from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
@@ -196,6 +196,7 @@ def trust_in(model: PreTrainedModel, *, name: str, context: int) -> Trust:
             takes_positions=takes(decoder, "position_ids"),
             limit=longest_context(text),
             switches=switches_of(text),
+            reach=reach_of(text),
         )
 
 

@@ -19,7 +19,7 @@ from shared.data.layout import Layout, lay_out
 from shared.data.passes import switches_of
 from shared.data.rows import Rows
 from shared.data.tokenizers import identify
-from shared.data.trust import LEAST_TOKENS, Trust, probe
+from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, HandshakeError, TutelageError
 from shared.model_parts import longest_context
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -198,6 +198,7 @@ class HFEngine:
     def _probe(self, context: int) -> Trust:
         """What units of rows of up to `context` tokens are trusted for."""
         last = self.decoder.num_layers
+        text_config = self.model.config.get_text_config()  # type: ignore[union-attr]
         return probe(
             lambda layout: self._hidden(layout, ())[last].float().cpu().numpy(),
             name=f"the teacher {self._name}",
@@ -206,7 +207,8 @@ class HFEngine:
             dtype=self._dtype,
             takes_positions=self.decoder.takes_positions,
             limit=self.max_context,
-            switches=switches_of(self.model.config.get_text_config()),  # type: ignore[union-attr]
+            switches=switches_of(text_config),
+            reach=reach_of(text_config),
         )
 
     def _refuse_unprobed(self, longest: int) -> None:

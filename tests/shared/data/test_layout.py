@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from shared.data.layout import lay_out, padded_length
+from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from tests.shared.data.test_rows import rows
 
@@ -127,3 +128,55 @@ def test_packed_and_unpacked_ask_for_the_same_tokens_in_context() -> None:
     for name in ("input_ids_BT", "position_ids_BT"):
         views = [getattr(x, name).reshape(-1)[x.loss_index_N] for x in (one, many)]
         np.testing.assert_array_equal(*views)
+
+
+SWITCHED = Rows.build(
+    domains=["a"] * 3,
+    indices=range(3),
+    input_ids=[np.arange(1, 8), np.arange(1, 60), np.arange(1, 51)],
+    doc_starts=[np.array([0, 4]), np.array([0]), np.array([0, 10])],
+    loss_masks=[np.append(np.ones(n - 1), 0) for n in (7, 59, 50)],
+)
+
+
+def test_documents_on_two_sides_of_a_switch_share_neither_pass_nor_line() -> None:
+    layout = lay_out(SWITCHED, packed=True, passes=Passes(switches=(20,)))
+    lengths = (layout.input_ids_BT > 0).sum(1)
+    assert lengths.tolist() == [7, 59, 10, 40]
+    assert layout.pass_B.tolist() == [0, 1, 0, 1]
+    assert layout.width_P.tolist() == [32, 64]
+    short, long = layout.parts()
+    assert short.position_ids_BT.max() == 9
+    assert long.position_ids_BT.max() == 58
+
+
+@pytest.mark.parametrize("passes", [Passes(padded=False), Passes(padded=False, shared=False)])
+def test_unpadded_lines_share_a_pass_with_their_equals_at_most(passes: Passes) -> None:
+    equals = Rows.build(
+        domains=["a"] * 3,
+        indices=range(3),
+        input_ids=[np.arange(1, 6), np.arange(1, 9), np.arange(11, 16)],
+        doc_starts=[np.array([0])] * 3,
+        loss_masks=[np.append(np.ones(n - 1), 0) for n in (5, 8, 5)],
+    )
+    layout = lay_out(equals, packed=False, passes=passes)
+    assert layout.pass_B.tolist() == ([0, 1, 0] if passes.shared else [0, 1, 2])
+    assert all((part.input_ids_BT > 0).all() for part in layout.parts())
+
+
+@pytest.mark.parametrize("passes", [TOGETHER, Passes(switches=(20,)), Passes(padded=False)])
+def test_passes_hold_every_position_once(passes: Passes) -> None:
+    layout = lay_out(SWITCHED, packed=passes.padded, passes=passes)
+    plain = lay_out(SWITCHED, packed=True)
+    read = np.zeros(len(plain.label_N), np.int64)
+    for part in layout.parts():
+        read[part.entry_N] += part.input_ids_BT.reshape(-1)[part.loss_index_N]
+    expected = plain.input_ids_BT.reshape(-1)[plain.loss_index_N]
+    assert read.tolist() == expected.tolist()
+    np.testing.assert_array_equal(layout.label_N, plain.label_N)
+    np.testing.assert_array_equal(layout.document_N, plain.document_N)
+
+
+def test_padding_has_no_position_that_no_document_has() -> None:
+    for unit, longest in ((SWITCHED, 59), (SWITCHED.part(slice(0, 1)), 4)):
+        assert lay_out(unit, packed=True).position_ids_BT.max() == longest - 1
