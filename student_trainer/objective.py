@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from shared.config.run import Config
-from shared.model_parts import takes
 from shared.targets.kept_ids import LikeliestIds
 from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of

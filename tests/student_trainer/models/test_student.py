@@ -164,7 +164,7 @@ def test_a_model_without_position_restarts_does_not_pack() -> None:
     make, config = FAMILIES["learned positions"]
     model = make(config)
     attend = model.transformer.forward
-    model.transformer.forward = lambda *a, position_ids=None, **k: attend(*a, **k)
+    model.transformer.forward = lambda input_ids, position_ids=None, **k: attend(input_ids, **k)
     assert trust_in(model, name="odd", context=64) == Trust(packed=False)
 
 
