@@ -62,10 +62,13 @@ def capture(
     """`tutelage capture`."""
     config = load(path, overrides)
     from cluster.launch import capture as capturing
+    from cluster.launch.repeating import refuse_unsound
 
     captured = capturing.capture(config, service=service, address=address, all_rows=all_rows)
     for name, done in captured.items():
         print((f"{name}\n" if len(captured) > 1 else "") + done.lines())
+    dtypes = {name: teacher.dtype for name, teacher in config.teachers.items()}
+    refuse_unsound(dtypes, {name: done.again for name, done in captured.items()})
     given = "".join(f" {o}" for o in overrides if not o.startswith("targets.teacher_free="))
     print(f"Train     tutelage run {path}{given} targets.teacher_free=true")
 

@@ -10,13 +10,14 @@ import time
 from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from cluster.launch.repeating import Again, Widest
 from cluster.launch.serving import asking
 from cluster.planning.keeping import budget_note, kept_in_store
 from cluster.planning.preparation import Launch, prepare_run
@@ -54,7 +55,7 @@ class Captured:
     asked_rows: int  # rows that were not stored before
     asked_tokens: int  # positions with loss of them
     seconds: float  # of asking
-    repeat_nats: float  # largest difference of a log-probability scored again in another batch
+    again: Again  # the same documents scored alone
 
     def lines(self) -> str:
         """For the terminal."""
@@ -63,8 +64,7 @@ class Captured:
         rate = self.asked_tokens / max(self.seconds, 1e-9)
         said.append(
             f"asked {self.asked_rows:,} rows, {self.asked_tokens:,} tokens, in "
-            f"{self.seconds:.1f} s, {rate:,.0f} tokens/s; log-probabilities scored again in "
-            f"another batch differ by at most {self.repeat_nats:.1g} nats"
+            f"{self.seconds:.1f} s, {rate:,.0f} tokens/s; {self.again.in_words()}"
         )
         return "\n".join(said)
 
@@ -178,7 +178,7 @@ class Capture:
     ahead: int  # units asked beyond the one waited for
     rows: int = 0  # asked
     tokens: int = 0  # of them
-    repeat_nats: float = 0.0
+    again: Again = field(default_factory=Again)
     started: float = field(default_factory=time.monotonic)
 
     def all(self, *, all_rows: bool) -> Captured:
@@ -197,7 +197,7 @@ class Capture:
         total = sum(store.num_loss_tokens for store in stores)
         validation = self.fill(units, plan.validation_question, name="validation", total=total)
         seconds = time.monotonic() - self.started
-        return Captured(training, validation, self.rows, self.tokens, seconds, self.repeat_nats)
+        return Captured(training, validation, self.rows, self.tokens, seconds, self.again)
 
     @property
     def plan(self) -> RunPlan:
@@ -214,18 +214,16 @@ class Capture:
     def fill(self, units: Iterator[Rows], spec: Question, *, name: str, total: int) -> Holding:
         """Ask about the rows of units that are not stored."""
         store, progress = self._opened(spec), _Progress(name, total)
-        sent = (shown(unit, self.plan.openings) for unit in units)
-        sample, ahead = next(sent, None), self.ahead
+        sent, ahead = Widest(shown(unit, self.plan.openings) for unit in units), self.ahead
         try:
-            every = chain([sample] if sample else [], sent)
-            missing = _missing(store, every, ahead=ahead, progress=progress)
+            missing = _missing(store, sent, ahead=ahead, progress=progress)
             for rows, answer in answered(self.reader, missing, spec, ahead=ahead):
                 store.write(answer)
                 tokens = int(rows.num_loss_tokens().sum())
                 self.rows += len(rows)
                 self.tokens += tokens
                 progress.add(tokens)
-            self._score_again(store, sample, spec)
+            self.again = self.again.with_unit(sent.unit, store, self.reader, spec)
         finally:
             progress.close()
             store.close()
@@ -238,16 +236,6 @@ class Capture:
         return TargetStore(
             self.store, teacher=plan.teacher, question=spec, ids=ids, sets_aside=True
         )
-
-    def _score_again(self, store: TargetStore, sample: Rows | None, spec: Question) -> None:
-        """Compare stored answers with the same rows scored one by one."""
-        if sample is None:
-            return
-        single = [sample.part(slice(row, row + 1)) for row in range(len(sample))]
-        for alone, answer in answered(self.reader, single, spec, ahead=self.ahead):
-            found = [a.arrays().label_logprob_N for a in (answer, store.read(alone))]
-            off = np.abs(found[0] - found[1]).max(initial=0.0)
-            self.repeat_nats = max(self.repeat_nats, float(off))
 
 
 class _Progress:

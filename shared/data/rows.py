@@ -69,6 +69,23 @@ class Rows:
         """The rows that are chosen, in their order."""
         return Rows(self.table.filter(pa.array(is_chosen_R, pa.bool_())))
 
+    def documents(self) -> "Rows":
+        """Every document as a row of its own, in order, without what is asked beside the rows."""
+        columns = (self.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+        cut = [
+            (row, np.split(ids, starts[1:]), np.split(mask, starts[1:]))
+            for row, (ids, starts, mask) in enumerate(zip(*columns, strict=True))
+        ]
+        rows = [row for row, parts, _ in cut for _ in parts]
+        domains, indices = self.domains(), self.table.column("index").to_pylist()
+        return Rows.build(
+            domains=[domains[row] for row in rows],
+            indices=[indices[row] for row in rows],
+            input_ids=[part for _, parts, _ in cut for part in parts],
+            doc_starts=[np.zeros(1)] * len(rows),
+            loss_masks=[part for _, _, parts in cut for part in parts],
+        )
+
     def column(self, name: str) -> list[np.ndarray]:
         """A ragged column as read-only arrays, one per row."""
         return [_numpy(scalar.values) for scalar in self.table.column(name)]

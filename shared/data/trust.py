@@ -72,7 +72,9 @@ def probe(
     """
     length = max(context, min(LEAST_TOKENS, limit or LEAST_TOKENS))
     rows, switches = _rows(vocab, length), tuple(switches)
-    alone = [_states(run, document, *WAYS[-1]) for document in _documents(rows)]
+    documents = rows.documents()
+    each = (documents.part(slice(n, n + 1)) for n in range(len(documents)))
+    alone = [_states(run, document, *WAYS[-1]) for document in each]
     for packed, passes in WAYS:
         if packed and not (takes_positions and _reaches_all(reach, length, dtype)):
             continue
@@ -122,22 +124,6 @@ def _rows(vocab: int, context: int) -> Rows:
         doc_starts=[starts, np.zeros(1)],
         loss_masks=[mask, np.append(np.ones(single - 1), 0)],
     )
-
-
-def _documents(rows: Rows) -> list[Rows]:
-    """Every document as a row of its own."""
-    columns = (rows.column(name) for name in ("input_ids", "doc_starts"))
-    pieces = [p for ids, starts in zip(*columns, strict=True) for p in np.split(ids, starts[1:])]
-    return [
-        Rows.build(
-            domains=["probe"],
-            indices=[0],
-            input_ids=[ids],
-            doc_starts=[np.zeros(1)],
-            loss_masks=[np.append(np.ones(len(ids) - 1), 0)],
-        )
-        for ids in pieces
-    ]
 
 
 def _states(run: Run, rows: Rows, packed: bool, passes: Passes) -> np.ndarray:
