@@ -152,7 +152,9 @@ def prompts_optimise(
     """Search for the prompts under which the teacher does best; the same command continues."""
     from cluster.commands.prompts import optimise
 
-    optimise(config, overrides or [], service=service, address=address)
+    kept = "Interrupted; the scores so far are kept, and the same command goes on."
+    with interrupts.interrupted_as(lambda: kept):
+        optimise(config, overrides or [], service=service, address=address)
 
 
 @app.command()

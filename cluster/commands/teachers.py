@@ -74,7 +74,8 @@ def _grown(name: str, asked: int, *, only: bool) -> int:
     elif there > asked:
         print(
             f"teacher service {name} keeps its {there} replicas, more than the {asked} asked for; "
-            f"`tutelage teacher scale {asked}{'' if only else f' --service {name}'}` takes some away"
+            f"`tutelage teacher scale {asked}{'' if only else f' --service {name}'}` takes some "
+            "away"
         )
     return max(there, asked)
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Container, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -22,9 +23,20 @@ from cluster.launch.serving import asking
 from cluster.planning.keeping import budget_note, kept_in_store
 from cluster.planning.preparation import Launch, prepare_run
 from cluster.report.text import text_lines, text_of
-from cluster.session.placement import refuse_unplaceable, teachers_demands
+from cluster.session.interrupts import interrupted_as
+from cluster.session.placement import (
+    refuse_beyond_machine,
+    refuse_unplaceable,
+    teachers_demands,
+)
 from cluster.session.services import find_service, services_of
-from cluster.session.session import attached, connected, find_address, prepare_environment
+from cluster.session.session import (
+    attached,
+    connected,
+    find_address,
+    is_connected,
+    prepare_environment,
+)
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
@@ -43,6 +55,7 @@ from student_trainer.evaluate import unit_size
 from student_trainer.sources.data_set import empty_curriculum, whole_domains
 
 UNITS_PER_REPLICA = 2  # under way, so that a replica never waits for the next
+INTERRUPTED = "Interrupted; what was answered is stored, and the same command goes on."
 SAID_EVERY_S = 60.0  # where there is no terminal for a bar
 
 
@@ -85,21 +98,27 @@ def capture(
     prepare_environment()
     config = _for_teachers_alone(config)
     services = services_of(config, service)
-    if services is None:
-        find_address(address)
-    prepared = prepare_run(config)
-    print("\n".join(text_lines(text_of(config, prepared.domains))), flush=True)
+    connecting = connected if services is None else attached
     with (
         tempfile.TemporaryDirectory(prefix="tutelage-capture-") as folder,
-        (connected if services is None else attached)(address),
+        interrupted_as(lambda: INTERRUPTED),
+        ExitStack() as stack,
     ):
+        if (services or find_address(address)) and not is_connected():
+            stack.enter_context(connecting(address))
+        if services is None:
+            _refuse_unplaceable(config)
+        prepared = prepare_run(config)
+        print("\n".join(text_lines(text_of(config, prepared.domains))), flush=True)
+        stack.enter_context(connecting(address))
         for name in (services or {}).values():
             find_service(name)
         if note := budget_note(prepared, instead="those over targets.top_k and the tail are kept"):
             print(note, flush=True)
         prepared = kept_in_store(prepared)
         launch = Launch(prepared, RunDir(Path(folder) / config.name), Path(folder), services)
-        _refuse_unplaceable(launch)
+        if services is None:
+            _refuse_unplaceable(config)
         with asking(launch) as (plan, live):
             return {
                 name: _captured(plan, name, live[name], store, all_rows=all_rows) for name in live
@@ -286,12 +305,14 @@ def _store_of(config: Config) -> str:
     return config.targets.store
 
 
-def _refuse_unplaceable(launch: Launch) -> None:
-    import ray
+def _refuse_unplaceable(config: Config) -> None:
+    """By the cluster there is, or by this machine where one is still to be started."""
+    if is_connected():
+        import ray
 
-    if launch.services is None:
-        declared = ray.cluster_resources()
-        refuse_unplaceable(teachers_demands(launch.config.teachers, declared))
+        refuse_unplaceable(teachers_demands(config.teachers, ray.cluster_resources()))
+    else:
+        refuse_beyond_machine(teachers_demands(config.teachers, {}))
 
 
 def _missing(

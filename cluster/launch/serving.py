@@ -1,12 +1,12 @@
 """Where answers come from: a service of the run's own, one that is running, or a store on disk."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cluster.launch.watch import using
+from cluster.launch.watch import using, when_gone
 from cluster.planning.difficulty import Asked
 from cluster.planning.keeping import bucketed, budget_note, exceeds_budget
 from cluster.planning.ordering import ordered_domains
@@ -50,8 +50,13 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
     """The plan, and by teacher a way to it past any store and without prompts, for the length of a
     `with`."""
     services = launch.services or own_services(launch)
-    try:
+    with ExitStack() as stack:
+        if launch.services is None:
+            stack.callback(_stop, services.values())
         begun = {name: _begun(launch.taught_by(name), services[name]) for name in services}
+        stack.enter_context(
+            using(services.values(), user=str(launch.run_dir.path), gone=when_gone(launch))
+        )
         served = {
             name: _asked(launch.taught_by(name), services[name], begun[name].described())
             for name in services
@@ -70,27 +75,16 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         plan = _ordered(launch, plan, teachers=scorers)
         before = sum(map(_restarts, services.values()))
         try:
-            with using(services.values(), user=str(launch.run_dir.path), gone=_gone(launch)):
-                yield plan, live
+            yield plan, live
         finally:
             restarts = sum(map(_restarts, services.values())) - before
             with suppress(StorageError):  # a full disk must not hide what stopped the run
                 count(launch.run_dir, "teacher_restarts", restarts)
-    finally:
-        if launch.services is None:
-            for name in services.values():
-                service.stop(name)
 
 
-def _gone(launch: Launch) -> str:
-    """What to do where a service that a command uses is gone."""
-    patience_s = launch.config.service.unit_deadline_s
-    again = (
-        "stop this command with Ctrl-C, and the same command starts a teacher again"
-        if launch.services is None
-        else "`tutelage teacher up CONFIG` starts it again, and this command goes on"
-    )
-    return f"{again}; it waits for {patience_s:g} s at most"
+def _stop(names: Iterable[str]) -> None:
+    for name in names:
+        service.stop(name)
 
 
 def own_services(launch: Launch) -> dict[str, str]:

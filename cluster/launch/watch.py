@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from cluster.planning.preparation import Launch
 from teacher_service.service import service as services
 from teacher_service.service.registry import USE_S
 
@@ -25,6 +26,17 @@ def using(names: Iterable[str], *, user: str, gone: str) -> Iterator[None]:
         ended.set()
         for thread in threads:
             thread.join()
+
+
+def when_gone(launch: Launch) -> str:
+    """What to do where a service that a command uses is gone."""
+    patience_s = launch.config.service.unit_deadline_s
+    again = (
+        "stop this command with Ctrl-C, and the same command starts a teacher again"
+        if launch.services is None
+        else "`tutelage teacher up CONFIG` starts it again, and this command goes on"
+    )
+    return f"{again}; it waits for {patience_s:g} s at most"
 
 
 def _use(name: str, user: str, gone: str, ended: threading.Event) -> None:

@@ -1,5 +1,5 @@
-"""SIGINT and SIGTERM: both end a command in order; where a stage can save what it has done, the
-first one asks it to, and only the next one ends it at once.
+"""SIGINT, SIGTERM and SIGHUP: all end a command in order; where a stage can save what it has done,
+the first one asks it to, and only the next one ends it at once.
 
 Ray sets handlers of its own whenever it starts or joins a cluster, after which SIGTERM takes the
 cluster from under the command; `kept` lets ours stand.
@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -33,10 +33,12 @@ _state = _State()
 
 
 def handle() -> None:
-    """Let this process's commands be ended by either signal."""
+    """Let this process's commands be ended by these signals."""
     _state.ask, _state.heard_at = None, -SAME_S
     for number in SIGNALS:
         signal.signal(number, _on_signal)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks for
+        signal.signal(signal.SIGHUP, _on_signal)
 
 
 @contextmanager
@@ -84,6 +86,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     ask, _state.ask = _state.ask, None
     if ask is not None and (sentence := ask()) is not None:
         # Straight to the terminal: a handler may have interrupted a print.
-        os.write(2, f"{signal.Signals(number).name}: {sentence}\n".encode())
+        with suppress(OSError):  # it may be gone
+            os.write(2, f"{signal.Signals(number).name}: {sentence}\n".encode())
         return
     raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shared.config.attention import Attention
-from shared.config.base import Dtype, Fraction, Momentum, Positive, Section
+from shared.config.base import Dtype, Fraction, Momentum, Positive, Section, Seed
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.progressive import Progressive
@@ -165,7 +165,7 @@ class Targets(Section):
         ge=1,
         description="draws of a row that take turns, one an epoch, if ids are drawn",
     )
-    seed: int = Field(
+    seed: Seed = Field(
         default=0, description="of the draws; runs of any seed share those of a store"
     )
     encoding: Literal["fp16", "int8", "fp32"] = "fp16"
@@ -270,7 +270,7 @@ class Config(Section):
 
     # Files are named after it, with a few characters more than these; a name has 255 at most.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
-    seed: int = 0
+    seed: Seed = 0
     steps: int = Field(ge=1)
     log_every: int = Field(default=10, ge=1)
     paths: Paths = Paths()

@@ -251,6 +251,11 @@ def test_a_momentum_that_no_optimiser_takes_is_named(refused, job, number):
     assert "optimiser.betas.0 is" in refused("run", str(job), f"optimiser.betas=[{number}, 0.9]")
 
 
+@pytest.mark.parametrize("option", ["seed", "targets.seed"])
+def test_a_seed_that_no_generator_takes_is_named(refused, job, option):
+    assert f"{option} is 9223372036854775808" in refused("run", str(job), f"{option}={2**63}")
+
+
 def test_a_warm_up_that_the_run_ends_in_is_refused(refused, job):
     said = refused("run", str(job), "steps=50", "optimiser.warmup_steps=100")
     assert "optimiser.warmup_steps is 100, but the run has 50 steps" in said

@@ -59,7 +59,7 @@ def test_a_teacher_is_scaled_while_a_student_trains(home, config, tmp_path):
     assert_goes_on(run, training)
     training.process.send_signal(signal.SIGINT)
     assert training.wait() == 1
-    assert "Interrupted; the same command continues" in training.output
+    assert "which is saved; the same command continues" in training.output
     assert "Traceback" not in training.output
 
     assert "tiny is stopped" in home.run("teacher", "down")
