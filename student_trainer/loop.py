@@ -106,6 +106,7 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
             write_line(run, step, lr=lr, grad_norm=grad_norm)
         if run.due(config.checkpoints.every, step):
             save(run, step)
+    stop_if_asked(run, step)
     return step
 
 
