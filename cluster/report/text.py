@@ -14,7 +14,7 @@ from shared.data.sources import sources_of
 from shared.run.run_dir import RunDir, write_atomically
 
 COLUMNS = ("documents", "rows", "tokens", "with_loss", "dropped", "cut", "split", "duplicate")
-NAME_WIDTH, CELL_WIDTH = 18, 11
+NAME_WIDTH = 18
 
 
 class TextSummary(TypedDict):
@@ -39,21 +39,22 @@ def text_of(config: Config, domains: tuple[PreparedDomain, ...]) -> dict[str, Te
 
 def text_lines(found: Mapping[str, TextSummary]) -> list[str]:
     """A line per domain under a header, then what else is to be said of each."""
-    width = min(NAME_WIDTH, max(len("domain"), *map(len, found)))
-    lines = [_line("domain", [name.replace("_", " ") for name in COLUMNS], width)]
+    table = [["domain", *(name.replace("_", " ") for name in COLUMNS)]]
     for name, text in found.items():
-        lines.append(_line(name, [f"{text[column]:,}" for column in COLUMNS], width))
+        shown = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 2] + ".."
+        table.append([shown, *(f"{text[column]:,}" for column in COLUMNS)])
+    first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
+    lines = [
+        name.ljust(first)
+        + "".join(cell.rjust(width + 2) for cell, width in zip(cells, widths, strict=True))
+        for name, *cells in table
+    ]
     return lines + [f"{name}: {note}" for name, text in found.items() for note in text["notes"]]
 
 
 def write_text(run_dir: RunDir, found: Mapping[str, TextSummary]) -> None:
     """Keep the account in the run folder, for the summary and the report."""
     write_atomically(run_dir.text, json.dumps(found, indent=1) + "\n")
-
-
-def _line(name: str, cells: list[str], width: int) -> str:
-    name = name if len(name) <= width else name[: width - 2] + ".."
-    return name.ljust(width) + "".join(cell.rjust(CELL_WIDTH) for cell in cells)
 
 
 def _summary(name: str, facts: Facts, config: Config) -> TextSummary:

@@ -11,7 +11,6 @@ from shared.errors import DataError
 Span = tuple[int, int]  # characters [start, stop)
 Turn = dict[str, Any]
 PLACE = "\ufdd1"  # no character: stands for a message's content
-LONGEST_LEAD = 200  # characters that a template writes before the last answer alone
 # What templates that write the date are told it is, so that rows are the same on every day;
 # the date of Llama's own templates where they know no clock.
 DATE = datetime(2024, 7, 26)
@@ -48,14 +47,15 @@ class Conversation:
         keys = dict.fromkeys(key for turn in self.turns for key in turn)
         return tuple(key for key in keys if key not in ("role", "content") and not self._reads(key))
 
-    def num_changed(self) -> int:
+    def num_changed(self, *, learns_answers: bool) -> int:
         """Messages whose content the template leaves out or changes, whitespace aside.
 
-        Raises DataError where that is the last answer: it would be learnt without the missing part.
+        Raises DataError where that is the last answer and answers are what is learnt: it would be
+        learnt without the missing part.
         """
         changed = [n for n, turn in enumerate(self.turns) if not self._holds(turn["content"])]
         last = max((n for n, t in enumerate(self.turns) if t["role"] == "assistant"), default=None)
-        if last in changed:
+        if learns_answers and last in changed:
             raise DataError(
                 f"{self.where}: the chat template of {self.tokenizer.name_or_path} leaves out or "
                 f"changes a part of message {last + 1}, the answer (templates of reasoning models "
@@ -81,10 +81,11 @@ class Conversation:
         if not upto.startswith(before):
             self.other_openings += 1
             return self._span_of_content(number, upto)
-        start, own = len(before), upto[len(before) :]
         if not self.text.startswith(upto):
-            own = self._without_lead(number, own, self.text[start:])
-        elif self._writes_header(number, before, own):
+            unasked = self._rendered(self.turns[:number])
+            return self._span_in_whole(number, asked=before[len(unasked) :])
+        start, own = len(before), upto[len(before) :]
+        if self._writes_header(number, before, own):
             return self._span_of_content(number, upto)
         return start, start + _written(own, turn["content"])
 
@@ -103,15 +104,22 @@ class Conversation:
             return False
         return before == self._rendered(self.turns[:number])
 
-    def _without_lead(self, number: int, own: str, text: str) -> str:
-        """A turn as the whole conversation has it: some templates open the last answer alone with
-        an empty thought."""
-        content = self.turns[number]["content"].strip()
-        for lead in range(1, min(len(own), LONGEST_LEAD)):
-            rest = own[lead:]
-            if rest.strip() and content in rest and text.startswith(rest):
-                return rest
-        raise DataError(self._moves(number))
+    def _span_in_whole(self, number: int, *, asked: str) -> Span:
+        """A turn that the whole conversation has otherwise than its beginning, as where earlier
+        answers lose their thoughts: what stands between the generation prompt, which `asked` is,
+        and what ends the turn."""
+        turn = {**self.turns[number], "content": PLACE}
+        whole = self._rendered([*self.turns[:number], turn, *self.turns[number + 1 :]])
+        before, found, after = whole.partition(PLACE)
+        ending = self._rendered([*self.turns[:number], turn]).partition(PLACE)[2]
+        content = self.text[len(before) : len(self.text) - len(after)]
+        if not self.turns[number]["content"]:
+            content, ending = "", ending.lstrip()
+        own = content + ending
+        stands = self.text.startswith(before + own.rstrip()) and before.endswith(asked)
+        if not (found and asked.strip() and stands):
+            raise DataError(self._moves(number))
+        return len(before), len(before) + _written(own, content)
 
     def _moves(self, number: int) -> str:
         return (

@@ -37,7 +37,8 @@ UNREAD = frozenset(
 )
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation)s?([-_ ][\w-]+)*"
-    r"((\.[a-z]{2}([-_]\w+)?)?\.(txt|md|markdown|rst|html|cff))?|_success|dataset_infos?\.json",
+    r"((\.[a-z]{2}([-_]\w+)?)?\.(txt|md|markdown|rst|html|cff))?"
+    r"|_success|dataset_infos?\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
 BACKUPS = (

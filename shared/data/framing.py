@@ -187,7 +187,7 @@ class _Framing:
             unread=(*document.unread, *talk.unread),
             special_as_text=0 if control else count,
             special_as_control=count if control else 0,
-            changed_messages=talk.num_changed(),
+            changed_messages=talk.num_changed(learns_answers=self.loss_on == "responses"),
             other_openings=talk.other_openings,
         )
         return _Framed(document, talk.text, learnt, remarks, masked)

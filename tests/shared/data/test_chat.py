@@ -109,6 +109,8 @@ def test_an_answer_that_would_lose_its_thought_is_refused_with_the_reason(tokeni
     thought = answer("<think>\nadd\n</think>\nFive.")
     with pytest.raises(DataError, match="leaves out or changes a part of message 2, the answer"):
         learnt(chatting(tokenizer, R1), user(), thought)
+    (whole,) = encoded(tokenizer, chat(user(), thought), loss_on="everything")
+    assert whole.remarks.changed_messages == 1
     (one,) = encoded(tokenizer, chat(user(), thought, user("More."), answer("Six.")))
     assert one.remarks.changed_messages == 1
     assert learnt_texts(tokenizer, one) == ["\nFive.<|eos|>", "Six.<|eos|>"]
@@ -117,7 +119,34 @@ def test_an_answer_that_would_lose_its_thought_is_refused_with_the_reason(tokeni
 def test_a_thought_before_the_last_answer_alone_does_not_hide_earlier_ones(tokenizer) -> None:
     chatting(tokenizer, QWEN_3)
     turns = [user(), answer("a"), user("More."), answer("b", reasoning_content="hm")]
-    assert learnt(tokenizer, *turns) == ["a<|im_end|>", "<think>\nhm\n</think>\n\nb<|im_end|>"]
+    expected = ["a<|im_end|>", "<think>\nhm\n</think>\n\nb<|im_end|>"]
+    assert learnt(tokenizer, *turns) == expected
+    turns[1] = answer("a", reasoning_content="a thought of many words, " * 40)
+    assert learnt(tokenizer, *turns) == expected
+
+
+def test_thoughts_and_calls_before_the_last_question_leave_answers_to_be_found(tokenizer) -> None:
+    """A template that tells by the last question which thoughts it writes."""
+    tail = (
+        "{% if m.role == 'assistant' and loop.index0 > ns.last %}<think>{{ m.reasoning }}</think>"
+    )
+    thinking = (
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}" + TOOLS
+    ).replace("{{ m.content }}", tail + "{% endif %}{{ m.content.split('</think>')[-1] }}")
+    chatting(tokenizer, thinking)
+    called = answer("", tool_calls=[CALL], reasoning="call it")
+    turns = [user(), called, Message("tool", "4 C"), answer("Cold.", reasoning="so")]
+    call = '<call>weather {"city": "Oslo"}</call><|im_end|>'
+    assert learnt(tokenizer, *turns) == [
+        f"<think>call it</think>{call}",
+        "<think>so</think>Cold.<|im_end|>",
+    ]
+    more = [user("Thanks."), answer("Sure.", reasoning="nice")]
+    last = "<think>nice</think>Sure.<|im_end|>"
+    assert learnt(tokenizer, *turns, *more) == [call, "Cold.<|im_end|>", last]
+    turns[3] = answer("<think>in the words</think>Cold.", reasoning="so")
+    assert learnt(tokenizer, *turns, *more) == [call, "Cold.<|im_end|>", last]
 
 
 def test_masked_answers_are_not_learnt_and_users_are_where_they_say_so(tokenizer) -> None:

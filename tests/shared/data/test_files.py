@@ -116,7 +116,14 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "a.jsonl")
     write(tmp_path / "B.JSONL")
     (tmp_path / "story.txt").write_text("once")
-    about = ("README.md", "LICENSE", "license-code.txt", "readme_zh.md", "dataset_infos.json")
+    about = (
+        "README.md",
+        "LICENSE",
+        "license-code.txt",
+        "readme_zh.md",
+        "dataset_infos.json",
+        "Thumbs.db",
+    )
     for name in (*about, "a.jsonl~", "a.jsonl.bak", "#a.jsonl#.swp", ".gitattributes"):
         (tmp_path / name).write_text('{"text": "about"}')
     return tmp_path
@@ -132,7 +139,7 @@ def test_what_is_about_the_data_and_backups_are_no_data(folder: Path) -> None:
     assert names(folder, "a.*") == ["a.jsonl"]
     out = sorted(path.name for path in left_out(".", root=folder))
     assert out[:2] == ["#a.jsonl#.swp", "LICENSE"]
-    assert len(out) == 8
+    assert len(out) == 9
 
 
 def test_a_glob_matches_both_cases_of_a_suffix_and_what_it_names(folder: Path) -> None:
