@@ -1,6 +1,8 @@
 """Loading models of another library: what it must be told, and why it could not, for sentences of
 ours."""
 
+from typing import Any
+
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
 # weights refuse to; ours are always plain.
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
@@ -21,3 +23,24 @@ def untrusted(error: BaseException, *, trust: str) -> str | None:
         "it comes with code of its own, which runs only where the config trusts it; read that "
         f"code, then set {trust}=true"
     )
+
+
+def misfit(error: BaseException) -> str | None:
+    """That weights are not of the sizes that their config says, where a library's error is that;
+    None for other errors."""
+    if "ignore_mismatched_sizes" not in str(error):
+        return None
+    return "its weights do not have the sizes of its config.json; get both from one model"
+
+
+def stored_as(config: Any) -> str | None:
+    """In words, how a config of transformers says that the weights are stored, None: plainly."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    settings = found if isinstance(found, dict) else found.to_dict()
+    method = settings.get("quant_method") or "an unnamed method"
+    method = getattr(method, "value", method)
+    bits = settings.get("bits") or (4 if settings.get("load_in_4bit") else None)
+    bits = bits or (8 if settings.get("load_in_8bit") else None)
+    return f"in {bits} bits by {method}" if bits else f"quantised by {method}"

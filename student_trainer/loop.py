@@ -23,7 +23,7 @@ from student_trainer.ending import (
 )
 from student_trainer.engine import backward, take_step
 from student_trainer.evaluations import evaluate, evaluate_only
-from student_trainer.progress import write_line
+from student_trainer.progress import introduce, write_line
 from student_trainer.reports import report
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
@@ -69,6 +69,7 @@ def train(run: Run, early: Early | None = None) -> None:
     """One run from its last checkpoint, or its beginning, to its export."""
     step = restore(run)
     go_on(run, step)
+    introduce(run)
     evaluate(run, "before")
     with stepping(run):
         step = steps(run, step, early)

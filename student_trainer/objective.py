@@ -85,7 +85,7 @@ class Objective(nn.Module):
         index_N = batch["loss_index_N"]
         hidden_ND = output.last_hidden_state.flatten(0, 1)[index_N]
         for auxiliary in picking:
-            batch = batch | auxiliary.pick(output, index_N)
+            batch = batch | auxiliary.pick(output, batch)
         return self.loss_head(
             hidden_ND,
             batch,

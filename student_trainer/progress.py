@@ -5,11 +5,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.config.run import Config
+from shared.config.run import Config, QLoRATraining
 from shared.errors import StorageError
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import DomainMetrics, StepMetrics, TeacherMetrics, append_metrics
 from student_trainer.accumulator import COUNTERS, MetricsAccumulator
+from student_trainer.models.census import census
 from student_trainer.run import Run
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,16 @@ def say(run: Run, text: str) -> None:
     log.info(text)
     with run.files.progress.open("a") as file:
         file.write(text + "\n")
+
+
+def introduce(run: Run) -> None:
+    """Say what of the student trains, before it does."""
+    train = run.config.student.train
+    counted = census(run.student).sentence(
+        adapts=run.student.is_adapted, quantises=isinstance(train, QLoRATraining)
+    )
+    if run.ranks.leads:
+        say(run, counted)
 
 
 def metrics_line(

@@ -86,4 +86,6 @@ class SumLayout:
         if isinstance(state, list):
             listed = SumLayout(self.losses, LISTED[len(BY_DOMAIN) :], self.num_domains)
             state = listed.state(np.array(state))
-        return np.concatenate([state[name] for name in (*self.totals, *self.by_domain)])
+        names = (*self.totals, *self.by_domain)
+        absent = {f"losses.{name}": [0.0] for name in self.losses}  # of a loss that came later
+        return np.concatenate([(absent | state)[name] for name in names])

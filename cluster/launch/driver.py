@@ -31,7 +31,7 @@ from cluster.session.session import (
     prepare_environment,
 )
 from shared.config.file import dump
-from shared.config.losses import CrossEntropy
+from shared.config.losses import CrossEntropy, RouterBalance
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
 from shared.errors import StoppedError, StorageError
@@ -158,7 +158,7 @@ def _prepared(
     found = text_of(config, prepared.domains)
     write_text(run_dir, found)
     print("\n".join(text_lines(found)), flush=True)
-    for note in notes(config):
+    for note in notes(prepared.config):
         print(note, flush=True)
     run_dir.start.unlink(missing_ok=True)
     clock.mark("prepared")
@@ -360,7 +360,8 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -
 def on_hard_labels(config: Config) -> Config:
     """The config of a copy that asks no teacher in training."""
     targets = config.targets.model_copy(update={"student_ids": 0})
-    alone = {"losses": [CrossEntropy()], "targets": targets, "baseline": False}
+    routed = [loss for loss in config.losses if isinstance(loss, RouterBalance)]
+    alone = {"losses": [CrossEntropy(), *routed], "targets": targets, "baseline": False}
     return config.model_copy(update=alone)
 
 

@@ -21,9 +21,10 @@ from shared.data.passes import Passes
 from shared.data.tokenizers import TokenizerIdentity, identify, rows_digest
 from shared.data.trust import Trust
 from shared.errors import ConfigError, StorageError
-from shared.loading import first_line, untrusted
+from shared.loading import first_line, stored_as, untrusted
 from shared.model_parts import longest_context
 from shared.run.run_dir import write_atomically
+from student_trainer.models.routers import router_balance_of
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
@@ -43,6 +44,8 @@ class ModelDescription:
     max_context: int | None  # tokens it reads at most; None: no limit
     num_layers: int | None
     attentions: list[str] | None  # that its architecture has; None: not known
+    stored_as: str | None  # how weights in few bits lie there, in words; None: plain ones
+    router_balance: dict[str, Any] | None  # the loss of its routers, where its config asks for it
     load_tokenizer: Callable[[], Any]  # of transformers
 
 
@@ -86,6 +89,8 @@ def describe(
             "hidden_size": getattr(text_config, "hidden_size", 0),
             "max_context": longest_context(text_config),
             "num_layers": getattr(text_config, "num_hidden_layers", None),
+            "stored_as": stored_as(config),
+            "router_balance": router_balance_of(config),
             "attentions": None if model_class is None else list(offered_by(model_class)),
         }
 
@@ -105,6 +110,8 @@ def student_trust(config: Config) -> Trust:
 
     student = config.student.model_dump(mode="json")
     asked = student | {"of": "trust", "context": config.data.context}
+    routed = [loss for loss in config.losses if loss.kind == "router_balance"]
+    asked |= {"router_balance": [loss.model_dump() for loss in routed]} if routed else {}
     found = kept(probe, config.student.model, asked, cache=Path(config.paths.cache))
     return Trust(found["packed"], Passes.from_dict(found["passes"]))
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.planning.description import ModelDescription, describe
+from cluster.planning.folders import refuse_adapter, refuse_quantised
 from shared.config.attention import INSTALLED_BY, refusal
+from shared.config.losses import RouterBalance
 from shared.config.run import Config, Student, Teacher
 from shared.data.chat import chosen_template
 from shared.data.sources import kinds_of
@@ -44,7 +46,9 @@ class Handshake:
 
     load_tokenizer: Callable[[], Any]  # the student's, of transformers, under the chosen template
     rows_digest: str  # of the student's tokenizer, see `shared.data.tokenizers.rows_digest`
+    tokens: tuple[str | None, ...]  # of the student's tokenizer, by id
     teachers: Mapping[str, TeacherFacts]
+    router_balance: RouterBalance | None  # that the student's own config asks for
 
 
 def shake_hands(config: Config) -> Handshake:
@@ -74,6 +78,7 @@ def shake_hands(config: Config) -> Handshake:
         for name, teacher in config.teachers.items():
             refuse_attention(f"teachers.{name}", teacher, teachers[name])
     refuse_attention("student", own, student)
+    refuse_quantised(config, teachers, student)
     template = config.data.chat_template
     identity = with_template(student.identity, template, model=student.name)
     facts = {
@@ -89,7 +94,9 @@ def shake_hands(config: Config) -> Handshake:
         tokenizer.chat_template = chosen
         return tokenizer
 
-    return Handshake(load_tokenizer, student.rows_digest, facts)
+    asked = student.router_balance
+    balance = None if asked is None else RouterBalance(**asked)
+    return Handshake(load_tokenizer, student.rows_digest, identity.tokens, facts, balance)
 
 
 def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescription:
@@ -167,7 +174,9 @@ def validation_question(
 
 
 def refuse_empty_folder(option: str, model: str) -> None:
-    """Refuse a local model folder that lacks config or weights. Raises ConfigError."""
+    """Refuse a local model folder that lacks config or weights, or holds an adapter alone. Raises
+    ConfigError."""
+    refuse_adapter(option, model)
     folder = Path(model)
     if not folder.is_absolute():
         return  # a name on the hub

@@ -17,10 +17,12 @@ from cluster.planning.handshake import (
     validation_question,
 )
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
+from shared.config.losses import RouterBalance
 from shared.config.mixture import AdaptiveMixture, FixedMixture
 from shared.config.paths import refuse_unwritable
 from shared.config.run import Config, Teacher
 from shared.data.prepared import PreparedDomain
+from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
 from shared.data.trust import Trust
 from shared.errors import ConfigError, HandshakeError
@@ -109,6 +111,7 @@ def prepare_run(config: Config) -> Prepared:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hands = check(config)
+    config = with_router_balance(config, hands.router_balance)
     if config.targets.store is not None:
         store = Location.of(config.targets.store)
         if store.local and not config.targets.teacher_free:
@@ -124,6 +127,7 @@ def prepare_run(config: Config) -> Prepared:
     for domain in domains:
         context = hands.teachers[config.teacher_of(domain.name)].context
         refuse_overlong(showing, domain, teacher_context=context)
+        refuse_unknown_ids(hands, domain, known=hands.teachers[config.teacher_of(domain.name)])
 
     return Prepared(
         config=config,
@@ -132,6 +136,42 @@ def prepare_run(config: Config) -> Prepared:
         trust=student_trust(config),
         showing=showing,
     )
+
+
+def refuse_unknown_ids(hands: Handshake, domain: PreparedDomain, *, known: TeacherFacts) -> None:
+    """Raise HandshakeError where a domain's text has ids that the tokenizer names and a model's
+    embeddings do not hold."""
+    if known.shared_vocab >= len(hands.tokens):
+        return
+    paths = (domain.train_path, domain.validation_path)
+    largest = max(RowStore.open(path).largest_id() for path in paths)
+    if largest >= known.shared_vocab:
+        raise HandshakeError(
+            f"domain {domain.name} has token {hands.tokens[largest]!r} ({largest}), but "
+            f"teacher and student both hold {known.shared_vocab:,} of the tokenizer's "
+            f"{len(hands.tokens):,} ids; take models with a row for each id, or leave such "
+            "text out"
+        )
+
+
+def with_router_balance(config: Config, asked: RouterBalance | None) -> Config:
+    """A config with the loss of the routers that its student's own config asks for, unless it has
+    one."""
+    if asked is None or any(isinstance(loss, RouterBalance) for loss in config.losses):
+        return config
+    return config.model_copy(update={"losses": [*config.losses, asked]})
+
+
+def router_balance_note(config: Config) -> str | None:
+    """A sentence where the student's routers learn to use their experts evenly."""
+    for loss in config.losses:
+        if isinstance(loss, RouterBalance) and loss.weight:
+            return (
+                f"router_balance {loss.weight:g}: the student's routers learn to use their experts "
+                f"evenly, {loss.experts_per_token} a token, as its own config or losses ask; "
+                "{kind: router_balance, weight: 0} among losses leaves that out"
+            )
+    return None
 
 
 def refuse_unasked(config: Config) -> None:
@@ -167,7 +207,7 @@ def refuse_unreached(config: Config) -> None:
 
 def notes(config: Config) -> list[str]:
     """What a run does other than its config seems to say, in sentences."""
-    found = (idle_policy_note(config), weights_note(config))
+    found = (idle_policy_note(config), weights_note(config), router_balance_note(config))
     return [note for note in found if note is not None]
 
 

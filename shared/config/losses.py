@@ -275,6 +275,22 @@ class HiddenStates(LossSection):
         return self.model_copy(update={"weight": weight})
 
 
+class RouterBalance(LossSection):
+    """Use the experts of a mixture evenly: the load-balancing loss of the student's routers.
+
+    (Switch Transformer, arXiv 2101.03961.) A student whose own config asks for it
+    (`output_router_logits`) has it without being told, with its config's coefficient and number of
+    experts; weight 0 leaves it out.
+    """
+
+    asks_teacher: ClassVar[bool] = False
+    single: ClassVar[str | None] = "it is about all routers"
+
+    kind: Literal["router_balance"] = "router_balance"
+    weight: float = Field(default=0.001, ge=0)
+    experts_per_token: int = Field(default=2, ge=1, description="experts a token is sent to")
+
+
 Loss = Annotated[
     ForwardKL
     | ReverseKL
@@ -288,7 +304,8 @@ Loss = Annotated[
     | TAID
     | ATKD
     | CrossEntropy
-    | HiddenStates,
+    | HiddenStates
+    | RouterBalance,
     Field(discriminator="kind"),
 ]
 

@@ -25,6 +25,7 @@ class Layout:
 
     input_ids_BT: np.ndarray  # int64
     position_ids_BT: np.ndarray  # int64; restarts at each document
+    length_B: np.ndarray  # int64; tokens of a line that are not padding
     loss_index_N: np.ndarray  # int64 into the flattened [B*T]
     label_N: np.ndarray  # int64; the token that position predicts
     row_N: np.ndarray  # int64; the row of the unit the position belongs to
@@ -115,7 +116,9 @@ def lay_out(rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         within = np.searchsorted(starts[row], counted, side="right") - 1
         documents.append(first_document[row] + within)
     found = [_joined(part) for part in (flat, labels, owners, documents)]
-    return Layout(input_ids, positions, *found, pass_B=pass_B, width_P=width_P)
+    lengths = np.zeros(len(input_ids), np.int64)
+    lengths[: len(lines)] = [line.length for line in lines]
+    return Layout(input_ids, positions, lengths, *found, pass_B=pass_B, width_P=width_P)
 
 
 def _lines(ids, starts, *, packed: bool, passes: Passes) -> Iterator[Line]:

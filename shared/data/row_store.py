@@ -97,6 +97,12 @@ class RowStore:
             counts.append(np.diff(ends[masks.offsets.to_numpy()]))
         return np.concatenate(counts)
 
+    def largest_id(self) -> int:
+        """The largest token id, -1 where there are no rows."""
+        batches = map(self.reader.get_batch, range(self.reader.num_record_batches))
+        ids = (batch.column("input_ids").flatten().to_numpy() for batch in batches)
+        return max((int(found.max(initial=-1)) for found in ids), default=-1)
+
     def longest_document(self) -> int:
         """Tokens of the longest document."""
         longest = 0

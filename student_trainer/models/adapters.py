@@ -1,13 +1,22 @@
 """LoRA and QLoRA: which weights of the student are quantised, frozen and adapted."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from shared.config.run import LoRATraining, QLoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
 from student_trainer.tasks.task import ModelKind
+
+ALL_LINEAR = "all-linear"
+PLAIN = (nn.Linear.forward, Conv1D.forward)
+# By a Mamba mixer or its kernels, past any adapter.
+READ_AS_WEIGHTS = ("out_proj", "conv1d", "x_proj", "dt_proj")
 
 
 def quantisation(asked: StudentConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -29,11 +38,27 @@ def keep_unpacked(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
+def freeze_bystanders(model: nn.Module, *, decoder: nn.Module, head: nn.Module) -> None:
+    """Let only decoder and head train: what lies beside them, as a vision tower, gets no gradient
+    from text, and weight decay would shrink it."""
+    trained = {id(p) for part in (decoder, head) for p in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in trained:
+            parameter.requires_grad_(False)
+
+
 def adapt(
-    model: PreTrainedModel, asked: StudentConfig, kind: ModelKind, *, head: nn.Linear, seed: int
+    model: PreTrainedModel,
+    asked: StudentConfig,
+    kind: ModelKind,
+    *,
+    decoder: nn.Module,
+    head: nn.Linear,
+    seed: int,
 ) -> nn.Module:
     """Put adapters on a frozen base; a fully trained student is returned as it is.
 
+    Only the decoder is adapted; of it "all-linear" leaves out what no adapter reaches.
     Raises ConfigError if `target_modules` names no layer, or the output head.
     """
     train = asked.train
@@ -42,12 +67,16 @@ def adapt(
     from peft import LoraConfig, TaskType, get_peft_model  # slow, and only adapters need it
 
     torch.manual_seed(seed)
+    left_out = set(_bystanders(model, decoder, head))
+    if train.target_modules == ALL_LINEAR:
+        left_out |= set(_beyond_reach(model))
     lora = LoraConfig(
         task_type=TaskType(kind.peft_task),
         r=train.r,
         lora_alpha=train.alpha,  # type: ignore[arg-type]
         lora_dropout=train.dropout,
         target_modules=train.target_modules,
+        exclude_modules=sorted(left_out) or None,
     )
     try:
         adapted = get_peft_model(model, lora, autocast_adapter_dtype=False, revision=asked.revision)
@@ -62,3 +91,34 @@ def adapt(
             'head; leave the head out or use "all-linear"'
         )
     return adapted
+
+
+def _bystanders(model: nn.Module, decoder: nn.Module, head: nn.Module) -> Iterator[str]:
+    """Names of the layers with weights that lie neither in the decoder nor in the head."""
+    inside = {id(module) for part in (decoder, head) for module in part.modules()}
+    for name, module in model.named_modules():
+        if id(module) not in inside and next(module.parameters(recurse=False), None) is not None:
+            yield name
+
+
+def _beyond_reach(model: nn.Module) -> Iterator[str]:
+    """Names of linear layers that no adapter stands in for: routers, which answer more than a
+    product, and what a Mamba mixer's kernels read as plain weights."""
+    for name, module in model.named_modules():
+        if _answers_more(module):
+            yield name
+        if _is_mamba(module):
+            yield from (f"{name}.{part}" for part in READ_AS_WEIGHTS if hasattr(module, part))
+
+
+def _answers_more(module: Any) -> bool:
+    """Whether a linear layer has a `forward` of a model's own."""
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        return False
+    own = type(module).forward not in PLAIN
+    return own and not type(module).__module__.startswith(("bitsandbytes", "torch"))
+
+
+def _is_mamba(module: nn.Module) -> bool:
+    """Whether a module is a mixer of the Mamba kind, by the names of its parts."""
+    return all(hasattr(module, part) for part in ("A_log", "D", "conv1d", "out_proj"))

@@ -41,8 +41,8 @@ def frozen_weights(student: Student, objective: nn.Module, ranks: Ranks) -> Froz
     added = {id(p) for p in objective.parameters()} - {id(p) for p in base.values()}
     return FrozenWeights(
         digest=xxhash.xxh3_128_hexdigest(" ".join(ranks.gather(mine)).encode()),
-        num_frozen=sum(map(_num_weights, base.values())),
-        num_trained=sum(_num_weights(p) for p in objective.parameters() if id(p) in added),
+        num_frozen=sum(map(num_weights, base.values())),
+        num_trained=sum(num_weights(p) for p in objective.parameters() if id(p) in added),
         hashes=hashes,
     )
 
@@ -91,7 +91,8 @@ def _held(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
         yield from (value for value in scales.values() if isinstance(value, torch.Tensor))
 
 
-def _num_weights(parameter: nn.Parameter) -> int:
+def num_weights(parameter: nn.Parameter) -> int:
+    """Weights that a parameter stands for, whole, whatever it is stored as."""
     quantised = getattr(parameter, "quant_state", None)
     if quantised is not None:
         return quantised.shape.numel()

@@ -23,11 +23,17 @@ from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, switches_of
 from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
-from shared.loading import PLAIN_OUTPUTS, untrusted
+from shared.loading import PLAIN_OUTPUTS, misfit, untrusted
 from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.models.adapters import adapt, keep_unpacked, quantisation
+from student_trainer.models.adapters import (
+    adapt,
+    freeze_bystanders,
+    keep_unpacked,
+    quantisation,
+)
 from student_trainer.models.decoding import decode
+from student_trainer.models.routers import refuse_other_balance
 from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,8 +80,10 @@ def load_student(config: Config, kind: ModelKind, *, device: torch.device) -> St
     _refuse_missing_layers(model, config)
     model.to(device)  # type: ignore[arg-type]
     parts = take_apart(model, name=asked.model)
+    refuse_other_balance(model, config)
     _freeze(model, asked)
-    adapted = adapt(model, asked, kind, head=parts.head, seed=config.seed)
+    freeze_bystanders(model, decoder=parts.decoder, head=parts.head)
+    adapted = adapt(model, asked, kind, decoder=parts.decoder, head=parts.head, seed=config.seed)
     if asked.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Student(
@@ -109,7 +117,7 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
         raise
     except Exception as error:  # of a model's own code and of every library it needs
         reason = untrusted(error, trust="student.trust_remote_code")
-        reason = reason or loading_reason(error, asked.attention)
+        reason = reason or misfit(error) or loading_reason(error, asked.attention)
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
@@ -210,13 +218,14 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
     plain = config.student.model_copy(update={"train": {"kind": "full"}})
     model = load_model(plain, kind)
     parts = take_apart(model, name=plain.model)
+    refuse_other_balance(model, config)
     found = trust_in(model, name=plain.model, context=config.data.context)
     if found.passes != TOGETHER and config.student.zero == 3:
         raise ConfigError(
             f"student.zero is 3, but {plain.model} runs {found.passes.in_words()}, so that ranks "
             "would make different numbers of forward passes; set student.zero=2"
         )
-    adapt(model, config.student, kind, head=parts.head, seed=config.seed)
+    adapt(model, config.student, kind, decoder=parts.decoder, head=parts.head, seed=config.seed)
     return found
 
 

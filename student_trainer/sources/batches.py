@@ -64,6 +64,7 @@ class Layouts:
         arrays = {
             "input_ids_BT": layout.input_ids_BT,
             "position_ids_BT": layout.position_ids_BT,
+            "length_B": layout.length_B,
             "loss_index_N": layout.loss_index_N,
             "label_N": layout.label_N,
             "row_N": layout.row_N,

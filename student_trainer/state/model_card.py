@@ -4,10 +4,12 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shared.config.run import Config, LoRATraining, Loss, QLoRATraining
+from shared.loading import stored_as
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
@@ -102,11 +104,19 @@ def _teachers(config: Config) -> str:
     said = []
     for name, teacher in config.teachers.items():
         named = _short(teacher.model)
+        if (stored := _stored(teacher.model)) is not None:
+            named += f" (stored {stored})"
         if teacher.adapter:
             named += f" (adapter {_short(teacher.adapter)})"
         taught = [domain for domain in config.domains if config.teacher_of(domain) == name]
         said.append(named if len(config.teachers) == 1 else f"{named} in {', '.join(taught)}")
     return " and by ".join(said)
+
+
+def _stored(model: str) -> str | None:
+    """How a teacher's weights lie in its folder, where that is few bits."""
+    path = Path(model) / "config.json"
+    return stored_as(SimpleNamespace(**json.loads(path.read_text()))) if path.exists() else None
 
 
 def _short(model: str) -> str:

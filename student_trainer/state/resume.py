@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import TutelageError
+from student_trainer.models.census import census
 from student_trainer.run import Run
 from student_trainer.state.checkpoint import (
     CHECKPOINT_FORMAT,
@@ -84,4 +85,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "batch.micro_batch": batch.micro_batch,
     }
     base = {"the frozen weights": run.frozen.digest} if run.frozen else {}
+    if run.frozen is None and (counted := census(run.student)).frozen:
+        base = {"the number of weights that train": counted.trained}
     return facts | base | run.source.facts()

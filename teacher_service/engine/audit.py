@@ -16,16 +16,19 @@ import numpy as np
 import torch
 import transformers
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import StorageError
+from shared.loading import stored_as
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.loading import local_folder, weights_digest
 from teacher_service.scoring.scoring import ScoringHead, chunk_size
 
 PROBE_TOKENS = 64  # of a row
+PROBE_UNIT = 4  # rows whose answers are compared alone and together
+ROUNDING = 1e-5  # nats; more than another shape of a batch changes
 PROBE_TEXT = """
 The heart pumps blood through two circuits. The right side sends it to the lungs, where it takes up
 oxygen; the left side sends it to the rest of the body. A valve between each pair of chambers keeps
@@ -56,6 +59,21 @@ class Audit:
     mean_kl: float  # KL(unquantised || quantised), nats per token, full vocabulary
     top1_agreement: float  # share of positions
     num_tokens: int
+    # KL(a row alone || beside the others) by position [N], where quantisation depends on the unit:
+    # int8 leaves out columns in which any of its rows has an outlier.
+    mates_kl_N: Tensor
+
+    def sentences(self, quantisation: str) -> tuple[str, ...]:
+        """For the user; the last one has the price of quantisation."""
+        mean, most = float(self.mates_kl_N.mean()), float(self.mates_kl_N.max())
+        if mean < ROUNDING:
+            return (self.sentence(quantisation),)
+        mates = (
+            f"The {quantisation} teacher's answer about a row depends on the rows beside it: alone "
+            f"and in a unit of {PROBE_UNIT} probe rows it differs by a KL of {mean:.4f} nats per "
+            f"token, {most:.2f} at most; nf4, or no quantisation, answers alike."
+        )
+        return (mates, self.sentence(quantisation))
 
     def sentence(self, quantisation: str) -> str:
         """For the user."""
@@ -75,17 +93,24 @@ def load_engine(
     states, `context` the length of the longest rows. Raises ConfigError.
     """
     if teacher.quantisation == "none":
-        return _load(teacher, cache, context)
+        engine = _load(teacher, cache, context)
+        if (stored := stored_as(engine.model.config)) is not None:
+            engine.notes += (
+                f"The teacher's weights are stored {stored}; it computes in {teacher.dtype}, and "
+                "nothing compares it with its unquantised weights.",
+            )
+        return engine
     rows = probe_rows(teacher)
     reference_ND = _reference(teacher, rows, cache)
     engine = _load(teacher, cache, context)
+    engine.notes += (quantised_note(engine.model, teacher.quantisation),)
     if reference_ND is None:
         engine.notes += (
             f"The {teacher.quantisation} teacher is not audited: its unquantised "
             "weights do not fit on the device.",
         )
     else:
-        engine.notes += (audit(engine, reference_ND, rows).sentence(teacher.quantisation),)
+        engine.notes += audit(engine, reference_ND, rows).sentences(teacher.quantisation)
     return engine
 
 
@@ -95,7 +120,42 @@ def audit(engine: HFEngine, reference_ND: Tensor, rows: Rows) -> Audit:
     The head is never quantised, so both share it.
     """
     kl_N, same_N = divergence(reference_ND, engine.last_hidden(rows), engine.head)
-    return Audit(float(kl_N.mean()), float(same_N.float().mean()), len(kl_N))
+    mates_kl_N = _mates_kl(engine, rows.part(slice(0, PROBE_UNIT)))
+    return Audit(float(kl_N.mean()), float(same_N.float().mean()), len(kl_N), mates_kl_N)
+
+
+def _mates_kl(engine: HFEngine, rows: Rows) -> Tensor:
+    """What the rows of a unit change about each other's answers [N], nats."""
+    alone_ND = torch.cat([engine.last_hidden(rows.part(slice(r, r + 1))) for r in range(len(rows))])
+    return divergence(alone_ND, engine.last_hidden(rows), engine.head)[0]
+
+
+def quantised_note(model: nn.Module, quantisation: str) -> str:
+    """How much of a teacher is quantised, and that fused experts are not."""
+    weights = dict(model.named_parameters())
+    stored = {n: _num_weights(p) for n, p in weights.items() if _is_quantised(p)}
+    total = sum(map(_num_weights, weights.values()))
+    said = (
+        f"{len(stored)} matrices of the teacher are in {quantisation}, {sum(stored.values()):,} of "
+        f"{total:,} weights"
+    )
+    experts = [p for n, p in weights.items() if "expert" in n and p.ndim == 3]
+    if experts:
+        said += (
+            f"; {len(experts)} fused expert tensors ({sum(p.numel() for p in experts):,} weights) "
+            f"stay unquantised, since {quantisation} takes linear layers alone"
+        )
+    return said + "."
+
+
+def _is_quantised(parameter: nn.Parameter) -> bool:
+    return type(parameter).__module__.startswith("bitsandbytes")
+
+
+def _num_weights(parameter: nn.Parameter) -> int:
+    """nf4 packs two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
 
 
 @torch.inference_mode()

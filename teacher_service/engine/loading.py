@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 
 from shared.config.attention import Attention, loading_arguments, loading_reason
 from shared.errors import ConfigError
-from shared.loading import PLAIN_OUTPUTS, first_line, untrusted
+from shared.loading import PLAIN_OUTPUTS, first_line, misfit, untrusted
 
 BLOCK_BYTES = 2**24
 IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -69,7 +69,7 @@ def load_model(
         raise
     except Exception as error:  # of a model's own code and of every library it needs
         reason = untrusted(error, trust="teachers.NAME.trust_remote_code")
-        reason = reason or loading_reason(error, attention)
+        reason = reason or misfit(error) or loading_reason(error, attention)
         raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])

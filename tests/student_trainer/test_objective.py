@@ -146,9 +146,9 @@ class Drift:
     def __init__(self, section: DriftSection, modules: torch.nn.ModuleDict) -> None:
         self.weight = section.weight
 
-    def pick(self, output: Any, index_N: torch.Tensor) -> dict[str, torch.Tensor]:
+    def pick(self, output: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         drift = output.last_hidden_state - output.hidden_states[0]
-        return {"drift_ND": drift.flatten(0, 1)[index_N]}
+        return {"drift_ND": drift.flatten(0, 1)[batch["loss_index_N"]]}
 
     def values(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return batch["drift_ND"].square().mean(-1)

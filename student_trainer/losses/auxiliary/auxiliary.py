@@ -41,10 +41,10 @@ class Auxiliary(Protocol):
         """What it asks of the decoder."""
         ...
 
-    def pick(self, output: Any, index_N: Tensor) -> dict[str, Tensor]:
-        """The tensors of the decoder's output that it reads, by names that join the batch's.
+    def pick(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What it reads of the decoder's output, by names that join the batch's.
 
-        `index_N` are the positions with loss in the flattened output.
+        `loss_index_N` of the batch are the positions with loss in the flattened output.
         """
         ...
 

@@ -67,10 +67,10 @@ class HiddenStateMatching:
         """The states of inner layers."""
         return OutputNeeds(("output_hidden_states",))
 
-    def pick(self, output: Any, index_N: Tensor) -> dict[str, Tensor]:
+    def pick(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's states of its layers, `student_LAYER_ND`."""
         return {
-            f"student_{layer}_ND": output.hidden_states[layer].flatten(0, 1)[index_N]
+            f"student_{layer}_ND": output.hidden_states[layer].flatten(0, 1)[batch["loss_index_N"]]
             for layer in sorted(set(self._section.layers.values()))
         }
 

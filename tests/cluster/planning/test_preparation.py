@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planning.preparation import check, idle_policy_note, refuse_unasked, weights_note
+from cluster.planning.preparation import (
+    check,
+    idle_policy_note,
+    prepare_run,
+    refuse_unasked,
+    router_balance_note,
+    weights_note,
+)
 from shared.config.file import load_config
 from shared.errors import ConfigError, DataError, HandshakeError
+from tests import tiny
 from tests.cluster.jobs import write_job
+from tests.student_trainer.losses.auxiliary.test_router_balance import mixture
 
 
 @pytest.mark.parametrize(
@@ -120,3 +129,17 @@ def test_the_named_template_is_the_one_that_rows_pass_through(tmp_path, differin
     assert hands.load_tokenizer().chat_template == CHATS["one"]
     with pytest.raises(DataError, match=r"'three', but the templates of .* are: .*one"):
         check(load_config(tmp_path / "job.yaml", ["data.chat_template=three"]))
+
+
+def test_a_mixture_whose_config_asks_for_its_routers_loss_learns_it(tmp_path, tiny_pair):
+    folder = tmp_path / "mixture"
+    tiny.save_tokenizer(folder)
+    mixture("mixtral").save_pretrained(folder)
+    job = write_job(tmp_path, tiny_pair, student={"model": str(folder)})
+    config = prepare_run(load_config(job)).config
+    assert [(loss.kind, loss.weight) for loss in config.losses][-1] == ("router_balance", 0.5)
+    assert "router_balance 0.5" in router_balance_note(config)
+    left_out = ["losses=[{kind: forward_kl}, {kind: router_balance, weight: 0}]"]
+    config = prepare_run(load_config(job, left_out)).config
+    assert [loss.weight for loss in config.losses] == [1, 0]
+    assert router_balance_note(config) is None

@@ -1,15 +1,18 @@
 """What a quantised teacher reports about itself."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from shared.config.run import Teacher
 from teacher_service.engine import audit
 from teacher_service.engine.hf import HFEngine
 from tests.answers import question_of
+from tests.student_trainer.models.test_adapters import save as save_mixture
 from tests.teacher_service.scripted import make_rows
 from tests.tiny import VOCAB
 
@@ -34,6 +37,35 @@ def test_a_quantised_teacher_scores_and_says_what_it_costs(
     answer.check(rows, spec, engine.fingerprint)
     assert answer.table.equals(engine.score(rows, spec).table)
     assert engine.fingerprint["quantisation"] == quantisation
+
+
+def test_what_rows_change_about_each_other_is_said(tiny_pair, tmp_path):
+    """An outlier in one column sends it, for all rows of a unit, past the eight bits."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair.teacher, folder)
+    model.save_pretrained(folder)
+    teacher = Teacher(model=str(folder), quantisation="int8")
+    engine = audit.load_engine(teacher)
+    said = next(note for note in engine.notes if "rows beside it" in note)
+    rows = audit.probe_rows(teacher).part(slice(0, 4))
+    alone = torch.cat([engine.last_hidden(rows.part(slice(r, r + 1))) for r in range(4)])
+    kl_N, _ = audit.divergence(alone, engine.last_hidden(rows), engine.head)
+    assert f"KL of {float(kl_N.mean()):.4f} nats per token, {float(kl_N.max()):.2f}" in said
+    nf4 = audit.load_engine(teacher.model_copy(update={"quantisation": "nf4"}))
+    assert not any("rows beside it" in note for note in nf4.notes)
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
+def test_how_much_is_quantised_is_said(tmp_path, quantisation):
+    save_mixture(tmp_path / "model", "mixtral")
+    teacher = Teacher(model=str(tmp_path / "model"), quantisation=quantisation)
+    notes = " ".join(audit.load_engine(teacher).notes)
+    assert f"8 matrices of the teacher are in {quantisation}, 6,144 of 76,192 weights" in notes
+    assert "4 fused expert tensors (36,864 weights) stay unquantised" in notes
 
 
 def test_the_unquantised_weights_are_loaded_once_per_model(tiny_pair, tmp_path, monkeypatch):

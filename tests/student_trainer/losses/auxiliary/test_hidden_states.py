@@ -27,7 +27,7 @@ class Pairs:
         matching = HiddenStateMatching(section, self.projections)
         output = SimpleNamespace(hidden_states={n: x[None] for n, x in self.student_ND.items()})
         teacher = {f"teacher_{layer}_NE": x for layer, x in self.teacher_NE.items()}
-        return matching.values(matching.pick(output, torch.arange(5)) | teacher)
+        return matching.values(matching.pick(output, {"loss_index_N": torch.arange(5)}) | teacher)
 
 
 def pairs(teacher: dict[int, torch.Tensor], kind: torch.dtype = torch.float32) -> Pairs:

@@ -1,0 +1,56 @@
+"""The routers of a mixture of experts: the loss that a model's own config asks for.
+
+B lines   T tokens
+"""
+
+from typing import Any
+
+from shared.config.losses import RouterBalance
+from shared.config.run import Config
+from shared.errors import ConfigError
+
+COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
+TOLERANCE = 1e-3  # relative; of bfloat16 logits, whose ties may fall either way
+
+
+def router_balance_of(config: Any) -> dict[str, Any] | None:
+    """Options of the loss that a config of transformers asks for with `output_router_logits`, and
+    how much it counts; None where it asks for none, or for nothing."""
+    text = config.get_text_config()
+    if not getattr(text, "output_router_logits", False):
+        return None
+    weight = next((found for name in COEFFICIENTS if (found := getattr(text, name, None))), None)
+    active = next((found for name in ACTIVE if (found := getattr(text, name, None))), None)
+    return {"weight": weight, "experts_per_token": active} if weight and active else None
+
+
+def refuse_other_balance(model: Any, config: Config) -> None:
+    """Raise ConfigError where `router_balance` is asked for and is not what the model itself
+    computes, on a probe; `model` is a causal language model of transformers."""
+    section = next((s for s in config.losses if isinstance(s, RouterBalance)), None)
+    if section is None or not section.weight:
+        return
+    import torch
+
+    from student_trainer.losses.auxiliary.router_balance import load_balance
+
+    ids_BT = (3 + torch.arange(24)[None] * 7) % model.get_input_embeddings().weight.shape[0]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = model(input_ids=ids_BT.to(model.device), output_router_logits=True, use_cache=False)
+    model.train(training)
+    expected, logits = getattr(found, "aux_loss", None), getattr(found, "router_logits", None)
+    agrees = False
+    if logits and expected is not None:
+        real_BT = torch.ones_like(ids_BT, dtype=torch.bool).to(logits[0].device)
+        ours = load_balance(logits, real_BT, active=section.experts_per_token)
+        agrees = bool((ours - expected).abs() <= TOLERANCE * expected.abs())
+    if not agrees:
+        name = config.student.model
+        raise ConfigError(
+            f"losses has a router_balance over {section.experts_per_token} experts a token, but "
+            f"{name} {'computes another one' if logits else 'has no such loss'}; set its "
+            "experts_per_token to the model's, or its weight to 0"
+        )

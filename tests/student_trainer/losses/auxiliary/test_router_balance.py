@@ -1,0 +1,144 @@
+"""The routers' loss: that of transformers, its gradient, on in training where a config asks."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from shared.config.losses import RouterBalance
+from shared.config.run import Config
+from shared.data.layout import lay_out
+from shared.errors import ConfigError
+from student_trainer.losses.auxiliary.router_balance import RouterBalance as Balance
+from student_trainer.models.routers import refuse_other_balance, router_balance_of
+from student_trainer.objective import Objective
+from student_trainer.sources.batches import Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from tests import tiny
+from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.teacher_service.scripted import make_rows
+
+CPU = torch.device("cpu")
+SIZES = {
+    "vocab_size": tiny.VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 3,
+    "tie_word_embeddings": False,
+}
+FAMILIES = ("mixtral", "qwen3_moe", "olmoe", "granitemoe")
+
+
+def mixture(family: str, **settings: object):
+    """A random mixture of experts whose config asks for its routers' loss."""
+    torch.manual_seed(0)
+    asked = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+    config = AutoConfig.for_model(family, **(SIZES | asked | settings))
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for gate in gates(model):
+            gate.mul_(20)
+    return model
+
+
+def config_of(folder: Path, model: Path, **options: object) -> Config:
+    pair = tiny.Pair(model, model)
+    options = {"targets": {"selector": "top_k"}} | options
+    return plan_of(folder / "run", pair, prepared_domains(folder), **options).config
+
+
+def balanced(weight: float = 0.5, **options: object) -> list[dict]:
+    section = {"kind": "router_balance", "weight": weight, "experts_per_token": 3}
+    return [{"kind": "cross_entropy"}, section | options]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_value_and_gradient_are_those_of_transformers(family: str) -> None:
+    """On rows of several lengths, with padding, which a mask tells transformers."""
+    model = mixture(family)
+    rows = make_rows([[9], [40], [23]], vocab=tiny.VOCAB)
+    layout = lay_out(rows, packed=True)
+    batch = {name: torch.from_numpy(getattr(layout, name)) for name in layout.__slots__}
+    real_BT = torch.arange(batch["input_ids_BT"].shape[1]) < batch["length_B"][:, None]
+    plain = model(input_ids=batch["input_ids_BT"], attention_mask=real_BT.long()).aux_loss
+    expected = torch.autograd.grad(plain, gates(model))
+    auxiliary = Balance(RouterBalance(experts_per_token=3), torch.nn.ModuleDict())
+    options = dict.fromkeys(auxiliary.needs.options, True)
+    output = model.get_decoder()(input_ids=batch["input_ids_BT"], use_cache=False, **options)
+    values_N = auxiliary.values(auxiliary.pick(output, batch))
+    assert len(values_N) == len(layout.label_N)
+    torch.testing.assert_close(values_N, plain.detach().expand(len(values_N)))
+    found = torch.autograd.grad(values_N.mean(), gates(model))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    assert min(float(gradient.abs().max()) for gradient in expected) > 1e-4
+
+
+def gates(model) -> list[torch.nn.Parameter]:
+    named = model.named_parameters()
+    found = [p for name, p in named if "router" in name or name.endswith("gate.weight")]
+    assert len(found) == 2
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_loss_of_a_step_is_that_of_a_plain_step(tmp_path: Path, checkpointing: bool) -> None:
+    """Cross-entropy of the tokens with loss and the coefficient's share of the routers' loss."""
+    model = mixture("qwen3_moe")
+    tiny.save_tokenizer(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    student = {"activation_checkpointing": checkpointing}
+    config = config_of(tmp_path, tmp_path / "model", losses=balanced(), student=student)
+    loaded = CAUSAL_LM.load(config, device=CPU)
+    loaded.saved.train()
+    objective = Objective(loaded, config, teacher_width=None)
+    rows = make_rows([[9], [40], [23]], vocab=tiny.VOCAB)
+    batch = Layouts(("text", "prose"), True, CPU).batch(rows)
+    count = len(batch["label_N"])
+    loss, *_ = objective(batch, multiplier=1 / count)
+    loss.backward()
+    real_BT = torch.arange(batch["input_ids_BT"].shape[1]) < batch["length_B"][:, None]
+    plain = model.train()(input_ids=batch["input_ids_BT"], attention_mask=real_BT.long())
+    logits_NV = plain.logits.flatten(0, 1)[batch["loss_index_N"]]
+    expected = torch.nn.functional.cross_entropy(logits_NV, batch["label_N"])
+    expected = expected + 0.5 * plain.aux_loss
+    expected.backward()
+    torch.testing.assert_close(loss.detach(), expected.detach())
+    own = dict(loaded.saved.named_parameters())
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(own[name].grad, weight.grad, atol=2e-6, rtol=1e-4)
+
+
+def test_what_a_config_asks_for_is_found() -> None:
+    assert router_balance_of(mixture("mixtral").config) == {"weight": 0.5, "experts_per_token": 3}
+    assert router_balance_of(mixture("mixtral", output_router_logits=False).config) is None
+    assert router_balance_of(mixture("mixtral", router_aux_loss_coef=0.0).config) is None
+
+
+@pytest.mark.parametrize("wrong", ["number of experts", "no routers"])
+def test_a_loss_that_is_not_the_models_is_refused(tmp_path: Path, tiny_pair, wrong: str) -> None:
+    if wrong == "no routers":
+        model = AutoModelForCausalLM.from_pretrained(tiny_pair.student)
+        losses = balanced()
+    else:
+        model, losses = mixture("mixtral"), balanced(experts_per_token=2)
+    config = config_of(tmp_path, tiny_pair.student, losses=losses)
+    with pytest.raises(ConfigError, match="experts_per_token to the model's, or its weight to 0"):
+        refuse_other_balance(model, config)
+    left_out = [loss | {"weight": 0} for loss in losses if loss["kind"] == "router_balance"]
+    config = config_of(tmp_path, tiny_pair.student, losses=[{"kind": "cross_entropy"}, *left_out])
+    refuse_other_balance(model, config)
+
+
+def test_the_routers_of_a_batch_are_asked_for_where_the_loss_is() -> None:
+    section = SimpleNamespace(weight=2.0, experts_per_token=1)
+    auxiliary = Balance(section, torch.nn.ModuleDict())
+    assert (auxiliary.weight, auxiliary.needs.options) == (2.0, ("output_router_logits",))
