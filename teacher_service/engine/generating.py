@@ -5,7 +5,7 @@ function of (seed, opening, position) alone. So a continuation does not depend o
 the batch, but for float ties: a padded batch rounds the last bits of logits otherwise than a row
 alone, which shows where two candidates are that close.
 
-B openings   L padded length   V vocabulary
+B openings   L padded length   S tokens that are added   V vocabulary
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,13 @@ import transformers
 import xxhash
 from torch import Tensor
 
+from shared.data.passes import TOGETHER, Passes
+from shared.data.trust import COARSE_TOLERANCE, TOLERANCE
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 
 PAD_ID = 0  # hidden by the attention mask
+PROBED_TOKENS = 2
 
 
 class GumbelNoise(transformers.LogitsProcessor):
@@ -63,6 +66,13 @@ def refuse_openings(openings: Openings, spec: GenerationSpec, *, vocab: int, lim
             )
 
 
+def batches(openings: Openings, passes: Passes) -> list[list[int]]:
+    """Which openings are continued at once."""
+    lengths = [len(ids) for ids in openings.ids()]
+    batch_B = passes.group(lengths, lengths)
+    return [np.flatnonzero(batch_B == number).tolist() for number in range(len(set(batch_B)))]
+
+
 @torch.inference_mode()
 def generate(
     model: Any,
@@ -71,16 +81,35 @@ def generate(
     *,
     device: torch.device,
     teacher: dict[str, str],
+    together: Sequence[Sequence[int]],
 ) -> Continuations:
-    """Continue a batch at once, padded on the left. The model's own defaults play no part."""
-    width = max(map(len, openings.ids()), default=0)
-    input_ids_BL = np.full((len(openings), width), PAD_ID, np.int64)
-    mask_BL = np.zeros_like(input_ids_BL)
-    for line, ids in enumerate(openings.ids()):
-        input_ids_BL[line, width - len(ids) :] = ids
-        mask_BL[line, width - len(ids) :] = 1
-    processors = [GumbelNoise(spec, openings, width=width)] if spec.temperature else []
+    """Continue openings, those of each batch of `together` at once. The model's own defaults play
+    no part."""
+    written: dict[int, Sequence[int]] = {}
+    names, input_ids = openings.names(), openings.ids()
     model.generation_config = transformers.GenerationConfig()
+    for lines in filter(len, together):
+        part = Openings.build(
+            names=[names[line] for line in lines], input_ids=[input_ids[line] for line in lines]
+        )
+        written |= dict(zip(lines, _written(model, part, spec, device), strict=True))
+    ended = [_until(written[line], spec.stop_ids) for line in range(len(openings))]
+    return Continuations.build(
+        openings,
+        spec,
+        teacher=teacher,
+        output_ids=[ids for ids, _ in ended],
+        stopped=[stopped for _, stopped in ended],
+    )
+
+
+def _written(
+    model: Any, openings: Openings, spec: GenerationSpec, device: torch.device
+) -> list[list[int]]:
+    """What a model adds to openings that are padded on the left to one length."""
+    input_ids_BL, mask_BL = _padded(openings)
+    width = input_ids_BL.shape[1]
+    processors = [GumbelNoise(spec, openings, width=width)] if spec.temperature else []
     written_BL = model.generate(
         torch.from_numpy(input_ids_BL).to(device),
         attention_mask=torch.from_numpy(mask_BL).to(device),
@@ -90,14 +119,50 @@ def generate(
         do_sample=False,
         logits_processor=transformers.LogitsProcessorList(processors),
     )
-    ended = [_until(row, spec.stop_ids) for row in written_BL[:, width:].tolist()]
-    return Continuations.build(
-        openings,
-        spec,
-        teacher=teacher,
-        output_ids=[ids for ids, _ in ended],
-        stopped=[stopped for _, stopped in ended],
+    return written_BL[:, width:].tolist()
+
+
+@torch.inference_mode()
+def continues_beside(model: Any, *, vocab: int, device: torch.device, dtype: str) -> Passes:
+    """What openings may share where an opening is to be continued as it is alone: recurrent models
+    may read the padding, or mix the states of a batch."""
+    draws = np.random.default_rng(0)
+    short, long, equal = (draws.integers(min(3, vocab - 1), vocab, n) for n in (8, 24, 8))
+    model.generation_config = transformers.GenerationConfig()
+    alone_SV = _first_logits(model, [short], device)
+    for other, passes in ((long, TOGETHER), (equal, Passes(padded=False))):
+        beside_SV = _first_logits(model, [short, other], device)
+        off = (alone_SV - beside_SV).abs().max() / alone_SV.abs().max()
+        if off <= TOLERANCE.get(dtype, COARSE_TOLERANCE):
+            return passes
+    return Passes(padded=False, shared=False)
+
+
+def _first_logits(model: Any, input_ids: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Logits [S, V] of the first tokens that are added to the first opening: after the opening, and
+    after a token that was read with its states."""
+    openings = Openings.build(names=["probe"] * len(input_ids), input_ids=input_ids)
+    input_ids_BL, mask_BL = _padded(openings)
+    found = model.generate(
+        torch.from_numpy(input_ids_BL).to(device),
+        attention_mask=torch.from_numpy(mask_BL).to(device),
+        max_new_tokens=PROBED_TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
+    return torch.stack([logits_BV[0].float() for logits_BV in found.logits])
+
+
+def _padded(openings: Openings) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask [B, L]."""
+    width = max(map(len, openings.ids()), default=0)
+    input_ids_BL = np.full((len(openings), width), PAD_ID, np.int64)
+    mask_BL = np.zeros_like(input_ids_BL)
+    for line, ids in enumerate(openings.ids()):
+        input_ids_BL[line, width - len(ids) :] = ids
+        mask_BL[line, width - len(ids) :] = 1
+    return input_ids_BL, mask_BL
 
 
 def _until(ids: Sequence[int], stop_ids: tuple[int, ...]) -> tuple[Sequence[int], bool]:

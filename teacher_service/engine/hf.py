@@ -4,6 +4,7 @@ B lines   T tokens   N positions with loss   D hidden width   V head rows
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from torch import Tensor
 from shared.config.attention import Attention
 from shared.config.run import Dtype
 from shared.data.layout import Layout, lay_out
-from shared.data.passes import switches_of
+from shared.data.passes import Passes, switches_of
 from shared.data.rows import Rows
 from shared.data.tokenizers import identify
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
@@ -27,7 +28,12 @@ from shared.targets.head_location import ShippedHead
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.description import TeacherDescription
-from teacher_service.engine.generating import generate, refuse_openings
+from teacher_service.engine.generating import (
+    batches,
+    continues_beside,
+    generate,
+    refuse_openings,
+)
 from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.engine.model_parts import (
     Decoder,
@@ -60,6 +66,7 @@ class HFEngine:
         self.model, self.decoder, self.head = model, decoder, head
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
+        self._continues_beside: Passes | None = None  # not probed yet
         self.max_context = max_context
         context = context or LEAST_TOKENS
         self._probed = context if max_context is None else min(context, max_context)
@@ -152,8 +159,33 @@ class HFEngine:
         """Continue one batch. Raises UserError for what can never be answered."""
         vocab_rows = len(self.head.weight_VD)
         refuse_openings(openings, spec, vocab=vocab_rows, limit=self.max_context)
-        device, teacher = self.decoder.device, self.fingerprint
-        return generate(self.model, openings, spec, device=device, teacher=teacher)
+        passes = self._beside()
+        if self._switches_within(openings, spec):
+            passes = replace(passes, padded=False)
+        return generate(
+            self.model,
+            openings,
+            spec,
+            device=self.decoder.device,
+            teacher=self.fingerprint,
+            together=batches(openings, passes),
+        )
+
+    def _beside(self) -> Passes:
+        """What openings may share, probed once, before the first are continued."""
+        if self._continues_beside is None:
+            vocab, device = len(self.head.weight_VD), self.decoder.device
+            self._continues_beside = continues_beside(
+                self.model, vocab=vocab, device=device, dtype=self._dtype
+            )
+        return self._continues_beside
+
+    def _switches_within(self, openings: Openings, spec: GenerationSpec) -> bool:
+        """Whether a text may grow beyond a length from where the model reads positions otherwise:
+        the longest of a batch would decide for all."""
+        longest = max(map(len, openings.ids()), default=0) + spec.max_new_tokens
+        text_config = self.model.config.get_text_config()  # type: ignore[union-attr]
+        return any(length < longest for length in switches_of(text_config))
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""

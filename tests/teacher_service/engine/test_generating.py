@@ -11,7 +11,7 @@ import pytest
 import ray
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, RwkvConfig
 
 from shared.config.run import Teacher
 from shared.errors import ConfigError, HandshakeError, TeacherError
@@ -20,6 +20,7 @@ from teacher_service.engine.hf import HFEngine
 from teacher_service.service import service
 from teacher_service.service.pool import GenerationPool
 from teacher_service.service.registry import REPLICA
+from tests.teacher_service.engine.test_trust import LEAKY, longrope, saved
 from tests.teacher_service.scripted import VOCAB, Scripted, echoed
 from tests.teacher_service.teachers import FAMILIES, save_family
 from tests.tiny import VOCAB as TINY_VOCAB
@@ -27,6 +28,7 @@ from tests.tiny import VOCAB as TINY_VOCAB
 GREEDY = GenerationSpec(12, stop_ids=(2,))
 DRAWN = replace(GREEDY, temperature=1.0)
 LENGTHS = (3, 17, 40, 8, 40, 1)
+RWKV = RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=128)
 POISON = 2  # below every id of `openings`
 
 
@@ -67,6 +69,22 @@ def test_greedy_in_a_batch_is_the_models_own_greedy_one_by_one(family, tmp_path)
         whole = model.generate(alone, max_new_tokens=12, do_sample=False, eos_token_id=2)
         expected = whole[0, len(ids) :].tolist()
         assert output.tolist() == [token for token in expected if token != 2]
+
+
+@pytest.mark.parametrize("family", ["longrope", "recurrent gemma", "lfm2", "rwkv"])
+def test_neighbours_change_nothing_where_a_batch_would_let_them(family, tmp_path):
+    """Below, across and beyond the switch of longrope; recurrent states that read padding."""
+    if family == "longrope":
+        folder = longrope(tmp_path)
+    else:
+        config = LEAKY.get(family, RWKV)
+        folder = saved(tmp_path, config, scale=2.0)
+    asked, model = openings([60, 5, 100, 5], vocab=96), AutoModelForCausalLM.from_pretrained(folder)
+    found = HFEngine.load(str(folder)).generate(asked, GenerationSpec(12))
+    for ids, output in zip(asked.ids(), found.ids(), strict=True):
+        alone = torch.from_numpy(ids.astype(np.int64))[None]
+        whole = model.eval().generate(alone, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        assert output.tolist() == whole[0, len(ids) :].tolist()
 
 
 def test_every_position_is_drawn_anew(engine):
