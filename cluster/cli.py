@@ -330,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
         _say(shown if "\n" in shown else f"{shown}{stop} Try --help.")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        _say("Interrupted; the same command starts again.")
+        _say(interrupts.UNSAVED)
         return 1
     except StoppedError as stop:
         _say(str(stop))

@@ -7,15 +7,17 @@ cluster from under the command; `kept` lets ours stand.
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from shared.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNSAVED = "Interrupted; the same command starts again."
 SAME_S = 1.0  # a launcher may send its signal twice: to the command, and to its process group
 
 Ask = Callable[[], str | None]
@@ -27,6 +29,7 @@ class _State:
 
     ask: Ask | None = None  # who is asked first
     heard_at: float = -SAME_S  # when a signal came last
+    sentences: list[Callable[[], str]] = field(default_factory=list)  # of `interrupted_as`
 
 
 _state = _State()
@@ -39,6 +42,11 @@ def handle() -> None:
         signal.signal(number, _on_signal)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks for
         signal.signal(signal.SIGHUP, _on_signal)
+
+
+def handled() -> bool:
+    """Whether this process is a command, whose signals are handled here."""
+    return signal.getsignal(signal.SIGTERM) == _on_signal
 
 
 @contextmanager
@@ -55,7 +63,7 @@ def on_first_signal(ask: Ask) -> Iterator[None]:
 @contextmanager
 def kept() -> Iterator[None]:
     """Leave the handlers of signals as they are while Ray connects."""
-    if signal.getsignal(signal.SIGTERM) != _on_signal:
+    if not handled():
         yield
         return
     from ray._private import utils
@@ -72,10 +80,23 @@ def kept() -> Iterator[None]:
 @contextmanager
 def interrupted_as(sentence: Callable[[], str]) -> Iterator[None]:
     """An interruption inside as a StoppedError that says what the next command goes on from."""
+    _state.sentences.append(sentence)
     try:
         yield
     except KeyboardInterrupt:
         raise StoppedError(sentence()) from None
+    finally:
+        _state.sentences.pop()
+
+
+def end_at_once() -> None:
+    """End this process, whatever it waits for, with the sentence of an interruption. From any
+    thread."""
+    said = _state.sentences[-1]() if _state.sentences else UNSAVED
+    with suppress(OSError):
+        sys.stdout.flush()
+        os.write(2, f"{said}\n".encode())
+    os._exit(1)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

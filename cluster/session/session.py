@@ -9,16 +9,17 @@ import logging
 import os
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cluster.session import ray_head
-from cluster.session.interrupts import kept
+from cluster.session.interrupts import end_at_once, handled, kept
 from shared.errors import PlacementError
 
 # Read by Ray and torch when they are imported, so they are set before. Threads spin
@@ -45,6 +46,8 @@ JOB_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_allow_out_of_band_object_ref_serialization": "0",
 }
+HEAD = ("gcs_server", "raylet")  # as Ray calls the processes without which nothing works
+HEAD_POLL_S = 0.5
 END_S = 5.0
 # Ray starts a worker for each core ahead. A run takes the first few; more would be idle.
 FEW_CORES = 8
@@ -77,7 +80,8 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
         target = ray_head.start(JOB_ENVIRONMENT)
     _join(target) if target else _start_private()
     try:
-        yield
+        with _ends_with_head() if handled() and not target else nullcontext():
+            yield
     finally:
         _leave() if target else _end_private()
 
@@ -254,6 +258,30 @@ def _start_private() -> None:
             )
     except Exception as error:  # Ray's own is a plain Exception
         raise PlacementError(not_started(error)) from error
+
+
+@contextmanager
+def _ends_with_head() -> Iterator[None]:
+    """End this command, for the length of a `with`, once its private head is gone, as after a
+    signal to all processes of a job: Ray would wait for a minute for it, and then abort."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    head = [info.process for kind in HEAD for info in node.all_processes.get(kind, ())]
+    leaving = threading.Event()
+
+    def watch() -> None:
+        while not leaving.wait(HEAD_POLL_S):
+            if any(process.poll() is not None for process in head):
+                end_at_once()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        watcher.join()
 
 
 def _leave() -> None:

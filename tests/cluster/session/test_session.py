@@ -157,3 +157,25 @@ def test_what_a_killed_head_leaves_is_reaped_and_a_new_one_starts():
     second = join("outlives")
     assert second != head.address
     assert ray_head.stop()
+
+
+WAITS = """
+from cluster.session.interrupts import handle, interrupted_as
+from cluster.session.session import connected
+handle()
+with interrupted_as(lambda: "it goes on from step 3"), connected("local"):
+    import ray
+    from ray._private import worker
+    worker._global_node.all_processes["gcs_server"][0].process.kill()
+    ray.get(ray.remote(lambda: 1).remote())
+"""
+
+
+def test_a_command_whose_own_head_is_gone_ends_in_seconds_with_its_sentence():
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"}
+    command = [sys.executable, "-c", WAITS]
+    outcome = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=50
+    )
+    assert outcome.returncode == 1, outcome.stderr
+    assert outcome.stderr.splitlines()[-1] == "it goes on from step 3"
