@@ -73,7 +73,6 @@ def test_a_day_on_a_cluster_as_the_readme_says(home, folder, monkeypatch):
                 "HEAD": head,
                 "JOB_ID": job_id,
                 "/mnt/shared": str(folder / "shared"),
-                "cluster/recipes/qwen_7b_to_1.5b.yaml": "my.yaml",
             }
             said = typed(home, folder, tuple(replaced(word, there) for word in words), **variables)
             found = re.search(r"raysubmit_\w+", said)
