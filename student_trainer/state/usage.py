@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig
 
 from shared.config.run import Config
+from shared.data.chat import chosen_template
 from shared.data.ends import ends_of
 
 GENERATION = "generation_config.json"
@@ -36,6 +37,7 @@ class Usage:
 def save_usage(draft: Path, config: Config) -> Usage:
     """Write the tokenizer and the generation config into an export.
 
+    Of several named chat templates the one that rows passed through is kept.
     `tokenizer(text)` opens with bos where all text did, which is where there is no chat template.
     The generation config ends at the tokenizer's eos, at what ends a turn of the template, and
     where it did before.
@@ -44,6 +46,9 @@ def save_usage(draft: Path, config: Config) -> Usage:
     asked = {"revision": student.revision or "main"}
     tokenizer = AutoTokenizer.from_pretrained(
         student.model, **asked, trust_remote_code=student.trust_remote_code
+    )
+    tokenizer.chat_template = chosen_template(
+        tokenizer.chat_template, config.data.chat_template, model=student.model
     )
     tokenizer.save_pretrained(draft)
     if not tokenizer.chat_template and not _opens(tokenizer):

@@ -145,6 +145,19 @@ def test_a_text_opens_with_bos_and_is_else_as_it_was(tmp_path: Path, tiny_pair, 
     assert dict(bare) == dict(expected)
 
 
+def test_of_named_templates_the_one_of_training_is_exported(tmp_path: Path, tiny_pair):
+    model, draft = tmp_path / "model", tmp_path / "draft"
+    shutil.copytree(tiny_pair.student, model)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "one.jinja").write_text("one")
+    (model / "chat_template.jinja").write_text("two")
+    draft.mkdir()
+    data = {"context": 64, "chat_template": "one"}
+    plan = plan_of(tmp_path / "run", tiny.Pair(model, model), prepared_domains(tmp_path), data=data)
+    assert save_usage(draft, plan.config).chats
+    assert AutoTokenizer.from_pretrained(draft).chat_template == "one"
+
+
 def test_a_template_that_takes_no_plain_answer_adds_no_end(tiny_pair):
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair.student)
     tokenizer.chat_template = "{{ raise_exception('ask with tools') }}"
