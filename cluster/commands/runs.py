@@ -67,8 +67,7 @@ def capture(
     captured = capturing.capture(config, service=service, address=address, all_rows=all_rows)
     for name, done in captured.items():
         print((f"{name}\n" if len(captured) > 1 else "") + done.lines())
-    dtypes = {name: teacher.dtype for name, teacher in config.teachers.items()}
-    refuse_unsound(dtypes, {name: done.again for name, done in captured.items()})
+    refuse_unsound(config.teachers, {name: done.again for name, done in captured.items()})
     given = "".join(f" {o}" for o in overrides if not o.startswith("targets.teacher_free="))
     print(f"Train     tutelage run {path}{given} targets.teacher_free=true")
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.config.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import HandshakeError
 from shared.store.target_store import TargetStore
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
 
-# Nats of a label's log-probability that rounding may make on average, by the teacher's dtype.
-ALLOWED_MEAN = {"float32": 1e-3}
-COARSE_ALLOWED_MEAN = 0.1
+# Nats of a label's log-probability that rounding may make on average, by the teacher's dtype, and
+# that rows of an int8 teacher may change about each other.
+ALLOWED_MEAN = {"float32": 1e-3, "bfloat16": 0.1}
+INT8_ALLOWED_MEAN = 0.5
 AHEAD = 2  # documents asked beyond the one waited for
 
 
@@ -70,11 +72,12 @@ class Again:
         )
 
 
-def refuse_unsound(teachers: Mapping[str, str], found: Mapping[str, Again]) -> None:
-    """Raise HandshakeError where a teacher's answers depend on what shared their batch; `teachers`
-    are the dtypes of all."""
+def refuse_unsound(teachers: Mapping[str, Teacher], found: Mapping[str, Again]) -> None:
+    """Raise HandshakeError where a teacher's answers depend on what shared their batch."""
     for name, again in found.items():
-        allowed = ALLOWED_MEAN.get(teachers[name], COARSE_ALLOWED_MEAN)
+        teacher = teachers[name]
+        is_int8 = teacher.quantisation == "int8"
+        allowed = INT8_ALLOWED_MEAN if is_int8 else ALLOWED_MEAN[teacher.dtype]
         if not again.mean <= allowed:
             raise HandshakeError(
                 f"the answers of teacher {name} depend on what shares a batch: scored alone, "

@@ -71,6 +71,7 @@ class HFEngine:
         context = context or LEAST_TOKENS
         self._probed = context if max_context is None else min(context, max_context)
         self._dtype, self._name = fingerprint["dtype"], fingerprint["model"]
+        self._quantisation = fingerprint["quantisation"]
         self.trust = self._probe(self._probed)
         said = self.trust.in_words()
         self.notes: tuple[str, ...] = (UNTRUSTED_NOTE.format(said),) if said else ()
@@ -228,10 +229,12 @@ class HFEngine:
         }
 
     def _probe(self, context: int) -> Trust:
-        """What units of rows of up to `context` tokens are trusted for."""
+        """What units of rows of up to `context` tokens are trusted for. Rows of an int8 teacher
+        share passes all the same: what they change about each other is what its audit says."""
         last = self.decoder.num_layers
         text_config = self.model.config.get_text_config()  # type: ignore[union-attr]
-        return probe(
+        switches = switches_of(text_config)
+        found = probe(
             lambda layout: self._hidden(layout, ())[last].float().cpu().numpy(),
             name=f"the teacher {self._name}",
             vocab=len(self.head.weight_VD),
@@ -239,9 +242,13 @@ class HFEngine:
             dtype=self._dtype,
             takes_positions=self.decoder.takes_positions,
             limit=self.max_context,
-            switches=switches_of(text_config),
+            switches=switches,
             reach=reach_of(text_config),
         )
+        if self._quantisation != "int8":
+            return found
+        within = tuple(length for length in switches if length < context)
+        return Trust(found.packed, Passes(switches=within))
 
     def _refuse_unprobed(self, longest: int) -> None:
         """Rows beyond the probed context are probed before the first of them is scored."""

@@ -18,6 +18,7 @@ from cluster.launch.capture import Capture, training_units
 from cluster.launch.repeating import Again, Widest, refuse_unsound
 from cluster.planning.handshake import training_question
 from shared.config.mixture import DDKMixture
+from shared.config.teachers import Teacher
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.errors import HandshakeError, TeacherError
@@ -272,17 +273,19 @@ def test_answers_that_depend_on_their_batch_are_stored_and_refused(plan, engine,
     with pytest.raises(
         HandshakeError, match=r"teacher t depend .* differ by \d(\.\d)? nats"
     ) as said:
-        refuse_unsound({"t": "float32"}, {"t": found.again})
+        refuse_unsound({"t": Teacher(model="m")}, {"t": found.again})
     assert said.value.exit_code == 2
     assert found.training is not None
     assert found.training.rows == len(all_keys(plan, training=True))
 
 
 def test_rounding_of_the_teachers_type_is_allowed():
-    refuse_unsound({"t": "float32"}, {"t": Again(1e-3, 1e-4)})
-    refuse_unsound({"t": "bfloat16"}, {"t": Again(0.4, 0.02)})
-    with pytest.raises(HandshakeError):
-        refuse_unsound({"t": "float32"}, {"t": Again(0.4, 0.02)})
+    refuse_unsound({"t": Teacher(model="m")}, {"t": Again(1e-3, 1e-4)})
+    refuse_unsound({"t": Teacher(model="m", dtype="bfloat16")}, {"t": Again(0.4, 0.02)})
+    refuse_unsound({"t": Teacher(model="m", quantisation="int8")}, {"t": Again(0.9, 0.2)})
+    for teacher in (Teacher(model="m"), Teacher(model="m", quantisation="nf4")):
+        with pytest.raises(HandshakeError):
+            refuse_unsound({"t": teacher}, {"t": Again(0.4, 0.02)})
 
 
 def test_each_of_two_teachers_is_asked_about_its_domains_alone(tmp_path, tiny_pair, ranks):
