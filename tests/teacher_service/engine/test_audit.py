@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.config.run import Teacher
-from shared.data.passes import TOGETHER
 from teacher_service.engine import audit
 from teacher_service.engine.hf import HFEngine
 from tests.answers import question_of
@@ -52,13 +50,10 @@ def test_what_rows_change_about_each_other_is_said(tiny_pair, tmp_path):
     model.save_pretrained(folder)
     teacher = Teacher(model=str(folder), quantisation="int8")
     engine = audit.load_engine(teacher)
-    assert not any("rows beside it" in note for note in engine.notes), "its rows run apart"
-    engine.trust = replace(engine.trust, passes=TOGETHER)
-    rows = audit.probe_rows(teacher)
-    few = rows.part(slice(0, 4))
-    alone = torch.cat([engine.last_hidden(few.part(slice(r, r + 1))) for r in range(4)])
-    kl_N, _ = audit.divergence(alone, engine.last_hidden(few), engine.head)
-    (said, _) = audit.audit(engine, engine.last_hidden(rows), rows).sentences("int8")
+    said = next(note for note in engine.notes if "rows beside it" in note)
+    rows = audit.probe_rows(teacher).part(slice(0, 4))
+    alone = torch.cat([engine.last_hidden(rows.part(slice(r, r + 1))) for r in range(4)])
+    kl_N, _ = audit.divergence(alone, engine.last_hidden(rows), engine.head)
     assert f"KL of {float(kl_N.mean()):.4f} nats per token, {float(kl_N.max()):.2f}" in said
     nf4 = audit.load_engine(teacher.model_copy(update={"quantisation": "nf4"}))
     assert not any("rows beside it" in note for note in nf4.notes)
