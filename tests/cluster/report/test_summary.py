@@ -9,6 +9,7 @@ from cluster.builtin.corpus import FOLDER
 from cluster.report.measurement import Failures
 from cluster.report.page import write_report
 from cluster.report.summary import final_table, summarise
+from cluster.report.text import COLUMNS
 from shared.config.file import dump
 from shared.errors import ConfigError
 from shared.mixture.weight_log import WeightEntry, write_entry
@@ -82,6 +83,20 @@ def test_the_names_of_summary_json_are_those_other_programs_read(tmp_path: Path)
     assert sorted(path.name for path in run_dir.iterdir() if "summary" in path.name) == [
         "summary.json"
     ]
+
+
+def test_what_became_of_the_text_is_in_the_summary_and_the_report(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir)
+    counts = dict(zip(COLUMNS, (43, 5, 1200, 987, 20, 0, 3, 1), strict=True))
+    text = {"code": counts | {"notes": ["fields that are not read: id 43"]}}
+    (run_dir / "text.json").write_text(json.dumps(text))
+    summary = summarise(run_dir, status="finished", failures=NONE)
+    assert summary["domains"]["code"]["text"] == text["code"]
+    assert summary["domains"]["legal"]["text"] is None
+    page = write_report(run_dir).read_text()
+    assert "<td>1,200</td><td>987</td><td>20</td>" in page
+    assert "code: fields that are not read: id 43" in page
 
 
 def test_each_teacher_is_summed_up_over_its_domains(tmp_path: Path):
