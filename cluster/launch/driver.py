@@ -158,7 +158,7 @@ def _prepared(
     found = text_of(config, prepared.domains)
     write_text(run_dir, found)
     print("\n".join(text_lines(found)), flush=True)
-    for note in notes(prepared.config):
+    for note in notes(prepared):
         print(note, flush=True)
     run_dir.start.unlink(missing_ok=True)
     clock.mark("prepared")

@@ -205,10 +205,26 @@ def refuse_unreached(config: Config) -> None:
         )
 
 
-def notes(config: Config) -> list[str]:
+def notes(prepared: Prepared) -> list[str]:
     """What a run does other than its config seems to say, in sentences."""
-    found = (idle_policy_note(config), weights_note(config), router_balance_note(config))
+    config = prepared.config
+    found = (
+        idle_policy_note(config),
+        weights_note(config),
+        router_balance_note(config),
+        trust_note(prepared.trust),
+    )
     return [note for note in found if note is not None]
+
+
+def trust_note(trust: Trust) -> str | None:
+    """A sentence where the student does not run whole units at once."""
+    said = trust.in_words()
+    return (
+        f"The student's states would depend on what shares a batch; it reads {said}."
+        if said
+        else None
+    )
 
 
 def weights_note(config: Config) -> str | None:

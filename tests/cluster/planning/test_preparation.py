@@ -13,9 +13,11 @@ from cluster.planning.preparation import (
     prepare_run,
     refuse_unasked,
     router_balance_note,
+    trust_note,
     weights_note,
 )
 from shared.config.file import load_config
+from shared.data.trust import Trust
 from shared.errors import ConfigError, DataError, HandshakeError
 from tests import tiny
 from tests.cluster.jobs import write_job
@@ -39,6 +41,13 @@ def test_a_policy_that_cannot_act_within_the_run_is_said(tmp_path, tiny_pair, st
     if note:
         assert f"the run has {steps}" in note
         assert "lower mixture.interval" in note
+
+
+def test_a_student_that_does_not_pack_is_said():
+    assert trust_note(Trust(packed=True)) is None
+    note = trust_note(Trust(packed=False))
+    assert note is not None
+    assert "it reads every document on a line of its own" in note
 
 
 @pytest.mark.parametrize("policy", ["doremi", "odm"])
