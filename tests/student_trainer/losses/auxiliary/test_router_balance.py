@@ -11,13 +11,17 @@ from shared.config.losses import RouterBalance
 from shared.config.run import Config
 from shared.data.layout import lay_out
 from shared.errors import ConfigError
+from shared.run.metrics import read_metrics
 from student_trainer.losses.auxiliary.router_balance import RouterBalance as Balance
 from student_trainer.models.routers import refuse_other_balance, router_balance_of
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Layouts
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
+from tests.student_trainer.group import run_jobs
+from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.student_trainer.test_matrix import weights_after
 from tests.teacher_service.scripted import make_rows
 
 CPU = torch.device("cpu")
@@ -142,3 +146,24 @@ def test_the_routers_of_a_batch_are_asked_for_where_the_loss_is() -> None:
     section = SimpleNamespace(weight=2.0, experts_per_token=1)
     auxiliary = Balance(section, torch.nn.ModuleDict())
     assert (auxiliary.weight, auxiliary.needs.options) == (2.0, ("output_router_logits",))
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_mixture_trains_with_it_and_resumes_bit_for_bit(tmp_path: Path, zero: int) -> None:
+    model = tmp_path / "model"
+    tiny.save_tokenizer(model)
+    mixture("mixtral").save_pretrained(model)
+    plan = plan_of(
+        tmp_path / "run",
+        tiny.Pair(model, model),
+        prepared_domains(tmp_path),
+        student={"zero": zero},
+        losses=balanced(),
+    )
+    run_jobs([as_job("resumed", plan, at=2)], tmp_path / "jobs")
+    runs = [tmp_path / "run", tmp_path / "run-resumed"]
+    first, again = (weights_after(run, 4) for run in runs)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    lines = [read_metrics(run / "metrics.jsonl") for run in runs]
+    assert [line.terms["router_balance"] for line in lines[0]][-1] > 2.9
+    assert lines[0][-1].terms == lines[1][-1].terms
