@@ -132,7 +132,7 @@ class LossHead(nn.Module):
         assert not matched or teacher_width is not None, "the plan knows the teacher's width"
         torch.manual_seed(config.seed)  # so that a run's projections start alike every time
         self.projections = nn.ModuleDict(
-            {str(layer): projection(student.width, teacher_width or 0) for layer in matched}
+            {str(layer): projection(student.state_width, teacher_width or 0) for layer in matched}
         )
         phases = config.progressive.phases if config.progressive else 1
         self.losses_in = [PhaseLosses(config, phase, self.projections) for phase in range(phases)]

@@ -98,7 +98,7 @@ def _asked(
     launch: Launch, name: str, description: TeacherDescription
 ) -> tuple[RunPlan, OpenReader]:
     """The plan of one teacher's part, and a way to the service of that name."""
-    refuse_unfit(launch.config, description)
+    refuse_unfit(launch.config, description, width=launch.prepared.facts.width)
     for note in description.notes:
         print(note, flush=True)
     fingerprint = description.fingerprint

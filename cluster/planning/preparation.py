@@ -290,8 +290,9 @@ def shipped_width(prepared: Prepared) -> int:
     return width if payload.raw else min(width, payload.width)
 
 
-def refuse_unfit(config: Config, teacher: TeacherDescription) -> None:
-    """What only a loaded teacher tells: its context and its layers. Raises HandshakeError."""
+def refuse_unfit(config: Config, teacher: TeacherDescription, *, width: int) -> None:
+    """What only a loaded teacher tells: its context and its layers, whose states are as wide as
+    `width` says. Raises HandshakeError."""
     if teacher.max_context is not None and config.data.context > teacher.max_context:
         raise HandshakeError(
             f"data.context is {config.data.context}, but the teacher reads at most "
@@ -303,3 +304,15 @@ def refuse_unfit(config: Config, teacher: TeacherDescription) -> None:
             f"a hidden_states loss asks for teacher layer {beyond[0]}, but the teacher has layers "
             f"0 to {teacher.num_layers}; change losses"
         )
+    if config.hidden_layers and not teacher.state_widths:
+        raise HandshakeError(
+            "a hidden_states loss asks for the teacher's states, but its layers do not give one "
+            "state per token; take hidden_states out of losses"
+        )
+    for layer in config.hidden_layers:
+        if teacher.state_widths[layer] != width:
+            raise HandshakeError(
+                f"a hidden_states loss asks for teacher layer {layer}, whose states have "
+                f"{teacher.state_widths[layer]} numbers and not the {width} of its config; "
+                "ask for other layers"
+            )

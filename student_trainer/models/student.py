@@ -23,7 +23,7 @@ from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, switches_of
 from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
-from shared.loading import PLAIN_OUTPUTS, misfit, untrusted
+from shared.loading import PLAIN_OUTPUTS, first_line, misfit, untrusted
 from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.adapters import (
@@ -49,6 +49,7 @@ class Student:
     logit_scale: float
     soft_cap: float | None
     is_adapted: bool
+    state_width: int  # of the hidden states that losses ask for
 
     @property
     def width(self) -> int:
@@ -81,13 +82,20 @@ def load_student(config: Config, kind: ModelKind, *, device: torch.device) -> St
     model.to(device)  # type: ignore[arg-type]
     parts = take_apart(model, name=asked.model)
     refuse_other_balance(model, config)
+    width = _state_width(model, parts, config)
     _freeze(model, asked)
     freeze_bystanders(model, decoder=parts.decoder, head=parts.head)
     adapted = adapt(model, asked, kind, decoder=parts.decoder, head=parts.head, seed=config.seed)
     if asked.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Student(
-        adapted, parts.decoder, parts.head, parts.logit_scale, parts.soft_cap, adapted is not model
+        adapted,
+        parts.decoder,
+        parts.head,
+        parts.logit_scale,
+        parts.soft_cap,
+        is_adapted=adapted is not model,
+        state_width=width,
     )
 
 
@@ -153,9 +161,24 @@ def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
     if not isinstance(head, nn.Linear) or decoder is None:
         raise ConfigError(f"student.model: {name} has no decoder with a linear output head")
     ids = _probe_ids(model, length=16)
-    with torch.no_grad(), _evaluating(model):
-        whole = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    try:
+        with torch.no_grad(), _evaluating(model):
+            whole = model(input_ids=ids, use_cache=False).logits.float()
+            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+            other = torch.cat([ids[:, :8], ids[:, 8:].flip(1)], dim=1)  # from half of it onwards
+            start = decoder(input_ids=other, use_cache=False).last_hidden_state[:, :8]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the model's own code
+        raise ConfigError(
+            f"student.model: {name} cannot read {ids.shape[1]} tokens: {first_line(error)}; "
+            "choose another student"
+        ) from error
+    if not _agree(hidden[:, :8], start, model.dtype):
+        raise ConfigError(
+            f"student.model: the state of a token of {name} depends on those that follow it; "
+            "choose a student that reads from left to right"
+        )
     for formula in logit_formulas(model.config.get_text_config()):
         parts = Parts(decoder, head, formula.scale, formula.soft_cap)
         if hidden.shape[-1] == head.in_features and _agree(
@@ -169,7 +192,7 @@ def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits are the same but for the rounding of a dtype."""
+    """Whether logits, or states, are the same but for the rounding of a dtype."""
     if found.shape != expected.shape:
         return False
     return bool((found - expected).abs().max() <= tolerance(dtype) * expected.abs().max())
@@ -225,6 +248,7 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
             f"student.zero is 3, but {plain.model} runs {found.passes.in_words()}, so that ranks "
             "would make different numbers of forward passes; set student.zero=2"
         )
+    _state_width(model, parts, config)
     adapt(model, config.student, kind, decoder=parts.decoder, head=parts.head, seed=config.seed)
     return found
 
@@ -261,6 +285,31 @@ def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:
             f"data.context is {config.data.context}, but {config.student.model} reads at most "
             f"{limit} tokens; lower data.context to {limit}"
         )
+
+
+def _state_width(model: PreTrainedModel, parts: Parts, config: Config) -> int:
+    """Width of the hidden states that losses ask for, of the last where they ask for none. Raises
+    ConfigError where layers do not give one state per token, or those asked for differ in width."""
+    asked = sorted({layer for loss in config.losses for layer in loss.student_layers})
+    if not asked:
+        return parts.head.in_features
+    ids = _probe_ids(model, length=16)
+    with torch.no_grad(), _evaluating(model):
+        output = parts.decoder(input_ids=ids, use_cache=False, output_hidden_states=True)
+    states, name = output.hidden_states or (), config.student.model
+    if any(layer >= len(states) or states[layer].shape[:-1] != ids.shape for layer in asked):
+        raise ConfigError(
+            f"a hidden_states loss asks for the student's states, but the layers of {name} do not "
+            "give one state per token; take hidden_states out of losses"
+        )
+    widths = {layer: states[layer].shape[-1] for layer in asked}
+    if len(set(widths.values())) > 1:
+        said = ", ".join(f"{width} in layer {layer}" for layer, width in widths.items())
+        raise ConfigError(
+            f"a hidden_states loss asks for student layers of different widths ({said}); ask for "
+            "layers of one width"
+        )
+    return widths[asked[0]]
 
 
 def _refuse_missing_layers(model: PreTrainedModel, config: Config) -> None:

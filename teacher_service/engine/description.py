@@ -18,7 +18,8 @@ class TeacherDescription:
     fingerprint: dict[str, str]  # everything that can change a bit of an answer
     vocab_rows: int  # rows of the head, padding rows included
     num_layers: int
-    hidden_width: int
+    hidden_width: int  # of the last hidden state
+    state_widths: tuple[int, ...]  # by layer; empty where layers do not give one state per token
     max_context: int | None  # tokens; None where the model has no limit
     packed: bool  # whether packed documents stay apart
     notes: tuple[str, ...] = ()  # sentences the user should read once

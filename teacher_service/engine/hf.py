@@ -22,6 +22,7 @@ from shared.data.rows import Rows
 from shared.data.tokenizers import identify
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, HandshakeError, TutelageError
+from shared.loading import first_line
 from shared.model_parts import longest_context
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
@@ -36,11 +37,12 @@ from teacher_service.engine.generating import (
 )
 from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.engine.model_parts import (
+    PROBE_TOKENS,
     Decoder,
     exact_head,
     find_decoder,
     find_head,
-    len_vocab,
+    reads_onwards,
 )
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
@@ -130,6 +132,7 @@ class HFEngine:
             vocab_rows=vocab_rows,
             num_layers=self.decoder.num_layers,
             hidden_width=hidden_width,
+            state_widths=self.decoder.state_widths,
             max_context=self.max_context,
             packed=self.trust.packed,
             notes=self.notes,
@@ -302,14 +305,29 @@ def _proven_parts(
     if loaded.adapter_folder is not None and quantisation == "none":
         merge_head(model)
     head = find_head(model)
-    decoder = find_decoder(model, _input_device(model, device))
-    if head is None or len_vocab(model) > len(head.weight_VD):
+    if head is None:
         raise ConfigError(f"the head of {name} is not one matrix product; use another teacher")
-    exact = exact_head(model, decoder, head)
+    try:
+        decoder = find_decoder(model, _input_device(model, device))
+        exact = exact_head(model, decoder, head)
+        # int8 products depend a little on all that is multiplied at once
+        onwards = quantisation == "int8" or reads_onwards(decoder, head.weight_VD)
+    except (TutelageError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of the model's own code
+        raise ConfigError(
+            f"the teacher {name} cannot read {PROBE_TOKENS} tokens: {first_line(error)}; use "
+            "another teacher"
+        ) from error
     if exact is None:
         raise ConfigError(
             f"the logits of {name} are not its head times its last hidden state; use another "
             "teacher, or quantise less where an adapter changes the head"
+        )
+    if not onwards:
+        raise ConfigError(
+            f"the state of a token of {name} depends on those that follow it; use a teacher that "
+            "reads from left to right"
         )
     return decoder, exact
 

@@ -14,6 +14,8 @@ from shared.errors import ConfigError
 from shared.model_parts import decoder_of, logit_formulas, takes, tolerance
 from teacher_service.scoring.scoring import ScoringHead
 
+PROBE_TOKENS = 12  # of each of two rows
+
 
 @dataclass(slots=True)
 class Decoder:
@@ -65,14 +67,15 @@ def find_decoder(model: nn.Module, device: torch.device) -> Decoder:
             f"{type(model).__name__} has no part that turns token ids into hidden states; use "
             "another teacher"
         )
-    num_layers = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr]
+    text = model.config.get_text_config()  # type: ignore[union-attr]
+    num_layers = int(getattr(text, "num_hidden_layers", 0))
     plain = Decoder(module, None, num_layers, takes(module, "position_ids"), device)
-    plain.state_widths = _state_widths(plain, len_vocab(model))
+    plain.state_widths = _state_widths(plain, _embedded(model))
     lists = [m for m in module.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
     if not lists or not plain.state_widths:
         return plain
     hooked = replace(plain, layers=lists[0])
-    return hooked if _hooks_are_exact(hooked, plain, len_vocab(model)) else plain
+    return hooked if _hooks_are_exact(hooked, plain, _embedded(model)) else plain
 
 
 def find_head(model: nn.Module) -> ScoringHead | None:
@@ -108,12 +111,26 @@ def exact_head(model: nn.Module, decoder: Decoder, head: ScoringHead) -> Scoring
     return None
 
 
-def len_vocab(model: nn.Module) -> int:
+def _embedded(model: nn.Module) -> int:
     """Rows of the embedding, which bound the token ids a model accepts."""
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     if embedding is None:
         raise ConfigError(f"{type(model).__name__} has no embedding; use a causal language model")
     return int(embedding.weight.shape[0])
+
+
+@torch.inference_mode()
+def reads_onwards(decoder: Decoder, head_VD: Tensor) -> bool:
+    """Whether a token's last state is the same whatever follows it, to the rounding of the head."""
+    ids_BT, positions_BT = _probe(len(head_VD))
+    other_BT, half = ids_BT.clone(), PROBE_TOKENS // 2
+    other_BT[:, half:] = ids_BT[:, half:].flip(1)
+    found_BTD, expected_BTD = (
+        decoder.outputs(ids, positions_BT).last_hidden_state[:, :half].float()
+        for ids in (other_BT, ids_BT)
+    )
+    error = (found_BTD - expected_BTD).abs().max()
+    return bool(error <= tolerance(head_VD.dtype) * expected_BTD.abs().max())
 
 
 @torch.inference_mode()
@@ -166,5 +183,5 @@ def _rows(hidden_BTD: Tensor, index_N: Tensor) -> Tensor:
 
 
 def _probe(vocab_rows: int) -> tuple[Tensor, Tensor]:
-    ids_BT = torch.arange(2 * 12).reshape(2, 12) * 7919 % vocab_rows
-    return ids_BT, torch.arange(12).repeat(2, 1)
+    ids_BT = torch.arange(2 * PROBE_TOKENS).reshape(2, PROBE_TOKENS) * 7919 % vocab_rows
+    return ids_BT, torch.arange(PROBE_TOKENS).repeat(2, 1)

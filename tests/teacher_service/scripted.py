@@ -53,7 +53,7 @@ class Scripted:
         return self
 
     def describe(self) -> TeacherDescription:
-        return TeacherDescription({"model": "scripted"}, VOCAB, 1, 4, None, packed=True)
+        return TeacherDescription({"model": "scripted"}, VOCAB, 1, 4, (4, 4), None, packed=True)
 
     def score(self, rows: Rows, spec: Question) -> SoftTargets:
         self._suffer(rows.column("input_ids"))

@@ -1,0 +1,1 @@
+"""Every causal family of transformers, tiny and random, through the product."""

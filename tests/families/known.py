@@ -1,0 +1,49 @@
+"""Families that the product refuses, by what their sentence says, and those that stand apart."""
+
+TRANSFORMED = "does more than a linear head"  # a dense layer and a norm before the product
+AHEAD = "depends on those that follow it"
+CONFIG = "cannot be loaded: Unrecognized configuration class"
+UNREAD = "cannot read"
+
+# By family: what a student's refusal says.
+REFUSED = {
+    **dict.fromkeys(
+        ("bert", "big_bird", "camembert", "data2vec-text", "dory", "electra", "ernie",
+         "megatron-bert", "modernbert-decoder", "prophetnet", "rembert", "roberta",
+         "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        TRANSFORMED,
+    ),
+    "blt": UNREAD,
+    "cpmant": AHEAD,
+    "emu3": CONFIG,  # its text model is saved as a class that the mapping lacks
+    "gemma4_unified_assistant": UNREAD,  # drafts from the states of another model
+    "mllama": CONFIG,
+    "xlnet": AHEAD,
+}  # fmt: skip
+
+# By family: why it is not tried at all.
+APART = {
+    "dots3_note": "its default config cannot be made with other numbers of layers",
+    "gemma3n": "its vision tower needs packages beyond transformers",
+    "gemma4_assistant": "transformers cannot make its default config",
+    "musicgen": "transformers cannot make it from its own config",
+    "musicgen_melody": "transformers cannot make it from its own config",
+}
+
+# By family: stages that are not tried, and why.
+STAGES_APART = {
+    "moshi": ({"continues"}, "its own cache gives other logits than it has without one"),
+    "reformer": (
+        {"scores", "continues", "gradient", "full", "lora"},
+        "it reads and learns lengths alone that its factored positions multiply to",
+    ),
+    "xlstm": ({"continues"}, "its own cache does not fit heads of unlike widths"),
+    "youtu": ({"full"}, "transformers empties its padding token's row, which its head shares"),
+    "laguna": ({"lora"}, "peft loses the adapters of its shared experts when it loads them"),
+    "deepseek_v4": ({"lora"}, "an adapter does not fit its grouped products"),
+    **dict.fromkeys(("llama4", "llama4_text", "phimoe"), ({"lora"}, "routers answer more")),
+    **dict.fromkeys(
+        ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"),
+        ({"lora"}, "peft refuses adapters on what their kernels read as weights"),
+    ),
+}

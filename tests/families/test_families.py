@@ -1,0 +1,95 @@
+"""Every causal family that transformers has scores, packs, learns, exports and writes as plain
+transformers does, or is refused before the start, or stands in `known.py` with its reason."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from shared.errors import UserError
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from teacher_service.engine.hf import HFEngine
+from tests.families.known import APART, REFUSED, STAGES_APART
+from tests.families.making import FAMILIES
+from tests.families.trial import Trial
+
+# Unlike each other where families are: heads, caps, positions, experts, recurrence, streams.
+DIVERSE = (
+    "bart",
+    "bert",
+    "bloom",
+    "gemma2",
+    "gemma3n_text",
+    "gpt_oss",
+    "hyperclovax",
+    "llama4_text",
+    "mamba2",
+    "minicpm3",
+    "opt",
+    "recurrent_gemma",
+    "xlnet",
+)
+OTHERS = tuple(family for family in FAMILIES if family not in {*DIVERSE, *APART})
+
+
+def _try(trial: Trial, family: str) -> None:
+    apart, _ = STAGES_APART.get(family, (set(), ""))
+    if family in REFUSED:
+        _refused(trial, REFUSED[family])
+        return
+    if {"scores", "continues"} - apart:
+        engine = HFEngine.load(str(trial.family))
+        if "scores" not in apart:
+            trial.scores(engine)
+        if "continues" not in apart:
+            trial.continues(engine)
+    trust = CAUSAL_LM.trust(trial.plan.config)
+    trial.plan = replace(trial.plan, packed=trust.packed, passes=trust.passes)
+    if "gradient" not in apart:
+        trial.gradient()
+    for kind in ("full", "lora"):
+        if kind not in apart:
+            trial.trains(kind)
+
+
+def _refused(trial: Trial, said: str) -> None:
+    """Both roles, each in one sentence, which for a teacher may be another."""
+    with pytest.raises(UserError, match=said) as student:
+        CAUSAL_LM.trust(trial.plan.config)
+    with pytest.raises(UserError) as teacher:
+        HFEngine.load(str(trial.family))
+    for refusal in (student, teacher):
+        sentence = str(refusal.value)
+        assert "\n" not in sentence
+        assert str(trial.family) in sentence
+
+
+@pytest.mark.parametrize("family", DIVERSE)
+def test_a_family_does_what_plain_transformers_does(
+    on_trial: Callable[[str], Trial], family: str
+) -> None:
+    _try(on_trial(family), family)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("family", OTHERS)
+def test_every_other_family_does_too(on_trial: Callable[[str], Trial], family: str) -> None:
+    _try(on_trial(family), family)
+
+
+def test_families_that_stand_apart_are_families() -> None:
+    assert {*REFUSED, *APART, *STAGES_APART, *DIVERSE} <= set(FAMILIES)
+    assert not set(REFUSED) & {*APART, *STAGES_APART}
+
+
+def test_a_frozen_weight_of_the_students_own_is_exported(
+    on_trial: Callable[[str], Trial],
+) -> None:
+    trial = on_trial("llama")
+
+    def load(config, *, device):
+        student = CAUSAL_LM.load(config, device=device)
+        student.decoder.norm.weight.requires_grad_(False)
+        return student
+
+    trial.trains("full", load=load)
