@@ -16,7 +16,8 @@ import numpy as np
 from shared.data.layout import Layout, lay_out
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
-from shared.errors import ConfigError
+from shared.errors import ConfigError, TutelageError
+from shared.loading import first_line
 
 Run = Callable[[Layout], np.ndarray]  # hidden states [N, D] at the positions with loss
 
@@ -68,13 +69,21 @@ def probe(
 
     A model without position ids never packs. `limit` is how many tokens it reads at most,
     `switches` are those of `passes.switches_of`, `reach` is that of `reach_of`. Raises ConfigError
-    for a model that gives one row two answers.
+    for a model that cannot read such rows, or gives one two answers.
     """
     length = max(context, min(LEAST_TOKENS, limit or LEAST_TOKENS))
     rows, switches = _rows(vocab, length), tuple(switches)
     documents = rows.documents()
     each = (documents.part(slice(n, n + 1)) for n in range(len(documents)))
-    alone = [_states(run, document, *WAYS[-1]) for document in each]
+    try:
+        alone = [_states(run, document, *WAYS[-1]) for document in each]
+    except Exception as error:  # of the model's own code
+        if isinstance(error, TutelageError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise ConfigError(
+            f"{name} cannot read rows of {length} tokens: {first_line(error)}; set data.context to "
+            "what it reads, or use another model"
+        ) from error
     for packed, passes in WAYS:
         if packed and not (takes_positions and _reaches_all(reach, length, dtype)):
             continue

@@ -18,6 +18,7 @@ REFUSED = {
     "emu3": CONFIG,  # its text model is saved as a class that the mapping lacks
     "gemma4_unified_assistant": UNREAD,  # drafts from the states of another model
     "mllama": CONFIG,
+    "reformer": UNREAD,  # its factored positions want one length
     "xlnet": AHEAD,
 }  # fmt: skip
 
@@ -33,17 +34,7 @@ APART = {
 # By family: stages that are not tried, and why.
 STAGES_APART = {
     "moshi": ({"continues"}, "its own cache gives other logits than it has without one"),
-    "reformer": (
-        {"scores", "continues", "gradient", "full", "lora"},
-        "it reads and learns lengths alone that its factored positions multiply to",
-    ),
     "xlstm": ({"continues"}, "its own cache does not fit heads of unlike widths"),
     "youtu": ({"full"}, "transformers empties its padding token's row, which its head shares"),
     "laguna": ({"lora"}, "peft loses the adapters of its shared experts when it loads them"),
-    "deepseek_v4": ({"lora"}, "an adapter does not fit its grouped products"),
-    **dict.fromkeys(("llama4", "llama4_text", "phimoe"), ({"lora"}, "routers answer more")),
-    **dict.fromkeys(
-        ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"),
-        ({"lora"}, "peft refuses adapters on what their kernels read as weights"),
-    ),
 }
