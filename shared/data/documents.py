@@ -35,7 +35,10 @@ ROLES = {
     **dict.fromkeys(("tool", "observation", "tool_response", "function_response"), "tool"),
 }
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value")
-LEARNT_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "learn")
+LEARNT_KEYS = (
+    *("weight", "train", "training", "trainable", "train_on_turn"),
+    *("loss", "loss_mask", "loss_weight", "learn"),
+)
 MASKED_KEYS = ("masked", "is_masked")
 UNCLEAR_KEYS = ("mask", "train_detail", "training_detail")  # of parts, or of either meaning
 CALLS = ("tool_calls", "function_call")

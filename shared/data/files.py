@@ -43,6 +43,7 @@ ABOUT = re.compile(
 )
 BACKUPS = (
     "~",
+    "#",
     ".bak",
     ".backup",
     ".orig",

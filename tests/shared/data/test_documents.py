@@ -100,7 +100,10 @@ def test_the_texts_of_parts_are_joined() -> None:
     ("key", "value", "learnt"),
     [
         *(("weight", value, learnt) for value, learnt in ((0, False), (1, None), (1.0, None))),
-        *((key, False, False) for key in ("train", "training", "trainable", "loss", "learn")),
+        *(
+            (key, False, False)
+            for key in ("train", "training", "trainable", "train_on_turn", "loss", "learn")
+        ),
         *((("masked", True, False), ("masked", False, None), ("loss_mask", 0, False))),
     ],
 )

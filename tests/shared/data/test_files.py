@@ -124,7 +124,7 @@ def folder(tmp_path: Path) -> Path:
         "dataset_infos.json",
         "Thumbs.db",
     )
-    for name in (*about, "a.jsonl~", "a.jsonl.bak", "#a.jsonl#.swp", ".gitattributes"):
+    for name in (*about, "a.jsonl~", "a.jsonl.bak", "#a.txt#", "#a.jsonl#.swp", ".gitattributes"):
         (tmp_path / name).write_text('{"text": "about"}')
     return tmp_path
 
@@ -138,8 +138,8 @@ def test_what_is_about_the_data_and_backups_are_no_data(folder: Path) -> None:
     assert names(folder, "*") == ["B.JSONL", "a.jsonl", "story.txt"]
     assert names(folder, "a.*") == ["a.jsonl"]
     out = sorted(path.name for path in left_out(".", root=folder))
-    assert out[:2] == ["#a.jsonl#.swp", "LICENSE"]
-    assert len(out) == 9
+    assert out[:3] == ["#a.jsonl#.swp", "#a.txt#", "LICENSE"]
+    assert len(out) == 10
 
 
 def test_a_glob_matches_both_cases_of_a_suffix_and_what_it_names(folder: Path) -> None:
