@@ -51,7 +51,8 @@ def takes(module: Any, argument: str) -> bool:
 
 def longest_context(text_config: Any) -> int | None:
     """Tokens that a model reads at most; None where it has no limit, which some call -1."""
-    limit = getattr(text_config, "max_position_embeddings", None)
+    named = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+    limit = next((found for n in named if (found := getattr(text_config, n, None))), None)
     return limit if limit is not None and limit > 0 else None
 
 

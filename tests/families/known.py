@@ -19,6 +19,7 @@ REFUSED = {
     "gemma4_unified_assistant": UNREAD,  # drafts from the states of another model
     "mllama": CONFIG,
     "reformer": UNREAD,  # its factored positions want one length
+    "xlm": AHEAD,
     "xlnet": AHEAD,
 }  # fmt: skip
 

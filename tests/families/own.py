@@ -4,6 +4,9 @@ from typing import Any
 
 HEAD = {"head_dim": 8}
 MIXED = ["sliding_attention", "full_attention"]
+INDEXED = {"layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 2,
+           "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+           "indexer_compress_ratio": 4}  # fmt: skip
 HYBRID = ["linear_attention", "full_attention"]
 INKLING = {"unpadded_vocab_size": 512, "sliding_window_size": 8, "rel_extent": 8, "d_rel": 4,
            "n_layers_per_attn_res_block": 1}  # fmt: skip
@@ -44,10 +47,13 @@ OWN: dict[str, dict[str, Any]] = {
         "vision_config": {"image_size": 28, "crop_size": 28},
         "audio_config": {"num_blocks": 1, "ext_pw_out_channel": 32, "nemo_conv_channels": 8,
                          "depthwise_separable_out_channel": 32, "bias_max_distance": 8}},
-    **{name: {"layer_types": HYBRID} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
-                                                   "qwen4_exp_text")},
-    **{name: {"text_config": {"layer_types": HYBRID}} for name in ("qwen3_5", "qwen3_5_moe",
-                                                                    "qwen4_exp")},
+    "qwen3_5": {"text_config": {"layer_types": HYBRID}},
+    "qwen3_5_moe": {"text_config": {"layer_types": HYBRID}},
+    "qwen3_5_moe_text": {"layer_types": HYBRID},
+    "qwen3_5_text": {"layer_types": HYBRID},
+    "qwen3_next": {"layer_types": HYBRID},
+    "qwen4_exp": {"text_config": INDEXED},
+    "qwen4_exp_text": INDEXED,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 16),
                  "attention_head_size": 8, "attn_layers": ("local", "lsh"), "num_buckets": 4,
