@@ -99,7 +99,7 @@ def test_a_table_of_conversations_holds_them_as_json(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "a"},\n {"text" "b"}]', r"a\.json is no JSON .* at line 2, column"),
         ("a.json", b'"text"', r"holds no list of rows"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz cannot be read \(.*header"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:30], r"a\.jsonl\.gz cannot be read \(Truncated"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:30], r"a\.jsonl\.gz cannot be read \(Truncated"),
         ("a.txt", LINES, r"a\.txt holds JSON rows under the name of a text; rename it"),
     ],
 )
