@@ -1,6 +1,7 @@
 """LoRA and QLoRA: which weights of the student are quantised, frozen and adapted."""
 
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -91,6 +92,25 @@ def adapt(
             'head; leave the head out or use "all-linear"'
         )
     return adapted
+
+
+def refuse_lost_adapters(adapted: Any, *, name: str) -> None:
+    """Save fresh adapters and load them again beside themselves. Raises ConfigError where peft
+    loses some on the way, as where a family's weights have other names in files: their export
+    could not be used."""
+    with TemporaryDirectory() as folder:
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+        adapted.load_adapter(folder, adapter_name="again")
+    found = dict(adapted.named_parameters())
+    pairs = {n: found.get(n.replace(".default.", ".again.")) for n in found if ".default." in n}
+    lost = [
+        n for n, p in pairs.items() if p is None or not torch.equal(p.float(), found[n].float())
+    ]
+    if lost:
+        raise ConfigError(
+            f"the adapters of {name} at {len(lost)} weights, as {lost[0]}, do not survive saving "
+            "and loading; name other layers in student.train.target_modules"
+        )
 
 
 def _bystanders(model: nn.Module, decoder: nn.Module, head: nn.Module) -> Iterator[str]:

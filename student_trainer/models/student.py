@@ -31,6 +31,7 @@ from student_trainer.models.adapters import (
     freeze_bystanders,
     keep_unpacked,
     quantisation,
+    refuse_lost_adapters,
 )
 from student_trainer.models.decoding import decode
 from student_trainer.models.routers import refuse_other_balance
@@ -249,7 +250,10 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
             "would make different numbers of forward passes; set student.zero=2"
         )
     _state_width(model, parts, config)
-    adapt(model, config.student, kind, decoder=parts.decoder, head=parts.head, seed=config.seed)
+    asked, head = config.student, parts.head
+    adapted = adapt(model, asked, kind, decoder=parts.decoder, head=head, seed=config.seed)
+    if adapted is not model:
+        refuse_lost_adapters(adapted, name=asked.model)
     return found
 
 

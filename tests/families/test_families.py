@@ -77,6 +77,21 @@ def test_every_other_family_does_too(on_trial: Callable[[str], Trial], family: s
     _try(on_trial(family), family)
 
 
+@pytest.mark.parametrize("family", ["laguna", "llama"])
+def test_adapters_that_would_be_lost_are_refused_before_the_start(
+    on_trial: Callable[[str], Trial], family: str
+) -> None:
+    plan = on_trial(family).plan
+    fields = plan.config.model_dump()
+    fields["student"]["train"] = {"kind": "lora"}
+    config = type(plan.config).model_validate(fields)
+    if family == "llama":
+        CAUSAL_LM.trust(config)
+        return
+    with pytest.raises(UserError, match=r"shared_experts.* do not survive saving and loading"):
+        CAUSAL_LM.trust(config)
+
+
 def test_families_that_stand_apart_are_families() -> None:
     assert {*REFUSED, *APART, *STAGES_APART, *DIVERSE} <= set(FAMILIES)
     assert not set(REFUSED) & {*APART, *STAGES_APART}
