@@ -18,12 +18,12 @@ import xxhash
 from shared.config.attention import offered_by
 from shared.config.run import Config
 from shared.data.passes import Passes
-from shared.data.tokenizers import TokenizerIdentity, identify, rows_digest
 from shared.data.trust import Trust
 from shared.errors import ConfigError, StorageError
 from shared.loading import first_line, stored_as, untrusted
 from shared.model_parts import longest_context
 from shared.run.run_dir import write_atomically
+from shared.text.tokenizers import TokenizerIdentity, identify, rows_digest
 from student_trainer.models.routers import router_balance_of
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
@@ -38,7 +38,7 @@ class ModelDescription:
     option: str  # that names it
     name: str
     identity: TokenizerIdentity
-    rows_digest: str  # of the tokenizer, see `shared.data.tokenizers.rows_digest`
+    rows_digest: str  # of the tokenizer, see `shared.text.tokenizers.rows_digest`
     vocab_size: int  # rows of its head
     hidden_size: int
     max_context: int | None  # tokens it reads at most; None: no limit

@@ -23,7 +23,6 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from cluster.planning.preparation import Prepared
-from shared.data.digests import digest_file
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
@@ -34,6 +33,7 @@ from shared.targets.kept_ids import LikeliestIds
 from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.soft_targets import SoftTargets
+from shared.text.digests import digest_file
 
 Measure = Literal["teacher_nll", "teacher_entropy", "gap", "length"]
 Quantity = Literal["nll", "entropy"]

@@ -15,14 +15,14 @@ from cluster.planning.folders import refuse_adapter, refuse_quantised
 from shared.config.attention import INSTALLED_BY, refusal
 from shared.config.losses import RouterBalance
 from shared.config.run import Config, Student, Teacher
-from shared.data.chat import chosen_template
-from shared.data.sources import kinds_of
-from shared.data.tokenizers import named_templates, same_templates, with_template
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.head_location import ShippedHead
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.last_states import LastStates
 from shared.targets.question import ASKED_BY, HiddenAsk, Question
+from shared.text.chat import chosen_template
+from shared.text.sources import kinds_of
+from shared.text.tokenizers import named_templates, same_templates, with_template
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Side
 
@@ -45,7 +45,7 @@ class Handshake:
     """What all models of a run agree on, and what each teacher brings."""
 
     load_tokenizer: Callable[[], Any]  # the student's, of transformers, under the chosen template
-    rows_digest: str  # of the student's tokenizer, see `shared.data.tokenizers.rows_digest`
+    rows_digest: str  # of the student's tokenizer, see `shared.text.tokenizers.rows_digest`
     tokens: tuple[str | None, ...]  # of the student's tokenizer, by id
     teachers: Mapping[str, TeacherFacts]
     router_balance: RouterBalance | None  # that the student's own config asks for

@@ -8,10 +8,10 @@ from cluster.planning.handshake import Handshake
 from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
-from shared.data.sources import kinds_of
 from shared.errors import ConfigError, HandshakeError
 from shared.prompts.prefix import Opening, opening
 from shared.prompts.prompts import read_prompts
+from shared.text.sources import kinds_of
 
 LEAST_CONTEXT = 32  # tokens of a row that is worth training on
 

@@ -14,13 +14,13 @@ import numpy as np
 import xxhash
 
 from shared.config.run import Config, Domain
-from shared.data.documents import Document, Kind
-from shared.data.framing import Encoded, content_key, encode
 from shared.data.rows import Rows
-from shared.data.sources import read_documents, sources_of
 from shared.data.tokenise import HELD_OUT
 from shared.errors import ConfigError, DataError
 from shared.prompts.prompts import Example
+from shared.text.documents import Document, Kind
+from shared.text.framing import Encoded, content_key, encode
+from shared.text.sources import read_documents, sources_of
 
 SPARE = 2  # times the documents asked for are drawn, since some cannot be used
 NUM_LONGEST = 8  # documents, by their characters, among which the longest in tokens is found

@@ -15,8 +15,6 @@ import numpy as np
 import xxhash
 
 from cluster.prompt_search.splits import Split, Task
-from shared.data.documents import Document
-from shared.data.framing import encode
 from shared.data.rows import Rows
 from shared.errors import HandshakeError
 from shared.prompts.prefix import Opening, opening, shown
@@ -24,6 +22,8 @@ from shared.prompts.prompts import Example, Prompt
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.question import Question
+from shared.text.documents import Document
+from shared.text.framing import encode
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.service.pool import GenerationPool, TeacherPool
 

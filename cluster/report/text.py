@@ -7,11 +7,11 @@ from typing import TypedDict
 
 from shared.config.run import Config
 from shared.data.account import listed
-from shared.data.files import left_out
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import Facts, facts_of
-from shared.data.sources import sources_of
 from shared.run.run_dir import RunDir, write_atomically
+from shared.text.files import left_out
+from shared.text.sources import sources_of
 
 COLUMNS = ("documents", "rows", "tokens", "with_loss", "dropped", "cut", "split", "duplicate")
 NAME_WIDTH = 18

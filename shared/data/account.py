@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from shared.data.framing import Encoded, Remarks
+from shared.text.framing import Encoded, Remarks
 
 COUNTS = ("special_as_text", "special_as_control", "changed_messages", "other_openings")
 

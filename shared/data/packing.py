@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from shared.data.framing import Encoded
 from shared.data.row_store import RaggedRows
 from shared.errors import DataError
+from shared.text.framing import Encoded
 
 OPEN_ROWS = 64  # a piece goes into the fullest of these that has room
 LEAST_ROOM = 4  # a prompt stands with every piece where it leaves a quarter of the context

@@ -16,10 +16,10 @@ from typing import Any
 
 from shared.config.run import Data
 from shared.data.account import Tally
-from shared.data.digests import digest_file
 from shared.data.packing import Fit
 from shared.data.row_store import RaggedRows, write_rows
 from shared.errors import DataError, StorageError
+from shared.text.digests import digest_file
 
 MAKERS = ("tokenizers", "transformers", "jinja2")
 TRAIN, VALIDATION, FACTS = "train.arrow", "validation.arrow", "facts.json"

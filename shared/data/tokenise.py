@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from shared.config.run import Config, Data, Domain, Source
 from shared.data.account import Tally, listed
-from shared.data.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
 from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import TRAIN, VALIDATION, Built, intact, publish, storage_errors
 from shared.data.row_store import RowStore
 from shared.data.rows import SCHEMA
-from shared.data.sources import digest_sources, num_bytes, read_documents, sources_of
 from shared.errors import DataError
+from shared.text.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
+from shared.text.sources import digest_sources, num_bytes, read_documents, sources_of
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.data.documents import Document, Kind, Message
-from shared.data.framing import Tokenizer, encode
 from shared.data.rows import Rows
 from shared.errors import DataError
 from shared.prompts.prompts import Prompt
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
+from shared.text.documents import Document, Kind, Message
+from shared.text.framing import Tokenizer, encode
 
 PROBES = ("Which way is north?", "7 x 8\n  is it?")  # a user's first words
 

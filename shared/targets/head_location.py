@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.data.digests import digest_file
 from shared.errors import ConfigError
+from shared.text.digests import digest_file
 
 StatesEncoding = Literal["bf16", "fp16", "fp32"]  # the teacher's own type
 

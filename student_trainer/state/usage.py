@@ -1,7 +1,7 @@
 """How an export is used: its tokenizer, where it stops, and how a text is given to it.
 
 Training frames a text as bos, text, eos and joins a prompt and its response by a newline, unless
-the tokenizer has a chat template (`shared.data.framing`). The exported files agree with that.
+the tokenizer has a chat template (`shared.text.framing`). The exported files agree with that.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig
 
 from shared.config.run import Config
-from shared.data.chat import chosen_template
-from shared.data.ends import ends_of
+from shared.text.chat import chosen_template
+from shared.text.ends import ends_of
 
 GENERATION = "generation_config.json"
 

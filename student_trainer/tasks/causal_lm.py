@@ -7,9 +7,9 @@ from shared.config.run import Config
 from shared.data.layout import Layout, lay_out
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
-from shared.data.tokenizers import refuse_unless_same, shared_vocab
 from shared.data.trust import Trust
 from shared.run.metrics import DomainEvaluation
+from shared.text.tokenizers import refuse_unless_same, shared_vocab
 from student_trainer.tasks.task import ModelKind, Side
 
 if TYPE_CHECKING:

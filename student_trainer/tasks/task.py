@@ -10,9 +10,9 @@ from shared.config.run import Config
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
-from shared.data.tokenizers import TokenizerIdentity
 from shared.data.trust import Trust
 from shared.run.metrics import DomainEvaluation
+from shared.text.tokenizers import TokenizerIdentity
 
 if TYPE_CHECKING:
     import torch

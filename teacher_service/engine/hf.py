@@ -19,7 +19,6 @@ from shared.config.run import Dtype
 from shared.data.layout import Layout, lay_out
 from shared.data.passes import Passes, switches_of
 from shared.data.rows import Rows
-from shared.data.tokenizers import identify
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, HandshakeError, TutelageError
 from shared.loading import first_line
@@ -28,6 +27,7 @@ from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
+from shared.text.tokenizers import identify
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generating import (
     batches,

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from shared.data.digests import digest_file
 from shared.errors import ConfigError, StorageError
 from shared.files import obey_umask
 from shared.targets.head_location import ShippedHead, StatesEncoding, head_path
+from shared.text.digests import digest_file
 from teacher_service.scoring.scoring import ScoringHead
 
 STATES: dict[torch.dtype, StatesEncoding] = {

@@ -12,8 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shared.data.documents import Document
-from shared.data.framing import encode
 from shared.data.packing import Fit, pack, pieces_of
 from shared.data.rows import Rows
 from shared.prompts.prefix import Opening, PromptedReader, opening
@@ -21,6 +19,8 @@ from shared.prompts.prompts import Example, Prompt
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
+from shared.text.documents import Document
+from shared.text.framing import encode
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.answers import decoded, question_of

@@ -22,7 +22,7 @@ PROMPTS = (
     "::test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_score"
 )
 HUB = "laws/test_models_of_the_hub.py"
-DATASETS = "shared/data/test_datasets.py"
+DATASETS = "shared/text/test_datasets.py"
 ROWS = "shared/data/test_accounts.py"
 LAUNCH = "cluster/launch/test_settings.py"
 PLACEMENT = "cluster/session/test_placement.py"
@@ -127,7 +127,7 @@ KNOBS = {
         "shared/data/test_tokenise.py::test_rows_hold_the_context_at_most_and_are_well_filled"
     ),
     "data.loss_on": (
-        "shared/data/test_framing.py"
+        "shared/text/test_framing.py"
         "::test_with_loss_on_everything_all_but_the_last_position_has_loss"
     ),
     "data.too_long": (

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from shared.config.run import Config
-from shared.data.documents import Document
-from shared.data.framing import Tokenizer, encode
-from shared.data.sources import read_documents, sources_of
 from shared.prompts.prompts import Example, Prompt, PromptSet
 from shared.run.run_dir import write_atomically
+from shared.text.documents import Document
+from shared.text.framing import Tokenizer, encode
+from shared.text.sources import read_documents, sources_of
 
 CHOICE = 200  # documents looked at
 LEAST_TOKENS = 32

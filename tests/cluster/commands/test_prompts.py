@@ -14,11 +14,11 @@ from shared.config.file import load_config, resolve
 from shared.config.run import Config
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
-from shared.data.sources import read_documents
 from shared.data.tokenise import prepare_domain
 from shared.errors import ConfigError, DataError, HandshakeError
 from shared.prompts.prefix import opening, shown
 from shared.prompts.prompts import Prompt, read_prompts
+from shared.text.sources import read_documents
 from teacher_service.engine.hf import HFEngine
 from tests.answers import question_of
 from tests.cluster.jobs import write_job

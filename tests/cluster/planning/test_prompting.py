@@ -20,8 +20,8 @@ from shared.run.run_dir import RunDir
 from shared.store.target_store import stored_answers
 from student_trainer.state.checkpoint import step_of
 from tests.cluster.jobs import WORDS, write_job
-from tests.shared.data.test_framing import CHATML, LLAMA_2
 from tests.shared.prompts.test_prefix import WITH_DEFAULT_SYSTEM
+from tests.shared.text.test_framing import CHATML, LLAMA_2
 from tests.tiny import Pair
 
 PROMPTS = PromptSet(

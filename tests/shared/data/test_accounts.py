@@ -12,10 +12,10 @@ from shared.config.run import Config, Data
 from shared.data.row_cache import facts_of
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
-from shared.data.tokenizers import identify, rows_digest, same_templates, with_template
 from shared.errors import DataError
-from tests.shared.data.test_framing import CHATML, chatting
-from tests.shared.data.test_sources import write
+from shared.text.tokenizers import identify, rows_digest, same_templates, with_template
+from tests.shared.text.test_framing import CHATML, chatting
+from tests.shared.text.test_sources import write
 
 
 @pytest.fixture

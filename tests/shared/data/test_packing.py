@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from shared.data.framing import Encoded
 from shared.data.packing import Fit, Piece, pack, pieces_of
+from shared.text.framing import Encoded
 
 
 def pieces(lengths: list[int]) -> list[Piece]:

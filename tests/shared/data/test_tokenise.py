@@ -17,11 +17,11 @@ from shared.data import row_store
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare, prepare_domain
-from shared.data.tokenizers import identify
 from shared.errors import DataError, StorageError
+from shared.text.tokenizers import identify
 from tests import tiny
-from tests.shared.data.test_framing import CHATML
-from tests.shared.data.test_sources import write
+from tests.shared.text.test_framing import CHATML
+from tests.shared.text.test_sources import write
 
 DATA = Data(context=64, validation_rows=4)
 

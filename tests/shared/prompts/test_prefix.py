@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from shared.data.documents import Document, Kind, Message
-from shared.data.framing import encode
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.errors import DataError
 from shared.prompts.prefix import Opening, opening, shown
 from shared.prompts.prompts import Example, Prompt
-from tests.shared.data.test_framing import CHATML, GEMMA, LLAMA_2, ZEPHYR, chatting
+from shared.text.documents import Document, Kind, Message
+from shared.text.framing import encode
+from tests.shared.text.test_framing import CHATML, GEMMA, LLAMA_2, ZEPHYR, chatting
 
 PROMPT = Prompt("Answer briefly.", (Example("2+2", "4"), Example("3+3", "6")))
 WITH_DEFAULT_SYSTEM = (

@@ -11,7 +11,7 @@ import torch
 from tokenizers import pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from shared.data.ends import ends_of
+from shared.text.ends import ends_of
 from student_trainer.state.usage import save_usage
 from tests import tiny
 from tests.laws.test_models_of_the_hub import OWN_CODE

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from shared.data.tokenizers import SPECIALS, TokenizerIdentity
 from shared.errors import HandshakeError
 from shared.run.metrics import read_metrics
+from shared.text.tokenizers import SPECIALS, TokenizerIdentity
 from student_trainer.sources.batches import Layouts
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Side, Task

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from shared.data.tokenizers import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
 from shared.errors import HandshakeError
+from shared.text.tokenizers import TokenizerIdentity, identify, refuse_unless_same, shared_vocab
 from tests import tiny
 
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import xxhash
 
-from shared.data.chat import chosen_template
 from shared.errors import HandshakeError
+from shared.text.chat import chosen_template
 
 ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model")
 SPECIALS = ("bos", "eos", "pad", "unk")

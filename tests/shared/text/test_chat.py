@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from shared.data.documents import Document, Message
 from shared.errors import DataError
-from tests.shared.data.test_framing import CHATML, chatting, encoded, learnt_texts
+from shared.text.documents import Document, Message
+from tests.shared.text.test_framing import CHATML, chatting, encoded, learnt_texts
 
 TOOLS = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"

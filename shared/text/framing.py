@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import xxhash
 
-from shared.data.chat import Conversation, Span, turns_of
-from shared.data.documents import Document
-from shared.data.special_tokens import MARK, Specials, SpecialTokens
 from shared.errors import DataError
+from shared.text.chat import Conversation, Span, turns_of
+from shared.text.documents import Document
+from shared.text.special_tokens import MARK, Specials, SpecialTokens
 
 FRAMING_VERSION = 1
 DOCUMENTS_PER_CALL = 512

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.data.documents import Document
-from shared.data.files import left_out, source_files
-from shared.data.sources import digest_sources, num_bytes, read_documents
 from shared.errors import DataError
+from shared.text.documents import Document
+from shared.text.files import left_out, source_files
+from shared.text.sources import digest_sources, num_bytes, read_documents
 
 ROWS = [{"prompt": "p é", "response": 'r, "x"\nand'}, {"prompt": "q", "response": "s"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -99,7 +99,11 @@ def test_a_table_of_conversations_holds_them_as_json(tmp_path: Path) -> None:
         ("a.json", b'[{"text": "a"},\n {"text" "b"}]', r"a\.json is no JSON .* at line 2, column"),
         ("a.json", b'"text"', r"holds no list of rows"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz cannot be read \(.*header"),
-        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:30], r"a\.jsonl\.gz cannot be read \(Truncated"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(LINES, mtime=0)[:30],
+            r"a\.jsonl\.gz cannot be read \(Truncated",
+        ),
         ("a.txt", LINES, r"a\.txt holds JSON rows under the name of a text; rename it"),
     ],
 )

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from shared.config.run import HubDataset
-from shared.data.documents import Document, Message
-from shared.data.files import source_files
-from shared.data.sources import digest_sources, read_documents
 from shared.errors import DataError
+from shared.text.documents import Document, Message
+from shared.text.files import source_files
+from shared.text.sources import digest_sources, read_documents
 
 
 def write(path: Path, *rows: object) -> Path:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from shared.data.documents import Document, Message
-from shared.data.framing import Encoded, content_key, encode
 from shared.errors import DataError
+from shared.text.documents import Document, Message
+from shared.text.framing import Encoded, content_key, encode
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shared.config.run import Domain
-from shared.data.sources import read_documents, sources_of
+from shared.text.sources import read_documents, sources_of
 
 CARD = """---
 configs:

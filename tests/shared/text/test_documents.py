@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.data.documents import Document, Message, document_of
+from shared.text.documents import Document, Message, document_of
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shared.config.run import Domain, HubDataset, Source
-from shared.data.digests import digest_file
-from shared.data.documents import Columns, Document, Kind, columns_read, document_of
-from shared.data.files import (
+from shared.errors import DataError
+from shared.text.digests import digest_file
+from shared.text.documents import Columns, Document, Kind, columns_read, document_of
+from shared.text.files import (
     PARQUET,
     is_text,
     kind_of,
@@ -19,7 +20,6 @@ from shared.data.files import (
     size_of_text,
     source_files,
 )
-from shared.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from shared.data.framing import encode
-from shared.data.sources import Document
+from shared.text.framing import encode
+from shared.text.sources import Document
 
 ANSWERED = Document("pair", "a probe", prompt="a", response="b")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from shared.data.documents import Document, Message
-from shared.data.framing import encode
-from tests.shared.data.test_framing import CHATML, chatting, learnt_texts
+from shared.text.documents import Document, Message
+from shared.text.framing import encode
+from tests.shared.text.test_framing import CHATML, chatting, learnt_texts
 
 BOS, EOS = 1, 2
 

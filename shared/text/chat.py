@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from shared.data.documents import CALLS, Document
 from shared.errors import DataError
+from shared.text.documents import CALLS, Document
 
 Span = tuple[int, int]  # characters [start, stop)
 Turn = dict[str, Any]
