@@ -4,24 +4,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+from cluster.launch.stored import no_validation_answers, stored_part
 from cluster.launch.watch import using, when_gone
 from cluster.planning.difficulty import Asked
-from cluster.planning.keeping import bucketed, budget_note, exceeds_budget
+from cluster.planning.keeping import budget_note, exceeds_budget
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Launch, refuse_unfit, run_plan
-from cluster.planning.projecting import passes_projection, projection_of
+from cluster.planning.projecting import projection_of
 from cluster.report.outcome import count
 from shared.config.run import Config, QLoRATraining, Teacher
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.prompts.prefix import Opening, PromptedReader
 from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing
 from shared.store.readers import RecordingReader, StoreReader
-from shared.store.target_store import StoredAnswers, stored_answers, stored_teacher
+from shared.store.target_store import stored_answers
 from shared.targets.ask import IdsEncoding
 from shared.targets.head_location import ShippedHead, find_head
-from shared.targets.last_states import LastStates
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader
 from teacher_service.engine.description import TeacherDescription
@@ -297,12 +296,12 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenRunReader]:
     assert store is not None, "the config asks for a store with teacher_free"
     answers = stored_answers(store)
     found = {
-        name: _stored(launch.taught_by(name), store, answers) for name in launch.config.teachers
+        name: stored_part(launch.taught_by(name), store, answers) for name in launch.config.teachers
     }
     parts = {name: part for name, (part, _) in found.items()}
     plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
     if plan.validation_question is None and launch.config.decides_from_validation:
-        raise ConfigError(_no_validation_answers(launch.config, store))
+        raise ConfigError(no_validation_answers(launch.config, store))
     scorers = {name: Asked("teacher", teacher or {}, None) for name, (_, teacher) in found.items()}
     plan = _ordered(launch, plan, teachers=scorers)
     readers = {
@@ -310,95 +309,6 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenRunReader]:
         for name, (_, teacher) in found.items()
     }
     return plan, partial(open_routing, plan=plan, readers=readers)
-
-
-def _stored(
-    launch: Launch, store: str, answers: list[StoredAnswers]
-) -> tuple[RunPlan, dict[str, str] | None]:
-    """The plan of one teacher's part, and the fingerprint of the one whose answers are stored;
-    None where no loss asks for any."""
-    config, named = launch.config, _names(launch.prepared.teacher)
-    specs = [a.question for a in answers if a.is_of(named)] or [a.question for a in answers]
-    prompts = launch.prepared.showing.prompts
-    head = _stored_head(config, [spec for spec in specs if spec.prefix == prompts])
-    planned_for = partial(run_plan, run_dir=launch.run_dir.path, head=head)
-    planned = partial(planned_for, launch.prepared)
-    plan = planned(teacher={"store": store})
-    if plan.training_question and passes_projection(launch.prepared):
-        projection = _stored_projection(store, specs, plan.training_question)
-        planned_for = partial(planned_for, projection=projection)
-        planned = partial(planned_for, launch.prepared)
-        plan = planned(teacher={"store": store})
-    teacher = (
-        stored_teacher(store, plan.training_question, named=named)
-        if plan.training_question
-        else None
-    )
-    held = [a.question for a in answers if teacher is None or a.teacher == teacher]
-    if plan.validation_question not in held:  # they may be kept within a budget
-        narrow = replace(launch.prepared, config=bucketed(config))
-        other = planned_for(narrow, teacher={"store": store})
-        plan = other if other.validation_question in held else planned(teacher=None)
-        plan = replace(plan, config=config)
-    return plan, teacher
-
-
-def _names(teacher: Teacher) -> dict[str, str]:
-    """What a config alone says of its teacher, as fingerprints have it: its files need not be
-    there, so that two of one name are told apart by who fills a store."""
-    return {
-        "model": Path(teacher.model).name,
-        "adapter": Path(teacher.adapter or "").name,
-        "dtype": teacher.dtype,
-        "quantisation": teacher.quantisation,
-    }
-
-
-def _stored_projection(store: str, specs: list[Question], asked: Question) -> str:
-    """The projection of the states that are stored of what is asked, "" where there are none.
-    Raises ConfigError where there are several."""
-    found = {
-        spec.hidden.projection
-        for spec in specs
-        if spec.hidden.projection and _unprojected(spec) == asked
-    }
-    if len(found) > 1:
-        raise ConfigError(
-            f"targets.store {store} has the same hidden states through {len(found)} projections; "
-            "see `tutelage cache ls` and remove all but one with `tutelage cache gc --question`"
-        )
-    return next(iter(found), "")
-
-
-def _unprojected(question: Question) -> Question:
-    return replace(question, hidden=replace(question.hidden, projection=""))
-
-
-def _stored_head(config: Config, specs: list[Question]) -> ShippedHead | None:
-    """The head that stored states stand before, where the config asks for it."""
-    if config.targets.exact is None:
-        return None
-    for spec in specs:
-        ask = spec.ask
-        if isinstance(ask, LastStates):
-            path = find_head(config.paths.cache, ask.head)
-            return ShippedHead(ask.head, ask.states, ask.width, path.stat().st_size)
-    raise ConfigError(
-        f"targets.store {config.targets.store} holds no last hidden states, which targets.exact "
-        "asks for; `tutelage capture CONFIG` fills it"
-    )
-
-
-def _no_validation_answers(config: Config, store: str) -> str:
-    what = "progressive.plateau is set"
-    way_out = "set progressive.max_steps and progressive.plateau=null"
-    if config.mixture.needs_validation:
-        what = f"mixture.policy is {config.mixture.policy}"
-        way_out = "use doremi, odm or fixed weights"
-    return (
-        f"{what}, which compares with the teacher on validation text, but targets.store {store} "
-        f"has no answers to it; {way_out}, or use a live teacher"
-    )
 
 
 def _restarts(name: str) -> int:
