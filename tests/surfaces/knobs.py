@@ -174,7 +174,9 @@ KNOBS = {
         "cluster/launch/test_driver.py"
         "::test_a_store_filled_by_one_run_feeds_another_without_a_teacher"
     ),
-    "targets.store_ids": f"{LAUNCH}::test_ids_lie_in_the_store_as_the_config_says",
+    "targets.store_ids": (
+        "cluster/launch/test_asked.py::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it"
+    ),
     "targets.teacher_free": (
         "cluster/launch/test_driver.py"
         "::test_a_store_filled_by_one_run_feeds_another_without_a_teacher"

@@ -2,12 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cluster.cli import main
 from shared.run.run_dir import RunDir
 from shared.store.target_store import stored_answers
+from shared.targets.soft_targets import SoftTargets
 from tests.cluster.jobs import write_job
 from tests.tiny import VOCAB
 
@@ -65,7 +68,8 @@ def test_hidden_states_are_projected_by_the_teacher_once_per_question(
 
 def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path, tiny_pair, capsys):
     """Weights follow the KL of the domains, which is estimated from the same draws."""
-    targets = {"selector": "threshold", "top_k": 16, "store": str(tmp_path / "store")}
+    store = {"store": str(tmp_path / "store"), "store_ids": "plain"}
+    targets = {"selector": "threshold", "top_k": 16, **store}
     job = write_job(
         tmp_path,
         tiny_pair,
@@ -79,6 +83,7 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
     asks = [answers.question.ask for answers in stored_answers(tmp_path / "store")]
     found = {(ask.selector, ask.num_ids) for ask in asks}
     assert found == {("threshold", 16), ("top_k", VOCAB)}
+    assert kept_as(tmp_path / "store") == {"threshold": pa.uint16()}
     first = RunDir(tmp_path / "runs" / "job")
     assert 0 < json.loads(first.summary.read_text())["captured_mass"] < 1
     assert main(["run", str(job), "name=warm", "targets.teacher_free=true"]) == 0
@@ -90,6 +95,19 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
     other = ["name=other", "targets.seed=3", "targets.teacher_free=true"]
     assert main(["run", str(job), *other]) == 2
     assert "asked is threshold 16 of 512 ids at temperature 0.5" in capsys.readouterr().err
+
+
+def kept_as(store: Path) -> dict[str, pa.DataType]:
+    """The type in which ids lie in a store, by selector; those of the whole vocabulary do not."""
+    found = {}
+    for file in store.rglob("*.arrow"):
+        answers = SoftTargets(pa.ipc.open_file(file).read_all())
+        if "top_ids" in answers.table.column_names:
+            kind = answers.table.schema.field("top_ids").type
+            while hasattr(kind, "value_type"):
+                kind = kind.value_type
+            found[answers.question.ask.selector] = kind
+    return found
 
 
 def test_a_student_that_names_ids_is_answered_about_them(ray_cluster, tmp_path, tiny_pair, capsys):

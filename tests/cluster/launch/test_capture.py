@@ -37,6 +37,7 @@ from student_trainer.sources.loader import Loader
 from student_trainer.torchrun import StandingWeights
 from teacher_service.engine.hf import HFEngine
 from tests.cluster.jobs import write_job
+from tests.cluster.launch.test_asked import kept_as
 from tests.cluster.planning.test_ordering import PHASES
 from tests.cluster.planning.test_prompting import PROMPTS, write_prompts
 from tests.student_trainer.processes import LocalTeacher
@@ -60,6 +61,7 @@ def captured(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
         targets={
             "store": str(folder / "store"),
             "top_k": 16,
+            "store_ids": "plain",
             "hidden": {"width": 8, "calibration_rows": 4},
         },
     )
@@ -76,6 +78,7 @@ def test_a_captured_run_needs_no_teacher(captured, tiny_pair, tmp_path, capsys):
     """Its tokenizer and config alone, and it refuses the answers of a teacher of another name."""
     prompts = {answers.question.prefix for answers in stored_answers(captured.parent / "store")}
     assert prompts == {PROMPTS.id}
+    assert set(kept_as(captured.parent / "store").values()) == {pa.uint16()}
     bare = tmp_path / tiny_pair.teacher.name
     shutil.copytree(tiny_pair.teacher, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     free = [str(captured), "targets.teacher_free=true", f"teachers.tiny.model={bare}"]

@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
-import pyarrow as pa
 import pytest
 from ray.train import TrainingFailedError
 
@@ -14,9 +13,7 @@ from shared.errors import TeacherError, TutelageError
 from shared.run.run_dir import RunDir
 from teacher_service.service import service
 from tests.answers import question_of
-from tests.student_trainer.processes import LocalTeacher, teacher
 from tests.teacher_service.scripted import Scripted, make_rows
-from tests.tiny import VOCAB
 
 POISON = 2  # below every id of make_rows
 
@@ -64,28 +61,6 @@ def test_a_pool_is_what_the_config_says(ray_cluster, tmp_path):
             pool.next()
     finally:
         service.stop(name)
-
-
-@pytest.mark.parametrize("written", [None, "plain"])
-def test_ids_lie_in_the_store_as_the_config_says(tiny_pair, tmp_path, written):
-    targets = {"store": str(tmp_path / "store"), "store_ids": written}
-    engine, fingerprint = teacher(str(tiny_pair.teacher)), {"model": "t"}
-    launch = launch_of(tmp_path, targets=targets)
-    reader = serving._recorded(launch, lambda rank: LocalTeacher(engine), fingerprint)(0)
-    rows = make_rows([[9, 5]], vocab=VOCAB)
-    reader.submit(rows, question_of(top_k=4, shared_vocab=VOCAB))
-    reader.next()
-    reader.close()
-    (file,) = (tmp_path / "store").rglob("*.arrow")
-    table = pa.ipc.open_file(file).read_all()
-    kept = table.schema.field("top_ids").type
-    assert innermost(kept) == (pa.uint16() if written == "plain" else pa.uint8())
-
-
-def innermost(kind: pa.DataType) -> pa.DataType:
-    while hasattr(kind, "value_type"):
-        kind = kind.value_type
-    return kind
 
 
 @pytest.mark.parametrize("most", [0, 2])
