@@ -27,7 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT.parent / "shared" / "models"
 PAIR = ("teacher-6m", "student-base-1m")
-STEPS = 4
+STEPS = 40  # so that what a run does ahead of its end is done by then
 DONE = "both have scored"
 BARE = """
 import os, sys
