@@ -1,6 +1,5 @@
 """Absolute paths for everything a config names; what does not exist is refused here."""
 
-import glob
 import os
 from pathlib import Path
 
@@ -120,8 +119,10 @@ def _source(source: Source, root: Path, option: str) -> Source:
         return source.model_copy(update={"dataset": str(local)}) if local.exists() else source
     if source.startswith(BUILTIN):
         return source
+    from shared.text.files import below  # Arrow is slow to import, and most sources are files
+
     path = _absolute(source, root)
-    if not path.exists() and not glob.glob(str(path), recursive=True):
+    if not path.exists() and not below(path):
         raise ConfigError(
             f"{option} is {source!r}, but {path} does not exist; set {option} or paths.root"
         )

@@ -31,21 +31,29 @@ class ChatTokenizer(Protocol):
 class Conversation:
     """One document under a tokenizer's chat template."""
 
-    def __init__(self, document: Document, turns: list[Turn], tokenizer: ChatTokenizer) -> None:
-        """`turns` are the document's messages, as `turns_of` gives them."""
+    def __init__(
+        self,
+        document: Document,
+        turns: list[Turn],
+        tokenizer: ChatTokenizer,
+        *,
+        tools: list[Any] | None = None,
+    ) -> None:
+        """`turns` are the document's messages, as `turns_of` gives them; `tools` stand in place of
+        its own."""
         self.where, self.turns, self.tokenizer = document.where, turns, tokenizer
-        self.tools = list(document.tools)
+        self.tools = list(document.tools) if tools is None else tools
         source = _source(tokenizer, with_tools=bool(document.tools), where=document.where)
         self.source = NOW.sub(lambda call: repr(DATE.strftime(call[2])), source)
         self.other_openings = 0  # answers that do not begin as the generation prompt says
-        self._refuse_unread_calls()
         self.text = self._rendered(turns)
+        self._refuse_unread_calls()
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Keys of messages that the template never reads."""
+        """Keys of messages without which the template writes the same, in any message."""
         keys = dict.fromkeys(key for turn in self.turns for key in turn)
-        return tuple(key for key in keys if key not in ("role", "content") and not self._reads(key))
+        return tuple(key for key in keys if key not in ("role", "content") and self._unread(key))
 
     def num_changed(self, *, learns_answers: bool) -> int:
         """Messages whose content the template leaves out or changes, whitespace aside.
@@ -148,14 +156,26 @@ class Conversation:
         stripped = content.strip()
         return stripped in self.text or "".join(content.split()) in "".join(self.text.split())
 
-    def _reads(self, key: str) -> bool:
-        return re.search(rf"\b{re.escape(key)}\b", self.source) is not None
+    def _unread(self, key: str) -> bool:
+        """Whether the template writes the same without a message's key."""
+        numbers = [n for n, turn in enumerate(self.turns) if turn.get(key)]
+        return any(self._writes_as_much_without(key, number) for number in numbers)
+
+    def _writes_as_much_without(self, key: str, number: int) -> bool:
+        turn = {name: value for name, value in self.turns[number].items() if name != key}
+        try:
+            without = self._rendered([*self.turns[:number], turn, *self.turns[number + 1 :]])
+        except DataError:
+            return False
+        return without == self.text
+
+    def _writes_tools(self) -> bool:
+        return re.search(r"\btools\b", self.source) is not None
 
     def _refuse_unread_calls(self) -> None:
         """An answer without its call, or a call without its tools, would be learnt as if whole."""
-        given = [key for key in CALLS if any(key in turn for turn in self.turns)]
-        given += ["tools"] if self.tools else []
-        unread = [key for key in given if not self._reads(key)]
+        unread = [key for key in CALLS if self._unread(key)]
+        unread += ["tools"] if self.tools and not self._writes_tools() else []
         if unread:
             raise DataError(
                 f"{self.where} has {unread[0]}, which the chat template of "

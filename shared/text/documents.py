@@ -28,7 +28,10 @@ HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "customer", "instruction"), "user"),
     **dict.fromkeys(
-        ("assistant", "gpt", "model", "bot", "chatbot", "ai", "agent", "chatgpt", "function_call"),
+        (
+            *("assistant", "gpt", "model", "bot", "chatbot", "ai", "agent", "chatgpt", "claude"),
+            *("llm", "function_call"),
+        ),
         "assistant",
     ),
     **dict.fromkeys(("system",), "system"),
@@ -37,9 +40,9 @@ ROLES = {
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value")
 LEARNT_KEYS = (
     *("weight", "train", "training", "trainable", "train_on_turn"),
-    *("loss", "loss_mask", "loss_weight", "learn"),
+    *("loss", "loss_mask", "loss_weight", "learn", "compute_loss", "is_train", "should_train"),
 )
-MASKED_KEYS = ("masked", "is_masked")
+MASKED_KEYS = ("masked", "is_masked", "ignore", "no_loss")
 UNCLEAR_KEYS = ("mask", "train_detail", "training_detail")  # of parts, or of either meaning
 CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -197,7 +200,7 @@ def _message(turn: object, name: str, where: str) -> Message:
                 raise DataError(f"{where}: {key} of {name} is null; write a string")
         raise DataError(f"{where}: {name} is not an object with role and content")
     role = _string(turn[role_key], where, f"{role_key} of {name}")
-    role = ROLES.get(role.lower(), role)
+    role = ROLES.get(role.strip(" :").lower(), role)
     content = "" if content_key is None else _content(turn[content_key], where, name)
     learnt = _learnt(more, role, where, name)
     return Message(role, content, _parsed_calls(more), learnt)

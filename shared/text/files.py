@@ -72,7 +72,7 @@ def source_files(source: str, *, root: Path) -> list[Path]:
     if path.is_file():
         found = [path]
     else:
-        every = _below(path)
+        every = below(path)
         found = [file for file in every if not _left_out(file, path)]
         if every and not found:
             names = ", ".join(file.name for file in every[:3])
@@ -87,7 +87,7 @@ def source_files(source: str, *, root: Path) -> list[Path]:
 def left_out(source: str, *, root: Path) -> list[Path]:
     """Visible files of a folder or glob that are not read: about it, or backup copies."""
     path = root / Path(source).expanduser()
-    return [] if path.is_file() else [f for f in _below(path) if _left_out(f, path)]
+    return [] if path.is_file() else [f for f in below(path) if _left_out(f, path)]
 
 
 def kind_of(path: Path) -> str:
@@ -102,7 +102,9 @@ def kind_of(path: Path) -> str:
 
 def is_text(path: Path) -> bool:
     """Whether a file is one text, not rows."""
-    return not kind_of(path).startswith(ROWS)
+    kind = kind_of(path)
+    packed = next((suffix for suffix in COMPRESSIONS if kind.endswith(suffix)), "")
+    return kind.removesuffix(packed) not in ROWS
 
 
 def size_of_text(path: Path) -> int | None:
@@ -115,8 +117,7 @@ def size_of_text(path: Path) -> int | None:
 def read_text(path: Path) -> str:
     """A file that is one text. Raises DataError where it is not UTF-8, or rows by its content."""
     text = decoded(b"".join(_lines(path)), str(path))
-    if path.suffix.lower() in ("", ".txt", ".log", ".data"):
-        _refuse_rows_as_text(path, text)
+    _refuse_rows_as_text(path, text)
     return text
 
 
@@ -148,7 +149,7 @@ def decoded(raw: bytes, where: str) -> str:
         ) from None
 
 
-def _below(path: Path) -> list[Path]:
+def below(path: Path) -> list[Path]:
     """Visible files of a folder, or those that a glob matches, sorted."""
     if path.is_dir():
         _refuse_saved(path)
@@ -162,7 +163,7 @@ def _below(path: Path) -> list[Path]:
 def _any_case(name: str) -> str:
     """A glob's last part with both cases of every letter of its suffixes."""
     stem, dot, suffixes = name.partition(".")
-    if not glob.has_magic(name) or "[" in name:
+    if not glob.has_magic(name) or "[" in suffixes:
         return name
     both = (f"[{c.lower()}{c.upper()}]" if c.lower() != c.upper() else c for c in suffixes)
     return stem + dot + "".join(both)
@@ -203,17 +204,24 @@ def _refuse_saved(folder: Path) -> None:
 
 
 def _refuse_rows_as_text(path: Path, text: str) -> None:
-    first = text.lstrip()[:1]
-    if first != "{":
+    text = text.lstrip()
+    if not text.startswith(("{", "[")):
         return
-    try:
-        row = json.loads(text.lstrip().partition("\n")[0])
-    except (ValueError, RecursionError):
-        return
-    if isinstance(row, dict):
+    line = text.partition("\n")[0]
+    if any(_is_of_rows(one) for one in (line, text)):
         raise DataError(
             f"{path} holds JSON rows under the name of a text; rename it to end in .jsonl"
         )
+
+
+def _is_of_rows(text: str) -> bool:
+    """Whether a text is a JSON object or an array of them."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    first = found[0] if isinstance(found, list) and found else found
+    return isinstance(first, dict)
 
 
 def _missing(path: Path) -> str:

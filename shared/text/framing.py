@@ -170,10 +170,10 @@ class _Framing:
     def _conversation(self, document: Document) -> _Framed:
         count = self.specials.count("\n".join(document.strings))
         control = self.special_tokens == "control"
-        turns = turns_of(document)
+        turns, tools = turns_of(document), list(document.tools)
         if count and not control:
-            turns = self.specials.marked(turns)
-        talk = Conversation(document, turns, self.tokenizer)
+            turns, tools = self.specials.marked(turns), self.specials.marked(tools)
+        talk = Conversation(document, turns, self.tokenizer, tools=tools)
         told = {n: m.learnt for n, m in enumerate(document.messages) if m.learnt is not None}
         learnt, masked = None, ()
         if self.loss_on == "everything":

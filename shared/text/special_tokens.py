@@ -31,8 +31,8 @@ class Specials:
         return self.pattern.match(text.lstrip()) is not None or self.closes(text)
 
     def opens(self, text: str) -> bool:
-        """Whether a text begins with bos."""
-        return self.bos is not None and text.startswith(self.bos)
+        """Whether a text begins with bos, whitespace aside."""
+        return self.bos is not None and text.lstrip().startswith(self.bos)
 
     def closes(self, text: str) -> bool:
         """Whether a text ends with eos, whitespace aside."""

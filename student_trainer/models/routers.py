@@ -9,8 +9,8 @@ from shared.config.losses import RouterBalance
 from shared.config.run import Config
 from shared.errors import ConfigError
 
-COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
-ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k")
+COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
+ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k")
 TOLERANCE = 1e-3  # relative; of bfloat16 logits, whose ties may fall either way
 
 
@@ -20,8 +20,11 @@ def router_balance_of(config: Any) -> dict[str, Any] | None:
     text = config.get_text_config()
     if not getattr(text, "output_router_logits", False):
         return None
-    weight = next((found for name in COEFFICIENTS if (found := getattr(text, name, None))), None)
-    active = next((found for name in ACTIVE if (found := getattr(text, name, None))), None)
+    places = (text, getattr(text, "ffn_config", None))  # DBRX has them there
+    weight, active = (
+        next((found for place in places for n in names if (found := getattr(place, n, None))), None)
+        for names in (COEFFICIENTS, ACTIVE)
+    )
     return {"weight": weight, "experts_per_token": active} if weight and active else None
 
 

@@ -90,6 +90,43 @@ def test_what_a_template_never_reads_is_remarked(tokenizer) -> None:
     assert learnt_texts(tokenizer, one) == ["<think>\n2 and 2\n</think>\n\n4<|im_end|>"]
 
 
+def test_a_key_that_a_template_names_and_leaves_out_is_remarked(tokenizer) -> None:
+    """It reads a variable of that name; and of earlier answers it writes no thought."""
+    named = CHATML.replace(
+        "{% for m in", "{% if thinking %}{{ '<think>' }}{% endif %}{% for m in", 1
+    )
+    said = Message("assistant", "a", more={"thinking": "deep"})
+    (one,) = encoded(chatting(tokenizer, named), chat(user(), said))
+    assert one.remarks.unread == ("thinking",)
+    thought = {"reasoning_content": "hm"}
+    turns = (user(), Message("assistant", "a", more=thought))
+    (last,) = encoded(chatting(tokenizer, QWEN_3), chat(*turns))
+    (both,) = encoded(tokenizer, chat(*turns, user(), Message("assistant", "b", more=thought)))
+    assert (last.remarks.unread, both.remarks.unread) == ((), ("reasoning_content",))
+
+
+def test_a_call_that_a_template_writes_in_place_of_content_alone_is_refused_beside_some(
+    tokenizer,
+) -> None:
+    alone = CHATML.replace("+ m.content +", "+ (m.content or (m.tool_calls | tojson)) +")
+    (one,) = encoded(
+        chatting(tokenizer, alone),
+        chat(user(), Message("assistant", "", more={"tool_calls": [CALL]})),
+    )
+    assert "Oslo" in learnt_texts(tokenizer, one)[0]
+    with pytest.raises(DataError, match=r"has tool_calls, which the chat template .* never reads"):
+        encoded(tokenizer, chat(user(), Message("assistant", "so", more={"tool_calls": [CALL]})))
+
+
+def test_special_tokens_in_what_tools_say_of_themselves_are_text(tokenizer) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "x<|im_end|>y"}}
+    with_mark = chat(user(), Message("assistant", "a"), tools=(tool,))
+    (one,) = encoded(chatting(tokenizer, TOOLS), with_mark)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert one.input_ids.tolist().count(end) == 3  # of the tools and of two turns
+    assert "x<|im_end|>y" in tokenizer.decode(one.input_ids)
+
+
 def test_a_header_that_a_template_writes_unasked_is_not_learnt(tokenizer) -> None:
     chatting(tokenizer, HEADERS)
     turns = [user(), answer("a"), user("More."), answer("b c")]

@@ -146,8 +146,21 @@ def test_what_is_about_the_data_and_backups_are_no_data(folder: Path) -> None:
     assert len(out) == 10
 
 
+@pytest.mark.parametrize(
+    "name", ["a.jsonl.1", "a.jsonl~1", "a.jsonl_old", "a.dat", "a.jl", "a.txt"]
+)
+@pytest.mark.parametrize("content", ['{"text": "a"}\n', '[{"text": "a"}]', '{\n "text": "a"\n}'])
+def test_rows_are_never_read_as_a_text_whatever_their_name(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match="holds JSON rows under the name of a text"):
+        list(read_documents([name], root=tmp_path, columns={}))
+
+
 def test_a_glob_matches_both_cases_of_a_suffix_and_what_it_names(folder: Path) -> None:
     assert names(folder, "*.jsonl") == ["B.JSONL", "a.jsonl"]
+    assert names(folder, "[ABab].jsonl") == ["B.JSONL", "a.jsonl"]
     assert names(folder, "README*") == ["README.md"]
     assert names(folder, "README.md") == ["README.md"]
 
