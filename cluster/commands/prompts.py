@@ -233,6 +233,9 @@ def _own_service(
     refuse_unplaceable(teachers_demands(found.teachers, ray.cluster_resources()))
     print(f"loading the teacher, {teacher.model}", flush=True)
     try:
-        yield name, services.start(name, teacher, detached=False, cache=found.paths.cache)
+        yield (
+            name,
+            services.start(name, teacher, detached=False, cache=found.paths.cache).described(),
+        )
     finally:
         services.stop(name)

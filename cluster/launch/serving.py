@@ -126,7 +126,7 @@ def _begun(launch: Launch, name: str) -> service.Starting:
     copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
     print(f"loading the teacher, {copies}{teacher.model}", flush=True)
     shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
-    return service.begin(
+    return service.start(
         name,
         teacher,
         detached=False,
@@ -284,7 +284,7 @@ def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
             role="student",
             cache=config.paths.cache,
             context=config.data.context,
-        )
+        ).described()
         yield _live(launch, name, description.fingerprint)
     finally:
         service.stop(name)

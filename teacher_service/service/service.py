@@ -6,7 +6,7 @@ group of its own. A detached service outlives its driver; another dies with it.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,20 +58,24 @@ class Starting:
     service: str
     names: tuple[str, ...]
     deadline_s: float
-    listed: bool  # whether clients know of them already
+    undo: Callable[[], object] | None  # removes them again; None where they serve already
 
     def described(self) -> TeacherDescription:
-        """Wait until they serve. Raises UserError for a teacher that cannot be loaded, which leaves
-        nothing of these replicas behind."""
+        """Wait until they serve. Raises UserError for a teacher that cannot be loaded; nothing that
+        was placed is left behind then."""
         try:
             description = _described(self.service, self.names, self.deadline_s)
-            if not self.listed:
+            if self.undo is not None:
                 _answer(_actor(self.service, REGISTRY).add.remote([*self.names]), "the registry")
         except BaseException:
-            if not self.listed:
-                _remove(self.service, self.names)
+            self.give_up()
             raise
         return description
+
+    def give_up(self) -> None:
+        """Remove what does not serve yet."""
+        if self.undo is not None:
+            self.undo()
 
 
 def default_engine(teacher: Teacher, cache: str | None, context: int | None) -> Engine:
@@ -79,34 +83,6 @@ def default_engine(teacher: Teacher, cache: str | None, context: int | None) -> 
     from teacher_service.engine.audit import load_engine
 
     return load_engine(teacher, cache=cache, context=context)
-
-
-def start(
-    service: str,
-    teacher: Teacher,
-    *,
-    detached: bool,
-    role: Role = "teacher",
-    cache: str | None = None,
-    context: int | None = None,
-    make_engine: MakeEngine | None = None,
-    runtime_env: dict[str, Any] | None = None,
-    deadline_s: float = 1800.0,
-) -> TeacherDescription:
-    """Bring up `teacher.replicas` replicas and wait until they serve: `start_all` of one."""
-    begun = begin(
-        service,
-        teacher,
-        detached=detached,
-        role=role,
-        cache=cache,
-        context=context,
-        make_engine=make_engine,
-        runtime_env=runtime_env,
-        deadline_s=deadline_s,
-    )
-    ((_, description),) = _served([begun])
-    return description
 
 
 def start_all(
@@ -119,35 +95,22 @@ def start_all(
     """Bring up services by name, all at the same time, and give each as soon as it serves and those
     before it do.
 
-    Raises what `begin` raises, and UserError for a teacher that cannot be loaded; of what does not
-    serve by then nothing is left behind.
+    Raises what `start` and `Starting.described` raise; of what does not serve by then nothing is
+    left behind.
     """
-    begun: list[Starting] = []
+    waiting: list[Starting] = []
     try:
         for name, teacher in teachers.items():
-            begun.append(begin(name, teacher, detached=detached, cache=cache, context=context))
-    except BaseException:
-        _give_up(begun)
-        raise
-    return _served(begun)
-
-
-def _served(begun: list[Starting]) -> Iterator[tuple[str, TeacherDescription]]:
-    try:
-        while begun:
-            description = begun[0].described()
-            yield begun.pop(0).service, description
+            waiting.append(start(name, teacher, detached=detached, cache=cache, context=context))
+        while waiting:
+            starting = waiting.pop(0)
+            yield starting.service, starting.described()
     finally:
-        _give_up(begun)
+        for starting in waiting:
+            starting.give_up()
 
 
-def _give_up(begun: Iterable[Starting]) -> None:
-    for starting in begun:
-        if not starting.listed:
-            stop(starting.service)
-
-
-def begin(
+def start(
     service: str,
     teacher: Teacher,
     *,
@@ -173,7 +136,7 @@ def begin(
                 "settings; stop it with `tutelage teacher down`, or use another name"
             )
         if names := replica_names(service):
-            return Starting(service, tuple(names), deadline_s, listed=True)
+            return Starting(service, tuple(names), deadline_s, undo=None)
     stop(service)
     make_engine = make_engine or partial(default_engine, teacher, cache, context)
     request = Request(
@@ -188,10 +151,11 @@ def begin(
         options = {"name": REGISTRY, "namespace": service, "lifetime": lifetime_of(detached)}
         registry: Any = TeacherRegistry.options(**options).remote(service, request)  # type: ignore[attr-defined]
         _OWNED[service] = [registry]
-        return _begin(service, request, range(teacher.replicas), deadline_s)
+        names = _launched(service, request, range(teacher.replicas))
     except BaseException:
         stop(service)
         raise
+    return Starting(service, names, deadline_s, undo=partial(stop, service))
 
 
 def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
@@ -215,7 +179,8 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
     elif replicas > len(names):
         first = int(names[-1].removeprefix(REPLICA)) + 1 if names else 0
         added = range(first, first + replicas - len(names))
-        _begin(service, request, added, deadline_s).described()
+        placed = _launched(service, request, added)
+        Starting(service, placed, deadline_s, undo=partial(_remove, service, placed)).described()
     return len(names)
 
 
@@ -232,10 +197,7 @@ def status(service: str) -> ServiceStatus:
 
 def running(service: str, *, deadline_s: float = ANSWER_S) -> Starting:
     """The replicas of a running service. Raises ConfigError if it has none."""
-    names = replica_names(service)
-    if not names:
-        raise ConfigError(f"no teacher service named {service} is running")
-    return Starting(service, tuple(names), deadline_s, listed=True)
+    return Starting(service, _running(service), deadline_s, undo=None)
 
 
 def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
@@ -243,11 +205,9 @@ def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
 
     Raises ConfigError for a teacher whose head cannot be shipped.
     """
-    names = replica_names(service)
-    if not names:
-        raise ConfigError(f"no teacher service named {service} is running")
-    call = _actor(service, names[0]).ship_head.remote()
-    return _answer(call, f"{names[0]} of teacher service {service}", deadline_s)
+    first = _running(service)[0]
+    call = _actor(service, first).ship_head.remote()
+    return _answer(call, f"{first} of teacher service {service}", deadline_s)
 
 
 def use(service: str, user: str) -> bool:
@@ -291,8 +251,16 @@ def list_services() -> list[str]:
     return sorted(_namespaces() | {name.split(":")[1] for name in groups})
 
 
-def _begin(service: str, request: Request, indices: Iterable[int], deadline_s: float) -> Starting:
-    """Place further replicas; what this call created is removed again on failure."""
+def _running(service: str) -> tuple[str, ...]:
+    """Names of a service's replicas. Raises ConfigError if it has none."""
+    if names := replica_names(service):
+        return tuple(names)
+    raise ConfigError(f"no teacher service named {service} is running")
+
+
+def _launched(service: str, request: Request, indices: Iterable[int]) -> tuple[str, ...]:
+    """Place further replicas and give their names; what this call created is removed again on
+    failure."""
     names = [f"{REPLICA}{index}" for index in indices]
     try:
         groups = place(service, names, request)
@@ -314,7 +282,7 @@ def _begin(service: str, request: Request, indices: Iterable[int], deadline_s: f
     except BaseException:
         _remove(service, names)
         raise
-    return Starting(service, tuple(names), deadline_s, listed=False)
+    return tuple(names)
 
 
 def _described(service: str, names: Iterable[str], deadline_s: float) -> TeacherDescription:

@@ -140,7 +140,7 @@ def test_a_row_that_kills_every_replica_stops_the_run_and_is_named(
     )
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)
     engine = partial(make_poisoned, teacher, rarest_token(tiny_pair.teacher, f" {VENOM}"))
-    service.start("poisoned", teacher, detached=False, make_engine=engine)
+    service.start("poisoned", teacher, detached=False, make_engine=engine).described()
     try:
         assert main(["train", str(path), "--service", "poisoned"]) == 1
         said = capsys.readouterr().err

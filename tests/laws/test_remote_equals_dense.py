@@ -49,7 +49,7 @@ def models(request, ray_cluster, cache) -> Iterator[tuple[Path, Path, int]]:
         folder = request.getfixturevalue("reference") / "models"
         teacher, student, vocab = folder / "teacher-6m", folder / "student-base-1m", 4096
     served = Teacher(model=str(teacher), cpus=0.5)
-    service.start(SERVICE, served, detached=False, cache=str(cache))
+    service.start(SERVICE, served, detached=False, cache=str(cache)).described()
     yield teacher, student, vocab
     service.stop(SERVICE)
 

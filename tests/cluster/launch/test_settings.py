@@ -36,7 +36,7 @@ def test_a_pool_is_what_the_config_says(ray_cluster, tmp_path):
     asked = {"in_flight": 2, "max_unit_failures": 2, "unit_deadline_s": 77.0}
     try:
         engine = Scripted(fails_on=POISON, delay_s=0.5)
-        described = service.start(name, Teacher(model="any", cpus=0.1), detached=False, make_engine=engine)  # fmt: skip  # noqa: E501
+        described = service.start(name, Teacher(model="any", cpus=0.1), detached=False, make_engine=engine).described()  # fmt: skip  # noqa: E501
         pool = serving._live(launch_of(tmp_path, service=asked), name, described.fingerprint)(0)
         for seed in range(4):
             rows = make_rows([[9]], seed=seed)

@@ -176,7 +176,7 @@ def test_what_can_never_be_answered_is_refused(engine):
 
 def test_two_replicas_answer_in_order_with_the_bits_of_one(name, tiny_pair, engine):
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)
-    described = service.start(name, teacher, detached=False)
+    described = service.start(name, teacher, detached=False).described()
     pool = GenerationPool(0, service=name, teacher=described.fingerprint)
     asked = [openings([5, 30, 11], vocab=TINY_VOCAB, seed=n) for n in range(8)]
     for batch in asked:
@@ -192,7 +192,7 @@ def test_two_replicas_answer_in_order_with_the_bits_of_one(name, tiny_pair, engi
 @pytest.mark.drill
 def test_a_replica_killed_in_mid_batch_costs_nothing_but_time(name, tiny_pair, engine):
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)
-    described = service.start(name, teacher, detached=False)
+    described = service.start(name, teacher, detached=False).described()
     pool = GenerationPool(0, service=name, teacher=described.fingerprint)
     spec = replace(DRAWN, max_new_tokens=60, stop_ids=())
     asked = [openings([5, 30, 11, 50], vocab=TINY_VOCAB, seed=n) for n in range(20)]
@@ -208,7 +208,7 @@ def test_a_replica_killed_in_mid_batch_costs_nothing_but_time(name, tiny_pair, e
 
 def started(name: str, engine: Scripted, **settings) -> GenerationPool:
     teacher = Teacher(model="any", cpus=0.1, replicas=2)
-    described = service.start(name, teacher, detached=False, make_engine=engine)
+    described = service.start(name, teacher, detached=False, make_engine=engine).described()
     return GenerationPool(0, service=name, teacher=described.fingerprint, **settings)
 
 

@@ -34,7 +34,7 @@ def name(ray_cluster) -> Iterator[str]:
 def started(name: str, engine: Scripted, *, replicas: int = 1, **settings):
     """A scripted service and a pool on it."""
     teacher = Teacher(model="any", cpus=0.1, replicas=replicas)
-    described = service.start(name, teacher, detached=False, make_engine=engine)
+    described = service.start(name, teacher, detached=False, make_engine=engine).described()
     return open_pool(0, service=name, teacher=described.fingerprint, **settings)
 
 
@@ -75,7 +75,7 @@ def test_submitting_never_blocks_and_answers_keep_their_order(name):
 def test_a_replica_killed_in_mid_unit_costs_nothing_but_time(name, tiny_pair):
     """Real engines: every unit arrives once, in order, with the bits of the undisturbed run."""
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)
-    described = service.start(name, teacher, detached=False)
+    described = service.start(name, teacher, detached=False).described()
     engine, spec = load_engine(teacher), question_of(32, VOCAB)
     asked = [make_rows([[60, 60]] * 8, vocab=VOCAB, seed=n, first=8 * n) for n in range(40)]
     pool = open_pool(0, service=name, teacher=described.fingerprint)
@@ -175,7 +175,9 @@ def test_a_service_that_restarts_is_found_again(name):
     pool.next()
     service.stop(name)
     pool.submit(asked[1], SPEC)
-    service.start(name, Teacher(model="any", cpus=0.1), detached=False, make_engine=Scripted())
+    service.start(
+        name, Teacher(model="any", cpus=0.1), detached=False, make_engine=Scripted()
+    ).described()
     assert pool.next().table.equals(invented(asked[1], SPEC).table)
 
 

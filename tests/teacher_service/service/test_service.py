@@ -41,7 +41,7 @@ def groups_of(name: str) -> list[str]:
 
 def test_remote_answers_equal_those_in_process_bit_for_bit(name, tiny_pair):
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5)
-    described = service.start(name, teacher, detached=False)
+    described = service.start(name, teacher, detached=False).described()
     engine = load_engine(teacher)
     assert described == engine.describe()
     rows = make_rows([[20, 9], [31], [2, 40]], vocab=VOCAB)
@@ -55,19 +55,21 @@ def test_remote_answers_equal_those_in_process_bit_for_bit(name, tiny_pair):
 
 def test_starting_twice_is_once_and_another_teacher_is_refused(name):
     make = Scripted()
-    first = service.start(name, ANY, detached=True, make_engine=make)
+    first = service.start(name, ANY, detached=True, make_engine=make).described()
     before = service.status(name)
-    assert service.start(name, ANY, detached=True, make_engine=make) == first
+    assert service.start(name, ANY, detached=True, make_engine=make).described() == first
     assert service.status(name).replicas[0].incarnation == before.replicas[0].incarnation
     other = ANY.model_copy(update={"dtype": "bfloat16"})
     with pytest.raises(ConfigError, match=f"{name} already serves any with other settings"):
-        service.start(name, other, detached=True, make_engine=make)
+        service.start(name, other, detached=True, make_engine=make).described()
     assert service.stop(name)
-    assert service.start(name, other, detached=True, make_engine=make) == first
+    assert service.start(name, other, detached=True, make_engine=make).described() == first
 
 
 def test_replicas_come_and_go_while_a_client_works(name):
-    described = service.start(name, ANY, detached=True, make_engine=Scripted(delay_s=0.05))
+    described = service.start(
+        name, ANY, detached=True, make_engine=Scripted(delay_s=0.05)
+    ).described()
     pool = open_pool(0, service=name, teacher=described.fingerprint)
     units = [make_rows([[10]], first=index, seed=index) for index in range(200)]
     fed, answers = iter(units), []
@@ -106,7 +108,9 @@ def test_replicas_come_and_go_while_a_client_works(name):
 def test_what_cannot_be_placed_is_said_within_ten_seconds(name, wanted):
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"replicas do not fit: each needs .* there was free"):
-        service.start(name, Teacher(model="m", **wanted), detached=True, make_engine=Scripted())
+        service.start(
+            name, Teacher(model="m", **wanted), detached=True, make_engine=Scripted()
+        ).described()
     assert time.monotonic() - started < 10
     assert name not in service.list_services()
     assert not groups_of(name)
@@ -114,7 +118,7 @@ def test_what_cannot_be_placed_is_said_within_ten_seconds(name, wanted):
 
 def test_growth_that_cannot_be_placed_leaves_the_service_of_three_threads_as_it_was(name):
     teacher = ANY.model_copy(update={"cpus": 3.0})
-    described = service.start(name, teacher, detached=True, make_engine=Threaded())
+    described = service.start(name, teacher, detached=True, make_engine=Threaded()).described()
     assert described.fingerprint["threads"] == "3"
     before, started = service.status(name), time.monotonic()
     with pytest.raises(PlacementError, match="3 CPU"):
@@ -127,15 +131,15 @@ def test_growth_that_cannot_be_placed_leaves_the_service_of_three_threads_as_it_
 def test_a_teacher_that_cannot_be_loaded_is_refused_and_leaves_nothing(name, tmp_path):
     teacher = Teacher(model=str(tmp_path / "nothing"), cpus=0.1)
     with pytest.raises(ConfigError, match="nothing does not exist"):
-        service.start(name, teacher, detached=True)
+        service.start(name, teacher, detached=True).described()
     assert name not in service.list_services()
     with pytest.raises(TutelageError, match="died"):
-        service.start(name, ANY, detached=True, make_engine=partial(int, "no engine"))
+        service.start(name, ANY, detached=True, make_engine=partial(int, "no engine")).described()
     assert name not in service.list_services()
 
 
 def test_a_half_dead_service_is_seen_and_removed(name):
-    service.start(name, ANY, detached=True, make_engine=Scripted())
+    service.start(name, ANY, detached=True, make_engine=Scripted()).described()
     ray.kill(ray.get_actor("tutelage-registry", namespace=name))
     deadline = time.monotonic() + 30
     while service.status(name).teacher is not None and time.monotonic() < deadline:
@@ -157,7 +161,7 @@ def test_what_is_not_there_is_a_sentence(name):
 
 
 def test_health_answers_while_a_unit_is_scored(name):
-    service.start(name, ANY, detached=True, make_engine=Scripted(delay_s=3.0))
+    service.start(name, ANY, detached=True, make_engine=Scripted(delay_s=3.0)).described()
     replica = ray.get_actor(f"{REPLICA}0", namespace=name)
     unit = replica.score.remote(make_rows([[5]]).table, SPEC.as_dict())
     time.sleep(0.5)
@@ -169,7 +173,7 @@ def test_health_answers_while_a_unit_is_scored(name):
 
 
 def test_errors_keep_their_class_across_processes(name):
-    service.start(name, ANY, detached=True, make_engine=Scripted(refuses=7, fails_on=8))
+    service.start(name, ANY, detached=True, make_engine=Scripted(refuses=7, fails_on=8)).described()
     replica = ray.get_actor(f"{REPLICA}0", namespace=name)
     for token, error in ((7, ConfigError), (8, TeacherError)):
         rows = Rows.build(
@@ -184,7 +188,7 @@ def test_errors_keep_their_class_across_processes(name):
 
 
 def test_a_service_knows_who_uses_it(name):
-    service.start(name, ANY, detached=True, make_engine=Scripted())
+    service.start(name, ANY, detached=True, make_engine=Scripted()).described()
     assert service.users(name) == []
     assert service.use(name, "runs/one")
     assert service.use(name, "runs/two")
@@ -197,7 +201,7 @@ def test_a_service_knows_who_uses_it(name):
 
 
 def test_a_service_that_is_used_is_not_stopped_and_one_that_is_gone_is_named(name, capsys):
-    service.start(name, ANY, detached=True, make_engine=Scripted())
+    service.start(name, ANY, detached=True, make_engine=Scripted()).described()
     with using([name], user="runs/one", gone="start it again"):
         wait_until(lambda: service.users(name) == ["runs/one"])
         assert main(["teacher", "down", "--service", name]) == 2
