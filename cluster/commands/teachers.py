@@ -125,8 +125,8 @@ def down(
         from teacher_service.service import service as services
 
         names = services.list_services() if everything else [find_service(service)]
-        for name, users in ((name, services.users(name)) for name in names):
-            if users:
+        for name in names:
+            if users := services.users(name):
                 _refuse_in_use(name, users, force=force)
         for name in names:
             services.stop(name)

@@ -9,8 +9,8 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Container, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,19 +24,9 @@ from cluster.planning.keeping import budget_note, kept_in_store
 from cluster.planning.preparation import Launch, prepare_run
 from cluster.report.text import text_lines, text_of
 from cluster.session.interrupts import interrupted_as
-from cluster.session.placement import (
-    refuse_beyond_machine,
-    refuse_unplaceable,
-    teachers_demands,
-)
+from cluster.session.placement import refuse_unplaceable_here, teachers_demands
 from cluster.session.services import find_service, services_of
-from cluster.session.session import (
-    attached,
-    connected,
-    find_address,
-    is_connected,
-    prepare_environment,
-)
+from cluster.session.session import attached, connected, joined, prepare_environment
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
@@ -55,6 +45,7 @@ from student_trainer.evaluate import unit_size
 from student_trainer.sources.data_set import empty_curriculum, whole_domains
 
 UNITS_PER_REPLICA = 2  # under way, so that a replica never waits for the next
+KEPT_INSTEAD = "those over targets.top_k and the tail are kept"  # where all do not fit
 INTERRUPTED = "Interrupted; what was answered is stored, and the same command goes on."
 SAID_EVERY_S = 60.0  # where there is no terminal for a bar
 
@@ -98,31 +89,29 @@ def capture(
     prepare_environment()
     config = _for_teachers_alone(config)
     services = services_of(config, service)
-    connecting = connected if services is None else attached
     with (
         tempfile.TemporaryDirectory(prefix="tutelage-capture-") as folder,
         interrupted_as(lambda: INTERRUPTED),
-        ExitStack() as stack,
+        (joined if services is None else attached)(address),
     ):
-        if (services or find_address(address)) and not is_connected():
-            stack.enter_context(connecting(address))
         if services is None:
             _refuse_unplaceable(config)
         prepared = prepare_run(config)
         print("\n".join(text_lines(text_of(config, prepared.domains))), flush=True)
-        stack.enter_context(connecting(address))
-        for name in (services or {}).values():
-            find_service(name)
-        if note := budget_note(prepared, instead="those over targets.top_k and the tail are kept"):
-            print(note, flush=True)
-        prepared = kept_in_store(prepared)
-        launch = Launch(prepared, RunDir(Path(folder) / config.name), Path(folder), services)
-        if services is None:
-            _refuse_unplaceable(config)
-        with asking(launch) as (plan, live):
-            return {
-                name: _captured(plan, name, live[name], store, all_rows=all_rows) for name in live
-            }
+        with connected(address):
+            for name in (services or {}).values():
+                find_service(name)
+            if note := budget_note(prepared, instead=KEPT_INSTEAD):
+                print(note, flush=True)
+            prepared = kept_in_store(prepared)
+            launch = Launch(prepared, RunDir(Path(folder) / config.name), Path(folder), services)
+            if services is None:
+                _refuse_unplaceable(config)
+            with asking(launch) as (plan, live):
+                return {
+                    name: _captured(plan, name, live[name], store, all_rows=all_rows)
+                    for name in live
+                }
 
 
 def _captured(
@@ -306,13 +295,7 @@ def _store_of(config: Config) -> str:
 
 
 def _refuse_unplaceable(config: Config) -> None:
-    """By the cluster there is, or by this machine where one is still to be started."""
-    if is_connected():
-        import ray
-
-        refuse_unplaceable(teachers_demands(config.teachers, ray.cluster_resources()))
-    else:
-        refuse_beyond_machine(teachers_demands(config.teachers, {}))
+    refuse_unplaceable_here(partial(teachers_demands, config.teachers))
 
 
 def _missing(

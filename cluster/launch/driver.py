@@ -23,13 +23,7 @@ from cluster.report.summary import final_table
 from cluster.report.text import text_lines, text_of, write_text
 from cluster.session.interrupts import interrupted_as
 from cluster.session.services import find_service, named_services, services_of
-from cluster.session.session import (
-    attached,
-    connected,
-    find_address,
-    is_connected,
-    prepare_environment,
-)
+from cluster.session.session import attached, connected, joined, prepare_environment
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy, RouterBalance
 from shared.config.run import Config
@@ -123,10 +117,10 @@ def _launched(
     prepare_environment()
     run_dir = run_dir_of(config)
     with locked(run_dir), interrupted_as(partial(interrupted, run_dir)):
-        if not fresh and _is_finished(run_dir_of(config), config):
-            run_dir = open_run(config)
+        if not fresh and _is_finished(run_dir, config):
+            finished = open_run(config)
             print(f"{config.name} is finished; --fresh starts it over\n")
-            _print_table(run_dir)
+            _print_table(finished)
             yield None
         elif services is not None:
             with attached(address):
@@ -136,13 +130,11 @@ def _launched(
                 clock.mark("connected")
                 yield launch
         else:
-            with ExitStack() as stack:
-                if find_address(address) is not None and not is_connected():
-                    stack.enter_context(connected(address))
+            with joined(address):
                 launch = _prepared(config, fresh=fresh, services=None, clock=clock)
-                stack.enter_context(connected(address))
-                clock.mark("connected")
-                yield launch
+                with connected(address):
+                    clock.mark("connected")
+                    yield launch
 
 
 def _prepared(
@@ -243,16 +235,10 @@ def _demands(
 
 
 def _refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None) -> None:
-    """The same by what the cluster has in all, or this machine where one is still to be started:
-    nothing is prepared for what cannot be placed."""
+    """The same before anything is prepared."""
     from cluster.session import placement
 
-    if is_connected():
-        import ray
-
-        placement.refuse_unplaceable(_demands(config, services, ray.cluster_resources()))
-    else:
-        placement.refuse_beyond_machine(_demands(config, services, {}))
+    placement.refuse_unplaceable_here(partial(_demands, config, services))
 
 
 @contextmanager

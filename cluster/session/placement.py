@@ -5,7 +5,7 @@ A bundle is what one process needs on one node, as Ray resources.
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -61,11 +61,18 @@ def refuse_unplaceable(demands: Sequence[tuple[str, Bundle]]) -> None:
         time.sleep(0.5)
 
 
-def refuse_beyond_machine(demands: Sequence[tuple[str, Bundle]]) -> None:
-    """Check named bundles against this machine, before a cluster is started on it.
+def refuse_unplaceable_here(
+    demands_of: Callable[[Mapping[str, float]], Sequence[tuple[str, Bundle]]],
+) -> None:
+    """Check named bundles, which depend on the resources that a cluster declares, against the
+    cluster or, where one is still to be started, this machine. Raises PlacementError."""
+    if ray.is_initialized():
+        refuse_unplaceable(demands_of(ray.cluster_resources()))
+    else:
+        _refuse_beyond_machine(demands_of({}))
 
-    Raises PlacementError.
-    """
+
+def _refuse_beyond_machine(demands: Sequence[tuple[str, Bundle]]) -> None:
     found = ResourceAndLabelSpec()
     found.resolve(is_head=True)
     machine = [{name: amount or 0.0 for name, amount in found.to_resource_dict().items()}]

@@ -98,6 +98,14 @@ def attached(address: str | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def joined(address: str | None = None) -> Iterator[None]:
+    """Like `connected` where a cluster is there already; where one is still to be started, nothing.
+    For what is checked before any work. Raises PlacementError where the address does not answer."""
+    with connected(address) if find_address(address) is not None else nullcontext():
+        yield
+
+
 def find_address(address: str | None = None) -> str | None:
     """Where to join, None for nowhere; what is left of dead clusters is passed over."""
     asked = address or os.environ.get("RAY_ADDRESS")

@@ -51,9 +51,11 @@ class Conversation:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Keys of messages without which the template writes the same, in any message."""
+        """Keys of messages without which the template writes the same, in any message; those of
+        calls are refused before."""
         keys = dict.fromkeys(key for turn in self.turns for key in turn)
-        return tuple(key for key in keys if key not in ("role", "content") and self._unread(key))
+        known = ("role", "content", *CALLS)
+        return tuple(key for key in keys if key not in known and self._unread(key))
 
     def num_changed(self, *, learns_answers: bool) -> int:
         """Messages whose content the template leaves out or changes, whitespace aside.
