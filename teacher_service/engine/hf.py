@@ -62,16 +62,16 @@ class HFEngine:
         head: ScoringHead,
         fingerprint: dict[str, str],
         *,
-        max_context: int | None,
         context: int | None = None,
     ) -> None:
         self.model, self.decoder, self.head = model, decoder, head
+        self._text_config = model.config.get_text_config()  # type: ignore[union-attr,operator]
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
         self._continues_beside: Passes | None = None  # not probed yet
-        self.max_context = max_context
+        self.max_context = longest_context(self._text_config)
         context = context or LEAST_TOKENS
-        self._probed = context if max_context is None else min(context, max_context)
+        self._probed = context if self.max_context is None else min(context, self.max_context)
         self._dtype, self._name = fingerprint["dtype"], fingerprint["model"]
         self._quantisation = fingerprint["quantisation"]
         self.trust = self._probe(self._probed)
@@ -119,10 +119,7 @@ class HFEngine:
             "tokenizer": _tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
         fingerprint = named | _weights(loaded) | _machine(loaded, device)
-        limit = longest_context(loaded.model.config.get_text_config())  # type: ignore[union-attr]
-        return HFEngine(
-            loaded.model, decoder, head, fingerprint, max_context=limit, context=context
-        )
+        return HFEngine(loaded.model, decoder, head, fingerprint, context=context)
 
     def describe(self) -> TeacherDescription:
         """What was loaded."""
@@ -188,8 +185,7 @@ class HFEngine:
         """Whether a text may grow beyond a length from where the model reads positions otherwise:
         the longest of a batch would decide for all."""
         longest = max(map(len, openings.ids()), default=0) + spec.max_new_tokens
-        text_config = self.model.config.get_text_config()  # type: ignore[union-attr]
-        return any(length < longest for length in switches_of(text_config))
+        return any(length < longest for length in switches_of(self._text_config))
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""
@@ -234,9 +230,7 @@ class HFEngine:
     def _probe(self, context: int) -> Trust:
         """What units of rows of up to `context` tokens are trusted for. Rows of an int8 teacher
         share passes all the same: what they change about each other is what its audit says."""
-        last = self.decoder.num_layers
-        text_config = self.model.config.get_text_config()  # type: ignore[union-attr]
-        switches = switches_of(text_config)
+        last, switches = self.decoder.num_layers, switches_of(self._text_config)
         found = probe(
             lambda layout: self._hidden(layout, ())[last].float().cpu().numpy(),
             name=f"the teacher {self._name}",
@@ -246,7 +240,7 @@ class HFEngine:
             takes_positions=self.decoder.takes_positions,
             limit=self.max_context,
             switches=switches,
-            reach=reach_of(text_config),
+            reach=reach_of(self._text_config),
         )
         if self._quantisation != "int8":
             return found

@@ -70,12 +70,13 @@ def find_decoder(model: nn.Module, device: torch.device) -> Decoder:
     text = model.config.get_text_config()  # type: ignore[union-attr]
     num_layers = int(getattr(text, "num_hidden_layers", 0))
     plain = Decoder(module, None, num_layers, takes(module, "position_ids"), device)
-    plain.state_widths = _state_widths(plain, _embedded(model))
+    vocab_rows = _embedded(model)
+    plain.state_widths = _state_widths(plain, vocab_rows)
     lists = [m for m in module.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
     if not lists or not plain.state_widths:
         return plain
     hooked = replace(plain, layers=lists[0])
-    return hooked if _hooks_are_exact(hooked, plain, _embedded(model)) else plain
+    return hooked if _hooks_are_exact(hooked, plain, vocab_rows) else plain
 
 
 def find_head(model: nn.Module) -> ScoringHead | None:
@@ -99,14 +100,14 @@ def exact_head(model: nn.Module, decoder: Decoder, head: ScoringHead) -> Scoring
     hidden_ND = decoder.hidden(ids_BT, positions_BT, index_N, ())[decoder.num_layers]
     output = model(input_ids=ids_BT.to(decoder.device), use_cache=False)
     expected_NV = output.logits.float().flatten(0, 1)
-    if hidden_ND.shape[1] != head.weight_VD.shape[1] or len(hidden_ND) != len(expected_NV):
+    vocab_rows, width = head.weight_VD.shape
+    if hidden_ND.shape[1] != width or expected_NV.shape != (len(hidden_ND), vocab_rows):
         return None
     allowed = tolerance(head.weight_VD.dtype) * expected_NV.abs().max()
     for formula in logit_formulas(model.config.get_text_config()):  # type: ignore[union-attr]
         meant = replace(head, logit_scale=formula.scale, soft_cap=formula.soft_cap)
         found_NV = meant.logits(hidden_ND).to(expected_NV.device)
-        same_shape = found_NV.shape == expected_NV.shape
-        if same_shape and bool((found_NV - expected_NV).abs().max() <= allowed):
+        if bool((found_NV - expected_NV).abs().max() <= allowed):
             return meant
     return None
 
