@@ -125,9 +125,9 @@ def prepare_run(config: Config) -> Prepared:
         cache=Path(config.paths.cache),
     )
     for domain in domains:
-        context = hands.teachers[config.teacher_of(domain.name)].context
-        refuse_overlong(showing, domain, teacher_context=context)
-        refuse_unknown_ids(hands, domain, known=hands.teachers[config.teacher_of(domain.name)])
+        known = hands.teachers[config.teacher_of(domain.name)]
+        refuse_overlong(showing, domain, teacher_context=known.context)
+        refuse_unknown_ids(hands, domain, known=known)
 
     return Prepared(
         config=config,
