@@ -21,10 +21,11 @@ from cluster.report.measurement import (
     teacher_summary,
 )
 from cluster.report.record import RunRecord, read_record
+from cluster.report.text import NAME_WIDTH, shortened
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
 
-NAME_WIDTH, CELL_WIDTH, TABLE_WIDTH = 18, 8, 100
+CELL_WIDTH, TABLE_WIDTH = 8, 100
 
 
 def summarise(run_dir: Path, *, status: str, failures: Failures) -> Summary:
@@ -153,8 +154,8 @@ def _teachers(record: RunRecord) -> list[str]:
     for name, one in found.items():
         kls = [_number(one["kl_before"]), _number(one["kl_after"])]
         cost = [f"{one['wait_fraction']:.1%}", f"{one['wire_bytes_per_token']:.0f}"]
-        domains = _short(", ".join(one["domains"]), room)
-        lines.append(f"{_short(name, width).ljust(width)}   {_cells([*kls, *cost])}   {domains}")
+        domains = shortened(", ".join(one["domains"]), room)
+        lines.append(f"{shortened(name, width).ljust(width)}   {_cells([*kls, *cost])}   {domains}")
     return lines
 
 
@@ -167,11 +168,9 @@ def _line(record: RunRecord, name: str, domain: DomainSummary, *, width: int) ->
         kls.append(kl(hard))
     weights = [domain["weight_first"], domain["weight_last"]]
     groups = ([_number(value) for value in group] for group in (nlls, kls, weights))
-    return "".join([_short(name, width).ljust(width), *("   " + _cells(group) for group in groups)])
-
-
-def _short(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 2] + ".."
+    return "".join(
+        [shortened(name, width).ljust(width), *("   " + _cells(group) for group in groups)]
+    )
 
 
 def _cells(texts: list[str]) -> str:

@@ -14,7 +14,7 @@ from shared.text.files import left_out
 from shared.text.sources import sources_of
 
 COLUMNS = ("documents", "rows", "tokens", "with_loss", "dropped", "cut", "split", "duplicate")
-NAME_WIDTH = 18
+NAME_WIDTH = 18  # of a domain or a teacher in a table
 
 
 class TextSummary(TypedDict):
@@ -41,8 +41,8 @@ def text_lines(found: Mapping[str, TextSummary]) -> list[str]:
     """A line per domain under a header, then what else is to be said of each."""
     table = [["domain", *(name.replace("_", " ") for name in COLUMNS)]]
     for name, text in found.items():
-        shown = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 2] + ".."
-        table.append([shown, *(f"{text[column]:,}" for column in COLUMNS)])
+        counts = (f"{text[column]:,}" for column in COLUMNS)
+        table.append([shortened(name, NAME_WIDTH), *counts])
     first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
     lines = [
         name.ljust(first)
@@ -50,6 +50,11 @@ def text_lines(found: Mapping[str, TextSummary]) -> list[str]:
         for name, *cells in table
     ]
     return lines + [f"{name}: {note}" for name, text in found.items() for note in text["notes"]]
+
+
+def shortened(name: str, width: int) -> str:
+    """A name for a column of a table."""
+    return name if len(name) <= width else name[: width - 2] + ".."
 
 
 def write_text(run_dir: RunDir, found: Mapping[str, TextSummary]) -> None:
@@ -68,11 +73,11 @@ def _summary(name: str, facts: Facts, config: Config) -> TextSummary:
         cut=facts.too_long if is_cut else 0,
         split=0 if is_cut else facts.too_long,
         duplicate=facts.duplicates,
-        notes=_notes(facts, config, left_out_of(name, config)),
+        notes=_notes(facts, config, _left_out_of(name, config)),
     )
 
 
-def left_out_of(name: str, config: Config) -> list[Path]:
+def _left_out_of(name: str, config: Config) -> list[Path]:
     """Files of a domain's folders and globs that are not read."""
     domain, root = config.domains[name], Path(config.paths.root)
     sources = (*sources_of(domain, "train"), *sources_of(domain, "validation"))
@@ -86,7 +91,10 @@ def _notes(facts: Facts, config: Config, files: list[Path]) -> list[str]:
     special = "special tokens written in the text are"
     told = (
         (facts.without_loss and dropped, f"roles of the dropped documents: {dropped}"),
-        (facts.also_in_validation, "{:,} pieces are dropped, since the validation text has them"),
+        (
+            facts.also_in_validation,
+            f"{facts.also_in_validation:,} pieces are dropped, since the validation text has them",
+        ),
         (
             facts.too_long and too_long == "cut",
             f"the ends of {facts.too_long:,} documents are cut off and not learnt; "
@@ -94,23 +102,30 @@ def _notes(facts: Facts, config: Config, files: list[Path]) -> list[str]:
         ),
         (
             facts.without_prompt,
-            "{:,} documents go on without their prompt in a later piece; "
+            f"{facts.without_prompt:,} documents go on without their prompt in a later piece; "
             "data.too_long=split_with_prompt repeats it",
         ),
-        (tally["special_as_text"], "{:,} " + special + " plain text (data.special_tokens)"),
-        (tally["special_as_control"], "{:,} " + special + " control tokens (data.special_tokens)"),
+        (
+            tally["special_as_text"],
+            f"{tally['special_as_text']:,} {special} plain text (data.special_tokens)",
+        ),
+        (
+            tally["special_as_control"],
+            f"{tally['special_as_control']:,} {special} control tokens (data.special_tokens)",
+        ),
         (
             tally["changed_messages"],
-            "{:,} messages are left out or changed by the chat template",
+            f"{tally['changed_messages']:,} messages are left out or changed by the chat template",
         ),
         (
             tally["other_openings"],
-            "{:,} answers do not begin as the chat template's generation prompt says",
+            f"{tally['other_openings']:,} answers do not begin as the chat template's generation "
+            "prompt says",
         ),
         (tally["unread"], f"fields that are not read: {listed(tally['unread'])}"),
         (files, f"files that are not read: {_named(files)}"),
     )
-    return [note.format(count) if "{:" in note else note for count, note in told if count]
+    return [note for count, note in told if count]
 
 
 def _named(files: list[Path], most: int = 6) -> str:
