@@ -1,6 +1,7 @@
 """Tiny real models: a byte-level BPE tokenizer of 512 tokens and random Llamas around it."""
 
 import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def save_model(folder: Path, *, width: int, layers: int, tied: bool = True, seed
 def _tokenizer() -> PreTrainedTokenizerFast:
     text = inspect.getsource(inspect)
     return train_tokenizer([text], vocab=VOCAB, model_max_length=models.CONTEXT)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    """Change fields of a saved model's config."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def save_pair(folder: Path, *, tied: bool = True) -> Pair:

@@ -106,9 +106,7 @@ def test_padding_rows_alone_are_no_difference(job, tmp_path, tiny_pair):
 
     padded = tmp_path / "padded"
     shutil.copytree(tiny_pair.teacher, padded)
-    path = padded / "config.json"
-    described = json.loads(path.read_text())
-    path.write_text(json.dumps(described | {"vocab_size": tiny.VOCAB + 64}))
+    tiny.edit_config(padded, vocab_size=tiny.VOCAB + 64)
     config = resolve(load_config(job, [f"teachers.tiny.model={padded}"]))
     (teacher,) = shake_hands(config).teachers.values()
     assert teacher.shared_vocab == tiny.VOCAB

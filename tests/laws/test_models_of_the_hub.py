@@ -3,7 +3,6 @@
 Teacher and student alike.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -88,10 +87,8 @@ def with_code(folders, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("code") / "model"
     shutil.copytree(folders["main"], folder)
     (folder / "own.py").write_text(OWN_CODE)
-    config = json.loads((folder / "config.json").read_text())
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnLlama"}
-    config |= {"model_type": "own_llama", "auto_map": classes}
-    (folder / "config.json").write_text(json.dumps(config))
+    tiny.edit_config(folder, model_type="own_llama", auto_map=classes)
     return str(folder)
 
 

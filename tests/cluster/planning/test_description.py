@@ -1,6 +1,5 @@
 """What is kept of a model's files, and when it is looked at again."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 from cluster.planning.description import describe, student_trust
 from shared.config.file import load_config
 from shared.errors import ConfigError
+from tests import tiny
 from tests.cluster.jobs import write_job
 
 SECOND = """
@@ -50,9 +50,7 @@ def test_the_second_time_nothing_heavy_is_imported_and_the_same_is_said(own):
 
 def test_a_changed_small_file_is_read_again(own):
     before = described(own)
-    path = own.parent / "student" / "config.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps(facts | {"max_position_embeddings": 77}))
+    tiny.edit_config(own.parent / "student", max_position_embeddings=77)
     assert before.max_context != 77
     assert described(own).max_context == 77
 
@@ -61,16 +59,14 @@ def test_a_changed_small_file_is_read_again(own):
     "field", [{"num_attention_heads": 5}, {"hidden_size": "wide"}, {"use_return_dict": True}]
 )
 def test_a_config_that_is_not_valid_is_refused_in_a_sentence(own, field):
-    path = own.parent / "student" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    tiny.edit_config(own.parent / "student", **field)
     with pytest.raises(ConfigError, match="whose files transformers cannot read: ") as refused:
         described(own)
     assert "\n" not in str(refused.value)
 
 
 def test_a_model_without_a_limit_reads_any_context(own):
-    path = own.parent / "student" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": -1}))
+    tiny.edit_config(own.parent / "student", max_position_embeddings=-1)
     assert described(own).max_context is None
 
 

@@ -1,6 +1,5 @@
 """What is not a whole model in plain weights is named before the start, with the way out."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -64,9 +63,7 @@ def marked(tmp_path: Path, tiny_pair: tiny.Pair, request: pytest.FixtureRequest)
     settings, words = QUANTISED[request.param]
     folder = tmp_path / "quantised"
     shutil.copytree(tiny_pair.teacher, folder)
-    path = folder / "config.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps(facts | {"quantization_config": settings}))
+    tiny.edit_config(folder, quantization_config=settings)
     return str(folder), words
 
 
@@ -126,8 +123,6 @@ def test_text_beyond_a_models_embeddings_is_named_before_the_start(
 def test_weights_of_other_sizes_are_named(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     folder = tmp_path / "other"
     shutil.copytree(tiny_pair.teacher, folder)
-    path = folder / "config.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps(facts | {"intermediate_size": 8}))
+    tiny.edit_config(folder, intermediate_size=8)
     with pytest.raises(ConfigError, match=r"do not have the sizes of its config\.json"):
         load_engine(Teacher(model=str(folder)))

@@ -1,6 +1,5 @@
 """HFEngine against the model's own logits, and what it refuses."""
 
-import json
 import shutil
 
 import numpy as np
@@ -13,12 +12,12 @@ from shared.data.trust import Trust
 from shared.errors import ConfigError, HandshakeError, TeacherError
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.projection import random_projection, save_projections
+from tests import tiny
 from tests.allocations import largest_tensor
 from tests.answers import changed, decoded, question_of
 from tests.drawn import drawn_answer, drawn_spec
 from tests.teacher_service.scripted import VOCAB, make_rows
 from tests.teacher_service.teachers import FAMILIES, documents, save_family
-from tests.tiny import VOCAB as TINY_VOCAB
 
 LENGTHS = [[20, 9, 5], [31], [2, 40], [3]]
 FULL = question_of(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32", entropy=True)
@@ -62,16 +61,16 @@ def test_a_model_that_would_leak_scores_documents_one_by_one_and_says_so(tmp_pat
 
 
 def test_packed_equals_unpacked_per_token(tiny_pair):
-    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=TINY_VOCAB)
-    spec = question_of(top_k=TINY_VOCAB, shared_vocab=TINY_VOCAB, encoding="fp32")
+    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=tiny.VOCAB)
+    spec = question_of(top_k=tiny.VOCAB, shared_vocab=tiny.VOCAB, encoding="fp32")
     packed_NV = by_id(decoded(engine.score(rows, spec)))
     engine.trust = Trust(packed=False)
     np.testing.assert_allclose(by_id(decoded(engine.score(rows, spec))), packed_NV, atol=1e-5)
 
 
 def test_ids_travel_with_their_own_numbers_and_the_tail_of_every_temperature(tiny_pair):
-    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=TINY_VOCAB)
-    spec = question_of(7, TINY_VOCAB, temperatures=(1.0, 3.0), encoding="fp32")
+    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows(LENGTHS, vocab=tiny.VOCAB)
+    spec = question_of(7, tiny.VOCAB, temperatures=(1.0, 3.0), encoding="fp32")
     found = decoded(engine.score(rows, spec))
     model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval()
     dense_NV = dense(model, rows)
@@ -90,8 +89,8 @@ def test_ids_travel_with_their_own_numbers_and_the_tail_of_every_temperature(tin
 
 @pytest.mark.parametrize("selector", ["threshold", "sampled"])
 def test_ids_are_drawn_at_the_losses_temperature_and_labels_judged_at_one(tiny_pair, selector):
-    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[30]], vocab=TINY_VOCAB)
-    spec = drawn_spec(selector, 9, TINY_VOCAB, temperature=2.5, seed=3)
+    engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[30]], vocab=tiny.VOCAB)
+    spec = drawn_spec(selector, 9, tiny.VOCAB, temperature=2.5, seed=3)
     found = decoded(engine.score(rows, spec))
     model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval()
     ids = torch.from_numpy(rows.column("input_ids")[0].astype(np.int64))
@@ -127,7 +126,7 @@ def test_hidden_states_are_the_models_own(family, tmp_path):
 
 def test_hidden_states_travel_as_bfloat16_bits(tiny_pair):
     engine, rows = HFEngine.load(str(tiny_pair.teacher)), make_rows([[9]])
-    asked = {"top_k": 4, "shared_vocab": TINY_VOCAB, "hidden_layers": (1,)}
+    asked = {"top_k": 4, "shared_vocab": tiny.VOCAB, "hidden_layers": (1,)}
     exact = engine.score(rows, question_of(hidden_encoding="fp32", **asked)).arrays().hidden_ND[1]
     bits = engine.score(rows, question_of(hidden_encoding="bf16", **asked)).arrays().hidden_ND[1]
     assert bits.dtype == np.uint16
@@ -140,7 +139,7 @@ def test_a_projection_is_applied_before_states_travel(tiny_pair, tmp_path):
     engine.cache = str(tmp_path)
     matrix_DE = random_projection(engine.describe().hidden_width, 8, seed=1)
     digest = save_projections(tmp_path, {1: matrix_DE})
-    asked = {"top_k": 4, "shared_vocab": TINY_VOCAB, "hidden_layers": (1,)}
+    asked = {"top_k": 4, "shared_vocab": tiny.VOCAB, "hidden_layers": (1,)}
     whole = engine.score(rows, question_of(hidden_encoding="fp32", **asked))
     spec = question_of(hidden_encoding="fp32", projection=digest, **asked)
     narrow = engine.score(rows, spec)
@@ -152,7 +151,7 @@ def test_a_projection_is_applied_before_states_travel(tiny_pair, tmp_path):
 def test_a_projection_the_cache_lacks_is_refused_with_a_sentence(tiny_pair, tmp_path):
     engine = HFEngine.load(str(tiny_pair.teacher))
     engine.cache = str(tmp_path)
-    spec = question_of(4, TINY_VOCAB, hidden_layers=(1,), projection="absent")
+    spec = question_of(4, tiny.VOCAB, hidden_layers=(1,), projection="absent")
     with pytest.raises(ConfigError, match="no projection absent in its cache"):
         engine.score(make_rows([[9]]), spec)
 
@@ -169,7 +168,7 @@ def test_scoring_never_allocates_positions_times_vocabulary(tmp_path, monkeypatc
 
 def test_an_empty_unit_has_no_positions(tiny_pair):
     engine = HFEngine.load(str(tiny_pair.teacher))
-    spec = question_of(top_k=4, shared_vocab=TINY_VOCAB, hidden_layers=(1,))
+    spec = question_of(top_k=4, shared_vocab=tiny.VOCAB, hidden_layers=(1,))
     answer = engine.score(make_rows([]), spec)
     answer.check(make_rows([]), spec, engine.fingerprint)
     assert decoded(answer).ids_NK.shape == (0, 4)
@@ -183,8 +182,8 @@ def test_an_adapter_changes_the_answer_as_peft_does(tiny_pair, tmp_path, head):
     config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
     adapted = peft.get_peft_model(base, config).eval()
     adapted.save_pretrained(tmp_path / "adapter")
-    rows = make_rows(LENGTHS, vocab=TINY_VOCAB)
-    spec = question_of(top_k=TINY_VOCAB, shared_vocab=TINY_VOCAB, encoding="fp32")
+    rows = make_rows(LENGTHS, vocab=tiny.VOCAB)
+    spec = question_of(top_k=tiny.VOCAB, shared_vocab=tiny.VOCAB, encoding="fp32")
     plain = HFEngine.load(str(tiny_pair.teacher))
     engine = HFEngine.load(str(tiny_pair.teacher), adapter=str(tmp_path / "adapter"))
     found_NV = by_id(decoded(engine.score(rows, spec)))
@@ -198,8 +197,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tiny_pair, tmp_pa
     here, there = (HFEngine.load(str(f)).fingerprint for f in (tiny_pair.teacher, moved))
     assert here == there
     assert HFEngine.load(str(moved), dtype="bfloat16").fingerprint["dtype"] == "bfloat16"
-    config = json.loads((moved / "config.json").read_text())
-    (moved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    tiny.edit_config(moved, rms_norm_eps=0.5)
     assert HFEngine.load(str(moved)).fingerprint["weights"] != here["weights"]
 
 
@@ -248,7 +246,7 @@ def test_a_missing_adapter_is_refused(tiny_pair, tmp_path):
 )
 def test_a_question_that_cannot_be_answered_is_refused(tiny_pair, spec, rows, error, text):
     engine = HFEngine.load(str(tiny_pair.teacher))
-    asked = question_of(**({"top_k": 4, "shared_vocab": TINY_VOCAB} | spec))
+    asked = question_of(**({"top_k": 4, "shared_vocab": tiny.VOCAB} | spec))
     with pytest.raises(error, match=text):
         engine.score(make_rows(rows), asked)
 
@@ -256,7 +254,7 @@ def test_a_question_that_cannot_be_answered_is_refused(tiny_pair, spec, rows, er
 def test_a_token_the_teacher_does_not_know_is_refused(tiny_pair):
     engine = HFEngine.load(str(tiny_pair.teacher))
     with pytest.raises(HandshakeError, match="knows 512"):
-        engine.score(make_rows([[40]], vocab=5000), question_of(4, TINY_VOCAB))
+        engine.score(make_rows([[40]], vocab=5000), question_of(4, tiny.VOCAB))
 
 
 def test_bfloat16_answers_are_near_the_float32_ones(reference):
@@ -271,9 +269,9 @@ def test_bfloat16_answers_are_near_the_float32_ones(reference):
 
 
 # N positions with loss   M ids named by the student per position   K ids kept
-def asked_of(count, *, vocab=TINY_VOCAB):
+def asked_of(count, *, vocab=tiny.VOCAB):
     """Rows whose student names ids that differ from each other at a position."""
-    rows = make_rows(LENGTHS, vocab=TINY_VOCAB)
+    rows = make_rows(LENGTHS, vocab=tiny.VOCAB)
     num = int(rows.num_loss_tokens().sum())
     rng = np.random.default_rng(4)
     return rows, rng.permuted(np.tile(np.arange(vocab), (num, 1)), axis=1)[:, :count]
@@ -281,7 +279,7 @@ def asked_of(count, *, vocab=TINY_VOCAB):
 
 def test_answers_about_named_ids_equal_the_dense_model(tiny_pair):
     rows, ids_NM = asked_of(6)
-    spec = question_of(22, TINY_VOCAB, temperatures=(1.0, 2.0), encoding="fp32", student_ids=6)
+    spec = question_of(22, tiny.VOCAB, temperatures=(1.0, 2.0), encoding="fp32", student_ids=6)
     asked, engine = rows.with_student_ids(ids_NM), HFEngine.load(str(tiny_pair.teacher))
     answer = engine.score(asked, spec)
     answer.check(asked, spec, engine.fingerprint)
@@ -302,15 +300,15 @@ def test_answers_about_named_ids_equal_the_dense_model(tiny_pair):
 
 def test_asked_again_about_named_ids_the_answer_is_the_same_bytes_and_to_those_alone(tiny_pair):
     rows, ids_NM = asked_of(3)
-    spec, engine = question_of(8, TINY_VOCAB, student_ids=3), HFEngine.load(str(tiny_pair.teacher))
-    asked, other = (rows.with_student_ids(ids) for ids in (ids_NM, (ids_NM + 1) % TINY_VOCAB))
+    spec, engine = question_of(8, tiny.VOCAB, student_ids=3), HFEngine.load(str(tiny_pair.teacher))
+    asked, other = (rows.with_student_ids(ids) for ids in (ids_NM, (ids_NM + 1) % tiny.VOCAB))
     answer, again = (engine.score(asked, spec) for _ in range(2))
     assert answer.table.equals(again.table, check_metadata=True)
     with pytest.raises(TeacherError, match="the answer is not about rows text/0, text/1"):
         answer.check(other, spec)
     with pytest.raises(TeacherError, match="the answer is not about rows"):
         answer.check(rows, spec)
-    plain = question_of(8, TINY_VOCAB)
+    plain = question_of(8, tiny.VOCAB)
     with pytest.raises(TeacherError, match="and 3 named by the student, asked was"):
         answer.check(asked, plain)
 
@@ -329,13 +327,13 @@ def test_named_ids_that_cannot_be_answered_are_refused(tiny_pair, change, error,
     engine, changed = HFEngine.load(str(tiny_pair.teacher)), change(ids_NM)
     asked = rows if changed is None else rows.with_student_ids(changed)
     with pytest.raises(error, match=text):
-        engine.score(asked, question_of(8, TINY_VOCAB, student_ids=3))
+        engine.score(asked, question_of(8, tiny.VOCAB, student_ids=3))
 
 
 def test_named_ids_need_room_for_others(tiny_pair):
     rows, ids_NM = asked_of(3)
     engine = HFEngine.load(str(tiny_pair.teacher))
-    question = question_of(3, TINY_VOCAB, student_ids=3)
+    question = question_of(3, tiny.VOCAB, student_ids=3)
     with pytest.raises(
         ConfigError, match=r"3 ids of the student .* among 3 in all; they need room"
     ):
