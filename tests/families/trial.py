@@ -118,11 +118,9 @@ class Trial:
 
     def scores(self, engine: HFEngine) -> None:
         """The teacher's answers are the model's own log-probabilities and hidden states."""
-        with torch.no_grad():
-            expected = plain_of(
-                self.plain(), self.rows, states=bool(engine.describe().state_widths)
-            )
         widths = engine.describe().state_widths
+        with torch.no_grad():
+            expected = plain_of(self.plain(), self.rows, states=bool(widths))
         layers = tuple(layer for layer, width in enumerate(widths) if width == widths[0])
         question = Question(_everything().ask, hidden=HiddenAsk(layers, "fp32"))
         found = decoded(engine.score(self.rows, question))

@@ -117,7 +117,7 @@ def test_dynamic_factors_never_grow_by_padding(tmp_path):
 
 LEAKY = {
     "recurrent gemma": transformers.RecurrentGemmaConfig(
-        **{k: v for k, v in SIZES.items() if k not in ("max_position_embeddings",)}
+        **{k: v for k, v in SIZES.items() if k != "max_position_embeddings"}
         | {"num_key_value_heads": 1, "num_hidden_layers": 3},
         lru_width=32,
         logits_soft_cap=1e6,
@@ -155,7 +155,6 @@ def test_documents_that_would_leak_are_scored_one_by_one(tmp_path, family, dtype
 
 
 def test_an_index_that_reaches_every_key_of_a_line_packs(tmp_path):
-    folder = saved(tmp_path, LEAKY["sparse"])
     longer = {"index_topk": 512}
     config = transformers.DeepseekV32Config(**(LEAKY["sparse"].to_dict() | longer))
     folder = saved(tmp_path, config, scale=2.0)
