@@ -92,26 +92,20 @@ def left_out(source: str, *, root: Path) -> list[Path]:
 
 def kind_of(path: Path) -> str:
     """The suffixes that say how a file is read, in lower case; its own where it is one text."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes[-1:] if suffixes and suffixes[-1] in COMPRESSIONS else []
-    inner = suffixes[: len(suffixes) - len(packed)]
-    if inner and inner[-1] in ROWS:
-        return "".join([inner[-1], *packed])
-    return "".join([*inner[-1:], *packed]) if packed else path.suffix
+    format_, compression = _suffixes(path)
+    return format_ + compression if compression or format_ in ROWS else path.suffix
 
 
 def is_text(path: Path) -> bool:
     """Whether a file is one text, not rows."""
-    kind = kind_of(path)
-    packed = next((suffix for suffix in COMPRESSIONS if kind.endswith(suffix)), "")
-    return kind.removesuffix(packed) not in ROWS
+    format_, _ = _suffixes(path)
+    return format_ not in ROWS
 
 
 def size_of_text(path: Path) -> int | None:
     """Bytes, about as many as the text has; None where the file's size says little."""
-    kind = kind_of(path)
-    packed = kind.endswith(tuple(COMPRESSIONS)) or kind.startswith(PARQUET)
-    return None if packed else path.stat().st_size
+    format_, compression = _suffixes(path)
+    return None if compression or format_ in PARQUET else path.stat().st_size
 
 
 def read_text(path: Path) -> str:
@@ -126,15 +120,15 @@ def read_rows(path: Path, *, wanted: frozenset[str]) -> Iterator[tuple[str, Any]
 
     Of a Parquet file only the `wanted` columns are read; each other one is None. Raises DataError.
     """
-    kind = kind_of(path)
-    if kind.startswith(PARQUET):
+    format_, _ = _suffixes(path)
+    if format_ in PARQUET:
         yield from _parquet_rows(path, wanted)
-    elif kind.startswith(LINES):
+    elif format_ in LINES:
         yield from _json_lines(_lines(path), path)
-    elif kind.startswith(".json"):
+    elif format_ == ".json":
         yield from _json_rows(path)
     else:
-        yield from _table_rows(path, "\t" if kind.startswith(".tsv") else ",")
+        yield from _table_rows(path, "\t" if format_ == ".tsv" else ",")
 
 
 def decoded(raw: bytes, where: str) -> str:
@@ -158,6 +152,13 @@ def below(path: Path) -> list[Path]:
     pattern = path.with_name(_any_case(path.name))
     found = (Path(p) for p in glob.glob(str(pattern), recursive=True))
     return sorted(p for p in found if p.is_file() and "__pycache__" not in p.parts)
+
+
+def _suffixes(path: Path) -> tuple[str, str]:
+    """The suffixes of format and compression in lower case, each "" where a name has none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    return suffixes[-1] if suffixes else "", compression
 
 
 def _any_case(name: str) -> str:
@@ -184,11 +185,11 @@ def _left_out(file: Path, source: Path) -> bool:
 
 
 def _refuse_unread(file: Path) -> None:
-    kind = kind_of(file).lower()
-    inner = next((suffix for suffix in COMPRESSIONS if kind.endswith(suffix)), "")
-    format_ = kind.removesuffix(inner)
-    unread = format_ if format_ in UNREAD else kind if inner and format_ in PARQUET else None
-    if unread is not None:
+    format_, compression = _suffixes(file)
+    unread = format_ if format_ in UNREAD else ""
+    if compression and format_ in PARQUET:
+        unread = format_ + compression
+    if unread:
         raise DataError(
             f"{file} is a {unread} file, which is not read; rows are read from {READ}: convert "
             "it first, or name the other files by a glob"
@@ -246,10 +247,10 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
-    compression = next((c for s, c in COMPRESSIONS.items() if kind_of(path).endswith(s)), None)
-    if compression is None:
+    _, compression = _suffixes(path)
+    if not compression:
         return path.open("rb")
-    stream = pa.CompressedInputStream(pa.OSFile(str(path)), compression)
+    stream = pa.CompressedInputStream(pa.OSFile(str(path)), COMPRESSIONS[compression])
     return io.BufferedReader(stream)  # type: ignore[arg-type]
 
 
