@@ -134,13 +134,11 @@ class _Framing:
         """What surrounds a document, and which characters of the whole are learnt."""
         if document.kind == "text":
             return self._bare(document, document.text, None)
-        if document.kind == "pair" and not self.tokenizer.chat_template:
-            _refuse_without_template(document, self.tokenizer, has_tools=bool(document.tools))
-            prompt = f"{document.system}\n{document.prompt}" if document.system else document.prompt
-            return self._bare(document, f"{prompt}\n{document.response}", len(prompt) + 1)
-        if not self.tokenizer.chat_template:
-            _refuse_without_template(document, self.tokenizer, has_tools=False)
-        return self._conversation(document)
+        if self.tokenizer.chat_template:
+            return self._conversation(document)
+        _refuse_what_needs_a_template(document, self.tokenizer)
+        prompt = f"{document.system}\n{document.prompt}" if document.system else document.prompt
+        return self._bare(document, f"{prompt}\n{document.response}", len(prompt) + 1)
 
     def _bare(self, document: Document, text: str, response: int | None) -> _Framed:
         """Text between bos and eos, where it does not bring them; `response` starts the answer."""
@@ -193,10 +191,10 @@ class _Framing:
         return _Framed(document, talk.text, learnt, remarks, masked)
 
 
-def _refuse_without_template(document: Document, tokenizer: Tokenizer, *, has_tools: bool) -> None:
-    if document.kind == "pair" and not has_tools:
+def _refuse_what_needs_a_template(document: Document, tokenizer: Tokenizer) -> None:
+    if document.kind == "pair" and not document.tools:
         return
-    what = "has tools" if has_tools else "is a conversation"
+    what = "has tools" if document.kind == "pair" else "is a conversation"
     raise DataError(
         f"{document.where} {what}, but the tokenizer of {tokenizer.name_or_path} "
         "has no chat template; give prompt and response, or add a template to the tokenizer"
