@@ -57,12 +57,11 @@ def say(run: Run, text: str) -> None:
 
 def introduce(run: Run) -> None:
     """Say what of the student trains, before it does."""
-    train = run.config.student.train
-    counted = census(run.student).sentence(
-        adapts=run.student.is_adapted, quantises=isinstance(train, QLoRATraining)
-    )
-    if run.ranks.leads:
-        say(run, counted)
+    if not run.ranks.leads:
+        return
+    quantises = isinstance(run.config.student.train, QLoRATraining)
+    counted = census(run.student)
+    say(run, counted.sentence(adapts=run.student.is_adapted, quantises=quantises))
 
 
 def metrics_line(

@@ -52,21 +52,21 @@ def census(student: Student) -> Census:
     """Count a student's weights, sharded or not."""
     parameters = dict(student.saved.named_parameters())
     inside = {id(p) for part in (student.decoder, student.head) for p in part.parameters()}
-    experts = {id(p) for named in parameters.items() if _is_expert_tensor(named) for p in named[1:]}
+    experts = {id(p) for name, p in parameters.items() if _is_expert_tensor(name, p)}
+    adapted = _adapted(student.saved)
     frozen = [p for p in parameters.values() if not p.requires_grad]
     return Census(
         trained=sum(num_weights(p) for p in parameters.values() if p.requires_grad),
         frozen=sum(map(num_weights, frozen)),
         beside=sum(num_weights(p) for p in frozen if id(p) not in inside),
         quantised=sum(num_weights(p) for p in frozen if hasattr(p, "quant_state")),
-        adapted_layers=len(_adapted(student.saved) - experts),
-        expert_tensors=sum(map(_is_expert_tensor, parameters.items())),
-        adapted_expert_tensors=len(_adapted(student.saved) & experts),
+        adapted_layers=len(adapted - experts),
+        expert_tensors=len(experts),
+        adapted_expert_tensors=len(adapted & experts),
     )
 
 
-def _is_expert_tensor(named: tuple[str, nn.Parameter]) -> bool:
-    name, parameter = named
+def _is_expert_tensor(name: str, parameter: nn.Parameter) -> bool:
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return "expert" in name and len(shape) == 3 and "lora_" not in name
 
