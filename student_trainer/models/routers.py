@@ -37,13 +37,11 @@ def refuse_other_balance(model: Any, config: Config) -> None:
     import torch
 
     from student_trainer.losses.auxiliary.router_balance import load_balance
+    from student_trainer.models.probing import evaluating, probe_ids
 
-    ids_BT = (3 + torch.arange(24)[None] * 7) % model.get_input_embeddings().weight.shape[0]
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        found = model(input_ids=ids_BT.to(model.device), output_router_logits=True, use_cache=False)
-    model.train(training)
+    ids_BT = probe_ids(model, length=24)
+    with torch.no_grad(), evaluating(model):
+        found = model(input_ids=ids_BT, output_router_logits=True, use_cache=False)
     expected, logits = getattr(found, "aux_loss", None), getattr(found, "router_logits", None)
     agrees = False
     if logits and expected is not None:

@@ -34,6 +34,7 @@ from student_trainer.models.adapters import (
     refuse_lost_adapters,
 )
 from student_trainer.models.decoding import decode
+from student_trainer.models.probing import evaluating, probe_ids
 from student_trainer.models.routers import refuse_other_balance
 from student_trainer.tasks.task import ModelKind
 
@@ -161,9 +162,9 @@ def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
     head, decoder = model.get_output_embeddings(), decoder_of(model)
     if not isinstance(head, nn.Linear) or decoder is None:
         raise ConfigError(f"student.model: {name} has no decoder with a linear output head")
-    ids = _probe_ids(model, length=16)
+    ids = probe_ids(model, length=16)
     try:
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             whole = model(input_ids=ids, use_cache=False).logits.float()
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             other = torch.cat([ids[:, :8], ids[:, 8:].flip(1)], dim=1)  # from half of it onwards
@@ -218,7 +219,7 @@ def trust_in(model: PreTrainedModel, *, name: str, context: int) -> Trust:
             states_BTD = decode(decoder, tensors).last_hidden_state
         return states_BTD.flatten(0, 1)[tensors["loss_index_N"]].float().cpu().numpy()
 
-    with _evaluating(model):
+    with evaluating(model):
         return probe(
             run,
             name=f"student.model: {name}",
@@ -257,25 +258,6 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
     return found
 
 
-def _probe_ids(model: PreTrainedModel, *, length: int) -> torch.Tensor:
-    """Fixed token ids that differ from each other where the vocabulary allows."""
-    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment,union-attr]
-    return ((3 + torch.arange(length)[None] * 7) % rows).to(model.device)
-
-
-class _evaluating:
-    """Evaluation mode inside, the mode before outside."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.was_training = model, model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.model.train(self.was_training)
-
-
 def _freeze(model: PreTrainedModel, asked: StudentConfig) -> None:
     """Adapters leave every base weight as it is; nothing is cast on the way."""
     if isinstance(asked.train, LoRATraining):
@@ -297,8 +279,8 @@ def _state_width(model: PreTrainedModel, parts: Parts, config: Config) -> int:
     asked = sorted({layer for loss in config.losses for layer in loss.student_layers})
     if not asked:
         return parts.head.in_features
-    ids = _probe_ids(model, length=16)
-    with torch.no_grad(), _evaluating(model):
+    ids = probe_ids(model, length=16)
+    with torch.no_grad(), evaluating(model):
         output = parts.decoder(input_ids=ids, use_cache=False, output_hidden_states=True)
     states, name = output.hidden_states or (), config.student.model
     if any(layer >= len(states) or states[layer].shape[:-1] != ids.shape for layer in asked):
