@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests import tiny
 
@@ -13,3 +14,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
     tiny.save_tokenizer(path)
     return path
+
+
+@pytest.fixture
+def tokenizer(folder: Path):
+    """The tiny tokenizer, without a chat template."""
+    return AutoTokenizer.from_pretrained(folder)

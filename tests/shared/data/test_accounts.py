@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from cluster.report.text import text_lines, text_of
 from shared.config.run import Config, Data
@@ -19,8 +18,8 @@ from tests.shared.text.test_sources import write
 
 
 @pytest.fixture
-def tokenizer(folder: Path):
-    return chatting(AutoTokenizer.from_pretrained(folder), CHATML)
+def tokenizer(tokenizer):
+    return chatting(tokenizer, CHATML)
 
 
 def chat(number: int, *roles: str) -> dict:

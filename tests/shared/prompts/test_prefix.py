@@ -1,11 +1,9 @@
 """What the teacher is shown: the student's loss positions, after a prompt, with nothing between."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
@@ -40,11 +38,6 @@ CHAT = (
     Message("user", "Another?"),
     Message("assistant", "Eleven."),
 )
-
-
-@pytest.fixture
-def tokenizer(folder: Path):
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def templated(tokenizer, name: str):

@@ -1,10 +1,7 @@
 """Chat templates of every make: what is learnt of tool calls, thoughts, headers, masked answers."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from shared.errors import DataError
 from shared.text.documents import Document, Message
@@ -31,11 +28,6 @@ QWEN_3 = (
 )
 HEADERS = CHATML.partition("{% if add_generation_prompt")[0]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
-
-
-@pytest.fixture
-def tokenizer(folder: Path):
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def chat(*turns: Message, **fields) -> Document:

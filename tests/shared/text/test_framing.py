@@ -50,11 +50,6 @@ CONVERSATION = Document(
 )
 
 
-@pytest.fixture
-def tokenizer(folder: Path):
-    return AutoTokenizer.from_pretrained(folder)
-
-
 def chatting(tokenizer, template: str):
     """The tokenizer with the marks of the templates as special tokens."""
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})

@@ -13,8 +13,8 @@ BOS, EOS = 1, 2
 
 
 @pytest.fixture
-def tokenizer(folder: Path):
-    return chatting(AutoTokenizer.from_pretrained(folder), "")
+def tokenizer(tokenizer):
+    return chatting(tokenizer, "")
 
 
 def ids_of(tokenizer, document: Document | str, special_tokens: str = "auto") -> list[int]:
@@ -89,7 +89,7 @@ def test_nobody_writes_a_turn_into_a_conversation(
     assert sum(map(ids.count, marks)) == 4 + control
     assert ids.count(BOS) == bool(control)
     assert learnt_texts(tokenizer, one) == ["I <|bos|> not.<|im_end|>"]
-    rendered = CHATML and tokenizer.apply_chat_template(
+    rendered = tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in turns], tokenize=False
     )
     assert tokenizer.decode(ids) == rendered
