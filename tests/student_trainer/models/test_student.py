@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def config_of(folder: Path, model: Path, **options: object) -> Config:
     return plan_of(folder / "run", pair, prepared_domains(folder), **options).config
 
 
+def saying(folder: Path, model: Path, fields: Mapping[str, object]) -> Path:
+    """A copy of a model whose config says `fields` too."""
+    copy = Path(shutil.copytree(model, folder / "model"))
+    path = copy / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return copy
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoder_and_head_are_found_in_other_families(family: str) -> None:
     torch.manual_seed(0)
@@ -123,9 +132,7 @@ def test_a_head_that_does_not_do_what_its_weight_does_is_refused() -> None:
 def test_what_a_config_says_of_outputs_changes_nothing(
     tmp_path: Path, tiny_pair: tiny.Pair, said: dict[str, bool]
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_pair.student, folder)
-    _say(folder, said)
+    folder = saying(tmp_path, tiny_pair.student, said)
     asked = {"attention": "sdpa"}  # which gives no attention weights
     config = config_of(tmp_path, folder, student=asked)
     assert CAUSAL_LM.trust(config).packed
@@ -142,17 +149,10 @@ def test_what_a_config_says_of_outputs_changes_nothing(
 def test_a_config_that_is_not_valid_is_refused_with_its_reason(
     tmp_path: Path, tiny_pair: tiny.Pair, field: dict[str, object]
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_pair.student, folder)
-    _say(folder, field)
+    folder = saying(tmp_path, tiny_pair.student, field)
     with pytest.raises(ConfigError, match=r"attention heads|hidden_size") as refused:
         CAUSAL_LM.trust(config_of(tmp_path, folder))
     assert "\n" not in str(refused.value)
-
-
-def _say(folder: Path, fields: dict[str, object]) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def test_a_model_that_reads_position_ids_packs(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
