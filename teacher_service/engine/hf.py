@@ -251,13 +251,13 @@ class HFEngine:
         """Rows beyond the probed context are probed before the first of them is scored."""
         if longest <= self._probed:
             return
-        self._probed = longest
         if self._probe(longest) != self.trust:
             raise ConfigError(
                 f"a row of {longest} tokens, with what the teacher is shown before it, is longer "
                 f"than the context that {self._name} was started with, and it reads such rows "
                 f"otherwise; start it with data.context={longest}"
             )
+        self._probed = longest
 
     def _refuse(self, rows: Rows, question: Question) -> None:
         """Questions that no retry can answer."""
