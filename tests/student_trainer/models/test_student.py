@@ -1,6 +1,5 @@
 """Loading a student: what is probed, what is frozen, what is refused in one sentence."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,8 +82,7 @@ def config_of(folder: Path, model: Path, **options: object) -> Config:
 def saying(folder: Path, model: Path, fields: Mapping[str, object]) -> Path:
     """A copy of a model whose config says `fields` too."""
     copy = Path(shutil.copytree(model, folder / "model"))
-    path = copy / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    tiny.edit_config(copy, **fields)
     return copy
 
 
@@ -289,15 +287,13 @@ def test_a_layer_that_the_student_lacks_is_refused(tmp_path: Path, tiny_pair: ti
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path: Path, damage: str) -> None:
     model = tmp_path / "model"
     tiny.save_model(model, width=32, layers=2)
-    weights, config = model / "model.safetensors", model / "config.json"
-    facts = json.loads(config.read_text())
+    weights = model / "model.safetensors"
     if damage == "cut short":
         weights.write_bytes(weights.read_bytes()[:2000])
     elif damage == "other width":
-        config.write_text(json.dumps(facts | {"intermediate_size": 8}))
+        tiny.edit_config(model, intermediate_size=8)
     else:
-        layers = facts["num_hidden_layers"] + 1
-        config.write_text(json.dumps(facts | {"num_hidden_layers": layers}))
+        tiny.edit_config(model, num_hidden_layers=3)
     with pytest.raises(ConfigError, match=r"cannot be loaded|lacks weights for") as refused:
         CAUSAL_LM.trust(config_of(tmp_path, model))
     assert "\n" not in str(refused.value)
