@@ -109,9 +109,6 @@ def open_run(
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     engine = open_engine(objective, config)
-    student_ids, ask = None, plan.training_question and plan.training_question.ask
-    if isinstance(ask, LikeliestIds) and ask.student_ids:
-        student_ids = StudentIds(engine, layouts, ask)
     weight_log = FollowedLog(config, ranks, controller)
     source = open_source(plan, ranks, weight_log)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
@@ -138,7 +135,7 @@ def open_run(
             domains=tuple(config.domains),
             reader=reader,
             question=plan.training_question,
-            student_ids=student_ids,
+            student_ids=_student_ids(plan, engine, layouts),
         ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
         metrics=metrics,
@@ -148,6 +145,14 @@ def open_run(
         reader=reader,
         controller=controller,
     )
+
+
+def _student_ids(plan: RunPlan, engine: Any, layouts: Layouts) -> StudentIds | None:
+    """What names ids of the student for the teacher, where it is asked about any."""
+    ask = plan.training_question and plan.training_question.ask
+    if isinstance(ask, LikeliestIds) and ask.student_ids:
+        return StudentIds(engine, layouts, ask)
+    return None
 
 
 def close_run(run: Run) -> None:

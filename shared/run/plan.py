@@ -59,9 +59,7 @@ class RunPlan:
             first,
             config=config,
             domains=tuple(ordered[domain.name] for domain in domains),
-            training_question=min(training, key=lambda question: question.ask.shared_vocab)
-            if training
-            else None,
+            training_question=min(training, key=_shared_vocab) if training else None,
             validation_question=max(validation, key=_is_bulky) if compared else None,
             teacher=None,
             teacher_width=None,
