@@ -264,6 +264,17 @@ def status(
 
 
 @app.command()
+def doctor(
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Examine this machine and the cluster's nodes: versions, GPUs, memory, disks."""
+    from cluster.commands import doctor
+
+    doctor.doctor(address=address, as_json=as_json)
+
+
+@app.command()
 def selftest(
     config: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; default: a tiny pair.")
