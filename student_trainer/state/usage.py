@@ -16,6 +16,8 @@ from shared.text.chat import chosen_template
 from shared.text.ends import ends_of
 
 GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer_config.json"
+PLAIN_CLASS = "PreTrainedTokenizerFast"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Usage:
     bos: str | None  # opens a text, if any token does
     eos: str | None  # closes it
     opens: bool  # whether `tokenizer(text)` puts it there
+    is_framed: bool  # whether `tokenizer(text)` puts there what opens a text, and nothing else
     chats: bool  # whether prompts pass through a chat template
 
     @property
@@ -38,7 +41,8 @@ def save_usage(draft: Path, config: Config) -> Usage:
     """Write the tokenizer and the generation config into an export.
 
     Of several named chat templates the one that rows passed through is kept.
-    `tokenizer(text)` opens with bos where all text did, which is where there is no chat template.
+    `tokenizer(text)` opens with bos where all text did, which is where there is no chat template,
+    and never adds an end.
     The generation config ends at the tokenizer's eos, at what ends a turn of the template, and
     where it did before.
     """
@@ -51,8 +55,10 @@ def save_usage(draft: Path, config: Config) -> Usage:
         tokenizer.chat_template, config.data.chat_template, model=student.model
     )
     tokenizer.save_pretrained(draft)
-    if not tokenizer.chat_template and not _opens(tokenizer):
-        tokenizer = _opened(draft, tokenizer, trusted=student.trust_remote_code)
+    wanted = _trained_frame(tokenizer)
+    if _frame(tokenizer) != wanted:
+        opening, _ = wanted
+        tokenizer = _reframed(draft, tokenizer, opening, trusted=student.trust_remote_code)
     if not (draft / GENERATION).exists():
         _copy_generation_config(draft, student.model, **asked)
     ends = _end_at(draft / GENERATION, ends_of(tokenizer))
@@ -60,32 +66,58 @@ def save_usage(draft: Path, config: Config) -> Usage:
         ends=tuple(map(str, tokenizer.convert_ids_to_tokens(list(ends)))),
         bos=tokenizer.bos_token,
         eos=tokenizer.eos_token,
-        opens=_opens(tokenizer),
+        is_framed=_frame(tokenizer) == wanted,
+        opens=_frame(tokenizer)[0] == [tokenizer.bos_token_id],
         chats=bool(tokenizer.chat_template),
     )
 
 
-def _opens(tokenizer: Any) -> bool:
-    """Whether a text's ids open with bos, where there is one."""
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that `tokenizer(text)` puts before and after those of the text."""
+    whole = tokenizer("a")["input_ids"]
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return whole, []
+
+
+def _trained_frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the export's is to be: what opened a text in training, no end, since what comes after a
+    text is for the model to say. Where prompts pass through a chat template, texts open as they
+    did."""
+    if tokenizer.chat_template:
+        return _frame(tokenizer)[0], []
     bos = tokenizer.bos_token_id
-    return bos is None or tokenizer("a")["input_ids"][:1] == [bos]
+    return [] if bos is None else [bos], []
 
 
-def _opened(draft: Path, tokenizer: Any, *, trusted: bool) -> Any:
-    """The saved tokenizer with bos before every text; as it was where its class undoes that."""
-    from tokenizers.processors import Sequence, TemplateProcessing
+def _reframed(draft: Path, tokenizer: Any, opening: list[int], *, trusted: bool) -> Any:
+    """The saved tokenizer with `opening` before every text and nothing after it, as it was where
+    its own code undoes that. A class of transformers that would undo it gives way to the plain one.
+    """
+    from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 
-    bos, backend = tokenizer.bos_token, tokenizer.backend_tokenizer
-    opening = TemplateProcessing(
-        single=[bos, "$A"],
-        pair=[bos, "$A", "$B:1"],
-        special_tokens=[(bos, tokenizer.bos_token_id)],
+    backend, tokens = tokenizer.backend_tokenizer, tokenizer.convert_ids_to_tokens(opening)
+    framing = TemplateProcessing(
+        single=[*tokens, "$A"],
+        pair=[*tokens, "$A", "$B:1"],
+        special_tokens=list(zip(tokens, opening, strict=True)),
     )
     before = backend.post_processor
-    backend.post_processor = opening if before is None else Sequence([before, opening])
-    tokenizer.init_kwargs.pop("add_bos_token", None)  # a class would make its own from it
+    parts = before if isinstance(before, Sequence) else [before]
+    offsets = [part for part in parts if isinstance(part, ByteLevel)]  # adds no tokens
+    backend.post_processor = Sequence([*offsets, framing])
+    for option in ("add_bos_token", "add_eos_token"):
+        tokenizer.init_kwargs.pop(option, None)  # a class would make its own framing from it
     tokenizer.save_pretrained(draft)
-    return AutoTokenizer.from_pretrained(draft, trust_remote_code=trusted)
+    asked = {"trust_remote_code": trusted}
+    found = AutoTokenizer.from_pretrained(draft, **asked)
+    if _frame(found) == (opening, []):
+        return found
+    path = draft / TOKENIZER
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": PLAIN_CLASS}))
+    return AutoTokenizer.from_pretrained(draft, **asked)
 
 
 def _copy_generation_config(draft: Path, model: str, *, revision: str) -> None:

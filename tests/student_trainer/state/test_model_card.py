@@ -1,13 +1,16 @@
 """The model card names who taught what."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from shared.run.run_dir import RunDir
 from student_trainer.state.model_card import model_card
 from student_trainer.state.usage import Usage
 from tests.cluster.run_dirs import write_run
 
-USAGE = Usage(ends=("</s>",), bos="<s>", eos="</s>", opens=True, chats=False)
+USAGE = Usage(ends=("</s>",), bos="<s>", eos="</s>", opens=True, is_framed=True, chats=False)
 
 
 def card(directory: Path, **state: object) -> str:
@@ -31,6 +34,20 @@ def test_an_adapter_is_named_with_its_teacher(tmp_path: Path):
     config = config.model_copy(update={"teachers": {"main": adapted}})
     said = model_card(config, run_dir=RunDir(directory), step=300, frozen=None, usage=USAGE)
     assert "taught by models/main (adapter adapters/law) with Tutelage" in said
+
+
+@pytest.mark.parametrize("is_framed", [False, True])
+def test_the_example_frames_a_text_where_its_tokenizer_does_not(tmp_path: Path, is_framed: bool):
+    directory = tmp_path / "run"
+    usage = replace(USAGE, opens=is_framed, is_framed=is_framed)
+    said = model_card(
+        write_run(directory), run_dir=RunDir(directory), step=300, frozen=None, usage=usage
+    )
+    plain, framed = (
+        r'tokenizer("What is 2 + 3?\n", return_tensors="pt")',
+        r'tokenizer("<s>What is 2 + 3?\n", return_tensors="pt", add_special_tokens=False)',
+    )
+    assert (plain in said, framed in said) == (is_framed, not is_framed)
 
 
 def test_text_alone_has_no_teacher(tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import pre_tokenizers, processors
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from shared.text.ends import ends_of
@@ -25,6 +25,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 CELLS = {"full": {"kind": "full"}, "lora": {"kind": "lora", "r": 2}, "chat": {"kind": "qlora"}}
+FRAMINGS = {"full": "class", "lora": "both", "chat": "eos"}
 
 
 def give_own_code(folder: Path) -> None:
@@ -47,16 +48,36 @@ def give_template(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def give_framing(folder: Path, framing: str) -> None:
+    """A tokenizer that puts bos, eos or both around a text, or whose class lets none be put there,
+    as GPT-NeoX's does."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    around = {"eos": ["$A", eos], "both": [bos, "$A", eos]}
+    if framing in around:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=around[framing],
+            pair=[*around[framing], "$B"],
+            special_tokens=[(bos, BOS), (eos, EOS)],
+        )
+    elif framing == "bytes":
+        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.save_pretrained(folder)
+    if framing == "class":
+        edit(folder / "tokenizer_config.json", tokenizer_class="GPTNeoXTokenizer")
+
+
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Exports of students with code of their own, whose generation config ends at another id than
-    their tokenizer; one has a chat template."""
+    their tokenizer; one has a chat template. Each tokenizer frames a text in another way."""
     folder = tmp_path_factory.mktemp("used")
     domains, jobs, found = prepared_domains(folder), [], {}
     for name, train in CELLS.items():
         model = folder / f"{name}-model"
         tiny.save_model(model, width=64, layers=2)  # blocks of nf4 kernels
         edit(model / "generation_config.json", eos_token_id=5)
+        give_framing(model, FRAMINGS[name])
         if name == "chat":
             give_template(model)
         else:
@@ -108,6 +129,8 @@ def test_the_example_of_the_card_runs_and_stops(
     assert written_L[: len(asked_L)] == asked_L
     assert not set(written_L[len(asked_L) : -1]) & {5, EOS}
     assert (asked_L[0] == BOS) == (name != "chat")
+    assert asked_L.count(BOS) == (name != "chat")
+    assert EOS not in asked_L
 
 
 @pytest.mark.parametrize("end", [5, EOS, TURN_END])
@@ -124,25 +147,27 @@ def test_an_exported_model_stops_at_every_end(exports: dict[str, Path], end: int
     assert written.shape[1] - 2 == (20 if end == TURN_END else 1)
 
 
-@pytest.mark.parametrize("before", ["none", "bytes"])
-def test_a_text_opens_with_bos_and_is_else_as_it_was(tmp_path: Path, tiny_pair, before: str):
+@pytest.mark.parametrize("is_chat", [False, True])
+@pytest.mark.parametrize("framing", ["none", "bytes", "eos", "both", "class"])
+def test_a_text_opens_as_in_training_and_is_else_as_it_was(
+    tmp_path: Path, tiny_pair, framing: str, is_chat: bool
+):
     model, draft = tmp_path / "model", tmp_path / "draft"
     shutil.copytree(tiny_pair.student, model)
-    plain = AutoTokenizer.from_pretrained(model)
-    if before == "bytes":
-        plain.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    assert isinstance(plain.backend_tokenizer.pre_tokenizer, pre_tokenizers.PreTokenizer)
-    plain.save_pretrained(model)
+    if is_chat:
+        give_template(model)
+    give_framing(model, framing)
     draft.mkdir()
-    domains = prepared_domains(tmp_path)
-    config = plan_of(tmp_path / "run", tiny.Pair(model, model), domains).config
+    config = plan_of(tmp_path / "run", tiny.Pair(model, model), prepared_domains(tmp_path)).config
     usage = save_usage(draft, config)
-    opened, text = AutoTokenizer.from_pretrained(draft), "def f(x):\n  return x"
-    assert usage.opens
-    assert opened(text)["input_ids"] == [BOS, *plain(text)["input_ids"]]
-    bare = opened(text, add_special_tokens=False, return_offsets_mapping=True)
-    expected = plain(text, add_special_tokens=False, return_offsets_mapping=True)
+    opened, plain = (AutoTokenizer.from_pretrained(folder) for folder in (draft, model))
+    text, options = "def f(x):\n  return x", {"add_special_tokens": False}
+    bare, expected = (t(text, return_offsets_mapping=True, **options) for t in (opened, plain))
     assert dict(bare) == dict(expected)
+    assert usage.opens == (not is_chat or framing == "both")
+    assert opened(text)["input_ids"] == [BOS] * usage.opens + plain(text, **options)["input_ids"]
+    assert usage.is_framed
+    assert opened.decode([BOS, 70, EOS], skip_special_tokens=True) == plain.decode([70])
 
 
 def test_of_named_templates_the_one_of_training_is_exported(tmp_path: Path, tiny_pair):
