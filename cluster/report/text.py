@@ -1,14 +1,14 @@
-"""What became of each domain's text: a line per domain before a run starts, kept for its report."""
+"""What became of each domain's text: two lines before a run starts, kept for its report."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from shared.config.run import Config
-from shared.data.account import listed
+from shared.data.account import Account, listed
 from shared.data.prepared import PreparedDomain
-from shared.data.row_cache import Facts, facts_of
+from shared.data.row_cache import Facts, SplitFacts, facts_of
 from shared.run.run_dir import RunDir, write_atomically
 from shared.text.files import left_out
 from shared.text.sources import sources_of
@@ -17,8 +17,8 @@ COLUMNS = ("documents", "rows", "tokens", "with_loss", "dropped", "cut", "split"
 NAME_WIDTH = 18  # of a domain or a teacher in a table
 
 
-class TextSummary(TypedDict):
-    """One domain's training text."""
+class SplitText(TypedDict):
+    """The training text of a domain, or its validation text."""
 
     documents: int
     rows: int
@@ -27,8 +27,14 @@ class TextSummary(TypedDict):
     dropped: int  # documents without a token to learn
     cut: int  # documents that lost their end
     split: int  # documents in several pieces
-    duplicate: int  # documents that came before; they are learnt again
+    duplicate: int  # documents that came before; they are used again
     notes: list[str]  # sentences on whatever else was done
+
+
+class TextSummary(SplitText):
+    """One domain's training text, and its validation text beside it."""
+
+    validation: SplitText
 
 
 def text_of(config: Config, domains: tuple[PreparedDomain, ...]) -> dict[str, TextSummary]:
@@ -38,18 +44,25 @@ def text_of(config: Config, domains: tuple[PreparedDomain, ...]) -> dict[str, Te
 
 
 def text_lines(found: Mapping[str, TextSummary]) -> list[str]:
-    """A line per domain under a header, then what else is to be said of each."""
-    table = [["domain", *(name.replace("_", " ") for name in COLUMNS)]]
+    """Two lines per domain under a header, its training text and its validation text, then what
+    else is to be said of each."""
+    table, told = [["domain", *(name.replace("_", " ") for name in COLUMNS)]], []
     for name, text in found.items():
-        counts = (f"{text[column]:,}" for column in COLUMNS)
-        table.append([shortened(name, NAME_WIDTH), *counts])
+        validation = text["validation"]
+        table += [_cells(shortened(name, NAME_WIDTH), text), _cells("  validation", validation)]
+        told += [f"{name}: {note}" for note in text["notes"]]
+        told += [f"{name}, validation: {note}" for note in validation["notes"]]
     first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
     lines = [
         name.ljust(first)
         + "".join(cell.rjust(width + 2) for cell, width in zip(cells, widths, strict=True))
         for name, *cells in table
     ]
-    return lines + [f"{name}: {note}" for name, text in found.items() for note in text["notes"]]
+    return lines + told
+
+
+def _cells(name: str, text: SplitText) -> list[str]:
+    return [name, *(f"{text[column]:,}" for column in COLUMNS)]
 
 
 def shortened(name: str, width: int) -> str:
@@ -63,67 +76,85 @@ def write_text(run_dir: RunDir, found: Mapping[str, TextSummary]) -> None:
 
 
 def _summary(name: str, facts: Facts, config: Config) -> TextSummary:
-    is_cut = config.data.too_long == "cut"
-    return TextSummary(
-        documents=facts.documents,
+    training = _split_text(facts.training, config, [*_kept_apart(facts), *_left_out(name, config)])
+    notes = [*_left_out(name, config, "validation"), *_held_out(name, facts, config)]
+    validation = _split_text(facts.validation, config, notes)
+    return TextSummary(**training, validation=validation)
+
+
+def _split_text(facts: SplitFacts, config: Config, notes: list[str]) -> SplitText:
+    """The counts of a split; `notes` is what they do not tell."""
+    fit, is_cut = facts.account.fit, config.data.too_long == "cut"
+    return SplitText(
+        documents=fit.documents,
         rows=facts.num_rows,
         tokens=facts.num_tokens,
         with_loss=facts.num_loss_tokens,
-        dropped=facts.without_loss,
-        cut=facts.too_long if is_cut else 0,
-        split=0 if is_cut else facts.too_long,
-        duplicate=facts.duplicates,
-        notes=_notes(facts, config, _left_out_of(name, config)),
+        dropped=fit.without_loss,
+        cut=fit.too_long if is_cut else 0,
+        split=0 if is_cut else fit.too_long,
+        duplicate=fit.duplicates,
+        notes=[*_notes(facts.account, config), *notes],
     )
 
 
-def _left_out_of(name: str, config: Config) -> list[Path]:
-    """Files of a domain's folders and globs that are not read."""
-    domain, root = config.domains[name], Path(config.paths.root)
-    sources = (*sources_of(domain, "train"), *sources_of(domain, "validation"))
-    files = (f for s in sources if isinstance(s, str) for f in left_out(s, root=root))
-    return list(dict.fromkeys(files))
+def _kept_apart(facts: Facts) -> list[str]:
+    count = facts.also_in_validation
+    return [f"{count:,} pieces are dropped, since the validation text has them"] if count else []
 
 
-def _notes(facts: Facts, config: Config, files: list[Path]) -> list[str]:
-    tally, too_long = facts.tally, config.data.too_long
-    dropped = listed(tally["roles_without_loss"])
+def _held_out(name: str, facts: Facts, config: Config) -> list[str]:
+    """Where validation rows come from, and how many more of them there are."""
+    own = config.domains[name].validation is not None
+    kept, found = facts.validation.num_rows, facts.validation_rows_found
+    used = [f"{kept:,} of {found:,} rows are used (data.validation_rows)"] if kept < found else []
+    return [*([] if own else ["held out of the training text"]), *used]
+
+
+def _left_out(
+    name: str, config: Config, split: Literal["train", "validation"] = "train"
+) -> list[str]:
+    """Files of a split's folders and globs that are not read."""
+    sources, root = sources_of(config.domains[name], split), Path(config.paths.root)
+    files = [f for s in sources if isinstance(s, str) for f in left_out(s, root=root)]
+    return [f"files that are not read: {_named(files)}"] if files else []
+
+
+def _notes(account: Account, config: Config) -> list[str]:
+    tally, fit, too_long = account.tally, account.fit, config.data.too_long
+    dropped = listed(tally.roles_without_loss)
     special = "special tokens written in the text are"
     told = (
-        (facts.without_loss and dropped, f"roles of the dropped documents: {dropped}"),
+        (len(tally.kinds) > 1, f"kinds of rows: {listed(tally.kinds)}"),
+        (fit.without_loss and dropped, f"roles of the dropped documents: {dropped}"),
         (
-            facts.also_in_validation,
-            f"{facts.also_in_validation:,} pieces are dropped, since the validation text has them",
-        ),
-        (
-            facts.too_long and too_long == "cut",
-            f"the ends of {facts.too_long:,} documents are cut off and not learnt; "
+            fit.too_long and too_long == "cut",
+            f"the ends of {fit.too_long:,} documents are cut off and not learnt; "
             "data.too_long=split learns them",
         ),
         (
-            facts.without_prompt,
-            f"{facts.without_prompt:,} documents go on without their prompt in a later piece; "
+            fit.without_prompt,
+            f"{fit.without_prompt:,} documents go on without their prompt in a later piece; "
             "data.too_long=split_with_prompt repeats it",
         ),
         (
-            tally["special_as_text"],
-            f"{tally['special_as_text']:,} {special} plain text (data.special_tokens)",
+            tally.special_as_text,
+            f"{tally.special_as_text:,} {special} plain text (data.special_tokens)",
         ),
         (
-            tally["special_as_control"],
-            f"{tally['special_as_control']:,} {special} control tokens (data.special_tokens)",
+            tally.special_as_control,
+            f"{tally.special_as_control:,} {special} control tokens (data.special_tokens)",
         ),
         (
-            tally["changed_messages"],
-            f"{tally['changed_messages']:,} messages are left out or changed by the chat template",
+            tally.changed_messages,
+            f"{tally.changed_messages:,} messages are left out or changed by the chat template",
         ),
         (
-            tally["other_openings"],
-            f"{tally['other_openings']:,} answers do not begin as the chat template's generation "
+            tally.other_openings,
+            f"{tally.other_openings:,} answers do not begin as the chat template's generation "
             "prompt says",
         ),
-        (tally["unread"], f"fields that are not read: {listed(tally['unread'])}"),
-        (files, f"files that are not read: {_named(files)}"),
+        (tally.unread, f"fields that are not read: {listed(tally.unread)}"),
     )
     return [note for count, note in told if count]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from shared.data.packing import Fit
 from shared.text.framing import Encoded, Remarks
 
 COUNTS = ("special_as_text", "special_as_control", "changed_messages", "other_openings")
@@ -35,6 +36,14 @@ class Tally:
             _count(self.roles_without_loss, remarks.roles)
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(remarks, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What is known of the documents of a split."""
+
+    fit: Fit = field(default_factory=Fit)
+    tally: Tally = field(default_factory=Tally)
 
 
 def listed(counts: dict[str, int], *, most: int = 8) -> str:

@@ -25,6 +25,7 @@ class Piece:
     key: int  # of the document
     input_ids: np.ndarray  # int32 [T]
     loss_mask: np.ndarray  # uint8 [T], the last is 0
+    whole: bool = True  # False: a part of the document
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ def _with_prompt(document: Encoded, context: int) -> list[Piece]:
         rest = _piece(document, first, at)
         ids = np.concatenate([document.input_ids[:opening], rest.input_ids])
         mask = np.concatenate([np.zeros(opening, np.uint8), rest.loss_mask])
-        pieces.append(Piece(document.key, ids, mask))
+        pieces.append(Piece(document.key, ids, mask, whole=False))
     return pieces
 
 
@@ -101,7 +102,7 @@ def _piece(document: Encoded, start: int, stop: int) -> Piece:
     ids = document.input_ids[start:stop]
     mask = document.loss_mask[start:stop].copy()
     mask[-1:] = 0
-    return Piece(document.key, ids, mask)
+    return Piece(document.key, ids, mask, whole=len(ids) == len(document.input_ids))
 
 
 @dataclass(slots=True)

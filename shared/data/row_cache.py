@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from shared.config.run import Data
-from shared.data.account import Tally
+from shared.data.account import Account, Tally
 from shared.data.packing import Fit
 from shared.data.row_store import RaggedRows, write_rows
 from shared.errors import DataError, StorageError
@@ -31,9 +30,20 @@ class Built:
 
     training: RaggedRows
     validation: RaggedRows
-    fit: Fit
+    account: Account  # of the documents of `train`
+    validation_account: Account  # of those of `validation`, or of what is held out
     also_in_validation: int
-    tally: Tally
+    validation_rows_found: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """What the rows of training or of validation hold, and what became of their documents."""
+
+    num_rows: int
+    num_tokens: int
+    num_loss_tokens: int
+    account: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +52,26 @@ class Facts:
 
     train_hash: str
     validation_hash: str
-    num_rows: int
-    num_validation_rows: int
-    num_loss_tokens: int  # in the training rows
-    num_tokens: int  # in the training rows
-    documents: int
-    too_long: int  # split or cut
-    without_loss: int  # dropped
-    duplicates: int
-    without_prompt: int  # split so that a later piece is learnt without the prompt
+    training: SplitFacts
+    validation: SplitFacts
     also_in_validation: int  # pieces kept out of training
-    tally: dict[str, Any]  # of `shared.data.account.Tally`
+    validation_rows_found: int  # of which `data.validation_rows` are kept
     made_by: dict[str, str]  # versions of what decides the ids beside the tokenizer's own files
 
     def sentence(self, data: Data) -> str:
         """The counts of one domain for the log; what did not happen is left out."""
-        fill = self.num_tokens / (self.num_rows * data.context)
+        text, fit = self.training, self.training.account.fit
+        fill = text.num_tokens / (text.num_rows * data.context)
         counts = (
-            (self.too_long, f"longer than {data.context:,} tokens ({data.too_long})"),
-            (self.without_loss, "without a token to learn (dropped)"),
+            (fit.too_long, f"longer than {data.context:,} tokens ({data.too_long})"),
+            (fit.without_loss, "without a token to learn (dropped)"),
             (self.also_in_validation, "also in the validation text (dropped)"),
         )
         return ", ".join(
             (
-                f"{self.documents:,} documents in {self.num_rows:,} rows ({fill:.1%} full)",
-                f"{self.num_loss_tokens:,} loss tokens",
-                f"{self.num_validation_rows} validation rows",
+                f"{fit.documents:,} documents in {text.num_rows:,} rows ({fill:.1%} full)",
+                f"{text.num_loss_tokens:,} loss tokens",
+                f"{self.validation.num_rows} validation rows",
                 *(f"{count:,} {what}" for count, what in counts if count),
             )
         )
@@ -87,14 +91,11 @@ def publish(folder: Path, *, domain: str, built: Built) -> Facts:
         facts = Facts(
             train_hash=digest_file(staging / TRAIN),
             validation_hash=digest_file(staging / VALIDATION),
-            num_rows=len(built.training),
-            num_validation_rows=len(built.validation),
-            num_loss_tokens=built.training.num_loss_tokens,
-            num_tokens=sum(map(len, built.training.input_ids)),
+            training=_split_facts(built.training, built.account),
+            validation=_split_facts(built.validation, built.validation_account),
             also_in_validation=built.also_in_validation,
-            tally=asdict(built.tally),
+            validation_rows_found=built.validation_rows_found,
             made_by=makers(),
-            **asdict(built.fit),
         )
         (staging / FACTS).write_text(json.dumps(asdict(facts)))
         shutil.rmtree(folder, ignore_errors=True)
@@ -109,19 +110,32 @@ def makers() -> dict[str, str]:
 
 def facts_of(rows: str | Path) -> Facts:
     """The facts beside a file of rows that `publish` wrote."""
-    return Facts(**json.loads((Path(rows).parent / FACTS).read_text()))
+    return _read_facts(Path(rows).parent)
 
 
 def intact(folder: Path) -> Facts | None:
     """The facts of a complete, undamaged folder that the installed versions made."""
     try:
-        facts = Facts(**json.loads((folder / FACTS).read_text()))
+        facts = _read_facts(folder)
         if facts.made_by != makers():
             return None
         found = (digest_file(folder / TRAIN), digest_file(folder / VALIDATION))
-    except (OSError, ValueError, TypeError, DataError):
+    except (OSError, ValueError, TypeError, KeyError, DataError):
         return None
     return facts if found == (facts.train_hash, facts.validation_hash) else None
+
+
+def _split_facts(rows: RaggedRows, account: Account) -> SplitFacts:
+    return SplitFacts(len(rows), sum(map(len, rows.input_ids)), rows.num_loss_tokens, account)
+
+
+def _read_facts(folder: Path) -> Facts:
+    found = json.loads((folder / FACTS).read_text())
+    for split in ("training", "validation"):
+        account = found[split].pop("account")
+        parts = Account(Fit(**account["fit"]), Tally(**account["tally"]))
+        found[split] = SplitFacts(**found[split], account=parts)
+    return Facts(**found)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from shared.config.run import Config, Data, Domain, Source
-from shared.data.account import Tally, listed
+from shared.data.account import Account, listed
 from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import TRAIN, VALIDATION, Built, intact, publish, storage_errors
@@ -100,9 +100,9 @@ def prepare_domain(
         name=name,
         train_path=str(folder / TRAIN),
         validation_path=str(folder / VALIDATION),
-        num_rows=facts.num_rows,
-        num_loss_tokens=facts.num_loss_tokens,
-        natural_weight=float(facts.num_loss_tokens),
+        num_rows=facts.training.num_rows,
+        num_loss_tokens=facts.training.num_loss_tokens,
+        natural_weight=float(facts.training.num_loss_tokens),
     )
 
 
@@ -115,8 +115,8 @@ class _Text:
     tokenizer: Callable[[], Tokenizer]
     progress: bool
 
-    def pieces(self, sources: Sequence[Source], fit: Fit, tally: Tally) -> list[Piece]:
-        """Everything the sources hold, tokenised and cut to the context."""
+    def pieces(self, sources: Sequence[Source], account: Account) -> list[Piece]:
+        """Everything the sources hold, tokenised, cut to the context and counted."""
         documents = read_documents(sources, root=self.root, columns=self.domain.columns)
         encoded = encode(
             documents,
@@ -125,51 +125,58 @@ class _Text:
             special_tokens=self.data.special_tokens,
         )
         size = num_bytes(sources, root=self.root)
-        bar = _with_bar(tally.over(encoded), name=self.name, size=size, shown=self.progress)
+        bar = _with_bar(account.tally.over(encoded), name=self.name, size=size, shown=self.progress)
         context, too_long = self.data.context, self.data.too_long
-        return list(pieces_of(bar, context=context, too_long=too_long, fit=fit))
+        return list(pieces_of(bar, context=context, too_long=too_long, fit=account.fit))
 
 
 def _build(text: _Text) -> Built:
-    fit, tally = Fit(), Tally()
-    pieces = text.pieces(sources_of(text.domain, "train"), fit, tally)
+    account, name, domain = Account(), text.name, text.domain
+    pieces = text.pieces(sources_of(domain, "train"), account)
     if not pieces:
-        raise DataError(_empty(text.name, fit, tally))
-    if text.domain.validation is None:
-        pieces = _keyed_for_holding_out(pieces)
-        held_out = _held_out(pieces, text.data)
-        validation = _unique([piece for piece in pieces if piece.key in held_out])
+        raise DataError(f"domain {name} is empty: {_seen(account)}; check domains.{name}.train")
+    if domain.validation is None:
+        training, validation, held_account = _split(pieces, text.data)
+        dropped = 0
     else:
-        validation = text.pieces(sources_of(text.domain, "validation"), Fit(), Tally())
+        held_account = Account()
+        validation = text.pieces(sources_of(domain, "validation"), held_account)
+        if not validation:
+            raise DataError(
+                f"the validation text of domain {name} is empty: {_seen(held_account)}; check "
+                f"domains.{name}.validation, or leave it out to hold some training text out"
+            )
         held_out = {piece.key for piece in validation}
-    training = [piece for piece in pieces if piece.key not in held_out]
-    _refuse_too_little(text.name, training, validation, text.domain)
+        training = [piece for piece in pieces if piece.key not in held_out]
+        dropped = len(pieces) - len(training)
+    _refuse_too_little(name, training, domain)
     rows = pack(validation, context=text.data.context)
     num_rows = min(text.data.validation_rows, len(rows))
     spread = [(2 * i + 1) * len(rows) // (2 * num_rows) for i in range(num_rows)]
-    dropped = 0 if text.domain.validation is None else len(pieces) - len(training)
     packed = pack(training, context=text.data.context)
-    return Built(packed, chosen_rows(rows, spread), fit, dropped, tally)
+    return Built(packed, chosen_rows(rows, spread), account, held_account, dropped, len(rows))
 
 
-def _empty(name: str, fit: Fit, tally: Tally) -> str:
-    roles = ""
-    if tally.roles:
-        roles = f" (roles: {listed(tally.roles)}; the assistant's messages are learnt)"
-    return (
-        f"domain {name} is empty: {fit.documents:,} documents, none with a token to learn{roles}; "
-        f"check domains.{name}.train"
-    )
+def _split(pieces: list[Piece], data: Data) -> tuple[list[Piece], list[Piece], Account]:
+    """Training pieces, those held out, and the account of these."""
+    keyed = _keyed_for_holding_out(pieces)
+    held_out = _held_out(keyed, data)
+    both = zip(pieces, keyed, strict=True)
+    documents = [piece for piece, one in both if one.key in held_out]
+    parts = {piece.key for piece in documents if not piece.whole}
+    fit = Fit(documents=len({piece.key for piece in documents}), too_long=len(parts))
+    validation = _unique([piece for piece in keyed if piece.key in held_out])
+    return [piece for piece in keyed if piece.key not in held_out], validation, Account(fit)
 
 
-def _refuse_too_little(
-    name: str, training: list[Piece], validation: list[Piece], domain: Domain
-) -> None:
-    if not validation:
-        raise DataError(
-            f"the validation text of domain {name} has no token to learn; check "
-            f"domains.{name}.validation, or leave it out to hold some training text out"
-        )
+def _seen(account: Account) -> str:
+    """What a text without a token to learn holds."""
+    roles, documents = account.tally.roles, account.fit.documents
+    told = f" (roles: {listed(roles)}; the assistant's messages are learnt)" if roles else ""
+    return f"{documents:,} documents, none with a token to learn{told}"
+
+
+def _refuse_too_little(name: str, training: list[Piece], domain: Domain) -> None:
     if not training:
         way_out = "name validation text" if domain.validation is None else "take other text"
         raise DataError(

@@ -89,7 +89,9 @@ def test_what_became_of_the_text_is_in_the_summary_and_the_report(tmp_path: Path
     run_dir = tmp_path / "run"
     write_run(run_dir)
     counts = dict(zip(COLUMNS, (43, 5, 1200, 987, 20, 0, 3, 1), strict=True))
-    text = {"code": counts | {"notes": ["fields that are not read: id 43"]}}
+    held_out = counts | {"dropped": 77, "notes": ["files that are not read: LICENSE"]}
+    notes = ["fields that are not read: id 43"]
+    text = {"code": counts | {"notes": notes, "validation": held_out}}
     (run_dir / "text.json").write_text(json.dumps(text))
     summary = summarise(run_dir, status="finished", failures=NONE)
     assert summary["domains"]["code"]["text"] == text["code"]
@@ -97,6 +99,10 @@ def test_what_became_of_the_text_is_in_the_summary_and_the_report(tmp_path: Path
     page = write_report(run_dir).read_text()
     assert "<td>1,200</td><td>987</td><td>20</td>" in page
     assert "code: fields that are not read: id 43" in page
+    assert "<td>987</td><td>77</td>" in page
+    assert "code, validation: files that are not read: LICENSE" in page
+    (run_dir / "text.json").write_text(json.dumps({"code": counts | {"notes": notes}}))
+    assert "validation</th>" not in write_report(run_dir).read_text()  # an older run folder
 
 
 def test_each_teacher_is_summed_up_over_its_domains(tmp_path: Path):

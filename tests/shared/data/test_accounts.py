@@ -1,13 +1,14 @@
 """What became of a domain's text is counted, and options change it as they say."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cluster.report.text import text_lines, text_of
-from shared.config.run import Config, Data
+from cluster.report.text import COLUMNS, text_lines, text_of
+from shared.config.run import Config, Data, Domain
 from shared.data.row_cache import facts_of
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
@@ -45,8 +46,12 @@ def accounted(root: Path, tokenizer, rows: list[dict], **data):
     """The account of one domain, and its training rows."""
     write(root / "train" / "a.jsonl", *rows)
     write(root / "valid.jsonl", {"text": "held out"})
-    config = configured(root, **data)
-    digest = rows_digest(tokenizer, identify(tokenizer))
+    return prepared(configured(root, **data), tokenizer)
+
+
+def prepared(config: Config, tokenizer):
+    """The account of a config's domains, and the training rows of the first."""
+    digest, root = rows_digest(tokenizer, identify(tokenizer)), Path(config.paths.root)
     domains = prepare(
         config, tokenizer=lambda: tokenizer, tokenizer_digest=digest, cache=root / "cache"
     )
@@ -65,17 +70,66 @@ def test_a_line_per_domain_counts_what_became_of_its_documents(tmp_path: Path, t
     assert (text["rows"], text["with_loss"]) == (len(store), store.num_loss_tokens)
     assert text["tokens"] == sum(map(len, store.take(range(len(store))).column("input_ids")))
     assert text["notes"] == [
+        "kinds of rows: messages 41, text 2",
         "roles of the dropped documents: user 20, narrator 20",
         "1 special tokens written in the text are plain text (data.special_tokens)",
         "fields that are not read: id 1",
         "files that are not read: README.md",
     ]
-    header, line, *notes = text_lines(found)
+    header, line, held_out, *notes = text_lines(found)
     assert header.split("  ")[0] == "domain"
-    assert line.split() == ["chat", *(f"{v:,}" for v in list(text.values())[:-1])]  # type: ignore
-    assert notes[0] == "chat: roles of the dropped documents: user 20, narrator 20"
-    assert len(header) == len(line)
-    assert max(map(len, (header, line))) <= 100
+    for name, told, counts in (("chat", line, text), ("validation", held_out, text["validation"])):
+        assert told.split() == [name, *(f"{counts[column]:,}" for column in COLUMNS)]
+        assert len(told) == len(header) <= 100
+    assert notes[1] == "chat: roles of the dropped documents: user 20, narrator 20"
+
+
+def test_validation_text_of_its_own_is_accounted_for_too(tmp_path: Path, tokenizer) -> None:
+    held = [chat(n, "user", "assistant" if n % 2 else "critic") | {"id": n} for n in range(60)]
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "LICENSE").write_text("about")
+    write(tmp_path / "held" / "b.jsonl", *held, held[1], {"text": "long " * 100})
+    config = configured(tmp_path, validation_rows=3)
+    config.domains["chat"] = Domain(train="train", validation="held")
+    write(tmp_path / "train" / "a.jsonl", *(chat(n, "user", "assistant") for n in range(70, 99)))
+    found, _, (domain,) = prepared(config, tokenizer)
+    text = found["chat"]["validation"]
+    store = RowStore.open(domain.validation_path)
+    assert (text["documents"], text["dropped"], text["duplicate"], text["split"]) == (62, 30, 1, 1)
+    assert (text["rows"], text["with_loss"]) == (3, store.num_loss_tokens)
+    assert text["tokens"] == sum(map(len, store.take(range(3)).column("input_ids")))
+    kinds, roles, unread, files, used = text["notes"]
+    assert kinds == "kinds of rows: messages 61, text 1"
+    assert roles == "roles of the dropped documents: user 30, critic 30"
+    assert unread == "fields that are not read: id 61"
+    assert files == "files that are not read: LICENSE"
+    assert re.fullmatch(r"3 of \d+ rows are used \(data.validation_rows\)", used)
+    assert not found["chat"]["notes"]
+    assert "chat, validation: fields that are not read: id 61" in text_lines(found)
+
+
+def test_what_is_held_out_of_the_training_text_has_its_line(tmp_path: Path, tokenizer) -> None:
+    config = configured(tmp_path)
+    config.domains["chat"] = Domain(train="train")
+    rows = [chat(n, "user", "assistant") for n in range(200)]
+    write(tmp_path / "train" / "a.jsonl", *rows, *rows[:40])
+    found, _, (domain,) = prepared(config, tokenizer)
+    text = found["chat"]["validation"]
+    assert "held out of the training text" in text["notes"]
+    documents = pieces(RowStore.open(domain.validation_path))
+    assert text["documents"] == len(documents) == 10
+    assert found["chat"]["documents"] == 240
+    write(tmp_path / "train" / "a.jsonl", {"text": " ".join(str(n) for n in range(2000))})
+    book, _, _ = prepared(config, tokenizer)
+    assert (book["chat"]["validation"]["documents"], book["chat"]["validation"]["split"]) == (1, 1)
+
+
+def test_validation_text_without_an_answer_names_its_roles(tmp_path: Path, tokenizer) -> None:
+    config = configured(tmp_path)
+    write(tmp_path / "train" / "a.jsonl", *(chat(n, "user", "assistant") for n in range(9)))
+    write(tmp_path / "valid.jsonl", chat(1, "user", "critic"))
+    with pytest.raises(DataError, match=r"validation text of .* 1 documents, .*user 1, critic 1;"):
+        prepared(config, tokenizer)
 
 
 def test_usual_role_names_leave_nothing_to_drop(tmp_path: Path, tokenizer) -> None:
@@ -148,7 +202,7 @@ def test_options_decide_what_special_tokens_and_templates_become(tmp_path: Path,
         _, _, (domain,) = accounted(tmp_path, tokenizer, rows, **options)
         names.append(domain.train_path)
         control = options.get("special_tokens") == "control"
-        assert facts_of(domain.train_path).tally["special_as_control"] == control
+        assert facts_of(domain.train_path).training.account.tally.special_as_control == control
     assert len(set(names)) == 3
     tokenizer.chat_template = {"plain": CHATML, "other": "x"}
     identity = identify(tokenizer)
@@ -166,7 +220,7 @@ def test_an_older_corpus_is_made_again_under_its_name(tmp_path: Path, tokenizer)
     before = Path(store.path).read_bytes()
     facts = Path(store.path).parent / "facts.json"
     told = json.loads(facts.read_text())
-    older = {name: value for name, value in told.items() if name != "tally"}
+    older = {name: value for name, value in told.items() if name != "training"}
     other = told | {"made_by": told["made_by"] | {"tokenizers": "0.1"}}
     for stale in (older, other):
         facts.write_text(json.dumps(stale))
