@@ -16,6 +16,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from cluster import job_verbs
+from cluster.arguments import Address, ConfigPath, Fresh, Overrides, RunFolder, Service, Store
 from cluster.session import interrupts
 from shared.errors import StoppedError, TutelageError, reason_of
 
@@ -45,24 +47,10 @@ cache = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cache, name="cache")
+app.add_typer(job_verbs.jobs, name="jobs")
 
 SHOWN_CHARS = 120  # of a path in a sentence
 INTERRUPTED = 130  # what typer makes of Ctrl-C
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Overrides of the config.")
-]
-Address = Annotated[
-    str | None,
-    typer.Option(help="HOST:PORT of a Ray cluster, or `local` for a private one."),
-]
-Service = Annotated[str | None, typer.Option(help="Name of the teacher service.")]
-Store = Annotated[
-    str, typer.Argument(metavar="STORE", help="A config, or a store's folder or address.")
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is moved aside.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, as runs/NAME.")]
 
 
 @app.command()
@@ -90,6 +78,9 @@ def train(
     from cluster.commands import runs
 
     runs.train(config, overrides or [], service=service, fresh=fresh, address=address)
+
+
+app.command()(job_verbs.submit)
 
 
 @teacher.command("up")

@@ -74,5 +74,13 @@ class StoppedError(TutelageError):
     """Somebody stopped a command; says what the same command goes on from."""
 
 
+class JobError(TutelageError, RuntimeError):
+    """A job on a cluster that did not succeed."""
+
+    def __init__(self, sentence: str, exit_code: int = 1) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code if exit_code in (1, 2) else 1
+
+
 class SelftestError(TutelageError, RuntimeError):
     """A check of `tutelage selftest` failed."""

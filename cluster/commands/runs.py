@@ -11,6 +11,8 @@ from pathlib import Path
 from cluster.builtin.models import resolve_builtin, stages_to_build
 from cluster.planning.loading import load, read
 from cluster.report.stages import expect, stages_of_run
+from cluster.submission.ignore_file import NAME as IGNORE_FILE
+from cluster.submission.ignore_file import write_ignore_file
 from shared.config.run import Config
 from shared.errors import CheckpointError, ConfigError, StorageError, reason_of
 from shared.run.run_dir import RunDir
@@ -152,11 +154,14 @@ def init(to: Path, *, recipe: str = STARTER) -> None:
         if to.exists():
             raise ConfigError(f"{to} exists already; name another file: tutelage init FILE")
         to.write_text(text)
+        ignoring = write_ignore_file(to.absolute().parent)
     except OSError as error:
         raise ConfigError(
             f"{to} cannot be written: {reason_of(error)}; name another file"
         ) from None
     print(f"{to} is a first config; change it, then: tutelage run {to}")
+    if ignoring:
+        print(f"{to.parent / IGNORE_FILE} keeps runs and .venv out of git and out of jobs")
 
 
 def recipes() -> None:

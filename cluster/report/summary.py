@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from cluster.report.measurement import (
 )
 from cluster.report.record import RunRecord, read_record
 from cluster.report.text import NAME_WIDTH, shortened
+from shared.config.paths import in_job
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
 
@@ -194,6 +197,7 @@ def _what_next(record: RunRecord) -> list[str]:
         f"Use it    from {library} import {loader}ModelForCausalLM",
         f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}"{trusted})',
         *_after_demo(record, program),
+        *_to_fetch(files),
     ]
 
 
@@ -206,6 +210,17 @@ def _after_demo(record: RunRecord, program: str) -> list[str]:
         f"Next      {program} init my.yaml, for models and text of your own",
         f"          {program} recipes, configs to start from",
     ]
+
+
+def _to_fetch(files: RunDir) -> list[str]:
+    """How the student comes to where a job was submitted from, unless the run's folder is mounted
+    there too."""
+    if not in_job():
+        return []
+    here, export = socket.gethostname(), files.export.absolute()
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return [f"Fetch it  kubectl cp {here}:{export} export"]
+    return [f"Fetch it  scp -r {here}:{export} ."]
 
 
 def _program() -> str:

@@ -146,7 +146,7 @@ def runtime_env(inherited: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
     """Variables for what is started in a `with`."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -255,7 +255,7 @@ def _start_private() -> None:
 
     ahead = {} if (os.cpu_count() or 1) <= FEW_CORES else NONE_AHEAD
     try:
-        with kept(), _environment(JOB_ENVIRONMENT | ahead):
+        with kept(), with_variables(JOB_ENVIRONMENT | ahead):
             ray.init(
                 address="local",
                 resources=ray_head.ROLE_RESOURCES,

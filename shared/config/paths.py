@@ -1,6 +1,7 @@
 """Absolute paths for everything a config names; what does not exist is refused here."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from shared.config.run import Config, HubDataset, Source
@@ -9,12 +10,14 @@ from shared.locations import refuse_credentials
 
 BUILTIN = "builtin:"
 JOB_FOLDERS = "/runtime_resources/working_dir_files/"  # Ray removes them after the job
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 
 
 def resolve(config: Config, *, base: Path | None = None) -> Config:
     """The config with absolute paths: `paths` relative to `base` (the current folder), the rest
-    relative to `paths.root`. In a Ray job, whose folder is temporary, `paths.runs` and
-    `paths.cache` are relative to the home folder. Raises ConfigError for what does not exist."""
+    relative to `paths.root`. In a Ray job, whose folder is temporary, what is written is relative
+    to the home folder: `paths.runs`, `paths.cache`, `prompt_search.to`, and `targets.store` unless
+    the job took it along. Raises ConfigError for what does not exist."""
     base = (base or Path.cwd()).absolute()
     root = _absolute(config.paths.root, base)
     if not root.is_dir():
@@ -52,11 +55,31 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
             },
             "prompts": prompts and str(_absolute(prompts, root)),
             "prompt_search": config.prompt_search.model_copy(
-                update={"to": str(_absolute(config.prompt_search.to, root))}
+                update={"to": str(_absolute(config.prompt_search.to, _lasting(root)))}
             ),
             "targets": config.targets.model_copy(update={"store": store and _store(store, root)}),
         }
     )
+
+
+def local_paths(
+    config: Config, *, base: Path | None = None
+) -> Iterator[tuple[str, str, list[Path]]]:
+    """Options that name relative paths of models, text and prompts: the option, the path as
+    written, and the files that it names; no names of the hub, and nothing under an absolute
+    `paths.root`. Raises ConfigError for what does not exist."""
+    if _leads_away(config.paths.root):
+        return
+    root = (base or Path.cwd()).absolute() / config.paths.root
+    for option, value in _read(config):
+        written = value.dataset if isinstance(value, HubDataset) else value
+        if written.startswith(BUILTIN) or _leads_away(written):
+            continue
+        if isinstance(value, str) and option.endswith((".model", ".adapter")):
+            _model(value, root, option)
+        else:
+            _source(value, root, option)
+        yield option, written, _files(Path(os.path.normpath(root / written)))
 
 
 def refuse_unwritable(option: str, folder: str) -> None:
@@ -73,6 +96,17 @@ def refuse_unwritable(option: str, folder: str) -> None:
         raise ConfigError(f"{option} is {folder}, but {reason}; set {option}=FOLDER")
 
 
+def in_job() -> bool:
+    """Whether this process is the command of a Ray job."""
+    return JOB_VARIABLE in os.environ
+
+
+def without_job_folder(path: str) -> str:
+    """A path in a job's copy of a working folder as the path in that folder; others as they are."""
+    folder, found, inside = path.partition(JOB_FOLDERS)
+    return inside.partition("/")[2] if found and folder else path
+
+
 def _lasting(folder: Path) -> Path:
     """The home folder in place of the copy of a working folder that Ray makes for a job."""
     return Path.home() if JOB_FOLDERS in str(folder) else folder
@@ -82,10 +116,49 @@ def _absolute(path: str, base: Path) -> Path:
     return (base / Path(path).expanduser()).resolve()
 
 
+def _leads_away(path: str) -> bool:
+    """Whether a path does not depend on the current folder."""
+    return Path(path).expanduser().is_absolute()
+
+
+def _read(config: Config) -> Iterator[tuple[str, Source]]:
+    """Options that name what is read, each with one path."""
+    for name, teacher in config.teachers.items():
+        yield f"teachers.{name}.model", teacher.model
+        if teacher.adapter:
+            yield f"teachers.{name}.adapter", teacher.adapter
+    yield "student.model", config.student.model
+    for name, domain in config.domains.items():
+        for part in ("train", "validation"):
+            sources = getattr(domain, part) or []
+            listed = sources if isinstance(sources, list) else [sources]
+            yield from ((f"domains.{name}.{part}", source) for source in listed)
+    if config.prompts:
+        yield "prompts", config.prompts
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, the visible files of a folder, or those that a glob matches; none of a name that is
+    no path."""
+    from shared.text.files import below
+
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return below(path)
+    inside = (p for p in path.rglob("*") if p.is_file())
+    return [p for p in inside if not _hidden(p.relative_to(path))]
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+
+
 def _store(store: str, root: Path) -> str:
     """A folder under root, or the address of one on another file system."""
     if "://" not in store:
-        return str(_absolute(store, root))
+        inside = _absolute(store, root)
+        return str(inside if inside.exists() else _absolute(store, _lasting(root)))
     refuse_credentials(store)
     return store
 

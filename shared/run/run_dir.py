@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from shared.config.file import dump, load_config
+from shared.config.paths import without_job_folder
 from shared.config.run import Config
 from shared.errors import ConfigError, RunInUseError, StorageError, reason_of
 from shared.prompts.prompts import read_prompts
@@ -261,7 +262,8 @@ def move_aside(run_dir: RunDir) -> Path | None:
 
 
 def differing_options(old: Config, new: Config) -> list[str]:
-    """Options that decide what is learnt and differ, as `a.b`."""
+    """Options that decide what is learnt and differ, as `a.b`. A job's copy of a working folder
+    lies elsewhere each time."""
     before, after = (dict(_leaves(c.model_dump(mode="json"))) for c in (old, new))
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return [name for name in changed if not _passing(name)]
@@ -315,7 +317,16 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
             yield from _leaves(value, f"{prefix}{name}.")
     else:
-        yield prefix.removesuffix("."), values
+        yield prefix.removesuffix("."), _at_home(values)
+
+
+def _at_home(value: Any) -> Any:
+    """A value with the paths in it as they are outside a job."""
+    if isinstance(value, dict):
+        return {name: _at_home(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    return without_job_folder(value) if isinstance(value, str) else value
 
 
 def _passing(name: str) -> bool:

@@ -7,7 +7,6 @@ answers, and an answer is checked when it is read, not when a store is opened.
 
 import base64
 import json
-import math
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import xxhash
 
 from shared.errors import DamagedError, StorageError
 from shared.locations import Location
+from shared.sizes import in_bytes
 from shared.targets.question import Question
 from shared.targets.soft_targets import METADATA_KEY, SCHEMA_VERSION
 
@@ -98,13 +98,6 @@ class Holding:
             f"{self.rows:,} rows, {self.tokens:,} tokens, {in_bytes(self.bytes)}, "
             f"{self.bytes / max(1, self.tokens):,.1f} bytes per token"
         )
-
-
-def in_bytes(size: float) -> str:
-    """A size for people."""
-    units = ("bytes", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, int(math.log10(max(1, size)) // 3))
-    return f"{size / 1000**power:,.{1 if power else 0}f} {units[power]}"
 
 
 def question_key(teacher: Mapping[str, str], question: Question) -> str:

@@ -57,5 +57,7 @@ def test_init_writes_a_config_of_about_a_dozen_lines_that_loads(tmp_path, capsys
     assert 8 <= len(lines) <= 18
     assert sum("#" in line for line in lines) >= 5
     load_config(path)
+    assert "runs/" in (tmp_path / ".gitignore").read_text().splitlines()
+    assert ".gitignore keeps runs" in capsys.readouterr().out
     assert main(["init", str(path)]) == 2  # an existing file stays
     assert "exists already" in capsys.readouterr().err

@@ -20,12 +20,19 @@ POLL_S = 0.02
 class Command:
     """A command at work, its output in a file; a session of its own, as from a terminal."""
 
-    def __init__(self, arguments: Sequence[str], *, environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: dict[str, str],
+        log: Path,
+        folder: Path = ROOT,
+    ) -> None:
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 arguments,
-                cwd=ROOT,
+                cwd=folder,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -67,10 +74,12 @@ class Command:
 
 
 class Home:
-    """A user's home folder, Ray's temporary files included, and whatever runs from it."""
+    """A user's home folder, Ray's temporary files included, and whatever runs from it. Commands are
+    called in `working`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.working = ROOT
         self._number = 0
 
     @property
@@ -100,7 +109,8 @@ class Home:
         """Any command, not waited for."""
         self._number += 1
         log = self.folder / f"command-{self._number}.log"
-        return Command(arguments, environment=self.environment | variables, log=log)
+        environment = self.environment | variables
+        return Command(arguments, environment=environment, log=log, folder=self.working)
 
     def processes(self) -> list[psutil.Process]:
         """Every process that lives in this home, whoever its parent is."""

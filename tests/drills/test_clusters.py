@@ -1,61 +1,19 @@
 """Clusters that somebody else started: jobs submitted to them, roles on different nodes."""
 
-import json
-import socket
-
 import pytest
 
 from tests.drills.commands import Command, Home, reached, titled, wait_until
 from tests.drills.evidence import assert_same
+from tests.drills.nodes import TOKEN, actors, free_ports, start_node
 
 pytestmark = pytest.mark.drill
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nothing listens on."""
-    probes = [socket.create_server(("", 0)) for _ in range(number)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def start_node(home: Home, *arguments: str, role: str) -> Command:
-    """`ray start --block` with the resource of one role and token authentication."""
-    node = home.ray(
-        "start",
-        "--block",
-        "--num-cpus=2",
-        f"--resources={json.dumps({role: 4})}",
-        "--object-store-memory=200000000",
-        "--disable-usage-stats",
-        f"--dashboard-agent-listen-port={free_ports(1)[0]}",  # the default may be another head's
-        *arguments,
-        RAY_AUTH_MODE="token",
-    )
-    wait_until(lambda: "Ray runtime started" in node.output, doing=node)
-    return node
-
-
-def actors(home: Home, dashboard: str) -> dict[str, set[str]]:
-    """Ray's own state: the nodes of the living actors of each class."""
-    asking = home.ray(
-        "list", "actors", f"--address={dashboard}", "--format=json", "--limit=1000",
-        RAY_AUTH_MODE="token",
-    )  # fmt: skip
-    assert asking.wait() == 0, asking.output
-    nodes: dict[str, set[str]] = {}
-    for actor in json.loads(asking.output[asking.output.index("[") :]):
-        if actor["state"] == "ALIVE":
-            nodes.setdefault(actor["class_name"], set()).add(actor["node_id"])
-    return nodes
 
 
 def submit(home: Home, dashboard: str, *command: str) -> Command:
     """`ray job submit`, again while the head is still waiting for its agents."""
     submitted = home.ray(
         "job", "submit", f"--address={dashboard}", "--working-dir=.", "--", *command,
-        RAY_AUTH_MODE="token",
+        **TOKEN,
     )  # fmt: skip
     wait_until(lambda: "submitted successfully" in submitted.output or not submitted.running)
     if not submitted.running and "No available agent" in submitted.output:
@@ -75,15 +33,16 @@ def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, t
         f"--dashboard-port={dashboard_port}",
         f"--ray-client-server-port={client_port}",
         role="teacher",
+        **TOKEN,
     )
-    start_node(home, f"--address=127.0.0.1:{port}", role="student")
+    start_node(home, f"--address=127.0.0.1:{port}", role="student", **TOKEN)
     submitted = submit(
         home, dashboard, "tutelage", "run", str(job.config), f"paths.runs={tmp_path}"
     )
     run = tmp_path / "job"
     wait_until(reached(run, 1), doing=submitted)
     assert titled(home.processes(), "RayTrainWorker")
-    nodes = actors(home, dashboard)
+    nodes = actors(home, dashboard, **TOKEN)
     (teacher,) = nodes["TeacherReplica"]
     (student,) = nodes["RayTrainWorker"]
     assert teacher != student

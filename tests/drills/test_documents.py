@@ -11,16 +11,17 @@ import pytest
 from tests.cluster.jobs import write_job
 from tests.documents import ROOT, CommandBlock, command_blocks
 from tests.drills.commands import Home
+from tests.drills.nodes import start_head
 
 pytestmark = pytest.mark.drill
 
 
-def blocks_with(*programs: str) -> list[CommandBlock]:
-    """The blocks of the root README that call nothing else."""
+def blocks_with(*programs: str, document: str = "README.md") -> list[CommandBlock]:
+    """The blocks of a document that call nothing else."""
     return [
         block
         for block in command_blocks()
-        if block.document == ROOT / "README.md" and block.programs <= set(programs)
+        if block.document == ROOT / document and block.programs <= set(programs)
     ]
 
 
@@ -61,22 +62,32 @@ def test_a_pair_of_ones_own_as_the_readme_says(home, folder):
 def test_a_day_on_a_cluster_as_the_readme_says(home, folder, monkeypatch):
     from ray._private.services import get_node_ip_address
 
-    head, variables, job_id = get_node_ip_address(), {}, ""
+    head, variables = get_node_ip_address(), {}
     shown = [b for b in blocks_with("export", "ray", "tutelage") if b.commands[0][1] != "init"]
-    assert [b.commands[0][0] for b in shown] == ["export", "ray", "ray", "tutelage"]
+    assert [b.commands[0][0] for b in shown] == ["export", "ray", "tutelage", "tutelage"]
     for block in shown:
         for words in block.commands:
             if words[0] == "export":
                 variables |= dict(word.split("=") for word in words[1:])
                 continue
-            there = {
-                "HEAD": head,
-                "JOB_ID": job_id,
-                "/mnt/shared": str(folder / "shared"),
-            }
-            said = typed(home, folder, tuple(replaced(word, there) for word in words), **variables)
-            found = re.search(r"raysubmit_\w+", said)
-            job_id = found[0] if found else job_id
-    assert (folder / "shared" / "runs" / "job" / "summary.json").exists()
+            mine = tuple(replaced(word, {"HEAD": head}) for word in words)
+            said = typed(home, folder, mine, **variables)
+    assert (folder / "runs" / "job" / "summary.json").exists()
     assert "is stopped" in said
     assert os.path.exists(home.folder / ".ray" / "auth_token")
+
+
+def test_a_job_as_the_documents_of_clusters_say(home, folder):
+    (block,) = blocks_with("export", "tutelage", document="cluster/README.md")
+    there = {"http://HEAD:8265": start_head(home)}
+    variables: dict[str, str] = {}
+    for words in block.commands:
+        mine = tuple(replaced(word, there) for word in words)
+        if words[0] == "export":
+            variables |= dict(word.split("=", 1) for word in mine[1:])
+            continue
+        said = typed(home, folder, mine, **variables)
+        if found := re.search(r"^Job +(\S+)$", said, re.M):
+            there["ID"] = found[1]
+    assert "has ended before: succeeded" in said
+    assert (folder / "runs" / "job" / "summary.json").exists()

@@ -16,6 +16,8 @@ def test_the_verbs_are_those_on_record():
     assert set(group.commands) == {
         "run",
         "train",
+        "submit",
+        "jobs",
         "capture",
         "cache",
         "teacher",
@@ -25,10 +27,12 @@ def test_the_verbs_are_those_on_record():
         "report",
         "status",
         "selftest",
+        "doctor",
         "init",
         "recipes",
     }
     teacher = group.commands["teacher"]
     assert set(teacher.commands) == {"up", "scale", "status", "down"}  # type: ignore[attr-defined]
+    assert set(group.commands["jobs"].commands) == {"ls", "logs", "stop"}  # type: ignore[attr-defined]
     assert set(group.commands["prompts"].commands) == {"optimise"}  # type: ignore[attr-defined]
     assert set(group.commands["cache"].commands) == {"ls", "verify", "gc"}  # type: ignore[attr-defined]

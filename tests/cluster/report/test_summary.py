@@ -1,6 +1,7 @@
 """summary.json: its names are frozen, its numbers follow their definitions."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,21 @@ def test_a_job_whose_folder_is_gone_still_ends_with_table_and_report(tmp_path: P
     here.rmdir()
     assert str(run / "report.html") in final_table(run)
     assert write_report(run).exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "command"),
+    [
+        ({}, "scp -r {host}:{export} ."),
+        ({"KUBERNETES_SERVICE_HOST": "1"}, "kubectl cp {host}:{export} export"),
+    ],
+)
+def test_the_last_line_of_a_job_fetches_its_student(
+    tmp_path: Path, monkeypatch, variables, command
+):
+    write_run(tmp_path / "run")
+    assert "Fetch it" not in final_table(tmp_path / "run")
+    for name, value in {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", **variables}.items():
+        monkeypatch.setenv(name, value)
+    said = command.format(host=socket.gethostname(), export=tmp_path / "run" / "export")
+    assert final_table(tmp_path / "run").splitlines()[-1] == f"Fetch it  {said}"

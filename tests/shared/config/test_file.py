@@ -177,9 +177,16 @@ def test_the_runs_of_a_ray_job_outlive_its_temporary_folder(config, tmp_path, mo
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text("some text")
-    resolved = resolve(load_config(config), base=folder)
+    overrides = ["targets.store=answers", "prompt_search.to=found.json"]
+    resolved = resolve(load_config(config, overrides), base=folder)
     assert resolved.paths.runs == str(tmp_path / "home" / "runs")
+    assert resolved.targets.store == str(tmp_path / "home" / "answers")
+    assert resolved.prompt_search.to == str(tmp_path / "home" / "found.json")
     assert resolved.paths.root == str(folder)
+    (folder / "answers").mkdir()
+    assert resolve(load_config(config, overrides), base=folder).targets.store == str(
+        folder / "answers"
+    )
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])

@@ -95,6 +95,20 @@ def test_a_changed_kind_and_a_removed_domain_differ(tmp_path):
     assert "domains.code.train" in differing
 
 
+def test_a_job_takes_its_folder_to_another_place_each_time(tmp_path):
+    def job(copy: str, text: str) -> Config:
+        folder = f"/tmp/ray/{copy}/runtime_resources/working_dir_files/_ray_pkg_{copy}"
+        texts = [f"{folder}/{text}", {"dataset": f"{folder}/b"}]
+        return config(
+            tmp_path,
+            teachers={"t": {"model": f"{folder}/models/t"}},
+            domains={"math": {"train": texts}, "code": {"train": "/mnt/c"}},
+        )
+
+    assert differing_options(job("1", "a"), job("2", "a")) == []
+    assert differing_options(job("1", "a"), job("2", "x")) == ["domains.math.train"]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "passes"),
     [

@@ -1,0 +1,53 @@
+"""The verbs of the command line that send runs to a cluster as jobs, and look after them."""
+
+from typing import Annotated
+
+import typer
+
+from cluster.arguments import ConfigPath, Dashboard, Fresh, JobName, Overrides
+
+jobs = typer.Typer(
+    help="Runs that were submitted to a cluster.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    address: Dashboard = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+    fresh: Fresh = False,
+) -> None:
+    """Run a config as a job of a cluster, with the current folder as its working folder, and
+    follow its log; Ctrl-C leaves the job at work."""
+    from cluster.commands import jobs
+
+    jobs.submit(config, overrides or [], address=address, detach=detach, fresh=fresh)
+
+
+@jobs.command("ls")
+def jobs_ls(address: Dashboard = None) -> None:
+    """A line per job: how it stands, when it began, how long it took, what it is."""
+    from cluster.commands import jobs
+
+    jobs.ls(address=address)
+
+
+@jobs.command("logs")
+def jobs_logs(
+    job: JobName,
+    address: Dashboard = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
+) -> None:
+    """Print what a job has said."""
+    from cluster.commands import jobs
+
+    jobs.logs(job, address=address, following=follow)
+
+
+@jobs.command("stop")
+def jobs_stop(job: JobName, address: Dashboard = None) -> None:
+    """Stop a job once the step under way is saved; submitted again it goes on."""
+    from cluster.commands import jobs
+
+    jobs.stop(job, address=address)

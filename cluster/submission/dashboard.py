@@ -1,0 +1,180 @@
+"""A cluster's dashboard, which takes jobs: reached, of the same Ray, and with the token it asks
+for."""
+
+import importlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from cluster.session.session import prepare_environment, with_variables
+from shared.errors import ConfigError, PlacementError
+
+HERE = "http://127.0.0.1:8265"
+ANSWER_S = 5.0
+AGENT_S, AGENT_POLL_S = 60.0, 1.0  # Ray's name for what runs jobs on a node is an agent
+VARIABLE = "RAY_API_SERVER_ADDRESS"  # as `ray job` reads it
+
+
+class Dashboard:
+    """Jobs of one cluster. Methods raise UserErrors of one sentence."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """Reach `address`, else RAY_API_SERVER_ADDRESS, else one on this machine. Raises
+        PlacementError where no dashboard answers, one of another Ray, or one that refuses."""
+        self.url = _url(address)
+        self.given = address
+        self._headers = _headers(self.url)
+
+    @cached_property
+    def client(self) -> Any:
+        """Ray's own client of jobs; Ray takes long to import."""
+        prepare_environment()
+        sdk: Any = importlib.import_module("ray.job_submission")
+        for module in ("dashboard_sdk", "job.sdk"):
+            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
+        # The client prefers the variable to its argument.
+        with with_variables({VARIABLE: self.url}):
+            return sdk.JobSubmissionClient(self.url, headers=self._headers)
+
+    def page(self, job: str) -> str:
+        """The job's page for a browser."""
+        return f"{self.url}/#/jobs/{job}"
+
+    def command(self, verb: str, job: str = "") -> str:
+        """What to type for a job here, as `tutelage jobs stop ID`."""
+        words = ["tutelage jobs", verb, job, f"--address {self.given}" if self.given else ""]
+        return " ".join(filter(None, words))
+
+    def submit(self, job: str, entrypoint: str, **parts: Any) -> None:
+        """Start a job under an id of one's own; `parts` are those of Ray's `submit_job`. A head
+        that has only just started is given time until it takes jobs."""
+        deadline = time.monotonic() + AGENT_S
+        with self._asking():
+            while True:
+                try:
+                    self.client.submit_job(entrypoint=entrypoint, submission_id=job, **parts)
+                    return
+                except RuntimeError as error:
+                    if "agent" not in str(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(AGENT_POLL_S)
+
+    def jobs(self) -> list[Any]:
+        """Jobs that were submitted, the oldest first, as Ray describes them."""
+        with self._asking():
+            found = [job for job in self.client.list_jobs() if job.submission_id]
+        return sorted(found, key=lambda job: job.start_time or 0)
+
+    def job(self, job: str) -> Any:
+        """A job as Ray describes it. Raises ConfigError where there is none of that id."""
+        known = {found.submission_id: found for found in self.jobs()}
+        if job not in known:
+            near = get_close_matches(job, known, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                f"there is no job {job} at {self.url}; {meant}`{self.command('ls')}` lists them"
+            )
+        return known[job]
+
+    def stop(self, job: str) -> None:
+        """Ask a job to end; it may take its time."""
+        with self._asking():
+            self.client.stop_job(job)
+
+    def log(self, job: str) -> str:
+        """All that a job has said."""
+        with self._asking():
+            return self.client.get_job_logs(job)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        ray: Any = importlib.import_module("ray.exceptions")
+        refusals = (RuntimeError, ConnectionError, requests.RequestException, ray.RayError)
+        try:
+            yield
+        except refusals as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise PlacementError(
+                f"the cluster at {self.url} did not do what it was asked: {said}; see whether it "
+                "is well, and run the same command again"
+            ) from error
+
+
+def _url(address: str | None) -> str:
+    """Of the dashboard, without a path."""
+    asked = address or os.environ.get(VARIABLE) or HERE
+    whole = asked if "://" in asked else f"http://{asked}"
+    parts = urlsplit(whole)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise PlacementError(
+            f"--address is {asked}, which is no dashboard's; jobs go to http://HEAD:8265, the "
+            "address that `ray start --head` prints for its dashboard"
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _headers(url: str) -> dict[str, str]:
+    """What requests carry: the user's token where the dashboard asks for one. Raises
+    PlacementError."""
+    answer = _version(url, {})
+    headers: dict[str, str] = {}
+    if answer.status_code == 401:
+        headers = {"Authorization": f"Bearer {_token(url)}"}
+        answer = _version(url, headers)
+    if answer.status_code in (401, 403):
+        raise PlacementError(
+            f"the dashboard at {url} refuses this token; copy the head's ~/.ray/auth_token here, "
+            "or set RAY_AUTH_TOKEN"
+        )
+    _refuse_other_version(url, answer)
+    return headers
+
+
+def _version(url: str, headers: dict[str, str]) -> requests.Response:
+    try:
+        return requests.get(f"{url}/api/version", headers=headers, timeout=ANSWER_S)
+    except requests.RequestException as error:
+        reason = "it took too long" if isinstance(error, requests.Timeout) else "nothing is there"
+        raise PlacementError(
+            f"no dashboard answers at {url}: {reason}; check --address, and that the head was "
+            "started with --dashboard-host 0.0.0.0 where it is another machine"
+        ) from None
+
+
+def _token(url: str) -> str:
+    """The user's token, found where Ray looks for it."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    if file.is_file():
+        return file.read_text().strip()
+    raise PlacementError(
+        f"the cluster at {url} asks for a token; copy its ~/.ray/auth_token here, or set "
+        "RAY_AUTH_TOKEN"
+    )
+
+
+def _refuse_other_version(url: str, answer: requests.Response) -> None:
+    """Refuse a head whose Ray has another minor version than ours. Raises PlacementError."""
+    try:
+        theirs = str(answer.json()["ray_version"])
+    except (ValueError, KeyError, TypeError):
+        raise PlacementError(
+            f"{url} answers, but not as a dashboard of Ray does; check --address"
+        ) from None
+    ours = version("ray")
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise PlacementError(
+            f"the cluster at {url} runs Ray {theirs}, but Ray {ours} is installed here; install "
+            "the same version on both"
+        )

@@ -1,0 +1,62 @@
+"""Nodes of clusters that `ray start` makes, and what runs on them."""
+
+import json
+import socket
+
+from tests.drills.commands import Command, Home, wait_until
+
+TOKEN = {"RAY_AUTH_MODE": "token"}
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nothing listens on."""
+    probes = [socket.create_server(("", 0)) for _ in range(number)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def start_node(home: Home, *arguments: str, role: str = "", **variables: str) -> Command:
+    """`ray start --block`, with the resource of one role or without any."""
+    node = home.ray(
+        "start",
+        "--block",
+        "--num-cpus=2",
+        f"--resources={json.dumps({role: 4} if role else {})}",
+        "--object-store-memory=200000000",
+        "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={free_ports(1)[0]}",  # the default may be another head's
+        *arguments,
+        **variables,
+    )
+    wait_until(lambda: "Ray runtime started" in node.output, doing=node)
+    return node
+
+
+def actors(home: Home, dashboard: str, **variables: str) -> dict[str, set[str]]:
+    """Ray's own state: the nodes of the living actors of each class."""
+    asking = home.ray(
+        "list", "actors", f"--address={dashboard}", "--format=json", "--limit=1000",
+        **variables,
+    )  # fmt: skip
+    assert asking.wait() == 0, asking.output
+    nodes: dict[str, set[str]] = {}
+    for actor in json.loads(asking.output[asking.output.index("[") :]):
+        if actor["state"] == "ALIVE":
+            nodes.setdefault(actor["class_name"], set()).add(actor["node_id"])
+    return nodes
+
+
+def start_head(home: Home, **variables: str) -> str:
+    """`ray start --head` with two CPUs; returns the address of its dashboard."""
+    port, dashboard_port, client_port = free_ports(3)
+    start_node(
+        home,
+        "--head",
+        f"--port={port}",
+        f"--dashboard-port={dashboard_port}",
+        f"--ray-client-server-port={client_port}",
+        **variables,
+    )
+    return f"http://127.0.0.1:{dashboard_port}"

@@ -1,0 +1,136 @@
+"""A user's day with a cluster: jobs submitted from a folder of one's own, left, found, stopped."""
+
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.jobs import write_job
+from tests.drills.commands import Command, Home, reached, steps_done, wait_until
+from tests.drills.nodes import TOKEN, actors, start_head
+from tests.tiny import Pair
+
+pytestmark = pytest.mark.drill
+
+FOREVER = "steps=1000000"
+
+
+@pytest.fixture
+def project(home: Home, tmp_path: Path, tiny_pair: Pair) -> Path:
+    """A folder with text, models and a config that names them by relative paths; `home` works
+    there."""
+    folder = tmp_path / "project"
+    shutil.copytree(tiny_pair.teacher, folder / "models" / "teacher")
+    shutil.copytree(tiny_pair.student, folder / "models" / "student")
+    path = write_job(folder, tiny_pair, steps=3, log_every=1)
+    job = yaml.safe_load(path.read_text())
+    del job["paths"]
+    job["teachers"]["tiny"]["model"] = "models/teacher"
+    job["student"]["model"] = "models/student"
+    path.write_text(yaml.safe_dump(job))
+    home.working = folder
+    return folder
+
+
+def id_in(said: str) -> str:
+    """The id of the job that was submitted."""
+    (found,) = re.findall(r"^Job +(\S+)$", said, re.M)
+    return found
+
+
+def make_token(home: Home) -> None:
+    made = home.ray("get-auth-token", "--generate")
+    assert made.wait() == 0, made.output
+
+
+@pytest.mark.parametrize("token", ["none", "asked for", "found by Ray itself"])
+def test_a_folder_of_ones_own_is_submitted_twice(home, project, token):
+    if token != "none":
+        make_token(home)
+    dashboard = start_head(home, **(TOKEN if token == "asked for" else {}))
+    address = f"--address={dashboard}"
+    began = time.monotonic()
+    submitted = home.start("submit", "job.yaml", address)
+    wait_until(lambda: "\n" in submitted.output, doing=submitted)
+    print(f"the link came after {time.monotonic() - began:.1f} s")
+    assert submitted.wait() == 0, submitted.output
+    said = submitted.output
+    job = id_in(said)
+    assert said.splitlines()[0] == f"Dashboard  {dashboard}/#/jobs/{job}"
+    assert re.search(rf"^Package +\d+ files, [\d.]+ [kM]B of {project}$", said, re.M)
+    assert "step 3/3" in said
+    run = home.folder / "runs" / "job"
+    assert re.fullmatch(rf"Fetch it  scp -r \S+:{run}/export \.", said.splitlines()[-1])
+    assert (run / "export" / "model.safetensors").exists()
+
+    assert "job is finished" in home.run("submit", "job.yaml", address)
+    listed = home.run("jobs", "ls", address).splitlines()
+    assert [line.split()[1] for line in listed] == ["status", "succeeded", "succeeded"]
+    assert listed[1].startswith(job)
+    assert listed[1].endswith("teacher -> student, 3 steps")
+    assert "step 3/3" in home.run("jobs", "logs", job, address)
+    assert f"{job} has ended before" in home.run("jobs", "stop", job, address)
+    assert f"there is no job {job}x" in home.run("jobs", "stop", f"{job}x", address, expecting=2)
+    if token != "none":
+        stranger = {"HOME": str(project)}
+        assert "asks for a token" in home.run("jobs", "ls", address, expecting=2, **stranger)
+        wrong = {"RAY_AUTH_TOKEN": "0" * 64}
+        assert "refuses this token" in home.run("jobs", "ls", address, expecting=2, **wrong)
+
+
+def test_a_job_is_left_found_stopped_and_gone_on_with(home, project):
+    dashboard = start_head(home)
+    address = f"--address={dashboard}"
+    run = home.folder / "runs" / "job"
+    submitted = home.start("submit", "job.yaml", FOREVER, address)
+    wait_until(reached(run, 3), doing=submitted)
+    job = id_in(submitted.output)
+    submitted.process.send_signal(signal.SIGINT)
+    assert submitted.wait() == 1, submitted.output
+    said = submitted.output.splitlines()[-1]
+    assert f"tutelage jobs logs {job} {address.replace('=', ' ')} --follow" in said
+    assert f"tutelage jobs stop {job} {address.replace('=', ' ')}" in said
+    wait_until(reached(run, steps_done(run) + 3))
+
+    assert f"{job} is stopped" in home.run("jobs", "stop", job, address)
+    assert left(home, dashboard) == {}
+    log = home.run("jobs", "logs", job, address)
+    assert "which is saved; the same command continues" in log
+    step = steps_done(run)
+    (project / "notes.txt").write_text("Another folder now.")
+    said = home.run("submit", "job.yaml", FOREVER, address, "--detach")
+    assert "The job goes on without this command" in said
+    following = home.start("jobs", "logs", id_in(said), address, "--follow")
+    wait_until(reached(run, step + 3), doing=following)
+    wait_until(lambda: f"from step {step}" in following.output, doing=following)
+    home.run("jobs", "stop", id_in(said), address)
+    assert following.wait() == 1
+    assert "was stopped" in following.output
+
+
+def left(home: Home, dashboard: str) -> dict[str, set[str]]:
+    """Living actors, by class, once Ray has ended those of a job that is gone."""
+    deadline = time.monotonic() + 30
+    while (found := actors(home, dashboard)) and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
+
+
+def submit_plainly(home: Home, dashboard: str, *command: str) -> Command:
+    """`ray job submit`, as Ray's own documentation has it."""
+    return home.ray(
+        "job", "submit", f"--address={dashboard}", "--working-dir=.", "--", *command
+    )  # fmt: skip
+
+
+def test_ray_job_submit_does_as_well(home, project):
+    dashboard = start_head(home)
+    home.run("submit", "job.yaml", "steps=1", "name=first", f"--address={dashboard}")
+    submitted = submit_plainly(home, dashboard, "tutelage", "run", "job.yaml")
+    assert submitted.wait() == 0, submitted.output
+    assert (home.folder / "runs" / "job" / "export" / "model.safetensors").exists()
+    assert f":{home.folder}/runs/job/export ." in submitted.output
