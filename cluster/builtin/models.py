@@ -110,7 +110,7 @@ def build_model(name: str, folder: Path, *, plan: "ModelPlan | None" = None) -> 
     if not target.is_dir():
         with FileLock(folder / f"{target.name}.lock"):
             if not target.is_dir():
-                with _renamed_into_place(target) as scratch:
+                with renamed_into_place(target) as scratch:
                     _train_into(scratch, plan, build_tokenizer(folder), target)
     return target
 
@@ -124,7 +124,7 @@ def build_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
         with FileLock(folder / f"{target.name}.lock"):
             if not target.is_dir():
                 texts = (text for domain in DOMAINS for text in _texts(folder, domain))
-                with _renamed_into_place(target) as scratch:
+                with renamed_into_place(target) as scratch:
                     train_tokenizer(texts, vocab=VOCAB).save_pretrained(scratch)
     return PreTrainedTokenizerFast.from_pretrained(target)
 
@@ -212,7 +212,7 @@ def _tokenizer_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def _renamed_into_place(target: Path) -> Iterator[Path]:
+def renamed_into_place(target: Path) -> Iterator[Path]:
     """A scratch folder that becomes `target` when the block ends well, and vanishes otherwise."""
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}.partial."))
     try:

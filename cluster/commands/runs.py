@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from cluster.builtin.models import resolve_builtin, stages_to_build
-from cluster.planning.loading import load, read
+from cluster.builtin.models import stages_to_build
+from cluster.planning.loading import load, made, read
 from cluster.report.stages import expect, stages_of_run
 from cluster.submission.ignore_file import NAME as IGNORE_FILE
 from cluster.submission.ignore_file import write_ignore_file
@@ -30,7 +30,7 @@ def run(
     clock.mark("began")
     config = read(path, overrides)
     expect([*stages_to_build(config), *stages_of_run(config)])
-    config = resolve_builtin(config)
+    config = made(config)
     from cluster.launch import driver
 
     driver.run(config, fresh=fresh, address=address, clock=clock)

@@ -124,7 +124,7 @@ def kept(
     if not Path(model).is_dir():
         return find()
     versions = {name: version(name) for name in READERS}
-    decisive = json.dumps([FORMAT, model, asked, _files(Path(model)), versions], sort_keys=True)
+    decisive = json.dumps([FORMAT, model, asked, files_of(Path(model)), versions], sort_keys=True)
     digest = xxhash.xxh3_128_hexdigest(decisive.encode())
     path = cache.expanduser() / "descriptions" / f"{digest}.json"
     with suppress(OSError, ValueError):
@@ -136,7 +136,7 @@ def kept(
     return found
 
 
-def _files(folder: Path) -> dict[str, list[int] | str]:
+def files_of(folder: Path) -> dict[str, list[int] | str]:
     """Every file of a model, those of subfolders (named chat templates) among them: weights by
     size and time, others by content."""
     below = (path for path in folder.rglob("*") if path.is_file())

@@ -1,33 +1,10 @@
-"""What a model's folder holds instead of a whole model in plain weights, and the way out."""
+"""What a model's folder holds instead of plain weights, and the way out."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from cluster.planning.description import ModelDescription
 from shared.config.run import Config
 from shared.errors import ConfigError
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-def refuse_adapter(option: str, model: str) -> None:
-    """Raise ConfigError for a folder that holds a PEFT adapter and no model, with the option that
-    takes it."""
-    folder = Path(model)
-    if not (folder / ADAPTER_CONFIG).exists() or _has_model(folder):
-        return
-    base = _base(folder)
-    if option.startswith("teachers."):
-        owner = option.rpartition(".")[0]
-        way_out = f"set {option} to {base} and {owner}.adapter to {model}"
-    else:
-        way_out = (
-            "merge it first: PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload()"
-            f".save_pretrained(FOLDER), BASE being {base}, save the tokenizer there too, and set "
-            f"{option} to FOLDER"
-        )
-    raise ConfigError(f"{option} is {model}, a PEFT adapter and not a whole model; {way_out}")
 
 
 def refuse_quantised(
@@ -48,16 +25,3 @@ def refuse_quantised(
                 f"teachers.{name}.quantisation is {asked}, but {described.name} is already stored "
                 f"{described.stored_as}; set teachers.{name}.quantisation=none"
             )
-
-
-def _has_model(folder: Path) -> bool:
-    weights = [path.name for path in folder.glob("*.safetensors")]
-    whole = [name for name in weights if not name.startswith("adapter_")]
-    return (folder / "config.json").exists() and bool(whole)
-
-
-def _base(folder: Path) -> str:
-    try:
-        return json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError):
-        return "its base"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.planning.description import ModelDescription, describe
-from cluster.planning.folders import refuse_adapter, refuse_quantised
+from cluster.planning.folders import refuse_quantised
 from shared.config.attention import INSTALLED_BY, refusal
 from shared.config.losses import RouterBalance
 from shared.config.run import Config, Student, Teacher
@@ -174,9 +174,7 @@ def validation_question(
 
 
 def refuse_empty_folder(option: str, model: str) -> None:
-    """Refuse a local model folder that lacks config or weights, or holds an adapter alone. Raises
-    ConfigError."""
-    refuse_adapter(option, model)
+    """Refuse a local model folder that lacks config or weights. Raises ConfigError."""
     folder = Path(model)
     if not folder.is_absolute():
         return  # a name on the hub

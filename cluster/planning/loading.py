@@ -9,17 +9,25 @@ from shared.config.run import Config
 
 
 def load(path: Path, overrides: Sequence[str]) -> Config:
-    """A config file with overrides, every path absolute and every builtin made."""
-    from cluster.builtin.models import resolve_builtin
+    """A config file with overrides, every path absolute and every model made."""
+    return made(read(path, overrides))
 
-    return resolve_builtin(read(path, overrides))
+
+def made(config: Config) -> Config:
+    """The config with every builtin and the student's merged weights made, where it needs some."""
+    from cluster.builtin.models import resolve_builtin
+    from cluster.planning.bases import student_merged
+
+    return student_merged(resolve_builtin(config))
 
 
 def read(path: Path, overrides: Sequence[str]) -> Config:
-    """A config file with overrides, every path absolute; built-in names stay."""
+    """A config file with overrides, every path absolute, teachers that are adapters on their
+    bases; built-in names stay."""
+    from cluster.planning.bases import teachers_on_bases
     from cluster.session.session import prepare_environment
 
     prepare_environment()
     config = resolve(load_config(path, overrides))
     refuse_unwritable("paths.cache", config.paths.cache)
-    return config
+    return teachers_on_bases(config)

@@ -34,15 +34,15 @@ def resolve(config: Config, *, base: Path | None = None) -> Config:
             "teachers": {
                 name: teacher.model_copy(
                     update={
-                        "model": _model(teacher.model, root, f"teachers.{name}.model"),
+                        "model": located(teacher.model, root, f"teachers.{name}.model"),
                         "adapter": teacher.adapter
-                        and _model(teacher.adapter, root, f"teachers.{name}.adapter"),
+                        and located(teacher.adapter, root, f"teachers.{name}.adapter"),
                     }
                 )
                 for name, teacher in config.teachers.items()
             },
             "student": config.student.model_copy(
-                update={"model": _model(config.student.model, root, "student.model")}
+                update={"model": located(config.student.model, root, "student.model")}
             ),
             "domains": {
                 name: domain.model_copy(
@@ -163,8 +163,9 @@ def _store(store: str, root: Path) -> str:
     return store
 
 
-def _model(model: str, root: Path, option: str) -> str:
-    """A folder that exists under root, or a name on the hub."""
+def located(model: str, root: Path, option: str) -> str:
+    """A model as a folder that exists under root, or as a name on the hub. Raises ConfigError for
+    what can only be a folder and is none."""
     if model.startswith(BUILTIN):
         return model
     folder = _absolute(model, root)

@@ -80,7 +80,7 @@ def load_model(
         adapter_folder = local_folder(
             adapter, revision=adapter_revision, marker="adapter_config.json"
         )
-        found = _with_adapter(found, adapter, adapter_revision)
+        found = with_adapter(found, adapter, adapter_revision).get_base_model()
     commit = getattr(found.config, "_commit_hash", None)
     return Loaded(found.eval(), folder, adapter_folder, commit)
 
@@ -133,7 +133,8 @@ def merge_head(model: Any) -> None:
         model.set_output_embeddings(plain)
 
 
-def _with_adapter(model: Any, adapter: str, revision: str | None) -> nn.Module:
+def with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+    """A model with an adapter on its weights, as a `PeftModel`. Raises ConfigError."""
     import peft
     from peft.tuners.tuners_utils import BaseTuner
 
@@ -145,7 +146,7 @@ def _with_adapter(model: Any, adapter: str, revision: str | None) -> nn.Module:
         raise ConfigError(
             f"the adapter {adapter} adds prompt tokens; only adapters on weights are supported"
         )
-    return wrapped.get_base_model()
+    return wrapped
 
 
 def _quantised(quantisation: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:

@@ -1,9 +1,8 @@
-"""What is not a whole model in plain weights is named before the start, with the way out."""
+"""What is not a model in plain weights is named before the start, with the way out."""
 
 import shutil
 from pathlib import Path
 
-import peft
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -25,36 +24,6 @@ QUANTISED = {
     "bnb": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "in 8 bits by bitsandbytes"),
     "unknown": ({"quant_method": "zip9"}, "quantised by zip9"),
 }
-
-
-@pytest.fixture
-def adapter(tmp_path: Path, tiny_pair: tiny.Pair) -> str:
-    """A folder as `PeftModel.save_pretrained` writes it."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher)
-    lora = peft.LoraConfig(r=2, target_modules=["q_proj"])
-    peft.get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
-    return str(tmp_path / "adapter")
-
-
-@pytest.mark.parametrize("with_config", [False, True])
-def test_an_adapter_as_teacher_names_the_option_that_takes_it(
-    tmp_path: Path, tiny_pair: tiny.Pair, adapter: str, with_config: bool
-) -> None:
-    if with_config:
-        shutil.copy(tiny_pair.teacher / "config.json", adapter)
-    job = load_config(write_job(tmp_path, tiny_pair, teachers={"t": {"model": adapter}}))
-    said = rf"set teachers\.t\.model to {tiny_pair.teacher} and teachers\.t\.adapter to {adapter}"
-    with pytest.raises(ConfigError, match=said):
-        shake_hands(job)
-
-
-def test_an_adapter_as_student_says_how_to_merge_it(
-    tmp_path: Path, tiny_pair: tiny.Pair, adapter: str
-) -> None:
-    job = load_config(write_job(tmp_path, tiny_pair, student={"model": adapter}))
-    with pytest.raises(ConfigError, match=rf"BASE being {tiny_pair.teacher}") as refused:
-        shake_hands(job)
-    assert "merge_and_unload" in str(refused.value)
 
 
 @pytest.fixture

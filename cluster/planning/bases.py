@@ -1,0 +1,183 @@
+"""PEFT adapters named where a model is asked for: a teacher's goes on its base, a student's is
+merged into it once, since what trains is one set of weights."""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import xxhash
+from filelock import FileLock
+
+from cluster.builtin.models import renamed_into_place
+from cluster.planning.description import READERS, files_of
+from shared.config.paths import BUILTIN, located
+from shared.config.run import Config, Student, Teacher
+from shared.errors import ConfigError
+from shared.loading import stored_as
+
+ADAPTER_CONFIG = "adapter_config.json"
+WHOLE = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A PEFT adapter that an option names as a model."""
+
+    option: str
+    name: str  # a folder, or a name on the hub
+    base: str  # likewise
+    base_revision: str | None
+
+
+def teachers_on_bases(config: Config) -> Config:
+    """The config with every teacher whose model is an adapter as that adapter on its base, which is
+    said. Raises ConfigError for an adapter whose base is not known or not there."""
+    teachers = {name: _on_base(name, t, config) for name, t in config.teachers.items()}
+    return config.model_copy(update={"teachers": teachers})
+
+
+def student_merged(config: Config) -> Config:
+    """The config with a student whose model is an adapter as the folder of the merged weights,
+    which are made where the cache lacks them. Raises ConfigError as `teachers_on_bases` does."""
+    asked, root = config.student, Path(config.paths.root)
+    found = find_adapter("student.model", asked.model, revision=asked.revision, root=root)
+    if found is None:
+        return config
+    folder = str(_merged(found, asked, cache=Path(config.paths.cache).expanduser()))
+    print(
+        f"{found.option} is {found.name}, a PEFT adapter on {found.base}: their merged weights, in "
+        f"{folder}, are the student",
+        flush=True,
+    )
+    update = {"model": folder, "revision": None}
+    return config.model_copy(update={"student": asked.model_copy(update=update)})
+
+
+def find_adapter(option: str, model: str, *, revision: str | None, root: Path) -> Adapter | None:
+    """The adapter that an option names as a model, None where it names a whole one. Raises
+    ConfigError where both lie in one place, or the base is not known or not there."""
+    path = _adapter_config(model, revision)
+    if path is None:
+        return None
+    if _is_whole(model, path.parent, revision):
+        raise ConfigError(
+            f"{option} is {model}, which holds a whole model and a PEFT adapter beside it; save "
+            f"the one that is meant to a folder of its own and set {option} to it"
+        )
+    where = f"base_model_name_or_path in {path}"
+    try:
+        settings = json.loads(path.read_text())
+        base, base_revision = settings["base_model_name_or_path"], settings.get("revision")
+    except (OSError, ValueError, KeyError):
+        base = base_revision = None
+    if not base:
+        raise ConfigError(
+            f"{option} is {model}, a PEFT adapter that does not name its base; set {where}"
+        )
+    base = located(base, root, where)
+    if _adapter_config(base, base_revision) is not None:
+        raise ConfigError(
+            f"{option} is {model}, a PEFT adapter on {base}, which is or holds an adapter itself; "
+            f"merge that one into its base first and set {where}"
+        )
+    return Adapter(option, model, base, base_revision)
+
+
+def _on_base(name: str, teacher: Teacher, config: Config) -> Teacher:
+    option, root = f"teachers.{name}.model", Path(config.paths.root)
+    found = find_adapter(option, teacher.model, revision=teacher.revision, root=root)
+    if found is None:
+        return teacher
+    if teacher.adapter is not None:
+        raise ConfigError(
+            f"{option} is {found.name}, a PEFT adapter, and teachers.{name}.adapter is "
+            f"{teacher.adapter}; set {option} to a whole model, as {found.base}, which is its base"
+        )
+    print(
+        f"{option} is {found.name}, a PEFT adapter: it goes on {found.base}, its base", flush=True
+    )
+    return teacher.model_copy(
+        update={
+            "model": found.base,
+            "revision": found.base_revision,
+            "adapter": found.name,
+            "adapter_revision": teacher.revision,
+        }
+    )
+
+
+def _adapter_config(model: str, revision: str | None) -> Path | None:
+    """Where an adapter's config lies on this machine; None for a model without one."""
+    if model.startswith(BUILTIN):
+        return None
+    if Path(model).is_dir():
+        path = Path(model) / ADAPTER_CONFIG
+        return path if path.exists() else None
+    from transformers.utils import find_adapter_config_file
+
+    found = find_adapter_config_file(model, revision=revision)
+    return None if found is None else Path(found)
+
+
+def _is_whole(model: str, folder: Path, revision: str | None) -> bool:
+    """Whether a model's own weights lie beside the adapter's."""
+    if Path(model).is_dir():
+        names = (path.name for path in folder.glob("*.safetensors"))
+        return any(not name.startswith("adapter_") for name in names)
+    from transformers.utils import has_file
+
+    return any(has_file(model, name, revision=revision) for name in WHOLE)
+
+
+def _merged(found: Adapter, asked: Student, *, cache: Path) -> Path:
+    """The folder of the merged weights, in the dtype that trains."""
+    from teacher_service.engine.loading import local_folder
+
+    base = local_folder(found.base, revision=found.base_revision, marker="config.json")
+    adapter = local_folder(found.name, revision=asked.revision, marker=ADAPTER_CONFIG)
+    _refuse_few_bits(found, base / "config.json")
+    versions = [version(name) for name in READERS]
+    decisive = [asked.dtype, versions, *((str(f), files_of(f)) for f in (base, adapter))]
+    key = xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+    target = cache / "merged" / f"{Path(found.name).name}-{key}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            with renamed_into_place(target) as scratch:
+                _merge_into(scratch, found, asked)
+    return target
+
+
+def _refuse_few_bits(found: Adapter, config: Path) -> None:
+    stored = stored_as(SimpleNamespace(**json.loads(config.read_text())))
+    if stored is not None:
+        raise ConfigError(
+            f"{found.option} is {found.name}, a PEFT adapter on {found.base}, which is stored "
+            f"{stored}, and such weights do not train; set base_model_name_or_path in its "
+            f"{ADAPTER_CONFIG} to the unquantised base"
+        )
+
+
+def _merge_into(folder: Path, found: Adapter, asked: Student) -> None:
+    """Save base plus adapter as one model, with the adapter's tokenizer where it has one."""
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    from student_trainer.models.student import load_model
+    from student_trainer.tasks.causal_lm import CAUSAL_LM
+    from teacher_service.engine.loading import with_adapter
+
+    plain = {"model": found.base, "revision": found.base_revision, "train": {"kind": "full"}}
+    base = load_model(asked.model_copy(update=plain), CAUSAL_LM.model)
+    model: Any = with_adapter(base, found.name, asked.revision)
+    model.merge_and_unload(safe_merge=True).save_pretrained(folder)
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    own = cached_file(found.name, "tokenizer_config.json", revision=asked.revision, **optional)
+    source = (found.base, found.base_revision) if own is None else (found.name, asked.revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source[0], revision=source[1] or "main", trust_remote_code=asked.trust_remote_code
+    )
+    tokenizer.save_pretrained(folder)
