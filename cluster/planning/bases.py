@@ -116,7 +116,7 @@ def _adapter_config(model: str, revision: str | None) -> Path | None:
     if Path(model).is_dir():
         path = Path(model) / ADAPTER_CONFIG
         return path if path.exists() else None
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     found = find_adapter_config_file(model, revision=revision)
     return None if found is None else Path(found)
@@ -127,7 +127,7 @@ def _is_whole(model: str, folder: Path, revision: str | None) -> bool:
     if Path(model).is_dir():
         names = (path.name for path in folder.glob("*.safetensors"))
         return any(not name.startswith("adapter_") for name in names)
-    from transformers.utils import has_file
+    from transformers.utils.hub import has_file
 
     return any(has_file(model, name, revision=revision) for name in WHOLE)
 
@@ -164,7 +164,7 @@ def _refuse_few_bits(found: Adapter, config: Path) -> None:
 def _merge_into(folder: Path, found: Adapter, asked: Student) -> None:
     """Save base plus adapter as one model, with the adapter's tokenizer where it has one."""
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     from student_trainer.models.student import load_model
     from student_trainer.tasks.causal_lm import CAUSAL_LM

@@ -76,7 +76,7 @@ def local_paths(
         if written.startswith(BUILTIN) or _leads_away(written):
             continue
         if isinstance(value, str) and option.endswith((".model", ".adapter")):
-            _model(value, root, option)
+            located(value, root, option)
         else:
             _source(value, root, option)
         yield option, written, _files(Path(os.path.normpath(root / written)))
