@@ -25,12 +25,19 @@ def untrusted(error: BaseException, *, trust: str) -> str | None:
     )
 
 
-def misfit(error: BaseException) -> str | None:
-    """That weights are not of the sizes that their config says, where a library's error is that;
-    None for other errors."""
-    if "ignore_mismatched_sizes" not in str(error):
-        return None
-    return "its weights do not have the sizes of its config.json; get both from one model"
+def why_unloadable(error: BaseException, *, trust: str, attention: str) -> str:
+    """Why weights cannot be loaded, in our words where the way out is one of ours; `trust` is as in
+    `untrusted`, `attention` the one asked for, whose advice names arguments of a library's own."""
+    reason = first_line(error)
+    if (said := untrusted(error, trust=trust)) is not None:
+        return said
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights do not have the sizes of its config.json; get both from one model"
+    if type(error).__name__ == "SafetensorError":
+        return f"one of its .safetensors files is damaged or cut off ({reason}); get it again"
+    if attention != "auto" and "ttention" in reason:
+        return f"{reason.split('. ')[0].rstrip('.')}; set its attention to auto"
+    return reason
 
 
 def stored_as(config: Any) -> str | None:

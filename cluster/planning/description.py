@@ -116,6 +116,23 @@ def student_trust(config: Config) -> Trust:
     return Trust(found["packed"], Passes.from_dict(found["passes"]))
 
 
+def refuse_unloadable(config: Config) -> None:
+    """Raise ConfigError for a teacher in a local folder whose weights are not those of its config;
+    what a hub has is looked at by whoever loads it."""
+    for teacher in config.teachers.values():
+        if not Path(teacher.model).is_dir():
+            continue
+        asked = {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
+
+        def find(model: str = teacher.model, asked: dict[str, Any] = asked) -> dict[str, Any]:
+            from teacher_service.engine import loading  # slow, as torch is
+
+            loading.refuse_unloadable(model, **asked)
+            return {}
+
+        kept(find, teacher.model, asked | {"of": "weights"}, cache=Path(config.paths.cache))
+
+
 def kept(
     find: Callable[[], dict[str, Any]], model: str, asked: Mapping[str, Any], *, cache: Path
 ) -> dict[str, Any]:

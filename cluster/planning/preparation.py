@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xxhash
 
-from cluster.planning.description import student_trust
+from cluster.planning.description import refuse_unloadable, student_trust
 from cluster.planning.handshake import (
     Handshake,
     TeacherFacts,
@@ -111,6 +111,8 @@ def prepare_run(config: Config) -> Prepared:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     hands = check(config)
+    if not config.targets.teacher_free:
+        refuse_unloadable(config)
     config = with_router_balance(config, hands.router_balance)
     if config.targets.store is not None:
         store = Location.of(config.targets.store)

@@ -4,8 +4,6 @@ had."""
 from collections.abc import Container
 from typing import Any, Literal
 
-from shared.loading import first_line
-
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 INSTALLED_BY = {"flash_attention_2": "flash_attn"}  # packages beyond torch
@@ -53,12 +51,3 @@ def refusal(
             f"{section}.dtype=bfloat16, or {leave}"
         )
     return None
-
-
-def loading_reason(error: BaseException, attention: Attention) -> str:
-    """The first line of what transformers says of a model that it cannot load; of an attention that
-    it cannot give the first sentence alone, since its advice names arguments of its own."""
-    reason = first_line(error)
-    if attention == "auto" or "ttention" not in reason:
-        return reason
-    return f"{reason.split('. ')[0].rstrip('.')}; set its attention to auto"

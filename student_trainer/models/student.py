@@ -16,14 +16,14 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from shared.config.attention import loading_arguments, loading_reason
+from shared.config.attention import loading_arguments
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, switches_of
 from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
-from shared.loading import PLAIN_OUTPUTS, first_line, misfit, untrusted
+from shared.loading import PLAIN_OUTPUTS, first_line, why_unloadable
 from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.adapters import (
@@ -126,8 +126,8 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a model's own code and of every library it needs
-        reason = untrusted(error, trust="student.trust_remote_code")
-        reason = reason or misfit(error) or loading_reason(error, asked.attention)
+        trust = "student.trust_remote_code"
+        reason = why_unloadable(error, trust=trust, attention=asked.attention)
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils.hub import cached_file
 
-from shared.config.attention import Attention, loading_arguments, loading_reason
+from shared.config.attention import Attention, loading_arguments
 from shared.errors import ConfigError
-from shared.loading import PLAIN_OUTPUTS, first_line, misfit, untrusted
+from shared.loading import PLAIN_OUTPUTS, first_line, stored_as, why_unloadable
 
 BLOCK_BYTES = 2**24
 IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -56,24 +56,10 @@ def load_model(
         "dtype": getattr(torch, dtype),
         "device_map": _device_map(device),
         "trust_remote_code": trust_remote_code,
-        "use_safetensors": True,
-        "output_loading_info": True,
-        **loading_arguments(attention),
     }
     if quantisation != "none":
         arguments["quantization_config"] = _quantised(quantisation, getattr(torch, dtype))
-    auto_model: Any = transformers.AutoModelForCausalLM
-    try:
-        found, info = auto_model.from_pretrained(model, **arguments, **PLAIN_OUTPUTS)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of a model's own code and of every library it needs
-        reason = untrusted(error, trust="teachers.NAME.trust_remote_code")
-        reason = reason or misfit(error) or loading_reason(error, attention)
-        raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ConfigError(f"the teacher {model} lacks weights for {missing}; get the whole folder")
+    found = _loaded(model, arguments, attention)
     _skip_packed_kernel(found)
     adapter_folder = None
     if adapter is not None:
@@ -83,6 +69,15 @@ def load_model(
         found = with_adapter(found, adapter, adapter_revision).get_base_model()
     commit = getattr(found.config, "_commit_hash", None)
     return Loaded(found.eval(), folder, adapter_folder, commit)
+
+
+def refuse_unloadable(model: str, *, revision: str | None, trust_remote_code: bool) -> None:
+    """Raise ConfigError where the names and sizes of a model's weights are not those of its config,
+    reading no values. Of weights in few bits only their own quantiser knows that."""
+    _silence()
+    asked: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    if stored_as(transformers.AutoConfig.from_pretrained(model, **asked)) is None:
+        _loaded(model, asked | {"device_map": {"": "meta"}}, "auto")
 
 
 def local_folder(name: str, *, revision: str | None, marker: str) -> Path:
@@ -147,6 +142,24 @@ def with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
             f"the adapter {adapter} adds prompt tokens; only adapters on weights are supported"
         )
     return wrapped
+
+
+def _loaded(model: str, arguments: dict[str, Any], attention: Attention) -> Any:
+    """A model with all its weights. Raises ConfigError."""
+    auto_model: Any = transformers.AutoModelForCausalLM
+    options = {"use_safetensors": True, "output_loading_info": True, **loading_arguments(attention)}
+    try:
+        found, info = auto_model.from_pretrained(model, **arguments, **options, **PLAIN_OUTPUTS)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a model's own code and of every library it needs
+        trust = "teachers.NAME.trust_remote_code"
+        reason = why_unloadable(error, trust=trust, attention=attention)
+        raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(f"the teacher {model} lacks weights for {missing}; get the whole folder")
+    return found
 
 
 def _quantised(quantisation: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:

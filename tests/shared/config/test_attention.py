@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from shared.config.attention import loading_arguments, loading_reason, offered_by, refusal
+from shared.config.attention import loading_arguments, offered_by, refusal
 
 FITS = {"model": "m", "offered": ("eager", "sdpa", "flash_attention_2"), "installed": True}
 ON_GPU = {"gpus": 1, "dtype": "bfloat16"}
@@ -43,14 +43,3 @@ def test_what_there_is_not_is_one_sentence_with_the_way_out(attention, facts, sa
     assert re.search(said, found)
     assert found.startswith(f"student.attention is {attention}")
     assert "set student.attention=auto" in found
-
-
-def test_advice_of_another_library_is_left_out() -> None:
-    advice = ValueError(
-        "XForCausalLM does not support an attention implementation through sdpa yet. Load your "
-        'model with the argument `attn_implementation="eager"` meanwhile.'
-    )
-    said = loading_reason(advice, "sdpa")
-    assert "attn_implementation" not in said
-    assert said.endswith("through sdpa yet; set its attention to auto")
-    assert loading_reason(OSError("no file\nmore"), "sdpa") == "no file"
