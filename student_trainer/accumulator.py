@@ -4,7 +4,9 @@ D domains in config order
 """
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,20 +17,21 @@ from student_trainer.sources.batches import Step
 from student_trainer.sums import BY_DOMAIN, LISTED, SumLayout
 
 COUNTERS = 5  # of a reader: teacher wait, units, wire bytes, retried units, cache hits
+PARTS = ("compute", "optimiser")  # of a step that are timed, without waiting for the teacher
 
 
 class MetricsAccumulator:
     """Sums over the steps since the last line of metrics; satisfies `Stateful`.
 
     `sums` (as `layout` has them) and the counts `tokens_D` and `rows_D` cover all ranks, `machine`
-    is this rank's: seconds, the reader's `COUNTERS`, and those of each of several teachers. All are
-    kept in checkpoints, so that a line after a resume covers the same steps as the uninterrupted
-    run's.
+    is this rank's: seconds, the reader's `COUNTERS`, those of each of several teachers, and the
+    seconds of `PARTS`. All are kept in checkpoints, so that a line after a resume covers the same
+    steps as the uninterrupted run's.
     """
 
     def __init__(self, ranks: Ranks, layout: SumLayout, *, num_teachers: int = 0) -> None:
         self._ranks, self.layout = ranks, layout
-        self._num_machine = 1 + COUNTERS * (1 + num_teachers)
+        self._num_machine = 1 + COUNTERS * (1 + num_teachers) + len(PARTS)
         self.clear()
 
     def clear(self) -> None:
@@ -54,11 +57,13 @@ class MetricsAccumulator:
         return kept | {"sums": self.layout.state(self.sums), "machine": machine}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See `Stateful`; what all ranks' machines did is rank 0's from here on."""
+        """See `Stateful`; what all ranks' machines did is rank 0's from here on. Parts that were
+        not timed are 0."""
         self.sums = self.layout.from_state(state["sums"])
         self.tokens_D = np.array(state["tokens_D"], np.int64)
         self.rows_D = np.array(state["rows_D"], np.int64)
-        machine = np.array(state["machine"], np.float64)
+        machine = np.zeros(self._num_machine)
+        machine[: len(state["machine"])] = state["machine"]
         self.machine = machine if self._ranks.leads else np.zeros(self._num_machine)
 
 
@@ -102,16 +107,24 @@ class ReportAccumulator:
 
 
 class Stopwatch:
-    """Seconds and reader counters since it was made."""
+    """Seconds, reader counters and the seconds of `PARTS` since it was made."""
 
     def __init__(self, reader: RunReader | None) -> None:
         self._start, self._reader = time.perf_counter(), reader
         self._before = self._counters()
+        self._parts = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def timed(self, part: Literal["compute", "optimiser"]) -> Iterator[None]:
+        """Count the time of a `with` in, less what of it waits for the teacher."""
+        start, waited_s = time.perf_counter(), self._counters()[0]
+        yield
+        self._parts[part] += time.perf_counter() - start - (self._counters()[0] - waited_s)
 
     def machine(self) -> np.ndarray:
         """In the order of `MetricsAccumulator.machine`."""
         seconds = time.perf_counter() - self._start
-        return np.concatenate([[seconds], self._counters() - self._before])
+        return np.concatenate([[seconds], self._counters() - self._before, [*self._parts.values()]])
 
     def _counters(self) -> np.ndarray:
         return np.zeros(COUNTERS) if self._reader is None else _counters(self._reader.stats)

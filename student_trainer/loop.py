@@ -91,9 +91,11 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
         watch = Stopwatch(run.reader)
         drawn = run.loader.step(step)
         reseed(config.seed, step=step, rank=run.ranks.rank)
-        sums = learn(run, drawn)
+        with watch.timed("compute"):
+            sums = learn(run, drawn)
         lr = learning_rate(config.optimiser, step=step, steps=config.steps)
-        grad_norm = take_step(run.engine, config, lr=lr)
+        with watch.timed("optimiser"):
+            grad_norm = take_step(run.engine, config, lr=lr)
         refuse_non_finite(run, drawn, grad_norm)
         follow_taid(run, drawn, sums)
         step += 1

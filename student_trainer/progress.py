@@ -9,7 +9,8 @@ from shared.config.run import Config, QLoRATraining
 from shared.errors import StorageError
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import DomainMetrics, StepMetrics, TeacherMetrics, append_metrics
-from student_trainer.accumulator import COUNTERS, MetricsAccumulator
+from student_trainer.accumulator import COUNTERS, PARTS, MetricsAccumulator
+from student_trainer.exported import export_line, seconds_left
 from student_trainer.models.census import census
 from student_trainer.run import Run
 
@@ -19,8 +20,9 @@ log = logging.getLogger(__name__)
 def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
     """One line of metrics for programs and one for people; then begin the next."""
     machine = run.ranks.sum(run.metrics.machine)
-    machine[0] /= run.ranks.world_size  # seconds and waiting are means, the rest are sums
-    machine[1::COUNTERS] /= run.ranks.world_size
+    counters = machine[1 : -len(PARTS)]
+    for seconds in (machine[:1], counters[::COUNTERS], machine[-len(PARTS) :]):
+        seconds /= run.ranks.world_size  # these are means, the rest are sums
     line = metrics_line(
         run.metrics,
         run.config,
@@ -35,6 +37,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
     error = None
     if run.ranks.leads:
         done = step - _line_before(step, run.config)
+        export_line(line, run.config, steps_in_line=done)
         try:
             append_metrics(run.files.metrics, line)
             say(run, progress_line(line, run.config, steps_in_line=done))
@@ -92,6 +95,7 @@ def metrics_line(
         for d, name in enumerate(config.domains)
     }
     seconds, wait_s, units, wire_bytes, retried, hits = machine[: 1 + COUNTERS].tolist()
+    compute_s, optimiser_s = machine[-len(PARTS) :].tolist()
     return StepMetrics(
         step=step,
         loss=totals["loss"],
@@ -106,11 +110,13 @@ def metrics_line(
         phase=entry.phase if config.progressive else None,
         seconds=seconds,
         teacher_wait_s=wait_s,
+        compute_s=compute_s,
+        optimiser_s=optimiser_s,
         units=round(units),
         wire_bytes=round(wire_bytes),
         retried_units=round(retried),
         cache_hits=round(hits),
-        teachers=_by_teacher(config, domains, machine[1:].reshape(-1, COUNTERS)),
+        teachers=_by_teacher(config, domains, machine[1 : -len(PARTS)].reshape(-1, COUNTERS)),
     )
 
 
@@ -154,8 +160,7 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
         parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
     if len(config.teachers) > 1:
         parts += [_teacher(name, of, line.seconds) for name, of in line.teachers.items()]
-    left_s = (config.steps - line.step) * line.seconds / max(1, steps_in_line)
-    parts.append(f"eta {_duration(left_s)}")
+    parts.append(f"eta {_duration(seconds_left(line, config, steps_in_line))}")
     return " | ".join(parts)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray.train
+import ray.util.metrics
 
 from shared.config.run import Config
 from shared.errors import StorageError, TutelageError
+from shared.run import exporter
 from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir, write_atomically
 from shared.run.start import StartClock
@@ -37,6 +39,7 @@ def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         files.stepping.unlink(missing_ok=True)
+    exporter.start(ray.util.metrics, run=run_label(config, files.path))
     try:
         early = Early(config, clock)
         given = take()
@@ -53,3 +56,11 @@ def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -
                 write_atomically(path, json.dumps(described))
             except StorageError:  # then Ray carries it
                 raise error from None
+    finally:
+        exporter.stop()
+
+
+def run_label(config: Config, run_dir: Path) -> str:
+    """What metrics call a run: its name, and that of a run inside it, as a baseline is."""
+    inside = "" if run_dir.name == config.name else f"/{run_dir.name}"
+    return config.name + inside

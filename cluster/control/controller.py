@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.util.metrics
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -21,6 +22,7 @@ from shared.config.run import Config
 from shared.errors import ControllerError, TutelageError
 from shared.mixture.decisions import decision_index, first_entry, next_entry
 from shared.mixture.weight_log import DomainReport, WeightEntry, read_log, write_entry
+from shared.run import exported, exporter
 
 _POLL_S = 5.0  # one long poll
 _GRACE_S = 2.0  # an answer's way back after the last long poll
@@ -51,6 +53,11 @@ class Controller:
         opening = self._policy.opening()
         if opening and not self.log.entries:
             self._record(self._first(opening, report=None))
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domain names in the order of weights."""
+        return self._plan.domains
 
     def observe(self, report: DomainReport) -> None:
         """Decide from a report. A step already decided keeps its recorded decision."""
@@ -103,8 +110,13 @@ class ControllerActor:
     """A `Controller` in a process of its own; a restart replays the log."""
 
     def __init__(self, plan: ControllerPlan) -> None:
+        self._run = plan.config.name
         self._controller = Controller(plan)
         self._decided = asyncio.Condition()
+        exporter.start(ray.util.metrics, run=self._run).sample(self._export)
+
+    def __repr__(self) -> str:
+        return f"controller({self._run})"
 
     async def observe(self, report: DomainReport) -> None:
         """See `Controller.observe`."""
@@ -124,6 +136,14 @@ class ControllerActor:
 
     async def ready(self) -> None:
         """Returns once the log is read."""
+
+    def _export(self) -> None:
+        """Set the gauges of what is decided. Called by another thread."""
+        export, log = exporter.current(), self._controller.log
+        export.set(exported.DECISIONS, len(log.entries))
+        for entry in log.entries[-1:]:
+            for domain, weight in zip(self._controller.domains, entry.weights, strict=True):
+                export.set(exported.DECIDED_WEIGHT, weight or None, domain=domain)
 
 
 _ACTOR = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ControllerActor)
@@ -200,7 +220,7 @@ class RayControllerClient:
         if self._under_way:
             what = f"take the report of step {self._under_way[0].report.step}"
         raise ControllerError(
-            f"controller {self._name} in namespace {self._namespace} did not {what} within "
+            f"{self._name} in namespace {self._namespace} did not {what} within "
             f"{self._deadline_s:g} s ({trouble}); see the run's logs, or raise mixture.deadline_s"
         )
 
@@ -303,7 +323,7 @@ def await_controller(actor: Any, *, name: str, deadline_s: float) -> None:
         ray.get(actor.ready.remote(), timeout=deadline_s)
     except (RayActorError, GetTimeoutError) as error:
         raise ControllerError(
-            f"controller {name} did not start within {deadline_s:g} s ({type(error).__name__}); "
+            f"{name} did not start within {deadline_s:g} s ({type(error).__name__}); "
             "see the logs of the Ray session"
         ) from error
 
@@ -317,5 +337,5 @@ def stop_controller(name: str, *, namespace: str, deadline_s: float = 30.0) -> N
         except ValueError:
             return
         if time.monotonic() > deadline:
-            raise ControllerError(f"controller {name} did not stop within {deadline_s:g} s")
+            raise ControllerError(f"{name} did not stop within {deadline_s:g} s")
         time.sleep(_RETRY_S / 4)

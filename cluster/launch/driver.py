@@ -30,6 +30,7 @@ from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
 from shared.errors import StoppedError, StorageError
 from shared.locations import Location
+from shared.run.exporter import exporting
 from shared.run.plan import Assignment, OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
 from shared.run.start import StartClock
@@ -39,7 +40,6 @@ from shared.targets.question import Question
 if TYPE_CHECKING:
     from cluster.launch.training import Students
 
-CONTROLLER = "tutelage-controller"
 CONTROLLER_DEADLINE_S = 120.0
 
 
@@ -163,13 +163,14 @@ def _is_finished(run_dir: RunDir, config: Config) -> bool:
 
 def _distil(launch: Launch) -> None:
     import ray
+    import ray.util.metrics
 
     from cluster.launch.serving import teaching
 
     refuse_unplaceable(launch)
     write_environment(launch.run_dir, cluster=ray.cluster_resources())
     try:
-        with ExitStack() as stack:
+        with exporting(ray.util.metrics, run=launch.config.name), ExitStack() as stack:
             learning = None if launch.run_dir.finished else stack.enter_context(_learning(launch))
             plan, open_reader = stack.enter_context(teaching(launch))
             for name, part in plan.by_teacher.items():
@@ -259,7 +260,7 @@ def _controller(launch: Launch) -> Iterator[Callable[[], OpenController]]:
     """The controller of a run, for the length of a `with`; what is yielded waits until it is up."""
     from cluster.control import controller
 
-    mixture = launch.config.mixture
+    name, mixture = f"controller({launch.config.name})", launch.config.mixture
     plan = controller.ControllerPlan(
         config=launch.config,
         natural=tuple(domain.natural_weight for domain in launch.prepared.domains),
@@ -268,20 +269,20 @@ def _controller(launch: Launch) -> Iterator[Callable[[], OpenController]]:
     named = {"namespace": launch.namespace, "deadline_s": CONTROLLER_DEADLINE_S}
     opened = partial(
         controller.open_controller,
-        CONTROLLER,
+        name,
         namespace=launch.namespace,
         deadline_s=getattr(mixture, "deadline_s", CONTROLLER_DEADLINE_S),
     )
-    actor = controller.begin_controller(plan, name=CONTROLLER, **named)
+    actor = controller.begin_controller(plan, name=name, **named)
 
     def ready() -> OpenController:
-        controller.await_controller(actor, name=CONTROLLER, deadline_s=CONTROLLER_DEADLINE_S)
+        controller.await_controller(actor, name=name, deadline_s=CONTROLLER_DEADLINE_S)
         return opened
 
     try:
         yield ready
     finally:
-        controller.stop_controller(CONTROLLER, namespace=launch.namespace)
+        controller.stop_controller(name, namespace=launch.namespace)
 
 
 def _replayed(launch: Launch) -> OpenController:

@@ -20,6 +20,7 @@ from cluster.session.interrupts import on_first_signal
 from shared import errors
 from shared.config.run import Config
 from shared.errors import StoppedError, TutelageError
+from shared.run import exported, exporter
 from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import whence
@@ -65,6 +66,7 @@ class Students:
         self._mailbox.put(assignment)
         if self._under_way is None:
             self.start()
+        exporter.current().set(exported.STUDENT_RESTARTS, restarts)
         with on_first_signal(self._ask_to_stop), shown_progress(self._files.progress):
             while (error := self._under_way.error()) is not None:  # type: ignore[union-attr]
                 _write_traceback(self._training.attempt, error)
@@ -75,6 +77,7 @@ class Students:
                 if restarts >= most:
                     raise _given_up(self._training, error)
                 restarts += 1
+                exporter.current().set(exported.STUDENT_RESTARTS, restarts)
                 print(
                     f"a student worker died ({_first_reason(error)}); restart {restarts} of "
                     f"{most}, {whence(self._files.checkpoints)}",

@@ -63,6 +63,8 @@ class StepMetrics:
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
     teacher_wait_s: float = 0.0  # of that time, mean over ranks
+    compute_s: float = 0.0  # in forward and backward passes, without waiting; mean over ranks
+    optimiser_s: float = 0.0  # mean over ranks
     units: int = 0  # scoring units answered
     wire_bytes: int = 0  # serialised Tables, all ranks
     retried_units: int = 0
@@ -74,10 +76,17 @@ class StepMetrics:
         """Loss tokens per second of training wall time."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def rest_s(self) -> float:
+        """What is left of `seconds`: drawing rows, and waiting for weights to be decided."""
+        return max(0.0, self.seconds - self.teacher_wait_s - self.compute_s - self.optimiser_s)
+
 
 MACHINE_FIELDS = (
     "seconds",
     "teacher_wait_s",
+    "compute_s",
+    "optimiser_s",
     "units",
     "wire_bytes",
     "retried_units",

@@ -7,6 +7,7 @@ returned as values, never as references of this process, so that they outlive it
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,10 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.util.metrics
 from ray import cloudpickle
 
 from shared.data.rows import Rows
 from shared.errors import TeacherError, TutelageError
+from shared.run import exported, exporter
 from shared.run.threads import use_threads
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
@@ -30,6 +33,9 @@ OPTIONS: dict[str, Any] = {
     "max_task_retries": 0,
     "concurrency_groups": {"compute": 1, "control": 2},
 }
+
+
+SPEED_S = 30.0  # over which the speed of a replica is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,12 @@ class TeacherReplica:
         )
         self._engine: Engine | None = None
         self._failure: TutelageError | None = None
+        self._begun: float | None = None  # the unit that is worked on
+        self._seen = deque([(time.monotonic(), 0, 0.0)])  # when, tokens and seconds of work by then
+        context = ray.get_runtime_context()
+        self._name = context.get_actor_name() or ""
+        labels = {"service": context.namespace, "replica": self._name.rpartition("/")[2]}
+        exporter.start(ray.util.metrics, **labels).sample(self._export)
         make_engine: MakeEngine = cloudpickle.loads(pickled_make_engine)
         try:
             self._engine = make_engine()
@@ -65,6 +77,9 @@ class TeacherReplica:
             # Kept for the caller: what a constructor raises reaches nobody as it is.
             self._failure = error
             self._health = replace(self._health, failure=str(error))
+
+    def __repr__(self) -> str:
+        return self._name
 
     @ray.method(concurrency_group="compute")
     def score(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
@@ -107,7 +122,7 @@ class TeacherReplica:
     @contextmanager
     def _at_work(self) -> Iterator[Callable[[list], None]]:
         """Turns foreign errors into ours and counts a unit, told the ids it was about."""
-        started = time.monotonic()
+        started = self._begun = time.monotonic()
 
         def done(ids: list) -> None:
             self._health = replace(
@@ -124,6 +139,20 @@ class TeacherReplica:
         except Exception as error:  # foreign errors may not survive pickling
             lines = str(error).strip().splitlines() or [""]
             raise TeacherError(f"{type(error).__name__}: {lines[0]}") from None
+        finally:
+            self._begun = None
+
+    def _export(self) -> None:
+        """Set the gauges of the last seconds. Called by another thread."""
+        now, begun, health = time.monotonic(), self._begun, self._health
+        busy_s = health.busy_s + (now - begun if begun is not None else 0.0)
+        self._seen.append((now, health.tokens, busy_s))
+        while self._seen[1][0] < now - SPEED_S:
+            self._seen.popleft()
+        before, tokens, busy_before_s = self._seen[0]
+        export, seconds = exporter.current(), max(now - before, 1e-9)
+        export.set(exported.TEACHER_SPEED, (health.tokens - tokens) / seconds)
+        export.set(exported.REPLICA_BUSY, min(1.0, max(0.0, (busy_s - busy_before_s) / seconds)))
 
     def _loaded(self) -> Engine:
         if self._failure is not None:

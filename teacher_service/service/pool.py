@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from shared.data.rows import Rows
 from shared.errors import TeacherError, TutelageError, UserError
+from shared.run import exported, exporter
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
@@ -39,6 +40,7 @@ class _Unit(Generic[Asked, Spec, Answer]):
     replica: str = ""
     sent_at: float = 0.0
     turn: int = 0  # position among all sends of the pool
+    asked_at: float = field(default_factory=time.monotonic)
     failures: list[str] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     answer: Answer | None = None
@@ -47,6 +49,13 @@ class _Unit(Generic[Asked, Spec, Answer]):
     @property
     def settled(self) -> bool:
         return self.answer is not None or self.error is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """What it has on the wire or in the object store."""
+        if self.answer is not None:
+            return self.answer.num_bytes
+        return self.asked.table.nbytes if self.ref is not None else 0
 
     @property
     def names(self) -> str:
@@ -82,6 +91,7 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._units: deque[_Unit[Asked, Spec, Answer]] = deque()
         self._turns = 0
         self._stats = ReaderStats()
+        exporter.current().sample(self._export)
 
     @property
     def stats(self) -> ReaderStats:
@@ -113,6 +123,22 @@ class Pool(Generic[Asked, Spec, Answer]):
         for unit in self._under_way():
             ray.cancel(unit.ref)
         self._units.clear()
+        export = exporter.current()
+        export.leave(self._export)
+        for metric in (exported.QUEUE_AGE, exported.UNITS_IN_FLIGHT, exported.BYTES_IN_FLIGHT):
+            export.set(metric, None, service=self._service)
+
+    def _export(self) -> None:
+        """Set the gauges of what is under way. Called by another thread."""
+        units, now = tuple(self._units), time.monotonic()
+        unanswered = [unit for unit in units if not unit.settled]
+        values = {
+            exported.QUEUE_AGE: max((now - unit.asked_at for unit in unanswered), default=0.0),
+            exported.UNITS_IN_FLIGHT: sum(unit.ref is not None for unit in unanswered),
+            exported.BYTES_IN_FLIGHT: sum(unit.num_bytes for unit in units),
+        }
+        for metric, value in values.items():
+            exporter.current().set(metric, value, service=self._service)
 
     def _pump(self, block_s: float) -> None:
         """Send what may be sent, and settle what has come within `block_s`."""

@@ -6,18 +6,21 @@ they learn of new, dead and draining replicas while they train.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
+import ray.util.metrics
 from ray.exceptions import RayError
 
 from shared.config.run import Teacher
+from shared.run import exported, exporter
 from teacher_service.service.actor import Health
 
 REGISTRY = "tutelage-registry"
-REPLICA = "tutelage-replica-"
+REPLICA = "replica-"  # and a number, after the service's name
 USE_S = 15.0  # a user that has not been heard of for so long is dead
 POLL_S = 0.5
 HEALTH_DEADLINE_S = 10.0
@@ -81,6 +84,11 @@ class TeacherRegistry:
         self._changed = asyncio.Event()
         self._found = replica_names(service)
         self._used: dict[str, float] = {}  # by user, when it last said so
+        self._wanted = len(self._found) or request.teacher.replicas
+        exporter.start(ray.util.metrics, service=service).sample(self._export)
+
+    def __repr__(self) -> str:
+        return f"registry({self._service})"
 
     async def request(self) -> Request:
         """What the service was started with."""
@@ -113,6 +121,10 @@ class TeacherRegistry:
         since = time.monotonic() - USE_S
         return sorted(user for user, at in self._used.items() if at > since)
 
+    async def want(self, replicas: int) -> None:
+        """Note how many replicas the service shall have."""
+        self._wanted = replicas
+
     async def add(self, names: list[str]) -> None:
         """Watch further replicas; returns when each has been looked at once."""
         self._found += names
@@ -130,7 +142,20 @@ class TeacherRegistry:
         for name in names:
             if self._replicas.pop(name, None) is not None:
                 self._watchers.pop(name).cancel()
+                for metric in (exported.REPLICA_UP, exported.REPLICA_RESTARTS):
+                    exporter.current().set(metric, None, replica=short_name(name))
         self._announce()
+
+    def _export(self) -> None:
+        """Set the gauges of what lives. Called by another thread."""
+        export, replicas = exporter.current(), tuple(self._replicas.values())
+        alive = [replica.state == "alive" for replica in replicas]
+        export.set(exported.REPLICAS_WANTED, self._wanted)
+        export.set(exported.REPLICAS_PRESENT, sum(alive))
+        for replica, serves in zip(replicas, alive, strict=True):
+            name = short_name(replica.name)
+            export.set(exported.REPLICA_UP, serves, replica=name)
+            export.set(exported.REPLICA_RESTARTS, replica.restarts, replica=name)
 
     def _adopt(self) -> None:
         """Begin to watch what was found or added."""
@@ -173,12 +198,31 @@ class TeacherRegistry:
         self._changed = asyncio.Event()
 
 
+def replica_name(service: str, index: int) -> str:
+    """Name of a replica's actor, as the dashboard lists it."""
+    return f"{service}/{REPLICA}{index}"
+
+
+def short_name(replica: str) -> str:
+    """Name of a replica in its service."""
+    return replica.rpartition("/")[2]
+
+
+def index_of(replica: str) -> int:
+    """Number of a replica in its service."""
+    return int(short_name(replica).removeprefix(REPLICA))
+
+
+def is_replica(actor: Mapping[str, str]) -> bool:
+    """Whether a named actor, as Ray lists it, is a replica."""
+    return actor["name"].startswith(f"{actor['namespace']}/{REPLICA}")
+
+
 def replica_names(service: str) -> list[str]:
     """Names of the replicas that exist in the cluster, registered or not, oldest first."""
     named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-    found = [actor["name"] for actor in named if actor["namespace"] == service]
-    replicas = [name for name in found if name.startswith(REPLICA)]
-    return sorted(replicas, key=lambda name: int(name.removeprefix(REPLICA)))
+    found = [a["name"] for a in named if a["namespace"] == service and is_replica(a)]
+    return sorted(found, key=index_of)
 
 
 def _seen(before: ReplicaView, health: Health | None) -> ReplicaView:

@@ -25,11 +25,13 @@ from teacher_service.service.actor import TeacherReplica
 from teacher_service.service.placing import GROUP_PREFIX, groups_of, lifetime_of, place
 from teacher_service.service.registry import (
     REGISTRY,
-    REPLICA,
     ReplicaView,
     Request,
     Role,
     TeacherRegistry,
+    index_of,
+    is_replica,
+    replica_name,
     replica_names,
 )
 
@@ -175,12 +177,14 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
             "can be scaled from outside"
         )
     if replicas < len(names):
+        _want(service, replicas)
         _drain(service, names[replicas:], deadline_s)
     elif replicas > len(names):
-        first = int(names[-1].removeprefix(REPLICA)) + 1 if names else 0
+        first = index_of(names[-1]) + 1 if names else 0
         added = range(first, first + replicas - len(names))
         placed = _launched(service, request, added)
-        Starting(service, placed, deadline_s, undo=partial(_remove, service, placed)).described()
+        _want(service, replicas)
+        Starting(service, placed, deadline_s, undo=partial(_shrink, service, placed)).described()
     return len(names)
 
 
@@ -261,7 +265,7 @@ def _running(service: str) -> tuple[str, ...]:
 def _launched(service: str, request: Request, indices: Iterable[int]) -> tuple[str, ...]:
     """Place further replicas and give their names; what this call created is removed again on
     failure."""
-    names = [f"{REPLICA}{index}" for index in indices]
+    names = [replica_name(service, index) for index in indices]
     try:
         groups = place(service, names, request)
         # It warns that a restart needs the group; the group lives as long as the actor.
@@ -318,6 +322,16 @@ def _drain(service: str, names: list[str], deadline_s: float) -> None:
     _answer(registry.forget.remote(names), "the registry")
 
 
+def _want(service: str, replicas: int) -> None:
+    _answer(_actor(service, REGISTRY).want.remote(replicas), "the registry")
+
+
+def _shrink(service: str, names: Iterable[str]) -> None:
+    """Remove replicas that do not come up."""
+    _remove(service, names)
+    _want(service, len(replica_names(service)))
+
+
 def _remove(service: str, names: Iterable[str]) -> None:
     groups = groups_of(f"{GROUP_PREFIX}{service}:")
     for name in names:
@@ -329,7 +343,7 @@ def _remove(service: str, names: Iterable[str]) -> None:
 
 def _namespaces() -> set[str]:
     named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-    ours = (a for a in named if a["name"] == REGISTRY or a["name"].startswith(REPLICA))
+    ours = (actor for actor in named if actor["name"] == REGISTRY or is_replica(actor))
     return {actor["namespace"] for actor in ours}
 
 

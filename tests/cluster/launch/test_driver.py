@@ -16,11 +16,13 @@ from cluster.cli import main
 from cluster.launch.driver import on_hard_labels, run_dir_of
 from shared.config.file import dump, load_config
 from shared.mixture.weight_log import read_log
+from shared.run import exported
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
 from shared.run.start import STAGES
 from student_trainer.state.checkpoint import all_checkpoints, step_of
 from tests.cluster.jobs import WORDS, write_job
+from tests.scraping import Scrapes, export_url, scraping
 
 ROOT = Path(__file__).resolve().parents[3]
 SUMMARY = {
@@ -41,12 +43,21 @@ SUMMARY = {
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
-    """A config whose run has finished, with a baseline and a store."""
+def watched(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, Scrapes]:
+    """A config whose run has finished, with a baseline and a store; what it exported meanwhile."""
+    import ray
+
     targets = {"store": "store"}
     job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, targets=targets)
-    assert main(["run", str(job)]) == 0
-    return job
+    with scraping(export_url(ray.nodes()[0])) as scrapes:
+        assert main(["run", str(job)]) == 0
+    return job, scrapes
+
+
+@pytest.fixture(scope="module")
+def finished(watched: tuple[Path, Scrapes]) -> Path:
+    """Its config."""
+    return watched[0]
 
 
 @pytest.fixture
@@ -68,6 +79,36 @@ def test_a_run_leaves_everything_behind(run_dir):
         "baseline.json",
     }
     assert expected <= {path.name for path in run_dir.path.iterdir()}
+
+
+def test_what_is_exported_is_what_metrics_jsonl_says(watched, run_dir):
+    _, scrapes = watched
+    lines = read_metrics(run_dir.metrics)
+    assert scrapes.of(exported.LOSS, run="job")[-1] == pytest.approx(lines[-1].loss)
+    assert scrapes.of(exported.STEP, run="job")[-1] == 6
+    assert scrapes.of(exported.PROGRESS, run="job")[-1] == 1
+    assert scrapes.of(exported.ETA, run="job")[-1] == 0
+    for name, domain in lines[-1].domains.items():
+        assert scrapes.of(exported.KL, run="job", domain=name)[-1] == pytest.approx(domain.kl)
+        assert scrapes.of(exported.WEIGHT, run="job", domain=name)[-1] == domain.weight
+        learnt = sum(line.domains[name].tokens for line in lines)
+        assert scrapes.of(exported.TOKENS, run="job", domain=name)[-1] == learnt
+    parts = (
+        exported.STEP_WAIT,
+        exported.STEP_COMPUTE,
+        exported.STEP_OPTIMISER,
+        exported.STEP_REST,
+    )
+    seconds = [scrapes.of(part, run="job")[-1] for part in parts]
+    assert sum(seconds) == pytest.approx(lines[-1].seconds / 2)
+    assert all(part > 0 for part in seconds)
+    baseline = read_metrics(run_dir.baseline.metrics)
+    assert scrapes.of(exported.LOSS, run="job/baseline")[-1] == pytest.approx(baseline[-1].loss)
+
+
+def test_everything_that_is_defined_is_exported(watched):
+    _, scrapes = watched
+    assert scrapes.helps == {m.exported: m.description for m in exported.METRICS}
 
 
 def test_the_summary_has_the_agreed_names(run_dir):
@@ -180,7 +221,7 @@ def test_no_service_and_no_controller_is_left(finished):
 
     assert list_services() == []
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    assert "tutelage-controller" not in names
+    assert not any(name.startswith("controller(") for name in names)
 
 
 def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(finished, run_dir):

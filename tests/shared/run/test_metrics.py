@@ -1,7 +1,7 @@
 """The lines of metrics.jsonl: the last attempt wins, and a torn line costs itself alone."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from shared.run.metrics import (
     DomainMetrics,
@@ -51,3 +51,9 @@ def test_lines_of_steps_that_are_taken_again_are_dropped(tmp_path):
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2]
     drop_metrics_after(tmp_path / "absent.jsonl", 2)
     assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_the_parts_of_a_step_add_up_to_it():
+    timed = replace(line(1), seconds=2.0, teacher_wait_s=0.25, compute_s=1.0, optimiser_s=0.5)
+    assert timed.rest_s == 0.25
+    assert replace(timed, optimiser_s=0.8).rest_s == 0  # clocks differ by a little

@@ -19,7 +19,7 @@ from shared.targets.generation import GenerationSpec, Openings
 from teacher_service.engine.hf import HFEngine
 from teacher_service.service import service
 from teacher_service.service.pool import GenerationPool
-from teacher_service.service.registry import REPLICA
+from teacher_service.service.registry import replica_name
 from tests.teacher_service.engine.test_trust import LEAKY, longrope, saved
 from tests.teacher_service.scripted import VOCAB, Scripted, echoed
 from tests.teacher_service.teachers import FAMILIES, save_family
@@ -183,7 +183,7 @@ def test_two_replicas_answer_in_order_with_the_bits_of_one(name, tiny_pair, engi
         pool.submit(batch, DRAWN)
     for batch in asked:
         assert pool.next().table.equals(engine.generate(batch, DRAWN).table)
-    replicas = [ray.get_actor(f"{REPLICA}{n}", namespace=name) for n in range(2)]
+    replicas = [ray.get_actor(replica_name(name, n), namespace=name) for n in range(2)]
     units = [health.units for health in ray.get([each.health.remote() for each in replicas])]
     assert sum(units) == 8
     assert min(units) > 0

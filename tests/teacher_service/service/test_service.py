@@ -17,7 +17,7 @@ from shared.errors import ConfigError, PlacementError, TeacherError, TutelageErr
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
-from teacher_service.service.registry import REPLICA
+from teacher_service.service.registry import replica_name
 from tests.answers import question_of
 from tests.teacher_service.scripted import Scripted, Threaded, invented, make_rows
 from tests.tiny import VOCAB
@@ -97,7 +97,7 @@ def test_replicas_come_and_go_while_a_client_works(name):
     while len(answers) < len(units):
         work(1.0)
     assert ray.get(drained, timeout=60) == 2
-    assert [r.name for r in service.status(name).replicas] == [f"{REPLICA}0"]
+    assert [r.name for r in service.status(name).replicas] == [replica_name(name, 0)]
     assert len(groups_of(name)) == 1
     for unit, answer in zip(units, answers, strict=True):
         assert answer.table.equals(invented(unit, SPEC).table)
@@ -162,7 +162,7 @@ def test_what_is_not_there_is_a_sentence(name):
 
 def test_health_answers_while_a_unit_is_scored(name):
     service.start(name, ANY, detached=True, make_engine=Scripted(delay_s=3.0)).described()
-    replica = ray.get_actor(f"{REPLICA}0", namespace=name)
+    replica = ray.get_actor(replica_name(name, 0), namespace=name)
     unit = replica.score.remote(make_rows([[5]]).table, SPEC.as_dict())
     time.sleep(0.5)
     for _ in range(3):
@@ -174,7 +174,7 @@ def test_health_answers_while_a_unit_is_scored(name):
 
 def test_errors_keep_their_class_across_processes(name):
     service.start(name, ANY, detached=True, make_engine=Scripted(refuses=7, fails_on=8)).described()
-    replica = ray.get_actor(f"{REPLICA}0", namespace=name)
+    replica = ray.get_actor(replica_name(name, 0), namespace=name)
     for token, error in ((7, ConfigError), (8, TeacherError)):
         rows = Rows.build(
             domains=["text"],
