@@ -146,6 +146,12 @@ class TeacherRegistry:
                     exporter.current().set(metric, None, replica=short_name(name))
         self._announce()
 
+    async def end(self) -> None:
+        """Say of every replica that it is gone, before the service is."""
+        self._wanted = 0
+        await self.forget(list(self._replicas))
+        exporter.current().refresh()
+
     def _export(self) -> None:
         """Set the gauges of what lives. Called by another thread."""
         export, replicas = exporter.current(), tuple(self._replicas.values())

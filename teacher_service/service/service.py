@@ -37,6 +37,7 @@ from teacher_service.service.registry import (
 
 ANSWER_S = 30.0
 HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
+END_S = 1.0
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
 
 # An actor that is not detached ends with its last owning handle, so this driver keeps them.
@@ -235,6 +236,8 @@ def users(service: str) -> list[str]:
 
 def stop(service: str) -> bool:
     """Remove actors and placement groups, also of a half-dead service; whether any were there."""
+    if (registry := _actor(service, REGISTRY)) is not None:
+        ray.wait([registry.end.remote()], timeout=END_S)  # one that is half dead tells nobody
     names = [*replica_names(service), REGISTRY]
     actors = [actor for name in names if (actor := _actor(service, name)) is not None]
     for actor in actors:
