@@ -17,6 +17,22 @@ def probe_ids(model: PreTrainedModel, *, length: int) -> Tensor:
     return ((3 + torch.arange(length)[None] * 7) % rows).to(model.device)
 
 
+def empties_padding(model: PreTrainedModel) -> bool:
+    """Whether loading zeroes the embedding of the padding token, whatever the file holds, as where
+    a class of transformers initialises it past the mark of what was loaded."""
+    if model.is_custom_code():  # transformers leaves alone what such a model has loaded
+        return False
+    row_11 = nn.Embedding(1, 1, padding_idx=0)
+    nn.init.ones_(row_11.weight)
+    row_11.weight._is_hf_initialized = True  # type: ignore[attr-defined]
+    try:
+        with torch.no_grad():
+            model._init_weights(row_11)
+    except Exception:  # of a class that initialises no layer of its own alone
+        return False
+    return not row_11.weight.any()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, the mode before outside."""

@@ -34,7 +34,7 @@ from student_trainer.models.adapters import (
     refuse_lost_adapters,
 )
 from student_trainer.models.decoding import decode
-from student_trainer.models.probing import evaluating, probe_ids
+from student_trainer.models.probing import empties_padding, evaluating, probe_ids
 from student_trainer.models.routers import refuse_other_balance
 from student_trainer.tasks.task import ModelKind
 
@@ -252,10 +252,26 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
         )
     _state_width(model, parts, config)
     asked, head = config.student, parts.head
+    if not isinstance(asked.train, LoRATraining):
+        _refuse_lost_row(model, head, name=plain.model)
     adapted = adapt(model, asked, kind, decoder=parts.decoder, head=head, seed=config.seed)
     if adapted is not model:
         refuse_lost_adapters(adapted, name=asked.model)
     return found
+
+
+def _refuse_lost_row(model: PreTrainedModel, head: nn.Linear, *, name: str) -> None:
+    """A head that shares an embedding learns the padding token's row too."""
+    embedding: Any = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is None or embedding.weight is not head.weight:
+        return
+    if empties_padding(model):
+        raise ConfigError(
+            f"student.model: {name} shares the rows of its embedding with its head, and "
+            f"transformers empties that of its padding token {embedding.padding_idx} whenever it "
+            "loads, so that an export would not be what was trained; set "
+            "student.train.kind=lora, or pad_token_id in its config.json to null"
+        )
 
 
 def _freeze(model: PreTrainedModel, asked: StudentConfig) -> None:

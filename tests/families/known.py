@@ -36,6 +36,6 @@ APART = {
 STAGES_APART = {
     "moshi": ({"continues"}, "its own cache gives other logits than it has without one"),
     "xlstm": ({"continues"}, "its own cache does not fit heads of unlike widths"),
-    "youtu": ({"full"}, "transformers empties its padding token's row, which its head shares"),
+    "youtu": ({"full"}, "refused: loading empties its padding token's row, which its head shares"),
     "laguna": ({"lora"}, "peft loses the adapters of its shared experts when it loads them"),
 }

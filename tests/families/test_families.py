@@ -9,6 +9,7 @@ import pytest
 from shared.errors import UserError
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.hf import HFEngine
+from tests import tiny
 from tests.families.known import APART, REFUSED, STAGES_APART
 from tests.families.making import FAMILIES
 from tests.families.trial import Trial
@@ -81,15 +82,26 @@ def test_every_other_family_does_too(on_trial: Callable[[str], Trial], family: s
 def test_adapters_that_would_be_lost_are_refused_before_the_start(
     on_trial: Callable[[str], Trial], family: str
 ) -> None:
-    plan = on_trial(family).plan
-    fields = plan.config.model_dump()
-    fields["student"]["train"] = {"kind": "lora"}
-    config = type(plan.config).model_validate(fields)
+    config = on_trial(family).with_train("lora")
     if family == "llama":
         CAUSAL_LM.trust(config)
         return
     with pytest.raises(UserError, match=r"shared_experts.* do not survive saving and loading"):
         CAUSAL_LM.trust(config)
+
+
+@pytest.mark.parametrize(("pad", "train"), [(0, "full"), (None, "full"), (0, "lora")])
+def test_a_row_that_would_be_lost_is_refused_before_the_start(
+    on_trial: Callable[[str], Trial], pad: int | None, train: str
+) -> None:
+    trial = on_trial("youtu")
+    tiny.edit_config(trial.family, pad_token_id=pad)
+    if (pad, train) != (0, "full"):
+        CAUSAL_LM.trust(trial.with_train(train))
+        trial.trains(train)
+        return
+    with pytest.raises(UserError, match=r"empties that of its padding token 0 .* to null"):
+        CAUSAL_LM.trust(trial.with_train(train))
 
 
 def test_families_that_stand_apart_are_families() -> None:

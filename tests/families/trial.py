@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
 from shared.run.plan import RunPlan
@@ -169,15 +170,18 @@ class Trial:
             pair = [torch.zeros(()) if g is None else g for g in (found[name], gradient)]
             _same(f"the gradient of {name}", *pair, 5 * CLOSE * largest)
 
+    def with_train(self, kind: str) -> Config:
+        """The config of a student that trains whole, or in adapters."""
+        fields = self.plan.config.model_dump()
+        fields["student"]["train"] = {"kind": "lora", "r": 2} if kind == "lora" else {"kind": kind}
+        return type(self.plan.config).model_validate(fields)
+
     def trains(self, kind: str, *, load: LoadStudent | None = None) -> None:
         """A run's export, loaded by transformers or peft, says of validation text what the run
         says of its student, which has moved."""
-        fields = self.plan.config.model_dump()
-        fields["student"]["train"] = {"kind": "lora", "r": 2} if kind == "lora" else {"kind": kind}
         folder = self.folder / kind
         folder.mkdir()
-        config = type(self.plan.config).model_validate(fields)
-        plan = replace(self.plan, config=config, run_dir=str(folder))
+        plan = replace(self.plan, config=self.with_train(kind), run_dir=str(folder))
         run = open_run(plan, reader_of(plan), lambda: StandingWeights(plan), load=load)
         run.reloader = HereReloader()
         try:
