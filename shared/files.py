@@ -3,6 +3,8 @@
 import uuid
 from pathlib import Path
 
+SPECIAL_BITS = 0o7000  # among them setgid, by which what lies in a folder gets its group
+
 
 def obey_umask(path: Path) -> None:
     """Give a file, or a folder and all that lies in it, the mode that `open` and `mkdir` would.
@@ -17,4 +19,5 @@ def obey_umask(path: Path) -> None:
     probe.unlink()
     searched = allowed | (allowed & 0o444) >> 2  # of a folder: who reads it enters it
     for found in [path, *(path.rglob("*") if path.is_dir() else ())]:
-        found.chmod(searched if found.is_dir() else allowed)
+        kept = found.stat().st_mode & SPECIAL_BITS
+        found.chmod(kept | (searched if found.is_dir() else allowed))
