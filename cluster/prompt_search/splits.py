@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from shared.config.run import Config, Domain
+from shared.config.run import Config, Data, Domain
 from shared.data.rows import Rows
 from shared.data.tokenise import HELD_OUT
 from shared.errors import ConfigError, DataError
@@ -74,7 +74,7 @@ def task_of(name: str, config: Config, tokenizer: Any) -> Task:
             "with responses, which alone have a right answer; take likelihood or auto"
         )
     context = config.data.context
-    usable = list(_usable(drawn, tokenizer, context=context, whole=metric == "accuracy"))
+    usable = list(_usable(drawn, tokenizer, config.data, whole=metric == "accuracy"))
     wanted = settings.dev_documents + settings.confirm_documents
     if len(usable) < wanted:
         raise DataError(
@@ -85,7 +85,7 @@ def task_of(name: str, config: Config, tokenizer: Any) -> Task:
         )
     dev, confirm = usable[: settings.dev_documents], usable[settings.dev_documents : wanted]
     pool = [d for d, one in usable[wanted:] if len(one.input_ids) <= context // 2]
-    longest = [one for _, one in _usable(drawn.longest_only(), tokenizer, context=context)]
+    longest = [one for _, one in _usable(drawn.longest_only(), tokenizer, config.data)]
     tried = [*dev, *confirm]
     return Task(
         domain=name,
@@ -164,11 +164,14 @@ def _hash(text: str) -> int:
 
 
 def _usable(
-    drawn: _Drawn, tokenizer: Any, *, context: int, whole: bool = False
+    drawn: _Drawn, tokenizer: Any, data: Data, *, whole: bool = False
 ) -> Iterator[tuple[Document, Encoded]]:
     """Documents with a token to learn, cut to the context, or `whole` ones alone."""
+    context, special_tokens = data.context, data.special_tokens
     documents = [document for document, key in drawn.documents if key not in drawn.held_out]
-    encoded = encode(iter(documents), tokenizer=tokenizer, loss_on="responses")
+    encoded = encode(
+        iter(documents), tokenizer=tokenizer, loss_on="responses", special_tokens=special_tokens
+    )
     for document, one in zip(documents, encoded, strict=True):
         if whole and len(one.input_ids) > context:
             continue

@@ -10,7 +10,8 @@ from shared.data.account import Account, listed
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import Facts, SplitFacts, facts_of
 from shared.run.run_dir import RunDir, write_atomically
-from shared.text.files import left_out
+from shared.text.files import left_out, source_files
+from shared.text.formats import is_text
 from shared.text.sources import sources_of
 
 COLUMNS = ("documents", "rows", "tokens", "with_loss", "dropped", "cut", "split", "duplicate")
@@ -114,10 +115,19 @@ def _held_out(name: str, facts: Facts, config: Config) -> list[str]:
 def _left_out(
     name: str, config: Config, split: Literal["train", "validation"] = "train"
 ) -> list[str]:
-    """Files of a split's folders and globs that are not read."""
+    """Files of a split's folders and globs that are not read, and that may not be meant to be."""
     sources, root = sources_of(config.domains[name], split), Path(config.paths.root)
-    files = [f for s in sources if isinstance(s, str) for f in left_out(s, root=root)]
-    return [f"files that are not read: {_named(files)}"] if files else []
+    names = [source for source in sources if isinstance(source, str)]
+    out = [file for name in names for file in left_out(name, root=root)]
+    texts = [file for name in names for file in _texts_beside_rows(name, root)]
+    told = ((out, "are not read"), (texts, "are one text each, beside rows"))
+    return [f"files that {what}: {_named(files)}" for files, what in told if files]
+
+
+def _texts_beside_rows(source: str, root: Path) -> list[Path]:
+    files = source_files(source, root=root)
+    texts = [file for file in files if is_text(file)]
+    return texts if len(texts) < len(files) else []
 
 
 def _notes(account: Account, config: Config) -> list[str]:
@@ -153,6 +163,10 @@ def _notes(account: Account, config: Config) -> list[str]:
             tally.other_openings,
             f"{tally.other_openings:,} answers do not begin as the chat template's generation "
             "prompt says",
+        ),
+        (
+            tally.empty_answers,
+            f"{tally.empty_answers:,} answers are empty: they teach to end where an answer begins",
         ),
         (tally.unread, f"fields that are not read: {listed(tally.unread)}"),
     )

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from shared.data.packing import Fit
 from shared.text.framing import Encoded, Remarks
 
-COUNTS = ("special_as_text", "special_as_control", "changed_messages", "other_openings")
+COUNTS = (
+    *("special_as_text", "special_as_control"),
+    *("changed_messages", "other_openings", "empty_answers"),
+)
 
 
 @dataclass(slots=True)
@@ -21,6 +24,7 @@ class Tally:
     special_as_control: int = 0
     changed_messages: int = 0
     other_openings: int = 0
+    empty_answers: int = 0
 
     def over(self, documents: Iterator[Encoded]) -> Iterator[Encoded]:
         """The same documents, counted as they pass."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from shared.errors import DataError
-from shared.text.documents import CALLS, Document
+from shared.text.documents import CALLS, THOUGHTS, Document
 
 Span = tuple[int, int]  # characters [start, stop)
 Turn = dict[str, Any]
@@ -22,6 +22,7 @@ class ChatTokenizer(Protocol):
 
     chat_template: Any
     name_or_path: str
+    all_special_tokens: list[str]
 
     def apply_chat_template(self, conversation: list[Turn], **options: Any) -> Any:
         """A conversation as text."""
@@ -73,6 +74,12 @@ class Conversation:
             )
         return len(changed)
 
+    def num_empty(self, numbers: Sequence[int]) -> int:
+        """How many of the messages at `numbers` have neither content nor a call or a thought."""
+        said = ("content", *CALLS, *THOUGHTS)
+        texts = [[self.turns[n].get(key) for key in said] for n in numbers]
+        return sum(not any(str(one or "").strip() for one in parts) for parts in texts)
+
     def spans(self, numbers: Sequence[int]) -> tuple[Span, ...]:
         """Characters of the messages at `numbers`: their content and whatever ends their turn."""
         return tuple(self._span(number) for number in numbers)
@@ -80,7 +87,7 @@ class Conversation:
     def _span(self, number: int) -> Span:
         """A turn opens where the conversation before it ends, generation prompt included, and
         closes where the conversation up to it ends."""
-        turn, upto = self.turns[number], self._rendered(self.turns[: number + 1])
+        turn, upto = self.turns[number], self._upto(number)
         if turn["role"] != "assistant":
             return self._span_of_content(number, upto)
         if number == 0:
@@ -93,11 +100,25 @@ class Conversation:
             return self._span_of_content(number, upto)
         if not self.text.startswith(upto):
             unasked = self._rendered(self.turns[:number])
-            return self._span_in_whole(number, asked=before[len(unasked) :])
+            asked = before[_num_shared(before, unasked) :]
+            return self._span_in_whole(number, asked=asked)
         start, own = len(before), upto[len(before) :]
         if self._writes_header(number, before, own):
             return self._span_of_content(number, upto)
         return start, start + _written(own, turn["content"])
+
+    def _upto(self, number: int) -> str:
+        """The conversation up to a message, without the special token that a template writes once,
+        after the whole, where something else ends the message."""
+        upto = self._rendered(self.turns[: number + 1])
+        if self.text.startswith(upto):
+            return upto
+        trimmed = upto.rstrip()
+        ends = (token for token in self.tokenizer.all_special_tokens if trimmed.endswith(token))
+        opened = trimmed.removesuffix(next(ends, ""))
+        content = self.turns[number]["content"]
+        is_ended = not (content and opened.endswith(content))
+        return opened if is_ended and self.text.startswith(opened) else upto
 
     def _span_of_content(self, number: int, upto: str) -> Span:
         """From the first character of the content, for turns that open in no way of their own."""
@@ -134,8 +155,9 @@ class Conversation:
     def _moves(self, number: int) -> str:
         return (
             f"{self.where}: the chat template of {self.tokenizer.name_or_path} renders message "
-            f"{number + 1} differently when more messages follow, so the assistant's tokens "
-            "cannot be found; set data.loss_on to everything or give one answer per row"
+            f"{number + 1}, or what ends it, differently when more messages follow, so the "
+            "assistant's tokens cannot be found; set data.loss_on to everything or give one answer "
+            "per row"
         )
 
     def _rendered(self, turns: list[Turn], *, ask: bool = False) -> str:
@@ -227,6 +249,12 @@ def _source(tokenizer: ChatTokenizer, *, with_tools: bool, where: str) -> str:
         f"{where} is written by a chat template, and the tokenizer of {tokenizer.name_or_path} has "
         f"several, {', '.join(template)}, none of them named default; set data.chat_template to one"
     )
+
+
+def _num_shared(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _written(turn: str, content: str) -> int:

@@ -30,20 +30,26 @@ ROLES = {
     **dict.fromkeys(
         (
             *("assistant", "gpt", "model", "bot", "chatbot", "ai", "agent", "chatgpt", "claude"),
-            *("llm", "function_call"),
+            *("llm", "function_call", "tool_call"),
         ),
         "assistant",
     ),
     **dict.fromkeys(("system",), "system"),
-    **dict.fromkeys(("tool", "observation", "tool_response", "function_response"), "tool"),
+    **dict.fromkeys(
+        ("tool", "observation", "tool_response", "function", "function_response"), "tool"
+    ),
 }
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+PART_TYPES, PART_KEYS = ("text", "input_text", "output_text"), ("text", "content", "value")
 LEARNT_KEYS = (
-    *("weight", "train", "training", "trainable", "train_on_turn"),
-    *("loss", "loss_mask", "loss_weight", "learn", "compute_loss", "is_train", "should_train"),
+    *("weight", "train", "training", "trainable", "is_trainable", "train_on_turn"),
+    *("loss", "loss_mask", "loss_weight", "loss_scale", "learn", "compute_loss", "calculate_loss"),
+    *("is_train", "should_train", "include_in_loss"),
 )
-MASKED_KEYS = ("masked", "is_masked", "ignore", "no_loss")
+MASKED_KEYS = ("masked", "is_masked", "ignore", "no_loss", "ignore_loss", "skip_loss")
 UNCLEAR_KEYS = ("mask", "train_detail", "training_detail")  # of parts, or of either meaning
+UNSET_KEYS = ("skip", "exclude")  # clear where they are not set
+ALL_MASKS = frozenset((*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS, *UNSET_KEYS))
 CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
@@ -99,13 +105,15 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
         raise DataError(f"{where} is {_kind(row)}, not an object with one of {SHAPES}")
     names = _names_in(row, columns)
     found: dict[Field, Any] = {field: row[name] for field, name in names.items()}
-    if found.get("messages") not in (None, ""):
+    if not _is_nothing(found.get("messages")):
         used, document = ("messages", "system", "tools"), _conversation(found, where)
     elif _is_pair(found):
         used, document = ("prompt", "response", "input", "system", "tools"), _pair(found, where)
     elif found.get("text") is not None:
         text = _string(found["text"], where, names["text"])
         used, document = ("text",), Document("text", where, text=text)
+    elif found.get("messages") == []:
+        raise DataError(f"{where}: {names['messages']} is an empty list; leave the row out")
     else:
         raise DataError(_no_fields(where, row, names))
     read = {names[field] for field in FIELDS if field in used and field in names}
@@ -128,11 +136,22 @@ def _names_in(row: Mapping[str, Any], columns: Columns) -> dict[Field, str]:
         name = columns.get(one, default)
         if name is not None and name in row:
             names[one] = name
-    if "messages" not in names and "messages" not in columns:
-        other = next((n for n in CONVERSATIONS if isinstance(row.get(n), list)), None)
-        if other is not None and other not in taken:
+    if "messages" not in columns and _is_nothing(row.get(names.get("messages", ""))):
+        others = (name for name in CONVERSATIONS if name not in taken)
+        other = next((name for name in others if _is_conversation(row.get(name))), None)
+        if other is not None:
             names["messages"] = other
     return names
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or value == "" or value == []
+
+
+def _is_conversation(value: object) -> bool:
+    if isinstance(value, str):
+        return value.lstrip().startswith("[")
+    return isinstance(value, list | Mapping) and bool(value)
 
 
 def _is_pair(found: Mapping[Field, Any]) -> bool:
@@ -142,7 +161,7 @@ def _is_pair(found: Mapping[Field, Any]) -> bool:
 
 def _is_spare(value: object, name: str, names: Mapping[Field, str]) -> bool:
     """Whether a field of ours holds nothing, as in a table that has columns for several kinds."""
-    return name in names.values() and value in (None, "", [])
+    return name in (*names.values(), "messages") and _is_nothing(value)
 
 
 def _pair(found: Mapping[Field, Any], where: str) -> Document:
@@ -171,6 +190,8 @@ def _tools(value: object, where: str) -> tuple[Any, ...]:
     value = _from_json(value, where, "tools")
     if value is None:
         return ()
+    if isinstance(value, list):
+        value = [_from_json(tool, where, "a tool", opens="{") for tool in value]
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise DataError(f"{where}: tools is {_kind(value)}, not a list of objects")
     return tuple(value)
@@ -178,9 +199,19 @@ def _tools(value: object, where: str) -> tuple[Any, ...]:
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
     value = _from_json(value, where, "messages")
+    if isinstance(value, Mapping):
+        value = _turns_in_columns(value)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise DataError(f"{where}: messages is {_kind(value)}, not a list of role and content")
     return tuple(_message(turn, f"message {n}", where) for n, turn in enumerate(value, start=1))
+
+
+def _turns_in_columns(value: Mapping[str, Any]) -> Any:
+    """The turns of an object with a list for each key, as some tables hold a list of objects."""
+    columns = list(value.values())
+    if not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) != 1:
+        return value
+    return [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
 
 
 def _message(turn: object, name: str, where: str) -> Message:
@@ -198,12 +229,15 @@ def _message(turn: object, name: str, where: str) -> Message:
         for key in (*ROLE_KEYS, *CONTENT_KEYS):
             if key in turn and turn[key] is None:
                 raise DataError(f"{where}: {key} of {name} is null; write a string")
-        raise DataError(f"{where}: {name} is not an object with role and content")
+        has = ", ".join(map(str, turn)) or "nothing"
+        raise DataError(f"{where}: {name} is not an object with role and content, it has {has:.99}")
     role = _string(turn[role_key], where, f"{role_key} of {name}")
     role = ROLES.get(role.strip(" :").lower(), role)
+    if not role.strip():
+        raise DataError(f"{where}: {role_key} of {name} is empty; name who speaks")
     content = "" if content_key is None else _content(turn[content_key], where, name)
     learnt = _learnt(more, role, where, name)
-    return Message(role, content, _parsed_calls(more), learnt)
+    return Message(role, content, _parsed_calls(more, where, name), learnt)
 
 
 def _is_unsaid(key: object, value: object) -> bool:
@@ -216,23 +250,27 @@ def _content(value: object, where: str, name: str) -> str:
         return _string(value, where, f"content of {name}")
     texts = []
     for part in value:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if kind != "text":
+        told = part if isinstance(part, Mapping) else {"text": part}
+        key = next((key for key in PART_KEYS if told.get(key) is not None), None)
+        kind = told.get("type", "text")
+        if kind not in PART_TYPES or key is None:
+            what = f"of type {kind!r}" if kind not in PART_TYPES else "without a text"
             raise DataError(
-                f"{where}: content of {name} has a part of type {kind!r}; only text is read, so "
-                "leave the row or the part out"
+                f"{where}: content of {name} has a part {what}; only text is read, so leave the "
+                "row or the part out"
             )
-        texts.append(_string(text, where, f"a part of the content of {name}"))
+        texts.append(_string(told[key], where, f"a part of the content of {name}"))
     return "".join(texts)
 
 
 def _learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | None:
     """What a message says of its own loss, taken out of `more`; None where that is its role's."""
     told = set()
-    for key in [key for key in more if key in (*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS)]:
+    for key in [key for key in more if key in ALL_MASKS]:
         value = more.pop(key)
-        if key in UNCLEAR_KEYS or value not in (0, 1):
+        if key in UNSET_KEYS and not value:
+            continue
+        if key in (*UNCLEAR_KEYS, *UNSET_KEYS) or value not in (0, 1):
             raise DataError(
                 f"{where}: {name} has {key}: {value!r:.40}, which says not clearly whether it is "
                 "learnt; write train: true or train: false"
@@ -243,27 +281,29 @@ def _learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | No
     return None if told <= {role == "assistant"} else told.pop()
 
 
-def _parsed_calls(more: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that are written as JSON, as objects: what chat templates expect."""
-    if not isinstance(calls := more.get("tool_calls"), list):
+def _parsed_calls(more: dict[str, Any], where: str, name: str) -> dict[str, Any]:
+    """Calls as chat templates expect them, where others write them or their arguments as JSON."""
+    if "tool_calls" not in more:
         return more
+    calls = _from_json(more["tool_calls"], where, f"tool_calls of {name}")
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise DataError(f"{where}: tool_calls of {name} is {_kind(calls)}, not a list of objects")
     return more | {"tool_calls": [_parsed_call(call) for call in calls]}
 
 
-def _parsed_call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    with suppress(ValueError, RecursionError):
-        parsed = json.loads(function["arguments"])
-        if isinstance(parsed, dict):
-            return {**call, "function": {**function, "arguments": parsed}}
-    return call
+def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    inner = call.get("function")
+    told = {**call, "function": _parsed_call(inner)} if isinstance(inner, Mapping) else dict(call)
+    if isinstance(told.get("arguments"), str):
+        with suppress(ValueError, RecursionError):
+            parsed = json.loads(told["arguments"])
+            told |= {"arguments": parsed} if isinstance(parsed, dict) else {}
+    return told
 
 
-def _from_json(value: object, where: str, name: str) -> Any:
-    """A list that a table holds as JSON."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
+def _from_json(value: object, where: str, name: str, *, opens: str = "[") -> Any:
+    """A list, or what `opens` says, that a table holds as JSON."""
+    if not isinstance(value, str) or not value.lstrip().startswith(opens):
         return None if value == "" else value
     try:
         return json.loads(value)
@@ -275,10 +315,16 @@ def _no_fields(where: str, row: Mapping[str, Any], names: Mapping[Field, str]) -
     nulls = [name for field, name in names.items() if row[name] is None and field in _SHAPED]
     if nulls:
         return f"{where}: {' and '.join(nulls)} is null; write a string, or leave the row out"
-    has = f"it has {', '.join(map(str, row))}" if row else "it is empty"
+    has = f"it has {_listed(row)}" if row else "it is empty"
     return f"{where} has no {SHAPES}; {has}: name its fields under the domain's `columns`" + (
         ", `input` and `system` among them" if {"input", "system"} & set(map(str, row)) else ""
     )
+
+
+def _listed(row: Mapping[str, Any], most: int = 12) -> str:
+    names = [f"{name!s:.40}" for name in row]
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def _optional(value: object, where: str, name: str) -> str:

@@ -31,6 +31,7 @@ class Tokenizer(Protocol):
 
     chat_template: Any
     name_or_path: str
+    all_special_tokens: list[str]
 
     @property
     def bos_token_id(self) -> int | None:
@@ -62,6 +63,7 @@ class Remarks:
     special_as_control: int = 0
     changed_messages: int = 0  # by the chat template
     other_openings: int = 0  # answers that do not begin as the generation prompt says
+    empty_answers: int = 0  # learnt answers without a word, call or thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ class _Framing:
             unread=document.unread,
             special_as_text=0 if control else count,
             special_as_control=count if control else 0,
+            empty_answers=int(response is not None and not text[response:].strip()),
         )
         adds_bos = not (control and specials.opens(text))
         adds_eos = not (control and specials.closes(text))
@@ -174,11 +177,11 @@ class _Framing:
         talk = Conversation(document, turns, self.tokenizer, tools=tools)
         told = {n: m.learnt for n, m in enumerate(document.messages) if m.learnt is not None}
         learnt, masked = None, ()
+        answers = [n for n, t in enumerate(turns) if told.get(n, t["role"] == "assistant")]
         if self.loss_on == "everything":
             masked = talk.spans([n for n, is_learnt in told.items() if not is_learnt])
         else:
-            answers = (told.get(n, t["role"] == "assistant") for n, t in enumerate(turns))
-            learnt = talk.spans([n for n, is_learnt in enumerate(answers) if is_learnt])
+            learnt = talk.spans(answers)
         remarks = Remarks(
             kind=document.kind,
             roles=tuple(dict.fromkeys(turn["role"] for turn in turns)),
@@ -187,6 +190,7 @@ class _Framing:
             special_as_control=count if control else 0,
             changed_messages=talk.num_changed(learns_answers=self.loss_on == "responses"),
             other_openings=talk.other_openings,
+            empty_answers=talk.num_empty(answers),
         )
         return _Framed(document, talk.text, learnt, remarks, masked)
 

@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shared.config.run import Domain, HubDataset, Source
 from shared.errors import DataError
+from shared.loading import first_line
 from shared.text.digests import digest_file
 from shared.text.documents import Columns, Document, Kind, columns_read, document_of
-from shared.text.files import (
-    PARQUET,
-    is_text,
-    kind_of,
-    read_rows,
-    read_text,
-    size_of_text,
-    source_files,
-)
+from shared.text.files import source_files
+from shared.text.formats import PARQUET, is_text, kind_of, read_rows, read_text, size_of_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,10 +102,10 @@ def _load_hub(source: HubDataset, root: Path) -> "Dataset":
         name = str(folder) if folder.exists() else source.dataset
         return load_dataset(name, source.config, split=source.split, revision=source.revision)
     except Exception as error:  # the library raises a dozen unrelated types here
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = first_line(error).rstrip(".")
         raise DataError(
             f"dataset {source.dataset!r}, split {source.split!r}, cannot be loaded "
-            f"({reason[0].rstrip('.')}); check the name, the split and the network"
+            f"({reason}); check the name, the split and the network"
         ) from None
 
 

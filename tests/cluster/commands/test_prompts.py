@@ -208,6 +208,19 @@ def test_in_a_chat_an_answer_is_asked_for_and_ends_as_its_turn_does(job):
     assert asked[0] == f"[system]Write it.<|eos|>[user]{first.prompt}<|eos|>[assistant]"
 
 
+@pytest.mark.parametrize(("option", "is_control"), [("auto", 0), ("text", 0), ("control", 1)])
+def test_special_tokens_in_rows_are_what_training_takes_them_for(
+    job, tmp_path, option: str, is_control: int
+):
+    rows = [{"prompt": f"q {n}", "response": f"a <|eos|> {n}"} for n in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = config_of(job, f"data.special_tokens={option}")
+    found = task("pairs", config)
+    (eos,) = found.stop_ids
+    for ids in found.dev.rows.column("input_ids"):
+        assert ids.tolist().count(eos) == 1 + is_control
+
+
 def likelihood(job: Path) -> float:
     """Mean over the letters' confirming split of the mean log-probability per token."""
     config = config_of(job)

@@ -63,18 +63,20 @@ def test_a_line_per_domain_counts_what_became_of_its_documents(tmp_path: Path, t
     rows = [*half, half[1], {"text": "long " * 100, "id": 7}, {"text": "of <|eos|> here"}]
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "README.md").write_text("about")
+    (tmp_path / "train" / "load.py").write_text("import datasets")
     found, store, _ = accounted(tmp_path, tokenizer, rows)
     text = found["chat"]
-    assert (text["documents"], text["dropped"], text["duplicate"]) == (43, 20, 1)
+    assert (text["documents"], text["dropped"], text["duplicate"]) == (44, 20, 1)
     assert (text["cut"], text["split"]) == (0, 1)
     assert (text["rows"], text["with_loss"]) == (len(store), store.num_loss_tokens)
     assert text["tokens"] == sum(map(len, store.take(range(len(store))).column("input_ids")))
     assert text["notes"] == [
-        "kinds of rows: messages 41, text 2",
+        "kinds of rows: messages 41, text 3",
         "roles of the dropped documents: user 20, narrator 20",
         "1 special tokens written in the text are plain text (data.special_tokens)",
         "fields that are not read: id 1",
         "files that are not read: README.md",
+        "files that are one text each, beside rows: load.py",
     ]
     header, line, held_out, *notes = text_lines(found)
     assert header.split("  ")[0] == "domain"
@@ -137,6 +139,23 @@ def test_usual_role_names_leave_nothing_to_drop(tmp_path: Path, tokenizer) -> No
     found, _, _ = accounted(tmp_path, tokenizer, rows)
     assert found["chat"]["dropped"] == 0
     assert not found["chat"]["notes"]
+
+
+def test_answers_without_a_word_are_counted(tmp_path: Path, tokenizer) -> None:
+    full = [chat(n, "user", "assistant") for n in range(9)]
+    empty = {"messages": [*full[0]["messages"], *full[1]["messages"]]}
+    empty["messages"][1] = {"role": "assistant", "content": " "}
+    found, _, _ = accounted(tmp_path, tokenizer, [*full, empty, {"prompt": "p", "response": ""}])
+    assert found["chat"]["notes"] == [
+        "kinds of rows: messages 10, pair 1",
+        "2 answers are empty: they teach to end where an answer begins",
+    ]
+    tokenizer.chat_template = None
+    rows = [{"prompt": "p", "response": ""}, {"prompt": "p", "response": "r"}]
+    found, _, _ = accounted(tmp_path, tokenizer, rows)
+    assert found["chat"]["notes"] == [
+        "1 answers are empty: they teach to end where an answer begins"
+    ]
 
 
 def test_an_empty_domain_names_the_roles_it_saw(tmp_path: Path, tokenizer) -> None:

@@ -47,6 +47,25 @@ def learnt(tokenizer, *turns: Message, loss_on: str = "responses", **fields) -> 
     return learnt_texts(tokenizer, one)
 
 
+ENDS_ONCE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def test_eos_after_the_whole_ends_the_last_answer_and_the_templates_mark_the_others(
+    tokenizer,
+) -> None:
+    turns = [user(), answer("a"), user("More."), answer("b c")]
+    expected = [" a\n", " b c\n<|eos|>"]
+    assert learnt(chatting(tokenizer, ENDS_ONCE), *turns) == expected
+    always = ENDS_ONCE.replace("{% else %}{{ eos_token }}{% endif %}", "{% endif %}{{ eos_token }}")
+    assert learnt(chatting(tokenizer, always), *turns) == expected
+    assert learnt(tokenizer, user(learnt=True), *turns[1:])[0] == "Weather?\n"
+    with pytest.raises(DataError, match="message 2, or what ends it, differently when more mess"):
+        learnt(chatting(tokenizer, ENDS_ONCE.replace("\n", "")), *turns)
+
+
 def test_tool_calls_are_learnt_and_what_tools_say_is_not(tokenizer) -> None:
     chatting(tokenizer, TOOLS)
     turns = [user(), answer("", tool_calls=[CALL]), Message("tool", "4 C"), answer("Cold.")]

@@ -1,5 +1,7 @@
 """Which fields of a row are read, and what is said of the others."""
 
+import json
+
 import pytest
 
 from shared.text.documents import Document, Message, document_of
@@ -51,7 +53,8 @@ def test_what_is_not_read_is_named_and_what_holds_nothing_is_not() -> None:
     [
         *((role, "user") for role in ("user", "human", "Human", "prompter")),
         *((role, "assistant") for role in ("gpt", "model", "bot", "chatbot", "ai", "Assistant")),
-        *((role, "tool") for role in ("tool", "observation", "function_response")),
+        *((role, "tool") for role in ("tool", "observation", "function_response", "function")),
+        ("tool_call", "assistant"),
         *(("developer", "developer"), ("critic", "critic"), ("SYSTEM", "system")),
     ],
 )
@@ -66,6 +69,33 @@ def test_conversations_are_messages_where_no_column_says_otherwise() -> None:
     assert len(document({"conversations": turns}).messages) == 2
     named = document({"conversations": turns, "chat": [USER, ANSWER]}, messages="chat")
     assert named.unread == ("conversations",)
+
+
+@pytest.mark.parametrize("nothing", [None, "", []])
+def test_of_fields_that_hold_nothing_another_is_read(nothing: object) -> None:
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    for name in ("conversations", "conversation"):
+        found = document({"messages": nothing, name: turns})
+        assert (len(found.messages), found.unread) == (2, ())
+    found = document({"messages": nothing, "prompt": "p", "response": "r", "text": None})
+    assert (found.kind, found.prompt, found.unread) == ("pair", "p", ())
+    assert document({"messages": nothing, "conversations": nothing, "text": "x"}).text == "x"
+    both = document({"messages": [USER, ANSWER], "conversations": turns})
+    assert (both.messages[0].content, both.unread) == ("hi", ("conversations",))
+
+
+def test_conversations_of_a_table_are_read_from_json() -> None:
+    assert len(document({"conversations": json.dumps([USER, ANSWER])}).messages) == 2
+
+
+def test_calls_and_tools_are_read_from_json_too() -> None:
+    call, tool = {"name": "f", "arguments": {"x": 1}}, {"name": "f"}
+    told = [json.dumps([CALL]), [call], [call | {"arguments": '{"x": 1}'}]]
+    for calls, parsed in zip(told, ([PARSED], [call], [call]), strict=True):
+        turns = [USER, {"role": "assistant", "tool_calls": calls}]
+        found = document({"messages": turns, "tools": [json.dumps(tool)]})
+        assert found.messages[1].more == {"tool_calls": parsed}
+        assert found.tools == (tool,)
 
 
 def test_tool_calls_tools_and_thoughts_are_kept_for_the_template() -> None:
@@ -94,6 +124,9 @@ def test_the_texts_of_parts_are_joined() -> None:
         {"role": "user", "content": [{"type": "text", "text": "a "}, {"text": "b"}, "c"]}
     )
     assert found.content == "a bc"
+    parts = [{"type": "input_text", "text": "a"}, {"type": "text", "text": None, "content": "b"}]
+    assert messages({"role": "user", "content": parts})[0].content == "ab"
+    assert messages({"role": "prompter", "text": "hi"})[0] == Message("user", "hi")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +138,8 @@ def test_the_texts_of_parts_are_joined() -> None:
             for key in ("train", "training", "trainable", "train_on_turn", "loss", "learn")
         ),
         *((("masked", True, False), ("masked", False, None), ("loss_mask", 0, False))),
+        *((("loss_scale", 0.0, False), ("is_trainable", False, False), ("skip_loss", 1, False))),
+        *((("skip", False, None), ("exclude", 0, None), ("loss_scale", 1.0, None))),
     ],
 )
 def test_a_message_says_whether_it_is_learnt(key: str, value: object, learnt: bool | None) -> None:

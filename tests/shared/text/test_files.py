@@ -165,10 +165,47 @@ def test_a_glob_matches_both_cases_of_a_suffix_and_what_it_names(folder: Path) -
     assert names(folder, "README.md") == ["README.md"]
 
 
+ABOUT = (
+    *("README", "readme.txt", "README.en.md", "dataset_readme.md", "CHANGELOG.md", "changelog"),
+    *("LICENCE.txt", "LICENSE-MIT", "LICENSE.MIT", "LICENSE-2.0.txt", "MIT-LICENSE.txt", "COPYING"),
+    *("COPYING.LESSER", "ThirdPartyNotices.txt", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md"),
+    *("SECURITY.md", "AUTHORS", "HISTORY.md", "CITATION.cff", "CITATION.bib", "MANIFEST.in"),
+    *("dataset_card.md", "model-card.md", "DATASHEET.md", "metadata.json", "metadata.yaml"),
+    *("dataset_info.json", "croissant.json", "stats.json", "SHA256SUMS", "SHA256SUMS.gpg"),
+    *("md5sums.txt", "checksums.txt", "a.jsonl.sha256", "a.jsonl.md5", "a.jsonl.dvc"),
+    *("_SUCCESS", "_metadata", "_common_metadata", "_committed_42", "_started_42", "part-0.crc"),
+    *("a.jsonl.crdownload", "a.jsonl:Zone.Identifier"),
+)
+DATA = (
+    *("license.py", "readme.jsonl", "citations.csv", "noticed.txt", "history.txt", "security.md"),
+    *("changes.txt", "authors.txt", "driver_license.txt", "sums.txt", "checksum.py", "_part.py"),
+    *("__init__.py", "metadata.jsonl", "metadata.csv", "data.json", "train.json", "notice.py"),
+)
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_what_lies_beside_data_on_a_hub_or_from_spark_is_left_out(
+    tmp_path: Path, name: str
+) -> None:
+    for one in (name, "a.jsonl"):
+        (tmp_path / one).write_text('{"text": "a"}')
+    assert names(tmp_path, ".") == names(tmp_path, "*") == ["a.jsonl"]
+    assert [path.name for path in left_out(".", root=tmp_path)] == [name]
+    assert names(tmp_path, name) == [name]
+
+
 def test_data_and_code_by_such_names_are_read(tmp_path: Path) -> None:
-    for name in ("license.py", "readme.jsonl", "citations.csv", "noticed.txt"):
+    for name in DATA:
         write(tmp_path / name)
-    assert len(names(tmp_path, ".")) == 4
+    assert sorted(names(tmp_path, ".")) == sorted(DATA)
+
+
+def test_logs_and_scraps_of_other_programs_are_left_out(tmp_path: Path) -> None:
+    for name in ("_delta_log/0.json", "_temporary/0/b.json", "part/c.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text('{"text": "a"}')
+    assert names(tmp_path, ".") == names(tmp_path, "**/*.json") == ["c.json"]
+    assert names(tmp_path, "_delta_log") == ["0.json"]
 
 
 def test_a_digest_follows_the_format_and_not_the_case(tmp_path: Path) -> None:

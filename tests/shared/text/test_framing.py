@@ -146,7 +146,7 @@ def test_a_conversation_without_a_template_is_refused_with_the_way_out(tokenizer
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer) -> None:
     rewriting = CHATML.replace("m.content", "('' if loop.last else '(old) ') + m.content")
-    with pytest.raises(DataError, match="renders message 2 differently when more messages follow"):
+    with pytest.raises(DataError, match="renders message 2, or what ends it, differently when"):
         encoded(chatting(tokenizer, rewriting), CONVERSATION)
     (one,) = encoded(tokenizer, CONVERSATION, loss_on="everything")
     assert one.loss_mask.sum() == len(one.input_ids) - 1

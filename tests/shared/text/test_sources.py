@@ -121,6 +121,22 @@ def test_a_dataset_that_does_not_exist_is_one_sentence(
             r"content of message 2 is null",
         ),
         ({"messages": [{"role": None, "content": "x"}]}, r"role of message 1 is null"),
+        ({"messages": [{"role": " ", "content": "x"}]}, r"role of message 1 is empty; name who"),
+        (
+            {"messages": [{"role": "model", "parts": [{"text": "x"}]}]},
+            r"message 1 is not an object with role and content, it has role, parts",
+        ),
+        ({"messages": {"role": "user", "content": "x"}}, r"messages is a dict, not a list of role"),
+        (
+            {"messages": [{"role": "tool", "content": [{"city": "Oslo"}]}]},
+            r"content of message 1 has a part without a text; only text is read",
+        ),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "tool_calls": "f(x)"}]},
+            r"tool_calls of message 2 is str 'f\(x\)', not a list of objects",
+        ),
+        ({"messages": [TURNS[0], TURNS[1] | {"skip": True}]}, r"message 2 has skip: True, which"),
+        ({"x" * 200: 1, **dict.fromkeys("abcdefghijklmn", 1)}, r"x{40}, a, .*, k, 3 more: name"),
         ({"text": None}, r"a.jsonl:2: text is null; write a string, or leave the row out"),
         ({"prompt": "x", "response": None}, r"a.jsonl:2: response is null"),
         ({"messages": None, "id": 1}, r"a.jsonl:2: messages is null"),

@@ -1,0 +1,93 @@
+"""Files that are not what their names say, and rows that their format would hide."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shared.errors import DataError
+from shared.text.documents import Document
+from shared.text.sources import read_documents
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+
+
+def read(root: Path, name: str, content: bytes) -> list[Document]:
+    (root / name).write_bytes(content)
+    return list(read_documents([name], root=root, columns={}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", b"prompt;response\na;b\n", "semicolons between .* has commas; write it with c"),
+        ("a.csv", b"prompt\tresponse\na\tb\n", "has tabs between .* rename it to end in .tsv"),
+        ("a.tsv", b"prompt,response\na,b\n", "has commas between .* rename it to end in .csv"),
+        ("a.csv", b"prompt|response\na|b\n", "has bars between its columns"),
+        ("a.csv", b"text,id,text\na,1,b\n", "has two columns named 'text'; rename one"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', r"a\.jsonl:1 has 'text' twice"),
+        ("a.json", b'[{"text": "a", "text": "b"}]', r"a\.json has 'text' twice"),
+        *((f"a{end}", LFS, "is a pointer of Git LFS") for end in (".jsonl", ".txt", ".parquet")),
+        ("a.txt", "plain".encode("utf-16-le"), "holds NUL characters, as binary files and UTF-16"),
+        ("a.jsonl", gzip.compress(b"{}"), "is not UTF-8 .it is compressed, .* in .gz says"),
+        ("a.txt", b"PK\x03\x04\xff", "is not UTF-8 .it is a .zip or Office file"),
+        ("a.txt.gz", gzip.compress(b'{"text": "a"}\n'), r"rename it to end in \.jsonl\.gz"),
+        (
+            "a.json",
+            b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
+            "several .* train",
+        ),
+        ("a.json", b"", r"a\.json is no JSON"),
+    ],
+)
+def test_what_a_file_is_instead_is_said(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    with pytest.raises(DataError, match=says) as error:
+        read(tmp_path, name, content)
+    assert "\n" not in str(error.value)
+
+
+def test_one_column_may_hold_other_separators(tmp_path: Path) -> None:
+    found = read(tmp_path, "a.csv", b'text\na;b\n"c, d"\n')
+    assert [d.text for d in found] == ["a;b", "c, d"]
+
+
+def test_a_json_object_is_a_row_or_holds_rows_beside_what_is_said_of_them(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, "a.json", json.dumps({"messages": TURNS}, indent=1).encode())
+    assert [m.content for m in row.messages] == ["hi", "ho"]
+    told = {"version": "1.0", "data": [{"text": "a"}, {"text": "b"}]}
+    assert [d.text for d in read(tmp_path, "b.json", json.dumps(told).encode())] == ["a", "b"]
+
+
+def test_frames_of_zstandard_follow_each_other(tmp_path: Path) -> None:
+    raw = b"".join(
+        pa.compress(f'{{"text": "{n}"}}\n'.encode(), "zstd", asbytes=True) for n in range(3)
+    )
+    assert [d.text for d in read(tmp_path, "a.jsonl.zst", raw)] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b""), ("a.jsonl", b"\n\r\n  \n"), ("a.csv", b""), ("a.csv", b"text\n")],
+)
+def test_files_without_a_row_give_none(tmp_path: Path, name: str, content: bytes) -> None:
+    assert read(tmp_path, name, content) == []
+
+
+def test_a_table_of_parquet_without_our_columns_is_refused_by_its_names(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet:1 has no text, .*it has body, id"):
+        list(read_documents(["a.parquet"], root=tmp_path, columns={}))
+
+
+def test_turns_may_be_a_list_of_objects_or_an_object_of_lists(tmp_path: Path) -> None:
+    columns = {"from": ["human", "gpt"], "value": ["hi", "ho"]}
+    table = pa.table({"conversations": [columns], "messages": pa.nulls(1)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (found,) = read_documents(["a.parquet"], root=tmp_path, columns={})
+    assert [(m.role, m.content) for m in found.messages] == [("user", "hi"), ("assistant", "ho")]
