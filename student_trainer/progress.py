@@ -7,6 +7,7 @@ import numpy as np
 
 from shared.config.run import Config, QLoRATraining
 from shared.errors import StorageError
+from shared.in_words import duration, thousands
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import DomainMetrics, StepMetrics, TeacherMetrics, append_metrics
 from student_trainer.accumulator import COUNTERS, PARTS, MetricsAccumulator
@@ -155,12 +156,12 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
     if kls:
         parts.append("kl " + " ".join(kls))
     parts.append("mix " + " ".join(_short(d.weight) for d in line.domains.values()))
-    parts.append(f"{_thousands(line.tokens_per_s)} tok/s")
+    parts.append(f"{thousands(line.tokens_per_s)} tok/s")
     if line.units or line.teacher_wait_s:
         parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
     if len(config.teachers) > 1:
         parts += [_teacher(name, of, line.seconds) for name, of in line.teachers.items()]
-    parts.append(f"eta {_duration(seconds_left(line, config, steps_in_line))}")
+    parts.append(f"eta {duration(seconds_left(line, config, steps_in_line))}")
     return " | ".join(parts)
 
 
@@ -184,18 +185,6 @@ def _token_means(measured: MetricsAccumulator, config: Config, d: int) -> dict[s
 
 def _short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0")
-
-
-def _thousands(value: float) -> str:
-    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 def _line_before(step: int, config: Config) -> int:

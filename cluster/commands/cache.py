@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from shared.config.file import load_config, resolve
 from shared.errors import ConfigError, DamagedError
+from shared.in_words import in_bytes
 from shared.locations import Location
-from shared.sizes import in_bytes
 from shared.store.upkeep import Choice, Question, clear_up, questions, verify
 
 SECONDS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}

@@ -1,13 +1,17 @@
-"""What is running, what is finished, and what dead commands left behind."""
+"""What is running, what is finished, and what dead commands left behind; where one run stands."""
 
+import json
+import sys
+import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from cluster.report.standing import Standing, in_use, read_standing
 from cluster.session import ray_head
 from cluster.session.session import attached, find_address
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
+
+WATCH_S = 1.0
 
 
 def status(runs: Path, *, address: str | None = None, reap: bool = False) -> None:
@@ -61,15 +65,57 @@ def _runs(runs: Path) -> list[RunDir]:
 def _said(run_dir: RunDir) -> str:
     config, lines = run_dir.recorded_config(), read_metrics(run_dir.metrics)
     step = f"step {lines[-1].step if lines else 0} of {config.steps}"
-    if _in_use(run_dir):
+    if in_use(run_dir):
         return f"at work, {step}"
     return f"finished, {step}" if run_dir.finished else f"unfinished, {step}; run it again"
 
 
-def _in_use(run_dir: RunDir) -> bool:
-    lock = FileLock(run_dir.path.parent / f".{run_dir.path.name}.lock", timeout=0)
-    try:
-        with lock:
-            return False
-    except Timeout:
-        return True
+def status_of_run(run: Path, *, watch: bool = False, as_json: bool = False) -> None:
+    """`tutelage status RUN`: progress, losses, mixture, replicas, failures; with `watch` until the
+    run is no longer at work. Raises ConfigError where the folder holds no run."""
+    run_dir = RunDir(run.absolute())
+    run_dir.recorded_config()
+    if not watch:
+        _show(read_standing(run_dir), as_json=as_json)
+    elif as_json or not sys.stdout.isatty():
+        _follow(run_dir, as_json=as_json)
+    else:
+        _watch(run_dir)
+
+
+def _show(standing: Standing, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(standing), flush=True)
+        return
+    from rich.console import Console
+
+    from cluster.report.live_view import view
+
+    Console(highlight=False).print(view(standing))
+
+
+def _follow(run_dir: RunDir, *, as_json: bool) -> None:
+    """Where no terminal can be redrawn: what is new, whenever there is something."""
+    told: tuple[int, str] | None = None
+    while True:
+        standing = read_standing(run_dir)
+        if told != (told := (standing["step"], standing["state"])):
+            _show(standing, as_json=as_json)
+        if standing["state"] != "at work":
+            return
+        time.sleep(WATCH_S)
+
+
+def _watch(run_dir: RunDir) -> None:
+    """A view that is drawn again while the run is at work."""
+    from rich.live import Live
+
+    from cluster.report.live_view import view
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            standing = read_standing(run_dir)
+            live.update(view(standing), refresh=True)
+            if standing["state"] != "at work":
+                return
+            time.sleep(WATCH_S)

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from cluster.doctor.machine import Folder, Machine, python_required, requirements
-from shared.store.answer_files import in_bytes
+from shared.in_words import in_bytes
 
 GB = 10**9
 LEAST_DISK_BYTES = 1 * GB  # a run's smallest checkpoint and its logs

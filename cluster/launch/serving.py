@@ -54,7 +54,12 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
             stack.callback(_stop, services.values())
         begun = {name: _begun(launch.taught_by(name), services[name]) for name in services}
         stack.enter_context(
-            using(services.values(), user=str(launch.run_dir.path), gone=when_gone(launch))
+            using(
+                [*services.values()],
+                user=str(launch.run_dir.path),
+                gone=when_gone(launch),
+                roll=launch.run_dir.replicas,
+            )
         )
         served = {
             name: _asked(launch.taught_by(name), services[name], begun[name].described())

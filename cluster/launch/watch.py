@@ -1,10 +1,16 @@
-"""Use: a command tells the teacher services it uses that it does, and hears when one is gone."""
+"""Use: a command tells the teacher services it uses that it does, hears when one is gone, and
+lists what their replicas do."""
 
+import json
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from cluster.planning.preparation import Launch
+from cluster.report.standing import ReplicaStanding
+from shared.errors import TutelageError
+from shared.run.run_dir import write_atomically
 from teacher_service.service import service as services
 from teacher_service.service.registry import USE_S
 
@@ -12,12 +18,14 @@ EVERY_S = USE_S / 6
 
 
 @contextmanager
-def using(names: Iterable[str], *, user: str, gone: str) -> Iterator[None]:
-    """Use services for the length of a `with`; `gone` says what to do where one is not there."""
+def using(names: Collection[str], *, user: str, gone: str, roll: Path) -> Iterator[None]:
+    """Use services for the length of a `with`; `gone` says what to do where one is not there, and
+    `roll` is the file that their replicas are listed in meanwhile."""
     ended = threading.Event()
     threads = [
         threading.Thread(target=_use, args=(name, user, gone, ended), daemon=True) for name in names
     ]
+    threads.append(threading.Thread(target=_list, args=(names, roll, ended), daemon=True))
     for thread in threads:
         thread.start()
     try:
@@ -26,6 +34,7 @@ def using(names: Iterable[str], *, user: str, gone: str) -> Iterator[None]:
         ended.set()
         for thread in threads:
             thread.join()
+        roll.unlink(missing_ok=True)
 
 
 def when_gone(launch: Launch) -> str:
@@ -49,3 +58,26 @@ def _use(name: str, user: str, gone: str, ended: threading.Event) -> None:
             print(f"teacher service {name} is back", flush=True)
         ended.wait(EVERY_S)
     services.leave(name, user)
+
+
+def _list(names: Collection[str], roll: Path, ended: threading.Event) -> None:
+    while not ended.is_set():
+        with suppress(TutelageError):  # a full disk, or a service that is gone
+            found = [replica for name in names for replica in _replicas(name)]
+            write_atomically(roll, json.dumps(found) + "\n")
+        ended.wait(EVERY_S)
+
+
+def _replicas(name: str) -> list[ReplicaStanding]:
+    """What the replicas of one service do."""
+    return [
+        ReplicaStanding(
+            service=name,
+            name=replica.name,
+            state=replica.state,
+            units=replica.health.units if replica.health else 0,
+            tokens=replica.health.tokens if replica.health else 0,
+            restarts=replica.restarts,
+        )
+        for replica in services.status(name).replicas
+    ]

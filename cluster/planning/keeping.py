@@ -8,7 +8,7 @@ from cluster.planning.preparation import Prepared
 from shared.config.run import Config
 from shared.data.row_store import RowStore
 from shared.errors import ConfigError
-from shared.sizes import in_bytes
+from shared.in_words import in_bytes
 from shared.targets.payload import bytes_per_token
 
 GB = 10**9

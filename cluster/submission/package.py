@@ -14,7 +14,7 @@ from ray._private.thirdparty.pathspec.pathspec import PathSpec
 from shared.config.paths import local_paths
 from shared.config.run import Config
 from shared.errors import ConfigError
-from shared.sizes import in_bytes
+from shared.in_words import in_bytes
 
 LIMIT_BYTES = 100 * 10**6  # Ray takes 100 MiB, the zip's own lists included
 IGNORE_FILES = (".gitignore", ".rayignore")

@@ -133,6 +133,11 @@ class RunDir:
         return self.logs / "start.json"
 
     @property
+    def replicas(self) -> Path:
+        """What the teachers' replicas do, while a command uses them."""
+        return self.logs / "replicas.json"
+
+    @property
     def progress(self) -> Path:
         """Progress lines, appended by rank 0 and tailed by the driver."""
         return self.logs / "progress.log"

@@ -17,8 +17,8 @@ import pyarrow as pa
 import xxhash
 
 from shared.errors import DamagedError, StorageError
+from shared.in_words import in_bytes
 from shared.locations import Location
-from shared.sizes import in_bytes
 from shared.targets.question import Question
 from shared.targets.soft_targets import METADATA_KEY, SCHEMA_VERSION
 

@@ -1,0 +1,162 @@
+"""Where a run stands: what `tutelage status RUN` shows, of runs at work, finished and dead ones."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.report.standing import STALE_S, Standing, read_standing
+from shared.run.metrics import read_metrics
+from shared.run.run_dir import RunDir, locked
+from tests.cluster.run_dirs import LOG_EVERY, write_run
+
+DOMAINS = ("code", "law")
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> RunDir:
+    """A run that has come to step 200 of 300."""
+    write_run(tmp_path / "run", domains=DOMAINS, steps=200, finished=False)
+    return RunDir(tmp_path / "run")
+
+
+def test_numbers_are_those_of_the_metrics(run_dir):
+    lines, standing = read_metrics(run_dir.metrics), read_standing(run_dir)
+    assert (standing["run"], standing["step"], standing["steps"]) == ("made-up", 200, 300)
+    last = lines[-1]
+    assert (standing["loss"], standing["lr"], standing["grad_norm"]) == (
+        last.loss,
+        last.lr,
+        last.grad_norm,
+    )
+    assert standing["tokens_per_s"] == last.tokens / last.seconds
+    assert standing["teacher_wait_fraction"] == last.teacher_wait_s / last.seconds
+    assert standing["seconds_per_step"] == pytest.approx(last.seconds / LOG_EVERY)
+    for name in DOMAINS:
+        domain = standing["domains"][name]
+        assert domain["tokens"] == sum(line.domains[name].tokens for line in lines)
+        assert domain["weight"] == last.domains[name].weight
+        assert domain["kl"] == last.domains[name].kl
+        assert domain["kl_first"] == lines[0].domains[name].kl
+
+
+def test_a_run_that_no_command_has_is_unfinished_or_what_its_summary_says(run_dir):
+    assert read_standing(run_dir)["state"] == "unfinished"
+    run_dir.summary.write_text('{"status": "interrupted"}')
+    standing = read_standing(run_dir)
+    assert standing["state"] == "interrupted"
+    assert standing["eta_s"] is None
+
+
+def test_a_run_at_work_has_an_eta_and_is_left_alone(run_dir):
+    with locked(run_dir):
+        standing = read_standing(run_dir)
+        assert standing["state"] == "at work"
+        pace_s = read_metrics(run_dir.metrics)[-1].seconds / LOG_EVERY
+        assert standing["eta_s"] == pytest.approx(100 * pace_s)
+    assert read_standing(run_dir)["state"] == "unfinished"
+
+
+def test_what_a_dead_process_left_is_not_at_work(run_dir):
+    owner = run_dir.path.parent / ".run.owner"
+    owner.write_text(f"process {2**22 + 1} on {os.uname().nodename}\n")
+    assert read_standing(run_dir)["state"] == "unfinished"
+
+
+def test_a_run_that_has_just_begun_has_no_numbers_yet(tmp_path, capsys):
+    write_run(tmp_path / "run", domains=DOMAINS, steps=0, finished=False)
+    standing = read_standing(RunDir(tmp_path / "run"))
+    assert standing["step"] == 0
+    assert standing["loss"] is None
+    assert standing["domains"] == {}
+    assert main(["status", str(tmp_path / "run")]) == 0
+    assert "step 0 of 300" in capsys.readouterr().out
+
+
+def test_a_run_without_a_teacher_has_no_kl(tmp_path):
+    write_run(tmp_path / "run", domains=DOMAINS, steps=20, teacher=False)
+    assert read_standing(RunDir(tmp_path / "run"))["domains"]["law"]["kl"] is None
+
+
+def test_failures_and_the_last_line_for_people_are_told(run_dir, capsys):
+    run_dir.logs.mkdir()
+    (run_dir.logs / "failures.json").write_text('{"teacher_restarts": 2}')
+    run_dir.progress.write_text("step 100\n" * 2000 + "step 200 | loss 1\n")
+    standing = read_standing(run_dir)
+    assert standing["said"] == "step 200 | loss 1"
+    retried = sum(line.retried_units for line in read_metrics(run_dir.metrics))
+    told = {"teacher_restarts": 2, "student_restarts": 0, "retried_units": retried}
+    assert standing["failures"] == told
+    assert main(["status", str(run_dir.path)]) == 0
+    assert "teacher restarts 2" in capsys.readouterr().out
+
+
+def test_replicas_are_those_that_the_driver_listed_while_it_is_at_work(run_dir, capsys):
+    replica = {"service": "big", "name": "r-0", "state": "alive", "units": 7, "tokens": 9000}
+    run_dir.logs.mkdir()
+    run_dir.replicas.write_text(json.dumps([{**replica, "restarts": 1}]))
+    assert read_standing(run_dir)["replicas"] == []
+    with locked(run_dir):
+        assert read_standing(run_dir)["replicas"] == [{**replica, "restarts": 1}]
+        assert main(["status", str(run_dir.path)]) == 0
+        old = time.time() - 2 * STALE_S
+        os.utime(run_dir.replicas, (old, old))
+        assert read_standing(run_dir)["replicas"] == []
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("big")]
+    assert line.split() == ["big", "r-0", "alive", "7", "9,000", "1"]
+
+
+def test_for_programs_there_is_one_object(run_dir, capsys):
+    assert main(["status", str(run_dir.path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == set(Standing.__annotations__)
+    assert told["replicas"] == []
+
+
+def test_a_terminal_sees_the_numbers_of_each_domain(run_dir, capsys):
+    assert main(["status", str(run_dir.path)]) == 0
+    said = capsys.readouterr().out
+    last = read_metrics(run_dir.metrics)[-1]
+    assert "made-up   unfinished   step 200 of 300" in said
+    assert f"loss {last.loss:.3f}" in said
+    for name in DOMAINS:
+        (line,) = [line for line in said.splitlines() if line.startswith(name)]
+        assert f"{last.domains[name].weight:.3f}" in line
+        assert f"{last.domains[name].kl:.3f}" in line
+
+
+def test_watching_ends_with_the_run_and_says_what_is_new(run_dir, capsys):
+    def work() -> None:
+        with locked(run_dir):
+            begun.set()
+            time.sleep(3)
+        run_dir.summary.write_text('{"status": "finished"}')
+
+    begun, worker = threading.Event(), threading.Thread(target=work)
+    worker.start()
+    begun.wait()
+    assert main(["status", str(run_dir.path), "--watch", "--json"]) == 0
+    worker.join()
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[0]["state"] == "at work"
+    assert told[-1]["state"] in ("unfinished", "finished")
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status", "nowhere"], "holds no run"),
+        (["status", "--watch"], "name its folder"),
+        (["status", "--json"], "name its folder"),
+    ],
+)
+def test_what_is_no_run_is_refused(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not list(Path.cwd().iterdir())
