@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from cluster import job_verbs
+from cluster import job_verbs, watching_verbs
 from cluster.arguments import Address, ConfigPath, Fresh, Overrides, RunFolder, Service, Store
 from cluster.session import interrupts
 from shared.errors import StoppedError, TutelageError, reason_of
@@ -242,37 +242,8 @@ def report(run: RunFolder) -> None:
     runs.report(run)
 
 
-@app.command()
-def status(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run's folder, for where it stands.")
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("runs"),
-    address: Address = None,
-    reap: Annotated[bool, typer.Option("--reap", help="Remove what dead runs left.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Until the run ends.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Services, runs and leftovers; with RUN, where that one stands."""
-    from cluster.commands import status
-
-    if run is not None:
-        status.status_of_run(run, watch=watch, as_json=as_json)
-    elif watch or as_json:
-        raise typer.BadParameter("--watch and --json are of one run; name its folder")
-    else:
-        status.status(runs, address=address, reap=reap)
-
-
-@app.command()
-def doctor(
-    address: Address = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Examine this machine and the cluster's nodes: versions, GPUs, memory, disks."""
-    from cluster.commands import doctor
-
-    doctor.doctor(address=address, as_json=as_json)
+app.command()(watching_verbs.status)
+app.command()(watching_verbs.doctor)
 
 
 @app.command()
