@@ -1,7 +1,6 @@
 """A run's standing for the terminal."""
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +35,8 @@ def _headline(standing: Standing) -> RenderableType:
 
 
 def _bar(standing: Standing) -> RenderableType:
-    return ProgressBar(total=standing["steps"], completed=standing["step"], width=BAR_WIDTH)
+    done = round(BAR_WIDTH * min(1.0, standing["step"] / max(1, standing["steps"])))
+    return Text.assemble(("━" * done, "green"), ("─" * (BAR_WIDTH - done), "dim"))
 
 
 def _numbers(standing: Standing) -> RenderableType:
@@ -46,9 +46,9 @@ def _numbers(standing: Standing) -> RenderableType:
         "lr": _number(standing["lr"], "{:.2e}"),
         "tok/s": "-" if standing["tokens_per_s"] is None else thousands(standing["tokens_per_s"]),
         "s/step": _number(standing["seconds_per_step"], "{:.2f}"),
-        "teacher wait": _number(standing["teacher_wait_fraction"], "{:.0%}"),
+        "wait": _number(standing["teacher_wait_fraction"], "{:.0%}"),
     }
-    return Text("   ".join(f"{name} {value}" for name, value in named.items()))
+    return Text("  ".join(f"{name} {value}" for name, value in named.items()))
 
 
 def _domains(standing: Standing) -> RenderableType:

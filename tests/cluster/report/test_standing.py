@@ -123,6 +123,9 @@ def test_a_terminal_sees_the_numbers_of_each_domain(run_dir, capsys):
     last = read_metrics(run_dir.metrics)[-1]
     assert "made-up   unfinished   step 200 of 300" in said
     assert f"loss {last.loss:.3f}" in said
+    (bar,) = [line for line in said.splitlines() if "━" in line]
+    assert bar.count("━") == 2 * bar.count("─")
+    assert max(map(len, said.splitlines())) <= 80
     for name in DOMAINS:
         (line,) = [line for line in said.splitlines() if line.startswith(name)]
         assert f"{last.domains[name].weight:.3f}" in line
