@@ -124,7 +124,7 @@ def teacher_down(
         bool, typer.Option("--all", help="All services, and the cluster `teacher up` started.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Also while commands use it; they wait then.")
+        bool, typer.Option("--force", help="Also while commands use it; they wait or end then.")
     ] = False,
 ) -> None:
     """Stop a teacher service that nobody uses."""

@@ -36,40 +36,58 @@ def optimise(
     before anything starts.
     """
     from cluster.planning.loading import load
-    from cluster.planning.preparation import check
-    from cluster.session.services import services_of
-    from cluster.session.session import attached, connected
+    from cluster.session.placement import refuse_unplaceable_here, teachers_demands
+    from cluster.session.services import reached, services_of
+    from cluster.session.session import connected
 
     found = load(path, overrides)
     found = found.model_copy(update={"prompts": None})
     refuse_unknown_instructions(found)
-    to = target_of(found)
-    hands, settings = check(found), found.prompt_search
-    tasks = {name: task_of(name, found, hands.load_tokenizer()) for name in found.domains}
+    to, services = target_of(found), services_of(found, service)
+    with reached(address, services):
+        for key in found.teachers if services is None else ():
+            teachers = found.taught_by(key).teachers  # one after the other
+            refuse_unplaceable_here(partial(teachers_demands, teachers))
+        tasks = _tasks(found)
+        with connected(address):
+            outcomes = _searched(found, tasks, services, to)
+    print(table(outcomes))
+    print(f"\nPrompts   {to}")
+    print(f"Train     tutelage run {path} prompts={to}")
+
+
+def _tasks(config: Config) -> dict[str, Task]:
+    """What is searched with, by domain. Raises UserErrors."""
+    from cluster.planning.preparation import check
+
+    hands, settings = check(config), config.prompt_search
+    tasks = {name: task_of(name, config, hands.load_tokenizer()) for name in config.domains}
     for name, task in tasks.items():
         refuse_unfit(
             task,
             settings.instructions.get(name),
             max_new_tokens=settings.max_new_tokens,
-            limit=hands.teachers[found.teacher_of(name)].context,
+            limit=hands.teachers[config.teacher_of(name)].context,
         )
+    return tasks
+
+
+def _searched(
+    config: Config, tasks: Mapping[str, Task], services: Mapping[str, str] | None, to: Path
+) -> dict[str, tuple[Task, Outcome]]:
+    """Every domain's search, teacher by teacher; what is found is written each time."""
     outcomes: dict[str, tuple[Task, Outcome]] = {}
     fingerprints: dict[str, dict[str, str]] = {}
-    services = services_of(found, service)
-    with attached(address) if services else connected(address):
-        for key in found.teachers:
-            part = found.taught_by(key)
-            with _serving(part, services[key] if services else None) as (name, description):
-                fingerprints[key] = description.fingerprint
-                teacher = _asked(found, name, description)
-                for domain in part.domains:
-                    task = tasks[domain]
-                    outcomes[domain] = (task, optimise_domain(task, found, teacher))
-                    write_atomically(to, json.dumps(written(outcomes, fingerprints), indent=1))
-    outcomes = {name: outcomes[name] for name in found.domains}
-    print(table(outcomes))
-    print(f"\nPrompts   {to}")
-    print(f"Train     tutelage run {path} prompts={to}")
+    for key in config.teachers:
+        part = config.taught_by(key)
+        with _serving(part, services[key] if services else None) as (name, description):
+            fingerprints[key] = description.fingerprint
+            teacher = _asked(config, name, description, own=services is None)
+            for domain in part.domains:
+                task = tasks[domain]
+                outcomes[domain] = (task, optimise_domain(task, config, teacher))
+                write_atomically(to, json.dumps(written(outcomes, fingerprints), indent=1))
+    return {name: outcomes[name] for name in config.domains}
 
 
 def optimise_domain(task: Task, config: Config, teacher: Teacher) -> Outcome:
@@ -191,17 +209,12 @@ def _entry(task: Task, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _asked(config: Config, service: str, description: TeacherDescription) -> Teacher:
+def _asked(config: Config, service: str, description: TeacherDescription, *, own: bool) -> Teacher:
+    from cluster.launch.serving import pool_settings
     from teacher_service.service.pool import GenerationPool, TeacherPool
 
-    settings = {
-        "service": service,
-        "teacher": description.fingerprint,
-        "run": config.prompt_search.to,
-        "in_flight": config.service.in_flight,
-        "unit_deadline_s": config.service.unit_deadline_s,
-        "max_unit_failures": config.service.max_unit_failures,
-    }
+    client, found = config.prompt_search.to, description.fingerprint
+    settings = pool_settings(config, service, teacher=found, client=client, own=own)
     return Teacher(description, TeacherPool(0, **settings), GenerationPool(0, **settings))
 
 
@@ -215,11 +228,8 @@ def _serving(part: Config, service: str | None) -> Iterator[tuple[str, TeacherDe
     if service is None:
         yield from _own_service(part, f"{part.name}-prompts-{key}", teacher)
         return
-    from cluster.session.services import find_service
-
-    name = find_service(service)
-    refuse_other_teacher(name, teacher)
-    yield name, services.running(name).described()
+    refuse_other_teacher(service, teacher)
+    yield service, services.running(service).described()
 
 
 def _own_service(

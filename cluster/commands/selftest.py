@@ -69,18 +69,20 @@ def _examined(
 ) -> list[str]:
     """Print every check of every teacher, "-" for no verdict; returns the names of those that
     failed."""
-    from cluster.session.services import find_service, services_of
-    from cluster.session.session import attached, connected
+    from cluster.launch.driver import refuse_unplaceable_early
+    from cluster.session.services import reached, services_of
+    from cluster.session.session import connected
 
     run_dir, services = RunDir(folder / "selftest"), services_of(config, service)
     run_dir.path.mkdir(parents=True)
-    launch = Launch(prepare_run(config), run_dir, folder / "logs", services)
-    with attached(address) if services else connected(address):
-        for name in (services or {}).values():
-            find_service(name)
-        return [
-            check for teacher in config.teachers for check in _failed(launch.taught_by(teacher))
-        ]
+    with reached(address, services):
+        for teacher in config.teachers:
+            refuse_unplaceable_early(config.taught_by(teacher), services)
+        launch = Launch(prepare_run(config), run_dir, folder / "logs", services)
+        with connected(address):
+            return [
+                check for teacher in config.teachers for check in _failed(launch.taught_by(teacher))
+            ]
 
 
 def _failed(launch: Launch) -> list[str]:

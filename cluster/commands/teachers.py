@@ -144,7 +144,7 @@ def _refuse_in_use(name: str, users: Sequence[str], *, force: bool) -> None:
             f"{who}; stop that first, with Ctrl-C or SIGTERM, or pass --force to stop the service "
             "under it"
         )
-    print(f"{who}, which now waits for it")
+    print(f"{who}, which waits for it, or ends where it started it itself")
 
 
 def _replicas(number: int) -> str:

@@ -25,8 +25,8 @@ from cluster.planning.preparation import Launch, prepare_run
 from cluster.report.text import text_lines, text_of
 from cluster.session.interrupts import interrupted_as
 from cluster.session.placement import refuse_unplaceable_here, teachers_demands
-from cluster.session.services import find_service, services_of
-from cluster.session.session import attached, connected, joined, prepare_environment
+from cluster.session.services import reached, services_of
+from cluster.session.session import connected, prepare_environment
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
@@ -92,15 +92,13 @@ def capture(
     with (
         tempfile.TemporaryDirectory(prefix="tutelage-capture-") as folder,
         interrupted_as(lambda: INTERRUPTED),
-        (joined if services is None else attached)(address),
+        reached(address, services),
     ):
         if services is None:
             _refuse_unplaceable(config)
         prepared = prepare_run(config)
         print("\n".join(text_lines(text_of(config, prepared.domains))), flush=True)
         with connected(address):
-            for name in (services or {}).values():
-                find_service(name)
             if note := budget_note(prepared, instead=KEPT_INSTEAD):
                 print(note, flush=True)
             prepared = kept_in_store(prepared)

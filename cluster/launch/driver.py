@@ -22,8 +22,8 @@ from cluster.report.stages import begin
 from cluster.report.summary import final_table
 from cluster.report.text import text_lines, text_of, write_text
 from cluster.session.interrupts import interrupted_as
-from cluster.session.services import find_service, named_services, services_of
-from cluster.session.session import attached, connected, joined, prepare_environment
+from cluster.session.services import named_services, reached, services_of
+from cluster.session.session import connected, prepare_environment
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy, RouterBalance
 from shared.config.run import Config
@@ -86,7 +86,8 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
 
     prepare_environment()
     run_dir, services = run_dir_of(config), services_of(config, service)
-    with locked(run_dir):
+    with locked(run_dir), reached(address, services):
+        refuse_unplaceable_early(config, services)
         launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), services)
         with connected(address):
             refuse_unplaceable(launch)
@@ -122,16 +123,9 @@ def _launched(
             print(f"{config.name} is finished; --fresh starts it over\n")
             _print_table(finished)
             yield None
-        elif services is not None:
-            with attached(address):
-                for name in services.values():
-                    find_service(name)
-                launch = _prepared(config, fresh=fresh, services=services, clock=clock)
-                clock.mark("connected")
-                yield launch
         else:
-            with joined(address):
-                launch = _prepared(config, fresh=fresh, services=None, clock=clock)
+            with reached(address, services):
+                launch = _prepared(config, fresh=fresh, services=services, clock=clock)
                 with connected(address):
                     clock.mark("connected")
                     yield launch
@@ -143,7 +137,7 @@ def _prepared(
     begin("start")
     refuse_unasked(config)
     refuse_unreached(config)
-    _refuse_unplaceable_early(config, services)
+    refuse_unplaceable_early(config, services)
     prepared = prepare_run(config)
     run_dir = open_run(config, fresh=fresh)
     print(f"run folder {run_dir.path}", flush=True)
@@ -235,8 +229,8 @@ def _demands(
     return demands
 
 
-def _refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None) -> None:
-    """The same before anything is prepared."""
+def refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None) -> None:
+    """The same before anything is prepared, on the cluster that is there or else this machine."""
     from cluster.session import placement
 
     placement.refuse_unplaceable_here(partial(_demands, config, services))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from cluster.launch.stored import no_validation_answers, stored_part
 from cluster.launch.watch import using, when_gone
@@ -175,18 +176,29 @@ def refuse_other_teacher(name: str, asked: Teacher) -> None:
             )
 
 
+def pool_settings(
+    config: Config, service: str, *, teacher: dict[str, str], client: str, own: bool
+) -> dict[str, Any]:
+    """How a config's pools ask a service, less their rank; `own` is one that the command itself has
+    started."""
+    asked = config.service
+    return {
+        "service": service,
+        "teacher": teacher,
+        "run": client,
+        "in_flight": asked.in_flight,
+        "unit_deadline_s": asked.unit_deadline_s,
+        "max_unit_failures": asked.max_unit_failures,
+        "own": own,
+    }
+
+
 def _live(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
     """A way to a running service, past any store."""
-    asked = launch.config.service
-    return partial(
-        open_pool,
-        service=name,
-        teacher=fingerprint,
-        run=str(launch.run_dir.path),
-        in_flight=asked.in_flight,
-        unit_deadline_s=asked.unit_deadline_s,
-        max_unit_failures=asked.max_unit_failures,
-    )
+    own = launch.services is None or name not in launch.services.values()
+    client = str(launch.run_dir.path)
+    settings = pool_settings(launch.config, name, teacher=fingerprint, client=client, own=own)
+    return partial(open_pool, **settings)
 
 
 def _recorded(launch: Launch, live: OpenReader, part: RunPlan) -> OpenReader:

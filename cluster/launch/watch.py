@@ -12,6 +12,7 @@ from cluster.report.standing import ReplicaStanding
 from shared.errors import TutelageError
 from shared.run.run_dir import write_atomically
 from teacher_service.service import service as services
+from teacher_service.service.pool import AGAIN
 from teacher_service.service.registry import USE_S
 
 EVERY_S = USE_S / 6
@@ -38,14 +39,14 @@ def using(names: Collection[str], *, user: str, gone: str, roll: Path) -> Iterat
 
 
 def when_gone(launch: Launch) -> str:
-    """What to do where a service that a command uses is gone."""
+    """What happens where a service that a command uses is gone."""
+    if launch.services is None:
+        return AGAIN
     patience_s = launch.config.service.unit_deadline_s
-    again = (
-        "stop this command with Ctrl-C, and the same command starts a teacher again"
-        if launch.services is None
-        else "`tutelage teacher up CONFIG` starts it again, and this command goes on"
+    return (
+        "`tutelage teacher up CONFIG` starts it again, and this command goes on; it waits for "
+        f"{patience_s:g} s at most"
     )
-    return f"{again}; it waits for {patience_s:g} s at most"
 
 
 def _use(name: str, user: str, gone: str, ended: threading.Event) -> None:

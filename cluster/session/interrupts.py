@@ -2,7 +2,8 @@
 the first one asks it to, and only the next one ends it at once.
 
 Ray sets handlers of its own whenever it starts or joins a cluster, after which SIGTERM takes the
-cluster from under the command; `kept` lets ours stand.
+cluster from under the command; `kept` lets ours stand. A launcher may send its signal to every
+process of a job, as Slurm does; the command alone answers it.
 """
 
 import os
@@ -16,7 +17,7 @@ from types import FrameType
 
 from shared.errors import StoppedError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNSAVED = "Interrupted; the same command starts again."
 SAME_S = 1.0  # a launcher may send its signal twice: to the command, and to its process group
 
@@ -27,6 +28,7 @@ Ask = Callable[[], str | None]
 class _State:
     """Of this process."""
 
+    handling: bool = False
     ask: Ask | None = None  # who is asked first
     heard_at: float = -SAME_S  # when a signal came last
     sentences: list[Callable[[], str]] = field(default_factory=list)  # of `interrupted_as`
@@ -36,17 +38,17 @@ _state = _State()
 
 
 def handle() -> None:
-    """Let this process's commands be ended by these signals."""
-    _state.ask, _state.heard_at = None, -SAME_S
+    """Let this process's commands be ended by these signals, less those that it was started to
+    ignore, as `nohup` and background jobs of a shell are."""
+    _state.handling, _state.ask, _state.heard_at = True, None, -SAME_S
     for number in SIGNALS:
-        signal.signal(number, _on_signal)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks for
-        signal.signal(signal.SIGHUP, _on_signal)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
 
 
 def handled() -> bool:
     """Whether this process is a command, whose signals are handled here."""
-    return signal.getsignal(signal.SIGTERM) == _on_signal
+    return _state.handling
 
 
 @contextmanager
@@ -62,19 +64,29 @@ def on_first_signal(ask: Ask) -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Leave the handlers of signals as they are while Ray connects."""
+    """Leave the handlers of signals as they are while Ray connects, and answer a SIGTERM after.
+
+    Processes that Ray starts meanwhile are started deaf to SIGTERM, and so are theirs: a run whose
+    cluster heard it too could save nothing. They end with the command, which kills them.
+    """
     if not handled():
         yield
         return
     from ray._private import utils
 
-    theirs = utils.set_sigterm_handler
+    theirs, before, came = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM), []
     utils.set_sigterm_handler = lambda handler: None
+    # Another thread may hear what this one does not.
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
         utils.set_sigterm_handler = theirs
-        signal.signal(signal.SIGTERM, _on_signal)  # Ray's C++ part sets one that dumps
+        signal.signal(signal.SIGTERM, before)  # Ray's C++ part sets one that dumps
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)  # one that waited is answered here
+        if came:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

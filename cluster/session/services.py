@@ -1,7 +1,9 @@
 """Teacher services that a command works on: the one it names, or the only one there is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+from cluster.session.session import attached, joined
 from shared.config.run import Config
 from shared.errors import ConfigError
 
@@ -30,6 +32,18 @@ def services_of(config: Config, given: str | None) -> Mapping[str, str] | None:
 def named_services(config: Config) -> Mapping[str, str]:
     """What `teacher up` and `train` call the services of a config: by the teachers' names."""
     return {name: name for name in config.teachers}
+
+
+@contextmanager
+def reached(address: str | None, services: Mapping[str, str] | None) -> Iterator[None]:
+    """Be, before any work and for the length of a `with`, where a command finds what is running
+    already: the services it names, or without any the cluster it joins. Where it starts a cluster
+    of its own, `connected` inside does so. Raises PlacementError or ConfigError for what is not
+    there."""
+    with (joined if services is None else attached)(address):
+        for name in (services or {}).values():
+            find_service(name)
+        yield
 
 
 def find_service(service: str | None) -> str:

@@ -78,8 +78,8 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
     target = find_address(address)
     if target is None and outlives:
         target = ray_head.start(JOB_ENVIRONMENT)
-    _join(target) if target else _start_private()
     try:
+        _join(target) if target else _start_private()
         with _ends_with_head() if handled() and not target else nullcontext():
             yield
     finally:
@@ -305,6 +305,8 @@ def _end_private() -> None:
     from ray._private import worker
 
     node: Any = worker._global_node
+    if node is None:
+        return  # it did not come up
     family = _family(info.process.pid for kind in node.all_processes.values() for info in kind)
     kill = node.kill_all_processes
     node.kill_all_processes = lambda **_: kill(check_alive=False)

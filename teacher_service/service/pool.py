@@ -25,6 +25,7 @@ from teacher_service.service.roster import Roster
 
 SETTLE_S = 1.0
 PUMP_S = 0.5
+AGAIN = "this command started it and ends; the same command starts it again"
 
 Asked = TypeVar("Asked", Rows, Openings)
 Spec = TypeVar("Spec", Question, GenerationSpec)
@@ -66,8 +67,9 @@ class Pool(Generic[Asked, Spec, Answer]):
     """Units sent to live replicas, answered in order.
 
     `teacher` is the fingerprint the run began with; answers from another are refused. `run` and
-    `rank` decide which replicas are preferred, so that clients spread. Raises ConfigError where
-    there is no such service.
+    `rank` decide which replicas are preferred, so that clients spread. A service that is gone is
+    waited for, unless it is the `own` one of its client, which nobody starts again. Raises
+    ConfigError where there is no such service.
     """
 
     _method: str  # of TeacherReplica
@@ -84,8 +86,10 @@ class Pool(Generic[Asked, Spec, Answer]):
         in_flight: int = 3,
         unit_deadline_s: float = 600.0,
         max_unit_failures: int = 3,
+        own: bool = False,
     ) -> None:
         self._service, self._teacher, self._in_flight = service, teacher, in_flight
+        self._own = own
         self._unit_deadline_s, self._max_unit_failures = unit_deadline_s, max_unit_failures
         self._roster = Roster(service, f"{run}/{rank}", in_flight + 1)
         self._units: deque[_Unit[Asked, Spec, Answer]] = deque()
@@ -240,7 +244,9 @@ class Pool(Generic[Asked, Spec, Answer]):
             if unit.settled or unit.deadline is None:
                 continue
             slow = unit.ref is not None and now > unit.sent_at + patience_s
-            if now > unit.deadline:
+            if self._own and self._roster.gone:
+                unit.error = TeacherError(f"teacher service {self._service} is gone; {AGAIN}")
+            elif now > unit.deadline:
                 unit.error = TeacherError(self._too_late(unit))
             elif slow and set(self._roster.usable()) - {unit.replica}:
                 self._roster.suspend(unit.replica)

@@ -16,14 +16,17 @@ RETRY_S = 1.0  # between looks for a registry that is gone
 
 
 class Roster:
-    """The replicas a client uses: a small stable subset of those alive."""
+    """The replicas a client uses: a small stable subset of those alive.
+
+    `gone` says whether the service was there when the registry was last looked for.
+    """
 
     def __init__(self, service: str, client: str, size: int) -> None:
         self._service, self._client, self._size = service, client, size
         self._alive: dict[str, ReplicaView] = {}
         self._handles: dict[str, Any] = {}
         self._suspended: dict[str, tuple[str, float]] = {}  # name -> incarnation, until
-        self._version, self._looked_up = -1, 0.0
+        self._version, self._looked_up, self.gone = -1, 0.0, False
         self.poll: Any = self._long_poll()
         if self.poll is None:
             raise ConfigError(
@@ -81,5 +84,7 @@ class Roster:
         try:
             registry: Any = ray.get_actor(REGISTRY, namespace=self._service)
         except ValueError:
+            self.gone = True
             return None
+        self.gone = False
         return registry.wait_version.remote(self._version, LONG_POLL_S)

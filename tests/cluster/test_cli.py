@@ -268,6 +268,20 @@ def test_what_no_machine_has_is_refused_before_rows_are_made_and_leaves_nothing(
     assert sorted(job.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", [["capture"], ["selftest"], ["prompts", "optimise"], ["eval"]])
+def test_every_command_refuses_what_no_machine_has_before_rows_are_made(refused, job, command):
+    asked = ["targets.store=store", "teachers.tiny.cpus=1000"]
+    given = [str(job), *asked]
+    if command == ["eval"]:
+        run = job.parent / "done" / "job"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(dump(resolve(load_config(job, asked))))
+        given = [str(run)]
+    said = refused(*command, *given)
+    assert "no room for the teacher's replicas" in said
+    assert not list(job.parent.rglob("*.arrow"))
+
+
 def test_a_template_that_raises_is_named_with_the_row(refused, job, tmp_path, tiny_pair):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "letters.jsonl").write_text(json.dumps(row) + "\n")

@@ -1,12 +1,13 @@
 """SIGTERM, as Slurm and Kubernetes send it, and Ctrl-C: a step is saved, and none is lost."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from student_trainer.state.checkpoint import all_checkpoints, step_of
@@ -20,9 +21,12 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT]
 PATIENCE_S = 60.0
 
 
-def end(command: Command, number: int) -> str:
-    """Send a signal to the command alone; returns what it said by its end."""
-    command.process.send_signal(number)
+def end(command: Command, number: int, *, group: bool = False) -> str:
+    """Send a signal to the command, alone or with all that it has started; returns what it said by
+    its end."""
+    for process in command.family() if group else [command.process]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
     assert command.wait(PATIENCE_S) == 1, command.output
     for sign in ("Traceback", "*** SIG", "core dumped", "fault of Tutelage"):
         assert sign not in command.output, command.output
@@ -92,14 +96,28 @@ def test_every_other_stage_ends_with_what_the_next_command_goes_on_from(
     wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
 
 
-def test_a_signal_to_the_whole_group_ends_in_a_sentence(home, config, tmp_path):
+def connecting(run: Path, command: Command) -> Callable[[], bool]:
+    return lambda: any(process.name() == "gcs_server" for process in command.family())
+
+
+@pytest.mark.parametrize("stage", [importing, connecting, loading])
+def test_a_signal_to_all_processes_ends_in_a_sentence(home, config, tmp_path, stage):
     command, run = ("run", str(config), f"paths.runs={tmp_path}"), tmp_path / "job"
     first = home.start(*command)
-    wait_until(reached(run, 13), doing=first)
-    os.killpg(first.process.pid, signal.SIGTERM)
-    assert first.wait(PATIENCE_S) == 1, first.output
-    assert "the same command continues from" in first.output
-    assert "Traceback" not in first.output
+    wait_until(stage(run, first), doing=first)
+    said = end(first, signal.SIGTERM, group=True)
+    assert "Interrupted; the same command" in said, said
+    wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
+
+
+def test_a_signal_to_all_processes_of_a_training_loses_no_step(home, config, tmp_path):
+    command, run = ("run", str(config), f"paths.runs={tmp_path}"), tmp_path / "job"
+    first = home.start(*command)
+    wait_until(reached(run, 13), doing=first)  # checkpoints are every 10 steps
+    said = end(first, signal.SIGTERM, group=True)
+    step = step_of(all_checkpoints(run / "checkpoints")[-1])
+    assert step >= 13
+    assert f"Stopped after step {step} of {STEPS}, which is saved" in said
     wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
 
 

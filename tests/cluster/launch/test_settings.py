@@ -12,6 +12,7 @@ from shared.config.run import Config, Teacher
 from shared.errors import TeacherError, TutelageError
 from shared.run.run_dir import RunDir
 from teacher_service.service import service
+from teacher_service.service.pool import open_pool
 from tests.answers import question_of
 from tests.teacher_service.scripted import Scripted, make_rows
 
@@ -37,7 +38,11 @@ def test_a_pool_is_what_the_config_says(ray_cluster, tmp_path):
     try:
         engine = Scripted(fails_on=POISON, delay_s=0.5)
         described = service.start(name, Teacher(model="any", cpus=0.1), detached=False, make_engine=engine).described()  # fmt: skip  # noqa: E501
-        pool = serving._live(launch_of(tmp_path, service=asked), name, described.fingerprint)(0)
+        config = launch_of(tmp_path, service=asked).config
+        settings = serving.pool_settings(
+            config, name, teacher=described.fingerprint, client="a", own=False
+        )
+        pool = open_pool(0, **settings)
         for seed in range(4):
             rows = make_rows([[9]], seed=seed)
             pool.submit(rows, question_of(top_k=4, shared_vocab=100))

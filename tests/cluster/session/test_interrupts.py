@@ -1,17 +1,26 @@
-"""SIGINT and SIGTERM: the first asks who can save, the next ends; a doubled one counts once."""
+"""Signals: the first asks who can save, the next ends; a doubled one counts once."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from cluster.session import interrupts
-from cluster.session.interrupts import SAME_S, handle, interrupted_as, on_first_signal
+from cluster.session.interrupts import (
+    SAME_S,
+    SIGNALS,
+    handle,
+    interrupted_as,
+    kept,
+    on_first_signal,
+)
 from shared.errors import StoppedError
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+BLOCKED = "import signal; print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +85,45 @@ def test_an_interruption_says_what_goes_on():
         interrupted_as(lambda: "the same command goes on from step 3"),
     ):
         send(signal.SIGINT, after_s=SAME_S)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_a_command_was_started_to_ignore_it_ignores(number):
+    signal.signal(number, signal.SIG_IGN)
+    handle()
+    send(number, after_s=SAME_S)
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+def starts_deaf() -> bool:
+    """Whether a process that is started here is deaf to SIGTERM."""
+    return subprocess.check_output([sys.executable, "-c", BLOCKED], text=True) == "True\n"
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        lambda: None,
+        # as by a thread that is older
+        lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}),
+    ],
+)
+def test_a_signal_while_ray_connects_is_answered_once_it_has(heard):
+    connected = []
+
+    def connect() -> None:
+        with kept():
+            heard()
+            send(signal.SIGTERM, after_s=SAME_S)
+            connected.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        connect()
+    assert connected
+    assert not starts_deaf()
+
+
+def test_what_ray_starts_is_deaf_to_what_the_command_answers():
+    with kept():
+        assert starts_deaf()
+    assert not starts_deaf()

@@ -181,6 +181,17 @@ def test_a_service_that_restarts_is_found_again(name):
     assert pool.next().table.equals(invented(asked[1], SPEC).table)
 
 
+def test_an_own_service_that_is_gone_is_not_waited_for(name):
+    pool, asked = started(name, Scripted(delay_s=60), own=True), units(2)
+    pool.submit(asked[0], SPEC)
+    service.stop(name)
+    with pytest.raises(TeacherError, match=f"service {name} is gone; this command started it"):
+        pool.next()
+    pool.submit(asked[1], SPEC)
+    with pytest.raises(TeacherError, match="is gone"):
+        pool.next()
+
+
 def test_a_closed_pool_leaves_the_replica_to_others(name):
     pool, asked = started(name, Scripted(delay_s=0.5), in_flight=10), units(10)
     for rows in asked:

@@ -210,7 +210,7 @@ def test_a_service_that_is_used_is_not_stopped_and_one_that_is_gone_is_named(nam
         assert service.users(name) == ["runs/one"]
         assert main(["teacher", "down", "--service", name, "--force"]) == 0
         said = capsys.readouterr().out
-        assert f"{name} is used by runs/one, which now waits for it" in said
+        assert f"{name} is used by runs/one, which waits for it" in said
         heard = [""]
 
         def hears() -> bool:
