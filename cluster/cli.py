@@ -300,7 +300,11 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; every mistake is one sentence on stderr."""
-    interrupts.handle()
+    with interrupts.handling():
+        return _done(arguments)
+
+
+def _done(arguments: list[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:

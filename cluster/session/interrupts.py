@@ -1,14 +1,16 @@
 """SIGINT, SIGTERM and SIGHUP: all end a command in order; where a stage can save what it has done,
 the first one asks it to, and only the next one ends it at once.
 
-Ray sets handlers of its own whenever it starts or joins a cluster, after which SIGTERM takes the
-cluster from under the command; `kept` lets ours stand. A launcher may send its signal to every
-process of a job, as Slurm does; the command alone answers it.
+A launcher may send SIGTERM to every process of a job, as Slurm does. A run whose cluster heard it
+too could save nothing, and Ray's own handlers take the cluster from under the command, or dump it.
+So every thread of a command is deaf to SIGTERM, which processes that it starts inherit, and one
+thread alone waits for it and passes it on.
 """
 
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,8 @@ from types import FrameType
 from shared.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = signal.SIGUSR2  # what the thread that waits for SIGTERM sends to the main one
+CONNECTING = "Ray is starting, and this command ends once it has; again, and it ends at once"
 UNSAVED = "Interrupted; the same command starts again."
 SAME_S = 1.0  # a launcher may send its signal twice: to the command, and to its process group
 
@@ -37,13 +41,30 @@ class _State:
 _state = _State()
 
 
-def handle() -> None:
-    """Let this process's commands be ended by these signals, less those that it was started to
-    ignore, as `nohup` and background jobs of a shell are."""
-    _state.handling, _state.ask, _state.heard_at = True, None, -SAME_S
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
+@contextmanager
+def handling() -> Iterator[None]:
+    """Let this process's commands, for the length of a `with` in the main thread, be ended by these
+    signals, less those that it was started to ignore, as `nohup` and background jobs of a shell
+    are."""
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, PASSED_ON)}
+    was, _state.handling, _state.ask, _state.heard_at = _state.handling, True, None, -SAME_S
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    ended = threading.Event()
+    ear = threading.Thread(target=_pass_on, args=(ended,), daemon=True)
+    ear.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.pthread_kill(ear.ident, signal.SIGTERM)  # type: ignore[arg-type]
+        ear.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        _state.handling = was
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def handled() -> bool:
@@ -64,11 +85,8 @@ def on_first_signal(ask: Ask) -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Leave the handlers of signals as they are while Ray connects, and answer a SIGTERM after.
-
-    Processes that Ray starts meanwhile are started deaf to SIGTERM, and so are theirs: a run whose
-    cluster heard it too could save nothing. They end with the command, which kills them.
-    """
+    """Leave the handlers of signals as they are while Ray connects, and answer a first one after:
+    Ray has no order in which to end there."""
     if not handled():
         yield
         return
@@ -76,17 +94,24 @@ def kept() -> Iterator[None]:
 
     theirs, before, came = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM), []
     utils.set_sigterm_handler = lambda handler: None
-    # Another thread may hear what this one does not.
-    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        yield
+        with on_first_signal(lambda: came.append(True) or CONNECTING):
+            yield
     finally:
         utils.set_sigterm_handler = theirs
         signal.signal(signal.SIGTERM, before)  # Ray's C++ part sets one that dumps
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)  # one that waited is answered here
-        if came:
-            signal.raise_signal(signal.SIGTERM)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def hearing() -> Iterator[None]:
+    """Let processes that are started in a `with` hear SIGTERM."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -111,7 +136,16 @@ def end_at_once() -> None:
     os._exit(1)
 
 
+def _pass_on(ended: threading.Event) -> None:
+    """Wait for SIGTERM and interrupt the main thread, whatever it waits for."""
+    main = threading.main_thread().ident
+    while signal.sigwait({signal.SIGTERM}) and not ended.is_set():
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+            signal.pthread_kill(main, PASSED_ON)  # type: ignore[arg-type]
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    number = signal.SIGTERM if number == PASSED_ON else number
     now = time.monotonic()
     repeated, _state.heard_at = now - _state.heard_at < SAME_S, now
     if repeated:

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import xxhash
 
+from cluster.session.interrupts import hearing
 from shared.errors import PlacementError
 from shared.run.run_dir import write_atomically
 
@@ -116,7 +117,7 @@ def start(variables: Mapping[str, str]) -> str:
         f"--object-store-memory={object_store_bytes()}",
         f"--resources={json.dumps(ROLE_RESOURCES)}",
     )
-    with log.open("w") as output:
+    with log.open("w") as output, hearing():
         process = subprocess.Popen(
             command,
             env=environment,

@@ -52,6 +52,9 @@ END_S = 5.0
 # Ray starts a worker for each core ahead. A run takes the first few; more would be idle.
 FEW_CORES = 8
 NONE_AHEAD = {"RAY_prestart_worker_first_driver": "0"}
+# Of a head, they serve nobody in a private one: an autoscaler where nothing scales, a reader of logs
+# where none is printed, and a dashboard without its pages.
+NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "DS_ACCELERATOR")
 
 
@@ -255,7 +258,7 @@ def _start_private() -> None:
 
     ahead = {} if (os.cpu_count() or 1) <= FEW_CORES else NONE_AHEAD
     try:
-        with kept(), with_variables(JOB_ENVIRONMENT | ahead):
+        with kept(), _without_needless(), with_variables(JOB_ENVIRONMENT | ahead):
             ray.init(
                 address="local",
                 resources=ray_head.ROLE_RESOURCES,
@@ -266,6 +269,23 @@ def _start_private() -> None:
             )
     except Exception as error:  # Ray's own is a plain Exception
         raise PlacementError(not_started(error)) from error
+
+
+@contextmanager
+def _without_needless() -> Iterator[None]:
+    """Let Ray start no needless process of a head in a `with`: each takes half a second of a core or
+    more, before anything else begins. Ray has switches for some, in `ray start` alone; where it
+    starts them otherwise, they are there."""
+    from ray._private.node import Node
+
+    before = {name: vars(Node)[name] for name in NEEDLESS if name in vars(Node)}
+    for name in before:
+        setattr(Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 @contextmanager

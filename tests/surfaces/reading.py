@@ -6,6 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from shared.config.messages import option_paths
+
+SECTIONS = {option.partition(".")[0] for option in option_paths() if "." in option}
+# Classes of sections that share names of options with others.
+SECTION_CLASSES = {"Teacher": "teachers", "Student": "student", "HubDataset": "domains"}
 ROOT = Path(__file__).resolve().parents[2]
 Definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
 
@@ -14,8 +19,9 @@ def is_set_by(test: str, option: str, *, defaults: list[Any]) -> bool:
     """Whether a test, `FILE::NAME` below `tests`, or anything of the tests' modules that it names,
     gives an option a value that is none of its defaults.
 
-    An option is given as a keyword, as a key of a dictionary or as an override `a.b=c`; values that
-    only a run could tell count as another than the default.
+    An option is given as a keyword, as a key of a dictionary or as an override `a.b=c`, and not
+    inside another section of a config than its own; values that only a run could tell count as
+    another than the default.
     """
     return any(
         not any(_same(value, default) for default in defaults)
@@ -25,8 +31,10 @@ def is_set_by(test: str, option: str, *, defaults: list[Any]) -> bool:
 
 def values_given(test: str, option: str) -> Iterator[Any]:
     """Literals, or nodes where they are none, that a test gives an option."""
-    leaf = option.removesuffix(".N").rpartition(".")[2]
-    for node in nodes_of(test):
+    leaf, section = option.removesuffix(".N").rpartition(".")[2], option.partition(".")[0]
+    for node, inside in nodes_of(test):
+        if inside not in ("", section):
+            continue
         if isinstance(node, ast.keyword) and node.arg == leaf:
             yield _literal(node.value)
         elif isinstance(node, ast.Dict):
@@ -46,8 +54,9 @@ def exists(test: str) -> bool:
     return path.is_file() and name.startswith("test_") and name in _definitions(path)
 
 
-def nodes_of(test: str) -> Iterator[ast.AST]:
-    """Every node of a test and of what it names, in its own module and in others of `tests`."""
+def nodes_of(test: str) -> Iterator[tuple[ast.AST, str]]:
+    """Every node of a test and of what it names, in its own module and in others of `tests`, and
+    the section of a config that it is written in, "" for none."""
     file, _, name = test.partition("::")
     waiting, seen = [(ROOT / "tests" / file, name)], set()
     while waiting:
@@ -56,9 +65,30 @@ def nodes_of(test: str) -> Iterator[ast.AST]:
             continue
         seen.add((path, name))
         for definition in _definitions(path).get(name, []):
-            yield from ast.walk(definition)
+            yield from _within(definition, "")
             for named in _names_in(definition):
                 waiting.append(_imports(path).get(named, (path, named)))
+
+
+def _within(node: ast.AST, section: str) -> Iterator[tuple[ast.AST, str]]:
+    """A node and all below it, each with its section: the nearest that is named around it."""
+    yield node, section
+    if isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            named = _section(key.value) if isinstance(key, ast.Constant) else ""
+            yield from _within(value, named or section)
+        return
+    named = ""
+    if isinstance(node, ast.keyword):
+        named = _section(node.arg)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        named = _section(SECTION_CLASSES.get(node.func.id))
+    for child in ast.iter_child_nodes(node):
+        yield from _within(child, named or section)
+
+
+def _section(name: Any) -> str:
+    return name if isinstance(name, str) and name in SECTIONS else ""
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -58,3 +58,9 @@ def test_a_test_that_leaves_an_option_alone_is_told_from_one_that_sets_it():
     assert not is_set_by(loop, "optimiser.final_lr_fraction", defaults=[0.3])
     assert not is_set_by(loop, "baseline", defaults=[False])
     assert not exists(loop + "s")
+
+
+@pytest.mark.parametrize("name", ["dtype", "cpus", "gpus"])
+def test_a_teachers_option_is_not_the_students(name):
+    test = KNOBS[f"teachers.NAME.{name}"]
+    assert not is_set_by(test, f"student.{name}", defaults=DEFAULTS[f"student.{name}"])

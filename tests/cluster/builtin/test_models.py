@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -27,7 +28,7 @@ from cluster.builtin.muon import Muon
 from cluster.builtin.team import paired
 from cluster.builtin.training import ModelPlan
 from cluster.report.stages import SENTENCES, begin, expect, stages_of_run
-from cluster.session.interrupts import handle
+from cluster.session.interrupts import handling
 from shared.config.run import Config
 from shared.errors import ConfigError, StoppedError, TutelageError
 
@@ -181,19 +182,19 @@ def test_a_signal_keeps_the_step_under_way_also_before_anything_was_kept(
     folder = corpus.build_corpus(cache)
     plan = ModelPlan(domains=("legal",), seed=8, **TINY | {"steps": 6})
     whole = build_model("student", folder, plan=plan)
-    step, calls, handler = training._train_step, count(1), signal.getsignal(signal.SIGTERM)
+    step, calls = training._train_step, count(1)
 
     def signalled(*given, **options) -> float:
         if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # another thread hears it
         return step(*given, **options)
 
-    handle()
     monkeypatch.setattr(training, "_train_step", signalled)
-    with pytest.raises(StoppedError, match="Stopped after step 3 of 6 of the built-in teacher"):
+    stopped = pytest.raises(StoppedError, match="Stopped after step 3 of 6 of the built-in teacher")
+    with handling(), stopped:
         build_model("teacher", folder, plan=plan)
     assert "SIGTERM: the step under way is finished and kept" in capfd.readouterr().err
-    signal.signal(signal.SIGTERM, handler)
     monkeypatch.setattr(training, "_train_step", interrupted_at(4))  # three steps are left
     built = build_model("teacher", folder, plan=plan)
     models = (AutoModelForCausalLM.from_pretrained(path) for path in (built, whole))

@@ -13,7 +13,8 @@ from cluster.session import interrupts
 from cluster.session.interrupts import (
     SAME_S,
     SIGNALS,
-    handle,
+    handling,
+    hearing,
     interrupted_as,
     kept,
     on_first_signal,
@@ -25,18 +26,15 @@ BLOCKED = "import signal; print(signal.SIGTERM in signal.pthread_sigmask(signal.
 
 @pytest.fixture(autouse=True)
 def handled(monkeypatch) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    handle()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with handling():
+        yield
 
 
 def send(number: int, *, after_s: float) -> None:
     """Send a signal to this process as if so long after the one before."""
     interrupts._state.heard_at -= after_s
     os.kill(os.getpid(), number)
-    time.sleep(0.01)
+    time.sleep(0.1)  # another thread may hear it
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -89,10 +87,47 @@ def test_an_interruption_says_what_goes_on():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_what_a_command_was_started_to_ignore_it_ignores(number):
-    signal.signal(number, signal.SIG_IGN)
-    handle()
-    send(number, after_s=SAME_S)
-    assert signal.getsignal(number) == signal.SIG_IGN
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with handling():
+            send(number, after_s=SAME_S)
+            assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_ray_connects_is_answered_once_it_has(number, capfd):
+    connected = []
+
+    def connect() -> None:
+        with kept():
+            send(number, after_s=SAME_S)
+            connected.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        connect()
+    assert connected
+    assert f"{signal.Signals(number).name}: Ray is starting" in capfd.readouterr().err
+
+
+def test_a_second_signal_while_ray_connects_ends_at_once():
+    def connect() -> None:
+        with kept():
+            send(signal.SIGTERM, after_s=SAME_S)
+            send(signal.SIGTERM, after_s=SAME_S)
+            raise AssertionError("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        connect()
+
+
+def test_rays_handler_of_a_signal_is_not_called():
+    """One of another part stands in: what it does would end this process."""
+    with kept():
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(3))
+        with pytest.raises(KeyboardInterrupt), on_first_signal(lambda: None):
+            send(signal.SIGTERM, after_s=SAME_S)
 
 
 def starts_deaf() -> bool:
@@ -100,30 +135,8 @@ def starts_deaf() -> bool:
     return subprocess.check_output([sys.executable, "-c", BLOCKED], text=True) == "True\n"
 
 
-@pytest.mark.parametrize(
-    "heard",
-    [
-        lambda: None,
-        # as by a thread that is older
-        lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}),
-    ],
-)
-def test_a_signal_while_ray_connects_is_answered_once_it_has(heard):
-    connected = []
-
-    def connect() -> None:
-        with kept():
-            heard()
-            send(signal.SIGTERM, after_s=SAME_S)
-            connected.append(True)
-
-    with pytest.raises(KeyboardInterrupt):
-        connect()
-    assert connected
-    assert not starts_deaf()
-
-
-def test_what_ray_starts_is_deaf_to_what_the_command_answers():
-    with kept():
-        assert starts_deaf()
-    assert not starts_deaf()
+def test_what_a_command_starts_is_deaf_to_what_it_answers_unless_it_is_to_hear():
+    assert starts_deaf()
+    with hearing():
+        assert not starts_deaf()
+    assert starts_deaf()

@@ -160,10 +160,9 @@ def test_what_a_killed_head_leaves_is_reaped_and_a_new_one_starts():
 
 
 WAITS = """
-from cluster.session.interrupts import handle, interrupted_as
+from cluster.session.interrupts import handling, interrupted_as
 from cluster.session.session import connected
-handle()
-with interrupted_as(lambda: "it goes on from step 3"), connected("local"):
+with handling(), interrupted_as(lambda: "it goes on from step 3"), connected("local"):
     import ray
     from ray._private import worker
     worker._global_node.all_processes["gcs_server"][0].process.kill()
