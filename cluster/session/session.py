@@ -52,8 +52,8 @@ END_S = 5.0
 # Ray starts a worker for each core ahead. A run takes the first few; more would be idle.
 FEW_CORES = 8
 NONE_AHEAD = {"RAY_prestart_worker_first_driver": "0"}
-# Of a head, they serve nobody in a private one: an autoscaler where nothing scales, a reader of logs
-# where none is printed, and a dashboard without its pages.
+# Of a head, they serve nobody in a private one: an autoscaler where nothing scales, a reader of
+# logs where none is printed, and a dashboard without its pages.
 NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "DS_ACCELERATOR")
 
@@ -273,9 +273,9 @@ def _start_private() -> None:
 
 @contextmanager
 def _without_needless() -> Iterator[None]:
-    """Let Ray start no needless process of a head in a `with`: each takes half a second of a core or
-    more, before anything else begins. Ray has switches for some, in `ray start` alone; where it
-    starts them otherwise, they are there."""
+    """Let Ray start no needless process of a head in a `with`: each takes half a second of a core
+    or more, before anything else begins. Ray has switches for some, in `ray start` alone; where
+    it starts them otherwise, they are there."""
     from ray._private.node import Node
 
     before = {name: vars(Node)[name] for name in NEEDLESS if name in vars(Node)}
