@@ -52,9 +52,15 @@ class Account:
 
 def listed(counts: dict[str, int], *, most: int = 8) -> str:
     """`name count` of each, the first ones where there are many."""
-    named = [f"{name} {count:,}" for name, count in list(counts.items())[:most]]
+    named = [f"{shown(name)} {count:,}" for name, count in list(counts.items())[:most]]
     more = [f"{len(counts) - most} more"] if len(counts) > most else []
     return ", ".join([*named, *more])
+
+
+def shown(name: str, width: int = 40) -> str:
+    """A name of a row's own, on one line of bounded length."""
+    line = " ".join(name.split())
+    return line[: width - 2] + ".." if len(line) > width else line or "''"
 
 
 def _count(counts: dict[str, int], names: tuple[str, ...]) -> None:

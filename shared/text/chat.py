@@ -116,15 +116,34 @@ class Conversation:
         trimmed = upto.rstrip()
         ends = (token for token in self.tokenizer.all_special_tokens if trimmed.endswith(token))
         opened = trimmed.removesuffix(next(ends, ""))
+        if not self.text.startswith(opened):
+            return upto
+        mark = self._mark(number, after=self.text[len(opened) :])
         content = self.turns[number]["content"]
-        is_ended = not (content and opened.endswith(content))
-        return opened if is_ended and self.text.startswith(opened) else upto
+        is_ended = bool(mark) or not (content and opened.endswith(content))
+        return opened + mark if is_ended else upto
+
+    def _mark(self, number: int, *, after: str) -> str:
+        """What stands between a message and the special token that opens the next one, as it opens
+        the generation prompt; nothing where no such token does."""
+        turns = self.turns[:number] or self.turns[:1]
+        before, unasked = self._rendered(turns, ask=True), self._rendered(turns)
+        asked = before[_num_shared(before, unasked) :]
+        header = next((t for t in self.tokenizer.all_special_tokens if asked.startswith(t)), None)
+        mark, found, _ = after.partition(header) if header else ("", "", "")
+        following = self.turns[number + 1]["content"].strip()
+        return mark if found and not (following and following in mark) else ""
 
     def _span_of_content(self, number: int, upto: str) -> Span:
         """From the first character of the content, for turns that open in no way of their own."""
         turn = {"role": self.turns[number]["role"], "content": PLACE}
         start = self._rendered([*self.turns[:number], turn]).find(PLACE)
-        if start < 0 or not self.text.startswith(upto):
+        if start < 0:
+            raise DataError(
+                f"{self.where}: the chat template of {self.tokenizer.name_or_path} does not write "
+                f"message {number + 1}; use another template, or leave the row out"
+            )
+        if not self.text.startswith(upto):
             raise DataError(self._moves(number))
         return start, start + _written(upto[start:], self.turns[number]["content"])
 

@@ -22,7 +22,7 @@ FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", 
 _SHAPED: tuple[Field, ...] = ("text", "prompt", "response", "messages")
 CONVERSATIONS = ("conversations", "conversation")  # what others call `messages`
 SHAPES = "text, prompt with response, or messages"
-HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+INVALID = re.compile("[\ud800-\udfff\ufdd0\ufdd1]")  # halves of pairs, and marks of our own
 
 # Other names of the roles that chat templates know.
 ROLES = {
@@ -72,8 +72,12 @@ class Message:
             self.role,
             self.content,
             *told,
-            *([] if self.learnt is None else [str(self.learnt)]),
+            *([str(self.learnt)] if self._differs_from_its_role else []),
         )
+
+    @property
+    def _differs_from_its_role(self) -> bool:
+        return self.learnt is not None and self.learnt != (self.role == "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,7 @@ def _turns_in_columns(value: Mapping[str, Any]) -> Any:
 
 def _message(turn: object, name: str, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where}: {name} is not an object with role and content")
+        raise DataError(f"{where}: {name} is {_kind(turn)}, not an object with role and content")
     role_key, content_key = (
         next((key for key in keys if turn.get(key) is not None), None)
         for keys in (ROLE_KEYS, CONTENT_KEYS)
@@ -264,7 +268,8 @@ def _content(value: object, where: str, name: str) -> str:
 
 
 def _learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | None:
-    """What a message says of its own loss, taken out of `more`; None where that is its role's."""
+    """What a message says of its own loss, taken out of `more`; None where it says nothing, or an
+    assistant's that it is learnt."""
     told = set()
     for key in [key for key in more if key in ALL_MASKS]:
         value = more.pop(key)
@@ -278,7 +283,8 @@ def _learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | No
         told.add(bool(value) != (key in MASKED_KEYS))
     if len(told) > 1:
         raise DataError(f"{where}: {name} says both that it is learnt and that it is not")
-    return None if told <= {role == "assistant"} else told.pop()
+    learnt = told.pop() if told else None
+    return None if learnt and role == "assistant" else learnt
 
 
 def _parsed_calls(more: dict[str, Any], where: str, name: str) -> dict[str, Any]:
@@ -292,19 +298,22 @@ def _parsed_calls(more: dict[str, Any], where: str, name: str) -> dict[str, Any]
 
 
 def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    inner = call.get("function")
-    told = {**call, "function": _parsed_call(inner)} if isinstance(inner, Mapping) else dict(call)
-    if isinstance(told.get("arguments"), str):
-        with suppress(ValueError, RecursionError):
-            parsed = json.loads(told["arguments"])
-            told |= {"arguments": parsed} if isinstance(parsed, dict) else {}
-    return told
+    if "function" not in call and "name" in call:  # the inner object alone
+        call = {"type": "function", "function": call}
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return dict(call)
+    with suppress(ValueError, RecursionError):
+        parsed = json.loads(function["arguments"])
+        if isinstance(parsed, dict):
+            return {**call, "function": {**function, "arguments": parsed}}
+    return dict(call)
 
 
 def _from_json(value: object, where: str, name: str, *, opens: str = "[") -> Any:
     """A list, or what `opens` says, that a table holds as JSON."""
     if not isinstance(value, str) or not value.lstrip().startswith(opens):
-        return None if value == "" else value
+        return None if value in ("", "null") else value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
@@ -334,8 +343,10 @@ def _optional(value: object, where: str, name: str) -> str:
 def _string(value: object, where: str, field: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {field} is {_kind(value)}, not a string; convert it")
-    if not value.isascii() and HALF_SURROGATE.search(value):
-        raise DataError(f"{where}: {field} holds half a surrogate pair, no valid text; repair it")
+    if not value.isascii() and (found := INVALID.search(value)):
+        is_half = found[0] < "\ue000"
+        what = "half a surrogate pair" if is_half else f"U+{ord(found[0]):X}, which is no character"
+        raise DataError(f"{where}: {field} holds {what}, no valid text; repair it")
     return value
 
 

@@ -8,6 +8,7 @@ Every defect is a DataError that names file and line.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,10 @@ def suffixes_of(path: Path) -> tuple[str, str]:
 def read_text(path: Path) -> str:
     """A file that is one text. Raises DataError where it is not UTF-8, or rows by its content."""
     text = decoded(b"".join(_lines(path)), str(path))
-    if "\0" in text:
+    if found := re.search("[\0\ufdd0\ufdd1]", text):
         raise DataError(
-            f"{path} holds NUL characters, as binary files and UTF-16 do; convert it, or name the "
-            "text files by a glob"
+            f"{path} holds U+{ord(found[0]):04X}, which is no character of a text, as binary files "
+            "and UTF-16 do; convert it, or name the text files by a glob"
         )
     _refuse_rows_as_text(path, text)
     return text

@@ -141,6 +141,13 @@ def test_usual_role_names_leave_nothing_to_drop(tmp_path: Path, tokenizer) -> No
     assert not found["chat"]["notes"]
 
 
+def test_names_of_fields_are_told_on_a_line_of_bounded_length(tmp_path: Path, tokenizer) -> None:
+    rows = [{"text": f"t {n}", "": n, "a\nb": n, "k" * 99: n} for n in range(3)]
+    found, _, _ = accounted(tmp_path, tokenizer, rows)
+    told = f"'' 3, a b 3, {'k' * 38}.. 3"
+    assert found["chat"]["notes"] == [f"fields that are not read: {told}"]
+
+
 def test_answers_without_a_word_are_counted(tmp_path: Path, tokenizer) -> None:
     full = [chat(n, "user", "assistant") for n in range(9)]
     empty = {"messages": [*full[0]["messages"], *full[1]["messages"]]}

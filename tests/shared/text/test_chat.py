@@ -66,6 +66,25 @@ def test_eos_after_the_whole_ends_the_last_answer_and_the_templates_mark_the_oth
         learnt(chatting(tokenizer, ENDS_ONCE.replace("\n", "")), *turns)
 
 
+def test_another_end_of_the_last_turn_leaves_the_others_theirs(tokenizer) -> None:
+    """As of gpt-oss, where the last answer ends in a token of its own."""
+    harmony = CHATML.replace(
+        "'<|im_end|>\n'",
+        "(eos_token if loop.last and m.role == 'assistant' and"
+        " not add_generation_prompt else '<|im_end|>')",
+    )
+    turns = [user(), answer("a"), user("More."), answer("b c")]
+    assert learnt(chatting(tokenizer, harmony), *turns) == ["a<|im_end|>", "b c<|eos|>"]
+    unended = harmony.replace("'<|im_end|>'", "''")
+    with pytest.raises(DataError, match="message 2, or what ends it, differently when more mess"):
+        learnt(chatting(tokenizer, unended), *turns)
+
+
+def test_a_template_without_a_place_for_the_answer_is_named(tokenizer) -> None:
+    with pytest.raises(DataError, match="does not write message 2; use another template"):
+        learnt(chatting(tokenizer, "hello"), user(), answer("a"))
+
+
 def test_tool_calls_are_learnt_and_what_tools_say_is_not(tokenizer) -> None:
     chatting(tokenizer, TOOLS)
     turns = [user(), answer("", tool_calls=[CALL]), Message("tool", "4 C"), answer("Cold.")]
@@ -204,6 +223,11 @@ def test_masked_answers_are_not_learnt_and_users_are_where_they_say_so(tokenizer
     whole = "".join(learnt(tokenizer, *turns, loss_on="everything"))
     assert "a<|im_end|>" not in whole.replace("user", "")
     assert whole.count("<|im_end|>") == 3
+    turns = [user("Q", learnt=False), answer("a", learnt=True)]
+    assert learnt(tokenizer, *turns, loss_on="everything") == [
+        "user\n",
+        "\n<|im_start|>assistant\na<|im_end|>\n",
+    ]
 
 
 def test_an_empty_answer_ends_without_the_space_before_the_next_turn(tokenizer) -> None:

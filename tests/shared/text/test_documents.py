@@ -91,7 +91,8 @@ def test_conversations_of_a_table_are_read_from_json() -> None:
 def test_calls_and_tools_are_read_from_json_too() -> None:
     call, tool = {"name": "f", "arguments": {"x": 1}}, {"name": "f"}
     told = [json.dumps([CALL]), [call], [call | {"arguments": '{"x": 1}'}]]
-    for calls, parsed in zip(told, ([PARSED], [call], [call]), strict=True):
+    whole = {"type": "function", "function": call}
+    for calls, parsed in zip(told, ([PARSED], [whole], [whole]), strict=True):
         turns = [USER, {"role": "assistant", "tool_calls": calls}]
         found = document({"messages": turns, "tools": [json.dumps(tool)]})
         assert found.messages[1].more == {"tool_calls": parsed}
@@ -150,7 +151,8 @@ def test_a_message_says_whether_it_is_learnt(key: str, value: object, learnt: bo
 
 def test_a_users_message_is_learnt_where_it_says_so_alone() -> None:
     said, not_said = messages(USER | {"train": True}, USER | {"weight": 0})
-    assert (said.learnt, not_said.learnt) == (True, None)
+    assert (said.learnt, not_said.learnt) == (True, False)
+    assert not_said.strings == messages(USER)[0].strings
 
 
 def test_what_a_template_need_not_read_does_not_tell_documents_apart() -> None:

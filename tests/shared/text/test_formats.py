@@ -32,7 +32,7 @@ def read(root: Path, name: str, content: bytes) -> list[Document]:
         ("a.jsonl", b'{"text": "a", "text": "b"}\n', r"a\.jsonl:1 has 'text' twice"),
         ("a.json", b'[{"text": "a", "text": "b"}]', r"a\.json has 'text' twice"),
         *((f"a{end}", LFS, "is a pointer of Git LFS") for end in (".jsonl", ".txt", ".parquet")),
-        ("a.txt", "plain".encode("utf-16-le"), "holds NUL characters, as binary files and UTF-16"),
+        ("a.txt", "plain".encode("utf-16-le"), "holds U.0000, which is no char.* and UTF-16"),
         ("a.jsonl", gzip.compress(b"{}"), "is not UTF-8 .it is compressed, .* in .gz says"),
         ("a.txt", b"PK\x03\x04\xff", "is not UTF-8 .it is a .zip or Office file"),
         ("a.txt.gz", gzip.compress(b'{"text": "a"}\n'), r"rename it to end in \.jsonl\.gz"),

@@ -160,6 +160,8 @@ def test_a_dataset_that_does_not_exist_is_one_sentence(
             r"has a system field and opens with a system message",
         ),
         ('{"text": "\\ud800"}', r"a.jsonl:2: text holds half a surrogate pair"),
+        ({"text": "a\ufdd0"}, r"a.jsonl:2: text holds U\+FDD0, which is no character, no valid"),
+        ({"messages": [["hi", "ho"]]}, r"message 1 is a list, not an object with role and content"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_with_its_line(
