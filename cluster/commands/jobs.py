@@ -153,6 +153,11 @@ def _follow(dashboard: Any, job: str) -> None:
     if found.driver_exit_code is None:
         said = (found.message or "it says no reason").strip().splitlines()[0].rstrip(".")
         raise JobError(f"the job {job} did not start or was killed: {said}")
+    if found.driver_exit_code < 0:
+        raise JobError(
+            f"the job {job} was killed by signal {-found.driver_exit_code}, as by a machine short "
+            "of memory; the same config submitted again goes on"
+        )
     raise JobError(
         f"the job {job} failed with exit code {found.driver_exit_code}; its log says why",
         exit_code=found.driver_exit_code,

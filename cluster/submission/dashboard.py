@@ -19,7 +19,8 @@ import requests
 from cluster.session.session import prepare_environment, with_variables
 from shared.errors import ConfigError, PlacementError
 
-HERE = "http://127.0.0.1:8265"
+PORT = 8265  # unless `ray start` is told another
+HERE = f"http://127.0.0.1:{PORT}"
 ANSWER_S = 5.0
 AGENT_S, AGENT_POLL_S = 60.0, 1.0  # Ray's name for what runs jobs on a node is an agent
 VARIABLE = "RAY_API_SERVER_ADDRESS"  # as `ray job` reads it
@@ -103,24 +104,40 @@ class Dashboard:
         try:
             yield
         except refusals as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise PlacementError(
-                f"the cluster at {self.url} did not do what it was asked: {said}; see whether it "
-                "is well, and run the same command again"
+                f"the cluster at {self.url} did not do what it was asked: {_said(error)}; see "
+                "whether it is well, and run the same command again"
             ) from error
 
 
+def _said(error: Exception) -> str:
+    """What Ray says in a line; of a traceback that it sends, the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[-1 if "Traceback" in str(error) else 0] if lines else type(error).__name__
+    return line.rstrip(".")
+
+
 def _url(address: str | None) -> str:
-    """Of the dashboard, without a path."""
-    asked = address or os.environ.get(VARIABLE) or HERE
-    whole = asked if "://" in asked else f"http://{asked}"
-    parts = urlsplit(whole)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    """Of the dashboard, without a path. Raises PlacementError for an address that is none."""
+    asked = address or os.environ.get(VARIABLE) or _web_address_of_ray() or HERE
+    bare = "://" not in asked
+    try:
+        parts = urlsplit(f"http://{asked}" if bare else asked)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not host:
         raise PlacementError(
-            f"--address is {asked}, which is no dashboard's; jobs go to http://HEAD:8265, the "
+            f"--address is {asked}, which is no dashboard's; jobs go to http://HEAD:{PORT}, the "
             "address that `ray start --head` prints for its dashboard"
         )
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc}" + (f":{PORT}" if bare and port is None else "")
+
+
+def _web_address_of_ray() -> str | None:
+    """RAY_ADDRESS where it is a dashboard's, as Ray's documentation sets it for jobs."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return address if address.startswith(("http://", "https://")) else None
 
 
 def _headers(url: str) -> dict[str, str]:
@@ -144,11 +161,16 @@ def _version(url: str, headers: dict[str, str]) -> requests.Response:
     try:
         return requests.get(f"{url}/api/version", headers=headers, timeout=ANSWER_S)
     except requests.RequestException as error:
-        reason = "it took too long" if isinstance(error, requests.Timeout) else "nothing is there"
         raise PlacementError(
-            f"no dashboard answers at {url}: {reason}; check --address, and that the head was "
-            "started with --dashboard-host 0.0.0.0 where it is another machine"
+            f"no dashboard answers at {url}: {_why(error)}; its port is {PORT} unless `ray start` "
+            "was told another, and other machines reach it with --dashboard-host 0.0.0.0"
         ) from None
+
+
+def _why(error: requests.RequestException) -> str:
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted here"
+    return "it took too long" if isinstance(error, requests.Timeout) else "nothing of it is there"
 
 
 def _token(url: str) -> str:

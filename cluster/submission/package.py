@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,33 @@ def _files(folder: Path, prefix: str, rules: Rules) -> Iterator[tuple[str, int]]
             if not circular and not _ignored(f"{name}/", rules):
                 yield from _files(Path(entry.path), f"{name}/", rules)
         elif entry.is_file() and not _ignored(name, rules):
+            _refuse_unwritable(name)
             yield name, entry.stat().st_size
+
+
+def _refuse_unwritable(name: str) -> None:
+    """Refuse a name that no zip can hold. Raises ConfigError."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the file {name!r} has a name that is no UTF-8, which a job cannot take along; rename "
+            "it, or name it in .gitignore"
+        ) from None
 
 
 def _rules_of(folder: Path, prefix: str) -> Rules:
     found = (folder / name for name in IGNORE_FILES)
-    lines = (file.read_text(errors="replace").splitlines() for file in found if file.is_file())
-    return tuple((prefix, _patterns(some)) for some in lines)
+    texts = (file.read_text("utf-8", "replace") for file in found if file.is_file())
+    return tuple((prefix, _patterns(text.splitlines())) for text in texts)
 
 
 def _patterns(lines: Iterable[str]) -> list[Any]:
-    patterns = PathSpec.from_lines("gitwildmatch", lines).patterns
+    """Compiled patterns; lines that are none, as `!` alone, say nothing, as in git."""
+    patterns: list[Any] = []
+    for line in lines:
+        with suppress(IndexError, ValueError):
+            patterns += PathSpec.from_lines("gitwildmatch", [line]).patterns
     return [pattern for pattern in patterns if pattern.include is not None]
 
 

@@ -100,7 +100,7 @@ def test_a_token_is_sent_where_one_is_asked_for_and_only_there(serve, monkeypatc
 def test_what_is_no_dashboard_is_refused(serve):
     assert "not as a dashboard of Ray does" in refusal(serve(lambda _: (200, "hello")))
     assert "not as a dashboard of Ray does" in refusal(serve(lambda _: (404, "[]")))
-    for address in ("ray://head:10001", "s3://head", "http://"):
+    for address in ("ray://head:10001", "s3://head", "http://", "http://[", "head:port"):
         assert f"--address is {address}, which is no dashboard's" in refusal(address)
 
 
@@ -108,15 +108,22 @@ def test_what_is_no_dashboard_is_refused(serve):
 def test_a_dashboard_that_cannot_be_reached_is_named_in_seconds(command, capsys):
     began = time.monotonic()
     assert main(["jobs", *command, "--address", "127.0.0.1:9"]) == 2
-    assert "no dashboard answers at http://127.0.0.1:9: nothing is there" in capsys.readouterr().err
+    assert (
+        "no dashboard answers at http://127.0.0.1:9: nothing of it is there"
+        in capsys.readouterr().err
+    )
     assert time.monotonic() - began < 60
 
 
 def test_an_address_is_the_option_else_the_variable(serve, monkeypatch):
     first, second = serve(of_version(OURS)), serve(of_version(OURS))
+    monkeypatch.setenv("RAY_ADDRESS", second)
+    assert Dashboard().url == second
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", first)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert Dashboard().url == first
     assert Dashboard(f"{second}/#/jobs").url == second
     assert Dashboard(second).command("stop", "x") == f"tutelage jobs stop x --address {second}"
     assert Dashboard().command("ls") == "tutelage jobs ls"
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # where drivers go is no dashboard
+    assert "no dashboard answers at http://absent.invalid:8265: " in refusal("absent.invalid")

@@ -84,6 +84,19 @@ def test_what_ignore_files_name_stays_here_and_the_last_word_counts(folder):
     assert set(packed(folder).files) == {*TAKEN, *kept}
 
 
+def test_lines_that_are_no_patterns_say_nothing(folder):
+    (folder / ".gitignore").write_bytes(b"!\n\\\n# note\n\n\xff\n/data/\n")
+    assert set(packed(folder).files) == {".gitignore", TAKEN[2], TAKEN[3]}
+
+
+def test_a_name_that_no_zip_holds_is_refused_unless_it_is_ignored(folder):
+    (folder / os.fsdecode(b"old-\xff.txt")).write_text("text")
+    with pytest.raises(ConfigError, match="has a name that is no UTF-8"):
+        packed(folder)
+    write(folder, ".gitignore", "old-*\n")
+    assert set(packed(folder).files) == {".gitignore", *TAKEN}
+
+
 def test_links_are_followed_but_not_in_circles_nor_into_nothing(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     write(elsewhere, "four.jsonl")
