@@ -1,10 +1,11 @@
 """From a config file and overrides to a config that can run: resolved, every built-in made."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from shared.config.file import load_config, resolve
-from shared.config.paths import refuse_unwritable
+from shared.config.paths import in_job, refuse_unwritable
 from shared.config.run import Config
 
 
@@ -29,5 +30,13 @@ def read(path: Path, overrides: Sequence[str]) -> Config:
 
     prepare_environment()
     config = resolve(load_config(path, overrides))
+    _leave_job_folder()
     refuse_unwritable("paths.cache", config.paths.cache)
     return teachers_on_bases(config)
+
+
+def _leave_job_folder() -> None:
+    """Work in the home folder from here on: Ray may remove a job's folder, or put another copy in
+    its place, while the command is in it."""
+    if in_job():
+        os.chdir(Path.home())

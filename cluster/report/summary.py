@@ -232,7 +232,10 @@ def _program() -> str:
 
 
 def _near(path: Path) -> Path:
-    """Relative to the current folder where the path lies below it."""
+    """Relative to the current folder where the path lies below it; whole in the log of a job, whose
+    reader is elsewhere."""
+    if in_job():
+        return path
     try:
         here = Path.cwd()
     except FileNotFoundError:  # Ray may remove a submitted job's folder before the job has ended

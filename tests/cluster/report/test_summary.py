@@ -298,8 +298,13 @@ def test_the_last_line_of_a_job_fetches_its_student(
     tmp_path: Path, monkeypatch, variables, command
 ):
     write_run(tmp_path / "run")
-    assert "Fetch it" not in final_table(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    said = final_table(tmp_path / "run")
+    assert "Fetch it" not in said
+    assert "Numbers   run/summary.json" in said
     for name, value in {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", **variables}.items():
         monkeypatch.setenv(name, value)
     said = command.format(host=socket.gethostname(), export=tmp_path / "run" / "export")
-    assert final_table(tmp_path / "run").splitlines()[-1] == f"Fetch it  {said}"
+    lines = final_table(tmp_path / "run").splitlines()
+    assert lines[-1] == f"Fetch it  {said}"
+    assert f"Numbers   {tmp_path}/run/summary.json" in lines
