@@ -81,6 +81,7 @@ def train(
 
 
 app.command()(job_verbs.submit)
+app.command()(job_verbs.manifests)
 
 
 @teacher.command("up")

@@ -1,5 +1,7 @@
-"""The verbs of the command line that send runs to a cluster as jobs, and look after them."""
+"""The verbs of the command line about clusters elsewhere: runs as jobs of one, and what it is
+started from."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,3 +53,17 @@ def jobs_stop(job: JobName, address: Dashboard = None) -> None:
     from cluster.commands import jobs
 
     jobs.stop(job, address=address)
+
+
+def manifests(
+    to: Annotated[Path, typer.Argument(metavar="[FOLDER]")] = Path("manifests"),
+    image: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The image that nodes run, with its tag.")
+    ] = None,
+) -> None:
+    """Write what a cluster is started from: a Dockerfile, KubeRay's manifests, a config of Ray's
+    cluster launcher."""
+    from cluster.commands import manifests
+    from cluster.manifests.facts import IMAGE
+
+    manifests.write(to, image=image or IMAGE)

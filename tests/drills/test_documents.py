@@ -78,7 +78,8 @@ def test_a_day_on_a_cluster_as_the_readme_says(home, folder, monkeypatch):
 
 
 def test_a_job_as_the_documents_of_clusters_say(home, folder):
-    (block,) = blocks_with("export", "tutelage", document="cluster/README.md")
+    shown = blocks_with("export", "tutelage", document="cluster/README.md")
+    (block,) = [b for b in shown if "export" in b.programs]
     there = {"http://HEAD:8265": start_head(home)}
     variables: dict[str, str] = {}
     for words in block.commands:
@@ -91,3 +92,11 @@ def test_a_job_as_the_documents_of_clusters_say(home, folder):
             there["ID"] = found[1]
     assert "has ended before: succeeded" in said
     assert (folder / "runs" / "job" / "summary.json").exists()
+
+
+def test_a_cluster_to_submit_to_as_the_documents_say(home, folder):
+    (block,) = blocks_with("tutelage", document="cluster/README.md")
+    for words in block.commands:
+        said = typed(home, folder, words)
+    assert "manifests/raycluster.yaml: " in said
+    assert (folder / "manifests" / "raycluster.yaml").exists()

@@ -18,6 +18,7 @@ def test_the_verbs_are_those_on_record():
         "train",
         "submit",
         "jobs",
+        "manifests",
         "capture",
         "cache",
         "teacher",
