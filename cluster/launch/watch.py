@@ -13,7 +13,7 @@ from shared.errors import TutelageError
 from shared.run.run_dir import write_atomically
 from teacher_service.service import service as services
 from teacher_service.service.pool import AGAIN
-from teacher_service.service.registry import USE_S
+from teacher_service.service.registry import USE_S, short_name
 
 EVERY_S = USE_S / 6
 
@@ -74,7 +74,7 @@ def _replicas(name: str) -> list[ReplicaStanding]:
     return [
         ReplicaStanding(
             service=name,
-            name=replica.name,
+            name=short_name(replica.name),
             state=replica.state,
             units=replica.health.units if replica.health else 0,
             tokens=replica.health.tokens if replica.health else 0,

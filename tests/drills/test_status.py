@@ -20,7 +20,8 @@ def test_another_terminal_sees_the_replicas_of_a_run_and_then_its_end(home, job,
     assert {replica["state"] for replica in told["replicas"]} == {"alive"}
     assert sum(replica["units"] for replica in told["replicas"]) > 0
     said = home.run("status", folder, "--watch")
-    assert "tutelage-replica-0" in said
+    (line, *_) = [line for line in said.splitlines() if " replica-0 " in line]
+    assert " alive " in line
     assert command.wait() == 0, command.output
     told = json.loads(home.run("status", folder, "--json"))
     assert (told["state"], told["eta_s"], told["replicas"]) == ("finished", None, [])
