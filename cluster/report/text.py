@@ -1,6 +1,7 @@
 """What became of each domain's text: two lines before a run starts, kept for its report."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -15,6 +16,7 @@ from shared.text.formats import is_text
 from shared.text.sources import sources_of
 
 COLUMNS = ("documents", "rows", "tokens", "with_loss", "dropped", "cut", "split", "duplicate")
+HELD_OUT_WORDS = {"test", "tests", "valid", "validation", "val", "dev", "eval"}
 NAME_WIDTH = 18  # of a domain or a teacher in a table
 
 
@@ -120,8 +122,24 @@ def _left_out(
     names = [source for source in sources if isinstance(source, str)]
     out = [file for name in names for file in left_out(name, root=root)]
     texts = [file for name in names for file in _texts_beside_rows(name, root)]
-    told = ((out, "are not read"), (texts, "are one text each, beside rows"))
+    told = (
+        (out, "are not read"),
+        (texts, "are one text each, beside rows"),
+        *_doubtful([file for name in names for file in source_files(name, root=root)], split),
+    )
     return [f"files that {what}: {_named(files)}" for files, what in told if files]
+
+
+def _doubtful(
+    files: list[Path], split: Literal["train", "validation"]
+) -> list[tuple[list[Path], str]]:
+    """Files that hold nothing, and training text that its names call something else."""
+    empty = [file for file in files if not file.stat().st_size]
+    words = {file: frozenset(re.split(r"[\W_]+", file.name.lower())) for file in files}
+    held_out = [file for file in files if words[file] & HELD_OUT_WORDS]
+    if split == "validation" or not any("train" in words[file] for file in files):
+        held_out = []
+    return [(empty, "are empty"), (held_out, "are trained on, whatever their names say")]
 
 
 def _texts_beside_rows(source: str, root: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 This module does not know tokenizers. Every defect is a DataError that names file and line.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,9 +86,14 @@ def _read_file(path: Path, columns: Columns) -> Iterator[Document]:
 
 
 def _read_hub(source: HubDataset, root: Path, columns: Columns) -> Iterator[Document]:
-    for number, row in enumerate(_load_hub(source, root), start=1):
+    """The fields that are read alone: images and sounds beside them would be decoded."""
+    dataset, wanted = _load_hub(source, root), columns_read(columns)
+    others = {name: None for name in dataset.column_names if name not in wanted}
+    read = [name for name in dataset.column_names if name in wanted]
+    rows = dataset.select_columns(read) if read else itertools.repeat({}, len(dataset))
+    for number, row in enumerate(rows, start=1):
         where = f"{source.dataset}[{source.split}]:{number}"
-        yield document_of(_without_nulls(row), where, columns)  # type: ignore[arg-type]
+        yield document_of(_without_nulls(others | row), where, columns)  # type: ignore[operator]
 
 
 def _load_hub(source: HubDataset, root: Path) -> "Dataset":

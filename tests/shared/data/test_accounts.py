@@ -148,6 +148,20 @@ def test_names_of_fields_are_told_on_a_line_of_bounded_length(tmp_path: Path, to
     assert found["chat"]["notes"] == [f"fields that are not read: {told}"]
 
 
+def test_files_of_other_splits_and_empty_ones_are_named(tmp_path: Path, tokenizer) -> None:
+    for name in ("train-0.jsonl", "test-0.jsonl", "x.valid.jsonl", "contest.jsonl"):
+        write(tmp_path / "train" / name, {"text": name})
+    (tmp_path / "train" / "b.jsonl").touch()
+    found, _, _ = accounted(tmp_path, tokenizer, [{"text": "a"}])
+    assert found["chat"]["notes"] == [
+        "files that are empty: b.jsonl",
+        "files that are trained on, whatever their names say: test-0.jsonl, x.valid.jsonl",
+    ]
+    (tmp_path / "train" / "train-0.jsonl").unlink()
+    found, _, _ = accounted(tmp_path, tokenizer, [{"text": "a"}])
+    assert found["chat"]["notes"] == ["files that are empty: b.jsonl"]
+
+
 def test_answers_without_a_word_are_counted(tmp_path: Path, tokenizer) -> None:
     full = [chat(n, "user", "assistant") for n in range(9)]
     empty = {"messages": [*full[0]["messages"], *full[1]["messages"]]}

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shared.config.run import Domain
+from shared.errors import DataError
 from shared.text.sources import read_documents, sources_of
 
 CARD = """---
@@ -62,12 +63,36 @@ def test_the_revision_goes_to_the_hub(folder, split, listed, monkeypatch):
     """No hub can be asked here: what it would be asked for is the outcome."""
     asked = []
 
-    def load_dataset(name: str, config: str | None, **options: object) -> list[dict]:
+    def load_dataset(name: str, config: str | None, **options: object) -> datasets.Dataset:
         asked.append((name, config, options))
-        return [{"text": "of the hub"}]
+        return datasets.Dataset.from_list([{"text": "of the hub"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = {"dataset": "some/set", "revision": "v1"}
     fields = {"train": "notes.txt", split: [source] if listed else source}
     assert texts(folder, Domain.model_validate(fields), split) == ["of the hub"]
     assert asked == [("some/set", None, {"split": "train", "revision": "v1"})]
+
+
+def test_columns_that_are_not_read_are_counted_and_not_decoded(tmp_path):
+    """An image would need a decoder, and these bytes are none."""
+    rows = {"text": ["a"], "image": [{"bytes": b"no image", "path": None}]}
+    images = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    images.save_to_disk(str(tmp_path / "set"))
+    domain = Domain.model_validate({"train": {"dataset": "set"}})
+    (found,) = read_documents(sources_of(domain, "train"), root=tmp_path, columns={})
+    assert (found.text, found.unread) == ("a", ("image",))
+    with pytest.raises(DataError, match=r"set\[train\]:1 has no text, .*it has image, text"):
+        list(read_documents(sources_of(domain, "train"), root=tmp_path, columns={"text": "body"}))
+
+
+def test_turns_that_a_dataset_keeps_as_an_object_of_lists_are_read(tmp_path):
+    turn = {"from": datasets.Value("string"), "value": datasets.Value("string")}
+    features = datasets.Features({"conversations": datasets.Sequence(turn)})
+    turns = {"from": ["human", "gpt"], "value": ["hi", "ho"]}
+    datasets.Dataset.from_dict({"conversations": [turns]}, features=features).save_to_disk(
+        str(tmp_path / "set")
+    )
+    domain = Domain.model_validate({"train": {"dataset": "set"}})
+    (found,) = read_documents(sources_of(domain, "train"), root=tmp_path, columns={})
+    assert [(m.role, m.content) for m in found.messages] == [("user", "hi"), ("assistant", "ho")]
