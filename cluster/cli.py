@@ -236,11 +236,21 @@ def export(
 
 
 @app.command()
-def report(run: RunFolder) -> None:
-    """Write RUN/report.html again and print the table."""
+def report(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs' folders.")],
+    to: Annotated[
+        Path | None, typer.Option(help="The page of several runs; default: comparison.html.")
+    ] = None,
+) -> None:
+    """Write RUN/report.html again and print the table; of several runs, a page that compares."""
     from cluster.commands import runs
 
-    runs.report(run)
+    if len(run) > 1:
+        runs.compare(run, to=to)
+    elif to is not None:
+        raise typer.BadParameter("--to is for the page that compares several runs")
+    else:
+        runs.report(run[0])
 
 
 app.command()(watching_verbs.status)

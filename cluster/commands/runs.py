@@ -150,6 +150,17 @@ def report(run: Path) -> None:
     print(final_table(run_dir.path))
 
 
+def compare(folders: Sequence[Path], *, to: Path | None = None) -> None:
+    """`tutelage report RUN RUN ...`: runs beside each other, as a table and a page."""
+    from cluster.report.comparison import compare, comparison_table, write_comparison
+
+    compared = compare([folder.absolute() for folder in folders])
+    page = to or folders[0].absolute().parent / "comparison.html"
+    print(comparison_table(compared))
+    write_comparison(compared, page)
+    print(f"\nPage      {page}")
+
+
 def init(to: Path, *, recipe: str = STARTER) -> None:
     """`tutelage init`."""
     found = _recipe(recipe)

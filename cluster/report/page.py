@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from cluster.report import plots
@@ -22,13 +22,13 @@ from shared.run.run_dir import RunDir, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Read when imported: a submitted job's folder may be gone by the time a run ends.
-PAGE = Environment(
+ENVIRONMENT = Environment(
     loader=DictLoader({file.name: file.read_text() for file in TEMPLATES.iterdir()}),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-).get_template("report.html.j2")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,11 @@ class Curve:
     plot: Markup
     by_domain: bool = False  # whether its colours are the domains'
     names: tuple[str, ...] = ()  # whose colours they are otherwise, for a legend
+
+
+def template(name: str) -> Template:
+    """A page's template."""
+    return ENVIRONMENT.get_template(name)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -61,7 +66,7 @@ def _page(record: RunRecord) -> str:
         failures=told.get("failures", counted),
     )
     hard = record.baseline.after if record.baseline else {}
-    return PAGE.render(
+    return template("report.html.j2").render(
         record=record,
         config=record.config,
         summary=summary,

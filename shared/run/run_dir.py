@@ -269,7 +269,7 @@ def move_aside(run_dir: RunDir) -> Path | None:
 def differing_options(old: Config, new: Config) -> list[str]:
     """Options that decide what is learnt and differ, as `a.b`. A job's copy of a working folder
     lies elsewhere each time."""
-    before, after = (dict(_leaves(c.model_dump(mode="json"))) for c in (old, new))
+    before, after = (dict(leaves(c.model_dump(mode="json"))) for c in (old, new))
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return [name for name in changed if not _passing(name)]
 
@@ -317,10 +317,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of nested values as `a.b`, with their values."""
     if isinstance(values, dict) and values:
         for name, value in values.items():
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
     else:
         yield prefix.removesuffix("."), _at_home(values)
 
