@@ -23,6 +23,12 @@ OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {
+        "vision_config": {"mlp_layer_types": ["dense", "sparse"], "per_layer_config": {
+            1: {"num_local_experts": 4, "num_experts_per_tok": 2}},
+            "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"downsample_hidden_size": 16, "adapter_input_size": 32,
+                         "adapter_out_dim": 32}},
     "falcon": {"num_kv_heads": 2},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_d_head": 8},
     "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": MIXED,
