@@ -1,6 +1,7 @@
 """Loading models of another library: what it must be told, and why it could not, for sentences of
 ours."""
 
+import json
 from typing import Any
 
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
@@ -35,8 +36,16 @@ def why_unloadable(error: BaseException, *, trust: str, attention: str) -> str:
         return "its weights do not have the sizes of its config.json; get both from one model"
     if type(error).__name__ == "SafetensorError":
         return f"one of its .safetensors files is damaged or cut off ({reason}); get it again"
-    if attention != "auto" and "ttention" in reason:
-        return f"{reason.split('. ')[0].rstrip('.')}; set its attention to auto"
+    if isinstance(error, json.JSONDecodeError):
+        return f"one of its .json files is not valid JSON ({reason}); get it again"
+    if isinstance(error, KeyError):
+        return f"its config.json names {reason}, which the installed transformers does not know"
+    asked_otherwise = attention != "auto" and "ttention" in reason
+    if asked_otherwise or "attn_implementation" in str(error) or "FlashAttention" in reason:
+        other = (
+            "auto" if attention != "auto" else "sdpa or eager, since its config.json asks for it"
+        )
+        return f"{reason.split('. ')[0].rstrip('.')}; set its attention to {other}"
     return reason
 
 

@@ -57,14 +57,15 @@ def longest_context(text_config: Any) -> int | None:
 
 
 def logit_formulas(text_config: Any) -> Iterator[LogitFormula]:
-    """What a config may mean, the likeliest first: most families divide by `logits_scaling`, and
-    one multiplies."""
+    """What a config may mean, the likeliest first: most families divide by `logits_scaling`, one
+    multiplies, and a field may be one that its family does not read."""
     multiplied = _product(text_config, MULTIPLIED)
     divided = _product(text_config, DIVIDED)
     caps = (getattr(text_config, name, None) for name in CAPPED)
     cap = next((float(found) for found in caps if found), None)
-    for scale in dict.fromkeys((multiplied / divided, multiplied * divided)):
-        yield LogitFormula(scale, cap)
+    scales = dict.fromkeys((multiplied / divided, multiplied * divided, 1.0))
+    for meant in dict.fromkeys((cap, None)):
+        yield from (LogitFormula(scale, meant) for scale in scales)
 
 
 def _product(config: Any, names: tuple[str, ...]) -> float:

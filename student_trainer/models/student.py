@@ -176,6 +176,11 @@ def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
             f"student.model: {name} cannot read {ids.shape[1]} tokens: {first_line(error)}; "
             "choose another student"
         ) from error
+    if not bool(whole.isfinite().all()):
+        raise ConfigError(
+            f"student.model: the logits of {name} are not finite in {str(model.dtype)[6:]}; look "
+            "at its weights and its config.json"
+        )
     if not _agree(hidden[:, :8], start, model.dtype):
         raise ConfigError(
             f"student.model: the state of a token of {name} depends on those that follow it; "

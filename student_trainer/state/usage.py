@@ -132,9 +132,9 @@ def _end_at(path: Path, ends: tuple[int, ...]) -> tuple[int, ...]:
     """Add ids that end a text to those of a generation config; returns all."""
     settings = json.loads(path.read_text())
     before = settings.get("eos_token_id")
-    known = before if isinstance(before, list) else [] if before is None else [before]
-    together = list(dict.fromkeys([*known, *ends]))
-    if together != known:
+    known = before if isinstance(before, list) else [before]
+    together = list(dict.fromkeys([*(end for end in known if isinstance(end, int)), *ends]))
+    if together and together != known:
         settings["eos_token_id"] = together if len(together) > 1 else together[0]
         path.write_text(json.dumps(settings, indent=2) + "\n")
     return tuple(together)

@@ -94,12 +94,18 @@ def find_head(model: nn.Module) -> ScoringHead | None:
 @torch.inference_mode()
 def exact_head(model: nn.Module, decoder: Decoder, head: ScoringHead) -> ScoringHead | None:
     """The head with the scale and the cap that give the model's own logits on a probe, from the
-    decoder's states; None where nothing does that the config may mean."""
+    decoder's states; None where nothing does that the config may mean. Raises ConfigError for
+    logits that are no numbers."""
     ids_BT, positions_BT = _probe(len(head.weight_VD))
     index_N = torch.arange(ids_BT.numel())
     hidden_ND = decoder.hidden(ids_BT, positions_BT, index_N, ())[decoder.num_layers]
     output = model(input_ids=ids_BT.to(decoder.device), use_cache=False)
     expected_NV = output.logits.float().flatten(0, 1)
+    if not bool(expected_NV.isfinite().all()):
+        raise ConfigError(
+            f"the logits of {model.name_or_path} are not finite in {str(head.weight_VD.dtype)[6:]};"
+            " look at its weights and its config.json"
+        )
     vocab_rows, width = head.weight_VD.shape
     if hidden_ND.shape[1] != width or expected_NV.shape != (len(hidden_ND), vocab_rows):
         return None
