@@ -161,15 +161,18 @@ class Conversation:
         turn = {**self.turns[number], "content": PLACE}
         whole = self._rendered([*self.turns[:number], turn, *self.turns[number + 1 :]])
         before, found, after = whole.partition(PLACE)
-        ending = self._rendered([*self.turns[:number], turn]).partition(PLACE)[2]
+        alone, _, ending = self._rendered([*self.turns[:number], turn]).partition(PLACE)
         content = self.text[len(before) : len(self.text) - len(after)]
         if not self.turns[number]["content"]:
             content, ending = "", ending.lstrip()
-        own = content + ending
-        stands = self.text.startswith(before + own.rstrip()) and before.endswith(asked)
-        if not (found and asked.strip() and stands):
+        if not self.text.startswith(before + (content + ending).rstrip()):
+            ending = self._mark(number, after=after) or ending
+        own, start = content + ending, before.rfind(asked) + len(asked)
+        header = before[start:]  # of the answer's own, after the generation prompt
+        opens = start >= len(asked) and (not header or alone.endswith(asked + header))
+        if not (found and asked.strip() and opens and self.text.startswith(before + own.rstrip())):
             raise DataError(self._moves(number))
-        return len(before), len(before) + _written(own, content)
+        return start, len(before) + _written(own, content)
 
     def _moves(self, number: int) -> str:
         return (

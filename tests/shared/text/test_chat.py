@@ -80,6 +80,25 @@ def test_another_end_of_the_last_turn_leaves_the_others_theirs(tokenizer) -> Non
         learnt(chatting(tokenizer, unended), *turns)
 
 
+def test_a_header_after_the_generation_prompt_is_learnt_where_thoughts_are_left_out(
+    tokenizer,
+) -> None:
+    """As of gpt-oss: the last answer has a thought in a turn of its own before it."""
+    channels = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.thinking and loop.last %}"
+        "<|im_start|>assistant:think {{ m.thinking }}<|im_end|>{% endif %}"
+        "<|im_start|>assistant:final {{ m.content }}"
+        "{{ eos_token if loop.last and not add_generation_prompt else '<|im_end|>' }}{% else %}"
+        "<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    turns = [user(), answer("a", thinking="x"), user("More."), answer("b", thinking="y")]
+    assert learnt(chatting(tokenizer, channels), *turns) == [
+        ":final a<|im_end|>",
+        ":think y<|im_end|><|im_start|>assistant:final b<|eos|>",
+    ]
+
+
 def test_a_template_without_a_place_for_the_answer_is_named(tokenizer) -> None:
     with pytest.raises(DataError, match="does not write message 2; use another template"):
         learnt(chatting(tokenizer, "hello"), user(), answer("a"))
