@@ -2,6 +2,7 @@
 
 import json
 import socket
+from typing import Any
 
 from tests.drills.commands import Command, Home, wait_until
 
@@ -34,15 +35,20 @@ def start_node(home: Home, *arguments: str, role: str = "", **variables: str) ->
     return node
 
 
-def actors(home: Home, dashboard: str, **variables: str) -> dict[str, set[str]]:
-    """Ray's own state: the nodes of the living actors of each class."""
+def listed(home: Home, dashboard: str, what: str, **variables: str) -> list[dict[str, Any]]:
+    """Ray's own state of actors or placement groups, dead ones among them."""
     asking = home.ray(
-        "list", "actors", f"--address={dashboard}", "--format=json", "--limit=1000",
+        "list", what, f"--address={dashboard}", "--format=json", "--limit=1000",
         **variables,
     )  # fmt: skip
     assert asking.wait() == 0, asking.output
+    return json.loads(asking.output[asking.output.index("[") :])
+
+
+def actors(home: Home, dashboard: str, **variables: str) -> dict[str, set[str]]:
+    """The nodes of the living actors of each class."""
     nodes: dict[str, set[str]] = {}
-    for actor in json.loads(asking.output[asking.output.index("[") :]):
+    for actor in listed(home, dashboard, "actors", **variables):
         if actor["state"] == "ALIVE":
             nodes.setdefault(actor["class_name"], set()).add(actor["node_id"])
     return nodes

@@ -11,7 +11,7 @@ import yaml
 
 from tests.cluster.jobs import write_job
 from tests.drills.commands import Command, Home, reached, steps_done, wait_until
-from tests.drills.nodes import TOKEN, actors, start_head
+from tests.drills.nodes import TOKEN, actors, listed, start_head
 from tests.tiny import Pair
 
 pytestmark = pytest.mark.drill
@@ -98,6 +98,8 @@ def test_a_job_is_left_found_stopped_and_gone_on_with(home, project):
 
     assert f"{job} is stopped" in home.run("jobs", "stop", job, address)
     assert left(home, dashboard) == {}
+    groups = listed(home, dashboard, "placement-groups")
+    assert {group["state"] for group in groups} == {"REMOVED"}
     log = home.run("jobs", "logs", job, address)
     assert "which is saved; the same command continues" in log
     step = steps_done(run)
