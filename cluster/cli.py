@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from cluster import job_verbs, watching_verbs
+from cluster import job_verbs, monitor_verbs, watching_verbs
 from cluster.arguments import Address, ConfigPath, Fresh, Overrides, RunFolder, Service, Store
 from cluster.session import interrupts
 from shared.errors import StoppedError, TutelageError, reason_of
@@ -48,6 +48,7 @@ cache = typer.Typer(
 )
 app.add_typer(cache, name="cache")
 app.add_typer(job_verbs.jobs, name="jobs")
+app.add_typer(monitor_verbs.monitor, name="monitor")
 
 SHOWN_CHARS = 120  # of a path in a sentence
 INTERRUPTED = 130  # what typer makes of Ctrl-C

@@ -254,7 +254,7 @@ def _controller(launch: Launch) -> Iterator[Callable[[], OpenController]]:
     """The controller of a run, for the length of a `with`; what is yielded waits until it is up."""
     from cluster.control import controller
 
-    name, mixture = f"controller({launch.config.name})", launch.config.mixture
+    name, mixture = controller_of(launch.config), launch.config.mixture
     plan = controller.ControllerPlan(
         config=launch.config,
         natural=tuple(domain.natural_weight for domain in launch.prepared.domains),
@@ -279,6 +279,11 @@ def _controller(launch: Launch) -> Iterator[Callable[[], OpenController]]:
         controller.stop_controller(name, namespace=launch.namespace)
 
 
+def controller_of(config: Config) -> str:
+    """Name of the controller of a run."""
+    return f"controller({config.name})"
+
+
 def _replayed(launch: Launch) -> OpenController:
     """Serves what the run decided, so that the same rows are drawn."""
     from cluster.control.controller import ReplayController
@@ -292,6 +297,7 @@ def _students(launch: Launch, baseline: Config | None = None) -> Iterator["Stude
     """Workers of a run, or of its baseline, that come up at once and wait for their assignment."""
     import ray
 
+    from cluster.launch.tracking import keeper_of
     from cluster.launch.training import Training, students
     from cluster.session.placement import student_bundle
 
@@ -301,6 +307,7 @@ def _students(launch: Launch, baseline: Config | None = None) -> Iterator["Stude
         run_dir=(launch.run_dir.baseline if baseline else launch.run_dir).path,
         bundle=student_bundle(config, ray.cluster_resources()),
         attempt=launch.attempt,
+        keeper=keeper_of(controller_of(launch.config), namespace=launch.namespace),
     )
     with students(training) as group:
         if not launch.scores_with_student:  # which takes the workers' places first

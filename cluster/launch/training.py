@@ -14,6 +14,7 @@ from pathlib import Path
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 
 from cluster.launch.mailbox import Mailbox
+from cluster.launch.tracking import Tracking
 from cluster.launch.worker_group import Meeting, WorkerGroup
 from cluster.report.outcome import interrupted
 from cluster.session.interrupts import on_first_signal
@@ -24,7 +25,7 @@ from shared.run import exported, exporter
 from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import whence
-from student_trainer.worker import ERROR, train_worker
+from student_trainer.worker import ERROR, run_label, train_worker
 
 TAIL_INTERVAL_S = 0.3
 STOP_DEADLINE_S = 30.0
@@ -38,6 +39,7 @@ class Training:
     run_dir: Path
     bundle: dict[str, float]  # Ray resources of one worker
     attempt: Path  # logs/attempt-N of the command
+    keeper: str | None = None  # id of an actor that lives as long; None: Ray keeps no state of it
 
 
 class Students:
@@ -159,8 +161,9 @@ class _Attempt:
             ),
             # Resuming is our own: a fresh name keeps Ray Train from looking for its checkpoints.
             run_config=RunConfig(
-                name=f"workers-{training.run_dir.name}-{restarts}",
+                name=run_label(config, training.run_dir) + f" restart {restarts}" * bool(restarts),
                 storage_path=str(training.attempt),
+                callbacks=[Tracking(training.keeper)] if training.keeper else [],
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True)

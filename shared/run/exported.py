@@ -28,6 +28,7 @@ class Metric:
     setter: Setter  # the process part that sets it
     labels: tuple[str, ...] = ("run",)
     kind: Kind = "gauge"
+    joins: Literal["max", "sum"] = "max"  # series of several processes with the same labels
 
     @property
     def exported(self) -> str:
@@ -54,13 +55,14 @@ class Table:
         setter: Setter,
         labels: tuple[str, ...] = ("run",),
         kind: Kind = "gauge",
+        joins: Literal["max", "sum"] = "max",
     ) -> Metric:
         """A further metric; `name` comes without the prefix.
 
         Raises ValueError for a name that is defined, one that Prometheus does not take, and labels
         that there are none of.
         """
-        metric = Metric(PREFIX + name, unit, help, setter, labels, kind)
+        metric = Metric(PREFIX + name, unit, help, setter, labels, kind, joins)
         if metric.name in self._by_name:
             raise ValueError(f"the metric {metric.name} is defined twice; give one another name")
         if not _NAME.fullmatch(name):
@@ -102,7 +104,7 @@ WEIGHT = _define(
     "domain_weight", "0 to 1", "target share of loss tokens, in force", "trainer", _OF_DOMAIN
 )
 TOKENS = _define(
-    "loss_tokens", "tokens", "loss tokens learnt from", "trainer", _OF_DOMAIN, "counter"
+    "loss_tokens", "tokens", "loss tokens learnt from", "trainer", _OF_DOMAIN, "counter", "sum"
 )
 STUDENT_SPEED = _define(
     "student_tokens_per_second", "tokens/s", "loss tokens that the student learns from", "trainer"
@@ -123,7 +125,7 @@ RETRIED = _define(
 )
 STEP_TIME = _define("step_seconds", "s", "a step, mean over the last line", "trainer")
 STEP_WAIT = _define(
-    "step_wait_seconds", "s", "part of a step that waits for answers of teachers", "trainer"
+    "step_wait_seconds", "s", "part of a step that waits for answers, mean over ranks", "trainer"
 )
 STEP_COMPUTE = _define(
     "step_compute_seconds", "s", "part of a step in forward and backward passes", "trainer"
@@ -141,10 +143,20 @@ QUEUE_AGE = _define(
     "queue_age_seconds", "s", "age of the oldest unit not answered yet", "pool", _OF_CLIENT
 )
 UNITS_IN_FLIGHT = _define(
-    "units_in_flight", "units", "units sent and not answered yet", "pool", _OF_CLIENT
+    "units_in_flight",
+    "units",
+    "units sent and not answered yet",
+    "pool",
+    _OF_CLIENT,
+    joins="sum",
 )
 BYTES_IN_FLIGHT = _define(
-    "bytes_in_flight", "bytes", "units sent, and answers not taken yet", "pool", _OF_CLIENT
+    "bytes_in_flight",
+    "bytes",
+    "units sent, and answers not taken yet",
+    "pool",
+    _OF_CLIENT,
+    joins="sum",
 )
 REPLICAS_WANTED = _define(
     "replicas_wanted", "replicas", "replicas that a service shall have", "registry", ("service",)

@@ -28,7 +28,7 @@ class Job:
 @pytest.fixture
 def home() -> Iterator[Home]:
     """A home of this test's own; its path is short, since those of sockets are limited."""
-    yield from _home()
+    yield from homes()
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +50,12 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_pair: Pair) -> Path:
 @pytest.fixture(scope="session")
 def job(config: Path) -> Iterator[Job]:
     """The config with its undisturbed run."""
-    for home in _home():
+    for home in homes():
         home.run("run", str(config))
         yield Job(config, config.parent / "runs" / "job")
 
 
-def _home() -> Iterator[Home]:
+def homes() -> Iterator[Home]:
     folder = Path(tempfile.mkdtemp(prefix="drill-"))
     home = Home(folder)
     try:
