@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from shared.config.run import Config
+from shared.run.exported import METRICS
 from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
 from student_trainer.losses.terms.token_adaptive import PARTS
 from tests.documents import DOCUMENTS, PACKAGES, PROGRAMS, ROOT, blocks, command_blocks
@@ -19,6 +20,7 @@ from tests.documents import DOCUMENTS, PACKAGES, PROGRAMS, ROOT, blocks, command
 README = ROOT / "README.md"
 LARGEST_README = 14 * 1024  # bytes
 DIVERGENCE_TABLE = ROOT / "student_trainer" / "README.md"
+METRIC_TABLE = ROOT / "cluster" / "README.md"
 OPTION_TABLE = ROOT / "cluster" / "README.md"
 
 
@@ -84,7 +86,17 @@ def divergence_table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-# Columns of that table and the laws they show.
+def metric_table() -> str:
+    """One line per metric that is exported: its name in a scrape, its unit, its labels."""
+    head = ("metric", "unit", "what", "labels", "set by")
+    rows = [head, ("---",) * len(head)]
+    for metric in METRICS:
+        cells = (f"`{metric.exported}`", metric.unit, metric.help)
+        rows.append((*cells, ", ".join(metric.labels), metric.setter))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+# Columns of the table of divergences and the laws they show.
 LAWS = {
     "lower bound": "lower_bound",
     "rises with k": "monotone",
@@ -171,6 +183,13 @@ def test_every_seam_has_an_example():
 def test_the_divergences_and_their_laws_are_those_of_the_registry():
     listed = section(DIVERGENCE_TABLE, "divergences")
     assert listed == divergence_table(), "run `python -m tests.test_readme`"
+
+
+def test_the_metrics_are_those_of_the_table():
+    listed = METRIC_TABLE.read_text().partition("<!-- metrics: begin -->\n")[2]
+    assert listed.startswith(metric_table() + "<!-- metrics: end -->"), (
+        "run `python -m tests.test_readme`"
+    )
 
 
 def test_every_option_of_the_table_exists_with_that_default():
@@ -260,5 +279,6 @@ if __name__ == "__main__":
     for package in PACKAGES:
         write(ROOT / package / "README.md", "files", file_list(package))
     write(DIVERGENCE_TABLE, "divergences", divergence_table())
+    write(METRIC_TABLE, "metrics", metric_table())
     for one in examples():
         write(CONTRIBUTING, one, example(one))

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 
@@ -151,6 +152,7 @@ class _Attempt:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # errors are raised, too
         config = training.config
         self._error: BaseException | None = None
+        shown: Any = [Tracking(training.keeper)] if training.keeper else []
         self._group = WorkerGroup(
             partial(train_worker, config, str(training.run_dir), mailbox.take),
             backend_config=Meeting(),
@@ -163,7 +165,7 @@ class _Attempt:
             run_config=RunConfig(
                 name=run_label(config, training.run_dir) + f" restart {restarts}" * bool(restarts),
                 storage_path=str(training.attempt),
-                callbacks=[Tracking(training.keeper)] if training.keeper else [],
+                callbacks=shown,
             ),
         )
         self._thread = threading.Thread(target=self._fit, daemon=True)
