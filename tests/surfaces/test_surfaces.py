@@ -30,6 +30,7 @@ def test_the_verbs_are_those_on_record():
         "selftest",
         "doctor",
         "init",
+        "monitor",
         "recipes",
     }
     teacher = group.commands["teacher"]
