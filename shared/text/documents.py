@@ -1,8 +1,9 @@
 """Rows as documents: which of a row's fields are read, under which names, and what they may be.
 
 A row is `{"text"}`, `{"prompt", "response"}` or `{"messages": [{"role", "content"}, ...]}`; beside
-a prompt stand `input` and `system`, beside messages `system` and `tools`. A message may carry more
-for the chat template (`tool_calls`, `reasoning_content`, ...) and say whether it is learnt.
+a prompt stand `input` and `system`, beside messages `system` and `tools`. A prompt may be messages
+too, which a response follows. A message may carry more for the chat template (`tool_calls`,
+`reasoning_content`, ...) and say whether it is learnt.
 Every defect is a DataError that names file and line.
 """
 
@@ -110,7 +111,12 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
     names = _names_in(row, columns)
     found: dict[Field, Any] = {field: row[name] for field, name in names.items()}
     if not _is_nothing(found.get("messages")):
-        used, document = ("messages", "system", "tools"), _conversation(found, where)
+        used = ("messages", "system", "tools")
+        turns = _messages(found["messages"], where, "messages")
+        document = _conversation(found, where, turns)
+    elif _is_pair(found) and isinstance(found["prompt"], list):
+        used = ("prompt", "response", "system", "tools")
+        document = _conversation(found, where, _asked_and_answered(found, where))
     elif _is_pair(found):
         used, document = ("prompt", "response", "input", "system", "tools"), _pair(found, where)
     elif found.get("text") is not None:
@@ -177,8 +183,21 @@ def _pair(found: Mapping[Field, Any], where: str) -> Document:
     return Document("pair", where, prompt=prompt, response=response, system=system, tools=tools)
 
 
-def _conversation(found: Mapping[Field, Any], where: str) -> Document:
-    messages = _messages(found["messages"], where)
+def _asked_and_answered(found: Mapping[Field, Any], where: str) -> tuple[Message, ...]:
+    """A prompt of several messages, none of which is learnt, and its response."""
+    response = found["response"]
+    asked = [
+        replace(m, learnt=False) if m.role == "assistant" and m.learnt is None else m
+        for m in _messages(found["prompt"], where, "prompt")
+    ]
+    if isinstance(response, str):
+        return (*asked, Message("assistant", _string(response, where, "response")))
+    return (*asked, *_messages(response, where, "response"))
+
+
+def _conversation(
+    found: Mapping[Field, Any], where: str, messages: tuple[Message, ...]
+) -> Document:
     system = _optional(found.get("system"), where, "system")
     if system and messages[0].role == "system":
         raise DataError(
@@ -201,12 +220,12 @@ def _tools(value: object, where: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    value = _from_json(value, where, "messages")
+def _messages(value: Any, where: str, name: str) -> tuple[Message, ...]:
+    value = _from_json(value, where, name)
     if isinstance(value, Mapping):
         value = _turns_in_columns(value)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"{where}: messages is {_kind(value)}, not a list of role and content")
+        raise DataError(f"{where}: {name} is {_kind(value)}, not a list of role and content")
     return tuple(_message(turn, f"message {n}", where) for n, turn in enumerate(value, start=1))
 
 

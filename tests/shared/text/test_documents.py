@@ -84,6 +84,16 @@ def test_of_fields_that_hold_nothing_another_is_read(nothing: object) -> None:
     assert (both.messages[0].content, both.unread) == ("hi", ("conversations",))
 
 
+@pytest.mark.parametrize("completion", [[ANSWER], "ho"])
+def test_a_prompt_of_messages_is_followed_by_its_response_alone_learnt(completion: object) -> None:
+    row = {"prompt": [USER, ANSWER, USER], "completion": completion, "input": "x", "system": "s"}
+    found = document(row, response="completion")
+    told = [(m.role, m.content, m.learnt) for m in found.messages]
+    asked = [("user", "hi", None), ("assistant", "ho", False), ("user", "hi", None)]
+    assert told == [("system", "s", None), *asked, ("assistant", "ho", None)]
+    assert (found.kind, found.unread) == ("messages", ("input",))
+
+
 def test_conversations_of_a_table_are_read_from_json() -> None:
     assert len(document({"conversations": json.dumps([USER, ANSWER])}).messages) == 2
 

@@ -161,6 +161,7 @@ def test_a_dataset_that_does_not_exist_is_one_sentence(
         ),
         ('{"text": "\\ud800"}', r"a.jsonl:2: text holds half a surrogate pair"),
         ({"text": "a\ufdd0"}, r"a.jsonl:2: text holds U\+FDD0, which is no character, no valid"),
+        ({"prompt": [TURNS[0]], "response": 3}, r"response is int 3, not a list of role and cont"),
         ({"messages": [["hi", "ho"]]}, r"message 1 is a list, not an object with role and content"),
     ],
 )
