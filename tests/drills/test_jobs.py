@@ -122,6 +122,12 @@ def left(home: Home, dashboard: str) -> dict[str, set[str]]:
     return found
 
 
+def test_a_head_without_tutelage_is_named(home, project):
+    dashboard = start_head(home, PATH="/usr/bin:/bin")
+    said = home.run("submit", "job.yaml", f"--address={dashboard}", expecting=1)
+    assert f"JobError: the head of {dashboard} has no program `tutelage`; install" in said
+
+
 def submit_plainly(home: Home, dashboard: str, *command: str) -> Command:
     """`ray job submit`, as Ray's own documentation has it."""
     return home.ray(
@@ -131,7 +137,10 @@ def submit_plainly(home: Home, dashboard: str, *command: str) -> Command:
 
 def test_ray_job_submit_does_as_well(home, project):
     dashboard = start_head(home)
-    home.run("submit", "job.yaml", "steps=1", "name=first", f"--address={dashboard}")
+    address = f"--address={dashboard}"
+    said = home.run("submit", "job.yaml", "student.model=/absent", address, expecting=2)
+    assert "ConfigError: student.model is '/absent'" in said
+    assert "failed with exit code 2; its log says why" in said.splitlines()[-1]
     submitted = submit_plainly(home, dashboard, "tutelage", "run", "job.yaml")
     assert submitted.wait() == 0, submitted.output
     assert (home.folder / "runs" / "job" / "export" / "model.safetensors").exists()
