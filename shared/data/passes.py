@@ -5,7 +5,7 @@ read positions once per pass, or let padding and neighbours in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ class Passes:
     def from_dict(fields: Mapping[str, Any]) -> "Passes":
         """The inverse of `dataclasses.asdict`, through JSON too."""
         return Passes(**{**fields, "switches": tuple(fields["switches"])})
+
+    def within(self, context: int) -> "Passes":
+        """The same of rows of up to so many tokens."""
+        return replace(self, switches=tuple(n for n in self.switches if n < context))
 
     def side(self, length: int) -> int:
         """How many switches a document has passed."""

@@ -40,6 +40,11 @@ ROUNDINGS = 3.0  # times the first document's
 COARSE_TOLERANCE = 5e-2
 
 
+def tolerance(dtype: str) -> float:
+    """What a state may be off on the whole, relative to its norm."""
+    return TOLERANCE.get(dtype, COARSE_TOLERANCE)
+
+
 @dataclass(frozen=True, slots=True)
 class Trust:
     """How a model's units are run."""
@@ -97,8 +102,7 @@ def probe(
         found = np.split(together, np.cumsum([len(states) for states in alone])[:-1])
         errors = [_errors(*pair) for pair in zip(found, alone, strict=True)]
         if _is_sound(errors, dtype, packed=packed):
-            within = tuple(tokens for tokens in apart.switches if tokens < context)
-            return Trust(packed, replace(passes, switches=within))
+            return Trust(packed, apart.within(context))
     raise ConfigError(
         f"{name} gives the same row another answer the second time, so nothing can be learnt from "
         "it or taught to it; use another model"
@@ -107,8 +111,11 @@ def probe(
 
 def reach_of(config: Any) -> int | None:
     """How many keys a token attends to, where a model picks them among all of a line by scores;
-    None where it picks none."""
-    return getattr(config, "index_topk", None)
+    None where it picks none. Some pick blocks of keys."""
+    block = getattr(config, "index_block_size", None)
+    per_pick = {"index_topk": 1, "indexer_budget": 1, "index_topk_blocks": block}
+    found = [(getattr(config, name, None), size) for name, size in per_pick.items()]
+    return min((picks * size for picks, size in found if picks and size), default=None)
 
 
 def _reaches_all(reach: int | None, length: int, dtype: str) -> bool:
@@ -150,8 +157,7 @@ def _errors(found_LD: np.ndarray, expected_LD: np.ndarray) -> np.ndarray:
 def _is_sound(errors: list[np.ndarray], dtype: str, *, packed: bool) -> bool:
     """Whether documents kept their states: on the whole, and those that follow another on a line by
     their median token, which a router that flips by rounding cannot move, and by their first."""
-    limit = TOLERANCE.get(dtype, COARSE_TOLERANCE)
-    if max(map(_rms, errors)) > limit:
+    if max(map(_rms, errors)) > tolerance(dtype):
         return False
     if not packed or dtype in TOLERANCE:
         return True

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from shared.config.run import LoRATraining, QLoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.errors import ConfigError
+from shared.loading import first_line
 from student_trainer.tasks.task import ModelKind
 
 ALL_LINEAR = "all-linear"
@@ -82,9 +83,8 @@ def adapt(
     try:
         adapted = get_peft_model(model, lora, autocast_adapter_dtype=False, revision=asked.revision)
     except ValueError as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"student.train.target_modules is {train.target_modules!r}: {reason}"
+            f"student.train.target_modules is {train.target_modules!r}: {first_line(error)}"
         ) from error
     if model.get_output_embeddings() is not head:
         raise ConfigError(

@@ -18,7 +18,7 @@ import xxhash
 from torch import Tensor
 
 from shared.data.passes import TOGETHER, Passes
-from shared.data.trust import COARSE_TOLERANCE, TOLERANCE
+from shared.data.trust import tolerance
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 
@@ -133,7 +133,7 @@ def continues_beside(model: Any, *, vocab: int, device: torch.device, dtype: str
     for other, passes in ((long, TOGETHER), (equal, Passes(padded=False))):
         beside_SV = _first_logits(model, [short, other], device)
         off = (alone_SV - beside_SV).abs().max() / alone_SV.abs().max()
-        if off <= TOLERANCE.get(dtype, COARSE_TOLERANCE):
+        if off <= tolerance(dtype):
             return passes
     return Passes(padded=False, shared=False)
 

@@ -244,8 +244,7 @@ class HFEngine:
         )
         if self._quantisation != "int8":
             return found
-        within = tuple(length for length in switches if length < context)
-        return Trust(found.packed, Passes(switches=within))
+        return Trust(found.packed, Passes(switches=switches).within(context))
 
     def _refuse_unprobed(self, longest: int) -> None:
         """Rows beyond the probed context are probed before the first of them is scored."""

@@ -3,12 +3,14 @@
 T tokens   N positions with loss
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, Passes, switches_of
-from shared.data.trust import Trust, probe
+from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
 
 VOCAB = 200
@@ -74,6 +76,25 @@ def choosing_by_the_longest(layout):
 def found(run, **facts) -> Trust:
     asked_for = {"context": 256, "dtype": "float32", "takes_positions": True} | facts
     return probe(run, name="the model", vocab=VOCAB, **asked_for)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reach"),
+    [
+        ({"index_topk": 64}, 64),
+        ({"indexer_budget": 32}, 32),
+        ({"index_topk_blocks": 2, "index_block_size": 16}, 32),
+        ({"index_topk": None}, None),
+        ({}, None),
+    ],
+)
+def test_keys_picked_in_sixteen_bits_are_those_of_one_document(fields, reach) -> None:
+    """In which a sound probe is no proof: picks are changed by rounding too."""
+    assert reach_of(SimpleNamespace(**fields)) == reach
+    for dtype in ("float32", "bfloat16"):
+        packed = reach is None or dtype == "float32"
+        assert found(sound, dtype=dtype, reach=reach) == Trust(packed)
+    assert found(sound, dtype="bfloat16", reach=256).packed
 
 
 @pytest.mark.parametrize("context", [8, 40, 256])
