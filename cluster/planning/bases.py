@@ -71,9 +71,9 @@ def find_adapter(option: str, model: str, *, revision: str | None, root: Path) -
     try:
         settings = json.loads(path.read_text())
         base, base_revision = settings["base_model_name_or_path"], settings.get("revision")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # no JSON, or no object in it
         base = base_revision = None
-    if not base:
+    if not base or not isinstance(base, str):
         raise ConfigError(
             f"{option} is {model}, a PEFT adapter that does not name its base; set {where}"
         )

@@ -76,6 +76,8 @@ def describe(
             if not Path(model).is_dir():
                 what = "which is neither a folder under paths.root nor a model the hub gives us"
             reason = first_line(error).rstrip(".")
+            if "backend tokenizer" in reason:
+                reason = "they hold no tokenizer (tokenizer.json), nor what one is made from"
             raise ConfigError(
                 f"{option} is {model!r}, {what}: {reason}; correct its files or name another model"
             ) from None

@@ -63,7 +63,7 @@ def save_usage(draft: Path, config: Config) -> Usage:
         _copy_generation_config(draft, student.model, **asked)
     ends = _end_at(draft / GENERATION, ends_of(tokenizer))
     return Usage(
-        ends=tuple(map(str, tokenizer.convert_ids_to_tokens(list(ends)))),
+        ends=tuple(filter(None, tokenizer.convert_ids_to_tokens(list(ends)))),
         bos=tokenizer.bos_token,
         eos=tokenizer.eos_token,
         is_framed=_frame(tokenizer) == wanted,
@@ -124,7 +124,7 @@ def _copy_generation_config(draft: Path, model: str, *, revision: str) -> None:
     """An adapter's folder carries its base's generation config where the base has one."""
     try:
         GenerationConfig.from_pretrained(model, revision=revision).save_pretrained(draft)
-    except OSError:
+    except Exception:  # the base has none, or one that transformers cannot read
         (draft / GENERATION).write_text("{}\n")
 
 

@@ -88,7 +88,8 @@ def local_folder(name: str, *, revision: str | None, marker: str) -> Path:
             raise ConfigError(f"the folder {name} has no {marker}; name a folder that has one")
         if not any(folder.glob("*.safetensors")):
             raise ConfigError(
-                f"the folder {name} has no weights (*.safetensors); point at a whole model"
+                f"the folder {name} has no weights (*.safetensors); name a folder written by "
+                "save_pretrained"
             )
         return folder
     if folder.is_absolute() or name.startswith((".", "~")):

@@ -124,12 +124,13 @@ def test_adapters_of_the_hub_are_found_by_name(
     ("base", "said"),
     [
         (None, "does not name its base"),
+        (["some/model"], "does not name its base"),
         ("/gone/model", "base_model_name_or_path in .* is '/gone/model', but .* is no folder"),
         ("itself", "which is or holds an adapter itself"),
     ],
 )
 def test_an_adapter_without_a_base_is_refused(
-    tmp_path: Path, tiny_pair: tiny.Pair, adapter: Path, role: str, base: str | None, said: str
+    tmp_path: Path, tiny_pair: tiny.Pair, adapter: Path, role: str, base: object, said: str
 ) -> None:
     set_base(adapter, str(adapter) if base == "itself" else base)
     job = write_job(tmp_path, tiny_pair, teachers={"t": {"model": str(tiny_pair.teacher)}})

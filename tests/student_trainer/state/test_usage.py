@@ -186,11 +186,18 @@ def test_of_named_templates_the_one_of_training_is_exported(tmp_path: Path, tiny
 def test_ends_of_the_base_that_are_no_ids_are_left_out(tmp_path: Path, tiny_pair):
     model, draft = tmp_path / "model", tmp_path / "draft"
     shutil.copytree(tiny_pair.student, model)
-    edit(model / "generation_config.json", eos_token_id=["</s>", 5])
+    edit(model / "generation_config.json", eos_token_id=["</s>", 5, 99_999])
     draft.mkdir()
     plan = plan_of(tmp_path / "run", tiny.Pair(model, model), prepared_domains(tmp_path))
     assert len(save_usage(draft, plan.config).ends) == 2
-    assert json.loads((draft / "generation_config.json").read_text())["eos_token_id"] == [5, EOS]
+    assert json.loads((draft / "generation_config.json").read_text())["eos_token_id"] == [
+        5,
+        99_999,
+        EOS,
+    ]
+    (model / "generation_config.json").write_text("[]")
+    (draft / "generation_config.json").unlink()
+    assert len(save_usage(draft, plan.config).ends) == 1
 
 
 def test_a_template_that_takes_no_plain_answer_adds_no_end(tiny_pair):
