@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from cluster.builtin.corpus import DOMAINS, build_corpus, corpus_folder
 from cluster.report.stages import begin
+from cluster.session.session import with_variables
 from shared.config.paths import BUILTIN
 from shared.config.run import Config, Domain, HubDataset, Source
 from shared.errors import ConfigError
@@ -35,6 +36,8 @@ VOCAB = 2048
 TRAINING = 2  # raised whenever the same plan would give another model
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")  # ids 0, 1, 2
 MODELS = ("teacher", "student")
+# Built-in models are trained without; DeepSpeed, where it has to find out, says so on the terminal.
+WITHOUT_GPU = {"DS_ACCELERATOR": "cpu"}
 Side = Literal["train", "validation"]
 
 
@@ -169,7 +172,8 @@ def _train_into(
         title=f"built-in {target.name.partition('-')[0]}",
         folder=target.with_suffix(".training"),
     )
-    model.save_pretrained(scratch)
+    with with_variables(WITHOUT_GPU):
+        model.save_pretrained(scratch)  # which imports deepspeed, where there is one
     tokenizer.model_max_length = plan.max_length
     tokenizer.save_pretrained(scratch)
 

@@ -91,8 +91,9 @@ def _failed(launch: Launch) -> list[str]:
     from cluster.launch.serving import asking
 
     refuse_unplaceable(launch)
-    print(f"{'teacher':<{NAME_WIDTH + 8}}{launch.prepared.teacher.model}")
-    print(f"{'student':<{NAME_WIDTH + 8}}{launch.config.student.model}", flush=True)
+    (name,), width = launch.config.teachers, NAME_WIDTH + 8
+    print(f"{f'teacher {name}':<{width}}{launch.prepared.teacher.model}")
+    print(f"{'student':<{width}}{launch.config.student.model}", flush=True)
     failed = []
     with asking(launch) as (plan, live):
         (open_reader,) = live.values()

@@ -27,6 +27,7 @@ from shared.errors import PlacementError
 DRIVER_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives the connection would start a cluster
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would log for this process

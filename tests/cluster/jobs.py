@@ -13,6 +13,16 @@ WORDS = {
 }
 
 
+def two_teachers(pair: Pair) -> dict[str, object]:
+    """Parts of a job whose domains have a teacher each; the second computes otherwise."""
+    one = {"model": str(pair.teacher), "cpus": 0.5}
+    taught = dict(zip(WORDS, ("one", "two"), strict=True))
+    return {
+        "teachers": {"one": one, "two": one | {"dtype": "bfloat16"}},
+        "domains": {name: {"train": f"{name}.jsonl", "teacher": t} for name, t in taught.items()},
+    }
+
+
 def write_job(folder: Path, pair: Pair, **parts: object) -> Path:
     """Text of two domains and a config beside it; `parts` replace top-level options."""
     for name, words in WORDS.items():

@@ -21,7 +21,7 @@ from shared.prompts.prompts import Prompt, read_prompts
 from shared.text.sources import read_documents
 from teacher_service.engine.hf import HFEngine
 from tests.answers import question_of
-from tests.cluster.jobs import write_job
+from tests.cluster.jobs import two_teachers, write_job
 from tests.tiny import VOCAB
 
 SEARCH = {
@@ -253,3 +253,14 @@ def test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_
     monkeypatch.setattr("cluster.prompt_search.teacher.Scorer._submit", refuse)
     assert main(["prompts", "optimise", str(job)]) == 0
     assert (tmp_path / "found.json").read_text() == first
+
+
+@pytest.mark.drill
+def test_every_teacher_is_searched_for_on_its_own_domains(ray_cluster, tmp_path, tiny_pair):
+    search = SEARCH | {"to": str(tmp_path / "found.json"), "instructions": {}}
+    job = write_job(tmp_path, tiny_pair, prompt_search=search, **two_teachers(tiny_pair))
+    assert main(["prompts", "optimise", str(job)]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["domains"]) == ["letters", "numbers"]
+    dtypes = {name: asked["dtype"] for name, asked in found["teachers"].items()}
+    assert dtypes == {"one": "float32", "two": "bfloat16"}

@@ -1,5 +1,6 @@
 """`tutelage selftest` through the public path, and that each of its checks can fail."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from shared.targets import drawn_ids
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring import drawing
 from tests.answers import Given, question_of
-from tests.cluster.jobs import write_job
+from tests.cluster.jobs import two_teachers, write_job
 from tests.cluster.selftest.examined import by_name, subject, verdicts
 from tests.student_trainer.processes import LocalTeacher
 from tests.tiny import Pair
@@ -68,6 +69,18 @@ def test_the_command_says_a_line_for_each_check_and_leaves_nothing(
     assert "replicas per worker keep pace" in said
     assert list_services() == []
     assert not list((tmp_path / "cache" / "selftest").iterdir())
+
+
+@pytest.mark.drill
+def test_every_teacher_is_examined_on_its_own_domains(ray_cluster, tmp_path, tiny_pair, capsys):
+    job = write_job(tmp_path, tiny_pair, **two_teachers(tiny_pair))
+    assert main(["selftest", str(job), "targets.top_k=32"]) == 0
+    _, one, two = re.split(r"^teacher ", capsys.readouterr().out, flags=re.MULTILINE)
+    for name, domain, said in (("one", "letters", one), ("two", "numbers", two)):
+        assert said.startswith(f"{name} ")
+        assert [line[8:28].strip() for line in said.splitlines() if line[:3] == "ok "] == [*JUDGED]
+        assert f"{domain}/0" in said
+        assert f"teachers.{name}.replicas=1" in said
 
 
 def test_a_pair_that_cannot_work_is_refused_before_anything_starts(tmp_path, tiny_pair, capsys):
