@@ -37,6 +37,7 @@ class SplitText(TypedDict):
 class TextSummary(SplitText):
     """One domain's training text, and its validation text beside it."""
 
+    held_out: bool  # the validation text is a part of the training text
     validation: SplitText
 
 
@@ -52,7 +53,8 @@ def text_lines(found: Mapping[str, TextSummary]) -> list[str]:
     table, told = [["domain", *(name.replace("_", " ") for name in COLUMNS)]], []
     for name, text in found.items():
         validation = text["validation"]
-        table += [_cells(shortened(name, NAME_WIDTH), text), _cells("  validation", validation)]
+        label = "  held out" if text["held_out"] else "  validation"
+        table += [_cells(shortened(name, NAME_WIDTH), text), _cells(label, validation)]
         told += [f"{name}: {note}" for note in text["notes"]]
         told += [f"{name}, validation: {note}" for note in validation["notes"]]
     first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
@@ -80,9 +82,10 @@ def write_text(run_dir: RunDir, found: Mapping[str, TextSummary]) -> None:
 
 def _summary(name: str, facts: Facts, config: Config) -> TextSummary:
     training = _split_text(facts.training, config, [*_kept_apart(facts), *_left_out(name, config)])
-    notes = [*_left_out(name, config, "validation"), *_held_out(name, facts, config)]
+    held_out = config.domains[name].validation is None
+    notes = [] if held_out else [*_left_out(name, config, "validation"), *_unused_rows(facts)]
     validation = _split_text(facts.validation, config, notes)
-    return TextSummary(**training, validation=validation)
+    return TextSummary(**training, held_out=held_out, validation=validation)
 
 
 def _split_text(facts: SplitFacts, config: Config, notes: list[str]) -> SplitText:
@@ -106,12 +109,9 @@ def _kept_apart(facts: Facts) -> list[str]:
     return [f"{count:,} pieces are dropped, since the validation text has them"] if count else []
 
 
-def _held_out(name: str, facts: Facts, config: Config) -> list[str]:
-    """Where validation rows come from, and how many more of them there are."""
-    own = config.domains[name].validation is not None
+def _unused_rows(facts: Facts) -> list[str]:
     kept, found = facts.validation.num_rows, facts.validation_rows_found
-    used = [f"{kept:,} of {found:,} rows are used (data.validation_rows)"] if kept < found else []
-    return [*([] if own else ["held out of the training text"]), *used]
+    return [f"{kept:,} of {found:,} rows are used (data.validation_rows)"] if kept < found else []
 
 
 def _left_out(

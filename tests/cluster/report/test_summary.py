@@ -92,7 +92,7 @@ def test_what_became_of_the_text_is_in_the_summary_and_the_report(tmp_path: Path
     counts = dict(zip(COLUMNS, (43, 5, 1200, 987, 20, 0, 3, 1), strict=True))
     held_out = counts | {"dropped": 77, "notes": ["files that are not read: LICENSE"]}
     notes = ["fields that are not read: id 43"]
-    text = {"code": counts | {"notes": notes, "validation": held_out}}
+    text = {"code": counts | {"notes": notes, "held_out": False, "validation": held_out}}
     (run_dir / "text.json").write_text(json.dumps(text))
     summary = summarise(run_dir, status="finished", failures=NONE)
     assert summary["domains"]["code"]["text"] == text["code"]
@@ -101,6 +101,7 @@ def test_what_became_of_the_text_is_in_the_summary_and_the_report(tmp_path: Path
     assert "<td>1,200</td><td>987</td><td>20</td>" in page
     assert "code: fields that are not read: id 43" in page
     assert "<td>987</td><td>77</td>" in page
+    assert "validation</th>" in page
     assert "code, validation: files that are not read: LICENSE" in page
     (run_dir / "text.json").write_text(json.dumps({"code": counts | {"notes": notes}}))
     assert "validation</th>" not in write_report(run_dir).read_text()  # an older run folder

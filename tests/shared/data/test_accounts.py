@@ -117,7 +117,8 @@ def test_what_is_held_out_of_the_training_text_has_its_line(tmp_path: Path, toke
     write(tmp_path / "train" / "a.jsonl", *rows, *rows[:40])
     found, _, (domain,) = prepared(config, tokenizer)
     text = found["chat"]["validation"]
-    assert "held out of the training text" in text["notes"]
+    assert (found["chat"]["held_out"], text["notes"]) == (True, [])
+    assert text_lines(found)[2].split()[:3] == ["held", "out", "10"]
     documents = pieces(RowStore.open(domain.validation_path))
     assert text["documents"] == len(documents) == 10
     assert found["chat"]["documents"] == 240
