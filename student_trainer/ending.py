@@ -11,6 +11,7 @@ from shared.mixture.weight_log import read_log
 from shared.run.metrics import drop_metrics_after
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
+from student_trainer.curves import Curves
 from student_trainer.evaluations import read_evaluations
 from student_trainer.models.frozen import refuse_changed
 from student_trainer.progress import say
@@ -38,8 +39,10 @@ def is_finished(plan: RunPlan) -> bool:
 
 def go_on(run: Run, step: int) -> None:
     """Say from which step a run that has begun before goes on, and drop the metrics of later
-    ones, which it takes again. Raises StorageError."""
+    ones, which it takes again; its curves go on there, too. Raises StorageError."""
     error = None
+    if run.ranks.leads:
+        run.curves = Curves(run.files.curves, after=step)
     if run.ranks.leads and (step or run.files.metrics.exists()):
         try:
             drop_metrics_after(run.files.metrics, step)

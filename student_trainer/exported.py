@@ -1,15 +1,29 @@
-"""A line of `metrics.jsonl` as what the process exports, where it exports anything."""
+"""A line of `metrics.jsonl` as metrics, for what the process exports and for a run's curves."""
+
+from collections.abc import Iterator, Mapping
 
 from shared.config.run import Config
 from shared.run import exported, exporter
+from shared.run.exported import Metric
 from shared.run.metrics import StepMetrics
 
 
 def export_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> None:
     """Set what the trainer exports; the line covers `steps_in_line` steps."""
     export = exporter.current()
+    for metric, labels, value in measured(line, config, steps_in_line=steps_in_line):
+        gone = metric == exported.WEIGHT and not value  # a domain that is done
+        export.set(metric, None if gone else value, **labels)
+    for name, domain in line.domains.items():
+        export.add(exported.TOKENS, domain.tokens, domain=name)
+
+
+def measured(
+    line: StepMetrics, config: Config, *, steps_in_line: int
+) -> Iterator[tuple[Metric, Mapping[str, str], float | None]]:
+    """Gauges, their labels beside the run, and their values; None for what is not there."""
     steps, tokens = max(1, steps_in_line), max(1, line.tokens)
-    values = {
+    of_run = {
         exported.STEP: line.step,
         exported.PROGRESS: line.step / config.steps,
         exported.ETA: seconds_left(line, config, steps_in_line),
@@ -27,12 +41,10 @@ def export_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> Non
         exported.STEP_OPTIMISER: line.optimiser_s / steps,
         exported.STEP_REST: line.rest_s / steps,
     }
-    for metric, value in values.items():
-        export.set(metric, value)
+    yield from ((metric, {}, value) for metric, value in of_run.items())
     for name, domain in line.domains.items():
-        export.set(exported.KL, domain.kl, domain=name)
-        export.set(exported.WEIGHT, domain.weight or None, domain=name)
-        export.add(exported.TOKENS, domain.tokens, domain=name)
+        yield exported.KL, {"domain": name}, domain.kl
+        yield exported.WEIGHT, {"domain": name}, domain.weight
 
 
 def seconds_left(line: StepMetrics, config: Config, steps_in_line: int) -> float:

@@ -15,6 +15,7 @@ from shared.targets.kept_ids import LikeliestIds
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.accumulator import MetricsAccumulator, ReportAccumulator
+from student_trainer.curves import Curves
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation
 from student_trainer.losses.kernel.teacher_states import TeacherHead
@@ -58,6 +59,7 @@ class Run:
     reader: RunReader | None
     controller: ControllerClient | None  # on rank 0
     reloader: Reloader | None = None  # on rank 0, towards the end
+    curves: Curves | None = None  # on rank 0, in training
 
     @property
     def config(self) -> Config:
@@ -159,8 +161,9 @@ def close_run(run: Run) -> None:
     """Let go of the teacher and the engine."""
     if run.reader is not None:
         run.reader.close()
-    if run.reloader is not None:
-        run.reloader.close()
+    for part in (run.reloader, run.curves):
+        if part is not None:
+            part.close()
     run.engine.destroy()
 
 

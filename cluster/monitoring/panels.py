@@ -136,7 +136,7 @@ def _graph(panel: Panel, number: int, *, x: int, y: int) -> dict[str, Any]:
 def _legend(panel: Panel, metric: Metric) -> str:
     labels = " ".join(f"{{{{{label}}}}}" for label in metric.labels)
     several = len(panel.metrics) > 1
-    return f"{labels} {metric.name.removeprefix(exported.PREFIX)}" if several else labels
+    return f"{labels} {metric.short}" if several else labels
 
 
 def _described(number: int, title: str, kind: str, **place: int) -> dict[str, Any]:

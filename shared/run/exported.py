@@ -36,6 +36,11 @@ class Metric:
         return f"{EXPORT_PREFIX}{self.name}" + "_total" * (self.kind == "counter")
 
     @property
+    def short(self) -> str:
+        """Its name without the prefix."""
+        return self.name.removeprefix(PREFIX)
+
+    @property
     def description(self) -> str:
         """What a scrape says of it."""
         return f"{self.help} ({self.unit})"

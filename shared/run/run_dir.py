@@ -88,6 +88,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def curves(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
     def weight_log(self) -> Path:
         """One line per decision of the controller."""
         return self.path / "weight_log.jsonl"

@@ -70,6 +70,7 @@ def test_a_run_leaves_everything_behind(run_dir):
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
+        "tensorboard",
         "weight_log.jsonl",
         "checkpoints",
         "export",
