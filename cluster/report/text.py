@@ -161,9 +161,18 @@ def _notes(account: Account, config: Config) -> list[str]:
             "data.too_long=split learns them",
         ),
         (
+            fit.beyond_context,
+            f"{fit.beyond_context:,} documents are dropped, since what is learnt of them begins "
+            "beyond data.context",
+        ),
+        (
             fit.without_prompt,
             f"{fit.without_prompt:,} documents go on without their prompt in a later piece; "
-            "data.too_long=split_with_prompt repeats it",
+            + (
+                "it leaves less than a quarter of data.context"
+                if too_long == "split_with_prompt"
+                else "data.too_long=split_with_prompt repeats it"
+            ),
         ),
         (
             tally.special_as_text,

@@ -54,6 +54,14 @@ class Domain(Section):
         default=None, description="the one of `teachers` it is learnt from; default: the only one"
     )
 
+    @model_validator(mode="after")
+    def _each_column_is_one_field(self) -> "Domain":
+        for name in (found := list(self.columns.values())):
+            if found.count(name) > 1:
+                ours = " and ".join(field for field, value in self.columns.items() if value == name)
+                raise ValueError(f"columns gives {ours} the same column, {name}; name one for each")
+        return self
+
 
 class Data(Section):
     """How text becomes rows."""

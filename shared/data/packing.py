@@ -35,6 +35,7 @@ class Fit:
     documents: int = 0
     too_long: int = 0  # split or cut
     without_loss: int = 0  # dropped
+    beyond_context: int = 0  # of those, documents that would be learnt in a longer context alone
     duplicates: int = 0  # of documents that came before; they are learnt again
     without_prompt: int = 0  # split so that a later piece is learnt without the prompt
 
@@ -60,6 +61,7 @@ def pieces_of(
             )
         kept = [p for p in _pieces(document, context, too_long) if p.loss_mask.any()]
         fit.without_loss += not kept
+        fit.beyond_context += not kept and bool(document.loss_mask.any())
         fit.without_prompt += _loses_prompt(document, kept)
         yield from kept
 

@@ -125,7 +125,7 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
     elif found.get("messages") == []:
         raise DataError(f"{where}: {names['messages']} is an empty list; leave the row out")
     else:
-        raise DataError(_no_fields(where, row, names))
+        raise DataError(_no_fields(where, row, names, columns))
     read = {names[field] for field in FIELDS if field in used and field in names}
     unread = tuple(str(n) for n in row if n not in read and not _is_spare(row[n], n, names))
     return replace(document, unread=unread) if unread else document
@@ -339,11 +339,19 @@ def _from_json(value: object, where: str, name: str, *, opens: str = "[") -> Any
         raise DataError(f"{where}: {name} is no JSON ({error}); repair it") from None
 
 
-def _no_fields(where: str, row: Mapping[str, Any], names: Mapping[Field, str]) -> str:
+def _no_fields(
+    where: str, row: Mapping[str, Any], names: Mapping[Field, str], columns: Columns
+) -> str:
     nulls = [name for field, name in names.items() if row[name] is None and field in _SHAPED]
     if nulls:
         return f"{where}: {' and '.join(nulls)} is null; write a string, or leave the row out"
     has = f"it has {_listed(row)}" if row else "it is empty"
+    absent = [name for name in columns.values() if name not in row]
+    if absent:
+        return (
+            f"{where} has no {' and no '.join(absent)}, which the domain's `columns` names; {has}: "
+            "name the row's own fields there"
+        )
     return f"{where} has no {SHAPES}; {has}: name its fields under the domain's `columns`" + (
         ", `input` and `system` among them" if {"input", "system"} & set(map(str, row)) else ""
     )

@@ -185,6 +185,18 @@ def test_an_empty_domain_names_the_roles_it_saw(tmp_path: Path, tokenizer) -> No
         accounted(tmp_path, tokenizer, [chat(1, "user"), chat(2, "user", "narrator")])
 
 
+def test_an_answer_beyond_the_context_is_said_to_be_dropped(tmp_path: Path, tokenizer) -> None:
+    rows = [{"prompt": "word " * 200, "response": "yes"}, {"text": "short"}]
+    found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="cut")
+    assert found["chat"]["dropped"] == 1
+    said = "1 documents are dropped, since what is learnt of them begins beyond data.context"
+    assert said in found["chat"]["notes"]
+    rows[0]["response"] = "yes " * 200
+    found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="split_with_prompt")
+    said = "a later piece; it leaves less than a quarter of data.context"
+    assert any(note.endswith(said) for note in found["chat"]["notes"])
+
+
 def test_a_cut_is_said_to_lose_the_end(tmp_path: Path, tokenizer) -> None:
     rows = [{"text": "long " * 100}, {"text": "short"}]
     found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="cut")

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from shared.config.run import Domain
+from shared.errors import DataError
 from shared.text.documents import Document, Message, document_of
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
@@ -34,6 +36,18 @@ def test_a_column_that_one_field_takes_is_no_other_field() -> None:
     assert (found.prompt, found.response, found.unread) == ("p", "r", ())
     named = document({"q": "p", "a": "r", "more": "m"}, prompt="q", response="a", input="more")
     assert named.prompt == "p\n\nm"
+
+
+def test_a_column_that_a_row_lacks_is_named() -> None:
+    with pytest.raises(
+        DataError, match="no question, which the domain's `columns` names; it has p"
+    ):
+        document({"prompt": "p", "response": "r"}, prompt="question")
+
+
+def test_two_fields_have_no_column_in_common() -> None:
+    with pytest.raises(ValueError, match="columns gives prompt and response the same column, a;"):
+        Domain(train="a.jsonl", columns={"prompt": "a", "response": "a"})
 
 
 def test_a_system_column_is_kept_beside_a_prompt_and_before_messages() -> None:
