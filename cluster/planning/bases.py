@@ -163,6 +163,7 @@ def _refuse_few_bits(found: Adapter, config: Path) -> None:
 
 def _merge_into(folder: Path, found: Adapter, asked: Student) -> None:
     """Save base plus adapter as one model, with the adapter's tokenizer where it has one."""
+    from student_trainer import accelerator  # noqa: F401  # before what it keeps quiet
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
 
