@@ -118,7 +118,10 @@ def _adapter_config(model: str, revision: str | None) -> Path | None:
         return path if path.exists() else None
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    found = find_adapter_config_file(model, revision=revision)
+    try:
+        found = find_adapter_config_file(model, revision=revision)
+    except OSError:  # no model of the hub, as whoever describes it says
+        return None
     return None if found is None else Path(found)
 
 
@@ -163,10 +166,10 @@ def _refuse_few_bits(found: Adapter, config: Path) -> None:
 
 def _merge_into(folder: Path, found: Adapter, asked: Student) -> None:
     """Save base plus adapter as one model, with the adapter's tokenizer where it has one."""
-    from student_trainer import accelerator  # noqa: F401  # before what it keeps quiet
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
 
+    from student_trainer import accelerator  # noqa: F401  # before what it keeps quiet
     from student_trainer.models.student import load_model
     from student_trainer.tasks.causal_lm import CAUSAL_LM
     from teacher_service.engine.loading import with_adapter

@@ -159,6 +159,18 @@ def test_a_students_base_in_few_bits_is_refused(
         student_of(tmp_path, tiny_pair, adapter)
 
 
+@pytest.mark.parametrize("role", ["student", "teachers.t"])
+def test_a_name_that_no_hub_has_is_no_adapter(
+    tmp_path: Path, tiny_pair: tiny.Pair, role: str
+) -> None:
+    job = write_job(tmp_path, tiny_pair, teachers={"t": {"model": str(tiny_pair.teacher)}})
+    config = load(job, [f"{role}.model=no name of a hub"])
+    with pytest.raises(
+        ConfigError, match=rf"{role}\.model is 'no name of a hub', which is neither"
+    ):
+        shake_hands(config)
+
+
 def test_a_teacher_has_one_adapter(tmp_path: Path, tiny_pair: tiny.Pair, adapter: Path) -> None:
     asked = {"model": str(adapter), "adapter": str(adapter)}
     with pytest.raises(ConfigError, match=rf"to a whole model, as {tiny_pair.student}, which is"):
