@@ -82,7 +82,7 @@ def test_columns_that_are_not_read_are_counted_and_not_decoded(tmp_path):
     domain = Domain.model_validate({"train": {"dataset": "set"}})
     (found,) = read_documents(sources_of(domain, "train"), root=tmp_path, columns={})
     assert (found.text, found.unread) == ("a", ("image",))
-    with pytest.raises(DataError, match=r"set\[train\]:1 has no text, .*it has image, text"):
+    with pytest.raises(DataError, match=r"set\[train\]:1 has no body, .*it has image, text"):
         list(read_documents(sources_of(domain, "train"), root=tmp_path, columns={"text": "body"}))
 
 
