@@ -1,11 +1,12 @@
 """Commands on teacher services that outlive runs."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from cluster.session import ray_head
-from cluster.session.services import find_service, named_services, services_of
-from cluster.session.session import attached, connected, find_address
+from cluster.session.services import find_service, named_services, reached, services_of
+from cluster.session.session import attached, connected, find_address, is_connected
 from shared.config.run import Teacher
 from shared.errors import ConfigError
 
@@ -32,21 +33,26 @@ def up(
         if teacher.attention != "auto":
             described = describe_teacher(key, teacher, cache=Path(config.paths.cache))
             refuse_attention(f"teachers.{key}", teacher, described)
-    with connected(address, outlives=True):
-        import ray
-
-        from cluster.session.placement import refuse_unplaceable, teachers_demands
-        from teacher_service.service import service as services
-
-        running = services.list_services()
-        absent = {key: t for key, t in config.teachers.items() if names[key] not in running}
-        if absent:
-            refuse_unplaceable(teachers_demands(absent, ray.cluster_resources()))
-        teachers = {names[key]: teacher for key, teacher in config.teachers.items()}
-        _up(teachers, cache=config.paths.cache, context=config.data.context)
+    teachers = {names[key]: teacher for key, teacher in config.teachers.items()}
+    with reached(address, None):
+        _refuse_unplaceable(teachers)
+        with connected(address, outlives=True):
+            _up(teachers, cache=config.paths.cache, context=config.data.context)
     print(f"Train    tutelage train {path}")
     for name in names.values():
         print("Stop     tutelage teacher down" + (f" --service {name}" if len(names) > 1 else ""))
+
+
+def _refuse_unplaceable(teachers: Mapping[str, Teacher]) -> None:
+    """Refuse services that do not run yet and have no room, on the cluster that is there or else
+    this machine. Raises PlacementError."""
+    from cluster.session.placement import refuse_unplaceable_here, teachers_demands
+    from teacher_service.service import service as services
+
+    running = services.list_services() if is_connected() else []
+    absent = {name: teacher for name, teacher in teachers.items() if name not in running}
+    if absent:
+        refuse_unplaceable_here(partial(teachers_demands, absent))
 
 
 def _up(teachers: Mapping[str, Teacher], *, cache: str, context: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from cluster.session import ray_head
 from cluster.session.session import not_started
 from shared.config.file import dump, load_config, resolve
 from shared.run.run_dir import RunDir, locked
@@ -280,6 +281,12 @@ def test_every_command_refuses_what_no_machine_has_before_rows_are_made(refused,
     said = refused(*command, *given)
     assert "no room for the teacher's replicas" in said
     assert not list(job.parent.rglob("*.arrow"))
+
+
+def test_a_service_that_no_machine_has_room_for_leaves_no_cluster(refused, job):
+    said = refused("teacher", "up", str(job), "teachers.tiny.cpus=1000", "--address", "local")
+    assert "no room for the teacher's replicas" in said
+    assert ray_head.remembered() is None
 
 
 def test_a_template_that_raises_is_named_with_the_row(refused, job, tmp_path, tiny_pair):
