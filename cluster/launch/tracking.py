@@ -5,11 +5,13 @@ actor lives that manages a run. Here none does, so that the run's controller of 
 for it.
 """
 
+import warnings
 from typing import Any
 
 import ray
 from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 from ray.train.v2._internal.state.state_manager import TrainStateManager
+from ray.util.annotations import RayDeprecationWarning
 
 
 def keeper_of(controller: str, *, namespace: str) -> str | None:
@@ -38,16 +40,18 @@ class Tracking(StateManagerCallback):
         self._run_name = train_run_context.get_run_config().name
         self._run_id = train_run_context.run_id
         self._job_id = ray.get_runtime_context().get_job_id()
-        self._state_manager.create_train_run(
-            id=self._run_id,
-            name=self._run_name,
-            job_id=self._job_id,
-            controller_actor_id=self._controller_actor_id,
-            controller_log_file_path="",
-            run_config=train_run_context.run_config,
-            train_loop_config=train_run_context.train_loop_config,
-            scaling_config=train_run_context.scaling_config,
-            backend_config=train_run_context.backend_config,
-            datasets={},
-            dataset_config=train_run_context.dataset_config,
-        )
+        with warnings.catch_warnings():  # Ray describes its options by names that it gives up
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            self._state_manager.create_train_run(
+                id=self._run_id,
+                name=self._run_name,
+                job_id=self._job_id,
+                controller_actor_id=self._controller_actor_id,
+                controller_log_file_path="",
+                run_config=train_run_context.run_config,
+                train_loop_config=train_run_context.train_loop_config,
+                scaling_config=train_run_context.scaling_config,
+                backend_config=train_run_context.backend_config,
+                datasets={},
+                dataset_config=train_run_context.dataset_config,
+            )

@@ -63,6 +63,7 @@ def test_a_folder_of_ones_own_is_submitted_twice(home, project, token):
     assert said.splitlines()[0] == f"Dashboard  {dashboard}/#/jobs/{job}"
     assert re.search(rf"^Package +\d+ files, [\d.]+ [kM]B of {project}$", said, re.M)
     assert "step 3/3" in said
+    assert "Warning" not in said
     run = home.folder / "runs" / "job"
     assert re.fullmatch(rf"Fetch it  scp -r \S+:{run}/export \.", said.splitlines()[-1])
     assert (run / "export" / "model.safetensors").exists()
