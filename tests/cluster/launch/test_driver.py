@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cluster.cli import main
 from cluster.launch.driver import on_hard_labels, run_dir_of
@@ -136,18 +137,21 @@ def test_the_summary_says_what_the_start_took_by_stage(run_dir):
     assert start["workers"] + start["student"] <= start["total"]
 
 
-def test_a_teacher_that_cannot_be_loaded_ends_the_students_that_wait(
+def test_a_teacher_that_a_replica_refuses_ends_the_students_that_wait(
     ray_cluster, tmp_path, tiny_pair, capsys
 ):
+    """Its files are whole and of the right sizes, and their values are no numbers."""
     import ray
 
     free = ray.available_resources()["CPU"]
     teacher = shutil.copytree(tiny_pair.teacher, tmp_path / "broken")
-    weights = teacher / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:2000])
+    path = teacher / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"] *= float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
     job = write_job(tmp_path, tiny_pair, teachers={"tiny": {"model": str(teacher), "cpus": 0.5}})
     assert main(["run", str(job)]) == 2
-    assert "cannot be loaded" in capsys.readouterr().err
+    assert "are not finite in float32" in capsys.readouterr().err
     deadline = time.monotonic() + 30
     while ray.available_resources()["CPU"] < free and time.monotonic() < deadline:
         time.sleep(0.1)
