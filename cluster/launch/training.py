@@ -19,6 +19,7 @@ from cluster.launch.tracking import Tracking
 from cluster.launch.worker_group import Meeting, WorkerGroup
 from cluster.report.outcome import interrupted
 from cluster.session.interrupts import on_first_signal
+from cluster.session.session import IN_RAY
 from shared import errors
 from shared.config.run import Config
 from shared.errors import StoppedError, TutelageError
@@ -29,7 +30,7 @@ from student_trainer.state.checkpoint import whence
 from student_trainer.worker import ERROR, run_label, train_worker
 
 TAIL_INTERVAL_S = 0.3
-STOP_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ class _Attempt:
                 callbacks=shown,
             ),
         )
-        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread = threading.Thread(target=self._fit, daemon=True, name=IN_RAY)
         self._thread.start()
 
     def error(self) -> TrainingFailedError | None:

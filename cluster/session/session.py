@@ -50,6 +50,7 @@ JOB_ENVIRONMENT = {
 HEAD = ("gcs_server", "raylet")  # as Ray calls the processes without which nothing works
 HEAD_POLL_S = 0.5
 END_S = 5.0
+IN_RAY = "in-ray"  # name of threads that wait for Ray
 # Ray starts a worker for each core ahead. A run takes the first few; more would be idle.
 FEW_CORES = 8
 NONE_AHEAD = {"RAY_prestart_worker_first_driver": "0"}
@@ -86,6 +87,10 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
         _join(target) if target else _start_private()
         with _ends_with_head() if handled() and not target else nullcontext():
             yield
+    except KeyboardInterrupt:
+        if any(thread.name == IN_RAY for thread in threading.enumerate()):
+            end_at_once()  # Ray would abort under a thread that still waits for it
+        raise
     finally:
         _leave() if target else _end_private()
 

@@ -170,9 +170,25 @@ with handling(), interrupted_as(lambda: "it goes on from step 3"), connected("lo
 """
 
 
-def test_a_command_whose_own_head_is_gone_ends_in_seconds_with_its_sentence():
+STUCK = """
+import threading, time
+from cluster.session.interrupts import handling, interrupted_as
+from cluster.session.session import IN_RAY, connected
+with handling(), interrupted_as(lambda: "it goes on from step 3"), connected("local"):
+    import ray
+    def wait():
+        while True:
+            ray.wait([ray.remote(lambda: time.sleep(100)).remote()], timeout=0.01)
+    threading.Thread(target=wait, daemon=True, name=IN_RAY).start()
+    time.sleep(1)
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize("script", [WAITS, STUCK])
+def test_a_command_that_ray_would_abort_ends_in_seconds_with_its_sentence(script):
     environment = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"}
-    command = [sys.executable, "-c", WAITS]
+    command = [sys.executable, "-c", script]
     outcome = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=50
     )
