@@ -1,7 +1,7 @@
 """Conversations as a chat template writes them, and where in that text the learnt words are."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from shared.text.documents import CALLS, THOUGHTS, Document
 
 Span = tuple[int, int]  # characters [start, stop)
 Turn = dict[str, Any]
-PLACE = "\ufdd1"  # no character: stands for a message's content
+PLACE = "\ufdd1"  # no character: stands for a message's content, or ends a name
 # What templates that write the date are told it is, so that rows are the same on every day;
 # the date of Llama's own templates where they know no clock.
 DATE = datetime(2024, 7, 26)
@@ -182,11 +182,13 @@ class Conversation:
             "per row"
         )
 
-    def _rendered(self, turns: list[Turn], *, ask: bool = False) -> str:
+    def _rendered(
+        self, turns: list[Turn], *, ask: bool = False, tools: list[Any] | None = None
+    ) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 turns,
-                tools=self.tools or None,
+                tools=(self.tools if tools is None else tools) or None,
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=ask,
@@ -203,28 +205,44 @@ class Conversation:
         return stripped in self.text or "".join(content.split()) in "".join(self.text.split())
 
     def _unread(self, key: str) -> bool:
-        """Whether the template writes the same without a message's key."""
-        numbers = [n for n, turn in enumerate(self.turns) if turn.get(key)]
-        return any(self._writes_as_much_without(key, number) for number in numbers)
+        """Whether the template writes the same without a message's key, and, where its value is
+        false, with a true one."""
+        told = [(n, turn) for n, turn in enumerate(self.turns) if _says(turn.get(key))]
+        return any(
+            self._writes_the_same(n, {name: value for name, value in turn.items() if name != key})
+            and bool(turn[key] or self._writes_the_same(n, turn | {key: True}))
+            for n, turn in told
+        )
 
-    def _writes_as_much_without(self, key: str, number: int) -> bool:
-        turn = {name: value for name, value in self.turns[number].items() if name != key}
+    def _writes_the_same(self, number: int, turn: Turn) -> bool:
+        """Whether the template writes the same with another message in a message's place."""
+        return self._renders_as_text([*self.turns[:number], turn, *self.turns[number + 1 :]])
+
+    def _renders_as_text(self, turns: list[Turn], tools: list[Any] | None = None) -> bool:
         try:
-            without = self._rendered([*self.turns[:number], turn, *self.turns[number + 1 :]])
+            return self._rendered(turns, tools=tools) == self.text
         except DataError:
             return False
-        return without == self.text
 
-    def _writes_tools(self) -> bool:
-        return re.search(r"\btools\b", self.source) is not None
+    def _unread_parts(self) -> Iterator[str]:
+        """What the template leaves out of calls and tools."""
+        yield from (key for key in CALLS if self._unread(key))
+        for number, turn in enumerate(self.turns):
+            for key in CALLS:
+                for part, value in _parts_left_out(turn.get(key)):
+                    if self._writes_the_same(number, turn | {key: value}):
+                        yield f"{key} with {part} in message {number + 1}"
+        for at in dict.fromkeys((0, len(self.tools) - 1) if self.tools else ()):
+            others = [*self.tools[:at], _renamed(self.tools[at]), *self.tools[at + 1 :]]
+            if self._renders_as_text(self.turns, others):
+                yield "tools"
 
     def _refuse_unread_calls(self) -> None:
         """An answer without its call, or a call without its tools, would be learnt as if whole."""
-        unread = [key for key in CALLS if self._unread(key)]
-        unread += ["tools"] if self.tools and not self._writes_tools() else []
+        unread = next(self._unread_parts(), None)
         if unread:
             raise DataError(
-                f"{self.where} has {unread[0]}, which the chat template of "
+                f"{self.where} has {unread}, which the chat template of "
                 f"{self.tokenizer.name_or_path} never reads; use a tokenizer whose template "
                 "writes tool calls, or leave such rows out"
             )
@@ -271,6 +289,45 @@ def _source(tokenizer: ChatTokenizer, *, with_tools: bool, where: str) -> str:
         f"{where} is written by a chat template, and the tokenizer of {tokenizer.name_or_path} has "
         f"several, {', '.join(template)}, none of them named default; set data.chat_template to one"
     )
+
+
+def _says(value: object) -> bool:
+    """Whether a key's value tells something, as false and 0 do."""
+    return value is not None and value not in ("", [], {})
+
+
+def _parts_left_out(calls: Any) -> Iterator[tuple[str, Any]]:
+    """Each call of several, and each argument, with the calls, or the one call, without it."""
+    if isinstance(calls, Mapping):
+        yield from _arguments_left_out(calls)
+        return
+    for at, call in enumerate(calls or []):
+        before, after = calls[:at], calls[at + 1 :]
+        if len(calls) > 1:
+            yield f"call {at + 1}", [*before, *after]
+        function = call.get("function")
+        if isinstance(function, Mapping):
+            for part, other in _arguments_left_out(function):
+                yield f"{part} of call {at + 1}", [*before, {**call, "function": other}, *after]
+
+
+def _arguments_left_out(function: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    told = function.get("arguments")
+    if isinstance(told, Mapping):
+        for name in (name for name, value in told.items() if value is not None):
+            others = {key: value for key, value in told.items() if key != name}
+            yield f"the argument {name!s:.40}", {**function, "arguments": others}
+    elif told:
+        yield "the arguments", {**function, "arguments": ""}
+
+
+def _renamed(tool: Any) -> Any:
+    """A tool under another name; an empty one in place of one that has none."""
+    inner = tool.get("function", tool)
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        return {}
+    other = {**inner, "name": inner["name"] + PLACE}
+    return {**tool, "function": other} if inner is not tool else other
 
 
 def _num_shared(one: str, other: str) -> int:

@@ -154,6 +154,56 @@ def test_a_key_that_a_template_names_and_leaves_out_is_remarked(tokenizer) -> No
     assert (last.remarks.unread, both.remarks.unread) == ((), ("reasoning_content",))
 
 
+def test_a_key_that_says_no_is_remarked_unless_the_template_reads_it(tokenizer) -> None:
+    keys = {"supervise": False, "include": 0, "name": "", "spans": [], "quiet": False}
+    reading = CHATML.replace("{{ '<|im_start|>'", "{% if m.quiet %}-{% endif %}{{ '<|im_start|>'")
+    (one,) = encoded(chatting(tokenizer, reading), chat(user(), answer("a", **keys)))
+    assert one.remarks.unread == ("supervise", "include")
+
+
+@pytest.mark.parametrize(
+    ("written", "left_out"),
+    [
+        ("{{ m.tool_calls[0] | tojson }}", "call 2"),
+        ("{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}", "the argument city of c"),
+        (
+            "{% for c in m.tool_calls %}{{ c.function.arguments.city }}{% endfor %}",
+            "the argument unit of call 2",
+        ),
+    ],
+)
+def test_a_call_or_an_argument_that_a_template_leaves_out_is_refused(
+    tokenizer, written: str, left_out: str
+) -> None:
+    template = CHATML.replace("+ m.content +", "+ m.content }}{% if m.tool_calls %}CALLS{{ '' +", 1)
+    template = template.replace("CALLS{{", written + "{% endif %}{{")
+    more = {"function": {"name": "weather", "arguments": {"city": "Rome", "unit": "C"}}}
+    calls = answer("", tool_calls=[CALL, more])
+    with pytest.raises(DataError, match=f"a:1 has tool_calls with {left_out}.* never reads"):
+        learnt(chatting(tokenizer, template), user(), calls)
+    (text,) = learnt(chatting(tokenizer, TOOLS), user(), calls)
+    assert "Oslo" in text
+    assert '"unit": "C"' in text
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{# tools are not written #}",
+        "{% if tools and messages[0].role == 'system' %}{{ tools | tojson }}{% endif %}",
+        "{% if tools %}{{ tools[0] | tojson }}{% endif %}",
+        "{% if tools %}There are tools.{% endif %}",
+    ],
+)
+def test_tools_that_a_row_does_not_show_are_refused(tokenizer, written: str) -> None:
+    tools = ({"type": "function", "function": {"name": "f"}}, {"name": "g"})
+    with pytest.raises(DataError, match="a:1 has tools, which the chat"):
+        learnt(chatting(tokenizer, written + CHATML), user(), answer("a"), tools=tools)
+    system = Message("system", "Be kind.")
+    if "role" in written:
+        assert learnt(tokenizer, system, user(), answer("a"), tools=tools) == ["a<|im_end|>"]
+
+
 def test_a_call_that_a_template_writes_in_place_of_content_alone_is_refused_beside_some(
     tokenizer,
 ) -> None:
