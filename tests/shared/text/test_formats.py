@@ -33,9 +33,17 @@ def read(root: Path, name: str, content: bytes) -> list[Document]:
         ("a.json", b'[{"text": "a", "text": "b"}]', r"a\.json has 'text' twice"),
         *((f"a{end}", LFS, "is a pointer of Git LFS") for end in (".jsonl", ".txt", ".parquet")),
         ("a.txt", "plain".encode("utf-16-le"), "holds U.0000, which is no char.* and UTF-16"),
-        ("a.jsonl", gzip.compress(b"{}"), "is not UTF-8 .it is compressed, .* in .gz says"),
+        (
+            "a.jsonl",
+            gzip.compress(b"{}", mtime=0),
+            "is not UTF-8 .it is compressed, .* in .gz says",
+        ),
         ("a.txt", b"PK\x03\x04\xff", "is not UTF-8 .it is a .zip or Office file"),
-        ("a.txt.gz", gzip.compress(b'{"text": "a"}\n'), r"rename it to end in \.jsonl\.gz"),
+        (
+            "a.txt.gz",
+            gzip.compress(b'{"text": "a"}\n', mtime=0),
+            r"rename it to end in \.jsonl\.gz",
+        ),
         (
             "a.json",
             b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
