@@ -156,6 +156,16 @@ def _notes(account: Account, config: Config) -> list[str]:
         (len(tally.kinds) > 1, f"kinds of rows: {listed(tally.kinds)}"),
         (fit.without_loss and dropped, f"roles of the dropped documents: {dropped}"),
         (
+            tally.unknown_roles,
+            "roles that are not known, whose messages are not learnt: "
+            f"{listed(tally.unknown_roles)}",
+        ),
+        (
+            tally.not_learnt,
+            f"{tally.not_learnt:,} documents are not learnt, as they say themselves (weight: 0, "
+            "train: false or the like)",
+        ),
+        (
             fit.too_long and too_long == "cut",
             f"the ends of {fit.too_long:,} documents are cut off and not learnt; "
             "data.too_long=split learns them",

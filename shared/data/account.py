@@ -8,7 +8,7 @@ from shared.text.framing import Encoded, Remarks
 
 COUNTS = (
     *("special_as_text", "special_as_control"),
-    *("changed_messages", "other_openings", "empty_answers"),
+    *("changed_messages", "other_openings", "not_learnt", "empty_answers"),
 )
 
 
@@ -19,11 +19,13 @@ class Tally:
     kinds: dict[str, int] = field(default_factory=dict)  # documents: text, pair, messages
     roles: dict[str, int] = field(default_factory=dict)  # documents that have it
     roles_without_loss: dict[str, int] = field(default_factory=dict)  # of those that are dropped
+    unknown_roles: dict[str, int] = field(default_factory=dict)  # documents, of those that are kept
     unread: dict[str, int] = field(default_factory=dict)  # rows that have the field
     special_as_text: int = 0
     special_as_control: int = 0
     changed_messages: int = 0
     other_openings: int = 0
+    not_learnt: int = 0  # documents that say so themselves
     empty_answers: int = 0
 
     def over(self, documents: Iterator[Encoded]) -> Iterator[Encoded]:
@@ -36,7 +38,9 @@ class Tally:
         _count(self.kinds, (remarks.kind,))
         _count(self.roles, remarks.roles)
         _count(self.unread, remarks.unread)
-        if not has_loss:
+        if has_loss:
+            _count(self.unknown_roles, remarks.unknown_roles)
+        elif not remarks.not_learnt:
             _count(self.roles_without_loss, remarks.roles)
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(remarks, name))

@@ -134,7 +134,9 @@ def _build(text: _Text) -> Built:
     account, name, domain = Account(), text.name, text.domain
     pieces = text.pieces(sources_of(domain, "train"), account)
     if not pieces:
-        raise DataError(f"domain {name} is empty: {_seen(account)}; check domains.{name}.train")
+        raise DataError(
+            f"domain {name} is empty: {_seen(account, text.data)}; check domains.{name}.train"
+        )
     if domain.validation is None:
         training, validation, held_account = _split(pieces, text.data)
         dropped = 0
@@ -143,8 +145,8 @@ def _build(text: _Text) -> Built:
         validation = text.pieces(sources_of(domain, "validation"), held_account)
         if not validation:
             raise DataError(
-                f"the validation text of domain {name} is empty: {_seen(held_account)}; check "
-                f"domains.{name}.validation, or leave it out to hold some training text out"
+                f"the validation text of domain {name} is empty: {_seen(held_account, text.data)}; "
+                f"check domains.{name}.validation, or leave it out to hold some training text out"
             )
         held_out = {piece.key for piece in validation}
         training = [piece for piece in pieces if piece.key not in held_out]
@@ -169,10 +171,20 @@ def _split(pieces: list[Piece], data: Data) -> tuple[list[Piece], list[Piece], A
     return [piece for piece in keyed if piece.key not in held_out], validation, Account(fit)
 
 
-def _seen(account: Account) -> str:
+def _seen(account: Account, data: Data) -> str:
     """What a text without a token to learn holds."""
-    roles, documents = account.tally.roles, account.fit.documents
+    roles, fit, documents = account.tally.roles, account.fit, account.fit.documents
+    if fit.beyond_context:
+        way_out = "raise data.context" + (
+            " or set data.too_long=split" if data.too_long == "cut" else ""
+        )
+        return (
+            f"{documents:,} documents, of {fit.beyond_context:,} of which what is learnt begins "
+            f"beyond data.context {data.context:,} (data.too_long={data.too_long}); {way_out}"
+        )
     told = f" (roles: {listed(roles)}; the assistant's messages are learnt)" if roles else ""
+    if account.tally.not_learnt:
+        told += f" ({account.tally.not_learnt:,} say so themselves, as by weight: 0)"
     return f"{documents:,} documents, none with a token to learn{told}"
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shared.errors import DataError
+from shared.text.masks import message_is_learnt, row_is_learnt
 
 Field = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
 Columns = Mapping[Field, str]
@@ -40,17 +41,9 @@ ROLES = {
         ("tool", "observation", "tool_response", "function", "function_response"), "tool"
     ),
 }
+KNOWN_ROLES = frozenset((*ROLES.values(), "developer", "ipython"))
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 PART_TYPES, PART_KEYS = ("text", "input_text", "output_text"), ("text", "content", "value")
-LEARNT_KEYS = (
-    *("weight", "train", "training", "trainable", "is_trainable", "train_on_turn"),
-    *("loss", "loss_mask", "loss_weight", "loss_scale", "learn", "compute_loss", "calculate_loss"),
-    *("is_train", "should_train", "include_in_loss"),
-)
-MASKED_KEYS = ("masked", "is_masked", "ignore", "no_loss", "ignore_loss", "skip_loss")
-UNCLEAR_KEYS = ("mask", "train_detail", "training_detail")  # of parts, or of either meaning
-UNSET_KEYS = ("skip", "exclude")  # clear where they are not set
-ALL_MASKS = frozenset((*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS, *UNSET_KEYS))
 CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
@@ -94,6 +87,7 @@ class Document:
     system: str = ""  # of a pair
     tools: tuple[Any, ...] = ()  # of a conversation: what its template offers the assistant
     unread: tuple[str, ...] = field(default=(), compare=False)  # fields of the row left aside
+    learnt: bool = True  # False: the row says that nothing of it is
 
     @property
     def strings(self) -> tuple[str, ...]:
@@ -101,6 +95,7 @@ class Document:
         turns = (part for m in self.messages for part in m.strings)
         more = [self.system] if self.system else []
         more += [json.dumps(self.tools, sort_keys=True, default=str)] if self.tools else []
+        more += [] if self.learnt else [str(self.learnt)]
         return (self.kind, self.text, self.prompt, self.response, *turns, *more)
 
 
@@ -127,8 +122,10 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
     else:
         raise DataError(_no_fields(where, row, names, columns))
     read = {names[field] for field in FIELDS if field in used and field in names}
-    unread = tuple(str(n) for n in row if n not in read and not _is_spare(row[n], n, names))
-    return replace(document, unread=unread) if unread else document
+    told = {n: row_is_learnt(n, row[n]) for n in row if n not in read}
+    unread = (n for n, said in told.items() if said is None and not _is_spare(row[n], n, names))
+    learnt = all(said is not False for said in told.values())
+    return replace(document, unread=tuple(map(str, unread)), learnt=learnt)
 
 
 def columns_read(columns: Columns) -> frozenset[str]:
@@ -259,7 +256,7 @@ def _message(turn: object, name: str, where: str) -> Message:
     if not role.strip():
         raise DataError(f"{where}: {role_key} of {name} is empty; name who speaks")
     content = "" if content_key is None else _content(turn[content_key], where, name)
-    learnt = _learnt(more, role, where, name)
+    learnt = message_is_learnt(more, role, where, name)
     return Message(role, content, _parsed_calls(more, where, name), learnt)
 
 
@@ -284,26 +281,6 @@ def _content(value: object, where: str, name: str) -> str:
             )
         texts.append(_string(told[key], where, f"a part of the content of {name}"))
     return "".join(texts)
-
-
-def _learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | None:
-    """What a message says of its own loss, taken out of `more`; None where it says nothing, or an
-    assistant's that it is learnt."""
-    told = set()
-    for key in [key for key in more if key in ALL_MASKS]:
-        value = more.pop(key)
-        if key in UNSET_KEYS and not value:
-            continue
-        if key in (*UNCLEAR_KEYS, *UNSET_KEYS) or value not in (0, 1):
-            raise DataError(
-                f"{where}: {name} has {key}: {value!r:.40}, which says not clearly whether it is "
-                "learnt; write train: true or train: false"
-            )
-        told.add(bool(value) != (key in MASKED_KEYS))
-    if len(told) > 1:
-        raise DataError(f"{where}: {name} says both that it is learnt and that it is not")
-    learnt = told.pop() if told else None
-    return None if learnt and role == "assistant" else learnt
 
 
 def _parsed_calls(more: dict[str, Any], where: str, name: str) -> dict[str, Any]:
@@ -348,9 +325,11 @@ def _no_fields(
     has = f"it has {_listed(row)}" if row else "it is empty"
     absent = [name for name in columns.values() if name not in row]
     if absent:
+        is_inside = any(isinstance(row.get(name.partition(".")[0]), Mapping) for name in absent)
+        more = "; what is inside a field is not read, so write it as one" if is_inside else ""
         return (
             f"{where} has no {' and no '.join(absent)}, which the domain's `columns` names; {has}: "
-            "name the row's own fields there"
+            f"name the row's own fields there{more}"
         )
     return f"{where} has no {SHAPES}; {has}: name its fields under the domain's `columns`" + (
         ", `input` and `system` among them" if {"input", "system"} & set(map(str, row)) else ""

@@ -17,8 +17,8 @@ import numpy as np
 import xxhash
 
 from shared.errors import DataError
-from shared.text.chat import Conversation, Span, turns_of
-from shared.text.documents import Document
+from shared.text.chat import Conversation, Span, Turn, turns_of
+from shared.text.documents import KNOWN_ROLES, Document
 from shared.text.special_tokens import MARK, Specials, SpecialTokens
 
 FRAMING_VERSION = 1
@@ -63,6 +63,8 @@ class Remarks:
     special_as_control: int = 0
     changed_messages: int = 0  # by the chat template
     other_openings: int = 0  # answers that do not begin as the generation prompt says
+    not_learnt: int = 0  # 1 where the row says that nothing of it is learnt
+    unknown_roles: tuple[str, ...] = ()  # of messages that are not learnt for their role's sake
     empty_answers: int = 0  # learnt answers without a word, call or thought
 
 
@@ -151,10 +153,15 @@ class _Framing:
             unread=document.unread,
             special_as_text=0 if control else count,
             special_as_control=count if control else 0,
+            not_learnt=int(not document.learnt),
             empty_answers=int(response is not None and not text[response:].strip()),
         )
         adds_bos = not (control and specials.opens(text))
-        adds_eos = not (control and specials.closes(text))
+        adds_eos = not (control and specials.closes(text[response or 0 :]))
+        if not adds_bos:  # whitespace outside the text's own bos and eos is no part of it
+            outside = len(text) - len(text.lstrip())
+            text, response = text[outside:], response and max(0, response - outside)
+        text = text if adds_eos else text.rstrip()
         if count and not control:
             response = response and len(specials.marked(text[:response]))
             text = specials.marked(text)
@@ -190,9 +197,17 @@ class _Framing:
             special_as_control=count if control else 0,
             changed_messages=talk.num_changed(learns_answers=self.loss_on == "responses"),
             other_openings=talk.other_openings,
+            not_learnt=int(not document.learnt),
+            unknown_roles=_unknown_roles(turns, (*answers, *told)) if learnt is not None else (),
             empty_answers=talk.num_empty(answers),
         )
         return _Framed(document, talk.text, learnt, remarks, masked)
+
+
+def _unknown_roles(turns: Sequence[Turn], spoken_for: Sequence[int]) -> tuple[str, ...]:
+    """Roles that are no usual ones, of turns that are neither learnt nor say that they are not."""
+    roles = (turn["role"] for n, turn in enumerate(turns) if n not in spoken_for)
+    return tuple(dict.fromkeys(role for role in roles if role not in KNOWN_ROLES))
 
 
 def _refuse_what_needs_a_template(document: Document, tokenizer: Tokenizer) -> None:
@@ -262,7 +277,7 @@ def _encoded(framed: _Framed, ids: np.ndarray, learnt: np.ndarray, tokenizer: To
         ids = np.concatenate([bos, ids, eos])
         learnt = np.concatenate([np.zeros(len(bos), np.uint8), learnt, np.ones(len(eos), np.uint8)])
     mask = np.zeros(len(ids), np.uint8)
-    mask[:-1] = learnt[1:]
+    mask[:-1] = learnt[1:] if framed.document.learnt else 0
     document, has_prompt = framed.document, framed.learnt is not None
     has_bos = ids[:1].tolist() == [tokenizer.bos_token_id]
     opening = int(np.argmax(learnt)) if has_prompt and learnt.any() else int(has_bos)

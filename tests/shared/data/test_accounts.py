@@ -185,6 +185,55 @@ def test_an_empty_domain_names_the_roles_it_saw(tmp_path: Path, tokenizer) -> No
         accounted(tmp_path, tokenizer, [chat(1, "user"), chat(2, "user", "narrator")])
 
 
+def test_an_empty_domain_of_prompts_beyond_the_context_names_the_cut(
+    tmp_path: Path, tokenizer
+) -> None:
+    rows = [{"prompt": "word " * 200, "response": "yes"}] * 30
+    said = r"30 documents, of 30 .* beyond data.context 64 .data.too_long=cut.; raise .*long=split;"
+    with pytest.raises(DataError, match=said):
+        accounted(tmp_path, tokenizer, rows, too_long="cut")
+
+
+@pytest.mark.parametrize(
+    "said", [{"weight": 0}, {"train": False}, {"loss_weight": "0"}, {"no_loss": True}]
+)
+@pytest.mark.parametrize("loss_on", ["responses", "everything"])
+def test_a_row_that_says_it_is_not_learnt_is_not(
+    tmp_path: Path, tokenizer, said: dict, loss_on: str
+) -> None:
+    learnt = [*(chat(n, "user", "assistant") for n in range(9)), {"text": "t", "weight": 1.0}]
+    rows = [chat(40, "user", "assistant"), {"text": "u"}, {"prompt": "p", "response": "r"}]
+    _, plain, _ = accounted(tmp_path, tokenizer, learnt, loss_on=loss_on)
+    rows = [*learnt, *(row | said for row in rows)]
+    found, store, _ = accounted(tmp_path, tokenizer, rows, loss_on=loss_on)
+    assert pieces(store) == pieces(plain)
+    assert found["chat"]["dropped"] == 3
+    assert found["chat"]["notes"][1:] == [
+        "3 documents are not learnt, as they say themselves (weight: 0, train: false or the like)"
+    ]
+    with pytest.raises(DataError, match=r"3 documents, none with .* .3 say so themselves"):
+        accounted(tmp_path, tokenizer, rows[-3:], loss_on=loss_on)
+
+
+def test_what_a_row_says_unclearly_of_its_loss_is_counted(tmp_path: Path, tokenizer) -> None:
+    rows = [{"text": f"t {n}", "weight": 0.5, "loss_mask": [0, 1], "skip": True} for n in range(5)]
+    found, _, _ = accounted(tmp_path, tokenizer, rows)
+    assert found["chat"]["dropped"] == 0
+    assert found["chat"]["notes"] == ["fields that are not read: weight 5, loss_mask 5, skip 5"]
+
+
+def test_roles_that_are_not_known_are_named_beside_assistants(tmp_path: Path, tokenizer) -> None:
+    rows = [chat(n, "user", "expert", "tool", "assistant") for n in range(9)]
+    rows.append(chat(9, "user", "expert"))
+    found, _, _ = accounted(tmp_path, tokenizer, rows)
+    assert found["chat"]["notes"] == [
+        "roles of the dropped documents: user 1, expert 1",
+        "roles that are not known, whose messages are not learnt: expert 9",
+    ]
+    found, _, _ = accounted(tmp_path, tokenizer, rows, loss_on="everything")
+    assert found["chat"]["notes"] == []
+
+
 def test_an_answer_beyond_the_context_is_said_to_be_dropped(tmp_path: Path, tokenizer) -> None:
     rows = [{"prompt": "word " * 200, "response": "yes"}, {"text": "short"}]
     found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="cut")

@@ -44,6 +44,9 @@ def test_a_column_that_a_row_lacks_is_named() -> None:
     ):
         document({"prompt": "p", "response": "r"}, prompt="question")
 
+    with pytest.raises(DataError, match=r"no data\.q, which .* what is inside a field is not read"):
+        document({"data": {"q": "p"}, "a": "r"}, prompt="data.q", response="a")
+
 
 def test_two_fields_have_no_column_in_common() -> None:
     with pytest.raises(ValueError, match="columns gives prompt and response the same column, a;"):

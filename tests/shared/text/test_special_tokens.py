@@ -46,6 +46,29 @@ def test_a_text_has_one_bos_and_one_eos_whatever_it_brings(
     assert (ids[0], ids[-1]) == (BOS, EOS)
 
 
+@pytest.mark.parametrize("special_tokens", ["auto", "control"])
+@pytest.mark.parametrize(
+    "text", ["abc<|eos|>\n", "\n<|bos|>abc", " \n<|bos|>abc<|eos|> \n\n", "abc<|eos|>\t"]
+)
+def test_whitespace_outside_bos_and_eos_is_no_part_of_a_text(
+    tokenizer, text: str, special_tokens: str
+) -> None:
+    one = one_of(tokenizer, text, special_tokens)
+    assert one.input_ids.tolist() == ids_of(tokenizer, "abc")
+    assert learnt_texts(tokenizer, one) == ["abc<|eos|>"]
+    assert one.loss_mask[-1] == 0
+
+
+def test_whitespace_outside_a_pairs_bos_and_eos_is_no_part_of_it(tokenizer) -> None:
+    plain = one_of(tokenizer, Document("pair", "a:1", prompt="q", response="a b"))
+    pair = Document("pair", "a:1", prompt="\n<|bos|>q", response="a b<|eos|>\n")
+    one = one_of(tokenizer, pair)
+    assert one.input_ids.tolist() == plain.input_ids.tolist()
+    assert one.loss_mask.tolist() == plain.loss_mask.tolist()
+    blank = one_of(tokenizer, Document("pair", "a:1", prompt="q<|eos|>", response=""))
+    assert learnt_texts(tokenizer, blank) == ["<|eos|>"]
+
+
 def test_a_rendered_conversation_keeps_its_control_tokens(tokenizer) -> None:
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nho<|im_end|>\n"
     one = one_of(tokenizer, text)
