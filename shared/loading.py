@@ -4,9 +4,25 @@ ours."""
 import json
 from typing import Any
 
+from shared.config.attention import Attention, attend
+
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
 # weights refuse to; ours are always plain.
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+
+
+def read_config(
+    model: str, *, revision: str | None, trust_remote_code: bool, attention: Attention
+) -> Any:
+    """A model's config of transformers, with plain outputs and the attention that is asked for,
+    whatever its file says of them."""
+    from transformers import AutoConfig  # slow
+
+    asked = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    told = {} if attention == "auto" else {"attn_implementation": attention}
+    config = AutoConfig.from_pretrained(model, **asked, **told, **PLAIN_OUTPUTS)
+    attend(config, attention)
+    return config
 
 
 def first_line(error: BaseException) -> str:
@@ -26,11 +42,11 @@ def untrusted(error: BaseException, *, trust: str) -> str | None:
     )
 
 
-def why_unloadable(error: BaseException, *, trust: str, attention: str) -> str:
-    """Why weights cannot be loaded, in our words where the way out is one of ours; `trust` is as in
-    `untrusted`, `attention` the one asked for, whose advice names arguments of a library's own."""
+def why_unloadable(error: BaseException, *, section: str, attention: str) -> str:
+    """Why weights cannot be loaded, in our words where the way out is one of ours; `section` is
+    where the config asks for the model, `attention` the one asked for."""
     reason = first_line(error)
-    if (said := untrusted(error, trust=trust)) is not None:
+    if (said := untrusted(error, trust=f"{section}.trust_remote_code")) is not None:
         return said
     if "ignore_mismatched_sizes" in str(error):
         return "its weights do not have the sizes of its config.json; get both from one model"
@@ -42,10 +58,8 @@ def why_unloadable(error: BaseException, *, trust: str, attention: str) -> str:
         return f"its config.json names {reason}, which the installed transformers does not know"
     asked_otherwise = attention != "auto" and "ttention" in reason
     if asked_otherwise or "attn_implementation" in str(error) or "FlashAttention" in reason:
-        other = (
-            "auto" if attention != "auto" else "sdpa or eager, since its config.json asks for it"
-        )
-        return f"{reason.split('. ')[0].rstrip('.')}; set its attention to {other}"
+        other = "auto" if attention != "auto" else "eager, since its config.json asks for another"
+        return f"{reason.split('. ')[0].rstrip('.')}; set {section}.attention={other}"
     return reason
 
 

@@ -124,7 +124,11 @@ def refuse_unloadable(config: Config) -> None:
     for teacher in config.teachers.values():
         if not Path(teacher.model).is_dir():
             continue
-        asked = {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
+        asked = {
+            "revision": teacher.revision,
+            "trust_remote_code": teacher.trust_remote_code,
+            "attention": teacher.attention,
+        }
 
         def find(model: str = teacher.model, asked: dict[str, Any] = asked) -> dict[str, Any]:
             from teacher_service.engine import loading  # slow, as torch is

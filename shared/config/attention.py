@@ -9,9 +9,29 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 INSTALLED_BY = {"flash_attention_2": "flash_attn"}  # packages beyond torch
 
 
-def loading_arguments(attention: Attention) -> dict[str, str]:
-    """What `from_pretrained` of transformers is told; auto leaves the choice to the library."""
-    return {} if attention == "auto" else {"attn_implementation": attention}
+def attend(config: Any, attention: Attention) -> None:
+    """Write the attention that is asked for into a config of transformers, over what its file asks
+    for. Under auto the file's choice stands; one that this machine has no package for gives way to
+    the library's own."""
+    if attention != "auto":
+        config._attn_implementation = attention
+        return
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    chosen = [getattr(part, "_attn_implementation", None) for part in parts]
+    if not all(map(_is_there, filter(None, chosen))):
+        config._attn_implementation = None
+
+
+def _is_there(chosen: str) -> bool:
+    """Whether what an attention is computed by is installed."""
+    from transformers.utils import import_utils
+
+    is_flash, is_kernel = chosen.startswith("flash_attention"), "/" in chosen
+    if not is_flash and not is_kernel:
+        return True
+    version = chosen.removeprefix("flash_attention_")
+    known = getattr(import_utils, f"is_flash_attn_{version}_available", None)
+    return import_utils.is_kernels_available() or (known is not None and known())
 
 
 def offered_by(model_class: Any) -> tuple[str, ...]:

@@ -16,14 +16,13 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from shared.config.attention import loading_arguments
 from shared.config.run import Config, LoRATraining
 from shared.config.run import Student as StudentConfig
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, switches_of
 from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
-from shared.loading import PLAIN_OUTPUTS, first_line, why_unloadable
+from shared.loading import first_line, read_config, why_unloadable
 from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.adapters import (
@@ -111,23 +110,24 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
         )
     transformers.utils.logging.disable_progress_bar()
     auto_model: Any = getattr(transformers, kind.auto_class)
+    named = {
+        "revision": asked.revision or "main",
+        "trust_remote_code": asked.trust_remote_code,
+    }
     try:
         model, found = auto_model.from_pretrained(
             asked.model,
-            revision=asked.revision or "main",
-            trust_remote_code=asked.trust_remote_code,
+            config=read_config(asked.model, **named, attention=asked.attention),
+            **named,
             dtype=DTYPES[asked.dtype],
             use_safetensors=True,
             quantization_config=quantisation(asked, DTYPES[asked.dtype]),
             output_loading_info=True,
-            **loading_arguments(asked.attention),
-            **PLAIN_OUTPUTS,
         )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a model's own code and of every library it needs
-        trust = "student.trust_remote_code"
-        reason = why_unloadable(error, trust=trust, attention=asked.attention)
+        reason = why_unloadable(error, section="student", attention=asked.attention)
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils.hub import cached_file
 
-from shared.config.attention import Attention, loading_arguments
+from shared.config.attention import INSTALLED_BY, Attention
 from shared.errors import ConfigError
-from shared.loading import PLAIN_OUTPUTS, first_line, stored_as, why_unloadable
+from shared.loading import first_line, read_config, stored_as, why_unloadable
 
 BLOCK_BYTES = 2**24
 IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -52,14 +52,13 @@ def load_model(
         raise ConfigError("the teacher asks for a GPU and this process sees none; set gpus: 0")
     folder = local_folder(model, revision=revision, marker="config.json")
     arguments: dict[str, Any] = {
-        "revision": revision,
         "dtype": getattr(torch, dtype),
         "device_map": _device_map(device),
-        "trust_remote_code": trust_remote_code,
     }
     if quantisation != "none":
         arguments["quantization_config"] = _quantised(quantisation, getattr(torch, dtype))
-    found = _loaded(model, arguments, attention)
+    asked = {"revision": revision, "trust_remote_code": trust_remote_code}
+    found = _loaded(model, asked, arguments, attention)
     _skip_packed_kernel(found)
     adapter_folder = None
     if adapter is not None:
@@ -71,13 +70,17 @@ def load_model(
     return Loaded(found.eval(), folder, adapter_folder, commit)
 
 
-def refuse_unloadable(model: str, *, revision: str | None, trust_remote_code: bool) -> None:
+def refuse_unloadable(
+    model: str, *, revision: str | None, trust_remote_code: bool, attention: Attention
+) -> None:
     """Raise ConfigError where the names and sizes of a model's weights are not those of its config,
     reading no values. Of weights in few bits only their own quantiser knows that."""
     _silence()
-    asked: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    if stored_as(transformers.AutoConfig.from_pretrained(model, **asked)) is None:
-        _loaded(model, asked | {"device_map": {"": "meta"}}, "auto")
+    asked = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if attention in INSTALLED_BY:
+        attention = "auto"  # needs the GPU of whoever loads the values
+    if stored_as(read_config(model, **asked, attention=attention)) is None:
+        _loaded(model, asked, {"device_map": {"": "meta"}}, attention)
 
 
 def local_folder(name: str, *, revision: str | None, marker: str) -> Path:
@@ -145,17 +148,22 @@ def with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
     return wrapped
 
 
-def _loaded(model: str, arguments: dict[str, Any], attention: Attention) -> Any:
-    """A model with all its weights. Raises ConfigError."""
+def _loaded(
+    model: str, asked: dict[str, Any], arguments: dict[str, Any], attention: Attention
+) -> Any:
+    """A model with all its weights, of the revision and trust that are asked for. Raises
+    ConfigError."""
     auto_model: Any = transformers.AutoModelForCausalLM
-    options = {"use_safetensors": True, "output_loading_info": True, **loading_arguments(attention)}
+    options = {"use_safetensors": True, "output_loading_info": True}
     try:
-        found, info = auto_model.from_pretrained(model, **arguments, **options, **PLAIN_OUTPUTS)
+        config = read_config(model, **asked, attention=attention)
+        found, info = auto_model.from_pretrained(
+            model, config=config, **asked, **arguments, **options
+        )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a model's own code and of every library it needs
-        trust = "teachers.NAME.trust_remote_code"
-        reason = why_unloadable(error, trust=trust, attention=attention)
+        reason = why_unloadable(error, section="teachers.NAME", attention=attention)
         raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from shared.config.attention import loading_arguments, offered_by, refusal
+from shared.config.attention import offered_by, refusal
 
 FITS = {"model": "m", "offered": ("eager", "sdpa", "flash_attention_2"), "installed": True}
 ON_GPU = {"gpus": 1, "dtype": "bfloat16"}
@@ -15,9 +15,7 @@ class Both:
     _supports_flash_attn = True
 
 
-def test_the_library_chooses_where_nothing_is_asked() -> None:
-    assert loading_arguments("auto") == {}
-    assert loading_arguments("eager") == {"attn_implementation": "eager"}
+def test_what_a_class_offers_is_read_off_it() -> None:
     assert offered_by(object) == ("eager",)
     assert offered_by(Both) == ("eager", "sdpa", "flash_attention_2")
 

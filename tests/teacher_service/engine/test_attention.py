@@ -27,7 +27,7 @@ def test_the_attention_asked_for_answers_and_is_part_of_the_fingerprint(tmp_path
 
 def test_an_attention_that_a_family_lacks_is_one_sentence(tmp_path):
     folder = str(save_family("bloom", tmp_path))
-    with pytest.raises(ConfigError, match="set its attention to auto") as refused:
+    with pytest.raises(ConfigError, match=r"set teachers\.NAME\.attention=auto") as refused:
         load_engine(Teacher(model=folder, attention="sdpa"))
     assert "attn_implementation" not in str(refused.value)
     assert "\n" not in str(refused.value)
