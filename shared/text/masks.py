@@ -15,7 +15,8 @@ UNSET_KEYS = ("skip", "exclude")  # clear where they are not set
 ALL_MASKS = frozenset((*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS, *UNSET_KEYS))
 # Of a whole row: what says clearly that nothing of it is learnt. `loss` may be a measured one.
 ROW_LEARNT = frozenset(LEARNT_KEYS) - {"loss", "loss_mask", "train_on_turn"}
-ROW_MASKED = ("no_loss", "ignore_loss", "skip_loss")
+ROW_MASKED = frozenset(("no_loss", "ignore_loss", "skip_loss"))
+ROW_MASKS = ROW_LEARNT | ROW_MASKED
 
 
 def message_is_learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | None:
@@ -40,7 +41,7 @@ def message_is_learnt(more: dict[str, Any], role: str, where: str, name: str) ->
 
 def row_is_learnt(name: object, value: object) -> bool | None:
     """What a field of a row says of the loss of the whole; None where it says nothing clearly."""
-    if name not in ROW_LEARNT and name not in ROW_MASKED:
+    if name not in ROW_MASKS:
         return None
     known = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
     said = known.get(str(value).lower())  # a table holds text

@@ -15,6 +15,7 @@ from shared.text.digests import digest_file
 from shared.text.documents import Columns, Document, Kind, columns_read, document_of
 from shared.text.files import source_files
 from shared.text.formats import PARQUET, is_text, kind_of, read_rows, read_text, size_of_text
+from shared.text.masks import ROW_MASKS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,14 +81,14 @@ def _read_file(path: Path, columns: Columns) -> Iterator[Document]:
     if is_text(path):
         yield Document("text", f"{path}:1", text=read_text(path))
         return
-    nulls = kind_of(path).startswith(PARQUET)
-    for where, row in read_rows(path, wanted=columns_read(columns)):
+    nulls, wanted = kind_of(path).startswith(PARQUET), columns_read(columns)
+    for where, row in read_rows(path, wanted=wanted | ROW_MASKS if nulls else wanted):
         yield document_of(_without_nulls(row) if nulls else row, where, columns)
 
 
 def _read_hub(source: HubDataset, root: Path, columns: Columns) -> Iterator[Document]:
     """The fields that are read alone: images and sounds beside them would be decoded."""
-    dataset, wanted = _load_hub(source, root), columns_read(columns)
+    dataset, wanted = _load_hub(source, root), columns_read(columns) | ROW_MASKS
     others = {name: None for name in dataset.column_names if name not in wanted}
     read = [name for name in dataset.column_names if name in wanted]
     rows = dataset.select_columns(read) if read else itertools.repeat({}, len(dataset))
