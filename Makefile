@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # One more than cores: tests wait for processes that start, one after the other.
-PROCESSES := -n 3 --dist loadfile --no-loadscope-reorder
+# A process that dies ends the suite: one in its place would wait for work that does not come.
+PROCESSES := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: install demo test test-all check suite clean
 

@@ -46,6 +46,7 @@ def why_unloadable(error: BaseException, *, section: str, attention: str) -> str
     """Why weights cannot be loaded, in our words where the way out is one of ours; `section` is
     where the config asks for the model, `attention` the one asked for."""
     reason = first_line(error)
+    unknown = "its config.json names {}, which the installed transformers does not know"
     if (said := untrusted(error, trust=f"{section}.trust_remote_code")) is not None:
         return said
     if "ignore_mismatched_sizes" in str(error):
@@ -54,8 +55,10 @@ def why_unloadable(error: BaseException, *, section: str, attention: str) -> str
         return f"one of its .safetensors files is damaged or cut off ({reason}); get it again"
     if isinstance(error, json.JSONDecodeError):
         return f"one of its .json files is not valid JSON ({reason}); get it again"
+    if isinstance(error, AttributeError) and getattr(error.obj, "__name__", "") == "torch":
+        return unknown.format(repr(error.name))  # a dtype
     if isinstance(error, KeyError):
-        return f"its config.json names {reason}, which the installed transformers does not know"
+        return unknown.format(reason)
     asked_otherwise = attention != "auto" and "ttention" in reason
     if asked_otherwise or "attn_implementation" in str(error) or "FlashAttention" in reason:
         other = "auto" if attention != "auto" else "eager, since its config.json asks for another"

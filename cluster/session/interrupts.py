@@ -21,6 +21,7 @@ from shared.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PASSED_ON = signal.SIGUSR2  # what the thread that waits for SIGTERM sends to the main one
+EAR = "hears SIGTERM"  # that thread's name
 CONNECTING = "Ray is starting, and this command ends once it has; again, and it ends at once"
 UNSAVED = "Interrupted; the same command starts again."
 SAME_S = 1.0  # a launcher may send its signal twice: to the command, and to its process group
@@ -53,7 +54,7 @@ def handling() -> Iterator[None]:
             signal.signal(number, _on_signal)
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     ended = threading.Event()
-    ear = threading.Thread(target=_pass_on, args=(ended,), daemon=True)
+    ear = threading.Thread(target=_pass_on, args=(ended,), name=EAR, daemon=True)
     ear.start()
     try:
         yield

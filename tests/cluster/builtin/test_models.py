@@ -1,7 +1,6 @@
 """The embedded models are built once, safely, and stand behind their `builtin:` names."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from cluster.report.stages import SENTENCES, begin, expect, stages_of_run
 from cluster.session.interrupts import handling
 from shared.config.run import Config
 from shared.errors import ConfigError, StoppedError, TutelageError
+from tests import signals
 
 TINY = {"width": 32, "layers": 1, "heads": 2, "steps": 3, "rows_per_step": 2, "context": 32}
 TINY_PLANS = {
@@ -186,7 +186,7 @@ def test_a_signal_keeps_the_step_under_way_also_before_anything_was_kept(
 
     def signalled(*given, **options) -> float:
         if next(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signals.send(signal.SIGTERM)
             time.sleep(0.1)  # another thread hears it
         return step(*given, **options)
 

@@ -22,6 +22,7 @@ from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
 from shared.run.start import STAGES
 from student_trainer.state.checkpoint import all_checkpoints, step_of
+from tests import signals
 from tests.cluster.jobs import WORDS, write_job
 from tests.scraping import Scrapes, export_url, scraping
 
@@ -250,7 +251,7 @@ def test_a_signal_saves_the_step_under_way_and_the_same_command_goes_on_from_it(
     def stop() -> None:
         while not stopped.metrics.exists():
             time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signals.send(signal.SIGTERM)
 
     sender = threading.Thread(target=stop, daemon=True)
     sender.start()

@@ -20,6 +20,7 @@ from cluster.session.interrupts import (
     on_first_signal,
 )
 from shared.errors import StoppedError
+from tests import signals
 
 BLOCKED = "import signal; print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
 
@@ -33,7 +34,7 @@ def handled(monkeypatch) -> Iterator[None]:
 def send(number: int, *, after_s: float) -> None:
     """Send a signal to this process as if so long after the one before."""
     interrupts._state.heard_at -= after_s
-    os.kill(os.getpid(), number)
+    signals.send(number)
     time.sleep(0.1)  # another thread may hear it
 
 

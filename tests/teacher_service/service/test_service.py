@@ -200,9 +200,11 @@ def test_a_service_knows_who_uses_it(name):
     assert service.users(name) == []
 
 
-def test_a_service_that_is_used_is_not_stopped_and_one_that_is_gone_is_named(name, capsys):
+def test_a_service_that_is_used_is_not_stopped_and_one_that_is_gone_is_named(
+    name, capsys, tmp_path
+):
     service.start(name, ANY, detached=True, make_engine=Scripted()).described()
-    with using([name], user="runs/one", gone="start it again"):
+    with using([name], user="runs/one", gone="start it again", roll=tmp_path / "roll"):
         wait_until(lambda: service.users(name) == ["runs/one"])
         assert main(["teacher", "down", "--service", name]) == 2
         refused = capsys.readouterr().err
