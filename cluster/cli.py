@@ -280,7 +280,7 @@ def init(
         str, typer.Option(metavar="NAME", help="One of `tutelage recipes`.")
     ] = "starter",
 ) -> None:
-    """Write a first config, with comments; an existing file stays."""
+    """Write a first config, with comments, or FILE.ipynb, a notebook; an existing file stays."""
     from cluster.commands import runs
 
     runs.init(to, recipe=recipe)

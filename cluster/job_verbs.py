@@ -44,7 +44,7 @@ def jobs_logs(
     """Print what a job has said."""
     from cluster.commands import jobs
 
-    jobs.logs(job, address=address, following=follow)
+    jobs.logs(job, address=address, follow=follow)
 
 
 @jobs.command("stop")

@@ -74,13 +74,13 @@ def ls(*, address: str | None = None) -> None:
         )
 
 
-def logs(job: str, *, address: str | None = None, following: bool = False) -> None:
+def logs(job: str, *, address: str | None = None, follow: bool = False) -> None:
     """`tutelage jobs logs`."""
     from cluster.submission.dashboard import Dashboard
 
     dashboard = Dashboard(address)
     dashboard.job(job)
-    if following:
+    if follow:
         _follow(dashboard, job)
     else:
         print(dashboard.log(job), end="", flush=True)

@@ -20,6 +20,7 @@ from shared.run.start import StartClock
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STARTER = "starter"
+NOTEBOOK = RECIPES / "quickstart.ipynb"
 
 
 def run(
@@ -150,8 +151,9 @@ def report(run: Path) -> None:
     print(final_table(run_dir.path))
 
 
-def compare(folders: Sequence[Path], *, to: Path | None = None) -> None:
-    """`tutelage report RUN RUN ...`: runs beside each other, as a table and a page."""
+def compare(folders: Sequence[Path], *, to: Path | None = None) -> Path:
+    """`tutelage report RUN RUN ...`: runs beside each other, as a table and a page, whose path it
+    returns."""
     from cluster.report.comparison import compare, comparison_table, write_comparison
 
     compared = compare([folder.absolute() for folder in folders])
@@ -159,11 +161,13 @@ def compare(folders: Sequence[Path], *, to: Path | None = None) -> None:
     print(comparison_table(compared))
     write_comparison(compared, page)
     print(f"\nPage      {page}")
+    return page
 
 
 def init(to: Path, *, recipe: str = STARTER) -> None:
-    """`tutelage init`."""
-    found = _recipe(recipe)
+    """`tutelage init`: a recipe, or where the file is to end in .ipynb the notebook."""
+    is_notebook = to.suffix == NOTEBOOK.suffix
+    found = NOTEBOOK if is_notebook else _recipe(recipe)
     text = found.read_text().replace(f"cluster/recipes/{found.name}", str(to))
     try:
         if to.exists():
@@ -174,7 +178,10 @@ def init(to: Path, *, recipe: str = STARTER) -> None:
         raise ConfigError(
             f"{to} cannot be written: {reason_of(error)}; name another file"
         ) from None
-    print(f"{to} is a first config; change it, then: tutelage run {to}")
+    if is_notebook:
+        print(f"{to} is a notebook; pip install 'tutelage[notebook]', then: jupyter lab {to}")
+    else:
+        print(f"{to} is a first config; change it, then: tutelage run {to}")
     if ignoring:
         print(f"{to.parent / IGNORE_FILE} keeps runs and .venv out of git and out of jobs")
 
