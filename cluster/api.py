@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.commands import jobs, prompts, runs, teachers
+from cluster.commands import exports, jobs, prompts, runs, teachers
 from cluster.commands import selftest as selftests
 from cluster.commands.cache import check as cache_verify
 from cluster.commands.cache import gc as cache_gc
@@ -119,10 +119,11 @@ class Run:
         found = json.loads((self.files.path / "evaluation.json").read_text())
         return {name: DomainEvaluation(**domain) for name, domain in found.items()}
 
-    def export(self, *, to: str | Path | None = None) -> Path:
-        """Its newest checkpoint as a folder that transformers or peft load; returns the folder."""
-        runs.export(self.path, to=None if to is None else Path(to))
-        return Path(to or self.files.export)
+    def export(self, *, to: str | Path | None = None, merge: bool = False) -> Path:
+        """Its newest checkpoint as a folder that transformers or peft load, `merge`: adapters in
+        the base; returns the folder."""
+        exports.export(self.path, to=None if to is None else Path(to), merge=merge)
+        return Path(to or (self.files.merged if merge else self.files.export))
 
     def report(self) -> Path:
         """Write its page again, print the table; returns the page."""

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from cluster import job_verbs, monitor_verbs, watching_verbs
+from cluster import export_verbs, job_verbs, monitor_verbs, watching_verbs
 from cluster.arguments import Address, ConfigPath, Fresh, Overrides, RunFolder, Service, Store
 from cluster.session import interrupts
 from shared.errors import StoppedError, TutelageError, reason_of
@@ -225,15 +225,7 @@ def evaluate(run: RunFolder, service: Service = None, address: Address = None) -
     runs.evaluate(run, service=service, address=address)
 
 
-@app.command()
-def export(
-    run: RunFolder,
-    to: Annotated[Path | None, typer.Option(help="A new folder; default: RUN/export.")] = None,
-) -> None:
-    """Write a run's newest checkpoint as a folder that transformers or peft load by themselves."""
-    from cluster.commands import runs
-
-    runs.export(run, to=to)
+app.command()(export_verbs.export)
 
 
 @app.command()

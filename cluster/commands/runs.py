@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import shutil
 import textwrap
 from collections.abc import Sequence
 from itertools import takewhile
@@ -14,7 +13,7 @@ from cluster.report.stages import expect, stages_of_run
 from cluster.submission.ignore_file import NAME as IGNORE_FILE
 from cluster.submission.ignore_file import write_ignore_file
 from shared.config.run import Config
-from shared.errors import CheckpointError, ConfigError, StorageError, reason_of
+from shared.errors import ConfigError, reason_of
 from shared.run.run_dir import RunDir
 from shared.run.start import StartClock
 
@@ -82,7 +81,7 @@ def capture(
 def evaluate(run: Path, *, service: str | None = None, address: str | None = None) -> None:
     """`tutelage eval`: a line per domain."""
     run_dir = RunDir(run.absolute())
-    config = _config_of(run_dir)
+    config = config_of(run_dir)
     from cluster.launch import driver
 
     path = driver.evaluate(config, service=service, address=address)
@@ -93,60 +92,13 @@ def evaluate(run: Path, *, service: str | None = None, address: str | None = Non
     print(f"\nNumbers   {path}")
 
 
-def export(run: Path, *, to: Path | None = None) -> None:
-    """`tutelage export`: the newest whole checkpoint, loaded again and compared first."""
-    run_dir = RunDir(run.absolute())
-    config = _config_of(run_dir)
-    if to is not None:
-        _refuse_unwritable(to)
-    from student_trainer.state.checkpoint import latest_checkpoint, step_of
-    from student_trainer.state.export import export_checkpoint, exported_step
-    from student_trainer.tasks.causal_lm import CAUSAL_LM
-
-    checkpoint = latest_checkpoint(run_dir.checkpoints)
-    if checkpoint is None:
-        raise CheckpointError(f"{run} has no checkpoint yet; train first, with `tutelage run`")
-    if exported_step(run_dir.export) != step_of(checkpoint):
-        export_checkpoint(checkpoint, config=config, run_dir=run_dir, kind=CAUSAL_LM.model)
-    if to is not None:
-        _copied(run_dir.export, to)
-    print(f"step {step_of(checkpoint)} is in {to or run_dir.export}")
-
-
-def _refuse_unwritable(to: Path) -> None:
-    """Refuse a place for an export before any work. Raises ConfigError."""
-    try:
-        if to.exists():
-            raise ConfigError(f"{to} exists already; name a new folder with --to")
-        to.mkdir(parents=True)
-        to.rmdir()
-    except OSError as error:
-        raise ConfigError(
-            f"--to is {to}, which cannot be made: {reason_of(error)}; name a folder that you may "
-            "write to"
-        ) from None
-
-
-def _copied(folder: Path, to: Path) -> None:
-    """Copy an export, whole or not at all. Raises StorageError."""
-    draft = to.with_name(f".{to.name}.draft")
-    try:
-        shutil.copytree(folder, draft)
-        draft.rename(to)
-    except (OSError, shutil.Error) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise StorageError(
-            f"{to} cannot be written: {reason_of(error)}; free some space, or name another folder"
-        ) from None
-
-
 def report(run: Path) -> None:
     """`tutelage report`."""
     from cluster.report.page import write_report
     from cluster.report.summary import final_table
 
     run_dir = RunDir(run.absolute())
-    _config_of(run_dir)
+    config_of(run_dir)
     write_report(run_dir.path)
     print(final_table(run_dir.path))
 
@@ -219,7 +171,7 @@ def _recipe(name: str) -> Path:
     return found[name]
 
 
-def _config_of(run_dir: RunDir) -> Config:
+def config_of(run_dir: RunDir) -> Config:
     """The recorded config of a run, at home where the folder is now."""
     config = run_dir.recorded_config()
     paths = config.paths.model_copy(update={"runs": str(run_dir.path.parent)})

@@ -108,6 +108,11 @@ class RunDir:
         return self.path / "export"
 
     @property
+    def merged(self) -> Path:
+        """An adapted student as a whole model, its adapters merged into the base."""
+        return self.path / "merged"
+
+    @property
     def report(self) -> Path:
         """The page with plots."""
         return self.path / "report.html"

@@ -8,12 +8,13 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from safetensors import safe_open
 
-from shared.config.run import Config, LoRATraining, QLoRATraining
+from shared.config.run import Config, LoRATraining, QLoRATraining, Student
 from shared.errors import CheckpointError, StorageError
 from shared.files import obey_umask
 from shared.run.run_dir import RunDir
@@ -70,26 +71,41 @@ def export_checkpoint(
     Raises CheckpointError where the checkpoint is damaged or the folder does not reproduce the
     student, StorageError where the disk is full.
     """
+    refuse_damaged(checkpoint)
+    with publishing(run_dir.export) as draft:
+        shutil.copytree(checkpoint / "weights", draft)
+        describe(draft, checkpoint, config=config, run_dir=run_dir)
+        _refuse_empty_tensors(draft)
+        with closing(reloader or Reloader()) as fresh:
+            _refuse_other_logits(draft, checkpoint, config, kind, fresh)
+    return run_dir.export
+
+
+def refuse_damaged(checkpoint: Path) -> None:
+    """Raise CheckpointError where a checkpoint's files are not what they were."""
     damage = damage_of(checkpoint)
     if damage is not None:
         raise CheckpointError(
             f"{checkpoint} cannot be exported: {damage}; choose another checkpoint of the run"
         )
-    draft = run_dir.export.with_name(".export.draft")
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """The name of a draft that replaces `folder` at the end of a `with`, and is gone after a
+    failure. Raises StorageError where the disk does not take it."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
     try:
-        _build(draft, checkpoint, config=config, run_dir=run_dir)
-        _refuse_empty_tensors(draft)
-        with closing(reloader or Reloader()) as fresh:
-            _refuse_other_logits(draft, checkpoint, config, kind, fresh)
-        shutil.rmtree(run_dir.export, ignore_errors=True)
-        draft.rename(run_dir.export)
+        yield draft
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
     except OSError as error:
         raise StorageError(
-            f"{run_dir.export} cannot be written: {error.strerror or error}; free some space"
+            f"{folder} cannot be written: {error.strerror or error}; free some space"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return run_dir.export
 
 
 def exported_step(folder: Path) -> int | None:
@@ -106,18 +122,32 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
 
-def _build(draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir) -> None:
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(checkpoint / "weights", draft)
+def describe(
+    draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir, merged: bool = False
+) -> None:
+    """Put into a folder with weights what else an export has: tokenizer, generation config, card,
+    and facts. `merged` says that adapters lie in the base's weights."""
     usage = save_usage(draft, config)
     step = step_of(checkpoint)
     frozen = read_state(checkpoint).get("frozen_weights")
-    card = model_card(config, run_dir=run_dir, step=step, frozen=frozen, usage=usage)
+    card = model_card(config, run_dir=run_dir, step=step, frozen=frozen, usage=usage, merged=merged)
     (draft / "README.md").write_text(card)
     facts = {"run": config.name, "step": step, "checkpoint": checkpoint.name}
     facts["files"] = _sizes(draft)
     (draft / FACTS).write_text(json.dumps(facts, indent=1))
     obey_umask(draft)
+
+
+def whole_settings(student: Student, kind: ModelKind) -> dict:
+    """How `reload.py` loads a folder that holds a whole model."""
+    return {
+        "auto_class": kind.auto_class,
+        "base": None,
+        "revision": None,
+        "dtype": student.dtype,
+        "quantisation": "none",
+        "trust_remote_code": student.trust_remote_code,
+    }
 
 
 def _refuse_empty_tensors(draft: Path) -> None:
@@ -134,15 +164,11 @@ def _refuse_other_logits(
 ) -> None:
     """Load the draft in a fresh process and compare its logits with the training engine's."""
     student = config.student
-    adapted = isinstance(student.train, LoRATraining)
-    settings = {
-        "auto_class": kind.auto_class,
-        "base": student.model if adapted else None,
-        "revision": student.revision,
-        "dtype": student.dtype,
-        "quantisation": "nf4" if isinstance(student.train, QLoRATraining) else "none",
-        "trust_remote_code": student.trust_remote_code,
-    }
+    settings = whole_settings(student, kind)
+    if isinstance(student.train, LoRATraining):
+        settings |= {"base": student.model, "revision": student.revision}
+    if isinstance(student.train, QLoRATraining):
+        settings["quantisation"] = "nf4"
     probe = str(checkpoint / "probe.npz")
     try:
         found = reloader.answer({"folder": str(draft), "probe": probe, "settings": settings})

@@ -20,25 +20,34 @@ PACKAGES = ("tutelage", "torch", "transformers", "peft", "deepspeed")
 
 
 def model_card(
-    config: Config, *, run_dir: RunDir, step: int, frozen: Mapping | None, usage: Usage
+    config: Config,
+    *,
+    run_dir: RunDir,
+    step: int,
+    frozen: Mapping | None,
+    usage: Usage,
+    merged: bool = False,
 ) -> str:
     """README.md of the export of a checkpoint after `step` updates; `frozen` are the facts of
-    `student_trainer.models.frozen` where the student has adapters."""
+    `student_trainer.models.frozen` where the student has adapters, which `merged` says lie in the
+    base's weights."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=False
     )
     return environment.get_template("model_card.md").render(
-        _facts(config)
+        _facts(config, merged=merged)
         | _measured(config, run_dir=run_dir, step=step)
         | {"frozen": frozen, "usage": usage}
     )
 
 
-def _facts(config: Config) -> dict:
+def _facts(config: Config, *, merged: bool) -> dict:
     student, optimiser = config.student, config.optimiser
+    adapted = isinstance(student.train, LoRATraining)
     return {
         "name": config.name,
-        "library": "peft" if isinstance(student.train, LoRATraining) else "transformers",
+        "library": "peft" if adapted and not merged else "transformers",
+        "merged": merged,
         "quantised": isinstance(student.train, QLoRATraining),
         "student": _short(student.model),
         "trusted": ", trust_remote_code=True" if student.trust_remote_code else "",
