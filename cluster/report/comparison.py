@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.report import plots
+from cluster.report.curves import Curve
 from cluster.report.measurement import Failures, Summary, kl, measure, nll
-from cluster.report.page import Curve, template
+from cluster.report.page import template
 from cluster.report.plots import Series
 from cluster.report.record import RunRecord, finite, read_json, read_record
 from cluster.report.text import shortened

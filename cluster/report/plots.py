@@ -10,7 +10,7 @@ x, y are data; px is the drawing's own unit, a pixel at full size.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -103,6 +103,64 @@ def line_plot(
     x = Scale(xs[0] - lone, xs[-1] + lone, LEFT, WIDTH - RIGHT)
     y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     svg = _canvas(label, HEIGHT)
+    _axes(svg, x, y, x_ticks=x_ticks, y_ticks=y_ticks, x_label=x_label, format_y=format_y)
+    for one in series:
+        _draw(svg, one, x, y)
+    _readings(svg, series, xs, x=x, format_y=format_y, x_label=x_label)
+    return _markup(svg)
+
+
+def area_plot(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str = "step",
+    format_y: Callable[[float], str] = compact,
+) -> Markup:
+    """Parts of a whole over steps, one upon the other, the first at the bottom. A part that is not
+    there at a step is nothing there."""
+    xs = sorted({x for s in series for x, _ in s.points})
+    if not xs:
+        return Markup('<p class="none">Nothing measured yet.</p>')
+    parts = [dict(s.points) for s in series]
+    filled = [
+        thinned(Series(s.name, tuple((at, part.get(at, 0.0)) for at in xs), s.colour))
+        for s, part in zip(series, parts, strict=True)
+    ]
+    shown = [at for at, _ in filled[0].points]
+    tops = list(accumulate(([y for _, y in s.points] for s in filled), _summed))
+    y_ticks = ticks(0.0, max(tops[-1]), most=5)
+    x_ticks = [t for t in ticks(shown[0], shown[-1]) if shown[0] <= t <= shown[-1]] or [shown[0]]
+    x = Scale(shown[0] - 0.5, shown[-1] + 0.5, LEFT, WIDTH - RIGHT)
+    y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    svg = _canvas(label, HEIGHT)
+    edges = [shown[0] - 0.5, *shown[1:-1], shown[-1] + 0.5]
+    if len(shown) == 1:  # a bar
+        edges, tops = [edges[0], edges[-1]], [top * 2 for top in tops]
+    for one, below, top in zip(filled, [[0.0] * len(edges), *tops], tops, strict=False):
+        around = [*zip(edges, top, strict=True)], [*zip(edges, below, strict=True)][::-1]
+        outline = " ".join(f"{x(px):g},{y(py):g}" for side in around for px, py in side)
+        SubElement(svg, "polygon", {"class": f"area {_slot(one.colour)}", "points": outline})
+    _axes(svg, x, y, x_ticks=x_ticks, y_ticks=y_ticks, x_label=x_label, format_y=format_y)
+    _readings(svg, filled, shown, x=x, format_y=format_y, x_label=x_label)
+    return _markup(svg)
+
+
+def _summed(below: list[float], part: list[float]) -> list[float]:
+    return [low + high for low, high in zip(below, part, strict=True)]
+
+
+def _axes(
+    svg: Element,
+    x: Scale,
+    y: Scale,
+    *,
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_label: str,
+    format_y: Callable[[float], str],
+) -> None:
+    """Grid lines, ticks and their labels."""
     for tick in y_ticks:
         _line(svg, "grid", LEFT, y(tick), WIDTH - RIGHT, y(tick))
         _text(svg, "tick end", LEFT - 6, y(tick) + 4, format_y(tick))
@@ -111,10 +169,6 @@ def line_plot(
         _text(svg, "tick middle", x(tick), HEIGHT - BOTTOM + 17, compact(tick))
     _line(svg, "axis", LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM)
     _text(svg, "label middle", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label)
-    for one in series:
-        _draw(svg, one, x, y)
-    _readings(svg, series, xs, x=x, format_y=format_y, x_label=x_label)
-    return _markup(svg)
 
 
 def thinned(series: Series) -> Series:

@@ -133,6 +133,8 @@ def _line(
         domains=parts,
         seconds=seconds,
         teacher_wait_s=seconds * rng.uniform(0.01, 0.06) if teacher else 0.0,
+        compute_s=seconds * 0.75,
+        optimiser_s=seconds * 0.125,
         units=20 if teacher else 0,
         wire_bytes=400 * TOKENS * LOG_EVERY if teacher else 0,
         retried_units=1 if step == 120 else 0,

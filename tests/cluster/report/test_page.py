@@ -1,5 +1,6 @@
 """report.html: self-contained, escaped, and there for every state a run can be in."""
 
+import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -8,8 +9,20 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cluster.report.page import write_report
-from cluster.report.plots import MAX_POINTS, Mark, Series, line_plot, row_plot, thinned, ticks
+from cluster.report.measurement import DomainSummary
+from cluster.report.page import gap_closed, write_report
+from cluster.report.plots import (
+    MAX_POINTS,
+    Mark,
+    Series,
+    area_plot,
+    line_plot,
+    row_plot,
+    thinned,
+    ticks,
+)
+from shared.prompts.prompts import Example, Prompt
+from shared.run.run_dir import RunDir
 from tests.cluster.run_dirs import write_run
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -97,8 +110,10 @@ def test_the_page_has_every_plot_and_number_of_the_run(tmp_path: Path):
         "Gradient norm",
         "KL by domain, training text",
         "Domain weights",
+        "Mixture",
         "Speed",
         "Waiting for the teacher",
+        "Where the time went",
     ]
     assert "Units were retried up to step 120 (1)." in text
     assert "Weight log, 6 entries" in text
@@ -108,7 +123,7 @@ def test_a_token_adaptive_loss_adds_its_curves_by_domain(tmp_path: Path):
     write_run(tmp_path / "run", losses=("atkd",))
     text = write_report(tmp_path / "run").read_text()
     captions = re.findall(r"<figcaption>(.*?) <small>", text)
-    first = captions.index("Domain weights") + 1
+    first = captions.index("Mixture") + 1
     assert captions[first : first + 4] == [
         "Hard tokens by domain",
         "Uncertainty by domain",
@@ -132,7 +147,85 @@ def test_readings_at_a_step_list_every_domain(tmp_path: Path):
     write_run(tmp_path / "run", domains=("law", "math"))
     titles = Page(write_report(tmp_path / "run").read_text()).titles
     at_100 = [t for t in titles if t.startswith("step 100\n") and "law" in t and "math" in t]
-    assert len(at_100) == 2  # the plots of KL and of weights
+    assert len(at_100) == 3  # the plots of KL, of weights and of what was drawn
+
+
+def corners(polygon: ElementTree.Element) -> list[tuple[float, float]]:
+    points = (point.split(",") for point in (polygon.get("points") or "").split())
+    return [(float(x), float(y)) for x, y in points]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 3 * MAX_POINTS])
+def test_parts_of_a_whole_lie_upon_each_other_and_fill_it(steps: int):
+    first = Series("first", tuple((float(i), 0.25) for i in range(steps)), 0)
+    second = Series("second", tuple((float(i), 0.75) for i in range(steps)), 1)
+    lower, upper = svg(area_plot([first, second], label="parts")).iter("polygon")
+    half = len(corners(lower)) // 2
+    assert corners(lower)[:half] == corners(upper)[half:][::-1]  # the one's top, the other's bottom
+    (bottom,) = {y for _, y in corners(lower)[half:]}
+    (middle,) = {y for _, y in corners(lower)[:half]}
+    (top,) = {y for _, y in corners(upper)[:half]}
+    assert (bottom - middle) / (bottom - top) == pytest.approx(0.25, abs=0.002)
+    xs = [x for x, _ in corners(lower)[:half]]
+    assert xs == sorted(xs)
+
+
+def test_a_part_that_is_not_there_at_a_step_is_nothing_there():
+    whole = Series("whole", ((0.0, 1.0), (1.0, 1.0), (2.0, 1.0)), 0)
+    late = Series("late", ((2.0, 1.0),), 1)
+    plotted = svg(area_plot([whole, late], label="parts"))
+    upper = corners(list(plotted.iter("polygon"))[1])
+    assert upper[0] == upper[5]
+    assert upper[1] == upper[4]
+    assert upper[2][1] < upper[3][1]
+
+
+def test_the_parts_of_a_steps_time_are_all_of_it(tmp_path: Path):
+    write_run(tmp_path / "run")
+    titles = Page(write_report(tmp_path / "run").read_text()).titles
+    (told,) = [t for t in titles if t.startswith("step 100\n") and "optimiser" in t]
+    shares = dict(re.findall(r"^(.*): (.*) %$", told, re.M))
+    assert (shares["forward and backward"], shares["optimiser"]) == ("75", "12.5")
+    assert sum(map(float, shares.values())) == pytest.approx(100, abs=0.2)
+
+
+def domain_of(teacher: float | None, before: float, after: float) -> DomainSummary:
+    return {"teacher_nll": teacher, "student_nll_before": before, "student_nll_after": after}  # type: ignore[typeddict-item]
+
+
+def test_the_gap_that_is_closed_is_of_the_distance_to_the_teacher():
+    assert gap_closed(domain_of(2.0, 4.0, 2.5)) == 0.75
+    assert gap_closed(domain_of(2.0, 4.0, 4.0)) == 0.0
+    assert gap_closed(domain_of(2.0, 4.0, 1.0)) == 1.5
+    assert gap_closed(domain_of(4.0, 2.0, 1.0)) is None  # the teacher is not ahead
+    assert gap_closed(domain_of(None, 2.0, 1.0)) is None
+
+
+def test_prompts_are_shown_with_what_was_tried(tmp_path: Path):
+    write_run(tmp_path / "run")
+    found = Prompt("Answer in <one> word.", (Example("one", "two"),))
+    tried = {"round": 0, "origin": "seed", "fits": True, "dev_mean": -1.5, "dev_se": 0.1}
+    told = found.entry() | {
+        "metric": "nll",
+        "kept": False,
+        "stopped": "patience",
+        "confirmed": {"mean": -1.25, "se": 0.01},
+        "without_prompt": {"mean": -1.125, "se": 0.02},
+        "history": [
+            found.entry() | tried,
+            Prompt().entry() | tried | {"fits": False, "dev_mean": None, "dev_se": None},
+        ],
+    }
+    domains = {"code": told, "legal": Prompt().entry()}
+    written = json.dumps({"format": 1, "domains": domains})
+    RunDir(tmp_path / "run").prompts.write_text(written)
+    text = write_report(tmp_path / "run").read_text()
+    assert "code, 2 tried by nll" in text
+    assert "<pre>Answer in &lt;one&gt; word.\n\none\ntwo\n\n</pre>" in text
+    assert "-1.125 ± 0.020 without, -1.250 ± 0.010 with it, so that it was not kept" in text
+    assert "does not fit" in text
+    assert "No prompt." in text
+    Page(text)
 
 
 @pytest.mark.parametrize(
