@@ -6,13 +6,22 @@ probe. Models are looked at, never imported or run, so that torch is not needed 
 """
 
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MULTIPLIED = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 DIVIDED = ("logits_scaling", "logits_mup_width_multiplier")
 CAPPED = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+# Names of weights in files that no model computes with: tables of positions and masks that earlier
+# versions saved, and scales of a cache in few bits.
+TABLES = re.compile(
+    r"rotary|inv_freq|position_ids|masked_bias|causal_mask|attn_mask|bias_mask"
+    r"|(cos|sin)_cached|(^|\.)[qkv]_scale$"
+)
+FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 
 # What the decoder and the head of one model may differ by from the model itself, relative to the
 # largest logit; a head counts in float32 what a coarser model rounds.
@@ -56,6 +65,43 @@ def longest_context(text_config: Any) -> int | None:
     return limit if limit is not None and limit > 0 else None
 
 
+def why_incomplete(model: Any, unexpected: Iterable[str]) -> str | None:
+    """Why a model is not the one whose weights were read: its config leaves some of them out, of
+    the names in its files that it has no place for, `unexpected`. None where those do not change
+    what it computes of a text: they lie beside the decoder, as a tower, or predict further tokens.
+    """
+    modules, text = dict(model.named_modules()), model.config.get_text_config()
+    ours = (decoder_of(model), model.get_output_embeddings())
+    inside = {id(m) for part in ours if part is not None for m in part.modules()}
+    known = {name: module for name, module in modules.items() if id(module) in inside}
+    further = sum(getattr(text, name, None) or 0 for name in FURTHER_LAYERS)
+    base = getattr(model, "base_model_prefix", "")  # which files of a bare decoder leave out
+    left = [
+        name
+        for name in sorted(unexpected)
+        if any(_is_part(n, known, further=further) for n in (name, f"{base}.{name}"))
+    ]
+    if not left:
+        return None
+    return (
+        f"its files hold weights that its config.json leaves out, {len(left)} in all, as "
+        f"{left[0]}; get both from one model"
+    )
+
+
+def _is_part(name: str, known: Mapping[str, Any], *, further: int) -> bool:
+    """Whether a weight without a place belongs to a part that has other weights, or to a layer, of
+    which `further` beyond the last predict further tokens; `known` are modules by name."""
+    parent = known.get(name.rpartition(".")[0])
+    if parent is not None:
+        return any(True for _ in parent.parameters(recurse=False))
+    indexed = re.match(r"(.+?)\.(\d+)\.", name)
+    layers: Any = known.get(indexed[1]) if indexed else None
+    if not indexed or not hasattr(layers, "__len__") or TABLES.search(name):
+        return False
+    return not len(layers) <= int(indexed[2]) < len(layers) + further
+
+
 def logit_formulas(text_config: Any) -> Iterator[LogitFormula]:
     """What a config may mean, the likeliest first: most families divide by `logits_scaling`, one
     multiplies, and a field may be one that its family does not read."""
@@ -66,6 +112,19 @@ def logit_formulas(text_config: Any) -> Iterator[LogitFormula]:
     scales = dict.fromkeys((multiplied / divided, multiplied * divided, 1.0))
     for meant in dict.fromkeys((cap, None)):
         yield from (LogitFormula(scale, meant) for scale in scales)
+
+
+def not_finite(model: Any) -> str | None:
+    """The name of the first weight with a value that is NaN or infinite; weights in few bits are
+    not looked at."""
+    return next(
+        (
+            name
+            for name, weight in model.named_parameters()
+            if weight.is_floating_point() and not bool(weight.detach().isfinite().all())
+        ),
+        None,
+    )
 
 
 def _product(config: Any, names: tuple[str, ...]) -> float:

@@ -61,7 +61,7 @@ def adapt(
     """Put adapters on a frozen base; a fully trained student is returned as it is.
 
     Only the decoder is adapted; of it "all-linear" leaves out what no adapter reaches.
-    Raises ConfigError if `target_modules` names no layer, or the output head.
+    Raises ConfigError if a name in `target_modules` is that of no layer, or of the output head.
     """
     train = asked.train
     if not isinstance(train, LoRATraining):
@@ -86,12 +86,29 @@ def adapt(
         raise ConfigError(
             f"student.train.target_modules is {train.target_modules!r}: {first_line(error)}"
         ) from error
+    _refuse_unmatched(train.target_modules, adapted)
     if model.get_output_embeddings() is not head:
         raise ConfigError(
             f"student.train.target_modules is {train.target_modules!r}, which adapts the output "
             'head; leave the head out or use "all-linear"'
         )
     return adapted
+
+
+def _refuse_unmatched(asked: str | list[str], adapted: Any) -> None:
+    """Raise ConfigError for a name among several that none of the adapted layers ends in. Those of
+    experts, which peft takes out of its config, stand for fused tensors."""
+    layers = adapted.base_model.targeted_module_names
+    fused = bool(adapted.base_model.targeted_parameter_names)
+    kept = adapted.peft_config["default"].target_modules
+    last = sorted({layer.rpartition(".")[2] for layer in layers})
+    for name in asked if isinstance(asked, list) else ():
+        found = any(layer == name or layer.endswith(f".{name}") for layer in layers)
+        if not found and not (fused and name not in kept):
+            raise ConfigError(
+                f"student.train.target_modules names {name}, but the decoder has no such linear "
+                f"layer; those of the other names are {', '.join(last)}: correct it or leave it out"
+            )
 
 
 def refuse_lost_adapters(adapted: Any, *, name: str) -> None:

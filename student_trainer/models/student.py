@@ -23,7 +23,15 @@ from shared.data.passes import TOGETHER, switches_of
 from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
 from shared.loading import first_line, read_config, why_unloadable
-from shared.model_parts import decoder_of, logit_formulas, longest_context, takes, tolerance
+from shared.model_parts import (
+    decoder_of,
+    logit_formulas,
+    longest_context,
+    not_finite,
+    takes,
+    tolerance,
+    why_incomplete,
+)
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.adapters import (
     adapt,
@@ -134,6 +142,8 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
             f"student.model: {asked.model} lacks weights for {', '.join(missing[:3])}; "
             "name the folder of a whole causal language model"
         )
+    if why := why_incomplete(model, found["unexpected_keys"]):
+        raise ConfigError(f"student.model: {asked.model} cannot be loaded: {why}")
     keep_unpacked(model)
     return model
 
@@ -247,6 +257,11 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
     """
     plain = config.student.model_copy(update={"train": {"kind": "full"}})
     model = load_model(plain, kind)
+    if (weight := not_finite(model)) is not None:
+        raise ConfigError(
+            f"student.model: {plain.model} has values in {weight} that are not finite in "
+            f"{plain.dtype}; get its files again"
+        )
     parts = take_apart(model, name=plain.model)
     refuse_other_balance(model, config)
     found = trust_in(model, name=plain.model, context=config.data.context)

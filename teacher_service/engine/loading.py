@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 from shared.config.attention import INSTALLED_BY, Attention
 from shared.errors import ConfigError
 from shared.loading import first_line, read_config, stored_as, why_unloadable
+from shared.model_parts import not_finite, why_incomplete
 
 BLOCK_BYTES = 2**24
 IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -66,6 +67,7 @@ def load_model(
             adapter, revision=adapter_revision, marker="adapter_config.json"
         )
         found = with_adapter(found, adapter, adapter_revision).get_base_model()
+    _refuse_not_finite(found, model if adapter is None else f"{model} with {adapter}")
     commit = getattr(found.config, "_commit_hash", None)
     return Loaded(found.eval(), folder, adapter_folder, commit)
 
@@ -168,7 +170,18 @@ def _loaded(
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ConfigError(f"the teacher {model} lacks weights for {missing}; get the whole folder")
+    if stored_as(config) is None and (why := why_incomplete(found, info["unexpected_keys"])):
+        raise ConfigError(f"the teacher {model} cannot be loaded: {why}")
     return found
+
+
+def _refuse_not_finite(model: Any, name: str) -> None:
+    """Raise ConfigError for a weight that is NaN or infinite, as after a damaged save."""
+    if (weight := not_finite(model)) is not None:
+        raise ConfigError(
+            f"the teacher {name} has values in {weight} that are not finite in "
+            f"{str(model.dtype)[6:]}; get its files again"
+        )
 
 
 def _quantised(quantisation: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import ConfigError
@@ -29,13 +30,49 @@ def _scaled(weight: str, by: float) -> Callable[[Path], None]:
     return scale
 
 
+def _with(weight: str, *sizes: int) -> Callable[[Path], None]:
+    """Adds a weight that the model has no place for."""
+
+    def add(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        save_file(load_file(path) | {weight: torch.zeros(sizes)}, path, metadata={"format": "pt"})
+
+    return add
+
+
+def _bare_decoder_of_more_layers(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = {name.removeprefix("model."): value for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    tiny.edit_config(folder, **FEWER)
+
+
+def _one_value(value: float) -> Callable[[Path], None]:
+    """Changes one row of the embedding, which no probe need read."""
+
+    def change(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        weights["model.embed_tokens.weight"][7, 0] = value
+        save_file(weights, path, metadata={"format": "pt"})
+
+    return change
+
+
 def _cut_index(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text("{")
 
 
 ROPE = {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}
+FEWER = {"num_hidden_layers": 1, "layer_types": None}
+Q_PROJ = "model.layers.0.self_attn.q_proj"
 TAKEN = {
+    "tables of an earlier version": _with("model.layers.0.self_attn.rotary_emb.inv_freq", 4),
+    "masks of an earlier version": _with("model.layers.0.self_attn.bias", 8, 8),
+    "a tower": _with("visual.blocks.0.norm.weight", 8),
+    "a head for values": _with("v_head.summary.weight", 1, 32),
+    "a layer for further tokens": _config(**FEWER, num_nextn_predict_layers=1),
     "a cap that its family does not read": _config(final_logit_softcapping=3.0),
     "a scale that its family does not read": _config(logits_scaling=8.0),
     "no cache": _config(use_cache=False),
@@ -45,6 +82,14 @@ TAKEN = {
 REFUSED = {
     "no numbers": (_scaled("model.norm.weight", float("nan")), r"are not finite in float32"),
     "infinite": (_scaled("lm_head.weight", float("inf")), r"are not finite in float32"),
+    "one number missing": (_one_value(float("nan")), r"embed_tokens\.weight .* not finite"),
+    "one number too large": (_one_value(float("-inf")), r"embed_tokens\.weight .* not finite"),
+    "fewer layers": (_config(**FEWER), r"config\.json leaves out, 9 in all, as model\.layers\.1\."),
+    "a bare decoder": (_bare_decoder_of_more_layers, r"leaves out, 9 in all, as layers\.1\."),
+    "a bias": (_with(f"{Q_PROJ}.bias", 32), r"leaves out, 1 in all, as .*q_proj\.bias"),
+    "scales": (_with(f"{Q_PROJ}.weight_scale_inv", 1), r"leaves out, .*weight_scale_inv"),
+    "a norm": (_with("model.layers.0.self_attn.q_norm.weight", 8), r"leaves out, .*q_norm"),
+    "a head's bias": (_with("lm_head.bias", 512), r"leaves out, 1 in all, as lm_head\.bias"),
     "activation": (_config(hidden_act="spiral"), r"its config\.json names 'spiral', which"),
     "rope": (_config(**ROPE), r"its config\.json names 'spiral', which"),
     "dtype": (_config(dtype="float33"), r"its config\.json names 'float33', which"),

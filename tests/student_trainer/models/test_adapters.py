@@ -108,6 +108,29 @@ def test_layers_of_a_tower_alone_are_refused(tmp_path: Path) -> None:
         load(tmp_path, "gemma3", LORA | {"target_modules": ["fc1"]})
 
 
+@pytest.mark.parametrize("names", [["q_proj", "nope"], ["nope", "up_proj", "q_pro"]])
+def test_a_name_of_no_layer_is_refused_beside_others(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"target_modules names nope, but .* (q|up)_proj: corr"):
+        load(
+            tmp_path,
+            "mixtral" if "up_proj" not in names else "gemma3",
+            LORA | {"target_modules": names},
+        )
+
+
+def test_experts_have_the_names_of_their_files(tmp_path: Path) -> None:
+    student = load(tmp_path, "mixtral", LORA | {"target_modules": ["q_proj", "w1", "w2", "w3"]})
+    said = census(student).sentence(adapts=True, quantises=False)
+    assert "on 2 linear layers; 4 of 4 fused expert tensors are adapted" in said
+
+
+def test_a_name_may_lead_to_one_layer_or_be_said_twice(tmp_path: Path) -> None:
+    names = ["q_proj", "q_proj", "layers.1.self_attn.v_proj"]
+    student = load(tmp_path, "mixtral", LORA | {"target_modules": names})
+    adapted = [name for name, _ in student.saved.named_parameters() if "lora_A" in name]
+    assert len(adapted) == 3
+
+
 @pytest.mark.parametrize(
     ("family", "train", "said"),
     [
