@@ -16,6 +16,9 @@ RAY = {
     "teacher_service/service/pool.py",
     "teacher_service/service/roster.py",
     "teacher_service/service/placing.py",
+    "teacher_service/service/naming.py",
+    "teacher_service/service/launching.py",
+    "teacher_service/service/scaler.py",
     "teacher_service/service/service.py",
     "student_trainer/worker.py",
 }

@@ -50,11 +50,15 @@ def selftest(
 
 def plain(config: Config) -> Config:
     """A config's pair, payload and losses, without what would only take time or answer from disk;
-    with forward KL where no loss needs the teacher."""
+    with forward KL where no loss needs the teacher, and with as many replicas as it starts with."""
     losses = config.losses if config.needs_teacher else [*config.losses, ForwardKL()]
     return config.model_copy(
         update={
             "losses": losses,
+            "teachers": {
+                name: teacher.model_copy(update={"replicas": teacher.fewest})
+                for name, teacher in config.teachers.items()
+            },
             "targets": config.targets.model_copy(update={"store": None, "teacher_free": False}),
             "mixture": FixedMixture(),
             "progressive": None,

@@ -64,7 +64,7 @@ def _up(teachers: Mapping[str, Teacher], *, cache: str, context: int) -> None:
     for name, description in started:
         for note in description.notes:
             print(note)
-        replicas = _grown(name, teachers[name].replicas, only=len(teachers) == 1)
+        replicas = _grown(name, teachers[name].fewest, only=len(teachers) == 1)
         print(f"teacher service {name} serves {teachers[name].model} with {_replicas(replicas)}")
 
 

@@ -128,7 +128,7 @@ def _captured(
 
 def _for_teachers_alone(config: Config) -> Config:
     """The config with live teachers and units enough under way for every replica of each."""
-    replicas = max(teacher.replicas for teacher in config.teachers.values())
+    replicas = max(teacher.most for teacher in config.teachers.values())
     under_way = max(config.service.in_flight, UNITS_PER_REPLICA * replicas)
     return config.model_copy(
         update={

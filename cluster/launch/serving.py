@@ -129,7 +129,7 @@ def _begun(launch: Launch, name: str) -> service.Starting:
     if launch.services is not None:
         refuse_other_teacher(name, teacher)
         return service.running(name)
-    copies = f"{teacher.replicas} x " if teacher.replicas > 1 else ""
+    copies = f"{teacher.fewest} x " if teacher.fewest > 1 else ""
     print(f"loading the teacher, {copies}{teacher.model}", flush=True)
     shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
     return service.start(

@@ -12,8 +12,9 @@ from cluster.report.standing import ReplicaStanding
 from shared.errors import TutelageError
 from shared.run.run_dir import write_atomically
 from teacher_service.service import service as services
+from teacher_service.service.naming import short_name
 from teacher_service.service.pool import AGAIN
-from teacher_service.service.registry import USE_S, short_name
+from teacher_service.service.registry import USE_S
 
 EVERY_S = USE_S / 6
 

@@ -330,7 +330,7 @@ def speeds(objective: Objective, subject: Subject) -> list[Check]:
     up: a measurement and a prediction from it, neither right nor wrong."""
     config = subject.config
     ((name, served),) = config.teachers.items()
-    replicas = served.replicas
+    replicas = served.fewest
     teacher = teacher_speed(subject) / replicas
     student = student_speed(objective, subject)
     ratio = student / teacher

@@ -29,14 +29,14 @@ def teacher_bundle(teacher: Teacher, declared: Mapping[str, float]) -> Bundle:
 def teachers_demands(
     teachers: Mapping[str, Teacher], declared: Mapping[str, float]
 ) -> list[tuple[str, Bundle]]:
-    """What all replicas of all teachers need, as `refuse_unplaceable` takes it."""
+    """What the replicas that all teachers begin with need, as `refuse_unplaceable` takes it."""
     whose = {name: f"the replicas of {name}" for name in teachers}
     if len(teachers) == 1:
         whose = dict.fromkeys(teachers, "the teacher's replicas")
     return [
         (whose[name], teacher_bundle(teacher, declared))
         for name, teacher in teachers.items()
-        for _ in range(teacher.replicas)
+        for _ in range(teacher.fewest)
     ]
 
 

@@ -40,9 +40,10 @@ def explain(error: ValidationError, values: dict[str, Any], place: Where) -> str
         return f"{name} is required and not set {here}"
     if problem["type"].startswith("union_tag"):
         return _tag_message(problem, name) + f" {here}"
-    if problem["type"] == "value_error":
-        return problem["msg"].removeprefix("Value error, ") + f" {here}"
-    wanted = [p["msg"] for p in problems if _located(p, values)[0] == path]
+    there = [p for p in problems if _located(p, values)[0] == path]
+    if ours := next((p for p in there if p["type"] == "value_error"), None):
+        return ours["msg"].removeprefix("Value error, ") + f" {here}"
+    wanted = [p["msg"] for p in there]
     return f"{name} is {_shown(value)}, but {_joined(wanted)} {here}"
 
 

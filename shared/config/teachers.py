@@ -1,12 +1,34 @@
 """Teachers as a config has them, and which of them a domain may name."""
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.config.attention import Attention
 from shared.config.base import Dtype, Section
+
+
+class Autoscaling(Section):
+    """Bounds of a number of copies that follows how long steps wait for them."""
+
+    min: int = Field(default=1, ge=1, description="copies that serve, at least")
+    max: int = Field(ge=1, description="copies that serve or come, at most")
+    wait: float = Field(
+        default=0.03,
+        gt=0,
+        lt=1,
+        description="share of their time that steps may wait; above it copies are added",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Autoscaling":
+        if self.min > self.max:
+            raise ValueError(
+                f"replicas.min is {self.min}, more than replicas.max, which is {self.max}; raise "
+                "max, or lower min"
+            )
+        return self
 
 
 class Teacher(Section):
@@ -22,9 +44,21 @@ class Teacher(Section):
     )
     quantisation: Literal["none", "int8", "nf4"] = "none"
     trust_remote_code: bool = False
-    replicas: int = Field(default=1, ge=1)
+    replicas: Annotated[int, Field(ge=1)] | Autoscaling = Field(
+        default=1, description="copies that serve; with min, max and wait as many as steps need"
+    )
     gpus: float = Field(default=0, ge=0, description="GPUs of one replica")
     cpus: float = Field(default=1, ge=0, description="CPUs of one replica")
+
+    @property
+    def fewest(self) -> int:
+        """Replicas that it has at least, and starts with."""
+        return self.replicas.min if isinstance(self.replicas, Autoscaling) else self.replicas
+
+    @property
+    def most(self) -> int:
+        """Replicas that it has at most."""
+        return self.replicas.max if isinstance(self.replicas, Autoscaling) else self.replicas
 
 
 def check_teachers(teachers: Collection[str], named: Mapping[str, str | None]) -> None:

@@ -347,6 +347,6 @@ def _at_home(value: Any) -> Any:
 
 def _passing(name: str) -> bool:
     parts = name.split(".")
-    if parts[0] == "teachers" and parts[-1] in PASSING_OF_A_TEACHER:
+    if parts[0] == "teachers" and not {*parts[2:]}.isdisjoint(PASSING_OF_A_TEACHER):
         return True
     return any(name == option or name.startswith(f"{option}.") for option in PASSING)

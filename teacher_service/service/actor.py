@@ -116,8 +116,8 @@ class TeacherReplica:
 
     @ray.method(concurrency_group="control")
     def health(self) -> Health:
-        """Counters; answers while a unit is being scored."""
-        return self._health
+        """Counters; answers while a unit is being scored, which it counts as work."""
+        return replace(self._health, busy_s=self._busy_s())
 
     @contextmanager
     def _at_work(self) -> Iterator[Callable[[list], None]]:
@@ -144,8 +144,7 @@ class TeacherReplica:
 
     def _export(self) -> None:
         """Set the gauges of the last seconds. Called by another thread."""
-        now, begun, health = time.monotonic(), self._begun, self._health
-        busy_s = health.busy_s + (now - begun if begun is not None else 0.0)
+        now, health, busy_s = time.monotonic(), self._health, self._busy_s()
         self._seen.append((now, health.tokens, busy_s))
         while self._seen[1][0] < now - SPEED_S:
             self._seen.popleft()
@@ -153,6 +152,11 @@ class TeacherReplica:
         export, seconds = exporter.current(), max(now - before, 1e-9)
         export.set(exported.TEACHER_SPEED, (health.tokens - tokens) / seconds)
         export.set(exported.REPLICA_BUSY, min(1.0, max(0.0, (busy_s - busy_before_s) / seconds)))
+
+    def _busy_s(self) -> float:
+        """Seconds of work, with those of the unit under way."""
+        begun = self._begun
+        return self._health.busy_s + (time.monotonic() - begun if begun is not None else 0.0)
 
     def _loaded(self) -> Engine:
         if self._failure is not None:

@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shared.errors import PlacementError
-from teacher_service.service.registry import Request
+from teacher_service.service.naming import Request
 
 PLACEMENT_WAIT_S = 6.0
 ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
+HEAD = "node:__internal_head__"  # what Ray lets the head declare
 GROUP_PREFIX = "tutelage-teacher:"
 
 
@@ -24,14 +27,7 @@ def place(service: str, names: list[str], request: Request) -> list[PlacementGro
     free: dict[str, dict[str, float]] = available_resources_per_node()
     missing, groups = len(names) - _room(bundle, free.values()), []
     if len(names) <= _room(bundle, (node["Resources"] for node in nodes)):  # waiting can help
-        groups = [
-            placement_group(
-                [bundle],
-                name=f"{GROUP_PREFIX}{service}:{name}",
-                lifetime=lifetime_of(request.detached),
-            )
-            for name in names
-        ]
+        groups = [ask_for_place(service, name, request) for name in names]
         deadline = time.monotonic() + PLACEMENT_WAIT_S
         missing = sum(not group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
     if missing > 0:
@@ -46,6 +42,25 @@ def place(service: str, names: list[str], request: Request) -> list[PlacementGro
             "node, or lower the replicas or what each asks for"
         )
     return groups
+
+
+def ask_for_place(service: str, name: str, request: Request) -> PlacementGroup:
+    """Ask Ray for the place of one replica, which an autoscaler may add a node for; waits for
+    nothing."""
+    return placement_group(
+        [_bundle(request)],
+        name=group_name(service, name),
+        lifetime=lifetime_of(request.detached),
+    )
+
+
+def head_node() -> NodeAffinitySchedulingStrategy | None:
+    """Where actors without resources go: the head, which no autoscaler takes away. None where no
+    node says that it is the head."""
+    for node in ray.nodes():
+        if node["Alive"] and HEAD in node["Resources"]:
+            return NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+    return None
 
 
 def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
@@ -71,11 +86,27 @@ def _amounts(resources: dict[str, float]) -> str:
     return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
-def groups_of(prefix: str) -> dict[str, PlacementGroup]:
-    """Placement groups by name, those that are not removed yet."""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A placement group, and whether it has a place."""
+
+    handle: PlacementGroup
+    placed: bool
+
+
+def group_name(service: str, replica: str) -> str:
+    """Name of a replica's placement group."""
+    return f"{GROUP_PREFIX}{service}:{replica}"
+
+
+def groups_of(service: str | None = None) -> dict[str, Group]:
+    """Placement groups by name, of one service or of all, those that are not removed yet."""
     table: dict[str, dict[str, Any]] = placement_group_table()
+    prefix = GROUP_PREFIX if service is None else group_name(service, "")
     return {
-        entry["name"]: PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key)))
+        entry["name"]: Group(
+            PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))), entry["state"] == "CREATED"
+        )
         for key, entry in table.items()
         if entry["name"].startswith(prefix) and entry["state"] != "REMOVED"
     }

@@ -6,6 +6,7 @@ that and from the check of every answer against its rows.
 """
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
+from teacher_service.service.demand import Report
 from teacher_service.service.roster import Roster
 
 SETTLE_S = 1.0
 PUMP_S = 0.5
+REPORT_S = 1.0
 AGAIN = "this command started it and ends; the same command starts it again"
 
 Asked = TypeVar("Asked", Rows, Openings)
@@ -95,6 +98,10 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._units: deque[_Unit[Asked, Spec, Answer]] = deque()
         self._turns = 0
         self._stats = ReaderStats()
+        self._run, self._client = run, uuid.uuid4().hex
+        self._waited_s = 0.0  # since the first answer
+        self._waits_since: float | None = None
+        self._reported_at = 0.0
         exporter.current().sample(self._export)
 
     @property
@@ -110,9 +117,13 @@ class Pool(Generic[Asked, Spec, Answer]):
     def next(self) -> Answer:
         """The oldest answer. Raises UserError or TeacherError, naming the rows."""
         unit, started = self._units[0], time.monotonic()
+        if self._stats.units:
+            self._waits_since = started
         while not unit.settled:
             self._pump(PUMP_S)
-        self._stats.wait_s += time.monotonic() - started
+        waited_s, self._waits_since = time.monotonic() - started, None
+        self._stats.wait_s += waited_s
+        self._waited_s += waited_s if self._stats.units else 0.0
         if unit.error is not None:
             raise unit.error
         assert unit.answer is not None
@@ -134,15 +145,26 @@ class Pool(Generic[Asked, Spec, Answer]):
 
     def _export(self) -> None:
         """Set the gauges of what is under way. Called by another thread."""
-        units, now = tuple(self._units), time.monotonic()
-        unanswered = [unit for unit in units if not unit.settled]
+        report = self._standing()
         values = {
-            exported.QUEUE_AGE: max((now - unit.asked_at for unit in unanswered), default=0.0),
-            exported.UNITS_IN_FLIGHT: sum(unit.ref is not None for unit in unanswered),
-            exported.BYTES_IN_FLIGHT: sum(unit.num_bytes for unit in units),
+            exported.QUEUE_AGE: report.queue_age_s,
+            exported.UNITS_IN_FLIGHT: report.units,
+            exported.BYTES_IN_FLIGHT: report.num_bytes,
         }
         for metric, value in values.items():
             exporter.current().set(metric, value, service=self._service)
+
+    def _standing(self) -> Report:
+        units, since, now = tuple(self._units), self._waits_since, time.monotonic()
+        unanswered = [unit for unit in units if not unit.settled]
+        return Report(
+            run=self._run,
+            client=self._client,
+            wait_s=self._waited_s + (now - since if since is not None else 0.0),
+            queue_age_s=max((now - unit.asked_at for unit in unanswered), default=0.0),
+            units=sum(unit.ref is not None for unit in unanswered),
+            num_bytes=sum(unit.num_bytes for unit in units),
+        )
 
     def _pump(self, block_s: float) -> None:
         """Send what may be sent, and settle what has come within `block_s`."""
@@ -160,6 +182,9 @@ class Pool(Generic[Asked, Spec, Answer]):
                 self._settle(unit)
         self._expire()
         self._send()
+        if time.monotonic() > self._reported_at + REPORT_S:
+            self._roster.tell(self._standing())
+            self._reported_at = time.monotonic()
 
     def _send(self) -> None:
         for unit in list(self._units)[: self._in_flight]:

@@ -6,66 +6,26 @@ they learn of new, dead and draining replicas while they train.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import ray
 import ray.util.metrics
 from ray.exceptions import RayError
 
-from shared.config.run import Teacher
+from shared.config.teachers import Autoscaling
 from shared.run import exported, exporter
 from teacher_service.service.actor import Health
+from teacher_service.service.demand import Demand, Report
+from teacher_service.service.naming import Request, replica_names, short_name
+from teacher_service.service.scaler import Scaler
+from teacher_service.service.views import ReplicaView, ScaleView, ServiceView
 
-REGISTRY = "tutelage-registry"
-REPLICA = "replica-"  # and a number, after the service's name
 USE_S = 15.0  # a user that has not been heard of for so long is dead
 POLL_S = 0.5
 HEALTH_DEADLINE_S = 10.0
-
-Role = Literal["teacher", "student"]  # whose place in the cluster replicas take
-State = Literal["starting", "alive", "failed", "down", "draining"]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaView:
-    """A replica as the registry last saw it."""
-
-    name: str
-    state: State = "starting"
-    restarts: int = 0
-    health: Health | None = None
-
-    @property
-    def incarnation(self) -> str:
-        """Changes with every restart; empty before the first sign of life."""
-        return self.health.incarnation if self.health else ""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceView:
-    """All replicas; `version` changes when one appears, leaves, dies or comes back."""
-
-    version: int
-    replicas: tuple[ReplicaView, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a service was started with, enough to add replicas to it later."""
-
-    teacher: Teacher
-    make_engine: bytes  # pickled, opaque to the registry
-    runtime_env: dict[str, Any]
-    detached: bool
-    job: str  # of the driver that owns what is not detached
-    role: Role = "teacher"
-
-    def same_teacher(self, teacher: Teacher) -> bool:
-        """Whether the other config asks for the same answers from the same hardware."""
-        return self.teacher.model_copy(update={"replicas": teacher.replicas}) == teacher
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
@@ -84,8 +44,14 @@ class TeacherRegistry:
         self._changed = asyncio.Event()
         self._found = replica_names(service)
         self._used: dict[str, float] = {}  # by user, when it last said so
-        self._wanted = len(self._found) or request.teacher.replicas
+        self._fixed = len(self._found) or request.teacher.fewest
+        self._demand = Demand(request.pace.grow_s)
+        self._scaler: Scaler | None = None
+        self._lines: list[str] = []  # about scaling, in the words of people
+        self._ended = False
         exporter.start(ray.util.metrics, service=service).sample(self._export)
+        # A call begins the watching, which needs the event loop, also after a restart.
+        ray.get_runtime_context().current_actor.view.remote()
 
     def __repr__(self) -> str:
         return f"registry({self._service})"
@@ -121,9 +87,39 @@ class TeacherRegistry:
         since = time.monotonic() - USE_S
         return sorted(user for user, at in self._used.items() if at > since)
 
+    async def report(self, report: Report) -> None:
+        """Take what a client says about itself."""
+        self._demand.report(report, time.monotonic())
+
+    async def scale_view(self, since: int = 0) -> ScaleView:
+        """How many replicas are wanted, with what was said about it after so many lines."""
+        self._adopt()
+        bounds = self._request.teacher.replicas
+        return ScaleView(
+            wanted=self._wanted,
+            bounds=bounds if isinstance(bounds, Autoscaling) else None,
+            waiting=self._demand.waiting(time.monotonic()),
+            told=len(self._lines),
+            lines=tuple(self._lines[since:]),
+        )
+
+    async def rescale(self, replicas: int | Autoscaling) -> None:
+        """Scale by other bounds, or with a number not at all."""
+        self._fixed = self._wanted
+        teacher = self._request.teacher.model_copy(update={"replicas": replicas})
+        self._request = replace(self._request, teacher=teacher)
+        if self._scaler is not None:
+            self._scaler.stop()
+            self._scaler = None
+        self._adopt()
+
     async def want(self, replicas: int) -> None:
-        """Note how many replicas the service shall have."""
-        self._wanted = replicas
+        """Note how many replicas a service of a fixed number shall have."""
+        self._fixed = replicas
+
+    def listed(self) -> Sequence[ReplicaView]:
+        """The list, for the scaler."""
+        return tuple(self._replicas.values())
 
     async def add(self, names: list[str]) -> None:
         """Watch further replicas; returns when each has been looked at once."""
@@ -148,7 +144,10 @@ class TeacherRegistry:
 
     async def end(self) -> None:
         """Say of every replica that it is gone, before the service is."""
-        self._wanted = 0
+        self._fixed, self._ended = 0, True
+        if self._scaler is not None:
+            self._scaler.stop()
+            self._scaler = None
         await self.forget(list(self._replicas))
         exporter.current().refresh()
 
@@ -163,13 +162,27 @@ class TeacherRegistry:
             export.set(exported.REPLICA_UP, serves, replica=name)
             export.set(exported.REPLICA_RESTARTS, replica.restarts, replica=name)
 
+    @property
+    def _wanted(self) -> int:
+        return self._fixed if self._scaler is None else self._scaler.wanted
+
     def _adopt(self) -> None:
-        """Begin to watch what was found or added."""
+        """Begin to watch what was found or added, and to scale."""
         for name in self._found:
             if name not in self._replicas:
                 self._put(ReplicaView(name))
                 self._watchers[name] = asyncio.ensure_future(self._watch(name))
         self._found = []
+        scales = isinstance(self._request.teacher.replicas, Autoscaling)
+        if scales and self._replicas and self._scaler is None and not self._ended:
+            self._scaler = Scaler(
+                self._service,
+                self._request,
+                self,
+                self._demand,
+                wanted=self._fixed,
+                lines=self._lines,
+            )
 
     async def _watch(self, name: str) -> None:
         while True:
@@ -180,7 +193,7 @@ class TeacherRegistry:
         health = await self._health(name)
         before = self._replicas.get(name)
         if before is not None and before.state != "draining":
-            self._put(_seen(before, health))
+            self._put(before.seen(health))
 
     async def _health(self, name: str) -> Health | None:
         try:
@@ -202,42 +215,3 @@ class TeacherRegistry:
         self._version += 1
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def replica_name(service: str, index: int) -> str:
-    """Name of a replica's actor, as the dashboard lists it."""
-    return f"{service}/{REPLICA}{index}"
-
-
-def short_name(replica: str) -> str:
-    """Name of a replica in its service."""
-    return replica.rpartition("/")[2]
-
-
-def index_of(replica: str) -> int:
-    """Number of a replica in its service."""
-    return int(short_name(replica).removeprefix(REPLICA))
-
-
-def is_replica(actor: Mapping[str, str]) -> bool:
-    """Whether a named actor, as Ray lists it, is a replica."""
-    return actor["name"].startswith(f"{actor['namespace']}/{REPLICA}")
-
-
-def replica_names(service: str) -> list[str]:
-    """Names of the replicas that exist in the cluster, registered or not, oldest first."""
-    named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-    found = [a["name"] for a in named if a["namespace"] == service and is_replica(a)]
-    return sorted(found, key=index_of)
-
-
-def _seen(before: ReplicaView, health: Health | None) -> ReplicaView:
-    if health is None:
-        return before if before.state == "starting" else replace(before, state="down")
-    restarted = before.health is not None and before.incarnation != health.incarnation
-    return ReplicaView(
-        name=before.name,
-        state="failed" if health.failure else "alive",
-        restarts=before.restarts + restarted,
-        health=health,
-    )

@@ -8,7 +8,9 @@ import xxhash
 from ray.exceptions import RayError
 
 from shared.errors import ConfigError
-from teacher_service.service.registry import REGISTRY, ReplicaView, ServiceView
+from teacher_service.service.demand import Report
+from teacher_service.service.naming import REGISTRY
+from teacher_service.service.views import ReplicaView, ServiceView
 
 LONG_POLL_S = 60.0
 SUSPEND_S = 10.0
@@ -27,6 +29,8 @@ class Roster:
         self._handles: dict[str, Any] = {}
         self._suspended: dict[str, tuple[str, float]] = {}  # name -> incarnation, until
         self._version, self._looked_up, self.gone = -1, 0.0, False
+        self._registry: Any = None
+        self._told: Any = None  # the last report, until it has arrived
         self.poll: Any = self._long_poll()
         if self.poll is None:
             raise ConfigError(
@@ -50,6 +54,12 @@ class Roster:
         self._version = view.version
         self._alive = {r.name: r for r in view.replicas if r.state == "alive"}
         self.poll = self._long_poll()
+
+    def tell(self, report: Report) -> None:
+        """Let the registry know how the client is, unless it has not heard the last time yet."""
+        if self.poll is None or (self._told and not ray.wait([self._told], timeout=0)[0]):
+            return
+        self._told = self._registry.report.remote(report)
 
     def usable(self) -> list[str]:
         """Names in this client's order of preference, without those that just failed."""
@@ -82,9 +92,9 @@ class Roster:
     def _long_poll(self) -> Any:
         self._looked_up = time.monotonic()
         try:
-            registry: Any = ray.get_actor(REGISTRY, namespace=self._service)
+            self._registry = ray.get_actor(REGISTRY, namespace=self._service)
         except ValueError:
             self.gone = True
             return None
         self.gone = False
-        return registry.wait_version.remote(self._version, LONG_POLL_S)
+        return self._registry.wait_version.remote(self._version, LONG_POLL_S)

@@ -4,7 +4,6 @@ A service is a registry and replicas in a Ray namespace of its name, each replic
 group of its own. A detached service outlives its driver; another dies with it.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,33 +14,33 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shared.config.run import Teacher
+from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError, TeacherError, TutelageError
 from shared.targets.head_location import ShippedHead
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
-from teacher_service.service.actor import TeacherReplica
-from teacher_service.service.placing import GROUP_PREFIX, groups_of, lifetime_of, place
-from teacher_service.service.registry import (
+from teacher_service.service.launching import disown, launch, own, remove
+from teacher_service.service.naming import (
     REGISTRY,
-    ReplicaView,
     Request,
     Role,
-    TeacherRegistry,
+    find_actor,
     index_of,
     is_replica,
     replica_name,
     replica_names,
 )
+from teacher_service.service.placing import groups_of, head_node, lifetime_of, place
+from teacher_service.service.registry import TeacherRegistry
+from teacher_service.service.scaling import Pace
+from teacher_service.service.views import ReplicaView, ScaleView
 
 ANSWER_S = 30.0
 HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
 END_S = 1.0
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
-
-# An actor that is not detached ends with its last owning handle, so this driver keeps them.
-_OWNED: dict[str, list[Any]] = {}
+PACE = Pace()  # of services that scale themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,7 @@ class ServiceStatus:
     teacher: Teacher | None
     detached: bool
     replicas: tuple[ReplicaView, ...]
+    scale: ScaleView | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,9 @@ class Starting:
         try:
             description = _described(self.service, self.names, self.deadline_s)
             if self.undo is not None:
-                _answer(_actor(self.service, REGISTRY).add.remote([*self.names]), "the registry")
+                _answer(
+                    find_actor(self.service, REGISTRY).add.remote([*self.names]), "the registry"
+                )
         except BaseException:
             self.give_up()
             raise
@@ -125,7 +127,7 @@ def start(
     runtime_env: dict[str, Any] | None = None,
     deadline_s: float = 1800.0,
 ) -> Starting:
-    """Place `teacher.replicas` replicas, which load from then on.
+    """Place `teacher.fewest` replicas, which load from then on.
 
     A service that already serves the same teacher under this name is left as it is. Raises
     ConfigError where it serves another, PlacementError within 10 s where replicas do not fit;
@@ -148,13 +150,18 @@ def start(
         runtime_env=runtime_env or {},
         detached=detached,
         job=ray.get_runtime_context().get_job_id(),
+        pace=PACE,
         role=role,
     )
     try:
-        options = {"name": REGISTRY, "namespace": service, "lifetime": lifetime_of(detached)}
-        registry: Any = TeacherRegistry.options(**options).remote(service, request)  # type: ignore[attr-defined]
-        _OWNED[service] = [registry]
-        names = _launched(service, request, range(teacher.replicas))
+        options = {
+            "name": REGISTRY,
+            "namespace": service,
+            "lifetime": lifetime_of(detached),
+            "scheduling_strategy": head_node(),
+        }
+        own(service, TeacherRegistry.options(**options).remote(service, request))  # type: ignore[attr-defined]
+        names = _launched(service, request, range(teacher.fewest))
     except BaseException:
         stop(service)
         raise
@@ -165,17 +172,17 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
     """Grow or shrink a service to `replicas`, while clients work; returns the number before.
 
     Shrinking drains: a replica finishes what it was sent. Raises PlacementError within 10 s where
-    the new ones do not fit; those that serve stay.
+    the new ones do not fit; those that serve stay. Raises ConfigError where the service scales
+    itself.
     """
     if replicas < 1:
         raise ConfigError(f"a service needs a replica, not {replicas}; use `tutelage teacher down`")
-    request, names = _request(service), replica_names(service)
-    if request is None:
-        raise ConfigError(f"no teacher service named {service} is running; see `tutelage status`")
-    if not request.detached and request.job != ray.get_runtime_context().get_job_id():
+    request, names = _to_be_scaled(service), replica_names(service)
+    if isinstance(bounds := request.teacher.replicas, Autoscaling):
         raise ConfigError(
-            f"teacher service {service} belongs to a run; only services of `tutelage teacher up` "
-            "can be scaled from outside"
+            f"teacher service {service} scales itself, from {bounds.min} to {bounds.max} replicas; "
+            f"`tutelage teacher up CONFIG teachers.NAME.replicas={replicas}` makes the number "
+            "fixed, and with teachers.NAME.replicas.min or max the bounds are others"
         )
     if replicas < len(names):
         _want(service, replicas)
@@ -185,8 +192,26 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
         added = range(first, first + replicas - len(names))
         placed = _launched(service, request, added)
         _want(service, replicas)
-        Starting(service, placed, deadline_s, undo=partial(_shrink, service, placed)).described()
+        same = (*names[:1], *placed)  # all must be the same teacher
+        Starting(service, same, deadline_s, undo=partial(_shrink, service, placed)).described()
     return len(names)
+
+
+def rescale(service: str, replicas: int | Autoscaling) -> None:
+    """Let a running service scale itself by other bounds, or with a number not at all."""
+    _to_be_scaled(service)
+    _answer(find_actor(service, REGISTRY).rescale.remote(replicas), "the registry")
+
+
+def scaling_since(service: str, told: int) -> ScaleView | None:
+    """How a service scales, with what was said about it after so many lines; None where it is gone
+    or does not answer."""
+    if (registry := find_actor(service, REGISTRY)) is None:
+        return None
+    try:
+        return _answer(registry.scale_view.remote(told), "the registry")
+    except TeacherError:
+        return None
 
 
 def status(service: str) -> ServiceStatus:
@@ -195,9 +220,12 @@ def status(service: str) -> ServiceStatus:
     if request is None:
         if service not in list_services():
             raise ConfigError(f"no teacher service named {service} is running")
-        return ServiceStatus(service, None, False, tuple(ReplicaView(n, "down") for n in names))
-    view = _answer(_actor(service, REGISTRY).view.remote(), "the registry")
-    return ServiceStatus(service, request.teacher, request.detached, view.replicas)
+        down = tuple(ReplicaView(name, "down") for name in names)
+        return ServiceStatus(service, None, False, down, None)
+    registry = find_actor(service, REGISTRY)
+    view = _answer(registry.view.remote(), "the registry")
+    scale = _answer(registry.scale_view.remote(), "the registry")
+    return ServiceStatus(service, request.teacher, request.detached, view.replicas, scale)
 
 
 def running(service: str, *, deadline_s: float = ANSWER_S) -> Starting:
@@ -211,7 +239,7 @@ def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
     Raises ConfigError for a teacher whose head cannot be shipped.
     """
     first = _running(service)[0]
-    call = _actor(service, first).ship_head.remote()
+    call = find_actor(service, first).ship_head.remote()
     return _answer(call, f"{first} of teacher service {service}", deadline_s)
 
 
@@ -227,7 +255,7 @@ def leave(service: str, user: str) -> None:
 
 def users(service: str) -> list[str]:
     """The commands that use a service."""
-    registry = _actor(service, REGISTRY)
+    registry = find_actor(service, REGISTRY)
     try:
         return [] if registry is None else _answer(registry.users.remote(), "the registry")
     except TeacherError:
@@ -236,26 +264,23 @@ def users(service: str) -> list[str]:
 
 def stop(service: str) -> bool:
     """Remove actors and placement groups, also of a half-dead service; whether any were there."""
-    if (registry := _actor(service, REGISTRY)) is not None:
+    if (registry := find_actor(service, REGISTRY)) is not None:
         ray.wait([registry.end.remote()], timeout=END_S)  # one that is half dead tells nobody
-    names = [*replica_names(service), REGISTRY]
-    actors = [actor for name in names if (actor := _actor(service, name)) is not None]
-    for actor in actors:
-        ray.kill(actor, no_restart=True)
-    _OWNED.pop(service, None)
-    groups = groups_of(f"{GROUP_PREFIX}{service}:")
+        ray.kill(registry, no_restart=True)  # first, since it may make replicas
+    names, groups = replica_names(service), groups_of(service)
+    remove(service, names)
+    disown(service)
     for group in groups.values():
-        remove_placement_group(group)
+        remove_placement_group(group.handle)
     deadline = time.monotonic() + ANSWER_S
     while service in _namespaces() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return bool(actors or groups)
+    return bool(registry or names or groups)
 
 
 def list_services() -> list[str]:
     """Services of which anything is left in the cluster: actors or placement groups."""
-    groups = groups_of(GROUP_PREFIX)
-    return sorted(_namespaces() | {name.split(":")[1] for name in groups})
+    return sorted(_namespaces() | {name.split(":")[1] for name in groups_of()})
 
 
 def _running(service: str) -> tuple[str, ...]:
@@ -271,30 +296,17 @@ def _launched(service: str, request: Request, indices: Iterable[int]) -> tuple[s
     names = [replica_name(service, index) for index in indices]
     try:
         groups = place(service, names, request)
-        # It warns that a restart needs the group; the group lives as long as the actor.
-        logging.getLogger("ray.actor").setLevel(logging.ERROR)
         for name, group in zip(names, groups, strict=True):
-            replica = TeacherReplica.options(  # type: ignore[attr-defined]
-                name=name,
-                namespace=service,
-                lifetime=lifetime_of(request.detached),
-                num_cpus=request.teacher.cpus,
-                num_gpus=request.teacher.gpus,
-                runtime_env=request.runtime_env,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=0
-                ),
-            ).remote(request.make_engine, request.teacher.cpus)
-            _OWNED.setdefault(service, []).append(replica)
+            launch(service, name, group, request)
     except BaseException:
-        _remove(service, names)
+        remove(service, names)
         raise
     return tuple(names)
 
 
 def _described(service: str, names: Iterable[str], deadline_s: float) -> TeacherDescription:
     """Wait until all replicas have loaded. Raises what loading raised."""
-    waiting = {_actor(service, name).describe.remote(): name for name in names}
+    waiting = {find_actor(service, name).describe.remote(): name for name in names}
     deadline = time.monotonic() + deadline_s
     descriptions: list[TeacherDescription] = []
     while waiting:
@@ -316,32 +328,35 @@ def _described(service: str, names: Iterable[str], deadline_s: float) -> Teacher
 
 def _drain(service: str, names: list[str], deadline_s: float) -> None:
     """Take replicas off the list, let them finish, then remove them."""
-    registry = _actor(service, REGISTRY)
+    registry = find_actor(service, REGISTRY)
     _answer(registry.drain.remote(names), "the registry")
     time.sleep(DRAIN_GRACE_S)
-    flushes = [actor.flush.remote() for name in names if (actor := _actor(service, name))]
+    flushes = [actor.flush.remote() for name in names if (actor := find_actor(service, name))]
     ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
-    _remove(service, names)
+    remove(service, names)
     _answer(registry.forget.remote(names), "the registry")
 
 
 def _want(service: str, replicas: int) -> None:
-    _answer(_actor(service, REGISTRY).want.remote(replicas), "the registry")
+    _answer(find_actor(service, REGISTRY).want.remote(replicas), "the registry")
 
 
 def _shrink(service: str, names: Iterable[str]) -> None:
     """Remove replicas that do not come up."""
-    _remove(service, names)
+    remove(service, names)
     _want(service, len(replica_names(service)))
 
 
-def _remove(service: str, names: Iterable[str]) -> None:
-    groups = groups_of(f"{GROUP_PREFIX}{service}:")
-    for name in names:
-        if (actor := _actor(service, name)) is not None:
-            ray.kill(actor, no_restart=True)
-        if (group := groups.get(f"{GROUP_PREFIX}{service}:{name}")) is not None:
-            remove_placement_group(group)
+def _to_be_scaled(service: str) -> Request:
+    """What a service was started with. Raises ConfigError where it cannot be scaled from here."""
+    if (request := _request(service)) is None:
+        raise ConfigError(f"no teacher service named {service} is running; see `tutelage status`")
+    if not request.detached and request.job != ray.get_runtime_context().get_job_id():
+        raise ConfigError(
+            f"teacher service {service} belongs to a run; only services of `tutelage teacher up` "
+            "can be scaled from outside"
+        )
+    return request
 
 
 def _namespaces() -> set[str]:
@@ -351,7 +366,7 @@ def _namespaces() -> set[str]:
 
 
 def _request(service: str) -> Request | None:
-    registry = _actor(service, REGISTRY)
+    registry = find_actor(service, REGISTRY)
     if registry is None:
         return None
     try:
@@ -362,7 +377,7 @@ def _request(service: str) -> Request | None:
 
 def _told(service: str, what: str, user: str) -> bool:
     """Whether the registry is there; one that is too busy to answer is."""
-    registry = _actor(service, REGISTRY)
+    registry = find_actor(service, REGISTRY)
     if registry is None:
         return False
     try:
@@ -372,13 +387,6 @@ def _told(service: str, what: str, user: str) -> bool:
     except RayError:
         return False
     return True
-
-
-def _actor(service: str, name: str) -> Any:
-    try:
-        return ray.get_actor(name, namespace=service)
-    except ValueError:
-        return None
 
 
 def _answer(ref: Any, who: str, deadline_s: float = ANSWER_S) -> Any:

@@ -29,6 +29,7 @@ PLACEMENT = "cluster/session/test_placement.py"
 QUESTION = "cluster/planning/test_question.py"
 DECISIONS = "shared/mixture/test_decisions.py"
 DIAGNOSTICS = "student_trainer/test_diagnostics.py"
+SCALING = "teacher_service/service/test_scaling.py"
 
 KNOBS = {
     "name": LEAVES,
@@ -59,6 +60,9 @@ KNOBS = {
         "teacher_service/engine/test_generating.py"
         "::test_two_replicas_answer_in_order_with_the_bits_of_one"
     ),
+    "teachers.NAME.replicas.min": f"{SCALING}::test_a_service_that_nobody_asks_has_its_fewest",
+    "teachers.NAME.replicas.max": f"{SCALING}::test_a_service_that_nobody_asks_has_its_fewest",
+    "teachers.NAME.replicas.wait": f"{SCALING}::test_a_load_that_stays_makes_a_number_that_stays",
     "teachers.NAME.gpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
     "teachers.NAME.cpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
     "student.model": LEAVES,

@@ -106,6 +106,12 @@ def test_a_misspelt_required_key_is_named_rather_than_the_missing_one(config):
         ("mixture.interval=3", "mixture needs mixture.policy"),
         ("domains.math.train=5", "domains.math.train is 5"),
         ("teachers={}", "teachers is {}"),
+        ("teachers.t.replicas={max: 2, min: 3}", "replicas.min is 3, more than replicas.max"),
+        ("teachers.t.replicas={max: 2, min: 0}", "teachers.t.replicas.min is 0, but it should be"),
+        ("teachers.t.replicas={max: 2, wait: 1}", "teachers.t.replicas.wait is 1, but it should"),
+        ("teachers.t.replicas={max: 2, wait: 0}", "teachers.t.replicas.wait is 0, but it should"),
+        ("teachers.t.replicas={min: 2}", "teachers.t.replicas.max is required and not set"),
+        ("teachers.t.replicas=0", "teachers.t.replicas is 0, but it should be greater than"),
     ],
 )
 def test_a_wrong_value_is_refused_with_path_and_value(config, override, part):

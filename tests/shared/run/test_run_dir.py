@@ -122,6 +122,7 @@ def test_a_job_takes_its_folder_to_another_place_each_time(tmp_path):
         ("student.max_restarts", 7, True),
         ("student.cpus", 7.0, True),
         ("teachers.t.replicas", 7, True),
+        ("teachers.t.replicas", {"min": 2, "max": 7}, True),
         ("teachers.t.cpus", 7.0, True),
         ("targets.ids", "plain", True),
         ("targets.store", "store", True),

@@ -18,8 +18,8 @@ from shared.errors import ConfigError, HandshakeError, TeacherError
 from shared.targets.generation import GenerationSpec, Openings
 from teacher_service.engine.hf import HFEngine
 from teacher_service.service import service
+from teacher_service.service.naming import replica_name
 from teacher_service.service.pool import GenerationPool
-from teacher_service.service.registry import replica_name
 from tests.teacher_service.engine.test_trust import LEAKY, longrope, saved
 from tests.teacher_service.scripted import VOCAB, Scripted, echoed
 from tests.teacher_service.teachers import FAMILIES, save_family

@@ -16,8 +16,8 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import service
+from teacher_service.service.naming import replica_name
 from teacher_service.service.pool import open_pool
-from teacher_service.service.registry import replica_name
 from tests.answers import question_of
 from tests.teacher_service.scripted import Scripted, Threaded, invented, make_rows
 from tests.tiny import VOCAB

@@ -1,0 +1,67 @@
+"""Names of a service's actors in Ray, and what it was started with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+
+from shared.config.run import Teacher
+from teacher_service.service.scaling import Pace
+
+REGISTRY = "tutelage-registry"
+REPLICA = "replica-"  # and a number, after the service's name
+
+Role = Literal["teacher", "student"]  # whose place in the cluster replicas take
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a service was started with, enough to add replicas to it later."""
+
+    teacher: Teacher
+    make_engine: bytes  # pickled, opaque to the registry
+    runtime_env: dict[str, Any]
+    detached: bool
+    job: str  # of the driver that owns what is not detached
+    pace: Pace  # of its scaling, where it scales itself
+    role: Role = "teacher"
+
+    def same_teacher(self, teacher: Teacher) -> bool:
+        """Whether the other config asks for the same answers from the same hardware."""
+        return self.teacher.model_copy(update={"replicas": teacher.replicas}) == teacher
+
+
+def replica_name(service: str, index: int) -> str:
+    """Name of a replica's actor, as the dashboard lists it."""
+    return f"{service}/{REPLICA}{index}"
+
+
+def short_name(replica: str) -> str:
+    """Name of a replica in its service."""
+    return replica.rpartition("/")[2]
+
+
+def index_of(replica: str) -> int:
+    """Number of a replica in its service."""
+    return int(short_name(replica).removeprefix(REPLICA))
+
+
+def is_replica(actor: Mapping[str, str]) -> bool:
+    """Whether a named actor, as Ray lists it, is a replica."""
+    return actor["name"].startswith(f"{actor['namespace']}/{REPLICA}")
+
+
+def replica_names(service: str) -> list[str]:
+    """Names of the replicas that exist in the cluster, registered or not, oldest first."""
+    named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    found = [a["name"] for a in named if a["namespace"] == service and is_replica(a)]
+    return sorted(found, key=index_of)
+
+
+def find_actor(service: str, name: str) -> Any:
+    """A service's actor, or None where there is none of this name."""
+    try:
+        return ray.get_actor(name, namespace=service)
+    except ValueError:
+        return None

@@ -1,0 +1,99 @@
+"""Services that scale themselves, on a real cluster with slowed teachers."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import pytest
+import ray
+
+from shared.config.teachers import Autoscaling, Teacher
+from teacher_service.service import service
+from teacher_service.service.pool import open_pool
+from teacher_service.service.scaling import Pace
+from tests.answers import question_of
+from tests.teacher_service.scripted import Scripted, invented, make_rows
+
+SPEC = question_of(top_k=4, shared_vocab=100)
+QUICK = Pace(grow_s=3.0, shrink_s=4.0, place_s=4.0, start_s=60.0, retry_s=3.0, retry_most_s=6.0)
+SLOW = Scripted(delay_s=0.3)
+
+
+@pytest.fixture
+def name(ray_cluster, monkeypatch) -> Iterator[str]:
+    """A service name of its own, stopped afterwards; its decisions take seconds."""
+    monkeypatch.setattr(service, "PACE", QUICK)
+    name = f"service-{uuid4().hex[:8]}"
+    yield name
+    service.stop(name)
+
+
+def teacher(**replicas: float) -> Teacher:
+    return Teacher(model="any", cpus=0.1, replicas=Autoscaling(**replicas))  # type: ignore[arg-type]
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def states(name: str) -> list[str]:
+    return [replica.state for replica in service.status(name).replicas]
+
+
+def lines(name: str) -> tuple[str, ...]:
+    view = service.scaling_since(name, 0)
+    assert view is not None
+    return view.lines
+
+
+def groups(name: str) -> int:
+    table = ray.util.placement_group_table().values()
+    return sum(name in g["name"] and g["state"] != "REMOVED" for g in table)
+
+
+@contextmanager
+def learning(name: str, *, learn_s: float = 0.05) -> Iterator[list]:
+    """A client that learns as a trainer does, and whose answers are right."""
+    ended, answers = threading.Event(), []
+    pool = open_pool(0, service=name, run="runs/one", in_flight=4, unit_deadline_s=120.0)
+
+    def learn() -> None:
+        units = [make_rows([[10]], first=index, seed=index) for index in range(5)]
+        for unit in units[:4]:
+            pool.submit(unit, SPEC)
+        while not ended.is_set():
+            pool.submit(units[(len(answers) + 4) % 5], SPEC)
+            answers.append(pool.next())
+            wanted = invented(units[(len(answers) - 1) % 5], SPEC)
+            assert answers[-1].table.equals(wanted.table)
+            time.sleep(learn_s)
+
+    thread = threading.Thread(target=learn)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        ended.set()
+        thread.join()
+        assert pool.stats.units == len(answers)
+        pool.close()
+
+
+def test_a_service_grows_under_waits_and_shrinks_when_idle(name):
+    service.start(name, teacher(max=3, wait=0.1), detached=True, make_engine=SLOW).described()
+    with learning(name) as answers:
+        wait_until(lambda: states(name).count("alive") == 3)
+        assert service.status(name).scale.wanted == 3  # type: ignore[union-attr]
+        before = len(answers)
+        wait_until(lambda: len(answers) > before + 20)
+    assert all("steps waited" in line and "above 10 %" in line for line in lines(name))
+    assert [line[:18] for line in lines(name)] == ["1 -> 2 replicas, s", "2 -> 3 replicas, s"]
+    wait_until(lambda: states(name) == ["alive"])
+    wait_until(lambda: groups(name) == 1)
+    assert lines(name)[-1] == "3 -> 1 replica, nothing was asked of it for 4 s"
+    assert service.status(name).scale.wanted == 1  # type: ignore[union-attr]
