@@ -51,6 +51,11 @@ def why_unloadable(error: BaseException, *, section: str, attention: str) -> str
         return said
     if "ignore_mismatched_sizes" in str(error):
         return "its weights do not have the sizes of its config.json; get both from one model"
+    if "padding_idx" in reason.lower():
+        return (
+            "pad_token_id in its config.json is no row of its embedding; set it to null there, or "
+            "to the tokenizer's own"
+        )
     if type(error).__name__ == "SafetensorError":
         return f"one of its .safetensors files is damaged or cut off ({reason}); get it again"
     if isinstance(error, json.JSONDecodeError):

@@ -19,17 +19,14 @@ def up(
     address: str | None = None,
 ) -> None:
     """`tutelage teacher up`: start the config's teachers and leave them serving."""
-    from cluster.planning.handshake import (
-        describe_teacher,
-        refuse_attention,
-        refuse_empty_folder,
-    )
+    from cluster.planning.folders import refuse_incomplete_teacher
+    from cluster.planning.handshake import describe_teacher, refuse_attention
     from cluster.planning.loading import load
 
     config = load(path, overrides)
     names = services_of(config, service) or named_services(config)
     for key, teacher in config.teachers.items():
-        refuse_empty_folder(f"teachers.{key}.model", teacher.model)
+        refuse_incomplete_teacher(key, teacher)
         if teacher.attention != "auto":
             described = describe_teacher(key, teacher, cache=Path(config.paths.cache))
             refuse_attention(f"teachers.{key}", teacher, described)

@@ -13,10 +13,11 @@ from filelock import FileLock
 
 from cluster.builtin.models import renamed_into_place
 from cluster.planning.description import READERS, files_of
+from cluster.planning.folders import refuse_incomplete_adapter
 from shared.config.paths import BUILTIN, located
 from shared.config.run import Config, Student, Teacher
 from shared.errors import ConfigError
-from shared.loading import stored_as
+from shared.loading import first_line, stored_as
 
 ADAPTER_CONFIG = "adapter_config.json"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -68,10 +69,16 @@ def find_adapter(option: str, model: str, *, revision: str | None, root: Path) -
             f"the one that is meant to a folder of its own and set {option} to it"
         )
     where = f"base_model_name_or_path in {path}"
+    refuse_incomplete_adapter(option, model)
     try:
         settings = json.loads(path.read_text())
         base, base_revision = settings["base_model_name_or_path"], settings.get("revision")
-    except (OSError, ValueError, KeyError, TypeError):  # no JSON, or no object in it
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} is {model}, a PEFT adapter whose {ADAPTER_CONFIG} is not valid JSON "
+            f"({first_line(error)}); get it again"
+        ) from None
+    except (OSError, KeyError, TypeError):  # no object in it
         base = base_revision = None
     if not base or not isinstance(base, str):
         raise ConfigError(
@@ -177,7 +184,13 @@ def _merge_into(folder: Path, found: Adapter, asked: Student) -> None:
     plain = {"model": found.base, "revision": found.base_revision, "train": {"kind": "full"}}
     base = load_model(asked.model_copy(update=plain), CAUSAL_LM.model)
     model: Any = with_adapter(base, found.name, asked.revision)
-    model.merge_and_unload(safe_merge=True).save_pretrained(folder)
+    try:
+        model.merge_and_unload(safe_merge=True).save_pretrained(folder)
+    except ValueError as error:  # numbers that are not finite
+        raise ConfigError(
+            f"{found.option} is {found.name}, a PEFT adapter that cannot be merged: "
+            f"{first_line(error)}; get it again"
+        ) from None
     optional = {"_raise_exceptions_for_missing_entries": False}
     own = cached_file(found.name, "tokenizer_config.json", revision=asked.revision, **optional)
     source = (found.base, found.base_revision) if own is None else (found.name, asked.revision)

@@ -65,23 +65,15 @@ def describe(
     def read() -> dict[str, Any]:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+        step = "config.json"
         try:
-            tokenizer = load_tokenizer()
             config = AutoConfig.from_pretrained(model, **asked)
+            step = "tokenizer"
+            tokenizer = load_tokenizer()
         except Exception as error:  # invalid fields of a config have classes of their own
-            trust = f"{option.rpartition('.')[0]}.trust_remote_code"
-            if (reason := untrusted(error, trust=trust)) is not None:
-                raise ConfigError(f"{option} is {model!r}: {reason}") from None
-            what = "whose files transformers cannot read"
-            if not Path(model).is_dir():
-                what = "which is neither a folder under paths.root nor a model the hub gives us"
-            reason = first_line(error).rstrip(".")
-            if "backend tokenizer" in reason:
-                reason = "they hold no tokenizer (tokenizer.json), nor what one is made from"
-            raise ConfigError(
-                f"{option} is {model!r}, {what}: {reason}; correct its files or name another model"
-            ) from None
+            raise ConfigError(_why_unreadable(option, model, error, step)) from None
         text_config = config.get_text_config()
+        refuse_odd_positions(option, model, text_config)
         identity = identify(tokenizer)
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
         return {
@@ -99,6 +91,52 @@ def describe(
     facts = kept(read, model, asked | {"of": "model"}, cache=cache)
     identity = TokenizerIdentity.from_dict(facts.pop("identity"))
     return ModelDescription(option, model, identity, **facts, load_tokenizer=load_tokenizer)
+
+
+def _why_unreadable(option: str, model: str, error: Exception, step: str) -> str:
+    """Why a model's `step`, its tokenizer or config.json, cannot be read, and the way out."""
+    trust = f"{option.rpartition('.')[0]}.trust_remote_code"
+    if (reason := untrusted(error, trust=trust)) is not None:
+        return f"{option} is {model!r}: {reason}"
+    if not Path(model).is_dir():
+        what = "which is neither a folder under paths.root nor a model the hub gives us"
+    elif damaged := _damaged_json(Path(model)):
+        return f"{option} is {model!r}, whose {damaged}; get it again"
+    else:
+        what = f"whose {step} transformers cannot read"
+    reason = first_line(error).rstrip(".")
+    if "backend tokenizer" in reason:
+        what, reason = (
+            "whose files transformers cannot read",
+            ("they hold no tokenizer (tokenizer.json), nor what one is made from"),
+        )
+    return f"{option} is {model!r}, {what}: {reason}; correct its files or name another model"
+
+
+def _damaged_json(folder: Path) -> str | None:
+    """The first file of a model that is to hold JSON and does not, and why."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text())
+        except ValueError as error:  # no UTF-8 among them
+            return f"{path.name} is not valid JSON ({first_line(error)})"
+    return None
+
+
+def refuse_odd_positions(option: str, model: str, text_config: Any) -> None:
+    """Raise ConfigError for lists of factors of rotary positions that are not one for each pair of
+    a head's numbers: transformers takes a single one for all, and a short list at long rows only.
+    """
+    told = getattr(text_config, "rope_parameters", None) or {}
+    for kind in (told, *(part for part in told.values() if isinstance(part, dict))):
+        named = {name: kind.get(name) for name in ("short_factor", "long_factor")}
+        sizes = {name: len(found) for name, found in named.items() if isinstance(found, list)}
+        if 1 in sizes.values() or len(set(sizes.values())) > 1:
+            said = " and ".join(f"{size} in {name}" for name, size in sizes.items())
+            raise ConfigError(
+                f"{option} is {model!r}, whose config.json has factors of positions, {said}, that "
+                "are not one for each pair of a head's numbers; correct its config.json"
+            )
 
 
 def student_trust(config: Config) -> Trust:
@@ -119,15 +157,19 @@ def student_trust(config: Config) -> Trust:
 
 
 def refuse_unloadable(config: Config) -> None:
-    """Raise ConfigError for a teacher in a local folder whose weights are not those of its config;
-    what a hub has is looked at by whoever loads it."""
-    for teacher in config.teachers.values():
+    """Raise ConfigError for a teacher in a local folder whose weights, or those of the adapter on
+    them, are not those of its config; what a hub has is looked at by whoever loads it."""
+    for name, teacher in config.teachers.items():
         if not Path(teacher.model).is_dir():
             continue
+        adapter = teacher.adapter if teacher.adapter and Path(teacher.adapter).is_dir() else None
         asked = {
             "revision": teacher.revision,
             "trust_remote_code": teacher.trust_remote_code,
             "attention": teacher.attention,
+            "adapter": adapter,
+            "gpus": teacher.gpus,
+            "section": f"teachers.{name}",
         }
 
         def find(model: str = teacher.model, asked: dict[str, Any] = asked) -> dict[str, Any]:
@@ -136,7 +178,8 @@ def refuse_unloadable(config: Config) -> None:
             loading.refuse_unloadable(model, **asked)
             return {}
 
-        kept(find, teacher.model, asked | {"of": "weights"}, cache=Path(config.paths.cache))
+        files = {"of": "weights", "adapter_files": adapter and files_of(Path(adapter))}
+        kept(find, teacher.model, asked | files, cache=Path(config.paths.cache))
 
 
 def kept(

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.planning.description import ModelDescription, describe
-from cluster.planning.folders import refuse_quantised
+from cluster.planning.folders import (
+    refuse_incomplete,
+    refuse_incomplete_teacher,
+    refuse_quantised,
+)
 from shared.config.attention import INSTALLED_BY, refusal
 from shared.config.losses import RouterBalance
 from shared.config.run import Config, Student, Teacher
@@ -27,7 +31,6 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Side
 
 LARGEST_FULL_VOCABULARY = 32_768
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,8 @@ def shake_hands(config: Config) -> Handshake:
     """
     if not config.targets.teacher_free:
         for name, teacher in config.teachers.items():
-            refuse_empty_folder(f"teachers.{name}.model", teacher.model)
-    refuse_empty_folder("student.model", config.student.model)
+            refuse_incomplete_teacher(name, teacher)
+    refuse_incomplete("student.model", config.student.model)
     cache = Path(config.paths.cache)
     teachers = {
         name: describe_teacher(name, teacher, cache=cache)
@@ -171,21 +174,6 @@ def validation_question(
     num_ids = vocabulary if full else config.targets.top_k
     ask = LikeliestIds(num_ids, vocabulary, encoding="fp32", ids=config.targets.ids)
     return Question(ask, prefix=prompts), "full" if full else f"bucketed-{num_ids}"
-
-
-def refuse_empty_folder(option: str, model: str) -> None:
-    """Refuse a local model folder that lacks config or weights. Raises ConfigError."""
-    folder = Path(model)
-    if not folder.is_absolute():
-        return  # a name on the hub
-    missing = [] if (folder / "config.json").exists() else ["config.json"]
-    if not any(found for pattern in WEIGHTS for found in folder.glob(pattern)):
-        missing.append("weights (*.safetensors)")
-    if missing:
-        raise ConfigError(
-            f"{option} is {model}, a folder without {' and '.join(missing)}; name a folder "
-            "written by save_pretrained"
-        )
 
 
 def refuse_attention(section: str, asked: Teacher | Student, model: ModelDescription) -> None:

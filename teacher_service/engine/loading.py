@@ -1,6 +1,8 @@
 """Load a causal language model from a folder or a hub, or refuse it with one sentence."""
 
+import json
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -73,16 +75,57 @@ def load_model(
 
 
 def refuse_unloadable(
-    model: str, *, revision: str | None, trust_remote_code: bool, attention: Attention
+    model: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    attention: Attention,
+    adapter: str | None = None,
+    gpus: float = 0,
+    section: str = "teachers.NAME",
 ) -> None:
-    """Raise ConfigError where the names and sizes of a model's weights are not those of its config,
-    reading no values. Of weights in few bits only their own quantiser knows that."""
+    """Raise ConfigError where the names and sizes of a model's weights, or those of the adapter on
+    them in a local folder, are not those of its config, reading no values of the model. Of weights
+    in few bits only their own quantiser knows that, and whether what it needs is there is asked.
+    """
     _silence()
     asked = {"revision": revision, "trust_remote_code": trust_remote_code}
     if attention in INSTALLED_BY:
         attention = "auto"  # needs the GPU of whoever loads the values
-    if stored_as(read_config(model, **asked, attention=attention)) is None:
-        _loaded(model, asked, {"device_map": {"": "meta"}}, attention)
+    config = read_config(model, **asked, attention=attention)
+    if (stored := stored_as(config)) is not None:
+        _refuse_unread(model, config, stored, on_gpu=gpus > 0, section=section)
+        return
+    found = _loaded(model, asked, {"device_map": {"": "meta"}}, attention, section=section)
+    if adapter is not None:
+        with_adapter(found, adapter, None)
+
+
+def _refuse_unread(model: str, config: Any, stored: str, *, on_gpu: bool, section: str) -> None:
+    """Raise ConfigError for weights in few bits that transformers, or what is installed beside it,
+    does not read. What only a GPU tells is left to whoever loads them."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    settings = config.quantization_config
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    named = f"{section}.model is {model}, which its config.json says is stored {stored}"
+    try:
+        known = AutoHfQuantizer.supports_quant_method(settings)
+        if known:
+            quantiser = AutoHfQuantizer.from_config(settings, pre_quantized=True)
+            quantiser.validate_environment(device_map={"": "cuda" if on_gpu else "cpu"})
+    except Exception as error:
+        if on_gpu and not isinstance(error, ImportError):
+            return
+        reason = first_line(error).rstrip(".")
+        raise ConfigError(
+            f"{named}: {reason}; install what it needs, or name an unquantised model"
+        ) from None
+    if not known:
+        raise ConfigError(
+            f"{named}, which the installed transformers does not read; take quantization_config "
+            "out of it if the weights are plain, or name another model"
+        )
 
 
 def local_folder(name: str, *, revision: str | None, marker: str) -> Path:
@@ -139,10 +182,24 @@ def with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
     import peft
     from peft.tuners.tuners_utils import BaseTuner
 
-    try:
-        wrapped = peft.PeftModel.from_pretrained(model, adapter, revision=revision)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ConfigError(f"the adapter {adapter} cannot be loaded: {first_line(error)}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say of missing weights is asked for below
+        try:
+            wrapped = peft.PeftModel.from_pretrained(model, adapter, revision=revision)
+            told = wrapped.load_adapter(adapter, "default", revision=revision)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of every library that reads one of its files
+            raise ConfigError(
+                f"the adapter {adapter} cannot be loaded: {_why_no_adapter(error)}"
+            ) from error
+    if told.missing_keys or told.unexpected_keys:
+        lacks = "lacks weights for" if told.missing_keys else "has weights beyond its config, as"
+        name = sorted(told.missing_keys or told.unexpected_keys)[0]
+        raise ConfigError(
+            f"the adapter {adapter} {lacks} {name.removeprefix('base_model.model.')}; name the "
+            "base that it was trained on, and get the whole folder"
+        )
     if not isinstance(wrapped.base_model, BaseTuner):
         raise ConfigError(
             f"the adapter {adapter} adds prompt tokens; only adapters on weights are supported"
@@ -150,8 +207,29 @@ def with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
     return wrapped
 
 
+def _why_no_adapter(error: Exception) -> str:
+    """Why an adapter cannot be loaded, in our words where they say more."""
+    reason = first_line(error)
+    if "size mismatch" in str(error):
+        return "its weights do not fit this model; name the base that it was trained on"
+    if "not found in the base model" in reason:
+        return f"{reason.partition('. ')[0]}; name the base that it was trained on"
+    if isinstance(error, json.JSONDecodeError):
+        return f"its adapter_config.json is not valid JSON ({reason}); get it again"
+    if isinstance(error, KeyError):
+        return f"its adapter_config.json names {reason}, which the installed peft does not know"
+    if isinstance(error, SafetensorError):
+        return f"its adapter_model.safetensors is damaged or cut off ({reason}); get it again"
+    return reason
+
+
 def _loaded(
-    model: str, asked: dict[str, Any], arguments: dict[str, Any], attention: Attention
+    model: str,
+    asked: dict[str, Any],
+    arguments: dict[str, Any],
+    attention: Attention,
+    *,
+    section: str = "teachers.NAME",
 ) -> Any:
     """A model with all its weights, of the revision and trust that are asked for. Raises
     ConfigError."""
@@ -165,7 +243,7 @@ def _loaded(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a model's own code and of every library it needs
-        reason = why_unloadable(error, section="teachers.NAME", attention=attention)
+        reason = why_unloadable(error, section=section, attention=attention)
         raise ConfigError(f"the teacher {model} cannot be loaded: {reason}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
