@@ -84,6 +84,8 @@ def test_a_models_own_choice_stands_where_nothing_is_asked(side, tmp_path, tiny_
 @pytest.mark.parametrize("side", SECTIONS)
 def test_a_choice_that_nothing_computes_is_refused(side, tmp_path, tiny_pair):
     attends = of_own_choice(tmp_path, tiny_pair, side, attn_implementation="quick")
-    with pytest.raises(ConfigError, match=r"(student|teachers\.tiny)\.attention=eager, since its config"):
+    with pytest.raises(
+        ConfigError, match=r"(student|teachers\.tiny)\.attention=eager, since its config"
+    ):
         attends("auto")
     assert attends("eager") == "eager"

@@ -60,7 +60,9 @@ def test_a_changed_small_file_is_read_again(own):
 )
 def test_a_config_that_is_not_valid_is_refused_in_a_sentence(own, field):
     tiny.edit_config(own.parent / "student", **field)
-    with pytest.raises(ConfigError, match="whose config.json transformers cannot read: ") as refused:
+    with pytest.raises(
+        ConfigError, match=r"whose config\.json transformers cannot read: "
+    ) as refused:
         described(own)
     assert "\n" not in str(refused.value)
 
