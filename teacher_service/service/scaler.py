@@ -104,7 +104,7 @@ class Scaler:
         placed = {name for name, group in groups_of(self._service).items() if group.placed}
         views = {view.name: view for view in self._registered.listed()}
         names = sorted({*views, *self._arriving}, key=index_of)
-        phases = {name: self._phase(name, views.get(name), placed) for name in names}
+        phases: dict[str, Phase] = {n: self._phase(n, views.get(n), placed) for n in names}
         for name, phase in phases.items():
             if self._phases.get(name, ("", 0.0))[0] != phase:
                 self._phases[name] = (phase, now)
