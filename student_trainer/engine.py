@@ -6,6 +6,7 @@ undone by the factor `world size` inside the loss.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,14 +62,20 @@ def deepspeed_config(config: Config) -> dict:
 
 def parameter_groups(objective: nn.Module, optimiser: Optimiser) -> list[dict]:
     """Matrices decay; biases and norms do not. Frozen weights are in no group."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = [p for p in trained if p.ndim < 2]
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    decays = (optimiser.weight_decay, 0.0)
     groups = [
-        {"params": matrices, "weight_decay": optimiser.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [trained[name] for name in names], "weight_decay": decay}
+        for names, decay in zip(in_groups(trained), decays, strict=True)
     ]
     return [group for group in groups if group["params"]]
+
+
+def in_groups(trained: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of the matrices and of the vectors among trained weights, sharded or not."""
+    dims = {name: len(getattr(p, "ds_shape", p.shape)) for name, p in trained.items()}
+    matrices = [name for name, dim in dims.items() if dim >= 2]
+    return matrices, [name for name, dim in dims.items() if dim < 2]
 
 
 def clips_here(config: Config) -> bool:

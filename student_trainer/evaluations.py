@@ -28,6 +28,14 @@ def evaluate(run: Run, when: str) -> None:
                 say(run, sentence)
 
 
+def forget_after(run: Run) -> None:
+    """Drop the evaluation after training of a run that takes more steps."""
+    if run.ranks.leads:
+        written = read_evaluations(run.files.path)
+        if written.pop("after", None) is not None:
+            write_atomically(run.files.path / EVALUATIONS, json.dumps(written, indent=1))
+
+
 def weak_teachers(config: Config, before: Mapping[str, Mapping]) -> list[str]:
     """A sentence for every domain on whose validation text the student starts as well as its
     teacher does; `before` has its losses by domain."""

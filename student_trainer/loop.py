@@ -22,9 +22,9 @@ from student_trainer.ending import (
     stop_if_asked,
 )
 from student_trainer.engine import backward, take_step
-from student_trainer.evaluations import evaluate, evaluate_only
+from student_trainer.evaluations import evaluate, evaluate_only, forget_after
 from student_trainer.progress import introduce, write_line
-from student_trainer.reports import report
+from student_trainer.reports import catch_up, report
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.sources.batches import Batch, Step
@@ -71,6 +71,9 @@ def train(run: Run, early: Early | None = None) -> None:
     go_on(run, step)
     introduce(run)
     evaluate(run, "before")
+    catch_up(run, step)
+    if not run.is_over(step):
+        forget_after(run)
     with stepping(run):
         step = steps(run, step, early)
     say_stopped(run, step)

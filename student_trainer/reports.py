@@ -6,7 +6,7 @@ G domains in config order
 from dataclasses import replace
 
 from shared.errors import TutelageError
-from shared.mixture.weight_log import DomainReport
+from shared.mixture.weight_log import DomainReport, read_log
 from student_trainer.evaluate import ValidationSums
 from student_trainer.evaluations import read_evaluations
 from student_trainer.run import Run
@@ -30,6 +30,18 @@ def report(run: Run, step: int) -> None:
             error = failure
     run.ranks.agree(error)
     run.since_report.clear()
+
+
+def catch_up(run: Run, step: int) -> None:
+    """Hand over the reports for decisions before `step` that are missing: those of a run that takes
+    more steps than it was to, as they would have ruled beyond its end."""
+    decided, due = 0, [decision for decision in run.decisions if decision < step]
+    if run.ranks.leads:
+        entries = read_log(run.files.weight_log, run.config.domains).entries
+        stopped = bool(entries) and entries[-1].stop
+        decided = len(due) if stopped else len(entries)
+    for missing in due[run.ranks.from_leader(decided) :]:
+        report(run, missing)
 
 
 def _domain_report(run: Run, step: int, sums: ValidationSums | None) -> DomainReport:

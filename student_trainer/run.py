@@ -19,7 +19,7 @@ from student_trainer.curves import Curves
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation
 from student_trainer.losses.kernel.teacher_states import TeacherHead
-from student_trainer.models.frozen import FrozenWeights, frozen_weights
+from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
 from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import load_teacher_heads
 from student_trainer.objective import Objective
@@ -46,6 +46,7 @@ class Run:
     ranks: Ranks
     student: Student
     engine: Any  # a DeepSpeed engine around the Objective
+    base: str | None  # hash of the whole base of a student with adapters
     frozen: FrozenWeights | None  # of a student with adapters
     layouts: Layouts
     weight_log: FollowedLog
@@ -110,6 +111,7 @@ def open_run(
     layouts = Layouts(tuple(config.domains), plan.packed, device, task, plan.passes)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
+    base = ranks.from_leader(base_digest(student) if ranks.leads else None)
     engine = open_engine(objective, config)
     weight_log = FollowedLog(config, ranks, controller)
     source = open_source(plan, ranks, weight_log)
@@ -126,6 +128,7 @@ def open_run(
         ranks=ranks,
         student=student,
         engine=engine,
+        base=base,
         frozen=frozen_weights(student, engine.module, ranks),
         layouts=layouts,
         weight_log=weight_log,

@@ -24,3 +24,19 @@ def learning_rate(optimiser: Optimiser, *, step: int, steps: int) -> float:
             remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
     floor = optimiser.final_lr_fraction if optimiser.schedule != "constant" else 0.0
     return optimiser.lr * (floor + (1.0 - floor) * remaining)
+
+
+def respread(optimiser: Optimiser, *, step: int, before: int, after: int) -> str:
+    """A sentence on the learning rate of a run of `before` steps that goes on after `step` of them,
+    to take `after` in all."""
+    last, following = (
+        f"{learning_rate(optimiser, step=number, steps=steps):.2e}"
+        for number, steps in ((max(0, step - 1), before), (step, after))
+    )
+    if optimiser.schedule == "constant":
+        return f"the learning rate of step {step + 1} is {following}"
+    before_it = f", where step {step} took {last}" if step else ""
+    return (
+        f"the {optimiser.schedule} schedule of the learning rate spans {after} steps in place of "
+        f"{before}: step {step + 1} takes {following}{before_it}"
+    )

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.launch.continuing import changes_in_words, has_ended
 from cluster.planning.preparation import (
     Launch,
     notes,
@@ -36,6 +37,7 @@ from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write
 from shared.run.start import StartClock
 from shared.targets.payload import Pair, payload_note
 from shared.targets.question import Question
+from student_trainer.state.checkpoint import refuse_fewer_steps
 
 if TYPE_CHECKING:
     from cluster.launch.training import Students
@@ -118,6 +120,8 @@ def _launched(
     prepare_environment()
     run_dir = run_dir_of(config)
     with locked(run_dir), interrupted_as(partial(interrupted, run_dir)):
+        if not fresh:
+            refuse_fewer_steps(run_dir.checkpoints, steps=config.steps)
         if not fresh and _is_finished(run_dir, config):
             finished = open_run(config)
             print(f"{config.name} is finished; --fresh starts it over\n")
@@ -139,7 +143,9 @@ def _prepared(
     refuse_unreached(config)
     refuse_unplaceable_early(config, services)
     prepared = prepare_run(config)
+    changes = [] if fresh else changes_in_words(run_dir_of(config), config)
     run_dir = open_run(config, fresh=fresh)
+    print("\n".join([*changes, ""]), end="")
     print(f"run folder {run_dir.path}", flush=True)
     found = text_of(config, prepared.domains)
     write_text(run_dir, found)
@@ -152,7 +158,9 @@ def _prepared(
 
 
 def _is_finished(run_dir: RunDir, config: Config) -> bool:
-    return run_dir.finished and (run_dir.baseline.finished or not config.baseline)
+    return has_ended(run_dir, config) and (
+        has_ended(run_dir.baseline, config) or not config.baseline
+    )
 
 
 def _distil(launch: Launch) -> None:
@@ -165,7 +173,10 @@ def _distil(launch: Launch) -> None:
     write_environment(launch.run_dir, cluster=ray.cluster_resources())
     try:
         with exporting(ray.util.metrics, run=launch.config.name), ExitStack() as stack:
-            learning = None if launch.run_dir.finished else stack.enter_context(_learning(launch))
+            done = has_ended(launch.run_dir, launch.config)
+            if launch.run_dir.finished and not done:
+                conclude(launch.run_dir, status="interrupted")
+            learning = None if done else stack.enter_context(_learning(launch))
             plan, open_reader = stack.enter_context(teaching(launch))
             for name, part in plan.by_teacher.items():
                 if part.training_question is not None:

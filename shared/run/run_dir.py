@@ -1,6 +1,7 @@
 """The run directory: what a run leaves behind, who may write to it, and what may continue it."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -36,8 +37,10 @@ PACKAGES = (
     "pydantic",
 )
 
-# Options that may change between two commands on one run: where and how fast, not what is learnt.
+# Options that may change between two commands on one run: where, how fast and how far, not what is
+# learnt.
 PASSING = (
+    "steps",
     "paths",
     "prompts",  # where they lie; what they say is compared
     "log_every",
@@ -45,7 +48,12 @@ PASSING = (
     "service",
     "baseline",
     "student.max_restarts",
+    "student.workers",
+    "student.zero",
+    "student.activation_checkpointing",
+    "student.gpus",
     "student.cpus",
+    "batch.micro_batch",
     "targets.ids",
     "targets.store",
     "targets.store_ids",
@@ -53,7 +61,8 @@ PASSING = (
     "mixture.deadline_s",
     "prompt_search",
 )
-PASSING_OF_A_TEACHER = ("replicas", "cpus")
+PASSING_OF_A_TEACHER = ("replicas", "gpus", "cpus")
+MOST_SHOWN = 60  # characters of a value in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +247,8 @@ def open_run(config: Config, *, fresh: bool = False) -> RunDir:
     if fresh:
         move_aside(run_dir)
     if run_dir.config.exists():
-        differing = differing_options(run_dir.recorded_config(), config)
+        found = differing_options(run_dir.recorded_config(), config)
+        differing = [_in_words(name, *values) for name, values in found.items()]
         if _prompts_id(run_dir.prompts if run_dir.prompts.exists() else None) != prompts_id:
             differing.append("prompts")
         if differing and not run_dir.has_begun:
@@ -276,12 +286,35 @@ def move_aside(run_dir: RunDir) -> Path | None:
     return target
 
 
-def differing_options(old: Config, new: Config) -> list[str]:
-    """Options that decide what is learnt and differ, as `a.b`. A job's copy of a working folder
-    lies elsewhere each time."""
+def differing_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Options that decide what is learnt and differ, as `a.b`, with the old and the new value; None
+    where one has no such option. A job's copy of a working folder lies elsewhere each time."""
+    changed = changed_options(old, new)
+    if changed.get("steps") and old.decision_interval != new.decision_interval:
+        # Decisions of phases lie where they would have been, had the run always been as long.
+        intervals = (old.decision_interval, new.decision_interval)
+        changed["progressive.interval"] = intervals
+    elif old.decision_interval == new.decision_interval:
+        changed.pop("progressive.interval", None)
+    return {name: values for name, values in changed.items() if not _passing(name)}
+
+
+def changed_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """All options that differ, as `a.b`, with the old and the new value."""
     before, after = (dict(leaves(c.model_dump(mode="json"))) for c in (old, new))
-    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return [name for name in changed if not _passing(name)]
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def _in_words(name: str, before: Any, after: Any) -> str:
+    """An option with its old and its new value, long ones from shortly before they differ."""
+    texts = [v if isinstance(v, str) else json.dumps(v) for v in (before, after)]
+    start = 0
+    if max(map(len, texts)) > MOST_SHOWN:
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False))
+        start = max(0, sum(1 for _ in alike) - MOST_SHOWN // 2)
+    was, now = ("..." * bool(start) + text[start:][:MOST_SHOWN] for text in texts)
+    return f"{name} ({was}, now {now})"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -47,6 +47,15 @@ def frozen_weights(student: Student, objective: nn.Module, ranks: Ranks) -> Froz
     )
 
 
+def base_digest(student: Student) -> str | None:
+    """Hash of the base before an engine places it, which is the same however many ranks there are;
+    None for a student that trains whole."""
+    if not student.is_adapted:
+        return None
+    named = "".join(f"{name} {digest} " for name, digest in _hashes(student).items())
+    return xxhash.xxh3_128_hexdigest(named.encode())
+
+
 def refuse_changed(student: Student, frozen: FrozenWeights | None, ranks: Ranks) -> None:
     """Raise FrozenWeightsError on all ranks where a frozen weight is not what it was on any."""
     if frozen is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import xxhash
 
-from shared.errors import CheckpointError, StorageError
+from shared.errors import CheckpointError, ConfigError, StorageError
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -77,6 +77,11 @@ def whence(folder: Path) -> str:
     """Where training goes on, for the end of a sentence."""
     found = all_checkpoints(folder)
     return f"from step {step_of(found[-1])}" if found else "from the start, as no step was saved"
+
+
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 where there is none."""
+    return max(map(step_of, all_checkpoints(folder)), default=0)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -138,6 +143,16 @@ def refuse_changes(checkpoint: Path, *, found: Mapping, asked: Mapping) -> None:
                 f"{checkpoint.name} was written with {name} {found.get(name)}, now it is {value}; "
                 "change it back to resume, or start over with --fresh"
             )
+
+
+def refuse_fewer_steps(folder: Path, *, steps: int) -> None:
+    """Raise ConfigError where a run's checkpoints are of a later step than its last."""
+    done = last_step(folder)
+    if done > steps:
+        raise ConfigError(
+            f"steps is {steps}, but {done} steps of this run are done, and taking fewer would undo "
+            f"some; set steps={done} or more, or start over with --fresh"
+        )
 
 
 def storage_error(checkpoint: Path, reason: str) -> StorageError:

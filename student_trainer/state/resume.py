@@ -12,12 +12,16 @@ from student_trainer.state.checkpoint import (
     latest_checkpoint,
     read_state,
     refuse_changes,
+    refuse_fewer_steps,
     step_of,
 )
-from student_trainer.state.shards import load_shards, write_checkpoint
+from student_trainer.state.resharding import load_resharded
+from student_trainer.state.shards import TAG, load_shards, write_checkpoint
 from student_trainer.state.stateful import refuse_other_states, restore_states, states_of
 
 log = logging.getLogger(__name__)
+PLACED = "the frozen weights"  # as ranks hold them, which depends on how they are cut
+BASE = "the base of the adapters"
 
 
 def restore(run: Run) -> int:
@@ -29,12 +33,25 @@ def restore(run: Run) -> int:
     if checkpoint is None:
         return 0
     found = read_state(checkpoint)
-    refuse_changes(checkpoint, found=found["facts"], asked=_facts(run))
+    written, cut = found["facts"], _cut(run)
+    is_cut_alike = cut.items() <= written.items()
+    refuse_fewer_steps(run.files.checkpoints, steps=run.config.steps)
+    asked = _facts(run)
+    if not is_cut_alike:
+        asked.pop(PLACED, None)
+    if BASE not in written:
+        asked.pop(BASE, None)
+    refuse_changes(checkpoint, found=written, asked=asked)
     refuse_other_states(checkpoint.name, found=found, parts=run.stateful)
-    load_shards(run.engine, checkpoint)
+    if is_cut_alike:
+        load_shards(run.engine, checkpoint)
+    else:
+        load_resharded(run.engine, checkpoint / TAG, zero=written["student.zero"])
     restore_states(run.stateful, found)
     if run.ranks.leads:
-        log.info("resuming from %s", checkpoint.name)
+        before = ", ".join(f"{name}={written[name]}" for name in cut)
+        resharded = f", which was written with {before}" * (not is_cut_alike)
+        log.info("resuming from %s%s", checkpoint.name, resharded)
     return step_of(checkpoint)
 
 
@@ -45,7 +62,7 @@ def save(run: Run, step: int) -> None:
         "step": step,
         "weight_entries": run.weight_log.num_entries,
         **states_of(run.stateful),
-        "facts": _facts(run),
+        "facts": _facts(run) | _cut(run),
         "frozen_weights": run.frozen and run.frozen.facts(),
     }
     write_checkpoint(
@@ -71,20 +88,24 @@ def _latest(run: Run) -> Path | None:
     return run.ranks.from_leader(found)
 
 
+def _cut(run: Run) -> dict[str, int]:
+    """What decides which part of weights and optimiser a rank holds."""
+    return {"student.workers": run.ranks.world_size, "student.zero": run.config.student.zero}
+
+
 def _facts(run: Run) -> dict[str, Any]:
     """What a checkpoint can only be resumed with."""
     student, batch = run.config.student, run.config.batch
     facts = {
         "checkpoint format": CHECKPOINT_FORMAT,
-        "student.workers": run.ranks.world_size,
-        "student.zero": student.zero,
         "student.dtype": student.dtype,
         "student.train": student.train.model_dump(mode="json"),
         "seed": run.config.seed,
         "batch.rows_per_step": batch.rows_per_step,
-        "batch.micro_batch": batch.micro_batch,
     }
-    base = {"the frozen weights": run.frozen.digest} if run.frozen else {}
-    if run.frozen is None and (counted := census(run.student)).frozen:
+    base: dict[str, Any] = {}
+    if run.frozen is not None:
+        base = {PLACED: run.frozen.digest, BASE: run.base}
+    elif (counted := census(run.student)).frozen:
         base = {"the number of weights that train": counted.trained}
     return facts | base | run.source.facts()

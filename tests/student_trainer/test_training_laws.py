@@ -196,7 +196,7 @@ def laws(tmp_path_factory: pytest.TempPathFactory) -> Laws:
     add_poisoned(laws)
     laws.add("two steps", "train", folder="disk", steps=2)
     laws.add("full disk", "full_disk", folder="disk", steps=4)
-    laws.add("one worker", "train", ranks=1, folder="disk", steps=4, student={"workers": 1})
+    laws.add("fewer rows", "train", folder="disk", steps=4, batch={"rows_per_step": 4})
     states = {"states": {"buffer": {"rows": []}}}
     laws.add("other states", "other_states", ranks=2, folder="disk", steps=4, arguments=states)
     laws.run()
@@ -309,7 +309,7 @@ def test_a_checkpoint_with_a_state_that_nothing_takes_up_is_refused(laws: Laws) 
     assert "step-000002 holds a state named buffer, which nothing" in found["message"]
 
 
-def test_a_checkpoint_of_other_workers_is_refused(laws: Laws) -> None:
-    found = laws.results["one worker"]
+def test_a_checkpoint_of_other_blocks_of_rows_is_refused(laws: Laws) -> None:
+    found = laws.results["fewer rows"]
     assert found["error"] == "CheckpointError"
-    assert "student.workers 2, now it is 1" in found["message"]
+    assert "batch.rows_per_step 8, now it is 4" in found["message"]

@@ -22,6 +22,7 @@ from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
 from shared.run.start import STAGES
 from student_trainer.state.checkpoint import all_checkpoints, step_of
+from student_trainer.state.export import exported_step
 from tests import signals
 from tests.cluster.jobs import WORDS, write_job
 from tests.scraping import Scrapes, export_url, scraping
@@ -196,6 +197,30 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, run_dir, capsys):
 def test_another_objective_under_the_same_name_is_refused(finished, capsys):
     assert main(["run", str(finished), "optimiser.lr=1e-4"]) == 2
     assert "other values of optimiser.lr" in capsys.readouterr().err
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_cut_otherwise(
+    finished, run_dir, tmp_path, capsys
+):
+    config = run_dir.recorded_config()
+    steps, zero = config.steps, (config.student.zero + 1) % 4
+    shutil.copytree(run_dir.path, tmp_path / "job")
+    grown = RunDir(tmp_path / "job")
+    again = ["run", str(finished), f"paths.runs={tmp_path}", "batch.micro_batch=1"]
+    assert main([*again, f"steps={steps + 2}", f"student.zero={zero}"]) == 0
+    said = capsys.readouterr().out
+    assert f"steps={steps + 2} (was {steps})" in said
+    assert f"student.zero={zero} (was {config.student.zero})" in said
+    assert f"spans {steps + 2} steps in place of {steps}: step {steps + 1} takes" in said
+    assert f"going on from step {steps} of {steps + 2}" in said
+    for run in (grown, grown.baseline):
+        summary = json.loads(run.summary.read_text())
+        assert (summary["status"], summary["steps"]) == ("finished", steps + 2)
+        assert exported_step(run.export) == steps + 2
+    assert main([*again, f"steps={steps}"]) == 2
+    assert f"steps is {steps}, but {steps + 2} steps of this run are done" in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_export_goes_to_a_new_folder(finished, run_dir, tmp_path, capsys):

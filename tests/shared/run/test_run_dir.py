@@ -67,7 +67,8 @@ def test_the_same_config_continues_a_run(tmp_path):
 
 def test_a_config_that_learns_something_else_is_refused_with_the_option(tmp_path):
     (open_run(config(tmp_path)).checkpoints / "step").mkdir()
-    with pytest.raises(ConfigError, match=r"other values of seed, optimiser.lr;.*--fresh"):
+    values = r"other values of seed \(0, now 1\), optimiser.lr \(0.0001, now 0.01\);.*--fresh"
+    with pytest.raises(ConfigError, match=values):
         open_run(config(tmp_path, seed=1, optimiser={"lr": 1e-2}))
 
 
@@ -105,8 +106,8 @@ def test_a_job_takes_its_folder_to_another_place_each_time(tmp_path):
             domains={"math": {"train": texts}, "code": {"train": "/mnt/c"}},
         )
 
-    assert differing_options(job("1", "a"), job("2", "a")) == []
-    assert differing_options(job("1", "a"), job("2", "x")) == ["domains.math.train"]
+    assert differing_options(job("1", "a"), job("2", "a")) == {}
+    assert [*differing_options(job("1", "a"), job("2", "x"))] == ["domains.math.train"]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +129,16 @@ def test_a_job_takes_its_folder_to_another_place_each_time(tmp_path):
         ("targets.store", "store", True),
         ("targets.store_ids", "plain", True),
         ("prompt_search.rounds", 7, True),
-        ("steps", 7, False),
-        ("student.zero", 3, False),
-        ("student.workers", 2, False),
+        ("steps", 7, True),
+        ("student.zero", 3, True),
+        ("student.workers", 2, True),
+        ("student.gpus", 1.0, True),
+        ("student.activation_checkpointing", True, True),
+        ("student.attention", "eager", False),
+        ("teachers.t.gpus", 1.0, True),
         ("teachers.t.dtype", "bfloat16", False),
-        ("batch.micro_batch", 1, False),
+        ("batch.micro_batch", 1, True),
+        ("batch.rows_per_step", 16, False),
         ("targets.top_k", 7, False),
         ("targets.seed", 7, False),
         ("optimiser.clip_norm", None, False),
@@ -149,7 +155,29 @@ def test_what_decides_nothing_about_the_student_may_change(tmp_path, option, val
         place = place[section]
     place[leaf] = value
     after = type(before).model_validate(fields)
-    assert differing_options(before, after) == ([] if passes else [option])
+    assert [*differing_options(before, after)] == ([] if passes else [option])
+
+
+def test_a_long_value_is_shown_where_it_differs(tmp_path):
+    losses = [{"kind": kind} for kind in ("forward_kl", "reverse_kl", "jsd")]
+    other = [*losses[:2], {"kind": "jsd", "beta": 0.25}]
+    (open_run(config(tmp_path, losses=losses)).checkpoints / "step").mkdir()
+    with pytest.raises(ConfigError) as refusal:
+        open_run(config(tmp_path, losses=other))
+    before, after = str(refusal.value).split(", now ")
+    assert '"beta": 0.5' in before
+    assert '"beta": 0.25' in after
+    assert len(before + after) < 350
+
+
+def test_the_decisions_of_phases_stay_where_they_are(tmp_path):
+    phased = {"mixture": {"policy": "fixed"}, "progressive": {"plateau": None, "max_steps": 50}}
+    before, longer = (config(tmp_path, steps=steps, **phased) for steps in (300, 600))
+    assert before.decision_interval != longer.decision_interval
+    expected = (before.decision_interval, longer.decision_interval)
+    assert differing_options(before, longer) == {"progressive.interval": expected}
+    phased["progressive"]["interval"] = before.decision_interval
+    assert differing_options(before, config(tmp_path, steps=600, **phased)) == {}
 
 
 def test_a_run_is_finished_when_its_summary_says_so(tmp_path):

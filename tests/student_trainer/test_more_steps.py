@@ -1,0 +1,103 @@
+"""Runs that are to take more steps than they were begun with, finished or not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.mixture.weight_log import read_log
+from shared.run.metrics import read_metrics
+from shared.run.plan import RunPlan
+from student_trainer.state.export import exported_step
+from tests import tiny
+from tests.student_trainer.group import run_jobs
+from tests.student_trainer.processes import as_job
+from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
+from tests.student_trainer.test_matrix import comparable_lines, weights_after
+
+SHORT, LONG = 6, 12
+# One decision of the longer run lies before the end of the shorter one, which has no use for them.
+POLICIES = ("doremi", "odm", "sheared")
+INTERVAL, LAG = 2, 2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A long run, a short one that becomes as long, and adaptive ones that become longer."""
+    folder = tmp_path_factory.mktemp("more")
+    domains, pair = prepared_domains(folder), tiny.save_pair(folder / "pair")
+
+    def plan(name: str, *, steps: int, exported: int | None = None, **options: object) -> RunPlan:
+        made = plan_of(
+            folder / name,
+            pair,
+            domains,
+            steps=steps,
+            checkpoints={"every": SHORT},
+            optimiser={"schedule": "constant"},
+            **options,
+        )
+        mark_exported(made, step=exported)
+        return made
+
+    adaptive = {
+        policy: {"mixture": {"policy": policy, "interval": INTERVAL, "lag_steps": LAG}}
+        for policy in POLICIES
+    }
+    jobs = [as_job("train", plan("long", steps=LONG)), as_job("train", plan("grown", steps=SHORT))]
+    jobs += [as_job("controlled", plan(p, steps=SHORT, **o)) for p, o in adaptive.items()]
+    run_jobs(jobs, folder / "jobs-short")
+    evaluations = json.loads((folder / "doremi" / "evaluations.json").read_text())
+    before = json.dumps({"before": evaluations["before"]})
+    (folder / "after.json").write_text((folder / "grown" / "evaluations.json").read_text())
+    for policy in POLICIES:  # as if their export was of fewer steps
+        (folder / policy / "evaluations.json").write_text(before)
+    jobs = [as_job("train", plan("grown", steps=LONG, exported=SHORT))]
+    jobs += [as_job("controlled", plan(p, steps=LONG, **o)) for p, o in adaptive.items()]
+    run_jobs(jobs, folder / "jobs-long")
+    jobs = [as_job("train", plan("grown", steps=SHORT, exported=LONG))]
+    (found,) = run_jobs(jobs, folder / "jobs-fewer")
+    (folder / "fewer.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_a_finished_run_that_takes_more_steps_is_the_longer_run(runs: Path) -> None:
+    weights, expected = weights_after(runs / "grown", LONG), weights_after(runs / "long", LONG)
+    assert all((weights[name] == weight).all() for name, weight in expected.items())
+    assert comparable_lines(runs / "grown") == comparable_lines(runs / "long")
+
+
+def test_the_export_is_of_the_last_step(runs: Path) -> None:
+    assert exported_step(runs / "grown" / "export") == LONG
+    assert (runs / "grown" / "export" / "model.safetensors").exists()
+
+
+def test_what_was_evaluated_after_fewer_steps_is_evaluated_again(runs: Path) -> None:
+    short, grown, long = (
+        json.loads(path.read_text())
+        for path in (
+            runs / "after.json",
+            runs / "grown" / "evaluations.json",
+            runs / "long" / "evaluations.json",
+        )
+    )
+    assert grown == long
+    assert short["before"] == grown["before"]
+    assert short["after"] != grown["after"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_decisions_that_a_shorter_run_had_no_use_for_are_made_up_for(
+    runs: Path, policy: str
+) -> None:
+    entries = read_log(runs / policy / "weight_log.jsonl", DOMAINS).entries
+    assert [entry.decided_at for entry in entries] == list(range(0, LONG - LAG, INTERVAL))
+    seen = [(entry.weights, entry.factors, entry.gap) for entry in entries]
+    assert seen[2] != seen[1]
+    assert read_metrics(runs / policy / "metrics.jsonl")[-1].step == LONG
+
+
+def test_fewer_steps_than_are_done_are_refused_with_both_numbers(runs: Path) -> None:
+    found = json.loads((runs / "fewer.json").read_text())
+    assert found["error"] == "ConfigError"
+    assert f"steps is {SHORT}, but {LONG} steps of this run are done" in found["message"]
