@@ -2,12 +2,14 @@
 ours."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from shared.config.attention import Attention, attend
 
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
 # weights refuse to; ours are always plain.
+MERGED = "merged_from.json"  # beside weights that an adapter was merged into
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
@@ -23,6 +25,16 @@ def read_config(
     config = AutoConfig.from_pretrained(model, **asked, **told, **PLAIN_OUTPUTS)
     attend(config, attention)
     return config
+
+
+def merged_of(folder: Path) -> tuple[str, str] | None:
+    """The adapter and the base, as they were named, whose merged weights a folder holds; None for
+    any other folder."""
+    path = folder / MERGED
+    if not path.exists():
+        return None
+    told = json.loads(path.read_text())
+    return told["adapter"], told["base"]
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from cluster.planning.folders import refuse_incomplete_adapter
 from shared.config.paths import BUILTIN, located
 from shared.config.run import Config, Student, Teacher
 from shared.errors import ConfigError
-from shared.loading import first_line, stored_as
+from shared.loading import MERGED, first_line, stored_as
 
 ADAPTER_CONFIG = "adapter_config.json"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -57,9 +57,41 @@ def student_merged(config: Config) -> Config:
     return config.model_copy(update={"student": asked.model_copy(update=update)})
 
 
+def refuse_unreachable(option: str, model: str, revision: str | None) -> None:
+    """Refuse a name of the hub of which this machine has no file where no hub answers: asking for
+    each file anew takes a minute. Raises ConfigError."""
+    if model.startswith(BUILTIN) or Path(model).is_dir():
+        return
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return
+    known = {"repo_id": model, "revision": revision, "cache_dir": constants.HF_HUB_CACHE}
+    try:
+        names = ("config.json", ADAPTER_CONFIG)
+        if any(
+            isinstance(huggingface_hub.try_to_load_from_cache(filename=n, **known), str)
+            for n in names
+        ):
+            return
+        url = huggingface_hub.hf_hub_url(
+            model, names[0], revision=revision, endpoint=constants.ENDPOINT
+        )
+        huggingface_hub.get_hf_file_metadata(url)
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):  # the hub's own answers are told later
+            return
+        raise ConfigError(
+            f"{option} is {model!r}, which is no folder under paths.root, and no hub answers that "
+            f"might have it ({first_line(error)}); check the network, or name a folder"
+        ) from None
+
+
 def find_adapter(option: str, model: str, *, revision: str | None, root: Path) -> Adapter | None:
     """The adapter that an option names as a model, None where it names a whole one. Raises
     ConfigError where both lie in one place, or the base is not known or not there."""
+    refuse_unreachable(option, model, revision)
     path = _adapter_config(model, revision)
     if path is None:
         return None
@@ -150,7 +182,7 @@ def _merged(found: Adapter, asked: Student, *, cache: Path) -> Path:
     adapter = local_folder(found.name, revision=asked.revision, marker=ADAPTER_CONFIG)
     _refuse_few_bits(found, base / "config.json")
     versions = [version(name) for name in READERS]
-    decisive = [asked.dtype, versions, *((str(f), files_of(f)) for f in (base, adapter))]
+    decisive = [MERGED, asked.dtype, versions, *((str(f), files_of(f)) for f in (base, adapter))]
     key = xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
     target = cache / "merged" / f"{Path(found.name).name}-{key}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,3 +230,4 @@ def _merge_into(folder: Path, found: Adapter, asked: Student) -> None:
         source[0], revision=source[1] or "main", trust_remote_code=asked.trust_remote_code
     )
     tokenizer.save_pretrained(folder)
+    (folder / MERGED).write_text(json.dumps({"adapter": found.name, "base": found.base}))

@@ -72,13 +72,14 @@ def read_standing(run_dir: RunDir) -> Standing:
     working = in_use(run_dir)
     pace_s = _seconds_per_step(record)
     checkpoint = latest_checkpoint(run_dir.checkpoints) if run_dir.checkpoints.is_dir() else None
+    saved = step_of(checkpoint) if checkpoint else None
     return Standing(
         run=record.config.name,
         folder=str(run_dir.path),
         state="at work" if working else _state(run_dir),
-        step=record.steps,
+        step=max(record.steps, saved or 0),  # lines may be lost
         steps=record.config.steps,
-        checkpoint=step_of(checkpoint) if checkpoint else None,
+        checkpoint=saved,
         phase=line.phase if line else None,
         loss=line.loss if line else None,
         grad_norm=line.grad_norm if line else None,

@@ -16,6 +16,13 @@ from shared.text.formats import is_text
 from shared.text.sources import sources_of
 
 COLUMNS = ("documents", "rows", "tokens", "with_loss", "dropped", "cut", "split", "duplicate")
+PROSE = frozenset((".txt", ".md", ".markdown", ".rst"))
+MARKUP = frozenset(
+    (
+        *(".yaml", ".yml", ".xml", ".html", ".htm", ".xhtml", ".sql", ".toml", ".ini", ".cfg"),
+        *(".conf", ".css", ".svg", ".log", ".properties", ".tex", ".bib"),
+    )
+)
 HELD_OUT_WORDS = {"test", "tests", "valid", "validation", "val", "dev", "eval"}
 NAME_WIDTH = 18  # of a domain or a teacher in a table
 
@@ -122,9 +129,11 @@ def _left_out(
     names = [source for source in sources if isinstance(source, str)]
     out = [file for name in names for file in left_out(name, root=root)]
     texts = [file for name in names for file in _texts_beside_rows(name, root)]
+    markup = [file for name in names for file in _markup_beside_prose(name, root)]
     told = (
         (out, "are not read"),
         (texts, "are one text each, beside rows"),
+        (markup, "are learnt as one text each, beside prose (a glob as *.txt leaves them out)"),
         *_doubtful([file for name in names for file in source_files(name, root=root)], split),
     )
     return [f"files that {what}: {_named(files)}" for files, what in told if files]
@@ -140,6 +149,15 @@ def _doubtful(
     if split == "validation" or not any("train" in words[file] for file in files):
         held_out = []
     return [(empty, "are empty"), (held_out, "are trained on, whatever their names say")]
+
+
+def _markup_beside_prose(source: str, root: Path) -> list[Path]:
+    """Files of settings, queries and pages in a folder or glob that has prose too, and no rows."""
+    files = source_files(source, root=root)
+    kinds = {file.suffix.lower() for file in files}
+    if not kinds & PROSE or not all(map(is_text, files)):
+        return []
+    return [file for file in files if file.suffix.lower() in MARKUP]
 
 
 def _texts_beside_rows(source: str, root: Path) -> list[Path]:

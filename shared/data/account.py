@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from shared.data.packing import Fit
 from shared.text.framing import Encoded, Remarks
+from shared.text.special_tokens import MARK
 
 COUNTS = (
     *("special_as_text", "special_as_control"),
@@ -63,7 +64,7 @@ def listed(counts: dict[str, int], *, most: int = 8) -> str:
 
 def shown(name: str, width: int = 40) -> str:
     """A name of a row's own, on one line of bounded length."""
-    line = " ".join(name.split())
+    line = " ".join(name.replace(MARK, "").split())
     return line[: width - 2] + ".." if len(line) > width else line or "''"
 
 

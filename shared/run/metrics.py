@@ -120,27 +120,27 @@ def drop_metrics_after(path: Path, step: int) -> None:
     """Take out the lines of steps after `step`, which a resumed run takes again, and torn ones."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     kept = [line for line in lines if (done := _step_of(line)) is not None and done <= step]
     if len(kept) < len(lines):
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        write_atomically(path, b"".join(line + b"\n" for line in kept).decode())
 
 
-def _step_of(line: str) -> int | None:
+def _step_of(line: bytes) -> int | None:
     try:
-        return json.loads(line)["step"]
+        return json.loads(line.decode())["step"]
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
-    """The lines of a run in step order, the last attempt at each step; a torn line is skipped."""
+    """The lines of a run in step order, the last attempt at each step; a line that is torn, or
+    that a damaged disk made no text, is skipped."""
     by_step: dict[int, StepMetrics] = {}
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        if _step_of(line) is None:
             continue
+        fields = json.loads(line)
         fields["domains"] = {n: DomainMetrics(**d) for n, d in fields["domains"].items()}
         asked = fields.get("teachers", {}).items()
         fields["teachers"] = {name: TeacherMetrics(**values) for name, values in asked}

@@ -303,7 +303,8 @@ def changed_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """All options that differ, as `a.b`, with the old and the new value."""
     before, after = (dict(leaves(c.model_dump(mode="json"))) for c in (old, new))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return {name: (before.get(name), after.get(name)) for name in names}
+    groups = {name.rpartition(".")[0] for name in names}  # {} on one side has no options
+    return {name: (before.get(name), after.get(name)) for name in names if name not in groups}
 
 
 def _in_words(name: str, before: Any, after: Any) -> str:

@@ -22,6 +22,7 @@ UNREAD = frozenset(
         *(".ico", ".mp3", ".wav", ".flac", ".ogg", ".mp4", ".avi", ".mov", ".webm", ".safetensors"),
         *(".bin", ".gguf", ".onnx", ".pt", ".pth", ".ckpt", ".so", ".dll", ".exe", ".whl", ".pyc"),
         *(".lzma", ".tbz2", ".txz", ".idx", ".ipynb", ".jsonlz4", ".xlsb", ".numbers", ".m4a"),
+        *(".psv", ".ssv", ".dsv", ".tab", ".dbf", ".parq", ".jsonb", ".bson", ".sas7bdat", ".por"),
     )
 )
 _TEXT = r"((\.[a-z]{2}([-_]\w+)?)?\.(txt|md|markdown|rst|adoc|html|cff|bib))?"

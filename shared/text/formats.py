@@ -25,6 +25,8 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 ROWS = (*LINES, ".json", *TABLES, *PARQUET)
 BEGINNINGS = {  # of files that are not what their names say
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
     b"\x1f\x8b": "compressed, as a name ending in .gz says",
@@ -66,10 +68,10 @@ def suffixes_of(path: Path) -> tuple[str, str]:
 def read_text(path: Path) -> str:
     """A file that is one text. Raises DataError where it is not UTF-8, or rows by its content."""
     text = decoded(b"".join(_lines(path)), str(path))
-    if found := re.search("[\0\ufdd0\ufdd1]", text):
+    if found := re.search("[\ufdd0\ufdd1]", text):
         raise DataError(
-            f"{path} holds U+{ord(found[0]):04X}, which is no character of a text, as binary files "
-            "and UTF-16 do; convert it, or name the text files by a glob"
+            f"{path} holds U+{ord(found[0]):04X}, which is no character of a text; convert it, or "
+            "name the text files by a glob"
         )
     _refuse_rows_as_text(path, text)
     return text
@@ -94,13 +96,32 @@ def read_rows(path: Path, *, wanted: frozenset[str]) -> Iterator[tuple[str, Any]
 def decoded(raw: bytes, where: str) -> str:
     """UTF-8 text without its byte order mark. Raises DataError."""
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        is_ = next((what for mark, what in BEGINNINGS.items() if raw.startswith(mark)), None)
-        reason = f"it is {is_}" if is_ else f"byte {raw[error.start]:#04x} at {error.start}"
-        raise DataError(
-            f"{where} is not UTF-8 ({reason}); convert it, or name the text files by a glob"
-        ) from None
+        reason = _what_it_is(raw) or (
+            f"byte {raw[error.start]:#04x} at {error.start}, which Latin-1 and Windows-1252 have"
+        )
+    else:
+        if "\0" not in text:
+            return text
+        reason = _what_it_is(raw) or "it holds zero bytes, as binary files do"
+    raise DataError(
+        f"{where} is not UTF-8 ({reason}); convert it, as `iconv -f ENCODING -t UTF-8` does, or "
+        "name the text files by a glob"
+    )
+
+
+def _what_it_is(raw: bytes) -> str | None:
+    """What bytes that are no UTF-8 begin like, or are by their zeros."""
+    found = next((what for mark, what in BEGINNINGS.items() if raw.startswith(mark)), None)
+    if found is not None:
+        return f"it is {found}"
+    for unit, name in ((4, "UTF-32"), (2, "UTF-16")):
+        head = raw[: len(raw) // unit * unit][:4096]
+        zeros = max(head[at::unit].count(0) for at in range(unit)) if head else 0
+        if zeros > len(head) // unit // 2 and head.count(0) > 0.8 * len(head) * (unit - 1) / unit:
+            return f"it is {name} without a mark, by its zero bytes"
+    return None
 
 
 def _refuse_rows_as_text(path: Path, text: str) -> None:
@@ -227,7 +248,8 @@ def _twice(names: list[str]) -> str:
 
 def _table_rows(path: Path, format_: str) -> Iterator[tuple[str, Any]]:
     """Rows under a header."""
-    text = (decoded(line, str(path)) for line in _lines(path))
+    lines = enumerate(_lines(path), start=1)
+    text = (decoded(line, f"{path}:{number}") for number, line in lines)
     reader = csv.reader(text, delimiter=TABLES[format_], strict=True)
     try:
         names = next(reader, [])

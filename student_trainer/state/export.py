@@ -14,6 +14,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from shared.config.paths import without_job_folder
 from shared.config.run import Config, LoRATraining, QLoRATraining, Student
 from shared.errors import CheckpointError, StorageError
 from shared.files import obey_umask
@@ -23,7 +24,7 @@ from student_trainer.state.model_card import model_card
 from student_trainer.state.usage import save_usage
 from student_trainer.tasks.task import ModelKind
 
-FACTS = "tutelage.json"
+FACTS, ADAPTER_CONFIG = "tutelage.json", "adapter_config.json"
 RELOAD = Path(__file__).parent / "reload.py"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest logit
 
@@ -127,6 +128,7 @@ def describe(
 ) -> None:
     """Put into a folder with weights what else an export has: tokenizer, generation config, card,
     and facts. `merged` says that adapters lie in the base's weights."""
+    name_base(draft)
     usage = save_usage(draft, config)
     step = step_of(checkpoint)
     frozen = read_state(checkpoint).get("frozen_weights")
@@ -148,6 +150,17 @@ def whole_settings(student: Student, kind: ModelKind) -> dict:
         "quantisation": "none",
         "trust_remote_code": student.trust_remote_code,
     }
+
+
+def name_base(draft: Path) -> None:
+    """Name the base of an adapter as the user did where it came with a job, whose folder does not
+    last."""
+    path = draft / ADAPTER_CONFIG
+    if path.exists():
+        settings = json.loads(path.read_text())
+        base = settings["base_model_name_or_path"]
+        if base and base != (lasting := without_job_folder(base)):
+            path.write_text(json.dumps(settings | {"base_model_name_or_path": lasting}, indent=2))
 
 
 def _refuse_empty_tensors(draft: Path) -> None:

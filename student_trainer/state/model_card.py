@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shared.config.run import Config, LoRATraining, Loss, QLoRATraining
-from shared.loading import stored_as
+from shared.loading import merged_of, stored_as
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
@@ -49,7 +49,7 @@ def _facts(config: Config, *, merged: bool) -> dict:
         "library": "peft" if adapted and not merged else "transformers",
         "merged": merged,
         "quantised": isinstance(student.train, QLoRATraining),
-        "student": _short(student.model),
+        **_student(student.model),
         "trusted": ", trust_remote_code=True" if student.trust_remote_code else "",
         "teacher": _teachers(config) if config.needs_teacher else "its text alone",
         "rows_per_step": config.batch.rows_per_step,
@@ -126,6 +126,16 @@ def _stored(model: str) -> str | None:
     """How a teacher's weights lie in its folder, where that is few bits."""
     path = Path(model) / "config.json"
     return stored_as(SimpleNamespace(**json.loads(path.read_text()))) if path.exists() else None
+
+
+def _student(model: str) -> dict[str, str]:
+    """The student as the card calls it, and the model that a hub is to link it with: of merged
+    weights those that were merged, not the folder that keeps them."""
+    merged = merged_of(Path(model))
+    if merged is None:
+        return {"student": _short(model), "base_model": _short(model)}
+    adapter, base = map(_short, merged)
+    return {"student": f"{adapter} merged into {base}", "base_model": base}
 
 
 def _short(model: str) -> str:

@@ -5,6 +5,7 @@ T tokens   V vocabulary
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import peft
@@ -16,12 +17,15 @@ from cluster.planning.handshake import shake_hands
 from cluster.planning.loading import load
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.run.run_dir import RunDir
 from student_trainer.models.student import load_model
+from student_trainer.state.model_card import model_card
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.audit import load_engine
 from tests import tiny
 from tests.cluster.jobs import write_job
 from tests.hub import publish
+from tests.student_trainer.state.test_model_card import USAGE
 
 IDS_1T = torch.arange(3, 19)[None]
 
@@ -64,6 +68,16 @@ def test_a_student_is_its_base_with_the_adapter(
     torch.testing.assert_close(logits_1TV, logits_by_peft(adapter), atol=1e-5, rtol=1e-5)
     assert (logits_1TV - base).abs().max() > 0.1
     assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_the_card_of_its_export_names_what_was_merged(
+    tmp_path: Path, tiny_pair: tiny.Pair, adapter: Path
+) -> None:
+    config = student_of(tmp_path, tiny_pair, adapter)
+    said = model_card(config, run_dir=RunDir(tmp_path / "run"), step=1, frozen=None, usage=USAGE)
+    assert "adapter merged into student taught by teacher with Tutelage" in said
+    assert "\nbase_model: student\n" in said
+    assert Path(config.student.model).name not in said
 
 
 def test_another_adapter_in_the_same_folder_is_another_student(
@@ -169,6 +183,20 @@ def test_a_name_that_no_hub_has_is_no_adapter(
         ConfigError, match=rf"{role}\.model is 'no name of a hub', which is neither"
     ):
         shake_hands(config)
+
+
+@pytest.mark.parametrize("role", ["student", "teachers.t"])
+def test_without_a_hub_a_name_is_refused_at_once(
+    tmp_path: Path, tiny_pair: tiny.Pair, monkeypatch, role: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    job = write_job(tmp_path, tiny_pair, teachers={"t": {"model": str(tiny_pair.teacher)}})
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"{role}\.model is 'some/model', .*no hub answers"):
+        load(job, [f"{role}.model=some/model"])
+    assert time.monotonic() - began < 20  # with the library's own patience it is a minute
 
 
 def test_a_teacher_has_one_adapter(tmp_path: Path, tiny_pair: tiny.Pair, adapter: Path) -> None:

@@ -12,6 +12,7 @@ from cluster.cli import main
 from cluster.report.standing import STALE_S, Standing, read_standing
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir, locked
+from student_trainer.state.checkpoint import draft_of, publish
 from tests.cluster.run_dirs import LOG_EVERY, write_run
 
 DOMAINS = ("code", "law")
@@ -42,6 +43,17 @@ def test_numbers_are_those_of_the_metrics(run_dir):
         assert domain["weight"] == last.domains[name].weight
         assert domain["kl"] == last.domains[name].kl
         assert domain["kl_first"] == lines[0].domains[name].kl
+
+
+def test_a_run_is_no_less_far_than_its_checkpoint(run_dir):
+    """Where the lines of its metrics are lost."""
+    run_dir.metrics.write_bytes(b"\xff\xfe\x80\n")
+    draft = draft_of(run_dir.checkpoints, 150)
+    draft.mkdir(parents=True)
+    (draft / "state.json").write_text("{}")
+    publish(draft, step=150, keep=2)
+    standing = read_standing(run_dir)
+    assert (standing["step"], standing["checkpoint"]) == (150, 150)
 
 
 def test_a_run_that_no_command_has_is_unfinished_or_what_its_summary_says(run_dir):

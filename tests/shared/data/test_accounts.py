@@ -86,6 +86,19 @@ def test_a_line_per_domain_counts_what_became_of_its_documents(tmp_path: Path, t
     assert notes[1] == "chat: roles of the dropped documents: user 20, narrator 20"
 
 
+def test_markup_beside_prose_is_named_with_the_way_out(tmp_path: Path, tokenizer) -> None:
+    (tmp_path / "train").mkdir()
+    for name in ("a.txt", "b.txt", "settings.yaml", "Page.HTML"):
+        (tmp_path / "train" / name).write_text(f"words of {name} that go on for a while " * 30)
+    write(tmp_path / "valid.jsonl", {"text": "held out"})
+    said = "files that are learnt as one text each, beside prose (a glob as *.txt leaves them out)"
+    for source, told in (("train", [f"{said}: Page.HTML, settings.yaml"]), ("train/*.txt", [])):
+        domain = Domain(train=source, validation="valid.jsonl")
+        config = configured(tmp_path).model_copy(update={"domains": {"chat": domain}})
+        text, _, _ = prepared(config, tokenizer)
+        assert [n for n in text["chat"]["notes"] if n.startswith("files")] == told
+
+
 def test_validation_text_of_its_own_is_accounted_for_too(tmp_path: Path, tokenizer) -> None:
     held = [chat(n, "user", "assistant" if n % 2 else "critic") | {"id": n} for n in range(60)]
     (tmp_path / "held").mkdir()

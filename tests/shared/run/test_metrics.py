@@ -32,6 +32,17 @@ def test_a_line_torn_by_a_full_disk_costs_no_other_line(tmp_path):
     assert read_metrics(path) == [line(1), line(3)]
 
 
+def test_a_line_that_a_disk_damaged_costs_no_other_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_metrics(path, line(step))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b'\xff\xfe\x80"' + lines[1][4:] + lines[2])
+    assert read_metrics(path) == [line(1), line(3)]
+    drop_metrics_after(path, 2)
+    assert path.read_bytes() == lines[0]
+
+
 def test_lines_written_before_token_adaptive_losses_still_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     domain = {"kl": 0.5, "tokens": 8, "sequences": 1, "weight": 1.0}

@@ -183,7 +183,7 @@ def test_a_row_that_cannot_be_used_is_named_with_its_line(
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(DataError, match=r"a\.txt is not UTF-8 \(byte 0xe9 at 3\)"):
+    with pytest.raises(DataError, match=r"a\.txt is not UTF-8 \(byte 0xe9 at 3, which Latin-1"):
         read(tmp_path, "a.txt")
     (tmp_path / "b.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16"))
     with pytest.raises(DataError, match=r"b\.jsonl:1 is not UTF-8 \(it is UTF-16\)"):
