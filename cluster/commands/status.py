@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.report.standing import Standing, in_use, read_standing
 from cluster.session import ray_head
 from cluster.session.session import attached, find_address
+from shared.config.teachers import Autoscaling
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
 
@@ -55,7 +56,10 @@ def _say_services(*, reap: bool) -> None:
             print(f"Leftover  half-dead teacher service {name}" + (", removed" if reap else ""))
             continue
         alive = sum(replica.state == "alive" for replica in found.replicas)
-        print(f"Teacher   {name}: {found.teacher.model}, {alive} of {len(found.replicas)} serve")
+        scale, bounds = found.scale, found.teacher.replicas
+        wanted = scale.wanted if scale else len(found.replicas)
+        own = f", from {bounds.min} to {bounds.max}" if isinstance(bounds, Autoscaling) else ""
+        print(f"Teacher   {name}: {found.teacher.model}, {alive} of {wanted} serve{own}")
 
 
 def _runs(runs: Path) -> list[RunDir]:

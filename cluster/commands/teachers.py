@@ -3,12 +3,17 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.session import ray_head
 from cluster.session.services import find_service, named_services, reached, services_of
 from cluster.session.session import attached, connected, find_address, is_connected
 from shared.config.run import Teacher
+from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from teacher_service.service.service import ServiceStatus
 
 
 def up(
@@ -61,8 +66,23 @@ def _up(teachers: Mapping[str, Teacher], *, cache: str, context: int) -> None:
     for name, description in started:
         for note in description.notes:
             print(note)
-        replicas = _grown(name, teachers[name].fewest, only=len(teachers) == 1)
-        print(f"teacher service {name} serves {teachers[name].model} with {_replicas(replicas)}")
+        served = _resized(name, teachers[name].replicas, only=len(teachers) == 1)
+        print(f"teacher service {name} serves {teachers[name].model} with {served}")
+
+
+def _resized(name: str, asked: int | Autoscaling, *, only: bool) -> str:
+    """Give a service the number or the bounds of replicas that a config asks for; returns what it
+    has."""
+    from teacher_service.service import service as services
+    from teacher_service.service.scaling import in_words
+
+    scale = services.status(name).scale
+    bounds = scale.bounds if scale else None
+    if bounds != (asked if isinstance(asked, Autoscaling) else None):
+        services.rescale(name, asked)
+    if isinstance(asked, Autoscaling):
+        return in_words(asked)
+    return _replicas(_grown(name, asked, only=only))
 
 
 def _grown(name: str, asked: int, *, only: bool) -> int:
@@ -102,7 +122,7 @@ def status(*, service: str | None = None, address: str | None = None) -> None:
         for name in names:
             found = services.status(name)
             model = found.teacher.model if found.teacher else "no registry; a leftover"
-            print(f"{name}  {model}")
+            print(f"{name}  {model}{_scaling(found)}")
             for replica in found.replicas:
                 health = replica.health
                 work = f"{health.units} units, {health.tokens:,} tokens" if health else "no answer"
@@ -137,6 +157,16 @@ def down(
     if everything and ray_head.stop():
         ray_head.reap()
         print("the cluster that `teacher up` started is stopped")
+
+
+def _scaling(found: "ServiceStatus") -> str:
+    """How many replicas a service wants and, where it scales itself, between which bounds."""
+    from teacher_service.service.scaling import in_words
+
+    if (scale := found.scale) is None:
+        return ""
+    bounds = f" ({in_words(scale.bounds)})" if scale.bounds else ""
+    return f", {_replicas(scale.wanted)} wanted{bounds}; steps waited {scale.waiting:.0%} lately"
 
 
 def _refuse_in_use(name: str, users: Sequence[str], *, force: bool) -> None:

@@ -15,6 +15,7 @@ from cluster.planning.preparation import Launch, refuse_unfit, run_plan
 from cluster.planning.projecting import projection_of
 from cluster.report.outcome import count
 from shared.config.run import Config, QLoRATraining, Teacher
+from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.prompts.prefix import Opening, PromptedReader
 from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing
@@ -27,6 +28,7 @@ from shared.targets.reader import TargetReader
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
+from teacher_service.service.scaling import in_words
 
 
 @contextmanager
@@ -130,7 +132,8 @@ def _begun(launch: Launch, name: str) -> service.Starting:
         refuse_other_teacher(name, teacher)
         return service.running(name)
     copies = f"{teacher.fewest} x " if teacher.fewest > 1 else ""
-    print(f"loading the teacher, {copies}{teacher.model}", flush=True)
+    more = f"; {in_words(teacher.replicas)}" if isinstance(teacher.replicas, Autoscaling) else ""
+    print(f"loading the teacher, {copies}{teacher.model}{more}", flush=True)
     shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
     return service.start(
         name,

@@ -1,5 +1,5 @@
-"""Use: a command tells the teacher services it uses that it does, hears when one is gone, and
-lists what their replicas do."""
+"""Use: a command tells the teacher services it uses that it does, hears when one is gone or scales
+itself, and lists what their replicas do."""
 
 import json
 import threading
@@ -51,15 +51,32 @@ def when_gone(launch: Launch) -> str:
 
 
 def _use(name: str, user: str, gone: str, ended: threading.Event) -> None:
-    there = True
+    there, told = True, _told(name)
     while not ended.is_set():
         before, there = there, services.use(name, user)
         if before and not there:
             print(f"teacher service {name} is gone; {gone}", flush=True)
         if there and not before:
             print(f"teacher service {name} is back", flush=True)
+        told = _say_scaling(name, told)
         ended.wait(EVERY_S)
     services.leave(name, user)
+
+
+def _told(name: str) -> int:
+    """How many lines a service has about its scaling."""
+    view = services.scaling_since(name, 0)
+    return view.told if view else 0
+
+
+def _say_scaling(name: str, told: int) -> int:
+    """Print what a service has decided after so many lines; returns how many there are."""
+    view = services.scaling_since(name, told)
+    if view is None:
+        return told
+    for line in view.lines:
+        print(f"teacher service {name}: {line}", flush=True)
+    return view.told
 
 
 def _list(names: Collection[str], roll: Path, ended: threading.Event) -> None:

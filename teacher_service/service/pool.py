@@ -27,7 +27,6 @@ from teacher_service.service.roster import Roster
 
 SETTLE_S = 1.0
 PUMP_S = 0.5
-REPORT_S = 1.0
 AGAIN = "this command started it and ends; the same command starts it again"
 
 Asked = TypeVar("Asked", Rows, Openings)
@@ -101,7 +100,6 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._run, self._client = run, uuid.uuid4().hex
         self._waited_s = 0.0  # since the first answer
         self._waits_since: float | None = None
-        self._reported_at = 0.0
         exporter.current().sample(self._export)
 
     @property
@@ -182,9 +180,7 @@ class Pool(Generic[Asked, Spec, Answer]):
                 self._settle(unit)
         self._expire()
         self._send()
-        if time.monotonic() > self._reported_at + REPORT_S:
-            self._roster.tell(self._standing())
-            self._reported_at = time.monotonic()
+        self._roster.tell(self._standing)
 
     def _send(self) -> None:
         for unit in list(self._units)[: self._in_flight]:

@@ -1,6 +1,7 @@
 """Roster: the replicas one client uses, kept up to date by long-polling the registry."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from teacher_service.service.views import ReplicaView, ServiceView
 
 LONG_POLL_S = 60.0
 SUSPEND_S = 10.0
+REPORT_S = 1.0
 RETRY_S = 1.0  # between looks for a registry that is gone
 
 
@@ -30,7 +32,8 @@ class Roster:
         self._suspended: dict[str, tuple[str, float]] = {}  # name -> incarnation, until
         self._version, self._looked_up, self.gone = -1, 0.0, False
         self._registry: Any = None
-        self._told: Any = None  # the last report, until it has arrived
+        self._told: Any = None  # the last report
+        self._told_at = 0.0
         self.poll: Any = self._long_poll()
         if self.poll is None:
             raise ConfigError(
@@ -55,11 +58,17 @@ class Roster:
         self._alive = {r.name: r for r in view.replicas if r.state == "alive"}
         self.poll = self._long_poll()
 
-    def tell(self, report: Report) -> None:
-        """Let the registry know how the client is, unless it has not heard the last time yet."""
-        if self.poll is None or (self._told and not ray.wait([self._told], timeout=0)[0]):
+    def tell(self, standing: Callable[[], Report]) -> None:
+        """Let the registry know once a second how the client is, unless it has not heard the last
+        time yet."""
+        due = time.monotonic() > self._told_at + REPORT_S
+        if (
+            not due
+            or self.poll is None
+            or (self._told and not ray.wait([self._told], timeout=0)[0])
+        ):
             return
-        self._told = self._registry.report.remote(report)
+        self._told, self._told_at = self._registry.report.remote(standing()), time.monotonic()
 
     def usable(self) -> list[str]:
         """Names in this client's order of preference, without those that just failed."""

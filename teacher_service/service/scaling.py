@@ -141,6 +141,14 @@ def replicas(number: int) -> str:
     return f"{number} replica{'s' if number != 1 else ''}"
 
 
+def in_words(bounds: Autoscaling) -> str:
+    """What a service of these bounds does."""
+    return (
+        f"from {bounds.min} to {replicas(bounds.max)}, more where steps wait above "
+        f"{_percent(bounds.wait)} of their time"
+    )
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 

@@ -33,13 +33,13 @@ from teacher_service.service.naming import (
 )
 from teacher_service.service.placing import groups_of, head_node, lifetime_of, place
 from teacher_service.service.registry import TeacherRegistry
+from teacher_service.service.scaler import DRAIN_GRACE_S
 from teacher_service.service.scaling import Pace
 from teacher_service.service.views import ReplicaView, ScaleView
 
 ANSWER_S = 30.0
 HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
 END_S = 1.0
-DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains
 PACE = Pace()  # of services that scale themselves
 
 
@@ -172,8 +172,7 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
     """Grow or shrink a service to `replicas`, while clients work; returns the number before.
 
     Shrinking drains: a replica finishes what it was sent. Raises PlacementError within 10 s where
-    the new ones do not fit; those that serve stay. Raises ConfigError where the service scales
-    itself.
+    the new ones do not fit; those that serve stay. Raises ConfigError for one that scales itself.
     """
     if replicas < 1:
         raise ConfigError(f"a service needs a replica, not {replicas}; use `tutelage teacher down`")
@@ -204,12 +203,10 @@ def rescale(service: str, replicas: int | Autoscaling) -> None:
 
 
 def scaling_since(service: str, told: int) -> ScaleView | None:
-    """How a service scales, with what was said about it after so many lines; None where it is gone
-    or does not answer."""
-    if (registry := find_actor(service, REGISTRY)) is None:
-        return None
+    """How a service scales, with its lines after so many; None where it does not answer."""
     try:
-        return _answer(registry.scale_view.remote(told), "the registry")
+        registry = find_actor(service, REGISTRY)
+        return registry and _answer(registry.scale_view.remote(told), "the registry")
     except TeacherError:
         return None
 
@@ -284,7 +281,6 @@ def list_services() -> list[str]:
 
 
 def _running(service: str) -> tuple[str, ...]:
-    """Names of a service's replicas. Raises ConfigError if it has none."""
     if names := replica_names(service):
         return tuple(names)
     raise ConfigError(f"no teacher service named {service} is running")
@@ -342,7 +338,6 @@ def _want(service: str, replicas: int) -> None:
 
 
 def _shrink(service: str, names: Iterable[str]) -> None:
-    """Remove replicas that do not come up."""
     remove(service, names)
     _want(service, len(replica_names(service)))
 

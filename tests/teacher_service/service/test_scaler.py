@@ -1,20 +1,24 @@
 """Services that scale themselves, on a real cluster with slowed teachers."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import pytest
 import ray
 
+from cluster.cli import main
 from shared.config.teachers import Autoscaling, Teacher
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
 from teacher_service.service.scaling import Pace
 from tests.answers import question_of
-from tests.teacher_service.scripted import Scripted, invented, make_rows
+from tests.teacher_service.scripted import Scripted, invented, is_first, make_rows
 
 SPEC = question_of(top_k=4, shared_vocab=100)
 QUICK = Pace(grow_s=3.0, shrink_s=4.0, place_s=4.0, start_s=60.0, retry_s=3.0, retry_most_s=6.0)
@@ -97,3 +101,71 @@ def test_a_service_grows_under_waits_and_shrinks_when_idle(name):
     wait_until(lambda: groups(name) == 1)
     assert lines(name)[-1] == "3 -> 1 replica, nothing was asked of it for 4 s"
     assert service.status(name).scale.wanted == 1  # type: ignore[union-attr]
+
+
+def test_a_place_that_never_comes_is_given_up_and_by_hand_a_number_is_refused(name, capsys):
+    wide = teacher(max=2).model_copy(update={"cpus": 5.0})
+    service.start(name, wide, detached=True, make_engine=SLOW).described()
+    with learning(name):
+        wait_until(lambda: groups(name) == 2)
+        wait_until(lambda: any("is given up" in line for line in lines(name)))
+        assert states(name) == ["alive"]
+        assert "replica-1 found no room within 4 s and is given up; the next try" in lines(name)[1]
+        wait_until(lambda: len(lines(name)) > 3)
+    assert main(["teacher", "scale", "2", "--service", name]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} scales itself, from 1 to 2 replicas; `tutelage teacher up CONFIG" in said
+    assert main(["teacher", "status", "--service", name]) == 0
+    said = capsys.readouterr().out
+    assert "wanted (from 1 to 2 replicas, more where steps wait above 3 % of their time)" in said
+    assert main(["status"]) == 0
+    assert f"{name}: any, 1 of " in (said := capsys.readouterr().out)
+    assert "serve, from 1 to 2" in said
+    wait_until(lambda: groups(name) == 1)
+    assert service.stop(name)
+    assert groups(name) == 0
+
+
+def test_bounds_and_numbers_take_turns(name):
+    service.start(name, teacher(min=2, max=3), detached=True, make_engine=SLOW).described()
+    assert states(name) == ["alive"] * 2
+    service.rescale(name, Autoscaling(min=3, max=4))
+    wait_until(lambda: states(name) == ["alive"] * 3)
+    service.rescale(name, 3)
+    assert service.scale(name, 1) == 3
+    assert states(name) == ["alive"]
+    time.sleep(2 * QUICK.retry_s)
+    assert states(name) == ["alive"], "a number that is fixed stays"
+
+
+@dataclass(frozen=True)
+class Differing(Scripted):
+    """Another teacher in every process but the first."""
+
+    seen: str = ""
+
+    def describe(self):
+        model = "scripted" if is_first(self.seen) else "another"
+        return replace(super().describe(), fingerprint={"model": model})
+
+
+def test_a_replica_that_is_another_teacher_never_serves(name, tmp_path):
+    make = Differing(delay_s=0.3, seen=str(tmp_path / "seen"))
+    service.start(name, teacher(max=2), detached=True, make_engine=make).described()
+    with learning(name):
+        wait_until(lambda: any("is given up" in line for line in lines(name)))
+        assert "it is not the same teacher as the others" in lines(name)[1]
+        assert states(name) == ["alive"]
+
+
+def test_a_replica_that_dies_comes_back_and_no_other_takes_its_place(name):
+    service.start(
+        name, teacher(min=2, max=3, wait=0.9), detached=True, make_engine=SLOW
+    ).described()
+    first = service.status(name).replicas[0]
+    assert first.health is not None
+    with learning(name):
+        os.kill(first.health.pid, signal.SIGKILL)
+        wait_until(lambda: service.status(name).replicas[0].restarts == 1)
+        wait_until(lambda: states(name) == ["alive"] * 2)
+    assert not lines(name)
