@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from shared.mixture.weight_log import read_log
 from shared.run.metrics import drop_metrics_after
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from student_trainer.curves import Curves
 from student_trainer.evaluations import read_evaluations
 from student_trainer.models.frozen import refuse_changed
 from student_trainer.progress import say
@@ -23,6 +23,7 @@ from student_trainer.state.checkpoint import (
 )
 from student_trainer.state.export import Reloader, export_checkpoint, exported_step
 from student_trainer.state.resume import save
+from student_trainer.tracking.trackers import open_trackers
 
 AHEAD_S = 20.0  # what its imports take where many share a core
 
@@ -41,8 +42,6 @@ def go_on(run: Run, step: int) -> None:
     """Say from which step a run that has begun before goes on, and drop the metrics of later
     ones, which it takes again; its curves go on there, too. Raises StorageError."""
     error = None
-    if run.ranks.leads:
-        run.curves = Curves(run.files.curves, after=step)
     if run.ranks.leads and (step or run.files.metrics.exists()):
         try:
             drop_metrics_after(run.files.metrics, step)
@@ -51,6 +50,9 @@ def go_on(run: Run, step: int) -> None:
         except StorageError as failure:
             error = failure
     run.ranks.agree(error)
+    if run.ranks.leads:
+        tell = partial(say, run)
+        run.trackers = open_trackers(run.files, run.config, step=step, tell=tell)
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
     if run.ranks.leads:
         done = step - _line_before(step, run.config)
         export_line(line, run.config, steps_in_line=done)
-        if run.curves is not None:
-            run.curves.write(line, run.config, steps_in_line=done)
+        if run.trackers is not None:
+            run.trackers.write(line, run.config, steps_in_line=done)
         try:
             append_metrics(run.files.metrics, line)
             say(run, progress_line(line, run.config, steps_in_line=done))

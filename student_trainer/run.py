@@ -15,7 +15,6 @@ from shared.targets.kept_ids import LikeliestIds
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.accumulator import MetricsAccumulator, ReportAccumulator
-from student_trainer.curves import Curves
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation
 from student_trainer.losses.kernel.teacher_states import TeacherHead
@@ -34,6 +33,7 @@ from student_trainer.state.export import Reloader
 from student_trainer.state.stateful import Stateful
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
+from student_trainer.tracking.trackers import Trackers
 from student_trainer.weighing.taid import TAIDState
 
 
@@ -60,7 +60,7 @@ class Run:
     reader: RunReader | None
     controller: ControllerClient | None  # on rank 0
     reloader: Reloader | None = None  # on rank 0, towards the end
-    curves: Curves | None = None  # on rank 0, in training
+    trackers: Trackers | None = None  # on rank 0, in training
 
     @property
     def config(self) -> Config:
@@ -164,7 +164,7 @@ def close_run(run: Run) -> None:
     """Let go of the teacher and the engine."""
     if run.reader is not None:
         run.reader.close()
-    for part in (run.reloader, run.curves):
+    for part in (run.reloader, run.trackers):
         if part is not None:
             part.close()
     run.engine.destroy()

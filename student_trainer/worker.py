@@ -12,7 +12,7 @@ from shared.config.run import Config
 from shared.errors import StorageError, TutelageError
 from shared.run import exporter
 from shared.run.plan import Assignment
-from shared.run.run_dir import RunDir, write_atomically
+from shared.run.run_dir import RunDir, run_label, write_atomically
 from shared.run.start import StartClock
 from shared.run.threads import use_threads
 
@@ -58,9 +58,3 @@ def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -
                 raise error from None
     finally:
         exporter.stop()
-
-
-def run_label(config: Config, run_dir: Path) -> str:
-    """What metrics call a run: its name, and that of a run inside it, as a baseline is."""
-    inside = "" if run_dir.name == config.name else f"/{run_dir.name}"
-    return config.name + inside

@@ -145,7 +145,7 @@ def default_text(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, list):
-        return ", ".join(entry.kind for entry in value)
+        return ", ".join(entry.kind for entry in value) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else str(value)

@@ -38,6 +38,7 @@ from shared.run.start import StartClock
 from shared.targets.payload import Pair, payload_note
 from shared.targets.question import Question
 from student_trainer.state.checkpoint import refuse_fewer_steps
+from student_trainer.tracking.services import refuse_unready
 
 if TYPE_CHECKING:
     from cluster.launch.training import Students
@@ -141,6 +142,7 @@ def _prepared(
     begin("start")
     refuse_unasked(config)
     refuse_unreached(config)
+    refuse_unready(config.trackers)
     refuse_unplaceable_early(config, services)
     prepared = prepare_run(config)
     changes = [] if fresh else changes_in_words(run_dir_of(config), config)

@@ -25,9 +25,9 @@ from shared.config.run import Config
 from shared.errors import StoppedError, TutelageError
 from shared.run import exported, exporter
 from shared.run.plan import Assignment
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, run_label
 from student_trainer.state.checkpoint import whence
-from student_trainer.worker import ERROR, run_label, train_worker
+from student_trainer.worker import ERROR, train_worker
 
 TAIL_INTERVAL_S = 0.3
 STOP_DEADLINE_S = 10.0

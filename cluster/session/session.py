@@ -57,7 +57,13 @@ NONE_AHEAD = {"RAY_prestart_worker_first_driver": "0"}
 # Of a head, they serve nobody in a private one: an autoscaler where nothing scales, a reader of
 # logs where none is printed, and a dashboard without its pages.
 NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "DS_ACCELERATOR")
+PASSED_ON = (
+    *("HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "DS_ACCELERATOR"),
+    # Settings of trackers; keys and passwords would stand in Ray's job pages.
+    *("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"),
+    *("TRACKIO_PROJECT", "TRACKIO_DIR", "TRACKIO_SPACE_ID"),
+)
 
 
 def prepare_environment() -> None:

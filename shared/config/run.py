@@ -301,6 +301,10 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     prompt_search: PromptSearch = PromptSearch()
+    trackers: list[Literal["wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list,
+        description="wandb, mlflow, trackio: where curves go beside the run folder",
+    )
     baseline: bool = Field(
         default=False,
         description="also train a copy on hard labels alone, on identical rows and steps",
@@ -418,6 +422,9 @@ class Config(Section):
             )
         if self.targets.teacher_free and self.targets.store is None:
             raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
+        for name in self.trackers:
+            if self.trackers.count(name) > 1:
+                raise ValueError(f"trackers has {name} twice; name each once")
         return self
 
     def _phases_fit(self) -> None:

@@ -47,6 +47,7 @@ PASSING = (
     "checkpoints",
     "service",
     "baseline",
+    "trackers",
     "student.max_restarts",
     "student.workers",
     "student.zero",
@@ -100,6 +101,11 @@ class RunDir:
     def curves(self) -> Path:
         """Event files of TensorBoard."""
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        """By what trackers know the run again, and what they have got."""
+        return self.path / "trackers"
 
     @property
     def weight_log(self) -> Path:
@@ -273,6 +279,12 @@ def open_run(config: Config, *, fresh: bool = False) -> RunDir:
     else:
         write_atomically(run_dir.prompts, Path(config.prompts).read_text(encoding="utf-8"))
     return run_dir
+
+
+def run_label(config: Config, run_dir: Path) -> str:
+    """What metrics call a run: its name, and that of a run inside it, as a baseline is."""
+    inside = "" if run_dir.name == config.name else f"/{run_dir.name}"
+    return config.name + inside
 
 
 def move_aside(run_dir: RunDir) -> Path | None:

@@ -300,5 +300,9 @@ KNOBS = {
     "prompt_search.pool_documents": PROMPTS,
     "prompt_search.max_new_tokens": PROMPTS,
     "prompt_search.to": PROMPTS,
+    "trackers": (
+        "student_trainer/tracking/test_trackers.py"
+        "::test_a_resumed_run_continues_its_curves_and_says_that_its_config_changed"
+    ),
     "baseline": "cluster/launch/test_driver.py::test_the_baseline_drew_the_same_rows",
 }

@@ -1,57 +1,56 @@
-"""A run's curves for TensorBoard: event files in its folder, one for each time that it goes on.
+"""TensorBoard: event files in the run's folder, one for each time that it goes on.
 
 The first event of a file says from which step on it replaces what earlier files hold, so that steps
 taken again after a resume show once. What cannot be written is said once and stops no training.
 """
 
-import logging
 import os
 import socket
 import struct
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import text as text_summary
 
-from shared.config.run import Config
 from shared.errors import reason_of
-from shared.run.metrics import StepMetrics
-from student_trainer.exported import measured
-
-log = logging.getLogger(__name__)
 
 FILE_VERSION = "brain.Event:2"
 
 
-class Curves:
-    """The event file of a process; made when there is a line to write. `after` is the step that
-    the run goes on from."""
+class EventFiles:
+    """A tracker whose file is made when there is something to write. `after` is the step that the
+    run goes on from; `tell` says things to people."""
 
-    def __init__(self, folder: Path, *, after: int) -> None:
-        self._folder, self._after = folder, after
+    def __init__(self, folder: Path, *, after: int, tell: Callable[[str], None]) -> None:
+        self._folder, self._after, self._tell = folder, after, tell
         self._file: IO[bytes] | None = None
         self._failed = False
 
-    def write(self, line: StepMetrics, config: Config, *, steps_in_line: int) -> None:
-        """Add a point to every curve, at the line's step."""
-        values = [
-            Summary.Value(tag="/".join([name, *labels]), simple_value=value)
-            for (name, labels), value in _named(line, config, steps_in_line).items()
-        ]
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to every curve."""
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(step=step, summary=Summary(value=points)))
+
+    def note(self, step: int, text: str) -> None:
+        """Add a text to the step."""
+        self._write(Event(step=step, summary=text_summary("note", text)))
+
+    def _write(self, event: Event) -> None:
         try:
             if self._file is None and not self._failed:
                 self._file = self._opened()
-            self._put(Event(step=line.step, summary=Summary(value=values)))
+            self._put(event)
         except OSError as error:
             self._failed = True
             self.close()
-            log.warning(
-                "no further curves in %s: %s; metrics.jsonl has the numbers",
-                self._folder,
-                reason_of(error),
+            self._tell(
+                f"no further curves in {self._folder}: {reason_of(error)}; metrics.jsonl has the "
+                "numbers"
             )
 
     def close(self) -> None:
@@ -82,14 +81,3 @@ class Curves:
         sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
         self._file.write(length + sums[0] + data + sums[1])
         self._file.flush()
-
-
-def _named(
-    line: StepMetrics, config: Config, steps_in_line: int
-) -> dict[tuple[str, tuple[str, ...]], float]:
-    """What was measured, by the name of its metric and what its labels are beside the run."""
-    return {
-        (metric.short, tuple(labels.values())): value
-        for metric, labels, value in measured(line, config, steps_in_line=steps_in_line)
-        if value is not None
-    }

@@ -8,7 +8,8 @@ from tensorboardX.record_writer import masked_crc32c
 
 from shared.config.mixture import FixedMixture
 from shared.run.metrics import DomainMetrics, StepMetrics
-from student_trainer.curves import Curves
+from student_trainer.tracking.tensorboard import EventFiles
+from student_trainer.tracking.trackers import Trackers
 from tests.cluster.run_dirs import controlled
 
 CONFIG = controlled(FixedMixture(), domains=("code", "math"))
@@ -55,11 +56,13 @@ def points(folder: Path, tag: str) -> dict[int, float]:
     return curve
 
 
-def written(folder: Path, *, after: int, losses: dict[int, float]) -> None:
-    curves = Curves(folder, after=after)
+def written(folder: Path, *, after: int, losses: dict[int, float]) -> list[str]:
+    said: list[str] = []
+    curves = Trackers(EventFiles(folder, after=after, tell=said.append))
     for step, loss in losses.items():
         curves.write(line(step, loss), CONFIG, steps_in_line=2)
     curves.close()
+    return said
 
 
 def test_a_resumed_run_goes_on_where_its_checkpoint_was(tmp_path):
@@ -84,9 +87,8 @@ def test_a_run_without_a_line_leaves_no_file(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_what_cannot_be_written_is_said_once_and_stops_nothing(tmp_path, caplog):
+def test_what_cannot_be_written_is_said_once_and_stops_nothing(tmp_path):
     (tmp_path / "tensorboard").touch()
-    written(tmp_path / "tensorboard", after=0, losses={2: 3.0, 4: 2.5})
-    (said,) = caplog.messages
+    (said,) = written(tmp_path / "tensorboard", after=0, losses={2: 3.0, 4: 2.5})
     assert "no further curves" in said
     assert "metrics.jsonl has the numbers" in said
