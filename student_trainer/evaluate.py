@@ -21,6 +21,7 @@ from shared.run.metrics import DomainEvaluation
 from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
+from student_trainer.documents import DocumentAccumulator
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Batch, Layouts
 
@@ -64,9 +65,16 @@ class Validation:
     rows_per_unit: int
 
     def sums(
-        self, engine: Any, reader: RunReader | None = None, question: Question | None = None
+        self,
+        engine: Any,
+        reader: RunReader | None = None,
+        question: Question | None = None,
+        *,
+        documents: DocumentAccumulator | None = None,
     ) -> ValidationSums:
-        """Run over all validation rows; with a reader also against the teacher."""
+        """Run over all validation rows; with a reader also against the teacher. What each document
+        adds is told to `documents`."""
+        mode = "evaluate" if documents is None else "measure"
         size = unit_size(self.rows_per_unit, question)
         units = list(self._own_units(size))
         num_domains = len(self.stores)
@@ -77,7 +85,9 @@ class Validation:
             bar = tqdm(answers, total=len(units), desc="validation", leave=False, disable=None)
             for rows, targets in bar:
                 batch = self.layouts.batch(rows, targets)
-                (nll_kl_2G,) = engine(batch, mode="evaluate")
+                nll_kl_2G, *measured = engine(batch, mode=mode)
+                if documents is not None and len(rows):
+                    documents.add(rows, batch, *measured)
                 totals[[0, 2]] += nll_kl_2G.double().cpu().numpy()
                 totals[[1, 3]] += _teacher_and_tokens(batch, num_domains)
         engine.train()

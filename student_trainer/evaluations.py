@@ -9,9 +9,11 @@ from shared.config.run import Config
 from shared.run.run_dir import write_atomically
 from student_trainer.progress import say
 from student_trainer.run import Run
+from student_trainer.tasks.task import Evaluation
 
 EVALUATIONS = "evaluations.json"
 ONE_EVALUATION = "evaluation.json"
+LATEST = "latest"  # what documents of the student as it is are called beside `before` and `after`
 
 
 def evaluate(run: Run, when: str) -> None:
@@ -21,7 +23,8 @@ def evaluate(run: Run, when: str) -> None:
         return
     found = run.task.evaluate(run)
     if run.ranks.leads:
-        written[when] = {name: asdict(value) for name, value in found.items()}
+        _write_documents(run, found, when)
+        written[when] = {name: asdict(value) for name, value in found.domains.items()}
         write_atomically(run.files.path / EVALUATIONS, json.dumps(written, indent=1))
         if when == "before":
             for sentence in weak_teachers(run.config, written[when]):
@@ -55,8 +58,14 @@ def evaluate_only(run: Run) -> None:
     """Evaluate the student as it is and write `evaluation.json`."""
     found = run.task.evaluate(run)
     if run.ranks.leads:
-        values = {name: asdict(value) for name, value in found.items()}
+        _write_documents(run, found, LATEST)
+        values = {name: asdict(value) for name, value in found.domains.items()}
         write_atomically(run.files.path / ONE_EVALUATION, json.dumps(values, indent=1))
+
+
+def _write_documents(run: Run, found: Evaluation, when: str) -> None:
+    if found.documents is not None:
+        found.documents.write(run.files.documents(when))
 
 
 def read_evaluations(run_dir: Path) -> dict[str, dict]:

@@ -25,6 +25,7 @@ from student_trainer.losses.kernel.likeliest import likeliest_ids
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.kernel.teacher_states import TeacherHead
+from student_trainer.losses.kernel.top1 import top1
 from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_together
 from student_trainer.losses.registry import auxiliaries_of, loss_names, terms_of
 from student_trainer.losses.token_losses import (
@@ -38,7 +39,18 @@ from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
 from student_trainer.sums import SumLayout
 
-Mode = Literal["train", "evaluate", "logits", "likeliest", "look"]
+Mode = Literal["train", "evaluate", "measure", "logits", "likeliest", "look"]
+
+# What mode `measure` tells of each position: nats, KL(teacher || student) or 0 without a teacher,
+# and of the likeliest ids their probability and whether they are the label.
+MEASURED = (
+    "student_nll",
+    "kl",
+    "student_confidence",
+    "student_right",
+    "teacher_confidence",
+    "teacher_right",
+)
 
 
 class Objective(nn.Module):
@@ -75,6 +87,7 @@ class Objective(nn.Module):
         has them, and the weighted loss of each position [N]. `phase` decides the weights of losses,
         `teacher_share` is the t of TAID.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
+        `measure`: the same, and the `MEASURED` of each position, float64 [6, N].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         `likeliest`: the ids that the student names for `asked` [N, M].
         `look`: each of `looks` at the positions with loss [N], `label_logprob` or `entropy`, nats.
@@ -160,7 +173,12 @@ class LossHead(nn.Module):
         if mode == "logits":
             return (head.logits(hidden_ND),)
         if mode == "evaluate":
-            return (self._evaluated(hidden_ND, head, batch),)
+            nll_kl_2N = self._evaluated(hidden_ND, head, batch)
+            return (self._summed(nll_kl_2N, batch),)
+        if mode == "measure":
+            nll_kl_2N = self._evaluated(hidden_ND, head, batch)
+            tops_4N = self._tops(hidden_ND, head, batch)
+            return self._summed(nll_kl_2N, batch), torch.cat([nll_kl_2N.double(), tops_4N])
         losses, parts = self.losses_in[phase], parts_of(batch)
         moving = {"teacher_share": teacher_share}
         each = [
@@ -207,8 +225,22 @@ class LossHead(nn.Module):
             )
             nlls.append(nll_P)
             kls.append(torch.zeros_like(nll_P) if kl_P is None else kl_P)
-        columns = (in_order(parts, nlls), in_order(parts, kls))
-        return torch.stack([self._by_domain(v, batch["domain_N"]) for v in columns])
+        return torch.stack([in_order(parts, nlls), in_order(parts, kls)])
+
+    def _summed(self, nll_kl_2N: Tensor, batch: Batch) -> Tensor:
+        return torch.stack([self._by_domain(v, batch["domain_N"]) for v in nll_kl_2N])
+
+    def _tops(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
+        """The last four of `MEASURED`, NaN where a teacher does not say, float64 [4, N]."""
+        parts, found = parts_of(batch), []
+        for part in parts:
+            label_P = part.batch["label_N"]
+            own = top1(part.of(hidden_ND), head, label_P)
+            targets = self._targets(part, (1.0,))
+            taught = None if targets is None else targets.top1(label_P)
+            absent = (torch.full_like(own.confidence_N, torch.nan),) * 2
+            found.append([value_P.double() for value_P in (*own, *(taught or absent))])
+        return torch.stack([in_order(parts, value_P) for value_P in zip(*found, strict=True)])
 
     def _targets(
         self, part: BatchPart, temperatures: tuple[float, ...], *, renormalised: bool = False

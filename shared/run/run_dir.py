@@ -102,6 +102,11 @@ class RunDir:
         """Event files of TensorBoard."""
         return self.path / "tensorboard"
 
+    def documents(self, when: str) -> Path:
+        """What an evaluation found in each document: `before`, `after`, or `latest` of a command's
+        own."""
+        return self.path / "documents" / f"{when}.arrow"
+
     @property
     def trackers(self) -> Path:
         """By what trackers know the run again, and what they have got."""

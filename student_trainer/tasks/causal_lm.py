@@ -8,9 +8,8 @@ from shared.data.layout import Layout, lay_out
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.data.trust import Trust
-from shared.run.metrics import DomainEvaluation
 from shared.text.tokenizers import refuse_unless_same, shared_vocab
-from student_trainer.tasks.task import ModelKind, Side
+from student_trainer.tasks.task import Evaluation, ModelKind, Side
 
 if TYPE_CHECKING:
     import torch
@@ -56,13 +55,16 @@ class CausalLM:
         """A label is the next token; the teacher's rows are laid out alike."""
         return lay_out(rows, packed=packed, passes=passes)
 
-    def evaluate(self, run: "Run") -> dict[str, DomainEvaluation]:
+    def evaluate(self, run: "Run") -> Evaluation:
         """Nats per token of student and teacher, and KL(teacher || student)."""
-        spec = run.plan.validation_question
-        sums = run.validation.sums(run.engine, run.reader, spec)
+        from student_trainer.documents import DocumentAccumulator  # slow, as torch is
+
+        spec, documents = run.plan.validation_question, DocumentAccumulator()
+        sums = run.validation.sums(run.engine, run.reader, spec, documents=documents)
         compared = run.reader is not None and spec is not None
         kinds = {n: run.plan.kl_kind_of(n) if compared else "none" for n in run.config.domains}
-        return sums.evaluations(kinds)
+        joined = documents.joined(run.ranks, tuple(run.config.domains))
+        return Evaluation(sums.evaluations(kinds), joined)
 
 
 CAUSAL_LM = CausalLM()

@@ -11,6 +11,7 @@ from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.data.trust import Trust
+from shared.run.document_sums import DocumentSums
 from shared.run.metrics import DomainEvaluation
 from shared.text.tokenizers import TokenizerIdentity
 
@@ -36,6 +37,14 @@ class Side:
     name: str  # as the config has it
     tokens: TokenizerIdentity
     rows: int  # of its embedding
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a student does on validation text."""
+
+    domains: dict[str, DomainEvaluation]  # in config order
+    documents: DocumentSums | None = None  # None: the task has none to tell
 
 
 class Task(Protocol):
@@ -64,6 +73,6 @@ class Task(Protocol):
         """The padded batch of a unit, with the label of every position with loss."""
         ...
 
-    def evaluate(self, run: "Run") -> dict[str, DomainEvaluation]:
-        """What the student does on validation text, by domain; all ranks together."""
+    def evaluate(self, run: "Run") -> Evaluation:
+        """What the student does on validation text; all ranks together."""
         ...

@@ -63,3 +63,7 @@ class DrawnTargets(IdsPerPosition):
         """Teacher mass that is not estimated [N]: on the ids kept exactly or, where all are drawn,
         on those that were."""
         return -torch.expm1(self.log_tail_N)
+
+    def top1(self, label_N: Tensor) -> None:
+        """None: the likeliest id need not be drawn."""
+        return None

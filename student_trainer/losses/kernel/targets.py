@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution
+from student_trainer.losses.kernel.top1 import Top1
 
 
 class Targets(Protocol):
@@ -64,6 +65,10 @@ class Targets(Protocol):
 
     def captured_mass(self) -> Tensor:
         """Teacher mass on the kept ids [N]."""
+        ...
+
+    def top1(self, label_N: Tensor) -> Top1 | None:
+        """The teacher's likeliest ids beside the labels; None where it does not say."""
         ...
 
 
@@ -141,3 +146,9 @@ class TeacherTargets(IdsPerPosition):
     def captured_mass(self) -> Tensor:
         """Teacher mass on the kept ids at temperature 1 [N], from the exact tail."""
         return -torch.expm1(self.log_tail_NS[:, self.temperatures.index(1.0)])
+
+    def top1(self, label_N: Tensor) -> Top1:
+        """Its first choice, which is always kept."""
+        highest_N, rank_N = self.logprobs_NK.max(-1)
+        id_N = self.ids_NK.gather(1, rank_N[:, None])[:, 0]
+        return Top1(highest_N.exp(), id_N == label_N)

@@ -13,6 +13,7 @@ from torch import Tensor
 from student_trainer.losses.kernel.buckets import Buckets
 from student_trainer.losses.kernel.chunk import head_logits
 from student_trainer.losses.kernel.primitive import Head, precision
+from student_trainer.losses.kernel.top1 import Top1, top1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +98,7 @@ class TeacherStates:
     def captured_mass(self) -> Tensor:
         """All of it [N]: nothing is left out."""
         return torch.ones(len(self.hidden_NE), device=self.hidden_NE.device)
+
+    def top1(self, label_N: Tensor) -> Top1:
+        """From its logits, chunk by chunk."""
+        return top1(self.hidden_NE, self.teacher.head, label_N)

@@ -67,10 +67,12 @@ class TimedValidation:
         self._validation, self._seconds = validation, seconds
         self.stores = validation.stores
 
-    def sums(self, engine: Any, reader: Any = None, spec: Any = None) -> ValidationSums:
+    def sums(
+        self, engine: Any, reader: Any = None, spec: Any = None, **options: Any
+    ) -> ValidationSums:
         """See `Validation.sums`."""
         start = time.process_time()
-        found = self._validation.sums(engine, reader, spec)
+        found = self._validation.sums(engine, reader, spec, **options)
         kind = "decisions" if reader is None else "evaluation"
         setattr(self._seconds, kind, getattr(self._seconds, kind) + time.process_time() - start)
         return found

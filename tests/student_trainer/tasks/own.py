@@ -8,7 +8,7 @@ from shared.data.rows import Rows
 from shared.run.metrics import DomainEvaluation
 from student_trainer.run import Run
 from student_trainer.tasks.causal_lm import CausalLM
-from student_trainer.tasks.task import ModelKind
+from student_trainer.tasks.task import Evaluation, ModelKind
 
 
 class Echo(CausalLM):
@@ -22,9 +22,11 @@ class Echo(CausalLM):
         layout = super().lay_out(rows, packed=packed, passes=passes)
         return replace(layout, label_N=layout.input_ids_BT.ravel()[layout.loss_index_N])
 
-    def evaluate(self, run: Run) -> dict[str, DomainEvaluation]:
+    def evaluate(self, run: Run) -> Evaluation:
         stores = zip(run.config.domains, run.validation.stores, strict=True)
-        return {
-            name: DomainEvaluation(float(len(store)), None, None, "none", len(store))
-            for name, store in stores
-        }
+        return Evaluation(
+            {
+                name: DomainEvaluation(float(len(store)), None, None, "none", len(store))
+                for name, store in stores
+            }
+        )
