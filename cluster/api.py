@@ -26,6 +26,7 @@ from cluster.commands.cache import check as cache_verify
 from cluster.commands.cache import gc as cache_gc
 from cluster.commands.cache import ls as cache_ls
 from cluster.commands.doctor import doctor
+from cluster.commands.evaluate import evaluate
 from cluster.commands.jobs import logs as jobs_logs
 from cluster.commands.jobs import ls as jobs_ls
 from cluster.commands.jobs import stop as jobs_stop
@@ -111,11 +112,17 @@ class Run:
         return read_standing(self.files)
 
     def evaluate(
-        self, *, service: str | None = None, address: str | None = None
+        self,
+        *,
+        service: str | None = None,
+        address: str | None = None,
+        compare: str | Path | None = None,
     ) -> dict[str, DomainEvaluation]:
-        """Compare its newest checkpoint with its teacher on validation text, by domain."""
+        """Compare its newest checkpoint with its teacher, as it began and with another run's, on
+        validation text; returns the student's numbers by domain, `eval.json` has all."""
         with _interruptible():
-            runs.evaluate(self.path, service=service, address=address)
+            other = None if compare is None else Path(compare)
+            evaluate(self.path, service=service, address=address, compare=other)
         found = json.loads((self.files.path / "evaluation.json").read_text())
         return {name: DomainEvaluation(**domain) for name, domain in found.items()}
 

@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from cluster import export_verbs, job_verbs, monitor_verbs, watching_verbs
-from cluster.arguments import Address, ConfigPath, Fresh, Overrides, RunFolder, Service, Store
+from cluster.arguments import Address, ConfigPath, Fresh, Overrides, Service, Store
 from cluster.session import interrupts
 from shared.errors import StoppedError, TutelageError, reason_of
 
@@ -217,12 +217,7 @@ def cache_gc(
     )
 
 
-@app.command("eval")
-def evaluate(run: RunFolder, service: Service = None, address: Address = None) -> None:
-    """Compare a run's newest checkpoint with its teacher on validation text."""
-    from cluster.commands import runs
-
-    runs.evaluate(run, service=service, address=address)
+app.command("eval")(watching_verbs.evaluate)
 
 
 app.command()(export_verbs.export)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.arguments import Address
+from cluster.arguments import Address, RunFolder, Service
 
 
 def status(
@@ -37,3 +37,19 @@ def doctor(
     from cluster.commands import doctor
 
     doctor.doctor(address=address, as_json=as_json)
+
+
+def evaluate(
+    run: RunFolder,
+    service: Service = None,
+    address: Address = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Another run, whose student stands beside this one."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Compare a run's newest checkpoint with its teacher, and as it began, on validation text."""
+    from cluster.commands.evaluate import evaluate
+
+    evaluate(run, service=service, address=address, compare=compare, as_json=as_json)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from torch import Tensor
 
 from shared.data.rows import Rows
@@ -41,6 +42,7 @@ class DocumentAccumulator:
             "domain": [domains[row] for row in row_D],
             "row": [indices[row] for row in row_D],
             "document": number_D,
+            "content": _contents(rows),
             "tokens": tokens_D,
         }
         for name in ("student_nll", "teacher_nll", "kl"):
@@ -62,6 +64,18 @@ class DocumentAccumulator:
         """Those of all ranks, on every rank."""
         own = pa.concat_tables([SCHEMA.empty_table(), *self._tables])
         return DocumentSums.joined(ranks.gather(own), domains)
+
+
+def _contents(rows: Rows) -> list[int]:
+    """A hash of each document."""
+    columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+    return [
+        xxhash.xxh64_intdigest(own_ids.tobytes() + own_mask.tobytes())
+        for ids, starts, mask in zip(*columns, strict=True)
+        for own_ids, own_mask in zip(
+            np.split(ids, starts[1:]), np.split(mask, starts[1:]), strict=True
+        )
+    ]
 
 
 def _gaps(

@@ -1,7 +1,6 @@
 """Commands on configs and run folders: what the command line calls, with its printing."""
 
 import difflib
-import json
 import textwrap
 from collections.abc import Sequence
 from itertools import takewhile
@@ -76,20 +75,6 @@ def capture(
     refuse_unsound(config.teachers, {name: done.again for name, done in captured.items()})
     given = "".join(f" {o}" for o in overrides if not o.startswith("targets.teacher_free="))
     print(f"Train     tutelage run {path}{given} targets.teacher_free=true")
-
-
-def evaluate(run: Path, *, service: str | None = None, address: str | None = None) -> None:
-    """`tutelage eval`: a line per domain."""
-    run_dir = RunDir(run.absolute())
-    config = config_of(run_dir)
-    from cluster.launch import driver
-
-    path = driver.evaluate(config, service=service, address=address)
-    print(f"{'domain':<18}{'teacher':>10}{'student':>10}{'KL':>10}   nats per token")
-    for name, domain in json.loads(path.read_text()).items():
-        cells = (domain["teacher_nll"], domain["student_nll"], domain["kl"])
-        print(f"{name:<18}" + "".join(f"{'-' if c is None else f'{c:.3f}':>10}" for c in cells))
-    print(f"\nNumbers   {path}")
 
 
 def report(run: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.launch.continuing import changes_in_words, has_ended
 from cluster.planning.preparation import (
     Launch,
+    Prepared,
     notes,
     prepare_run,
     refuse_unasked,
@@ -83,8 +84,9 @@ def train(
     return run_dir_of(config)
 
 
-def evaluate(config: Config, *, service: str | None = None, address: str | None = None) -> Path:
-    """Compare the run's newest checkpoint with its teacher; returns `evaluation.json`."""
+def evaluate(config: Config, *, service: str | None = None, address: str | None = None) -> Prepared:
+    """Compare the run's newest checkpoint with its teacher, as `evaluation.json` and the latest
+    documents in the run's folder have it; returns what was prepared."""
     from cluster.launch.serving import teaching
 
     prepare_environment()
@@ -97,7 +99,7 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
             with _students(launch) as students, teaching(launch) as (plan, open_reader):
                 evaluating = replace(plan, mode="evaluate")
                 _train(students, Assignment(evaluating, open_reader, _replayed(launch)))
-    return run_dir.path / "evaluation.json"
+    return launch.prepared
 
 
 def run_dir_of(config: Config) -> RunDir:

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         "domain": pa.string(),
         "row": pa.int64(),  # of the domain's validation rows
         "document": pa.int32(),  # of the row, from 0
+        "content": pa.uint64(),  # hash of its tokens, and of which have loss
         "tokens": pa.int64(),  # with loss; what follows are sums over them
         "student_nll": pa.float64(),  # nats
         "teacher_nll": pa.float64(),  # NaN without a teacher, as the others of it
@@ -34,7 +35,6 @@ SCHEMA = pa.schema(
     }
 )
 KEYS = ("domain", "row", "document")
-SUMS = ("student_nll", "teacher_nll", "kl")
 GAPS = ("student_gap", "teacher_gap")
 
 
@@ -78,9 +78,9 @@ class DocumentSums:
         is_own_D = [name == domain for name in self.table.column("domain").to_pylist()]
         return DocumentSums(self.table.filter(pa.array(is_own_D, pa.bool_())))
 
-    def keys(self) -> list[tuple[str, int, int, int]]:
-        """Domain, row, document and tokens of each: equal where the validation text is."""
-        columns = (self.table.column(name).to_pylist() for name in (*KEYS, "tokens"))
+    def places(self) -> list[tuple[str, int, int, int]]:
+        """Domain, row, document and content of each: equal where the validation text is."""
+        columns = (self.table.column(name).to_pylist() for name in (*KEYS, "content"))
         return list(zip(*columns, strict=True))
 
     def column(self, name: str) -> np.ndarray:

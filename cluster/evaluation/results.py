@@ -1,0 +1,180 @@
+"""The results of `tutelage eval`: teacher and students on validation text, domain by domain."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cluster.evaluation.statistics import Measures, difference, measures
+from shared.data.prepared import PreparedDomain
+from shared.data.row_store import RowStore
+from shared.data.text_bytes import Decoder, text_bytes
+from shared.errors import ConfigError
+from shared.run.document_sums import DocumentSums
+from shared.run.run_dir import RunDir, write_atomically
+
+EVAL = "eval.json"
+ROWS_AT_A_TIME = 256
+MODELS = ("teacher", "before", "after")
+OVER = "documents"  # what standard errors are over
+
+
+@dataclass(frozen=True, slots=True)
+class DomainResults:
+    """One domain. `models` are `teacher`, `before`, `after` and the name of a run that is
+    compared, those that were measured; `differences` are paired by document."""
+
+    documents: int
+    tokens: int  # with loss
+    bytes: int  # that they stand for
+    kl_kind: str  # "full", "bucketed-K" or "none"
+    models: dict[str, Measures]
+    differences: dict[str, Measures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """eval.json; domains in config order."""
+
+    run: str
+    domains: dict[str, DomainResults]
+    standard_errors_over: str = OVER
+
+    def write(self, run_dir: Path) -> Path:
+        """Write `eval.json` into a run's folder; returns its path."""
+        path = run_dir / EVAL
+        write_atomically(path, self.text())
+        return path
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The student of another run, as it was evaluated last."""
+
+    run: Path
+    documents: DocumentSums
+
+    def refuse_other_text(self, documents: DocumentSums, domains: Iterable[str]) -> None:
+        """Raise ConfigError for a student that was evaluated on other validation text."""
+        for name in domains:
+            if self.documents.of(name).places() != documents.of(name).places():
+                raise ConfigError(
+                    f"--compare is {self.run}, which has other validation text of domain {name}, "
+                    "so that the students cannot be compared; name a run with the same data and "
+                    f"tokenizer, or run `tutelage eval {self.run}` if that has changed since"
+                )
+
+
+def compared(run: Path, to: RunDir, domains: Iterable[str]) -> Compared:
+    """Another run's student to stand beside that of a run. Raises ConfigError where none was
+    evaluated, or on other text."""
+    run_dir = RunDir(run.absolute())
+    run_dir.recorded_config()
+    documents = _newest(run_dir)
+    if documents is None:
+        raise ConfigError(
+            f"--compare is {run}, whose student was not evaluated document by document; run "
+            f"`tutelage eval {run}` first"
+        )
+    found = Compared(run, documents)
+    if (own := _newest(to)) is not None:
+        found.refuse_other_text(own, domains)
+    return found
+
+
+def _newest(run_dir: RunDir) -> DocumentSums | None:
+    paths = (run_dir.documents(when) for when in ("latest", "after"))
+    return next((DocumentSums.read(path) for path in paths if path.exists()), None)
+
+
+def results_of(
+    run_dir: RunDir,
+    domains: Sequence[PreparedDomain],
+    tokenizer: Decoder,
+    other: Compared | None = None,
+) -> Results:
+    """From what the evaluations of a run have left in its folder. Raises ConfigError for another
+    student on other text."""
+    after = DocumentSums.read(run_dir.documents("latest"))
+    if other is not None:
+        other.refuse_other_text(after, [domain.name for domain in domains])
+    students = {"before": _before(run_dir, after), "after": after}
+    if other is not None:
+        students[_label(other, run_dir)] = other.documents
+    known = {name: documents for name, documents in students.items() if documents is not None}
+    kinds = json.loads((run_dir.path / "evaluation.json").read_text())
+    return Results(
+        run_dir.path.name,
+        {
+            domain.name: _domain_results(
+                {name: documents.of(domain.name) for name, documents in known.items()},
+                bytes_of(after.of(domain.name), domain, tokenizer),
+                kl_kind=kinds[domain.name]["kl_kind"],
+            )
+            for domain in domains
+        },
+    )
+
+
+def _label(other: Compared, run_dir: RunDir) -> str:
+    """What the other run is called in the table."""
+    name = other.run.absolute().name
+    return name if name not in (run_dir.path.name, *MODELS) else str(other.run)
+
+
+def _domain_results(
+    students: Mapping[str, DocumentSums], bytes_D: np.ndarray, *, kl_kind: str
+) -> DomainResults:
+    after = students["after"]
+    models = {name: measures(own, bytes_D, of="student") for name, own in students.items()}
+    teacher = measures(after, bytes_D, of="teacher")
+    return DomainResults(
+        documents=len(after),
+        tokens=int(after.column("tokens").sum()),
+        bytes=int(bytes_D.sum()),
+        kl_kind=kl_kind,
+        models=models if teacher.nll is None else {"teacher": teacher, **models},
+        differences={
+            f"after - {name}": difference(after, own, bytes_D)
+            for name, own in students.items()
+            if name != "after"
+        },
+    )
+
+
+def bytes_of(documents: DocumentSums, domain: PreparedDomain, tokenizer: Decoder) -> np.ndarray:
+    """Bytes of text of the documents of a domain's validation rows, int64 [D]."""
+    found: Mapping[tuple[int, int], int] = _bytes_by_document(domain, tokenizer)
+    places = zip(
+        documents.column("row").tolist(), documents.column("document").tolist(), strict=True
+    )
+    return np.array([found[place] for place in places], np.int64)
+
+
+def _bytes_by_document(domain: PreparedDomain, tokenizer: Decoder) -> dict[tuple[int, int], int]:
+    found = {}
+    for rows in RowStore.open(domain.validation_path).units(ROWS_AT_A_TIME):
+        indices = rows.table.column("index").to_pylist()
+        counts = [len(starts) for starts in rows.column("doc_starts")]
+        places = [
+            (index, number)
+            for index, count in zip(indices, counts, strict=True)
+            for number in range(count)
+        ]
+        found |= zip(places, text_bytes(rows, tokenizer).tolist(), strict=True)
+    return found
+
+
+def _before(run_dir: RunDir, latest: DocumentSums) -> DocumentSums | None:
+    """The student before training, where it was measured on the same text."""
+    path = run_dir.documents("before")
+    if not path.exists():
+        return None
+    before = DocumentSums.read(path)
+    return before if before.places() == latest.places() else None
