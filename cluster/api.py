@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.commands import exports, jobs, prompts, runs, teachers
+from cluster.commands import plan as plans
 from cluster.commands import selftest as selftests
 from cluster.commands.cache import check as cache_verify
 from cluster.commands.cache import gc as cache_gc
@@ -40,6 +41,7 @@ from cluster.commands.teachers import status as teacher_status
 from cluster.report.measurement import Summary
 from cluster.report.standing import Standing, read_standing
 from cluster.session.interrupts import handled, handling
+from cluster.sizing.estimate import Estimate
 from shared.config.file import load_config, resolve
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -61,6 +63,7 @@ __all__ = [
     "jobs_stop",
     "manifests",
     "monitor_up",
+    "plan",
     "prompts_optimise",
     "recipes",
     "run",
@@ -210,6 +213,27 @@ def selftest(
             service=service,
             address=address,
         )
+
+
+def plan(
+    config: str | Path,
+    overrides: Options | None = None,
+    *,
+    gpu: str | None = None,
+    gpu_memory: str | None = None,
+    memory: str | None = None,
+    price: float | None = None,
+) -> Estimate:
+    """What a run takes of memory, wire, disk, time and money; reads no weights. Raises ConfigError
+    where it has no room."""
+    return plans.plan(
+        Path(config),
+        _spelt(overrides),
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+        memory=memory,
+        price=price,
+    )
 
 
 def compare(folders: Sequence[str | Path], *, to: str | Path | None = None) -> Path:

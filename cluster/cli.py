@@ -243,6 +243,7 @@ def report(
 
 app.command()(watching_verbs.status)
 app.command()(watching_verbs.doctor)
+app.command()(watching_verbs.plan)
 
 
 @app.command()

@@ -1,11 +1,11 @@
-"""The verbs of the command line that look at machines, clusters and runs."""
+"""The verbs of the command line that look at machines, clusters and runs, and ahead."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cluster.arguments import Address, RunFolder, Service
+from cluster.arguments import Address, ConfigPath, Overrides, RunFolder, Service
 
 
 def status(
@@ -53,3 +53,30 @@ def evaluate(
     from cluster.commands.evaluate import evaluate
 
     evaluate(run, service=service, address=address, compare=compare, as_json=as_json)
+
+
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="The GPUs by name, as H100.")] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of a GPU, as 80GiB.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of a machine; default: of this one.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU, an hour.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What a run takes: memory by part, wire, disk, time, cost. Reads config.json, no weights."""
+    from cluster.commands import plan
+
+    plan.plan(
+        config,
+        overrides or [],
+        gpu=gpu,
+        gpu_memory=gpu_memory,
+        memory=memory,
+        price=price,
+        as_json=as_json,
+    )

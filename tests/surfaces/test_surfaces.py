@@ -29,6 +29,7 @@ def test_the_verbs_are_those_on_record():
         "status",
         "selftest",
         "doctor",
+        "plan",
         "init",
         "monitor",
         "recipes",

@@ -1,0 +1,292 @@
+"""The estimate of a run: memory of every process, rates, time and cost, from its config alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cluster.planning.handshake import describe_teacher, training_question
+from cluster.sizing.bounds import bounds_of
+from cluster.sizing.memory import (
+    Activations,
+    Memory,
+    ModelSizes,
+    StudentSetting,
+    student_memory,
+    teacher_memory,
+)
+from cluster.sizing.rates import (
+    HEAD_PRODUCTS,
+    MASTER_AND_MOMENTS,
+    Pace,
+    Payload,
+    Speed,
+    Work,
+    checkpoint_bytes,
+    pace,
+    payloads,
+)
+from cluster.sizing.tracing import student_sizes, teacher_sizes
+from shared.config.run import Config
+from shared.config.teachers import Teacher
+from shared.data.layout import padded_length
+from shared.errors import UserError
+from shared.targets.ask import Ask
+from shared.targets.drawn_ids import DrawnIds
+from shared.targets.head_location import ShippedHead, StatesEncoding
+from shared.targets.kept_ids import KeptIds
+from shared.targets.last_states import LastStates
+from shared.targets.payload import BYTES, bytes_per_token
+from shared.targets.question import Question
+from student_trainer.weighing.weighed import weighers_of
+
+LAYOUT_BYTES = 56  # of a position in a batch: seven whole numbers of 8 bytes
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+STATES: dict[str, StatesEncoding] = {"bfloat16": "bf16", "float32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The processes of one kind."""
+
+    name: str  # "student" or the teacher's
+    model: str
+    processes: int
+    gpus: float  # of each
+    sizes: ModelSizes
+    activations: Activations
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What travels from the teachers, and what stays."""
+
+    bytes_per_token: Mapping[str, float]  # by what they hold
+    tokens_per_step: int  # with loss, at most
+    store_bytes: float  # of a store, if no row comes twice
+    object_store_bytes: float  # under way at one time
+    shared_vocab: int
+    vocab_is_known: bool  # else the rows of the smaller head stand for it
+
+    @property
+    def total_per_token(self) -> float:
+        """Bytes of a token's answer."""
+        return sum(self.bytes_per_token.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run takes."""
+
+    config: Config
+    tokens: int  # of a row, padding included
+    student: Side
+    teachers: tuple[Side, ...]
+    wire: Wire | None  # None: no loss asks a teacher
+    payloads: tuple[Payload, ...]
+    work: Work
+    checkpoint_bytes: int
+    pace: Pace | None = None  # None: no speed is known
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Student and teachers."""
+        return (self.student, *self.teachers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one teacher is asked."""
+
+    question: Question | None
+    shared_vocab: int
+    is_known: bool
+    hidden_width: int
+
+
+def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
+    """The estimate of a resolved config, for rows of so many tokens; by default, of its context.
+
+    Reads config.json files, and tokenizers where they are there; no weights. Raises ConfigError.
+    """
+    tokens = padded_length(tokens or config.data.context)
+    micro_batch, student = config.batch.micro_batch, config.student
+    own, learning = student_sizes(student, lines=micro_batch, tokens=tokens, seed=config.seed)
+    asked, sides, teaching = {}, [], 0.0
+    taught = {} if config.targets.teacher_free else config.teachers
+    for name, teacher in taught.items():
+        sizes, scoring = teacher_sizes(name, teacher, lines=micro_batch, tokens=tokens)
+        asked[name] = _asked(config.taught_by(name), sizes, own)
+        unit = micro_batch * tokens * _price(asked[name])
+        memory = teacher_memory(
+            sizes,
+            scoring,
+            bounds_of(
+                config,
+                _ask(asked[name]),
+                own,
+                teacher_rows=sizes.vocabulary,
+                on_gpu=teacher.gpus > 0,
+            ),
+            answer_bytes=unit,
+        )
+        copies, gpus = teacher.replicas, teacher.gpus
+        sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory))
+        teaching += (scoring.flops + scoring.head_flops) / len(config.teachers)
+    dearest = max(asked.values(), key=_price, default=None)
+    units = config.accumulation * student.workers
+    products = HEAD_PRODUCTS[own.trains_head]
+    work = Work(
+        student=config.accumulation * (learning.flops + products * learning.head_flops),
+        teacher=units * teaching if config.needs_teacher else 0.0,
+        update_bytes=own.trained * MASTER_AND_MOMENTS,
+    )
+    memory = _student_memory(config, own, learning, dearest, sides, tokens)
+    chosen = _payloads(config, dearest, sides)
+    return Estimate(
+        config=config,
+        tokens=tokens,
+        student=Side(
+            "student", student.model, student.workers, student.gpus, own, learning, memory
+        ),
+        teachers=tuple(sides),
+        wire=_wire(config, dearest, tokens),
+        payloads=tuple(chosen),
+        work=work,
+        checkpoint_bytes=checkpoint_bytes(weight_bytes=own.weight_bytes, trained=own.trained),
+        notes=tuple(_notes(own, learning, sides)),
+    )
+
+
+def with_speed(found: Estimate, speed: Speed) -> Estimate:
+    """The same with the time of a step, at the operations a second that processes reach."""
+    if not found.teachers:
+        speed = replace(speed, teacher=speed.student)
+    return replace(found, pace=pace(found.work, speed, found.config))
+
+
+def _asked(config: Config, teacher: ModelSizes, student: ModelSizes) -> _Asked:
+    """The question that training asks of the one teacher of `config`."""
+    ((name, section),) = config.teachers.items()
+    found = _named_ids(config, name, section)
+    rows = min(teacher.vocabulary, student.vocabulary)
+    vocabulary = rows if found is None else min(found, rows)
+    head = None
+    if config.targets.exact is not None:
+        states = STATES[section.dtype]
+        head_bytes = teacher.vocabulary * teacher.width * BYTES[section.dtype]
+        head = ShippedHead("to be shipped", states, teacher.width, head_bytes)
+    payload = config.targets.hidden
+    width = teacher.width if payload.raw else min(teacher.width, payload.width)
+    question = training_question(config, vocabulary, head=head)
+    return _Asked(question, vocabulary, found is not None, width)
+
+
+def _named_ids(config: Config, name: str, teacher: Teacher) -> int | None:
+    """Ids that a pair's tokenizer names; None where a folder holds no tokenizer."""
+    for folder in (Path(teacher.model), Path(config.student.model)):
+        if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
+            return None
+    try:
+        return describe_teacher(name, teacher, cache=Path(config.paths.cache)).identity.num_ids
+    except UserError:
+        return None
+
+
+def _ask(asked: _Asked | None) -> Ask | None:
+    return None if asked is None or asked.question is None else asked.question.ask
+
+
+def _price(asked: _Asked) -> float:
+    """Bytes of a token's answer."""
+    if asked.question is None:
+        return 0.0
+    return sum(bytes_per_token(asked.question, hidden_width=asked.hidden_width).values())
+
+
+def _decoded(asked: _Asked | None) -> float:
+    """Bytes of a position's answer in a batch."""
+    if asked is None or asked.question is None:
+        return LAYOUT_BYTES
+    ask, hidden = asked.question.ask, asked.question.hidden
+    size = LAYOUT_BYTES + 4.0 * (1 + asked.question.ask.with_entropy)
+    if isinstance(ask, KeptIds):
+        masses = 1 if isinstance(ask, DrawnIds) else 4
+        size += ask.num_ids * (8 + 4) + 4 * masses
+    elif isinstance(ask, LastStates):
+        size += ask.width * (2 if ask.states == "bf16" else 4)
+    return size + len(hidden.layers) * asked.hidden_width * (2 if hidden.encoding == "bf16" else 4)
+
+
+def _student_memory(
+    config: Config,
+    own: ModelSizes,
+    learning: Activations,
+    asked: _Asked | None,
+    teachers: list[Side],
+    tokens: int,
+) -> Memory:
+    student, on_gpu = config.student, config.student.gpus > 0
+    rows = max((side.sizes.vocabulary for side in teachers), default=own.vocabulary)
+    heads = 0
+    if config.targets.exact is not None:
+        heads = sum(
+            side.sizes.vocabulary * side.sizes.width * BYTES[config.teachers[side.name].dtype]
+            for side in teachers
+        )
+    positions = config.batch.micro_batch * tokens
+    setting = StudentSetting(
+        zero=student.zero,
+        workers=student.workers,
+        dtype_bytes=BYTES[student.dtype],
+        positions=positions,
+        answer_bytes=_decoded(asked),
+        answers=config.accumulation if weighers_of(config.losses) else 1,
+        on_gpu=on_gpu,
+        teacher_head_bytes=heads,
+    )
+    bounds = bounds_of(config, _ask(asked), own, teacher_rows=rows, on_gpu=on_gpu)
+    return student_memory(own, learning, setting, bounds)
+
+
+def _wire(config: Config, asked: _Asked | None, tokens: int) -> Wire | None:
+    if asked is None or asked.question is None:
+        return None
+    found = bytes_per_token(asked.question, hidden_width=asked.hidden_width)
+    total, per_step = sum(found.values()), config.batch.rows_per_step * tokens
+    unit = config.batch.micro_batch * tokens * total
+    return Wire(
+        bytes_per_token=found,
+        tokens_per_step=per_step,
+        store_bytes=config.steps * per_step * total,
+        object_store_bytes=config.student.workers * config.service.in_flight * unit,
+        shared_vocab=asked.shared_vocab,
+        vocab_is_known=asked.is_known,
+    )
+
+
+def _payloads(config: Config, asked: _Asked | None, teachers: list[Side]) -> list[Payload]:
+    if asked is None or asked.question is None:
+        return []
+    teacher = max((side.sizes for side in teachers), key=lambda sizes: sizes.width)
+    dtype = next(iter(config.teachers.values())).dtype
+    return payloads(
+        config,
+        asked.question,
+        shared_vocab=asked.shared_vocab,
+        teacher_width=teacher.width,
+        hidden_width=asked.hidden_width,
+        head_bytes=teacher.vocabulary * teacher.width * BYTES[dtype],
+        dtype=dtype,
+    )
+
+
+def _notes(own: ModelSizes, learning: Activations, teachers: list[Side]) -> list[str]:
+    pairs = [("student", learning), *((side.name, side.activations) for side in teachers)]
+    return [
+        f"the code of {name} cannot be followed without numbers; its activations are those of a "
+        "plain transformer of its size"
+        for name, activations in pairs
+        if not activations.traced
+    ]

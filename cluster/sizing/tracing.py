@@ -1,0 +1,295 @@
+"""What a model holds and computes, from its config alone: built and run on tensors without numbers.
+
+transformers' own classes are instantiated under a fake mode, so that every family counts as it is;
+a forward and a backward pass of the decoder are followed operation by operation, and what is alive
+is counted in bytes.
+
+B lines   T tokens   D hidden width   V head rows
+"""
+
+import gc
+import logging
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from cluster.sizing.memory import Activations, ModelSizes, int8_bytes, nf4_bytes
+from shared.config.run import LoRATraining, QLoRATraining, Student
+from shared.config.teachers import Teacher
+from shared.errors import ConfigError
+from shared.loading import first_line, read_config, untrusted
+from shared.model_parts import decoder_of, logit_formulas, takes
+from student_trainer.models.adapters import adapt, freeze_bystanders
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+
+ATEN = torch.ops.aten
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages that came into being inside and live, and the most there were."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.bytes, self.most = 0, 0
+        # Recomputed activations without numbers lie in reference cycles, those with numbers do not.
+        self.collects = False
+        self._known = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.bytes += storage.nbytes()
+        if self.collects and self.bytes > self.most:
+            gc.collect()
+        self.most = max(self.most, self.bytes)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.bytes -= size
+
+
+def student_sizes(
+    asked: Student, *, lines: int, tokens: int, seed: int
+) -> tuple[ModelSizes, Activations]:
+    """What a student is, and what a micro-batch of it keeps alive. Raises ConfigError for a config
+    that cannot be read."""
+    with _built("student", asked) as model:
+        decoder, head = _parts(model, "student.model", asked.model)
+        if isinstance(asked.train, LoRATraining):
+            model.requires_grad_(False)
+        freeze_bystanders(model, decoder=decoder, head=head)
+        saved = adapt(model, asked, CAUSAL_LM.model, decoder=decoder, head=head, seed=seed)
+        if asked.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        quantised = "nf4" if isinstance(asked.train, QLoRATraining) else "none"
+        sizes = _sizes(saved, model, head, quantisation=quantised)
+        return sizes, _traced(model.train(), decoder, sizes, lines, tokens, learns=True)
+
+
+def teacher_sizes(
+    name: str, asked: Teacher, *, lines: int, tokens: int
+) -> tuple[ModelSizes, Activations]:
+    """What a teacher is, its adapter apart, and what a scoring unit of it keeps alive. Raises
+    ConfigError for a config that cannot be read."""
+    with _built(f"teachers.{name}", asked) as model:
+        decoder, head = _parts(model, f"teachers.{name}.model", asked.model)
+        model.requires_grad_(False)
+        sizes = _sizes(model, model, head, quantisation=asked.quantisation)
+        return sizes, _traced(model.eval(), decoder, sizes, lines, tokens, learns=False)
+
+
+@contextmanager
+def _built(section: str, asked: Student | Teacher) -> Iterator[Any]:
+    """A model of the class that its config names, in the dtype asked for, without numbers."""
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    auto_model: Any = transformers.AutoModelForCausalLM
+    trusted = asked.trust_remote_code
+    try:
+        config = read_config(
+            asked.model,
+            revision=asked.revision,
+            trust_remote_code=trusted,
+            attention=asked.attention if asked.attention != "flash_attention_2" else "sdpa",
+        )
+        config.quantization_config = None
+        with torch.device("meta"):
+            model = auto_model.from_config(
+                config, dtype=getattr(torch, asked.dtype), trust_remote_code=trusted
+            )
+    except Exception as error:  # of a config's own code and of every library it needs
+        trust = untrusted(error, trust=f"{section}.trust_remote_code")
+        reason = trust or first_line(error).rstrip(".")
+        raise ConfigError(
+            f"{section}.model is {asked.model!r}, whose config.json transformers cannot build a "
+            f"model from: {reason}; correct it or name another model"
+        ) from None
+    with torch.device("meta"):
+        yield model
+
+
+def _parts(model: Any, option: str, name: str) -> tuple[nn.Module, nn.Linear]:
+    decoder, head = decoder_of(model), model.get_output_embeddings()
+    if decoder is None or not isinstance(head, nn.Linear):
+        raise ConfigError(f"{option}: {name} has no decoder with a linear output head")
+    return decoder, head
+
+
+def _sizes(saved: nn.Module, model: Any, head: nn.Linear, *, quantisation: str) -> ModelSizes:
+    """Weights, each storage once; linear layers but the head in few bits where that is asked."""
+    few_bits = _quantised_bytes(model, head, quantisation)
+    tensors: dict[int, Tensor] = {id(p): p for p in [*saved.parameters(), *_kept_buffers(saved)]}
+    parameters = {id(p): p for p in saved.parameters()}
+    held = {key: few_bits.get(key) or tensor.nbytes for key, tensor in tensors.items()}
+    trained = [p for p in parameters.values() if p.requires_grad]
+    tied = model.get_input_embeddings().weight is head.weight
+    formula = next(logit_formulas(model.config.get_text_config()))
+    return ModelSizes(
+        num_weights=sum(p.numel() for p in parameters.values()),
+        weight_bytes=sum(held.values()),
+        trained=sum(p.numel() for p in trained),
+        trained_bytes=sum(p.nbytes for p in trained),
+        trains_head=head.weight.requires_grad,
+        vocabulary=head.out_features,
+        width=head.in_features,
+        itemsize=head.weight.itemsize,
+        tied=tied,
+        soft_capped=formula.soft_cap is not None,
+        layers=getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0,
+        most_quantised=max((p.nbytes for k, p in parameters.items() if k in few_bits), default=0),
+    )
+
+
+def _kept_buffers(model: nn.Module) -> Iterator[Tensor]:
+    """Buffers that lie in files beside the parameters."""
+    kept = model.state_dict(keep_vars=True)
+    parameters = {id(p) for p in model.parameters()}
+    return (tensor for tensor in kept.values() if id(tensor) not in parameters)
+
+
+def _quantised_bytes(model: nn.Module, head: nn.Linear, quantisation: str) -> dict[int, int]:
+    """By identity, the bytes of weights that bitsandbytes holds in few bits."""
+    if quantisation == "none":
+        return {}
+    size = nf4_bytes if quantisation == "nf4" else int8_bytes
+    linear = (m for m in model.modules() if type(m) is nn.Linear and m is not head)
+    frozen = [m for m in linear if not m.weight.requires_grad]  # adapters learn
+    return {id(m.weight): size(m.out_features, m.in_features) for m in frozen}
+
+
+def _traced(
+    model: nn.Module,
+    decoder: nn.Module,
+    sizes: ModelSizes,
+    lines: int,
+    tokens: int,
+    *,
+    learns: bool,
+) -> Activations:
+    """What a forward pass, and a backward pass where it `learns`, keep alive and multiply.
+
+    A model whose code looks at numbers cannot be followed; it is estimated from its sizes.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)  # type: ignore[arg-type]
+    scale = 1
+    if sizes.itemsize == 4 and any(p.dim() == 3 for p in model.parameters()):
+        # Products of experts can be followed in bfloat16 alone.
+        model.to(torch.bfloat16)
+        scale = 2
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        _on_cpu(model, mode)
+        with mode, torch.device("cpu"), counter, Alive(model) as alive:
+            kept = _passed(model, decoder, lines, tokens, learns=learns, alive=alive)
+    except Exception:  # of a model's own code on tensors without numbers
+        return _estimated(sizes, lines, tokens, learns=learns)
+    head_flops = 2 * lines * tokens * sizes.width * sizes.vocabulary
+    return Activations(
+        kept_bytes=scale * kept,
+        most_bytes=scale * alive.most,
+        flops=counter.get_total_flops(),
+        head_flops=head_flops,
+        tokens=lines * tokens,
+        traced=True,
+    )
+
+
+def _passed(
+    model: nn.Module, decoder: nn.Module, lines: int, tokens: int, *, learns: bool, alive: Alive
+) -> int:
+    """Run the passes; returns the bytes that lie between them. A gradient of a weight is let go of
+    as it comes: it is a part of its own."""
+    ids_BT = torch.zeros(lines, tokens, dtype=torch.int64)
+    positions_BT = torch.arange(tokens).expand(lines, -1).contiguous()
+    named = {"position_ids": positions_BT} if takes(decoder, "position_ids") else {}
+    with torch.set_grad_enabled(learns):
+        states_BTD = decoder(input_ids=ids_BT, use_cache=False, **named).last_hidden_state
+    kept = alive.bytes
+    if not learns or not states_BTD.requires_grad:
+        return kept
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_let_go)
+    alive.collects = True
+    gc.freeze()  # what is there already is not looked through at every collection
+    try:
+        states_BTD.backward(torch.empty_like(states_BTD))
+    finally:
+        gc.unfreeze()
+    return kept
+
+
+def _on_cpu(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Let a model of the meta device say that it is on the CPU, whose kernels are then followed."""
+    known: dict[int, Any] = {}
+
+    def faked(tensor: Tensor) -> Any:
+        if id(tensor) not in known:
+            fake = FakeTensor(mode, tensor.detach(), torch.device("cpu"))
+            is_parameter = isinstance(tensor, nn.Parameter)
+            known[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+        return known[id(tensor)]
+
+    for module in model.modules():
+        held: dict[str, Any]
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    held[name] = faked(tensor)
+
+
+def _let_go(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _estimated(sizes: ModelSizes, lines: int, tokens: int, *, learns: bool) -> Activations:
+    """34 numbers of 16 bits a layer, token and unit of width (arXiv 2205.05198, Eq. 2, without the
+    scores of attention, which its kernels do not keep); two products a weight and token, four
+    backward."""
+    states = lines * tokens * sizes.width * sizes.itemsize
+    kept = 17 * states * sizes.layers if learns else 8 * states
+    matrices = sizes.num_weights - (1 if sizes.tied else 2) * sizes.vocabulary * sizes.width
+    forward = 2 * lines * tokens * matrices
+    return Activations(
+        kept_bytes=kept,
+        most_bytes=kept + 8 * states,
+        flops=forward * (3 if learns else 1),
+        head_flops=2 * lines * tokens * sizes.width * sizes.vocabulary,
+        tokens=lines * tokens,
+        traced=False,
+    )
+
+
+def _grouped_mm_flops(
+    left: Any, right: Any, *args: Any, out_shape: Any = None, **named: Any
+) -> int:
+    """Of a product whose rows go to one matrix of several each; shapes only."""
+    return 2 * left[0] * left[1] * right[-1]
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **named: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+FLOPS: dict[Any, Any] = {
+    ATEN._grouped_mm: _grouped_mm_flops,
+    ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+}

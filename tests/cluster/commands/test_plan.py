@@ -1,0 +1,139 @@
+"""`tutelage plan` through the command line, on folders that hold no weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from shared.config.run import Config
+from shared.data.row_store import RowStore
+from shared.data.rows import Rows
+from shared.targets.payload import bytes_per_token
+from teacher_service.engine.hf import HFEngine
+from tests.answers import question_of
+from tests.cluster.jobs import write_job
+from tests.student_trainer.runs import prepared_domains
+from tests.tiny import VOCAB, Pair
+
+
+@pytest.fixture
+def bare(tiny_pair, tmp_path) -> Pair:
+    """The pair's folders without weights."""
+    pair = Pair(tmp_path / "teacher", tmp_path / "student")
+    for whole, folder in zip(
+        (tiny_pair.teacher, tiny_pair.student), vars(pair).values(), strict=True
+    ):
+        shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return pair
+
+
+def planned(capsys, *arguments: object) -> dict:
+    assert main(["plan", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_names_each_part_and_reads_no_weights(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare)
+    assert main(["plan", str(path)]) == 0
+    told = capsys.readouterr().out
+    for part in ("weights", "optimiser", "gradients", "activations", "loss", "in all", "fits"):
+        assert part in told
+    assert "bytes a token" in told
+    assert "<- configured" in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_memory_and_bytes_grow_with_what_is_asked(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare)
+    plain = planned(capsys, path)
+    longer = planned(capsys, path, "data.context=256")
+    wider = planned(capsys, path, "batch.micro_batch=4")
+    more_ids = planned(capsys, path, "targets.top_k=128")
+
+    def activations(found: dict) -> int:
+        return found["student"]["activations"]["most_bytes"]
+
+    assert activations(plain) < activations(longer)
+    assert activations(plain) < activations(wider)
+    assert sum(plain["wire"]["bytes_per_token"].values()) < sum(
+        more_ids["wire"]["bytes_per_token"].values()
+    )
+
+
+def test_bytes_a_token_are_those_of_a_real_answer(tiny_pair, tmp_path, capsys):
+    path = write_job(tmp_path, tiny_pair, targets={"selector": "top_k", "top_k": 32})
+    found = planned(capsys, path)
+    (domain, _) = prepared_domains(tmp_path)
+    rows: Rows = RowStore.open(domain.train_path).take(range(4))
+    question = question_of(32, VOCAB, temperatures=(1.0,), encoding="fp16")
+    answer = HFEngine.load(str(tiny_pair.teacher)).score(rows, question)
+    flat = sum(c.combine_chunks().flatten().nbytes for c in answer.table.columns[1:])
+    per_token = flat / rows.num_loss_tokens().sum()
+    assert sum(found["wire"]["bytes_per_token"].values()) == pytest.approx(per_token, rel=0.02)
+    assert found["wire"]["bytes_per_token"] == bytes_per_token(question, hidden_width=48)
+
+
+def test_gpus_by_name_give_time_cost_and_replicas(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare)
+    asked = (path, "student.gpus=1", "teachers.tiny.gpus=1", "--gpu", "H100", "--price", "2")
+    found = planned(capsys, *asked)
+    seconds = max(
+        found["pace"]["student_s"], found["pace"]["teacher_s"] / found["pace"]["replicas"]
+    )
+    assert found["cost"] == pytest.approx(2 * 2 * seconds * found["config"]["steps"] / 3600)
+    assert main(["plan", *map(str, asked)]) == 0
+    told = capsys.readouterr().out
+    assert "keep one worker busy" in told
+    assert "for 2 GPUs at 2 an hour" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("student.gpus=1", "--gpu-memory", "1.05GB"), "a student worker takes"),
+        (("teachers.tiny.gpus=1", "--gpu-memory", "1.05GB"), "a replica of tiny takes"),
+        (("--memory", "1GiB"), "all processes together take"),
+    ],
+)
+def test_what_has_no_room_is_refused_with_the_part_and_the_way_out(
+    options, part, bare, tmp_path, capsys
+):
+    path = write_job(tmp_path, bare)
+    assert main(["plan", str(path), *options]) == 2
+    said = capsys.readouterr().err
+    assert part in said
+    assert said.count("\n") == 1
+    assert "set batch.micro_batch=1" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--gpu", "Z9"), "--gpu is 'Z9', which is not known"),
+        (("--gpu-memory", "lots"), "--gpu-memory is 'lots', which is no size"),
+        (("student.model=nowhere",), "student.model"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(options, sentence, bare, tmp_path, capsys):
+    assert main(["plan", str(write_job(tmp_path, bare)), *options]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_built_in_model_that_is_not_there_is_not_made(tmp_path, capsys):
+    from cluster.commands.runs import RECIPES
+
+    asked = (RECIPES / "demo.yaml", f"paths.cache={tmp_path}")
+    assert main(["plan", *map(str, asked)]) == 2
+    assert "the first `tutelage run` makes" in capsys.readouterr().err
+    assert not [*Path(tmp_path).glob("*/models")]
+
+
+def test_losses_that_ask_no_teacher_ship_nothing(bare, tmp_path, capsys):
+    path = write_job(
+        tmp_path, bare, losses=[{"kind": "cross_entropy"}], mixture={"policy": "fixed"}
+    )
+    found = planned(capsys, path)
+    assert found["wire"] is None
+    assert Config.model_validate(found["config"]).needs_teacher is False

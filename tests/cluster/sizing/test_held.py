@@ -1,0 +1,61 @@
+"""What the estimate says that lasts of a student, beside what a real engine holds."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from cluster.sizing.memory import StudentSetting, gradient_bytes, optimiser_bytes
+from cluster.sizing.tracing import student_sizes
+from shared.config.run import Student
+from tests.cluster.sizing.held import DTYPES, STAGES
+from tests.cluster.sizing.small import SMALL
+
+ROOT = Path(__file__).parents[3]
+ROUNDING = 0.01  # of shards, which are padded, and of tensors that are too small for one
+
+
+@cache
+def held(workers: int) -> dict[str, dict[str, int]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.sizing.held"],
+            cwd=ROOT,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(workers)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in started]
+    assert all(process.returncode == 0 for process in started)
+    return json.loads(told[0].splitlines()[-1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("zero", STAGES)
+def test_weights_optimiser_and_gradients_are_those_of_a_real_engine(zero, dtype, workers, tmp_path):
+    LlamaConfig(**SMALL).save_pretrained(tmp_path)
+    sizes, _ = student_sizes(Student(model=str(tmp_path), dtype=dtype), lines=1, tokens=32, seed=0)
+    width = {"float32": 4, "bfloat16": 2}[dtype]
+    setting = StudentSetting(zero, workers, width, 1, 0, 1, on_gpu=False)
+    found = held(workers)[f"{zero} {dtype}"]
+    weights = sizes.weight_bytes / (workers if zero == 3 else 1)
+    moments = 2 * 4 * sizes.trained / (workers if zero else 1)
+    lasting = weights + optimiser_bytes(sizes, setting) + gradient_bytes(sizes, setting)
+    assert weights == pytest.approx(found["weights"], rel=ROUNDING)
+    assert moments == pytest.approx(found["moments"], rel=ROUNDING)
+    # The last gradient that was reduced lies there until the next one is.
+    last = 4 * SMALL["vocab_size"] * SMALL["hidden_size"]
+    assert lasting * (1 - ROUNDING) <= found["all"] <= lasting * (1 + ROUNDING) + last / workers
