@@ -131,7 +131,7 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
             ),
             answer_bytes=unit,
         )
-        copies, gpus = teacher.replicas, teacher.gpus
+        copies, gpus = teacher.most, teacher.gpus
         sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory))
         teaching += (scoring.flops + scoring.head_flops) / len(config.teachers)
     dearest = max(asked.values(), key=_price, default=None)

@@ -40,7 +40,7 @@ class Pace:
 
     student_s: float
     teacher_s: float  # with one replica
-    replicas: int
+    replicas: int  # at most, where their number follows the need
     workers: int
     measured: bool
 
@@ -72,7 +72,7 @@ class Payload:
 
 def pace(work: Work, speed: Speed, config: Config) -> Pace:
     """From operations to seconds."""
-    replicas = min(teacher.replicas for teacher in config.teachers.values())
+    replicas = min(teacher.most for teacher in config.teachers.values())
     return Pace(
         student_s=work.student / speed.student,
         teacher_s=work.teacher / speed.teacher,
@@ -148,5 +148,5 @@ def cost(*, seconds: float, gpus: float, price: float) -> float:
 
 def gpus_of(config: Config) -> float:
     """GPUs that a run holds."""
-    teachers = sum(teacher.replicas * teacher.gpus for teacher in config.teachers.values())
+    teachers = sum(teacher.most * teacher.gpus for teacher in config.teachers.values())
     return teachers + config.student.workers * config.student.gpus

@@ -89,6 +89,12 @@ def test_gpus_by_name_give_time_cost_and_replicas(bare, tmp_path, capsys):
     assert "for 2 GPUs at 2 an hour" in told
 
 
+def test_replicas_that_follow_the_need_are_planned_for_at_their_most(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare)
+    found = planned(capsys, path, "teachers.tiny.replicas={min: 1, max: 3}")
+    assert [side["processes"] for side in found["teachers"]] == [3]
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
