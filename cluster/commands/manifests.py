@@ -1,5 +1,6 @@
 """`tutelage manifests`: files that Ray's cluster launcher and KubeRay start a cluster from."""
 
+import re
 from pathlib import Path
 
 from cluster.manifests.facts import FILES, FOLDER, IMAGE
@@ -9,6 +10,8 @@ from shared.errors import ConfigError, reason_of
 def write(to: Path, *, image: str = IMAGE) -> None:
     """Write every manifest into a folder, nodes running `image`; existing files stay. Raises
     ConfigError."""
+    if not re.fullmatch(r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", image):
+        raise ConfigError(f"--image is {image!r}, which names no image; write it as NAME:TAG")
     there = [name for name in FILES if (to / name).exists()]
     if there:
         raise ConfigError(f"{to / there[0]} exists already; name another folder")

@@ -170,6 +170,8 @@ def _version(url: str, headers: dict[str, str]) -> requests.Response:
 def _why(error: requests.RequestException) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         return "its certificate is not trusted here"
+    if "resolve" in str(error) or "Name or service" in str(error):
+        return "no machine of that name is known here"
     return "it took too long" if isinstance(error, requests.Timeout) else "nothing of it is there"
 
 

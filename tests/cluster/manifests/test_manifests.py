@@ -230,6 +230,20 @@ def test_the_launcher_takes_its_config_and_nodes_are_those_of_the_facts():
     assert any(f"--dashboard-port={PORTS['dashboard']}" in line for line in starts)
 
 
+@pytest.mark.parametrize("image", ["my image:1 2", "me/tutelage:", "a:b:c", "me//x", "x\ny"])
+def test_what_names_no_image_is_refused(tmp_path, capsys, image):
+    assert main(["manifests", str(tmp_path / "mine"), "--image", image]) == 2
+    assert f"--image is {image!r}, which names no image" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    "image", ["a", "ghcr.io/me/x:1.0-gpu", "host:5000/x", f"x@sha256:{'0' * 64}"]
+)
+def test_images_of_every_registry_are_taken(tmp_path, image):
+    assert main(["manifests", str(tmp_path / "mine"), "--image", image]) == 0
+
+
 def test_manifests_are_written_for_an_image_of_ones_own_and_overwrite_nothing(tmp_path, capsys):
     folder = tmp_path / "mine"
     assert main(["manifests", str(folder), "--image", "me/tutelage:7"]) == 0

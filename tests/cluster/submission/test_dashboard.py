@@ -115,6 +115,10 @@ def test_a_dashboard_that_cannot_be_reached_is_named_in_seconds(command, capsys)
     assert time.monotonic() - began < 60
 
 
+def test_a_host_that_nobody_knows_is_called_that():
+    assert "no machine of that name is known here" in refusal("http://head.invalid:8265")
+
+
 def test_an_address_is_the_option_else_the_variable(serve, monkeypatch):
     first, second = serve(of_version(OURS)), serve(of_version(OURS))
     monkeypatch.setenv("RAY_ADDRESS", second)
