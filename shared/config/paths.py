@@ -182,6 +182,8 @@ def located(model: str, root: Path, option: str) -> str:
 def _sources(
     sources: Source | list[Source] | None, root: Path, option: str
 ) -> Source | list[Source] | None:
+    if sources == [] and option.endswith(".train"):
+        raise ConfigError(f"{option} is an empty list; name a file, folder, glob or dataset")
     if isinstance(sources, list):
         return [_source(s, root, f"{option}.{i}") for i, s in enumerate(sources)]
     return sources and _source(sources, root, option)

@@ -48,6 +48,15 @@ def test_zero_padded_numbers_and_dates_are_not_reinterpreted(config):
     assert load_config(config, ["name=2024-01-01"]).name == "2024-01-01"
 
 
+def test_a_domain_without_a_source_is_refused(config, tmp_path):
+    name = next(iter(load_config(config).domains))
+    job = load_config(config, [f"domains.{name}.train=[]", f"paths.root={tmp_path}"])
+    with pytest.raises(
+        ConfigError, match=rf"^domains\.{name}\.train is an empty list; name a file"
+    ):
+        resolve(job)
+
+
 def test_a_key_written_twice_is_refused_with_its_line(config):
     config.write_text(SMALLEST + "steps: 20\n")
     assert f"steps is written twice; remove one ({config}, line 8)" in refusal(config)
