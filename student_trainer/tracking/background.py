@@ -76,7 +76,7 @@ class Background:
         with suppress(queue.Full):
             self._waiting.put(None, timeout=max(0.0, by - time.monotonic()))
         self._thread.join(max(0.0, by - time.monotonic()))
-        left = self._waiting.qsize() if self._thread.is_alive() else 0
+        left = self._leave() if self._thread.is_alive() else 0
         if self._dropped or left:
             self._tell(
                 f"{self._title}: {self._dropped + left} lines did not reach it; metrics.jsonl has "
@@ -84,6 +84,16 @@ class Background:
             )
         elif self._thread.is_alive():
             self._tell(f"{self._title} did not end in time; metrics.jsonl has all lines")
+
+    def _leave(self) -> int:
+        """Take out what waits, so that the thread ends after what it is at; returns how many
+        lines it was."""
+        lines = 0
+        with suppress(queue.Empty):
+            while True:
+                lines += self._waiting.get_nowait() is not None
+        self._waiting.put(None)
+        return lines
 
     def _put(self, item: Point | Note) -> None:
         if self._gone:

@@ -159,9 +159,10 @@ def age(run: Path) -> None:
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Those that are asked for."""
     asked = [
-        case.params["change"]
+        change
         for item in request.session.items
-        if (case := getattr(item, "callspec", None)) and "change" in case.params
+        if (case := getattr(item, "callspec", None))
+        and isinstance(change := case.params.get("change"), Change)
     ]
     return Runs(tmp_path_factory.mktemp("resharding"), list(dict.fromkeys(asked)))
 
