@@ -87,7 +87,7 @@ def _tree(folder: Path, name: str, pattern: str) -> Iterator[File]:
 
 def _folder(package: str) -> Path:
     try:
-        return Path(str(metadata.distribution(package).locate_file(package)))
+        return Path(str(_installed(package).locate_file(package)))
     except metadata.PackageNotFoundError as error:
         raise DataError(
             f"the built-in corpus reads {package}, which is not installed; install it with "
@@ -99,12 +99,21 @@ def _licence_files() -> Iterator[File]:
     """From each package's list of files, read as plain lines: torch's has thousands."""
     pattern = re.compile(r"^[^/,]+\.dist-info/([^,]*(?:licen[cs]e|copying|notice)[^/,]*),", re.I)
     for package in _closure(PACKAGES):
-        found = metadata.distribution(package)
+        found = _installed(package)
         for line in (found.read_text("RECORD") or "").splitlines():
             if match := pattern.match(line):
                 path = Path(str(found.locate_file(line.split(",")[0])))
                 if path.is_file():
                     yield f"{package}/{match[1]}", path
+
+
+def _installed(name: str) -> metadata.Distribution:
+    """A package as it was installed, and no copy that another one carries inside, which is found
+    only where that one has been imported. Raises PackageNotFoundError."""
+    for found in metadata.distributions(name=name):
+        if "_vendor" not in Path(str(found.locate_file(""))).parts:
+            return found
+    raise metadata.PackageNotFoundError(name)
 
 
 def _closure(roots: Iterable[str]) -> set[str]:
@@ -115,7 +124,7 @@ def _closure(roots: Iterable[str]) -> set[str]:
         if name in found:
             continue
         try:
-            required = metadata.distribution(name).requires or []
+            required = _installed(name).requires or []
         except metadata.PackageNotFoundError:
             continue
         found.add(name)

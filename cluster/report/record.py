@@ -28,7 +28,7 @@ class RunRecord:
     log: WeightLog
     before: Evaluations  # empty until the student has been evaluated
     after: Evaluations
-    baseline: "RunRecord | None"  # the same student on hard labels alone
+    baseline: "RunRecord | None"  # the same student on hard labels alone, where the config asks
     text: dict[str, TextSummary] = field(default_factory=dict)  # by domain
 
     @property
@@ -65,7 +65,7 @@ def read_record(directory: Path) -> RunRecord:
         log=read_log(files.weight_log, config.domains),
         before=_evaluations(evaluations.get("before")),
         after=_evaluations(evaluations.get("after")),
-        baseline=read_record(baseline) if baseline.is_dir() else None,
+        baseline=read_record(baseline) if config.baseline and baseline.is_dir() else None,
         text=read_json(RunDir(directory.parent if inside else directory).text),
     )
 

@@ -123,3 +123,16 @@ def test_paragraphs_that_licences_share_are_kept_once(tmp_path: Path):
     found = "".join(d.text for d in find_sources()["legal"].read(files))
     assert found.count("Permission") == 1
     assert found.count("Copyright") == 2
+
+
+def test_what_another_package_carries_inside_is_no_source(tmp_path: Path, monkeypatch):
+    """A part of it may put such copies on the path, as setuptools does, once it is imported."""
+    before = fingerprint(find_sources())
+    inside = tmp_path / "carrier" / "_vendor"
+    copy = inside / "torch-1.0.dist-info"
+    copy.mkdir(parents=True)
+    (copy / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
+    (copy / "LICENSE").write_text("Another licence.")
+    (copy / "RECORD").write_text("torch-1.0.dist-info/LICENSE,,\n")
+    monkeypatch.syspath_prepend(inside)
+    assert fingerprint(find_sources()) == before

@@ -107,6 +107,15 @@ def test_what_became_of_the_text_is_in_the_summary_and_the_report(tmp_path: Path
     assert "validation</th>" not in write_report(run_dir).read_text()  # an older run folder
 
 
+def test_a_baseline_that_is_not_asked_for_any_more_is_not_compared_with(tmp_path: Path):
+    """It may have taken fewer steps than the run, which goes on without it."""
+    config = write_run(tmp_path / "run", baseline=True)
+    assert "hard labels" in final_table(tmp_path / "run")
+    without = config.model_copy(update={"baseline": False})
+    (tmp_path / "run" / "config.yaml").write_text(dump(without))
+    assert "hard labels" not in final_table(tmp_path / "run")
+
+
 def test_each_teacher_is_summed_up_over_its_domains(tmp_path: Path):
     run_dir = tmp_path / "run"
     write_run(run_dir, domains=("code", "law", "maths"), teachers=("big", "small"))
