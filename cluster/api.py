@@ -42,7 +42,6 @@ from cluster.report.measurement import Summary
 from cluster.report.standing import Standing, read_standing
 from cluster.session.interrupts import handled, handling
 from cluster.sizing.estimate import Estimate
-from shared.config.file import load_config, resolve
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.mixture.weight_log import WeightLog, read_log
@@ -150,9 +149,8 @@ def run(
 ) -> Run:
     """Distil: teacher, student, report. The same call again continues an unfinished run."""
     with _interruptible():
-        runs.run(Path(config), _spelt(overrides), fresh=fresh, address=address)
-    asked = _asked(config, overrides)
-    return Run(Path(asked.paths.runs) / asked.name)
+        found = runs.run(Path(config), _spelt(overrides), fresh=fresh, address=address)
+    return Run(found.path)
 
 
 def train(
@@ -165,9 +163,10 @@ def train(
 ) -> Run:
     """Like `run`, with a teacher that `teacher_up` started."""
     with _interruptible():
-        runs.train(Path(config), _spelt(overrides), service=service, fresh=fresh, address=address)
-    asked = _asked(config, overrides)
-    return Run(Path(asked.paths.runs) / asked.name)
+        found = runs.train(
+            Path(config), _spelt(overrides), service=service, fresh=fresh, address=address
+        )
+    return Run(found.path)
 
 
 def capture(
@@ -269,10 +268,6 @@ def submit(
 def _spelt(overrides: Options | None) -> list[str]:
     """Options as on the command line; JSON is YAML."""
     return [f"{name}={json.dumps(value, default=str)}" for name, value in (overrides or {}).items()]
-
-
-def _asked(config: str | Path, overrides: Options | None) -> Config:
-    return resolve(load_config(Path(config), _spelt(overrides)))
 
 
 @contextmanager

@@ -23,8 +23,8 @@ NOTEBOOK = RECIPES / "quickstart.ipynb"
 
 def run(
     path: Path, overrides: Sequence[str], *, fresh: bool = False, address: str | None = None
-) -> None:
-    """`tutelage run`."""
+) -> RunDir:
+    """`tutelage run`; returns the run's directory."""
     clock = StartClock()
     clock.mark("began")
     config = read(path, overrides)
@@ -36,7 +36,7 @@ def run(
         clock.mark("began")
     from cluster.launch import driver
 
-    driver.run(config, fresh=fresh, address=address, clock=clock)
+    return driver.run(config, fresh=fresh, address=address, clock=clock)
 
 
 def train(
@@ -46,14 +46,14 @@ def train(
     service: str | None = None,
     fresh: bool = False,
     address: str | None = None,
-) -> None:
-    """`tutelage train`."""
+) -> RunDir:
+    """`tutelage train`; returns the run's directory."""
     clock = StartClock()
     clock.mark("began")
     config = load(path, overrides)
     from cluster.launch import driver
 
-    driver.train(config, service=service, fresh=fresh, address=address, clock=clock)
+    return driver.train(config, service=service, fresh=fresh, address=address, clock=clock)
 
 
 def capture(

@@ -5,7 +5,8 @@ import json
 from shared.config.run import Config
 from shared.errors import CheckpointError
 from shared.mixture.weight_log import read_log
-from shared.run.run_dir import RunDir, changed_options, differing_options
+from shared.run.changes import changed_options, differing_options
+from shared.run.run_dir import RunDir
 from student_trainer.schedule import respread
 from student_trainer.state.checkpoint import last_step
 

@@ -13,8 +13,9 @@ from cluster.report.plots import Series
 from cluster.report.record import RunRecord, finite, read_json, read_record
 from cluster.report.text import shortened
 from shared.errors import ConfigError
+from shared.run.changes import leaves
 from shared.run.metrics import DomainEvaluation, StepMetrics
-from shared.run.run_dir import RunDir, leaves, write_atomically
+from shared.run.run_dir import RunDir, write_atomically
 
 CELL_WIDTH, VALUE_CHARS = 12, 60
 NO_FAILURES = Failures(teacher_restarts=0, student_restarts=0, retried_units=0)

@@ -9,7 +9,6 @@ B lines   T tokens   D hidden width   V head rows
 
 import gc
 import logging
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +17,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from cluster.sizing.alive import Alive
 from cluster.sizing.memory import Activations, ModelSizes, int8_bytes, nf4_bytes
 from shared.config.run import LoRATraining, QLoRATraining, Student
 from shared.config.teachers import Teacher
@@ -32,38 +30,6 @@ from student_trainer.models.adapters import adapt, freeze_bystanders
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 ATEN = torch.ops.aten
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the storages that came into being inside and live, and the most there were."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.bytes, self.most = 0, 0
-        # Recomputed activations without numbers lie in reference cycles, those with numbers do not.
-        self.collects = False
-        self._known = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
-            return
-        self._known.add(storage._cdata)
-        self.bytes += storage.nbytes()
-        if self.collects and self.bytes > self.most:
-            gc.collect()
-        self.most = max(self.most, self.bytes)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-
-    def _forget(self, place: int, size: int) -> None:
-        self._known.discard(place)
-        self.bytes -= size
 
 
 def student_sizes(
@@ -197,7 +163,8 @@ def _traced(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         _on_cpu(model, mode)
-        with mode, torch.device("cpu"), counter, Alive(model) as alive:
+        alive = Alive(*model.parameters(), *model.buffers())
+        with mode, torch.device("cpu"), counter, alive:
             kept = _passed(model, decoder, lines, tokens, learns=learns, alive=alive)
     except Exception:  # of a model's own code on tensors without numbers
         return _estimated(sizes, lines, tokens, learns=learns)

@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 from typer.main import get_command
 
 from cluster import api, cli
+from shared.config.file import load_config, resolve
 from shared.errors import ConfigError, UserError
 from tests.cluster.jobs import WORDS, write_job
 
@@ -55,7 +56,7 @@ def test_overrides_are_spelt_as_on_the_command_line(tmp_path, tiny_pair):
         "baseline": True,
         "paths.runs": tmp_path / "more: runs",
     }
-    config = api._asked(write_job(tmp_path, tiny_pair), values)
+    config = resolve(load_config(write_job(tmp_path, tiny_pair), api._spelt(values)))
     assert (config.optimiser.lr, config.name, config.targets.store) == (1e-05, "3", None)
     assert config.baseline
     assert config.paths.runs == str(tmp_path / "more: runs")

@@ -11,9 +11,9 @@ import pytest
 
 from shared.config.run import Config
 from shared.errors import ConfigError, RunInUseError, StorageError
+from shared.run.changes import differing_options
 from shared.run.run_dir import (
     RunDir,
-    differing_options,
     locked,
     open_run,
     write_atomically,

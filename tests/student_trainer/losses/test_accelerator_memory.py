@@ -7,7 +7,6 @@ not counted.
 N positions   D width of both models   V vocabulary   K ids kept
 """
 
-import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -15,9 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from cluster.sizing.alive import Alive
 from student_trainer.losses.kernel import fused
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import Targets, TeacherTargets
@@ -29,34 +27,6 @@ V, D, K = 151_936, 2_048, 64
 FORWARD_KL = SimpleNamespace(
     kind="forward_kl", weight=1.0, temperature=1.0, times_temperature_squared=True
 )
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the storages that came into being since, and the most there were at one time."""
-
-    def __init__(self, *known: Tensor) -> None:
-        super().__init__()
-        self.bytes, self.most = 0, 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
-            return
-        self._known.add(storage._cdata)
-        self.bytes += storage.nbytes()
-        self.most = max(self.most, self.bytes)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-
-    def _forget(self, place: int, size: int) -> None:
-        self._known.remove(place)
-        self.bytes -= size
 
 
 def whole(teacher_ND: Tensor, teacher_VD: Tensor) -> Targets:
