@@ -27,7 +27,7 @@ def metrics(run: RunDir) -> list:
     return [numbers(json.loads(line)) for line in run.metrics.read_text().splitlines()]
 
 
-@pytest.mark.drill  # runs scale in `make test` by tests/teacher_service/service/test_scaler.py
+@pytest.mark.drill
 def test_a_run_that_is_given_replicas_in_its_middle_learns_the_same_to_the_bit(
     ray_cluster, tmp_path, tiny_pair, capsys, monkeypatch
 ):

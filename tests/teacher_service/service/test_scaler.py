@@ -39,10 +39,13 @@ def teacher(**replicas: float) -> Teacher:
     return Teacher(model="any", cpus=0.1, replicas=Autoscaling(**replicas))  # type: ignore[arg-type]
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], *, seconds: float = 60.0, told: Callable[[], object] = tuple
+) -> None:
+    """`told` is what a failure shows."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.2)
 
 
@@ -89,10 +92,11 @@ def learning(name: str, *, learn_s: float = 0.05) -> Iterator[list]:
         pool.close()
 
 
+@pytest.mark.drill
 def test_a_service_grows_under_waits_and_shrinks_when_idle(name):
     service.start(name, teacher(max=3, wait=0.1), detached=True, make_engine=SLOW).described()
     with learning(name) as answers:
-        wait_until(lambda: states(name).count("alive") == 3)
+        wait_until(lambda: states(name).count("alive") == 3, told=lambda: lines(name))
         assert service.status(name).scale.wanted == 3  # type: ignore[union-attr]
         before = len(answers)
         wait_until(lambda: len(answers) > before + 20)
