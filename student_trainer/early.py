@@ -1,12 +1,14 @@
 """What a worker does before it knows its plan: it loads the student, and times the start."""
 
+from pathlib import Path
+
 import torch
 
 from shared.config.run import Config
 from shared.errors import TutelageError
 from shared.run.start import StartClock, write_start
 from student_trainer.accelerator import this_device
-from student_trainer.models.student import Student
+from student_trainer.models.student import Student, load_student
 from student_trainer.progress import say
 from student_trainer.run import Run
 from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -16,12 +18,15 @@ class Early:
     """A student loaded ahead; what went wrong is raised to who asks for it, so that all ranks
     hear of it together."""
 
-    def __init__(self, config: Config, clock: StartClock) -> None:
+    def __init__(self, config: Config, clock: StartClock, *, export: Path | None = None) -> None:
+        """`export` is an exported folder, whose student is loaded in place of the config's."""
         self._student: Student | None = None
         self._error: TutelageError | None = None
-        self.clock = clock
+        self.clock, self.is_exported = clock, export is not None
         try:
-            self._student = CAUSAL_LM.load(config, device=this_device())
+            self._student = load_student(
+                config, CAUSAL_LM.model, device=this_device(), export=export
+            )
         except TutelageError as error:
             self._error = error
         clock.mark("student")

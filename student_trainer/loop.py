@@ -59,7 +59,8 @@ def run_plan(
         if plan.mode == "train":
             train(run, early)
         else:
-            restore(run)
+            if early is None or not early.is_exported:
+                restore(run)
             evaluate_only(run)
     finally:
         close_run(run)

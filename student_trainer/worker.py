@@ -19,8 +19,11 @@ from shared.run.threads import use_threads
 ERROR = "error.json"
 
 
-def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -> None:
-    """What each Ray Train worker runs: the student is loaded while its assignment is awaited.
+def train_worker(
+    config: Config, run_dir: str, take: Callable[[], Assignment], export: Path | None = None
+) -> None:
+    """What each Ray Train worker runs: the student, or the one in an exported folder, is loaded
+    while its assignment is awaited.
 
     An error that a restart cannot cure is raised on all ranks together; rank 0 writes it to
     `logs/error.json` and all return, so that Ray restarts the group after crashes only.
@@ -41,7 +44,7 @@ def train_worker(config: Config, run_dir: str, take: Callable[[], Assignment]) -
         files.stepping.unlink(missing_ok=True)
     exporter.start(ray.util.metrics, run=run_label(config, files.path))
     try:
-        early = Early(config, clock)
+        early = Early(config, clock, export=export)
         given = take()
         clock.moments |= given.clock.moments
         run_plan(given.plan, given.open_reader, given.open_controller, early=early)

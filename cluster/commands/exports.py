@@ -27,11 +27,10 @@ def export(run: Path, *, to: Path | None = None, merge: bool = False) -> None:
 
 def _exported(checkpoint: Path, config: Config, run_dir: RunDir, to: Path | None) -> None:
     from student_trainer.state.checkpoint import step_of
-    from student_trainer.state.export import export_checkpoint, exported_step
+    from student_trainer.state.export import newest_export
     from student_trainer.tasks.causal_lm import CAUSAL_LM
 
-    if exported_step(run_dir.export) != step_of(checkpoint):
-        export_checkpoint(checkpoint, config=config, run_dir=run_dir, kind=CAUSAL_LM.model)
+    newest_export(run_dir, config, CAUSAL_LM.model)
     if to is not None:
         _copied(run_dir.export, to)
     print(f"step {step_of(checkpoint)} is in {to or run_dir.export}")

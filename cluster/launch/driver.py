@@ -85,9 +85,12 @@ def train(
 
 
 def evaluate(config: Config, *, service: str | None = None, address: str | None = None) -> Prepared:
-    """Compare the run's newest checkpoint with its teacher, as `evaluation.json` and the latest
-    documents in the run's folder have it; returns what was prepared."""
+    """Compare the run's export, made anew where it is older than the newest checkpoint, with its
+    teacher, as `evaluation.json` and the latest documents in the run's folder have it; returns
+    what was prepared. A run without either is evaluated as it begins."""
     from cluster.launch.serving import teaching
+    from student_trainer.state.export import newest_export  # slow, as transformers is
+    from student_trainer.tasks.causal_lm import CAUSAL_LM
 
     prepare_environment()
     run_dir, services = run_dir_of(config), services_of(config, service)
@@ -96,7 +99,9 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
         launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), services)
         with connected(address):
             refuse_unplaceable(launch)
-            with _students(launch) as students, teaching(launch) as (plan, open_reader):
+            export = newest_export(run_dir, config, CAUSAL_LM.model)
+            group = _students(launch, export=export)
+            with group as students, teaching(launch) as (plan, open_reader):
                 evaluating = replace(plan, mode="evaluate")
                 _train(students, Assignment(evaluating, open_reader, _replayed(launch)))
     return launch.prepared
@@ -308,8 +313,11 @@ def _replayed(launch: Launch) -> OpenController:
 
 
 @contextmanager
-def _students(launch: Launch, baseline: Config | None = None) -> Iterator["Students"]:
-    """Workers of a run, or of its baseline, that come up at once and wait for their assignment."""
+def _students(
+    launch: Launch, baseline: Config | None = None, *, export: Path | None = None
+) -> Iterator["Students"]:
+    """Workers of a run, or of its baseline, that come up at once and wait for their assignment;
+    with `export` they hold the student in that folder."""
     import ray
 
     from cluster.launch.tracking import keeper_of
@@ -323,6 +331,7 @@ def _students(launch: Launch, baseline: Config | None = None) -> Iterator["Stude
         bundle=student_bundle(config, ray.cluster_resources()),
         attempt=launch.attempt,
         keeper=keeper_of(controller_of(launch.config), namespace=launch.namespace),
+        export=export,
     )
     with students(training) as group:
         if not launch.scores_with_student:  # which takes the workers' places first

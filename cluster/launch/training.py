@@ -42,6 +42,9 @@ class Training:
     bundle: dict[str, float]  # Ray resources of one worker
     attempt: Path  # logs/attempt-N of the command
     keeper: str | None = None  # id of an actor that lives as long; None: Ray keeps no state of it
+    export: Path | None = (
+        None  # whose student is evaluated; None: the config's, from its checkpoint
+    )
 
 
 class Students:
@@ -155,7 +158,13 @@ class _Attempt:
         self._error: BaseException | None = None
         shown: Any = [Tracking(training.keeper)] if training.keeper else []
         self._group = WorkerGroup(
-            partial(train_worker, config, str(training.run_dir), mailbox.take),
+            partial(
+                train_worker,
+                config,
+                str(training.run_dir),
+                mailbox.take,
+                training.export,
+            ),
             backend_config=Meeting(),
             scaling_config=ScalingConfig(
                 num_workers=config.student.workers,

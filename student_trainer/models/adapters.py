@@ -1,6 +1,7 @@
 """LoRA and QLoRA: which weights of the student are quantised, frozen and adapted."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -93,6 +94,24 @@ def adapt(
             'head; leave the head out or use "all-linear"'
         )
     return adapted
+
+
+def with_adapters(model: PreTrainedModel, asked: StudentConfig, export: Path) -> nn.Module:
+    """The adapters of an exported folder on their base, as peft loads them; a student without any
+    is returned as it is. Raises ConfigError where they cannot be loaded."""
+    if not isinstance(asked.train, LoRATraining):
+        return model
+    from peft import PeftModel  # slow, and only adapters need it
+
+    try:
+        return PeftModel.from_pretrained(
+            model, str(export), is_trainable=True, autocast_adapter_dtype=False
+        )
+    except Exception as error:  # of every library that reads one of its files
+        raise ConfigError(
+            f"the adapters in {export} cannot be loaded on {asked.model}: {first_line(error)}; "
+            "export the run again with `tutelage export`"
+        ) from error
 
 
 def _refuse_unmatched(asked: str | list[str], adapted: Any) -> None:

@@ -39,6 +39,7 @@ from student_trainer.models.adapters import (
     keep_unpacked,
     quantisation,
     refuse_lost_adapters,
+    with_adapters,
 )
 from student_trainer.models.decoding import decode
 from student_trainer.models.probing import empties_padding, evaluating, probe_ids
@@ -79,12 +80,17 @@ class LoadStudent(Protocol):
         ...
 
 
-def load_student(config: Config, kind: ModelKind, *, device: torch.device) -> Student:
-    """Load, quantise, adapt and probe the student of a config, a decoder under a linear head.
+def load_student(
+    config: Config, kind: ModelKind, *, device: torch.device, export: Path | None = None
+) -> Student:
+    """Load, quantise, adapt and probe the student of a config, a decoder under a linear head; with
+    `export` what that folder holds, a whole model or adapters on the config's.
 
     Raises ConfigError for a model that cannot be loaded or trained as asked.
     """
     asked = config.student
+    if export is not None and not isinstance(asked.train, LoRATraining):
+        asked = asked.model_copy(update={"model": str(export), "revision": None})
     model = load_model(asked, kind)
     _refuse_short_context(model, config)
     _refuse_missing_layers(model, config)
@@ -94,7 +100,12 @@ def load_student(config: Config, kind: ModelKind, *, device: torch.device) -> St
     width = _state_width(model, parts, config)
     _freeze(model, asked)
     freeze_bystanders(model, decoder=parts.decoder, head=parts.head)
-    adapted = adapt(model, asked, kind, decoder=parts.decoder, head=parts.head, seed=config.seed)
+    if export is not None:
+        adapted = with_adapters(model, asked, export)
+    else:
+        adapted = adapt(
+            model, asked, kind, decoder=parts.decoder, head=parts.head, seed=config.seed
+        )
     if asked.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Student(

@@ -19,7 +19,7 @@ from shared.config.run import Config, LoRATraining, QLoRATraining, Student
 from shared.errors import CheckpointError, StorageError
 from shared.files import obey_umask
 from shared.run.run_dir import RunDir
-from student_trainer.state.checkpoint import damage_of, read_state, step_of
+from student_trainer.state.checkpoint import damage_of, latest_checkpoint, read_state, step_of
 from student_trainer.state.model_card import model_card
 from student_trainer.state.usage import save_usage
 from student_trainer.tasks.task import ModelKind
@@ -79,6 +79,17 @@ def export_checkpoint(
         _refuse_empty_tensors(draft)
         with closing(reloader or Reloader()) as fresh:
             _refuse_other_logits(draft, checkpoint, config, kind, fresh)
+    return run_dir.export
+
+
+def newest_export(run_dir: RunDir, config: Config, kind: ModelKind) -> Path | None:
+    """The folder with the newest checkpoint's student, written where it is not there yet; without
+    a checkpoint an export that is there, or None. Raises what `export_checkpoint` raises."""
+    checkpoint, step = latest_checkpoint(run_dir.checkpoints), exported_step(run_dir.export)
+    if checkpoint is None:
+        return None if step is None else run_dir.export
+    if step != step_of(checkpoint):
+        export_checkpoint(checkpoint, config=config, run_dir=run_dir, kind=kind)
     return run_dir.export
 
 

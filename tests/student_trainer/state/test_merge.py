@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -13,6 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster.cli import main
 from shared.config.file import dump
+from shared.errors import ConfigError
+from shared.run.run_dir import RunDir
+from student_trainer.models.student import load_student
+from student_trainer.state.checkpoint import latest_checkpoint
+from student_trainer.state.export import TOLERANCE
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
@@ -74,6 +81,34 @@ def dequantised(base):
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
     return model(input_ids=IDS_1T, use_cache=False).logits.float()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_trainer_evaluates_what_an_export_holds(runs: Path, name: str) -> None:
+    config = RunDir(runs / name).recorded_config()
+    export, cpu = runs / name / "export", torch.device("cpu")
+    student = load_student(config, CAUSAL_LM.model, device=cpu, export=export)
+    assert student.is_adapted == (name != "full")
+    probe = np.load(latest_checkpoint(runs / name / "checkpoints") / "probe.npz")
+    with torch.no_grad():
+        ids_1T = torch.from_numpy(probe["ids"])[None]
+        found = student.saved.eval()(input_ids=ids_1T, use_cache=False).logits[0].float().numpy()
+    far = np.abs(found - probe["logits"]).max() / np.abs(probe["logits"]).max()
+    assert far <= TOLERANCE[config.student.dtype]
+    begun = load_student(config, CAUSAL_LM.model, device=cpu).saved.eval()
+    with torch.no_grad():
+        before = begun(input_ids=ids_1T, use_cache=False).logits[0].float().numpy()
+    assert np.abs(before - probe["logits"]).max() / np.abs(probe["logits"]).max() > 3 * far
+
+
+def test_adapters_that_do_not_fit_are_refused_by_their_folder(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "lora" / "export", tmp_path / "export")
+    (tmp_path / "export" / "adapter_model.safetensors").write_bytes(b"cut off")
+    config = RunDir(runs / "lora").recorded_config()
+    with pytest.raises(ConfigError, match=r"the adapters in .*/export cannot be loaded on"):
+        load_student(
+            config, CAUSAL_LM.model, device=torch.device("cpu"), export=tmp_path / "export"
+        )
 
 
 def bases(runs: Path, name: str):
