@@ -18,6 +18,7 @@ class Report:
     wait_s: float  # waited since its first answer came
     queue_age_s: float  # of the oldest unit without an answer
     units: int  # sent and not answered
+    most_units: int  # at any time since the report before: the moment of a report says little
     num_bytes: int  # of those, and of answers not taken
 
 
@@ -88,7 +89,7 @@ class Demand:
     def units(self, now: float) -> int:
         """Most units under way: the sum of each client's most."""
         self._forget(now)
-        return sum(max(one.units for _, one in seen) for seen in self._reports.values())
+        return sum(max(one.most_units for _, one in seen) for seen in self._reports.values())
 
     def reports(self, now: float) -> list[Report]:
         """The last report of every client that has been heard within the window."""

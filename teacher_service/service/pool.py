@@ -95,7 +95,7 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._unit_deadline_s, self._max_unit_failures = unit_deadline_s, max_unit_failures
         self._roster = Roster(service, f"{run}/{rank}", in_flight + 1)
         self._units: deque[_Unit[Asked, Spec, Answer]] = deque()
-        self._turns = 0
+        self._turns = self._most_units = 0
         self._stats = ReaderStats()
         self._run, self._client = run, uuid.uuid4().hex
         self._waited_s = 0.0  # since the first answer
@@ -161,8 +161,15 @@ class Pool(Generic[Asked, Spec, Answer]):
             wait_s=self._waited_s + (now - since if since is not None else 0.0),
             queue_age_s=max((now - unit.asked_at for unit in unanswered), default=0.0),
             units=sum(unit.ref is not None for unit in unanswered),
+            most_units=self._most_units,
             num_bytes=sum(unit.num_bytes for unit in units),
         )
+
+    def report(self) -> Report:
+        """What the registry is told, once a second; counts the most units anew from then on."""
+        report = self._standing()
+        self._most_units = report.units
+        return report
 
     def _pump(self, block_s: float) -> None:
         """Send what may be sent, and settle what has come within `block_s`."""
@@ -180,7 +187,7 @@ class Pool(Generic[Asked, Spec, Answer]):
                 self._settle(unit)
         self._expire()
         self._send()
-        self._roster.tell(self._standing)
+        self._roster.tell(self.report)
 
     def _send(self) -> None:
         for unit in list(self._units)[: self._in_flight]:
@@ -196,6 +203,7 @@ class Pool(Generic[Asked, Spec, Answer]):
                     unit.replica, unit.sent_at = name, time.monotonic()
                     unit.turn = self._turns = self._turns + 1
                     break
+        self._most_units = max(self._most_units, len(self._under_way()))
 
     def _settle(self, unit: _Unit) -> None:
         if unit.ref is None:

@@ -141,7 +141,9 @@ class Simulation:
         self._cluster()
         for rank, client in enumerate(self.clients):
             sent = sum(not unit.answered for unit in client.units)
-            self._demand.report(Report("run", str(rank), client.wait_s, 0.0, sent, 0), self.now)
+            self._demand.report(
+                Report("run", str(rank), client.wait_s, 0.0, sent, sent, 0), self.now
+            )
         self._demand.work({s.name: s.busy_s for s in self.serving()}, self.now)
         seen = Observation(
             tuple(Replica(s.name, s.phase, s.since, "no memory") for s in self._servers),

@@ -13,7 +13,7 @@ from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
 from teacher_service.engine.audit import load_engine
-from teacher_service.service import service
+from teacher_service.service import roster, service
 from teacher_service.service.pool import open_pool
 from tests.answers import decoded, question_of
 from tests.teacher_service.scripted import Scripted, invented, make_rows
@@ -72,6 +72,22 @@ def test_submitting_never_blocks_and_answers_keep_their_order(name):
 
 
 @pytest.mark.drill
+def test_the_most_units_under_way_are_reported_whatever_the_moment(name, monkeypatch):
+    """Those that are answered and not taken were under way a moment before: replicas that answer
+    together would seem to be enough for all there is."""
+    pool, asked = started(name, Scripted(delay_s=0.1), replicas=2, in_flight=4), units(8)
+    monkeypatch.setattr(roster, "REPORT_S", 600.0)  # this test reports in its place
+    for rows in asked:
+        pool.submit(rows, SPEC)
+    time.sleep(1.0)
+    pool.next()  # takes in what has come
+    report = pool.report()
+    assert report.most_units == 4
+    assert report.units < 4
+    assert pool.report().most_units == report.units
+    pool.close()
+
+
 def test_a_replica_killed_in_mid_unit_costs_nothing_but_time(name, tiny_pair):
     """Real engines: every unit arrives once, in order, with the bits of the undisturbed run."""
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)

@@ -247,7 +247,7 @@ def test_the_run_that_waits_most_decides_and_its_ranks_count_alike():
     demand = Demand(10.0)
     for second in range(11):
         for run, client, share in (("a", "0", 0.2), ("a", "1", 0.6), ("b", "2", 0.1)):
-            demand.report(Report(run, client, share * second, 0.0, second % 4, 0), second)
+            demand.report(Report(run, client, share * second, 0.0, 0, second % 4, 0), second)
     assert demand.waiting(10.0) == pytest.approx(0.4)
     assert demand.units(10.0) == 9
     assert demand.units(21.0) == 0
