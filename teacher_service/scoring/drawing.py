@@ -4,7 +4,8 @@ unbiased, where the most likely ids alone are not. Needs torch alone.
 Both selectors draw from the teacher's distribution at one temperature over the ids that are shared
 with the student: rows of the head beyond them are left out, as no student could learn them.
 
-N positions with loss   C positions of a chunk   V shared ids   D hidden width
+N positions with loss   C positions of a chunk   D hidden width
+V shared ids, of a sharded head those whose rows this process holds
 K ids kept per position   U uniform numbers of a position   B blocks of neighbouring ids
 Log-probabilities are nats.
 """
@@ -19,9 +20,10 @@ from teacher_service.scoring.scoring import (
     ScoringHead,
     Selection,
     few_rows,
-    largest,
     logits_in_parts,
+    peak_of,
 )
+from teacher_service.scoring.vocab import Running, Vocab
 
 # An id so near to the threshold that rounding decides on which side it lies is kept exactly.
 MARGIN = 1e-4
@@ -73,14 +75,15 @@ def draw(
         label_logprob_N=torch.empty(num, device=device),
         entropy_N=torch.empty(num, device=device),
     )
-    draws = DRAWINGS[selector]
+    draws, vocab = DRAWINGS[selector], head.vocab
     logits = logits_in_parts(hidden_ND, head, chunk=chunk, width=BLOCK * num_ids)
     for part, logits_CV in logits:
         label_C, uniform_CU = label_N[part].to(device), uniform_NU[part].to(device)
-        label_C = logits_CV.gather(1, label_C[:, None])[:, 0]
-        from_all = temperature == 1.0 and shared_vocab == logits_CV.shape[1]
-        log_sum_C = None if from_all else logits_CV.logsumexp(1)
-        chosen = draws(logits_CV[:, :shared_vocab], uniform_CU, num_ids, temperature)
+        label_C = vocab.of(logits_CV, label_C[:, None])[:, 0]
+        from_all = temperature == 1.0 and shared_vocab == vocab.rows
+        log_sum_C = None if from_all else vocab.logsumexp(logits_CV)
+        shared_CV, _ = vocab.split(logits_CV, shared_vocab)
+        chosen = draws(shared_CV, vocab, uniform_CU, num_ids, temperature)
         _keep(chosen, found, part)
         log_sum_C = chosen.log_sum_C if log_sum_C is None else log_sum_C
         found.label_logprob_N[part] = label_C - log_sum_C
@@ -94,7 +97,9 @@ def _keep(chosen: Drawn, found: Selection, part: slice) -> None:
     found.entropy_N[part] = chosen.entropy_C
 
 
-def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: float) -> Drawn:
+def _threshold(
+    logits_CV: Tensor, vocab: Vocab, uniform_C1: Tensor, size: int, temperature: float
+) -> Drawn:
     """Sampling with probability proportional to size, of fixed size (Madow 1949).
 
     With the probabilities sorted and T_h the mass after the first h, the head is the smallest h
@@ -102,24 +107,25 @@ def _threshold(logits_CV: Tensor, uniform_C1: Tensor, size: int, temperature: fl
     those that cover the points (u + j) tau, j < size - h, are kept with the weight tau. Overwrites
     the logits.
     """
-    top_CK, ids_CK = largest(logits_CV, size)
+    top_CK, ids_CK = vocab.largest(logits_CV, size)
     peak_C1 = top_CK[:, :1]
     # `ratio` stands for probabilities over the largest one.
     top_CK = _log_ratio(top_CK - peak_C1, temperature)
-    ratio_CV, sum_CB, moment_C = _ratios(logits_CV, peak_C1, temperature, without_CK=ids_CK)
-    beyond_C = sum_CB.sum(1)
+    ratio_CV, sum_CB, moment_C = _ratios(logits_CV, vocab, peak_C1, temperature, without_CK=ids_CK)
+    beyond_C = vocab.sum(sum_CB.sum(1))
     top_ratio_CK = top_CK.exp()
     num_exact_C1, tail_C = _kept_exactly(top_ratio_CK.double(), beyond_C)
     place_K = torch.arange(size, device=logits_CV.device)
     exact_CK = place_K < num_exact_C1
     rest_CK = top_ratio_CK.masked_fill(exact_CK, 0.0)
-    ratio_CV.scatter_(1, ids_CK, rest_CK)
-    sum_CB.scatter_add_(1, ids_CK >> BLOCK_BITS, rest_CK.double())
-    ends_CB, count_C1 = sum_CB.cumsum(1), (size - num_exact_C1).clamp(min=1)
+    vocab.put_(ratio_CV, ids_CK, rest_CK)
+    vocab.add_to_blocks_(sum_CB, ids_CK, rest_CK.double(), BLOCK_BITS)
+    running, count_C1 = vocab.running(sum_CB), (size - num_exact_C1).clamp(min=1)
     point_CK = (place_K - num_exact_C1).clamp(min=0)
-    block_CK = _blocks_at_steps(ends_CB, uniform_C1, count_C1, size).gather(1, point_CK)
-    point_CK = (point_CK + uniform_C1) * (ends_CB[:, -1:] / count_C1)
-    drawn_CK = _found_in(ratio_CV, sum_CB, ends_CB, block_CK, point_CK)
+    block_CK = _blocks_at_steps(running, uniform_C1, count_C1, size).gather(1, point_CK)
+    point_CK = (point_CK + uniform_C1) * (running.whole_C1 / count_C1)
+    found_CK = _found_in(ratio_CV, sum_CB, running.ends_CB, block_CK, point_CK)
+    drawn_CK = vocab.found(found_CK, _below(point_CK, running.whole_C1), running)
     filled_CK = exact_CK | (num_exact_C1 == size)  # without a rest the last slots stay empty
     exact_CK &= top_CK > LOG_NOTHING
     return _normalised(
@@ -149,21 +155,24 @@ def _kept_exactly(ratio_CK: Tensor, beyond_C: Tensor) -> tuple[Tensor, Tensor]:
     return num_C[:, None], tail_CK1.gather(1, num_C[:, None])[:, 0]
 
 
-def _sampled(logits_CV: Tensor, uniform_CK: Tensor, size: int, temperature: float) -> Drawn:
+def _sampled(
+    logits_CV: Tensor, vocab: Vocab, uniform_CK: Tensor, size: int, temperature: float
+) -> Drawn:
     """Independent draws with replacement, each of weight 1 / size (arXiv 2503.16870). Overwrites
     the logits."""
-    peak_C1 = logits_CV.amax(1, keepdim=True)
+    peak_C1 = vocab.peak(peak_of(logits_CV))
     none_C0 = torch.empty(len(logits_CV), 0, dtype=torch.int64, device=logits_CV.device)
-    ratio_CV, sum_CB, moment_C = _ratios(logits_CV, peak_C1, temperature, without_CK=none_C0)
-    ends_CB = sum_CB.cumsum(1)
-    point_CK = _below(uniform_CK * ends_CB[:, -1:], ends_CB[:, -1:])
-    block_CK = torch.searchsorted(ends_CB, point_CK, right=True)
-    ids_CK = _found_in(ratio_CV, sum_CB, ends_CB, block_CK, point_CK)
+    ratio_CV, sum_CB, moment_C = _ratios(logits_CV, vocab, peak_C1, temperature, without_CK=none_C0)
+    running = vocab.running(sum_CB)
+    point_CK = _below(uniform_CK * running.whole_C1, running.whole_C1)
+    block_CK = torch.searchsorted(running.ends_CB, point_CK, right=True)
+    found_CK = _found_in(ratio_CV, sum_CB, running.ends_CB, block_CK, point_CK)
+    ids_CK = vocab.found(found_CK, point_CK, running)
     return _normalised(
         ids_CK,
         torch.full_like(uniform_CK, -torch.inf, dtype=torch.float32),
-        tail_C=ratio_CV.scatter_(1, ids_CK, 0.0).sum(1).double(),
-        sum_C=sum_CB.sum(1),
+        tail_C=vocab.sum(vocab.put_(ratio_CV, ids_CK, 0.0).sum(1).double()),
+        sum_C=vocab.sum(sum_CB.sum(1)),
         moment_C=moment_C,
         log_peak_C=peak_C1[:, 0] / temperature,
     )
@@ -190,25 +199,25 @@ def _normalised(
 
 
 def _ratios(
-    logits_CV: Tensor, peak_C1: Tensor, temperature: float, *, without_CK: Tensor
+    logits_CV: Tensor, vocab: Vocab, peak_C1: Tensor, temperature: float, *, without_CK: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities over the largest one [C, V], zero at the ids `without` and up to whole blocks,
     their block sums [C, B], and the sum of each times its own logarithm [C], of all ids. Overwrites
     the logits: every pass over V counts."""
-    num, vocab = logits_CV.shape
-    blocks = -(-vocab // BLOCK)
-    in_place = logits_CV.is_contiguous() and blocks * BLOCK == vocab
+    num, held = logits_CV.shape
+    blocks = max(1, -(-held // BLOCK))
+    in_place = logits_CV.is_contiguous() and blocks * BLOCK == held
     ratio_CV = logits_CV if in_place else logits_CV.new_empty(num, blocks * BLOCK)
-    ratio_CV[:, vocab:] = 0
+    ratio_CV[:, held:] = 0
     sum_CB = logits_CV.new_empty(num, blocks, dtype=torch.float64)
     moment_C = logits_CV.new_empty(num, dtype=torch.float64)
     for rows in few_rows(logits_CV):
         log_ratio_XV = _log_ratio(logits_CV[rows] - peak_C1[rows], temperature)
-        ratio_XV = torch.exp(log_ratio_XV, out=ratio_CV[rows, :vocab])
+        ratio_XV = torch.exp(log_ratio_XV, out=ratio_CV[rows, :held])
         moment_C[rows] = log_ratio_XV.mul_(ratio_XV).sum(1)
-        ratio_XV.scatter_(1, without_CK[rows], 0.0)
+        vocab.put_(ratio_XV, without_CK[rows], 0.0)
         sum_CB[rows] = _block_sums(ratio_CV[rows])
-    return ratio_CV, sum_CB, moment_C
+    return ratio_CV, sum_CB, vocab.sum(moment_C)
 
 
 def _log_ratio(below_CX: Tensor, temperature: float) -> Tensor:
@@ -225,14 +234,14 @@ def _block_sums(mass_CV: Tensor) -> Tensor:
     return torch.mv(mass_CV.view(-1, BLOCK), ones_X).view(len(mass_CV), -1)
 
 
-def _blocks_at_steps(ends_CB: Tensor, uniform_C1: Tensor, count_C1: Tensor, size: int) -> Tensor:
+def _blocks_at_steps(running: Running, uniform_C1: Tensor, count_C1: Tensor, size: int) -> Tensor:
     """The blocks that hold the points (u + j) / count of the whole mass, j < size [C, K].
 
     How many points lie before the end of each block is known without a search, and how many ends
     lie before each point follows by counting. Points from `count` on, beyond the mass, are not
     placed: theirs is the last block that has any.
     """
-    whole_C1 = ends_CB[:, -1:]
+    ends_CB, whole_C1 = running.ends_CB, running.whole_C1
     before_CB = (ends_CB * (count_C1 / whole_C1)).sub_(uniform_C1).ceil_()
     before_CB = torch.where(ends_CB < whole_C1, before_CB, size).clamp_(0, size).long()
     ends_at_CK = before_CB.new_zeros(len(ends_CB), size + 1)

@@ -2,26 +2,24 @@
 
 No tensor of [N, V] elements exists here unless num_ids is the whole vocabulary. Needs torch alone.
 
-N positions with loss   C positions of a chunk   V head rows   D hidden width
+N positions with loss   C positions of a chunk   D hidden width
+V head rows, of a sharded head those that this process holds
 K ids kept per position   M of them named by the student, O others   S temperatures
-G groups of ids   P members of each   X candidates
+X rows or ids of a part
 Log-probabilities are nats, normalised over all V rows of the head.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from teacher_service.scoring.vocab import Vocab, VocabShard
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # elements of a chunk's logits
 CACHED_LOGITS = 2**20  # elements of the logits of a few positions, so that a CPU's caches hold them
 OWN_CACHE_LOGITS = 2**17  # the same of a few rows, so that the cache of one core does
-FEW_LOGITS = 2048  # among which looking in groups is no faster
-BEYOND_FLOAT32 = 2.0**1000  # a float64 that is infinite as float32
-ID_BITS = 2**28 - 1  # the lowest bits of a float64, which are less than half a float32's last bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,12 @@ class ScoringHead:
     bias_V: Tensor | None = None
     logit_scale: float = 1.0
     soft_cap: float | None = None
+    shard: VocabShard | None = None  # which rows of a sharded head weight and bias are
+
+    @property
+    def vocab(self) -> Vocab:
+        """The ids, as far as this process holds their rows."""
+        return self.shard or Vocab(len(self.weight_VD))
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Float32 logits [C, V], multiplied in the head's own precision as the model does."""
@@ -69,8 +73,9 @@ def logits_in_parts(
 
     `width` is how many numbers of a position are in use at a time, if more than its logits.
     """
-    device, width = head.weight_VD.device.type, max(len(head.weight_VD), width)
-    step = chunk or chunk_size(len(head.weight_VD), device)
+    device, widest = head.weight_VD.device.type, head.vocab.widest  # alike in all processes
+    width = max(widest, width)
+    step = chunk or chunk_size(widest, device)
     few = max(16, CACHED_LOGITS // width) if device == "cpu" else chunk_size(width, device)
     for start in range(0, len(hidden_ND), step):
         first = start
@@ -82,52 +87,10 @@ def logits_in_parts(
 def few_rows(logits_CV: Tensor) -> Iterator[slice]:
     """Rows for one pass over V after the other while a CPU core's own cache holds them; all of them
     on a GPU."""
-    num, vocab = logits_CV.shape
-    step = max(1, OWN_CACHE_LOGITS // vocab) if logits_CV.device.type == "cpu" else max(1, num)
-    for start in range(0, num, step):
+    num, vocab = (max(1, size) for size in logits_CV.shape)
+    step = max(1, OWN_CACHE_LOGITS // vocab) if logits_CV.device.type == "cpu" else num
+    for start in range(0, len(logits_CV), step):
         yield slice(start, start + step)
-
-
-def largest(logits_CV: Tensor, size: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
-    """The `size` largest of every row and their ids [C, K], largest first unless they need not be
-    `ordered`; which of equal ones is as good as chance, and the same each time.
-
-    They lie within the `size` groups of ids whose own largest are the largest, and those groups are
-    looked for in the same way, so that `topk`, which takes several times as long as another pass
-    over V, sees few numbers.
-    """
-    vocab = logits_CV.shape[1]
-    members = 2 ** round(math.log2(max(1, vocab // max(1, size))) / 2)  # of a group: the least work
-    if members == 1 or size == 0 or vocab <= FEW_LOGITS:
-        return _largest_of_few(logits_CV, size, ordered=ordered)
-    groups = vocab // members
-    grouped_CPG = logits_CV[:, : members * groups].unflatten(1, (members, groups))
-    group_C1K = largest(grouped_CPG.amax(1), size, ordered=False)[1][:, None]
-    member_P1 = torch.arange(members, device=logits_CV.device)[:, None]
-    ids_CX = (group_C1K + member_P1 * groups).flatten(1)
-    if members * groups < vocab:
-        left = torch.arange(members * groups, vocab, device=logits_CV.device)
-        ids_CX = torch.cat([ids_CX, left.expand(len(ids_CX), -1)], dim=1)
-    values_CK, place_CK = largest(logits_CV.gather(1, ids_CX), size, ordered=ordered)
-    return values_CK, ids_CX.gather(1, place_CK)
-
-
-def _largest_of_few(logits_CX: Tensor, size: int, *, ordered: bool) -> tuple[Tensor, Tensor]:
-    """As `topk`; on a CPU by numpy's partition of float64, which is several times as fast.
-
-    The bits that a float64 has beyond a float32 hold the id, so that values need no company: they
-    are too few to change how it is rounded to float32. Infinities have no such bits.
-    """
-    if logits_CX.device.type != "cpu":
-        return logits_CX.topk(size, sorted=ordered)
-    num = logits_CX.shape[1]
-    keyed_CX = logits_CX.double().clamp_(-BEYOND_FLOAT32, BEYOND_FLOAT32)
-    keyed_CX.view(torch.int64).bitwise_or_(torch.arange(num))
-    keyed_CK = np.partition(keyed_CX.numpy(), num - max(1, size), axis=1)[:, num - size :]
-    if ordered:
-        keyed_CK = np.sort(keyed_CK, axis=1)[:, ::-1]
-    keyed_CK = torch.from_numpy(keyed_CK.copy())
-    return keyed_CK.float(), keyed_CK.view(torch.int64) & ID_BITS
 
 
 @torch.inference_mode()
@@ -162,13 +125,17 @@ def select(
         entropy_N=torch.empty(num, device=device) if entropy else None,
     )
     for part, logits_CV in logits_in_parts(hidden_ND, head, chunk=chunk):
+        label_C = label_N[part].to(device)
         named_CM = None if named_NM is None else named_NM[part].to(device)
-        _select_chunk(logits_CV, label_N[part], named_CM, kept, part, shared_vocab, temperatures)
+        _select_chunk(
+            logits_CV, head.vocab, label_C, named_CM, kept, part, shared_vocab, temperatures
+        )
     return kept
 
 
 def _select_chunk(
     logits_CV: Tensor,
+    vocab: Vocab,
     label_C: Tensor,
     named_CM: Tensor | None,
     kept: Selection,
@@ -180,12 +147,13 @@ def _select_chunk(
 
     The whole mass is that of the kept ids plus that of the complement: one pass over V each.
     """
-    label_C = logits_CV.gather(1, label_C[:, None].to(logits_CV.device))[:, 0]
+    label_C = vocab.of(logits_CV, label_C[:, None])[:, 0]
     if kept.entropy_N is not None:
-        kept.entropy_N[part] = torch.special.entr(logits_CV.softmax(1)).sum(1)
-    logits_CK, ids_CK, peak_C1 = _chosen(logits_CV, named_CM, kept.ids_NK.shape[1], shared_vocab)
+        kept.entropy_N[part] = vocab.entropy(logits_CV)
+    num_ids = kept.ids_NK.shape[1]
+    logits_CK, ids_CK, peak_C1 = _chosen(logits_CV, vocab, named_CM, num_ids, shared_vocab)
     distinct = sorted({1.0, *temperatures})
-    tail_CS = _log_tails(logits_CV, ids_CK, peak_C1, distinct)
+    tail_CS = _log_tails(logits_CV, vocab, ids_CK, peak_C1, distinct)
     kept_CS = torch.stack([(logits_CK / t).logsumexp(1) for t in distinct], dim=1)
     whole_CS = torch.logaddexp(kept_CS, tail_CS)
     asked = [distinct.index(t) for t in temperatures]
@@ -197,27 +165,27 @@ def _select_chunk(
 
 
 def _chosen(
-    logits_CV: Tensor, named_CM: Tensor | None, num_ids: int, shared_vocab: int
+    logits_CV: Tensor, vocab: Vocab, named_CM: Tensor | None, num_ids: int, shared_vocab: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and ids of what is kept [C, K], and the largest finite logit of all others [C, 1];
     the logits of named ids are overwritten."""
-    shared_CV, beyond_CV = logits_CV[:, :shared_vocab], logits_CV[:, shared_vocab:]
+    shared_CV, beyond_CV = vocab.split(logits_CV, shared_vocab)
     if num_ids == shared_vocab:
         ids_CK = torch.arange(num_ids, device=logits_CV.device).expand(len(logits_CV), -1)
-        return shared_CV.clone(), ids_CK, _peak(beyond_CV)
+        return vocab.every(shared_CV), ids_CK, vocab.peak(peak_of(beyond_CV))
     if named_CM is None:
-        ranked_CX, ids_CX = largest(shared_CV, num_ids + 1)
+        ranked_CX, ids_CX = vocab.largest(shared_CV, num_ids + 1)
     else:
-        named_logits_CM = logits_CV.gather(1, named_CM)
-        logits_CV.scatter_(1, named_CM, float("-inf"))
-        others_CX, ids_CX = largest(shared_CV, num_ids + 1 - named_CM.shape[1])
+        named_logits_CM = vocab.of(logits_CV, named_CM)
+        vocab.put_(logits_CV, named_CM, float("-inf"))
+        others_CX, ids_CX = vocab.largest(shared_CV, num_ids + 1 - named_CM.shape[1])
         ranked_CX = torch.cat([named_logits_CM, others_CX], dim=1)
         ids_CX = torch.cat([named_CM, ids_CX], dim=1)
-    peak_C1 = torch.maximum(_peak(ranked_CX[:, num_ids:]), _peak(beyond_CV))
+    peak_C1 = torch.maximum(peak_of(ranked_CX[:, num_ids:]), vocab.peak(peak_of(beyond_CV)))
     return ranked_CX[:, :num_ids], ids_CX[:, :num_ids], peak_C1
 
 
-def _peak(logits_CX: Tensor) -> Tensor:
+def peak_of(logits_CX: Tensor) -> Tensor:
     """The largest [C, 1], or the least finite number where there is none above it."""
     least = torch.finfo(logits_CX.dtype).min
     if logits_CX.shape[1] == 0:
@@ -226,7 +194,7 @@ def _peak(logits_CX: Tensor) -> Tensor:
 
 
 def _log_tails(
-    logits_CV: Tensor, ids_CK: Tensor, peak_C1: Tensor, temperatures: list[float]
+    logits_CV: Tensor, vocab: Vocab, ids_CK: Tensor, peak_C1: Tensor, temperatures: list[float]
 ) -> Tensor:
     """Log-masses [C, S] of all but the kept ids, the largest of which has the logit `peak`; the
     logits are overwritten.
@@ -238,5 +206,5 @@ def _log_tails(
         rest_XV = logits_CV[rows].sub_(peak_C1[rows])
         for column, temperature in enumerate(temperatures):
             mass_XV = torch.exp(rest_XV if temperature == 1.0 else rest_XV / temperature)
-            tail_CS[rows, column] = mass_XV.scatter_(1, ids_CK[rows], 0.0).sum(1)
-    return tail_CS.log_() + torch.cat([peak_C1 / t for t in temperatures], dim=1)
+            tail_CS[rows, column] = vocab.put_(mass_XV, ids_CK[rows], 0.0).sum(1)
+    return vocab.sum(tail_CS).log_() + torch.cat([peak_C1 / t for t in temperatures], dim=1)

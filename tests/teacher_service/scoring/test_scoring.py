@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from teacher_service.scoring.scoring import ScoringHead, chunk_size, largest, select
+from teacher_service.scoring.largest import largest
+from teacher_service.scoring.scoring import ScoringHead, chunk_size, select
 from tests.allocations import largest_tensor
 
 # N positions   V head rows   D hidden width   K ids kept
