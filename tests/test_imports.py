@@ -17,6 +17,7 @@ RAY = {
     "teacher_service/service/roster.py",
     "teacher_service/service/placing.py",
     "teacher_service/service/naming.py",
+    "teacher_service/service/kept.py",
     "teacher_service/service/launching.py",
     "teacher_service/service/scaler.py",
     "teacher_service/service/service.py",

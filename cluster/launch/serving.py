@@ -56,14 +56,7 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         if launch.services is None:
             stack.callback(_stop, services.values())
         begun = {name: _begun(launch.taught_by(name), services[name]) for name in services}
-        stack.enter_context(
-            using(
-                [*services.values()],
-                user=str(launch.run_dir.path),
-                gone=when_gone(launch),
-                roll=launch.run_dir.replicas,
-            )
-        )
+        stack.enter_context(using([*services.values()], launch.run_dir, gone=when_gone(launch)))
         served = {
             name: _asked(launch.taught_by(name), services[name], begun[name].described())
             for name in services

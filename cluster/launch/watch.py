@@ -1,16 +1,20 @@
 """Use: a command tells the teacher services it uses that it does, hears when one is gone or scales
 itself, and lists what their replicas do."""
 
-import json
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from cluster.planning.preparation import Launch
-from cluster.report.standing import ReplicaStanding
+from cluster.report.services import (
+    ReplicaStanding,
+    Roll,
+    ServiceStanding,
+    note_scaling,
+    write_roll,
+)
 from shared.errors import TutelageError
-from shared.run.run_dir import write_atomically
+from shared.run.run_dir import RunDir
 from teacher_service.service import service as services
 from teacher_service.service.naming import short_name
 from teacher_service.service.pool import AGAIN
@@ -20,14 +24,15 @@ EVERY_S = USE_S / 6
 
 
 @contextmanager
-def using(names: Collection[str], *, user: str, gone: str, roll: Path) -> Iterator[None]:
-    """Use services for the length of a `with`; `gone` says what to do where one is not there, and
-    `roll` is the file that their replicas are listed in meanwhile."""
+def using(names: Collection[str], run_dir: RunDir, *, gone: str) -> Iterator[None]:
+    """Use services for a run, for the length of a `with`; `gone` says what to do where one is not
+    there. Meanwhile the run's folder lists their replicas, and keeps how their number changes."""
     ended = threading.Event()
     threads = [
-        threading.Thread(target=_use, args=(name, user, gone, ended), daemon=True) for name in names
+        threading.Thread(target=_use, args=(name, run_dir, gone, ended), daemon=True)
+        for name in names
     ]
-    threads.append(threading.Thread(target=_list, args=(names, roll, ended), daemon=True))
+    threads.append(threading.Thread(target=_list, args=(names, run_dir, ended), daemon=True))
     for thread in threads:
         thread.start()
     try:
@@ -36,7 +41,7 @@ def using(names: Collection[str], *, user: str, gone: str, roll: Path) -> Iterat
         ended.set()
         for thread in threads:
             thread.join()
-        roll.unlink(missing_ok=True)
+        run_dir.replicas.unlink(missing_ok=True)
 
 
 def when_gone(launch: Launch) -> str:
@@ -50,16 +55,17 @@ def when_gone(launch: Launch) -> str:
     )
 
 
-def _use(name: str, user: str, gone: str, ended: threading.Event) -> None:
-    there, told = True, _told(name)
+def _use(name: str, run_dir: RunDir, gone: str, ended: threading.Event) -> None:
+    there, told, user = True, _told(name), str(run_dir.path)
     while not ended.is_set():
         before, there = there, services.use(name, user)
         if before and not there:
             print(f"teacher service {name} is gone; {gone}", flush=True)
         if there and not before:
             print(f"teacher service {name} is back", flush=True)
-        told = _say_scaling(name, told)
+        told = _say_scaling(name, told, run_dir)
         ended.wait(EVERY_S)
+    _say_scaling(name, told, run_dir)
     services.leave(name, user)
 
 
@@ -69,34 +75,52 @@ def _told(name: str) -> int:
     return view.told if view else 0
 
 
-def _say_scaling(name: str, told: int) -> int:
-    """Print what a service has decided after so many lines; returns how many there are."""
+def _say_scaling(name: str, told: int, run_dir: RunDir) -> int:
+    """Print and keep what a service has decided after so many lines; returns how many there are."""
     view = services.scaling_since(name, told)
     if view is None:
         return told
     for line in view.lines:
         print(f"teacher service {name}: {line}", flush=True)
+        with suppress(OSError):  # a full disk, of which others tell
+            note_scaling(run_dir, name, line)
     return view.told
 
 
-def _list(names: Collection[str], roll: Path, ended: threading.Event) -> None:
+def _list(names: Collection[str], run_dir: RunDir, ended: threading.Event) -> None:
     while not ended.is_set():
         with suppress(TutelageError):  # a full disk, or a service that is gone
-            found = [replica for name in names for replica in _replicas(name)]
-            write_atomically(roll, json.dumps(found) + "\n")
+            write_roll(run_dir, _roll([services.status(name) for name in names]))
         ended.wait(EVERY_S)
 
 
-def _replicas(name: str) -> list[ReplicaStanding]:
-    """What the replicas of one service do."""
-    return [
-        ReplicaStanding(
-            service=name,
-            name=short_name(replica.name),
-            state=replica.state,
-            units=replica.health.units if replica.health else 0,
-            tokens=replica.health.tokens if replica.health else 0,
-            restarts=replica.restarts,
-        )
-        for replica in services.status(name).replicas
-    ]
+def _roll(found: Collection[services.ServiceStatus]) -> Roll:
+    """What services are now."""
+    return Roll(
+        services=[_service(status) for status in found],
+        replicas=[
+            ReplicaStanding(
+                service=status.service,
+                name=short_name(replica.name),
+                state=replica.state,
+                units=replica.health.units if replica.health else 0,
+                tokens=replica.health.tokens if replica.health else 0,
+                restarts=replica.restarts,
+            )
+            for status in found
+            for replica in status.replicas
+        ],
+    )
+
+
+def _service(status: services.ServiceStatus) -> ServiceStanding:
+    scale = status.scale
+    bounds = scale.bounds if scale else None
+    return ServiceStanding(
+        name=status.service,
+        present=sum(replica.state == "alive" for replica in status.replicas),
+        wanted=scale.wanted if scale else len(status.replicas),
+        min=bounds.min if bounds else None,
+        max=bounds.max if bounds else None,
+        waiting=scale.waiting if scale else 0.0,
+    )

@@ -17,6 +17,8 @@ def view(standing: Standing) -> RenderableType:
     parts = [_headline(standing), _bar(standing), _numbers(standing)]
     if standing["domains"]:
         parts += [Text(), _domains(standing)]
+    if standing["services"]:
+        parts += [Text(), _services(standing)]
     if standing["replicas"]:
         parts += [Text(), _replicas(standing)]
     return Group(*parts, Text(), *_rest(standing))
@@ -61,6 +63,24 @@ def _domains(standing: Standing) -> RenderableType:
             _number(domain["kl_first"], "{:.3f}"),
             _number(domain["epochs"], "{:.2f}"),
             f"{domain['tokens']:,}",
+        )
+    return table
+
+
+def _services(standing: Standing) -> RenderableType:
+    table = _table("teacher service", "serving", "wanted", "min", "max", "steps waited")
+    for service in standing["services"]:
+        low, high = service["min"], service["max"]
+        table.add_row(
+            service["name"],
+            Text(
+                str(service["present"]),
+                style="green" if service["present"] >= service["wanted"] else "yellow",
+            ),
+            str(service["wanted"]),
+            "fixed" if low is None else str(low),
+            "fixed" if high is None else str(high),
+            f"{service['waiting']:.0%}",
         )
     return table
 

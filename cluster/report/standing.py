@@ -12,11 +12,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from cluster.report.record import RunRecord, read_json, read_record
+from cluster.report.services import ReplicaStanding, ServiceStanding, read_roll
 from shared.run.metrics import StepMetrics
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import latest_checkpoint, step_of
-
-STALE_S = 30.0  # a driver lists the replicas every few seconds
 
 
 class DomainStanding(TypedDict):
@@ -27,17 +26,6 @@ class DomainStanding(TypedDict):
     kl_first: float | None  # of the first line
     epochs: float | None
     tokens: int  # loss tokens so far
-
-
-class ReplicaStanding(TypedDict):
-    """One replica, as its service's registry last saw it."""
-
-    service: str
-    name: str
-    state: str  # "starting", "alive", "failed", "down" or "draining"
-    units: int  # answered since it started
-    tokens: int
-    restarts: int
 
 
 class Standing(TypedDict):
@@ -62,7 +50,8 @@ class Standing(TypedDict):
     said: str  # the last line for people
     domains: dict[str, DomainStanding]
     failures: dict[str, int]
-    replicas: list[ReplicaStanding]  # of the services that a run at work uses
+    services: list[ServiceStanding]  # that a run at work uses
+    replicas: list[ReplicaStanding]  # of these
 
 
 def read_standing(run_dir: RunDir) -> Standing:
@@ -72,7 +61,7 @@ def read_standing(run_dir: RunDir) -> Standing:
     working = in_use(run_dir)
     pace_s = _seconds_per_step(record)
     checkpoint = latest_checkpoint(run_dir.checkpoints) if run_dir.checkpoints.is_dir() else None
-    saved = step_of(checkpoint) if checkpoint else None
+    saved, roll = step_of(checkpoint) if checkpoint else None, read_roll(run_dir)
     return Standing(
         run=record.config.name,
         folder=str(run_dir.path),
@@ -95,7 +84,8 @@ def read_standing(run_dir: RunDir) -> Standing:
         failures={"student_restarts": 0, "teacher_restarts": 0}
         | read_json(run_dir.logs / "failures.json")
         | {"retried_units": sum(line.retried_units for line in record.lines)},
-        replicas=_replicas(run_dir.replicas) if working else [],
+        services=roll["services"] if working else [],
+        replicas=roll["replicas"] if working else [],
     )
 
 
@@ -148,15 +138,6 @@ def _domain(lines: Sequence[StepMetrics], name: str) -> DomainStanding:
         epochs=told[-1].epochs,
         tokens=sum(domain.tokens for domain in told),
     )
-
-
-def _replicas(roll: Path) -> list[ReplicaStanding]:
-    """What the driver wrote last, unless it has not done so for long."""
-    try:
-        fresh = time.time() - roll.stat().st_mtime < STALE_S
-        return json.loads(roll.read_text()) if fresh else []
-    except (OSError, ValueError):
-        return []
 
 
 def _last_line(path: Path) -> str:

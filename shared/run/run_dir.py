@@ -135,8 +135,13 @@ class RunDir:
 
     @property
     def replicas(self) -> Path:
-        """What the teachers' replicas do, while a command uses them."""
+        """How many replicas the teachers have and what each does, while a command uses them."""
         return self.logs / "replicas.json"
+
+    @property
+    def scaling(self) -> Path:
+        """One line per change of a teacher's number of replicas."""
+        return self.logs / "scaling.jsonl"
 
     @property
     def progress(self) -> Path:

@@ -1,12 +1,13 @@
 """Names of a service's actors in Ray, and what it was started with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
 
 from shared.config.run import Teacher
+from shared.config.teachers import Autoscaling
 from teacher_service.service.scaling import Pace
 
 REGISTRY = "tutelage-registry"
@@ -26,6 +27,10 @@ class Request:
     job: str  # of the driver that owns what is not detached
     pace: Pace  # of its scaling, where it scales itself
     role: Role = "teacher"
+
+    def with_replicas(self, replicas: int | Autoscaling) -> "Request":
+        """The same for another number of replicas."""
+        return replace(self, teacher=self.teacher.model_copy(update={"replicas": replicas}))
 
     def same_teacher(self, teacher: Teacher) -> bool:
         """Whether the other config asks for the same answers from the same hardware."""

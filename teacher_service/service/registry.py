@@ -19,8 +19,10 @@ from shared.config.teachers import Autoscaling
 from shared.run import exported, exporter
 from teacher_service.service.actor import Health
 from teacher_service.service.demand import Demand, Report
+from teacher_service.service.kept import keep_replicas, kept_replicas
 from teacher_service.service.naming import Request, replica_names, short_name
 from teacher_service.service.scaler import Scaler
+from teacher_service.service.scaling import in_words, replicas
 from teacher_service.service.views import ReplicaView, ScaleView, ServiceView
 
 USE_S = 15.0  # a user that has not been heard of for so long is dead
@@ -32,11 +34,14 @@ HEALTH_DEADLINE_S = 10.0
 class TeacherRegistry:
     """Asks every replica for its health and tells clients what changed.
 
-    A restarted registry finds the replicas again by their names.
+    A restarted registry finds the replicas again by their names, and in the cluster's store the
+    bounds that the service was given.
     """
 
     def __init__(self, service: str, request: Request) -> None:
         self._service, self._request = service, request
+        if (kept := kept_replicas(service)) is not None:
+            self._request = request.with_replicas(kept)
         self._replicas: dict[str, ReplicaView] = {}
         self._watchers: dict[str, asyncio.Task] = {}
         # Versions of a restarted registry must differ from those before.
@@ -44,7 +49,7 @@ class TeacherRegistry:
         self._changed = asyncio.Event()
         self._found = replica_names(service)
         self._used: dict[str, float] = {}  # by user, when it last said so
-        self._fixed = len(self._found) or request.teacher.fewest
+        self._fixed = len(self._found) or self._request.teacher.fewest
         self._demand = Demand(request.pace.grow_s)
         self._scaler: Scaler | None = None
         self._lines: list[str] = []  # about scaling, in the words of people
@@ -103,19 +108,23 @@ class TeacherRegistry:
             lines=tuple(self._lines[since:]),
         )
 
-    async def rescale(self, replicas: int | Autoscaling) -> None:
+    async def rescale(self, asked: int | Autoscaling) -> None:
         """Scale by other bounds, or with a number not at all."""
         self._fixed = self._wanted
-        teacher = self._request.teacher.model_copy(update={"replicas": replicas})
-        self._request = replace(self._request, teacher=teacher)
+        keep_replicas(self._service, asked)
+        self._request = self._request.with_replicas(asked)
+        told = in_words(asked) if isinstance(asked, Autoscaling) else "a number that is fixed"
+        self._lines.append(f"{told}, as asked for")
         if self._scaler is not None:
             self._scaler.stop()
             self._scaler = None
         self._adopt()
 
-    async def want(self, replicas: int) -> None:
+    async def want(self, number: int, why: str) -> None:
         """Note how many replicas a service of a fixed number shall have."""
-        self._fixed = replicas
+        if number != self._fixed:
+            self._lines.append(f"{self._fixed} -> {replicas(number)}, {why}")
+        self._fixed = number
 
     def listed(self) -> Sequence[ReplicaView]:
         """The list, for the scaler."""

@@ -20,6 +20,7 @@ from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError, TeacherError, TutelageError
 from shared.targets.head_location import ShippedHead
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
+from teacher_service.service.kept import forget_replicas
 from teacher_service.service.launching import disown, launch, own, remove
 from teacher_service.service.naming import (
     REGISTRY,
@@ -40,6 +41,7 @@ from teacher_service.service.views import ReplicaView, ScaleView
 ANSWER_S = 30.0
 HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
 END_S = 1.0
+BY_HAND = "as asked for"
 PACE = Pace()  # of services that scale themselves
 
 
@@ -184,13 +186,13 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
             "fixed, and with teachers.NAME.replicas.min or max the bounds are others"
         )
     if replicas < len(names):
-        _want(service, replicas)
+        _want(service, replicas, BY_HAND)
         _drain(service, names[replicas:], deadline_s)
     elif replicas > len(names):
         first = index_of(names[-1]) + 1 if names else 0
         added = range(first, first + replicas - len(names))
         placed = _launched(service, request, added)
-        _want(service, replicas)
+        _want(service, replicas, BY_HAND)
         same = (*names[:1], *placed)  # all must be the same teacher
         Starting(service, same, deadline_s, undo=partial(_shrink, service, placed)).described()
     return len(names)
@@ -267,6 +269,7 @@ def stop(service: str) -> bool:
     names, groups = replica_names(service), groups_of(service)
     remove(service, names)
     disown(service)
+    forget_replicas(service)
     for group in groups.values():
         remove_placement_group(group.handle)
     deadline = time.monotonic() + ANSWER_S
@@ -333,13 +336,13 @@ def _drain(service: str, names: list[str], deadline_s: float) -> None:
     _answer(registry.forget.remote(names), "the registry")
 
 
-def _want(service: str, replicas: int) -> None:
-    _answer(find_actor(service, REGISTRY).want.remote(replicas), "the registry")
+def _want(service: str, replicas: int, why: str) -> None:
+    _answer(find_actor(service, REGISTRY).want.remote(replicas, why), "the registry")
 
 
 def _shrink(service: str, names: Iterable[str]) -> None:
     remove(service, names)
-    _want(service, len(replica_names(service)))
+    _want(service, len(replica_names(service)), "since the others did not come to serve")
 
 
 def _to_be_scaled(service: str) -> Request:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.cli import main
+from cluster.report.services import read_roll, read_scaling
 from shared.run.run_dir import RunDir
 from teacher_service.service import service
 from teacher_service.service.scaling import Pace
@@ -35,12 +36,14 @@ def test_a_run_that_is_given_replicas_in_its_middle_learns_the_same_to_the_bit(
     steps = 400
     job = write_job(tmp_path, tiny_pair, steps=steps, log_every=20)
     served: set[str] = set()
+    bounds: set[tuple[int | None, int | None]] = set()
 
     def look() -> None:
-        roll = RunDir(tmp_path / "runs" / "scaled").replicas
+        run_dir = RunDir(tmp_path / "runs" / "scaled")
         while len(served) < 2 and not ended.wait(0.1):
-            if roll.exists():
-                served.update(one["name"] for one in json.loads(roll.read_text()) if one["units"])
+            roll = read_roll(run_dir)
+            served.update(one["name"] for one in roll["replicas"] if one["units"])
+            bounds.update((one["min"], one["max"]) for one in roll["services"])
 
     ended = threading.Event()
     looking = threading.Thread(target=look)
@@ -53,6 +56,12 @@ def test_a_run_that_is_given_replicas_in_its_middle_learns_the_same_to_the_bit(
     assert "from 1 to 2 replicas, more where steps wait above 0.01 % of their time" in said
     assert ": 1 -> 2 replicas, steps waited" in said
     assert served == {"replica-0", "replica-1"}
+    assert bounds == {(1, 2)}
+    (change,) = read_scaling(RunDir(tmp_path / "runs" / "scaled").scaling)
+    assert change["line"].startswith("1 -> 2 replicas, steps waited")
+    assert 0 <= change["step"] < steps
+    page = (tmp_path / "runs" / "scaled" / "report.html").read_text()
+    assert "1 -&gt; 2 replicas, steps waited" in page
     assert main(["run", str(job), "name=fixed"]) == 0
     runs = [RunDir(tmp_path / "runs" / name) for name in ("scaled", "fixed")]
     assert metrics(runs[0]) == metrics(runs[1])

@@ -21,6 +21,7 @@ from cluster.report.plots import (
     thinned,
     ticks,
 )
+from cluster.report.services import note_scaling
 from shared.prompts.prompts import Example, Prompt
 from shared.run.run_dir import RunDir
 from tests.cluster.run_dirs import write_run
@@ -277,3 +278,18 @@ def test_row_plots_grow_with_their_rows():
     )
     heights = [float(e.get("viewBox", "").split()[3]) for e in (few, many)]
     assert heights[1] - heights[0] == 29 * 24
+
+
+def test_a_page_says_when_a_service_grew_and_shrank(tmp_path):
+    write_run(tmp_path / "run", steps=20)
+    run_dir = RunDir(tmp_path / "run")
+    assert "<h2>Replicas</h2>" not in write_report(run_dir.path).read_text()
+    run_dir.logs.mkdir()
+    note_scaling(run_dir, "big", "1 -> 2 replicas, steps waited 40 %")
+    with run_dir.scaling.open("a") as file:
+        file.write('{"time": 1, "st')
+    text = write_report(run_dir.path).read_text()
+    assert Page(text).open == []
+    assert "<h2>Replicas</h2>" in text
+    said = "1 -&gt; 2 replicas, steps waited 40 %"
+    assert f'<th scope="row">20</th><td>big</td><td class="words">{said}</td>' in text

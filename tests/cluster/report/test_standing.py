@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.report.standing import STALE_S, Standing, read_standing
+from cluster.report.services import (
+    STALE_S,
+    ReplicaStanding,
+    Roll,
+    ServiceStanding,
+    write_roll,
+)
+from cluster.report.standing import Standing, read_standing
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir, locked
 from student_trainer.state.checkpoint import draft_of, publish
@@ -107,19 +114,29 @@ def test_failures_and_the_last_line_for_people_are_told(run_dir, capsys):
     assert "teacher restarts 2" in capsys.readouterr().out
 
 
-def test_replicas_are_those_that_the_driver_listed_while_it_is_at_work(run_dir, capsys):
-    replica = {"service": "big", "name": "r-0", "state": "alive", "units": 7, "tokens": 9000}
+def test_services_are_those_that_the_driver_listed_while_it_is_at_work(run_dir, capsys):
+    replica = ReplicaStanding(
+        service="big", name="r-0", state="alive", units=7, tokens=9000, restarts=1
+    )
+    scaled = ServiceStanding(name="big", present=1, wanted=3, min=1, max=8, waiting=0.24)
+    fixed = ServiceStanding(name="small", present=2, wanted=2, min=None, max=None, waiting=0.0)
     run_dir.logs.mkdir()
-    run_dir.replicas.write_text(json.dumps([{**replica, "restarts": 1}]))
-    assert read_standing(run_dir)["replicas"] == []
+    write_roll(run_dir, Roll(services=[scaled, fixed], replicas=[replica]))
+    assert read_standing(run_dir)["replicas"] == read_standing(run_dir)["services"] == []
     with locked(run_dir):
-        assert read_standing(run_dir)["replicas"] == [{**replica, "restarts": 1}]
+        assert read_standing(run_dir)["replicas"] == [replica]
+        assert read_standing(run_dir)["services"] == [scaled, fixed]
         assert main(["status", str(run_dir.path)]) == 0
         old = time.time() - 2 * STALE_S
         os.utime(run_dir.replicas, (old, old))
-        assert read_standing(run_dir)["replicas"] == []
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("big")]
-    assert line.split() == ["big", "r-0", "alive", "7", "9,000", "1"]
+        assert read_standing(run_dir)["replicas"] == read_standing(run_dir)["services"] == []
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split() for line in lines if line.startswith(("big", "small"))]
+    assert told == [
+        ["big", "1", "3", "1", "8", "24%"],
+        ["small", "2", "2", "fixed", "fixed", "0%"],
+        ["big", "r-0", "alive", "7", "9,000", "1"],
+    ]
 
 
 def test_for_programs_there_is_one_object(run_dir, capsys):

@@ -16,6 +16,7 @@ from cluster.cli import main
 from cluster.commands import status
 from shared.config.teachers import Autoscaling, Teacher
 from teacher_service.service import service
+from teacher_service.service.naming import REGISTRY
 from teacher_service.service.pool import open_pool
 from teacher_service.service.scaling import Pace
 from tests.answers import question_of
@@ -141,6 +142,36 @@ def test_bounds_and_numbers_take_turns(name):
     assert states(name) == ["alive"]
     time.sleep(2 * QUICK.retry_s)
     assert states(name) == ["alive"], "a number that is fixed stays"
+    assert [line.partition(",")[0] for line in lines(name)] == [
+        "from 3 to 4 replicas",
+        "a number that is fixed",
+        "3 -> 1 replica",
+    ]
+
+
+def test_a_registry_that_is_started_again_knows_the_bounds_it_was_given(name):
+    def restarted() -> service.ServiceStatus:
+        registry = ray.get_actor(REGISTRY, namespace=name)
+        ray.kill(registry, no_restart=False)
+        wait_until(lambda: service.scaling_since(name, 0) is not None)
+        return service.status(name)
+
+    service.start(name, teacher(max=2), detached=True, make_engine=SLOW).described()
+    service.rescale(name, Autoscaling(min=2, max=3, wait=0.5))
+    wait_until(lambda: states(name) == ["alive"] * 2)
+    found = restarted()
+    assert found.scale is not None
+    assert found.scale.bounds == Autoscaling(min=2, max=3, wait=0.5)
+    wait_until(lambda: states(name) == ["alive"] * 2)
+    service.rescale(name, 2)
+    found = restarted()
+    assert found.scale is not None
+    assert found.scale.bounds is None
+    service.stop(name)
+    service.start(name, teacher(max=4), detached=True, make_engine=SLOW).described()
+    view = service.scaling_since(name, 0)
+    assert view is not None
+    assert view.bounds == Autoscaling(max=4), "what another service of the name was given is gone"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cluster.launch.watch import using
 from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
+from shared.run.run_dir import RunDir
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import service
 from teacher_service.service.naming import replica_name
@@ -204,15 +205,16 @@ def test_a_service_that_is_used_is_not_stopped_and_one_that_is_gone_is_named(
     name, capsys, tmp_path
 ):
     service.start(name, ANY, detached=True, make_engine=Scripted()).described()
-    with using([name], user="runs/one", gone="start it again", roll=tmp_path / "roll"):
-        wait_until(lambda: service.users(name) == ["runs/one"])
+    user = str(tmp_path / "one")
+    with using([name], RunDir(tmp_path / "one"), gone="start it again"):
+        wait_until(lambda: service.users(name) == [user])
         assert main(["teacher", "down", "--service", name]) == 2
         refused = capsys.readouterr().err
-        assert f"{name} is used by runs/one; stop that first" in refused
-        assert service.users(name) == ["runs/one"]
+        assert f"{name} is used by {user}; stop that first" in refused
+        assert service.users(name) == [user]
         assert main(["teacher", "down", "--service", name, "--force"]) == 0
         said = capsys.readouterr().out
-        assert f"{name} is used by runs/one, which waits for it" in said
+        assert f"{name} is used by {user}, which waits for it" in said
         heard = [""]
 
         def hears() -> bool:
