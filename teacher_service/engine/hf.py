@@ -44,6 +44,7 @@ from teacher_service.engine.model_parts import (
     find_head,
     reads_onwards,
 )
+from teacher_service.engine.tensor_parallel import layered_note, layout, leads
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.projection import load_projections
@@ -95,9 +96,14 @@ class HFEngine:
         device: str = "cpu",
         trust_remote_code: bool = False,
         context: int | None = None,
+        tensor_parallel: int = 1,
     ) -> "HFEngine":
         """Load, prove decoder and head, and probe what units of rows of up to `context` tokens are
-        trusted for. Raises ConfigError with the reason."""
+        trusted for. Raises ConfigError with the reason.
+
+        With `tensor_parallel` this process has joined a group of so many. Each of them makes the
+        same calls as the others in the same order, and is given the same answers.
+        """
         loaded = load_model(
             model,
             revision=revision,
@@ -108,6 +114,7 @@ class HFEngine:
             quantisation=quantisation,
             device=device,
             trust_remote_code=trust_remote_code,
+            tensor_parallel=tensor_parallel,
         )
         decoder, head = _proven_parts(loaded, model, device, quantisation)
         named = {
@@ -118,17 +125,21 @@ class HFEngine:
             "quantisation": quantisation,
             "tokenizer": _tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
+        if tensor_parallel > 1:
+            named["tensor_parallel"] = layout()  # sums over shards have other last bits
         fingerprint = named | _weights(loaded) | _machine(loaded, device)
-        return HFEngine(loaded.model, decoder, head, fingerprint, context=context)
+        engine = HFEngine(loaded.model, decoder, head, fingerprint, context=context)
+        if tensor_parallel == 1 and device == "cuda" and (gpus := torch.cuda.device_count()) > 1:
+            engine.notes += (layered_note(_name(model), loaded.model.config, gpus),)
+        return engine
 
     def describe(self) -> TeacherDescription:
         """What was loaded."""
-        vocab_rows, hidden_width = self.head.weight_VD.shape
         return TeacherDescription(
             fingerprint=self.fingerprint,
-            vocab_rows=vocab_rows,
+            vocab_rows=self.head.vocab.rows,
             num_layers=self.decoder.num_layers,
-            hidden_width=hidden_width,
+            hidden_width=self.head.weight_VD.shape[1],
             state_widths=self.decoder.state_widths,
             max_context=self.max_context,
             packed=self.trust.packed,
@@ -154,11 +165,11 @@ class HFEngine:
 
     def ship_head(self) -> ShippedHead:
         """Keep the head in the cache. Raises ConfigError for one that cannot be shipped."""
-        return save_head(self.head, self.cache)
+        return save_head(self.head.whole(), self.cache)
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """Continue one batch. Raises UserError for what can never be answered."""
-        vocab_rows = len(self.head.weight_VD)
+        vocab_rows = self.head.vocab.rows
         refuse_openings(openings, spec, vocab=vocab_rows, limit=self.max_context)
         passes = self._beside()
         if self._switches_within(openings, spec):
@@ -175,7 +186,7 @@ class HFEngine:
     def _beside(self) -> Passes:
         """What openings may share, probed once, before the first are continued."""
         if self._continues_beside is None:
-            vocab, device = len(self.head.weight_VD), self.decoder.device
+            vocab, device = self.head.vocab.rows, self.decoder.device
             self._continues_beside = continues_beside(
                 self.model, vocab=vocab, device=device, dtype=self._dtype
             )
@@ -234,7 +245,7 @@ class HFEngine:
         found = probe(
             lambda layout: self._hidden(layout, ())[last].float().cpu().numpy(),
             name=f"the teacher {self._name}",
-            vocab=len(self.head.weight_VD),
+            vocab=self.head.vocab.rows,
             context=context,
             dtype=self._dtype,
             takes_positions=self.decoder.takes_positions,
@@ -260,7 +271,7 @@ class HFEngine:
 
     def _refuse(self, rows: Rows, question: Question) -> None:
         """Questions that no retry can answer."""
-        vocab_rows, shared = len(self.head.weight_VD), question.ask.shared_vocab
+        vocab_rows, shared = self.head.vocab.rows, question.ask.shared_vocab
         if shared > vocab_rows:
             raise HandshakeError(
                 f"{shared} ids are asked for and the teacher's head has {vocab_rows}; "
@@ -304,7 +315,7 @@ def _proven_parts(
         decoder = find_decoder(model, _input_device(model, device))
         exact = exact_head(model, decoder, head)
         # int8 products depend a little on all that is multiplied at once
-        onwards = quantisation == "int8" or reads_onwards(decoder, head.weight_VD)
+        onwards = quantisation == "int8" or reads_onwards(decoder, head)
     except (TutelageError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of the model's own code
@@ -337,6 +348,9 @@ def _name(model: str) -> str:
 
 
 def _weights(loaded: Loaded) -> dict[str, str]:
+    """Digests of all files, which of a group one process reads."""
+    if not leads(loaded.model):
+        return {}
     adapter = loaded.adapter_folder
     return {
         "weights": weights_digest(loaded.folder),

@@ -12,12 +12,14 @@ import transformers
 import xxhash
 from safetensors import SafetensorError
 from torch import nn
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.hub import cached_file
 
 from shared.config.attention import INSTALLED_BY, Attention
 from shared.errors import ConfigError
 from shared.loading import first_line, read_config, stored_as, why_unloadable
 from shared.model_parts import not_finite, why_incomplete
+from teacher_service.engine.tensor_parallel import meet, refuse_unsplittable
 
 BLOCK_BYTES = 2**24
 IDENTIFYING_FILES = ("*.safetensors", "config.json", "adapter_config.json")
@@ -44,24 +46,32 @@ def load_model(
     quantisation: Literal["none", "int8", "nf4"],
     device: str,
     trust_remote_code: bool,
+    tensor_parallel: int = 1,
 ) -> Loaded:
-    """Load weights and adapter; only safetensors are read.
+    """Load weights and adapter; only safetensors are read. With `tensor_parallel`, each process of
+    the group that this one has joined holds a part, and all return together.
 
-    Raises ConfigError for a folder without (all) weights, a missing adapter or a GPU that is not
-    there.
+    Raises ConfigError for a folder without (all) weights, a missing adapter, a GPU that is not
+    there, or a model that is not spread over so many processes.
     """
     _silence()
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("the teacher asks for a GPU and this process sees none; set gpus: 0")
     folder = local_folder(model, revision=revision, marker="config.json")
-    arguments: dict[str, Any] = {
-        "dtype": getattr(torch, dtype),
-        "device_map": _device_map(device),
-    }
+    arguments: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if tensor_parallel > 1:
+        arguments["distributed_config"] = DistributedConfig(tp_size=tensor_parallel)
+    else:
+        arguments["device_map"] = _device_map(device)
     if quantisation != "none":
         arguments["quantization_config"] = _quantised(quantisation, getattr(torch, dtype))
     asked = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if tensor_parallel > 1:
+        config = read_config(model, **asked, attention=attention)
+        refuse_unsplittable(config, tensor_parallel, section="teachers.NAME")
     found = _loaded(model, asked, arguments, attention)
+    if tensor_parallel > 1:
+        meet()
     _skip_packed_kernel(found)
     adapter_folder = None
     if adapter is not None:
@@ -82,17 +92,21 @@ def refuse_unloadable(
     attention: Attention,
     adapter: str | None = None,
     gpus: float = 0,
+    tensor_parallel: int = 1,
     section: str = "teachers.NAME",
 ) -> None:
     """Raise ConfigError where the names and sizes of a model's weights, or those of the adapter on
-    them in a local folder, are not those of its config, reading no values of the model. Of weights
-    in few bits only their own quantiser knows that, and whether what it needs is there is asked.
+    them in a local folder, are not those of its config, reading no values of the model, or where it
+    is not spread over `tensor_parallel` processes. Of weights in few bits only their own quantiser
+    knows the sizes, and whether what it needs is there is asked.
     """
     _silence()
     asked = {"revision": revision, "trust_remote_code": trust_remote_code}
     if attention in INSTALLED_BY:
         attention = "auto"  # needs the GPU of whoever loads the values
     config = read_config(model, **asked, attention=attention)
+    if tensor_parallel > 1:
+        refuse_unsplittable(config, tensor_parallel, section=section)
     if (stored := stored_as(config)) is not None:
         _refuse_unread(model, config, stored, on_gpu=gpus > 0, section=section)
         return

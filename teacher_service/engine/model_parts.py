@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shared.errors import ConfigError
 from shared.model_parts import decoder_of, logit_formulas, takes, tolerance
+from teacher_service.engine.tensor_parallel import is_spread, sharded
 from teacher_service.scoring.scoring import ScoringHead
 
 PROBE_TOKENS = 12  # of each of two rows
@@ -80,15 +81,16 @@ def find_decoder(model: nn.Module, device: torch.device) -> Decoder:
 
 
 def find_head(model: nn.Module) -> ScoringHead | None:
-    """The head as plain tensors with what its config most likely means, or None where it is more
-    than one matrix product."""
+    """The head as plain tensors, in a group the rows held here, with what its config most likely
+    means, or None where it is more than one matrix product."""
     module = model.get_output_embeddings()  # type: ignore[operator]
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         return None
     formula = next(logit_formulas(model.config.get_text_config()))  # type: ignore[union-attr]
     bias = getattr(module, "bias", None)
-    return ScoringHead(weight.detach(), bias, logit_scale=formula.scale, soft_cap=formula.soft_cap)
+    head = ScoringHead(weight.detach(), bias, logit_scale=formula.scale, soft_cap=formula.soft_cap)
+    return sharded(head) if is_spread(model) else head
 
 
 @torch.inference_mode()
@@ -96,7 +98,7 @@ def exact_head(model: nn.Module, decoder: Decoder, head: ScoringHead) -> Scoring
     """The head with the scale and the cap that give the model's own logits on a probe, from the
     decoder's states; None where nothing does that the config may mean. Raises ConfigError for
     logits that are no numbers."""
-    ids_BT, positions_BT = _probe(len(head.weight_VD))
+    ids_BT, positions_BT = _probe(head.vocab.rows)
     index_N = torch.arange(ids_BT.numel())
     hidden_ND = decoder.hidden(ids_BT, positions_BT, index_N, ())[decoder.num_layers]
     output = model(input_ids=ids_BT.to(decoder.device), use_cache=False)
@@ -106,14 +108,15 @@ def exact_head(model: nn.Module, decoder: Decoder, head: ScoringHead) -> Scoring
             f"the logits of {model.name_or_path} are not finite in {str(head.weight_VD.dtype)[6:]};"
             " look at its weights and its config.json"
         )
-    vocab_rows, width = head.weight_VD.shape
-    if hidden_ND.shape[1] != width or expected_NV.shape != (len(hidden_ND), vocab_rows):
+    rows, width = head.vocab.rows, head.weight_VD.shape[1]
+    if hidden_ND.shape[1] != width or expected_NV.shape != (len(hidden_ND), rows):
         return None
     allowed = tolerance(head.weight_VD.dtype) * expected_NV.abs().max()
     for formula in logit_formulas(model.config.get_text_config()):  # type: ignore[union-attr]
         meant = replace(head, logit_scale=formula.scale, soft_cap=formula.soft_cap)
-        found_NV = meant.logits(hidden_ND).to(expected_NV.device)
-        if bool((found_NV - expected_NV).abs().max() <= allowed):
+        found_NV = meant.logits(hidden_ND)
+        error_NV = (found_NV - head.vocab.here(expected_NV).to(found_NV.device)).abs()
+        if bool(head.vocab.peak(error_NV.max()) <= allowed.to(error_NV.device)):
             return meant
     return None
 
@@ -127,9 +130,9 @@ def _embedded(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def reads_onwards(decoder: Decoder, head_VD: Tensor) -> bool:
+def reads_onwards(decoder: Decoder, head: ScoringHead) -> bool:
     """Whether a token's last state is the same whatever follows it, to the rounding of the head."""
-    ids_BT, positions_BT = _probe(len(head_VD))
+    ids_BT, positions_BT = _probe(head.vocab.rows)
     other_BT, half = ids_BT.clone(), PROBE_TOKENS // 2
     other_BT[:, half:] = ids_BT[:, half:].flip(1)
     found_BTD, expected_BTD = (
@@ -137,7 +140,7 @@ def reads_onwards(decoder: Decoder, head_VD: Tensor) -> bool:
         for ids in (other_BT, ids_BT)
     )
     error = (found_BTD - expected_BTD).abs().max()
-    return bool(error <= tolerance(head_VD.dtype) * expected_BTD.abs().max())
+    return bool(error <= tolerance(head.weight_VD.dtype) * expected_BTD.abs().max())
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ Log-probabilities are nats, normalised over all V rows of the head.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ class ScoringHead:
     def vocab(self) -> Vocab:
         """The ids, as far as this process holds their rows."""
         return self.shard or Vocab(len(self.weight_VD))
+
+    def whole(self) -> "ScoringHead":
+        """The head with all its rows here; every process of a group takes part."""
+        if self.shard is None:
+            return self
+        weight_VD = self.shard.every(self.weight_VD.T).T.contiguous()
+        bias_V = None if self.bias_V is None else self.shard.every(self.bias_V[None])[0]
+        return replace(self, weight_VD=weight_VD, bias_V=bias_V, shard=None)
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Float32 logits [C, V], multiplied in the head's own precision as the model does."""

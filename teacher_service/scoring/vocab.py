@@ -45,6 +45,10 @@ class Vocab:
         """The logits held here of ids below `shared`, and of the others."""
         return logits_CW[:, :shared], logits_CW[:, shared:]
 
+    def here(self, logits_CV: Tensor) -> Tensor:
+        """Of the logits of all ids, those held here."""
+        return logits_CV
+
     def largest(self, logits_CW: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The `size` largest of every position and their ids, largest first."""
         return largest(logits_CW, size)
@@ -108,6 +112,9 @@ class VocabShard(Vocab):
     def split(self, logits_CW: Tensor, shared: int) -> tuple[Tensor, Tensor]:
         here = min(max(shared - self.first, 0), self.held)
         return logits_CW[:, :here], logits_CW[:, here:]
+
+    def here(self, logits_CV: Tensor) -> Tensor:
+        return logits_CV[:, self.first : self.first + self.held]
 
     def largest(self, logits_CW: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Among the largest of each shard."""

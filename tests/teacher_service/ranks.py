@@ -1,12 +1,15 @@
 """Processes of one tensor-parallel group, without Ray: each calls what it is sent."""
 
 import pickle
-import socket
 from collections.abc import Callable
-from datetime import timedelta
 from multiprocessing import get_context
 from typing import Any
 
+import torch
+
+from teacher_service.engine.tensor_parallel import join, listen, reach
+
+HOST = "127.0.0.1"
 TIMEOUT_S = 60.0
 
 
@@ -14,14 +17,12 @@ class Ranks:
     """A group of processes over gloo that lives until it is closed."""
 
     def __init__(self, size: int, *, timeout_s: float = TIMEOUT_S) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        self._store, port = listen(HOST)
         context, self._pipes, self.processes = get_context("spawn"), [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, address, rank, size, timeout_s), daemon=True
+                target=_serve, args=(theirs, port, rank, size, timeout_s), daemon=True
             )
             process.start()
             self._pipes.append(ours)
@@ -42,17 +43,9 @@ class Ranks:
             process.kill()
 
 
-def _serve(pipe: Any, address: str, rank: int, size: int, timeout_s: float) -> None:
-    import torch
-
+def _serve(pipe: Any, port: int, rank: int, size: int, timeout_s: float) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=address,
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    join(reach(HOST, port), rank, size, on_gpu=False, stall_s=timeout_s)
     while True:
         function, args = pickle.loads(pipe.recv_bytes())
         try:

@@ -34,15 +34,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "bloom": {"n_layer": 3, "n_head": 4},
-    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-                  "shared_expert_intermediate_size": 16},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+}
+# Whose layers a plan of transformers spreads, beside some of those above.
+SPREAD: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                  "head_dim": 8},
 }  # fmt: skip
 
 
 def save_family(family: str, folder: Path) -> Path:
     """Save a random model of a family, with a head whose logits are far from flat."""
     torch.manual_seed(3)
-    config = transformers.AutoConfig.for_model(family, **(SIZES | FAMILIES[family]))
+    own = (FAMILIES | SPREAD)[family]
+    config = transformers.AutoConfig.for_model(family, **(SIZES | own))
     model: Any = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     return folder
