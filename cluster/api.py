@@ -27,7 +27,7 @@ from cluster.commands.cache import check as cache_verify
 from cluster.commands.cache import gc as cache_gc
 from cluster.commands.cache import ls as cache_ls
 from cluster.commands.doctor import doctor
-from cluster.commands.evaluate import evaluate
+from cluster.commands.evaluate import PROMPTS, evaluate
 from cluster.commands.jobs import logs as jobs_logs
 from cluster.commands.jobs import ls as jobs_ls
 from cluster.commands.jobs import stop as jobs_stop
@@ -119,12 +119,22 @@ class Run:
         service: str | None = None,
         address: str | None = None,
         compare: str | Path | None = None,
+        generate: int = PROMPTS,
+        max_new_tokens: int | None = None,
     ) -> dict[str, DomainEvaluation]:
-        """Compare its newest checkpoint with its teacher, as it began and with another run's, on
-        validation text; returns the student's numbers by domain, `eval.json` has all."""
+        """Compare its export with its teacher, as it began and with another run's, on validation
+        text, and let the models write on `generate` prompts a domain; returns the student's
+        numbers by domain, `eval.json` has all."""
         with _interruptible():
             other = None if compare is None else Path(compare)
-            evaluate(self.path, service=service, address=address, compare=other)
+            evaluate(
+                self.path,
+                service=service,
+                address=address,
+                compare=other,
+                generate=generate,
+                max_new_tokens=max_new_tokens,
+            )
         found = json.loads((self.files.path / "evaluation.json").read_text())
         return {name: DomainEvaluation(**domain) for name, domain in found.items()}
 

@@ -47,12 +47,28 @@ def evaluate(
         Path | None,
         typer.Option(metavar="RUN", help="Another run, whose student stands beside this one."),
     ] = None,
+    generate: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Prompts a domain that models answer; 0: none.")
+    ] = 32,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of an answer; default: as right ones need."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Compare a run's newest checkpoint with its teacher, and as it began, on validation text."""
+    """Compare a run's student with its teacher, and as it began, on validation text; the student
+    is loaded from its export, made anew where there is a newer checkpoint."""
     from cluster.commands.evaluate import evaluate
 
-    evaluate(run, service=service, address=address, compare=compare, as_json=as_json)
+    evaluate(
+        run,
+        service=service,
+        address=address,
+        compare=compare,
+        generate=generate,
+        max_new_tokens=max_new_tokens,
+        as_json=as_json,
+    )
 
 
 def plan(

@@ -3,13 +3,13 @@
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 from cluster.commands.runs import config_of
 from cluster.evaluation.results import Results, compared, results_of
 from cluster.evaluation.table import table
-from shared.config.run import Config
 from shared.run.run_dir import RunDir
+
+PROMPTS = 32  # of a domain, on which the models write
 
 
 def evaluate(
@@ -18,27 +18,23 @@ def evaluate(
     service: str | None = None,
     address: str | None = None,
     compare: Path | None = None,
+    generate: int = PROMPTS,
+    max_new_tokens: int | None = None,
     as_json: bool = False,
 ) -> Results:
-    """Measure, beside the student of another run where one is named; write `eval.json` into the
-    run's folder, and print it."""
+    """Measure, beside the student of another run where one is named, and let the models write on
+    `generate` prompts a domain; write `eval.json` into the run's folder, and print it."""
     run_dir = RunDir(run.absolute())
     config = config_of(run_dir)
     other = None if compare is None else compared(compare, run_dir, config.domains)
     from cluster.launch import driver
+    from cluster.launch.generating import Asked, student_tokenizer
 
     # What is said meanwhile is no part of the JSON.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        prepared = driver.evaluate(config, service=service, address=address)
-        results = results_of(run_dir, prepared.domains, _tokenizer(config), other)
+        asked = Asked(generate, max_new_tokens)
+        prepared = driver.evaluate(config, asked, service=service, address=address)
+        results = results_of(run_dir, prepared.domains, student_tokenizer(config), other)
     path = results.write(run_dir.path)
     print(results.text().rstrip() if as_json else f"{table(results)}\n\nNumbers   {path}")
     return results
-
-
-def _tokenizer(config: Config) -> Any:
-    from transformers import AutoTokenizer
-
-    student = config.student
-    asked = {"revision": student.revision, "trust_remote_code": student.trust_remote_code}
-    return AutoTokenizer.from_pretrained(student.model, **asked)

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.evaluation.generations import (
+    Generation,
+    read_generations,
+    with_differences,
+    with_scores,
+)
 from cluster.evaluation.statistics import Measures, difference, measures
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
@@ -30,6 +36,7 @@ class DomainResults:
     tokens: int  # with loss
     bytes: int  # that they stand for
     kl_kind: str  # "full", "bucketed-K" or "none"
+    prompts: int  # that were answered
     models: dict[str, Measures]
     differences: dict[str, Measures] = field(default_factory=dict)
 
@@ -59,6 +66,7 @@ class Compared:
 
     run: Path
     documents: DocumentSums
+    generations: tuple[Generation, ...] = ()
 
     def refuse_other_text(self, documents: DocumentSums, domains: Iterable[str]) -> None:
         """Raise ConfigError for a student that was evaluated on other validation text."""
@@ -82,7 +90,7 @@ def compared(run: Path, to: RunDir, domains: Iterable[str]) -> Compared:
             f"--compare is {run}, whose student was not evaluated document by document; run "
             f"`tutelage eval {run}` first"
         )
-    found = Compared(run, documents)
+    found = Compared(run, documents, tuple(read_generations(run_dir.generations)))
     if (own := _newest(to)) is not None:
         found.refuse_other_text(own, domains)
     return found
@@ -101,12 +109,15 @@ def results_of(
 ) -> Results:
     """From what the evaluations of a run have left in its folder. Raises ConfigError for another
     student on other text."""
+    written = read_generations(run_dir.generations)
     after = DocumentSums.read(run_dir.documents("latest"))
     if other is not None:
         other.refuse_other_text(after, [domain.name for domain in domains])
     students = {"before": _before(run_dir, after), "after": after}
+    texts = {name: _Texts(written, name) for name in MODELS}
     if other is not None:
         students[_label(other, run_dir)] = other.documents
+        texts[_label(other, run_dir)] = _Texts(other.generations, "after")
     known = {name: documents for name, documents in students.items() if documents is not None}
     kinds = json.loads((run_dir.path / "evaluation.json").read_text())
     return Results(
@@ -115,6 +126,7 @@ def results_of(
             domain.name: _domain_results(
                 {name: documents.of(domain.name) for name, documents in known.items()},
                 bytes_of(after.of(domain.name), domain, tokenizer),
+                {name: text.of(domain.name) for name, text in texts.items()},
                 kl_kind=kinds[domain.name]["kl_kind"],
             )
             for domain in domains
@@ -128,20 +140,47 @@ def _label(other: Compared, run_dir: RunDir) -> str:
     return name if name not in (run_dir.path.name, *MODELS) else str(other.run)
 
 
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What one model wrote, and what it is called there."""
+
+    generations: Sequence[Generation]
+    model: str
+
+    def of(self, domain: str) -> "_Texts":
+        return _Texts([g for g in self.generations if g.domain == domain], self.model)
+
+    def joined(self, measured: Measures) -> Measures:
+        return with_scores(measured, self.generations, self.model)
+
+    def less(self, other: "_Texts", measured: Measures) -> Measures:
+        return with_differences(
+            measured, self.generations, other.generations, model=self.model, other=other.model
+        )
+
+
 def _domain_results(
-    students: Mapping[str, DocumentSums], bytes_D: np.ndarray, *, kl_kind: str
+    students: Mapping[str, DocumentSums],
+    bytes_D: np.ndarray,
+    texts: Mapping[str, _Texts],
+    *,
+    kl_kind: str,
 ) -> DomainResults:
     after = students["after"]
-    models = {name: measures(own, bytes_D, of="student") for name, own in students.items()}
-    teacher = measures(after, bytes_D, of="teacher")
+    models = {
+        name: texts[name].joined(measures(own, bytes_D, of="student"))
+        for name, own in students.items()
+    }
+    teacher = texts["teacher"].joined(measures(after, bytes_D, of="teacher"))
     return DomainResults(
         documents=len(after),
         tokens=int(after.column("tokens").sum()),
         bytes=int(bytes_D.sum()),
         kl_kind=kl_kind,
+        prompts=sum(one.is_scored for one in texts["after"].generations),
         models=models if teacher.nll is None else {"teacher": teacher, **models},
         differences={
-            f"after - {name}": difference(after, own, bytes_D)
+            f"after - {name}": texts["after"].less(texts[name], difference(after, own, bytes_D))
             for name, own in students.items()
             if name != "after"
         },

@@ -28,12 +28,16 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """One model on one domain's validation text."""
+    """One model on one domain's validation text; of what it wrote, means over prompts."""
 
     nll: Estimate | None  # nats per token; None without a teacher
     bits_per_byte: Estimate | None  # None also where no token has text
     kl: Estimate | None  # KL(teacher || student), nats per token; None for the teacher itself
     ece: Estimate | None  # expected calibration error; None where the likeliest id is not known
+    exact_match: Estimate | None = None  # of its answers, which are right but for case and the like
+    token_f1: Estimate | None = None
+    rouge_l: Estimate | None = None
+    cut: int | None = None  # answers that came to the limit of tokens
 
 
 def ratio(sums_D: np.ndarray, weights_D: np.ndarray) -> Estimate | None:

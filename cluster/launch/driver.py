@@ -42,6 +42,7 @@ from student_trainer.state.checkpoint import refuse_fewer_steps
 from student_trainer.tracking.services import refuse_unready
 
 if TYPE_CHECKING:
+    from cluster.launch.generating import Asked
     from cluster.launch.training import Students
 
 CONTROLLER_DEADLINE_S = 120.0
@@ -84,10 +85,14 @@ def train(
     return run_dir_of(config)
 
 
-def evaluate(config: Config, *, service: str | None = None, address: str | None = None) -> Prepared:
+def evaluate(
+    config: Config, asked: "Asked", *, service: str | None = None, address: str | None = None
+) -> Prepared:
     """Compare the run's export, made anew where it is older than the newest checkpoint, with its
     teacher, as `evaluation.json` and the latest documents in the run's folder have it; returns
-    what was prepared. A run without either is evaluated as it begins."""
+    what was prepared. A run without either is evaluated as it begins. Teacher, student before and
+    after write what is `asked`, as the run's generations have it."""
+    from cluster.launch.generating import Generating
     from cluster.launch.serving import teaching
     from student_trainer.state.export import newest_export  # slow, as transformers is
     from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -100,10 +105,14 @@ def evaluate(config: Config, *, service: str | None = None, address: str | None 
         with connected(address):
             refuse_unplaceable(launch)
             export = newest_export(run_dir, config, CAUSAL_LM.model)
+            generating = Generating(launch, asked, export)
             group = _students(launch, export=export)
             with group as students, teaching(launch) as (plan, open_reader):
                 evaluating = replace(plan, mode="evaluate")
                 _train(students, Assignment(evaluating, open_reader, _replayed(launch)))
+                generating.ask_teachers(plan)
+            generating.ask_students()
+            generating.write()
     return launch.prepared
 
 

@@ -261,18 +261,7 @@ def _student(launch: Launch) -> Asked:
     """The student as it starts."""
     from teacher_service.engine.loading import local_folder, weights_digest
 
-    student = launch.config.student
-    asked = Teacher(
-        model=student.model,
-        revision=student.revision,
-        dtype=student.dtype,
-        attention=student.attention,
-        quantisation="nf4" if isinstance(student.train, QLoRATraining) else "none",
-        trust_remote_code=student.trust_remote_code,
-        replicas=student.workers,
-        gpus=student.gpus,
-        cpus=student.cpus,
-    )
+    student, asked = launch.config.student, served_student(launch.config)
     settings = asked.model_dump(include={"model", "revision", "dtype", "quantisation"})
     identity = {name: str(value) for name, value in settings.items()}
     if student.attention != "auto":
@@ -283,11 +272,37 @@ def _student(launch: Launch) -> Asked:
     return Asked("student", identity, serve)
 
 
+def served_student(config: Config) -> Teacher:
+    """The student as it starts, as a service serves it: a replica in each worker's place."""
+    student = config.student
+    return Teacher(
+        model=student.model,
+        revision=student.revision,
+        dtype=student.dtype,
+        attention=student.attention,
+        quantisation="nf4" if isinstance(student.train, QLoRATraining) else "none",
+        trust_remote_code=student.trust_remote_code,
+        replicas=student.workers,
+        gpus=student.gpus,
+        cpus=student.cpus,
+    )
+
+
 @contextmanager
 def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
-    """A service of the student in its workers' places, for the length of a `with`."""
+    with student_served(launch, student, purpose="to score its rows") as (name, fingerprint):
+        yield _live(launch, name, fingerprint)
+
+
+@contextmanager
+def student_served(
+    launch: Launch, student: Teacher, *, purpose: str
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name and fingerprint of a service of a student in its workers' places, for the length of a
+    `with`."""
     name = f"{launch.namespace}-student"
-    print(f"loading the student, {student.model}, to score its rows", flush=True)
+    loaded = student.model if student.adapter is None else f"{student.model} + {student.adapter}"
+    print(f"loading the student, {loaded}, {purpose}", flush=True)
     config = launch.config
     try:
         description = service.start(
@@ -298,7 +313,7 @@ def _served(launch: Launch, student: Teacher) -> Iterator[OpenReader]:
             cache=config.paths.cache,
             context=config.data.context,
         ).described()
-        yield _live(launch, name, description.fingerprint)
+        yield name, description.fingerprint
     finally:
         service.stop(name)
 

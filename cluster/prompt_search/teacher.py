@@ -182,11 +182,16 @@ def refuse_unfit(
 
 
 def same_answer(written: str, right: str, *, chat: bool) -> bool:
-    """Whether an answer is the right one but for whitespace. Without a chat template an empty line
-    ends an answer, as it does in worked examples, unless the right answer has one."""
+    """Whether an answer is the right one but for whitespace."""
+    return answer_in(written, right, chat=chat).split() == right.split()
+
+
+def answer_in(written: str, right: str, *, chat: bool) -> str:
+    """What of a written text is the answer. Without a chat template an empty line ends it, as it
+    does in worked examples, unless the right answer has one."""
     if not chat and "\n\n" not in right.strip():
-        written = written.strip().partition("\n\n")[0]
-    return written.split() == right.split()
+        return written.strip().partition("\n\n")[0]
+    return written.strip()
 
 
 def scorer_for(task: Task, split: Split, teacher: Teacher, *, cache: Path, **options) -> Scorer:

@@ -79,6 +79,11 @@ class RunDir:
         return self.path / "documents" / f"{when}.arrow"
 
     @property
+    def generations(self) -> Path:
+        """What teacher and students wrote when they were evaluated last, a line for each prompt."""
+        return self.path / "generations.jsonl"
+
+    @property
     def trackers(self) -> Path:
         """By what trackers know the run again, and what they have got."""
         return self.path / "trackers"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.cli import main
+from cluster.evaluation.generations import read_generations
 from cluster.evaluation.statistics import ratio
 from shared.run.document_sums import DocumentSums
 from tests.cluster.jobs import WORDS, write_job
@@ -26,7 +27,7 @@ def runs(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
 
 def evaluated(capsys, *arguments: str) -> dict:
     capsys.readouterr()
-    assert main(["eval", *arguments, "--json"]) == 0
+    assert main(["eval", *arguments, "--generate", "0", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -35,6 +36,9 @@ def test_teacher_and_both_students_stand_in_one_table(runs, capsys) -> None:
     assert main(["eval", str(runs / "one")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[lines.index(next(x for x in lines if "bits/byte" in x)) :])) <= 100
+    written = read_generations(runs / "one" / "generations.jsonl")
+    assert {g.domain for g in written} == set(WORDS)
+    assert all(set(g.models) == {"teacher", "before", "after"} for g in written)
     found = json.loads((runs / "one" / "eval.json").read_text())
     summary = json.loads((runs / "one" / "summary.json").read_text())["domains"]
     assert set(found["domains"]) == set(WORDS)
@@ -82,7 +86,7 @@ def test_a_run_with_other_validation_text_is_refused(runs, tmp_path, capsys) -> 
     moved = np.roll(table.column("content").to_numpy(), 1)
     DocumentSums(table.set_column(place, table.schema.field("content"), [moved])).write(path)
     capsys.readouterr()
-    assert main(["eval", str(runs / "one"), "--compare", str(other)]) == 2
+    assert main(["eval", str(runs / "one"), "--compare", str(other), "--generate", "0"]) == 2
     assert "has other validation text of domain" in capsys.readouterr().err
 
 

@@ -1,0 +1,104 @@
+"""What teacher, student before and after write in `tutelage eval`, on a real run."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster import api
+from cluster.cli import main
+from cluster.evaluation.generations import read_generations
+from cluster.evaluation.scores import has_rouge, scores
+from tests.cluster.jobs import write_job
+
+LIMIT, PROMPTS = 5, 6
+
+pytestmark = pytest.mark.drill
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
+    """A run on prompts with responses, and on plain text; its models answered twice."""
+    folder = tmp_path_factory.mktemp("generating")
+    draw = random.Random(7)
+    rows = [
+        {"prompt": f"say {n} {draw.randint(1, 9)}", "response": f"it is {n}"} for n in range(80)
+    ]
+    for name, part in (("asked", rows[:60]), ("held", rows[60:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    domains = {
+        "asked": {"train": "asked.jsonl", "validation": "held.jsonl"},
+        "letters": {"train": "letters.jsonl"},
+    }
+    job = write_job(folder, tiny_pair, domains=domains)
+    asked = ["name=spoken", "steps=4", "baseline=false", "mixture={policy: fixed}"]
+    assert main(["run", str(job), *asked]) == 0
+    run = folder / "runs" / "spoken"
+    options = ["--generate", str(PROMPTS), "--max-new-tokens", str(LIMIT)]
+    assert main(["eval", str(run), *options]) == 0
+    return run
+
+
+def written_by(folder: Path, prompt: str) -> str:
+    """What a user of a folder gets for a prompt."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = [*bos, *tokenizer(f"{prompt}\n", add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        found = model.generate(torch.tensor([ids]), max_new_tokens=LIMIT, do_sample=False)
+    return tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_each_model_writes_as_its_folder_does(run, tiny_pair) -> None:
+    folders = {
+        "teacher": tiny_pair.teacher,
+        "before": tiny_pair.student,
+        "after": run / "export",
+    }
+    found = [g for g in read_generations(run / "generations.jsonl") if g.domain == "asked"]
+    assert len(found) == PROMPTS
+    questions = [json.loads(line) for line in (run.parents[1] / "held.jsonl").open()]
+    assert {(g.prompt, g.right) for g in found} <= {(q["prompt"], q["response"]) for q in questions}
+    for generation in found[:2]:
+        assert generation.max_new_tokens == LIMIT
+        assert generation.step == 4
+        for name, folder in folders.items():
+            assert generation.models[name].text == written_by(folder, generation.prompt)
+
+
+def test_scores_stand_in_the_table_with_their_errors(run, capsys) -> None:
+    found = json.loads((run / "eval.json").read_text())["domains"]["asked"]
+    generations = [g for g in read_generations(run / "generations.jsonl") if g.domain == "asked"]
+    assert found["prompts"] == PROMPTS
+    for name in ("teacher", "before", "after"):
+        told = found["models"][name]
+        own = [scores(g.models[name].text.split("\n\n")[0], g.right) for g in generations]
+        assert told["token_f1"]["value"] == pytest.approx(sum(s.token_f1 for s in own) / PROMPTS)
+        assert told["cut"] == sum(g.models[name].cut for g in generations)
+        assert (told["rouge_l"] is not None) == has_rouge()
+    assert set(found["differences"]) == {"after - before"}
+    assert found["differences"]["after - before"]["exact_match"] is not None
+
+
+def test_plain_text_is_written_on_and_scored_by_nothing(run) -> None:
+    found = json.loads((run / "eval.json").read_text())["domains"]["letters"]
+    assert found["prompts"] == 0
+    assert found["models"]["after"]["token_f1"] is None
+    generations = [g for g in read_generations(run / "generations.jsonl") if g.domain == "letters"]
+    assert 1 <= len(generations) <= 4
+    for generation in generations:
+        assert set(generation.models) == {"teacher", "before", "after"}
+        assert all(w.scores is None and w.text for w in generation.models.values())
+
+
+def test_nothing_is_written_where_nothing_is_asked(run, tmp_path) -> None:
+    before = (run / "generations.jsonl").read_bytes()
+    api.Run(run).evaluate(generate=PROMPTS, max_new_tokens=LIMIT)
+    assert (run / "generations.jsonl").read_bytes() == before
+    api.Run(run).evaluate(generate=0)
+    assert not (run / "generations.jsonl").exists()
+    assert json.loads((run / "eval.json").read_text())["domains"]["asked"]["prompts"] == 0
