@@ -37,4 +37,6 @@ def evaluate(
         results = results_of(run_dir, prepared.domains, student_tokenizer(config), other)
     path = results.write(run_dir.path)
     print(results.text().rstrip() if as_json else f"{table(results)}\n\nNumbers   {path}")
+    if not as_json and run_dir.generations.exists():
+        print(f"Texts     {run_dir.generations}\nPage      tutelage report {run}")
     return results

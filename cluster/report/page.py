@@ -16,6 +16,7 @@ from cluster.report.curves import curves
 from cluster.report.measurement import DomainSummary, Failures, kl, measure, nll
 from cluster.report.plots import Mark, Shape
 from cluster.report.record import RunRecord, finite, read_json, read_record
+from cluster.report.samples import samples_of
 from cluster.report.services import read_scaling
 from cluster.report.summary import verdict
 from cluster.report.text import COLUMNS
@@ -66,6 +67,7 @@ def _page(record: RunRecord) -> str:
         gap_closed={name: gap_closed(domain) for name, domain in summary["domains"].items()},
         comparisons=_comparisons(record),
         prompts=_prompts(files.prompts),
+        samples=samples_of(files.generations, record.domains),
         curves=curves(record),
         scaling=read_scaling(files.scaling),
         retries=[(m.step, m.retried_units) for m in record.lines if m.retried_units],
