@@ -232,17 +232,22 @@ def plan(
     gpu_memory: str | None = None,
     memory: str | None = None,
     price: float | None = None,
+    probe: bool = False,
+    address: str | None = None,
 ) -> Estimate:
-    """What a run takes of memory, wire, disk, time and money; reads no weights. Raises ConfigError
-    where it has no room."""
-    return plans.plan(
-        Path(config),
-        _spelt(overrides),
-        gpu=gpu,
-        gpu_memory=gpu_memory,
-        memory=memory,
-        price=price,
-    )
+    """What a run takes of memory, wire, disk, time and money; reads no weights, but with `probe`,
+    which takes the first steps and measures them. Raises ConfigError where it has no room."""
+    with _interruptible():
+        return plans.plan(
+            Path(config),
+            _spelt(overrides),
+            gpu=gpu,
+            gpu_memory=gpu_memory,
+            memory=memory,
+            price=price,
+            probe=probe,
+            address=address,
+        )
 
 
 def compare(folders: Sequence[str | Path], *, to: str | Path | None = None) -> Path:

@@ -82,9 +82,14 @@ def plan(
         str | None, typer.Option(metavar="SIZE", help="Of a machine; default: of this one.")
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of a GPU, an hour.")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Take the first steps and measure them.")
+    ] = False,
+    address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """What a run takes: memory by part, wire, disk, time, cost. Reads config.json, no weights."""
+    """What a run takes: memory by part, wire, disk, time, cost. Reads config.json, no weights; with
+    --probe, it takes the first steps instead of guessing."""
     from cluster.commands import plan
 
     plan.plan(
@@ -94,5 +99,7 @@ def plan(
         gpu_memory=gpu_memory,
         memory=memory,
         price=price,
+        probe=probe,
+        address=address,
         as_json=as_json,
     )

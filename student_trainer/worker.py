@@ -47,7 +47,8 @@ def train_worker(
         early = Early(config, clock, export=export)
         given = take()
         clock.moments |= given.clock.moments
-        run_plan(given.plan, given.open_reader, given.open_controller, early=early)
+        work = given.work or run_plan
+        work(given.plan, given.open_reader, given.open_controller, early=early)
     except TutelageError as error:
         if leads:
             described = {

@@ -8,7 +8,8 @@ from typing import Any
 
 from cluster.builtin.models import stages_to_build
 from cluster.planning.loading import made, read
-from cluster.sizing.estimate import Estimate, estimate, with_speed
+from cluster.probing.probe import probe as probing
+from cluster.sizing.estimate import Estimate, estimate, seconds_of, with_probe, with_speed
 from cluster.sizing.fitting import refuse_unfit, rooms
 from cluster.sizing.hardware import Device, gpu_named, machine_memory, size_of
 from cluster.sizing.rates import UTILISATION, Speed, cost, gpus_of
@@ -24,9 +25,12 @@ def plan(
     gpu_memory: str | None = None,
     memory: str | None = None,
     price: float | None = None,
+    probe: bool = False,
+    address: str | None = None,
     as_json: bool = False,
 ) -> Estimate:
-    """Print the estimate of a config and return it; with `as_json` one JSON object instead.
+    """Print the estimate of a config and return it; with `as_json` one JSON object instead. With
+    `probe` the config's first steps are taken, on the cluster at `address`, and measured.
 
     Raises ConfigError where a process has no room, once the estimate is printed.
     """
@@ -40,6 +44,9 @@ def plan(
     device = _gpu(gpu, gpu_memory)
     machine = size_of(memory, option="--memory") if memory else machine_memory()
     found = _timed(estimate(config), device)
+    if probe:
+        refuse_unfit(found, gpu=device, machine_bytes=machine)
+        found = with_probe(found, probing(found, address=address))
     places = rooms(found, gpu=device, machine_bytes=machine)
     if as_json:
         print(json.dumps(_fields(found, price=price)))
@@ -75,7 +82,8 @@ def _timed(found: Estimate, device: Device | None) -> Estimate:
 def _fields(found: Estimate, *, price: float | None) -> dict[str, Any]:
     """For programs: bytes, seconds and operations under the names of the estimate's fields."""
     fields: dict[str, Any] = asdict(found) | {"config": found.config.model_dump(mode="json")}
-    if found.pace is not None and price is not None:
-        seconds = found.pace.step_s * found.config.steps
+    if (seconds := seconds_of(found)) is not None:
+        fields["seconds"] = seconds
+    if seconds is not None and price is not None:
         fields["cost"] = cost(seconds=seconds, gpus=gpus_of(found.config), price=price)
     return fields

@@ -194,7 +194,7 @@ def _distil(launch: Launch) -> None:
             done = has_ended(launch.run_dir, launch.config)
             if launch.run_dir.finished and not done:
                 conclude(launch.run_dir, status="interrupted")
-            learning = None if done else stack.enter_context(_learning(launch))
+            learning = None if done else stack.enter_context(learners(launch))
             plan, open_reader = stack.enter_context(teaching(launch))
             for name, part in plan.by_teacher.items():
                 if part.training_question is not None:
@@ -266,14 +266,15 @@ def refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None)
 
 
 @contextmanager
-def _learning(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None]]:
+def learners(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None]]:
     """The controller and the students of a run, who come up while its teacher does; what is
     yielded trains them."""
     with _controller(launch) as controller, _students(launch) as students:
 
         def learn(plan: RunPlan, open_reader: OpenRunReader) -> None:
             launch.clock.mark("planned")
-            _train(students, Assignment(plan, open_reader, controller(), launch.clock))
+            assigned = Assignment(plan, open_reader, controller(), launch.clock, launch.work)
+            _train(students, assigned)
 
         yield learn
 

@@ -128,12 +128,15 @@ def _begun(launch: Launch, name: str) -> service.Starting:
     more = f"; {in_words(teacher.replicas)}" if isinstance(teacher.replicas, Autoscaling) else ""
     print(f"loading the teacher, {copies}{teacher.model}{more}", flush=True)
     shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
+    cache, context = launch.config.paths.cache, launch.config.data.context + max(shown, default=0)
+    (load,) = (launch.engines.get(own) for own in launch.config.teachers)
     return service.start(
         name,
         teacher,
         detached=False,
-        cache=launch.config.paths.cache,
-        context=launch.config.data.context + max(shown, default=0),
+        cache=cache,
+        context=context,
+        make_engine=load and partial(load, teacher, cache, context),
     )
 
 

@@ -27,11 +27,11 @@ from shared.data.tokenise import prepare
 from shared.data.trust import Trust
 from shared.errors import ConfigError, HandshakeError
 from shared.locations import Location
-from shared.run.plan import RunPlan
+from shared.run.plan import RunPlan, Work
 from shared.run.run_dir import RunDir
 from shared.run.start import StartClock
 from shared.targets.head_location import ShippedHead
-from teacher_service.engine.description import TeacherDescription
+from teacher_service.engine.description import LoadEngine, TeacherDescription
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,9 @@ class Launch:
     # Teacher services that are running, by teacher; None: the run starts its own.
     services: Mapping[str, str] | None
     clock: StartClock = field(default_factory=StartClock)
+    # In place of those of its own services' replicas, by teacher, and of its workers' training.
+    engines: Mapping[str, LoadEngine] = field(default_factory=dict)
+    work: Work | None = None
 
     def taught_by(self, teacher: str) -> "Launch":
         """The part of the command that one teacher teaches."""

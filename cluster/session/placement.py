@@ -72,10 +72,22 @@ def refuse_unplaceable_here(
         _refuse_beyond_machine(demands_of({}))
 
 
-def _refuse_beyond_machine(demands: Sequence[tuple[str, Bundle]]) -> None:
+def gpus_here() -> float:
+    """GPUs of the cluster or, where one is still to be started, of this machine."""
+    if ray.is_initialized():
+        return ray.cluster_resources().get("GPU", 0.0)
+    return _machine().get("GPU", 0.0)
+
+
+def _machine() -> Bundle:
+    """What Ray would declare of this machine."""
     found = ResourceAndLabelSpec()
     found.resolve(is_head=True)
-    machine = [{name: amount or 0.0 for name, amount in found.to_resource_dict().items()}]
+    return {name: amount or 0.0 for name, amount in found.to_resource_dict().items()}
+
+
+def _refuse_beyond_machine(demands: Sequence[tuple[str, Bundle]]) -> None:
+    machine = [_machine()]
     if misfit := _first_misfit(demands, machine):
         raise PlacementError(_sentence(misfit, demands, machine, "has"))
 

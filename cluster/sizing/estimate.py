@@ -6,8 +6,10 @@ from pathlib import Path
 
 from cluster.planning.handshake import describe_teacher, training_question
 from cluster.sizing.bounds import bounds_of
+from cluster.sizing.measured import Probe
 from cluster.sizing.memory import (
     Activations,
+    Bounds,
     Memory,
     ModelSizes,
     StudentSetting,
@@ -22,6 +24,7 @@ from cluster.sizing.rates import (
     Speed,
     Work,
     checkpoint_bytes,
+    measured_pace,
     pace,
     payloads,
 )
@@ -55,6 +58,7 @@ class Side:
     sizes: ModelSizes
     activations: Activations
     memory: Memory
+    chunk_rows: int | None  # of logits at one time; None: all ids are asked, of every position
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class Estimate:
     work: Work
     checkpoint_bytes: int
     pace: Pace | None = None  # None: no speed is known
+    probe: Probe | None = None  # None: nothing is measured
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -104,6 +109,12 @@ class _Asked:
     is_known: bool
     hidden_width: int
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether answers name every id of every position."""
+        ask = None if self.question is None else self.question.ask
+        return isinstance(ask, KeptIds) and ask.num_ids >= self.shared_vocab
+
 
 def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
     """The estimate of a resolved config, for rows of so many tokens; by default, of its context.
@@ -119,20 +130,12 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
         sizes, scoring = teacher_sizes(name, teacher, lines=micro_batch, tokens=tokens)
         asked[name] = _asked(config.taught_by(name), sizes, own)
         unit = micro_batch * tokens * _price(asked[name])
-        memory = teacher_memory(
-            sizes,
-            scoring,
-            bounds_of(
-                config,
-                _ask(asked[name]),
-                own,
-                teacher_rows=sizes.vocabulary,
-                on_gpu=teacher.gpus > 0,
-            ),
-            answer_bytes=unit,
-        )
+        ask, rows = _ask(asked[name]), sizes.vocabulary
+        bounds = bounds_of(config, ask, own, teacher_rows=rows, on_gpu=teacher.gpus > 0)
+        memory = teacher_memory(sizes, scoring, bounds, answer_bytes=unit)
         copies, gpus = teacher.most, teacher.gpus
-        sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory))
+        chunk = None if asked[name].is_whole else bounds.scoring_rows
+        sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory, chunk))
         teaching += (scoring.flops + scoring.head_flops) / len(config.teachers)
     dearest = max(asked.values(), key=_price, default=None)
     units = config.accumulation * student.workers
@@ -142,13 +145,17 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
         teacher=units * teaching if config.needs_teacher else 0.0,
         update_bytes=own.trained * MASTER_AND_MOMENTS,
     )
-    memory = _student_memory(config, own, learning, dearest, sides, tokens)
+    rows = max((side.sizes.vocabulary for side in sides), default=own.vocabulary)
+    on_gpu = student.gpus > 0
+    bounds = bounds_of(config, _ask(dearest), own, teacher_rows=rows, on_gpu=on_gpu)
+    memory = _student_memory(config, own, learning, bounds, dearest, sides, tokens)
+    chunk = None if dearest is not None and dearest.is_whole else bounds.chunk_rows
     chosen = _payloads(config, dearest, sides)
     return Estimate(
         config=config,
         tokens=tokens,
         student=Side(
-            "student", student.model, student.workers, student.gpus, own, learning, memory
+            "student", student.model, student.workers, student.gpus, own, learning, memory, chunk
         ),
         teachers=tuple(sides),
         wire=_wire(config, dearest, tokens),
@@ -164,6 +171,20 @@ def with_speed(found: Estimate, speed: Speed) -> Estimate:
     if not found.teachers:
         speed = replace(speed, teacher=speed.student)
     return replace(found, pace=pace(found.work, speed, found.config))
+
+
+def with_probe(found: Estimate, probe: Probe) -> Estimate:
+    """The same with what a probe measured in place of what sizes say."""
+    return replace(found, probe=probe, pace=measured_pace(probe, found.config))
+
+
+def seconds_of(found: Estimate) -> float | None:
+    """Seconds of a run: of its steps and, where they are measured, of its evaluations and
+    checkpoints. None where no speed is known."""
+    if found.pace is None:
+        return None
+    beside = found.probe.whole_run_s(found.config) if found.probe is not None else 0.0
+    return found.pace.step_s * found.config.steps + beside
 
 
 def _asked(config: Config, teacher: ModelSizes, student: ModelSizes) -> _Asked:
@@ -223,12 +244,12 @@ def _student_memory(
     config: Config,
     own: ModelSizes,
     learning: Activations,
+    bounds: Bounds,
     asked: _Asked | None,
     teachers: list[Side],
     tokens: int,
 ) -> Memory:
-    student, on_gpu = config.student, config.student.gpus > 0
-    rows = max((side.sizes.vocabulary for side in teachers), default=own.vocabulary)
+    student = config.student
     heads = 0
     if config.targets.exact is not None:
         heads = sum(
@@ -243,10 +264,9 @@ def _student_memory(
         positions=positions,
         answer_bytes=_decoded(asked),
         answers=config.accumulation if weighers_of(config.losses) else 1,
-        on_gpu=on_gpu,
+        on_gpu=student.gpus > 0,
         teacher_head_bytes=heads,
     )
-    bounds = bounds_of(config, _ask(asked), own, teacher_rows=rows, on_gpu=on_gpu)
     return student_memory(own, learning, setting, bounds)
 
 

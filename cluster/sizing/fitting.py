@@ -33,14 +33,14 @@ class Room:
 
 def rooms(found: Estimate, *, gpu: Device | None, machine_bytes: int) -> list[Room]:
     """Each side's room: on GPUs of its own, or of a machine that all processes on CPUs share."""
-    return [_room(side, gpu, machine_bytes) for side in found.sides]
+    return [_room(found, side, gpu, machine_bytes) for side in found.sides]
 
 
 def machine_total(found: Estimate) -> int:
     """Bytes that all processes on CPUs take together, if one machine has them all."""
     own = [side for side in found.sides if side.gpus == 0]
     stored = round(found.wire.object_store_bytes) if found.wire else 0
-    return sum(side.processes * _taken(side) for side in own) + stored + RAY_BYTES
+    return sum(side.processes * _taken(found, side) for side in own) + stored + RAY_BYTES
 
 
 def refuse_unfit(found: Estimate, *, gpu: Device | None, machine_bytes: int) -> None:
@@ -50,17 +50,18 @@ def refuse_unfit(found: Estimate, *, gpu: Device | None, machine_bytes: int) -> 
             raise ConfigError(_sentence(found, room))
     total = machine_total(found)
     if any(side.gpus == 0 for side in found.sides) and total > machine_bytes * USABLE:
-        largest = max(found.sides, key=lambda side: side.processes * _taken(side))
+        largest = max(found.sides, key=lambda side: side.processes * _taken(found, side))
         raise ConfigError(
             f"all processes together take {in_bytes(total)} and the machine has "
             f"{in_bytes(machine_bytes)}; most is {_whose(largest)}, "
-            f"{in_bytes(largest.processes * _taken(largest))}, of which {largest.memory.largest}: "
+            f"{in_bytes(largest.processes * _taken(found, largest))}, of which "
+            f"{largest.memory.largest}: "
             f"{_way_out(found, largest)}"
         )
 
 
-def _room(side: Side, gpu: Device | None, machine_bytes: int) -> Room:
-    taken = _taken(side)
+def _room(found: Estimate, side: Side, gpu: Device | None, machine_bytes: int) -> Room:
+    taken = _taken(found, side)
     if side.gpus == 0:
         return Room(side, taken, machine_bytes, "the machine")
     # A worker uses one GPU; a replica lays its layers out over all it has.
@@ -71,10 +72,18 @@ def _room(side: Side, gpu: Device | None, machine_bytes: int) -> Room:
     return Room(side, taken, has, where)
 
 
-def _taken(side: Side) -> int:
+def _taken(found: Estimate, side: Side) -> int:
+    """As measured, else by the formula."""
+    if found.probe is not None:
+        return found.probe.memory(side.name).total
+    return side.memory.total + libraries(side)
+
+
+def libraries(side: Side) -> int:
+    """What a process takes beside its tensors, by the formula."""
     if side.gpus:
-        return side.memory.total + GPU_LIBRARIES
-    return side.memory.total + CPU_LIBRARIES["student" if side.name == "student" else "teacher"]
+        return GPU_LIBRARIES
+    return CPU_LIBRARIES["student" if side.name == "student" else "teacher"]
 
 
 def _sentence(found: Estimate, room: Room) -> str:

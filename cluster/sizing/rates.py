@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from cluster.sizing.measured import Probe
 from shared.config.run import Config
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.last_states import LastStates
@@ -42,7 +43,7 @@ class Pace:
     teacher_s: float  # with one replica
     replicas: int  # at most, where their number follows the need
     workers: int
-    measured: bool
+    waited_s: float | None = None  # of a step for the teacher, measured; None: by operations
 
     @property
     def replicas_per_worker(self) -> float:
@@ -51,7 +52,9 @@ class Pace:
 
     @property
     def step_s(self) -> float:
-        """Of the slower side."""
+        """Of the slower side, or as it was measured."""
+        if self.waited_s is not None:
+            return self.student_s + self.waited_s
         return max(self.student_s, self.teacher_s / self.replicas)
 
     @property
@@ -78,8 +81,23 @@ def pace(work: Work, speed: Speed, config: Config) -> Pace:
         teacher_s=work.teacher / speed.teacher,
         replicas=replicas,
         workers=config.student.workers,
-        measured=False,
     )
+
+
+def measured_pace(probe: Probe, config: Config) -> Pace:
+    """From measured seconds; where a teacher may have more replicas than were measured, its workers
+    wait as much less."""
+    step = probe.student[0].step
+    student_s = step["seconds"] - step["wait"]
+    seconds = {name: probe.teacher_s(name) for name in probe.teachers}
+    most = {name: config.teachers[name].most for name in seconds}
+    slowest = max(seconds, key=lambda name: seconds[name] / most[name], default=None)
+    teacher_s = 0.0 if slowest is None else seconds[slowest]
+    replicas = 1 if slowest is None else most[slowest]
+    waited_s = step["wait"]
+    if any(config.teachers[name].fewest < most[name] for name in seconds):
+        waited_s = min(waited_s, max(0.0, teacher_s / replicas - student_s))
+    return Pace(student_s, teacher_s, replicas, config.student.workers, waited_s)
 
 
 def payloads(

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from cluster.sizing.estimate import Estimate, Side
+from cluster.sizing.estimate import Estimate, Side, seconds_of
 from cluster.sizing.fitting import Room
+from cluster.sizing.probe_words import bounded, side_by_side, speeds
 from cluster.sizing.rates import cost, gpus_of
 from shared.in_words import duration, in_bytes
 
@@ -32,11 +33,17 @@ def _memory(found: Estimate, room: Room) -> Iterator[str]:
     copies = f"{side.processes} x " if side.processes > 1 else ""
     weights = f"{side.sizes.num_weights / 1e6:,.1f} M weights"
     yield f"{copies}{side.name}, {side.model}: {weights}, {kind}"
-    for name, size in side.memory.parts.items():
-        if size:
-            yield f"  {name:<{WIDTH - 2}}{in_bytes(size):>12}"
+    if found.probe is not None:
+        yield from side_by_side(found, side)
+    else:
+        for name, size in side.memory.parts.items():
+            if size:
+                yield f"  {name:<{WIDTH - 2}}{in_bytes(size):>12}"
     verdict = {True: "fits", False: "does not fit", None: "name it with --gpu"}[room.fits]
     has = "memory not known" if room.has is None else f"{room.has / 2**30:,.0f} GiB"
+    if found.probe is not None:
+        yield f"  {room.where} ({has}): {verdict}"
+        return
     said = f"with its libraries; {room.where} ({has}): {verdict}"
     yield f"  {'in all':<{WIDTH - 2}}{in_bytes(room.taken):>12}  {said}"
 
@@ -93,19 +100,27 @@ def _time(found: Estimate, price: float | None) -> Iterator[str]:
     pace, config = found.pace, found.config
     gpus = gpus_of(config)
     if pace is None:
-        yield f"{'Time':<{WIDTH}}not known: name GPUs (--gpu), or measure: `tutelage selftest`"
+        yield f"{'Time':<{WIDTH}}not known: name GPUs (--gpu), or measure: --probe"
         return
-    how = "measured" if pace.measured else "by operations"
+    how = "by operations" if pace.waited_s is None else "measured"
     yield f"{'Step':<{WIDTH}}{pace.step_s:.3g} s ({how}): student {pace.student_s:.3g} s"
+    if found.probe is not None:
+        yield from (f"{'':<{WIDTH}}{said}" for said in speeds(found))
+        yield from (f"{'Bounded':<{WIDTH}}{said}" for said in bounded(found))
     if pace.teacher_s:
         yield (
             f"{'Replicas':<{WIDTH}}{pace.replicas_per_worker:.2g} keep one worker busy, "
             f"{pace.busy_replicas} all of them; there are {pace.replicas}"
         )
-    total = pace.step_s * config.steps
+    total = seconds_of(found) or 0.0
     rate = config.batch.rows_per_step * found.tokens / pace.step_s
-    said = f"{duration(total)} for {config.steps:,} steps, {rate:,.0f} tokens/s, evaluation apart"
-    yield f"{'Time':<{WIDTH}}{said}"
+    apart = f"{rate:,.0f} tokens/s, evaluation apart"
+    if found.probe is not None:
+        beside = duration(found.probe.whole_run_s(config))
+        apart = (
+            f"of which evaluations and checkpoints {beside}" + ", baseline apart" * config.baseline
+        )
+    yield f"{'Time':<{WIDTH}}{duration(total)} for {config.steps:,} steps, {apart}"
     if price is not None:
         money = cost(seconds=total, gpus=gpus, price=price)
         yield f"{'Cost':<{WIDTH}}{money:,.2f} for {gpus:g} GPUs at {price:g} an hour"

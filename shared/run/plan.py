@@ -86,6 +86,7 @@ class RunPlan:
 OpenReader = Callable[[int], TargetReader]  # rank -> reader of one teacher; picklable
 OpenRunReader = Callable[[int], RunReader]  # rank -> reader of all of them; picklable
 OpenController = Callable[[], ControllerClient]  # called on rank 0 only; picklable
+Work = Callable[..., None]  # called as `student_trainer.loop.run_plan` is; picklable
 
 
 def open_routing(rank: int, *, plan: RunPlan, readers: Mapping[str, OpenReader]) -> RunReader:
@@ -124,3 +125,4 @@ class Assignment:
     open_reader: OpenRunReader | None
     open_controller: OpenController
     clock: StartClock = field(default_factory=StartClock)
+    work: Work | None = None  # in place of what the plan's mode says

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from shared.config.teachers import Teacher
 from shared.data.rows import Rows
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
@@ -46,3 +47,5 @@ class Engine(Protocol):
 
 
 MakeEngine = Callable[[], Engine]  # picklable; called once in each replica's process
+# Makes the engine of a teacher, with the cache and the longest row's length; picklable.
+LoadEngine = Callable[[Teacher, str | None, int | None], Engine]
