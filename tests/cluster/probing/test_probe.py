@@ -19,9 +19,7 @@ def left(folder: Path) -> list[Path]:
 
 
 def test_a_probe_measures_each_process_of_each_side(ray_cluster, tiny_pair, tmp_path, capsys):
-    path = write_job(
-        tmp_path, tiny_pair, **two_teachers(tiny_pair), targets={"selector": "top_k", "top_k": 32}
-    )
+    path = write_job(tmp_path, tiny_pair, targets={"selector": "top_k", "top_k": 32})
     assert main(["plan", str(path), "--probe", "--json", "--price", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert left(tmp_path) == []
@@ -41,30 +39,36 @@ def test_a_probe_measures_each_process_of_each_side(ray_cluster, tiny_pair, tmp_
         assert step["tokens"] > 0
     assert student["checkpoint_bytes"] > 3 * parts["weights"]
 
-    assert set(found["probe"]["teachers"]) == {"one", "two"}
-    for (replica,) in found["probe"]["teachers"].values():
-        assert replica["timed"] > replica["followed"] > 0
-        assert replica["logits"]["widest"] <= replica["logits"]["positions"]
-        assert replica["seconds"] > 0
+    (replica,) = found["probe"]["teachers"]["tiny"]
+    assert replica["timed"] > replica["followed"] > 0
+    assert replica["logits"]["widest"] <= replica["logits"]["positions"]
+    assert replica["seconds"] > 0
     assert found["pace"]["student_s"] > 0
     assert found["seconds"] > found["pace"]["student_s"] * found["config"]["steps"]
 
 
-def test_what_a_probe_found_stands_beside_the_formula(ray_cluster, tiny_pair, tmp_path, capsys):
-    path = write_job(tmp_path, tiny_pair, losses=[{"kind": "cross_entropy"}])
-    changed = ("mixture={policy: fixed}", "student.zero=2")
+@pytest.mark.drill
+def test_each_of_two_teachers_and_workers_stands_beside_the_formula(
+    ray_cluster, tiny_pair, tmp_path, capsys
+):
+    path = write_job(tmp_path, tiny_pair, **two_teachers(tiny_pair))
+    changed = ("student.zero=2", "student.workers=2", "student.cpus=0.3")
     assert main(["plan", str(path), *changed, "--probe"]) == 0
     told = capsys.readouterr().out
     for said in ("formula    measured", "kept by allocators", "libraries", "in all", "Bounded"):
         assert said in told
     assert "forward and backward" in told
-    assert "loss tokens/s a worker" in told
+    for said in ("loss tokens/s a worker", "one,", "two,", "2 x student,"):
+        assert said in told
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("batch.micro_batch=400000", "batch.rows_per_step=400000", "--memory", "900TB"), "are free"),
+        (
+            ("batch.micro_batch=400000", "batch.rows_per_step=400000", "--memory", "900TB"),
+            "are free",
+        ),
         pytest.param(
             ("student.gpus=1",),
             "set student.gpus=0 (gpus: 0)",
