@@ -53,11 +53,13 @@ def student_sizes(
 def teacher_sizes(
     name: str, asked: Teacher, *, lines: int, tokens: int
 ) -> tuple[ModelSizes, Activations]:
-    """What a teacher is, its adapter apart, and what a scoring unit of it keeps alive. Raises
+    """What a teacher is, with its adapter, and what a scoring unit of it keeps alive. Raises
     ConfigError for a config that cannot be read."""
     with _built(f"teachers.{name}", asked) as model:
         decoder, head = _parts(model, f"teachers.{name}.model", asked.model)
         model.requires_grad_(False)
+        if asked.adapter is not None:
+            _adapt_teacher(model, f"teachers.{name}.adapter", asked.adapter, asked.adapter_revision)
         sizes = _sizes(model, model, head, quantisation=asked.quantisation)
         return sizes, _traced(model.eval(), decoder, sizes, lines, tokens, learns=False)
 
@@ -90,6 +92,21 @@ def _built(section: str, asked: Student | Teacher) -> Iterator[Any]:
         ) from None
     with torch.device("meta"):
         yield model
+
+
+def _adapt_teacher(model: Any, option: str, adapter: str, revision: str | None) -> None:
+    """Put an adapter's layers on a model, from its config alone."""
+    import peft
+
+    try:
+        config = peft.PeftConfig.from_pretrained(adapter, revision=revision)
+        config.inference_mode = False  # what learns is in no few bits, see `_quantised_bytes`
+        peft.get_peft_model(model, config)
+    except Exception as error:  # of every library that reads it
+        raise ConfigError(
+            f"{option} is {adapter}, whose adapter_config.json peft cannot build an adapter from: "
+            f"{first_line(error).rstrip('.')}; correct it or name another adapter"
+        ) from None
 
 
 def _parts(model: Any, option: str, name: str) -> tuple[nn.Module, nn.Linear]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -87,18 +88,46 @@ def test_a_quantised_teacher_weighs_what_the_real_one_does(quantisation, tmp_pat
     folder = whole(tmp_path)
     asked = Teacher(model=folder, quantisation=quantisation)
     found, _ = teacher_sizes("t", asked, lines=1, tokens=32)
-    real = load_model(
-        folder,
+    assert found.weight_bytes == held_bytes(real_teacher(asked))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+def test_a_teacher_with_an_adapter_weighs_what_the_real_one_does(quantisation, dtype, tmp_path):
+    folder, adapter = whole(tmp_path / "base"), tmp_path / "adapter"
+    base: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    peft.get_peft_model(base, peft.LoraConfig(r=5, target_modules="all-linear")).save_pretrained(
+        adapter
+    )
+    asked = Teacher(model=folder, adapter=str(adapter), quantisation=quantisation, dtype=dtype)
+    found, scoring = teacher_sizes("t", asked, lines=1, tokens=32)
+    assert scoring.traced
+    assert found.weight_bytes == held_bytes(real_teacher(asked))
+    alone, _ = teacher_sizes("t", asked.model_copy(update={"adapter": None}), lines=1, tokens=32)
+    assert found.weight_bytes > alone.weight_bytes
+
+
+def test_an_adapter_that_cannot_be_read_is_one_sentence(tmp_path):
+    folder = whole(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "NONE_SUCH"}')
+    asked = Teacher(model=folder, adapter=str(tmp_path / "adapter"))
+    with pytest.raises(ConfigError, match=r"teachers.t.adapter is .* peft cannot build an adapter"):
+        teacher_sizes("t", asked, lines=1, tokens=32)
+
+
+def real_teacher(asked: Teacher) -> nn.Module:
+    return load_model(
+        asked.model,
         revision=None,
-        adapter=None,
+        adapter=asked.adapter,
         adapter_revision=None,
-        dtype="float32",
+        dtype=asked.dtype,
         attention="auto",
-        quantisation=quantisation,
+        quantisation=asked.quantisation,
         device="cpu",
         trust_remote_code=False,
-    )
-    assert found.weight_bytes == held_bytes(real.model)
+    ).model
 
 
 def held_bytes(model: nn.Module) -> int:
