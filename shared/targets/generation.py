@@ -1,14 +1,14 @@
-"""What a teacher is asked to write, and what it wrote: token ids in, token ids out.
+"""What a model is asked to write, and what it wrote: token ids in, token ids out.
 
 Both are Arrow tables, a row each; the answer describes itself in its metadata, as SoftTargets do.
 
-T tokens of an opening   U tokens of its continuation
+T tokens of an opening   U tokens of its continuation   W the same and the id that ended it
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,10 @@ METADATA_KEY = b"tutelage.continuations"
 TokenIds = Sequence[int] | np.ndarray
 
 OPENINGS = pa.schema({"name": pa.string(), "input_ids": pa.list_(pa.int32())})
+DRAW = "draw"  # a further column, where an opening is continued more than once
+NO_END = -1  # in place of the id that ended a continuation
+# Fields that questions and answers name only where they are not at their defaults.
+LATER_FIELDS = ("top_p", "min_new_tokens", "logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,15 @@ class GenerationSpec:
     stop_ids: tuple[int, ...] = ()  # any of them ends a continuation and is left out of it
     temperature: float = 0.0  # 0: the most likely token, always
     seed: int = 0
+    top_p: float = 1.0  # only the likeliest ids that hold so much are drawn from
+    min_new_tokens: int = 0  # before it no stop id is drawn
+    logprobs: bool = False  # ask for log-probabilities, and for the ids that ended continuations
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that JSON takes."""
-        return asdict(self)
+        later = {field.name: field.default for field in fields(self) if field.name in LATER_FIELDS}
+        named = asdict(self).items()
+        return {name: value for name, value in named if later.get(name) != value}
 
     @staticmethod
     def from_dict(fields: Mapping) -> "GenerationSpec":
@@ -44,9 +53,12 @@ class GenerationSpec:
 
     def in_words(self) -> str:
         """The question as a message names it."""
+        least = f"at least {self.min_new_tokens} and " if self.min_new_tokens else ""
+        cut = f", top-p {self.top_p:g}" if self.top_p < 1 else ""
         return (
-            f"at most {self.max_new_tokens} tokens at temperature {self.temperature:g}, "
-            f"seed {self.seed}, up to any of ids {list(self.stop_ids)}"
+            f"{least}at most {self.max_new_tokens} tokens at temperature "
+            f"{self.temperature:g}{cut}, seed {self.seed}, up to any of ids "
+            f"{list(self.stop_ids)}"
         )
 
 
@@ -65,6 +77,15 @@ class Openings:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def with_draws(self, draws: Sequence[str]) -> "Openings":
+        """The same openings, each with the name of its draw: of one opening and seed, every draw
+        gives another continuation."""
+        return Openings(self.table.append_column(DRAW, pa.array(list(draws), pa.string())))
+
+    def at(self, lines: Sequence[int]) -> "Openings":
+        """The openings of these lines, in their order."""
+        return Openings(self.table.take(pa.array(lines, pa.int64())).combine_chunks())
+
     def names(self) -> list[str]:
         """The name of each opening, for messages."""
         return self.table.column("name").to_pylist()
@@ -74,13 +95,25 @@ class Openings:
         return _arrays(self.table.column("input_ids"))
 
     def hashes(self) -> list[bytes]:
-        """16 bytes per opening over its token ids."""
-        return [xxhash.xxh3_128_digest(ids.tobytes()) for ids in self.ids()]
+        """16 bytes per opening over its token ids, and the name of its draw where it has one."""
+        draws = [b""] * len(self)
+        if DRAW in self.table.column_names:
+            draws = [draw.encode() for draw in self.table.column(DRAW).to_pylist()]
+        pairs = zip(self.ids(), draws, strict=True)
+        return [xxhash.xxh3_128_digest(ids.tobytes() + draw) for ids, draw in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What was drawn beside the tokens of continuations."""
+
+    logprobs: list[np.ndarray]  # float32 [W] each, nats, of the distribution drawn from
+    end_ids: list[int]  # `NO_END` where the tokens were used up
 
 
 @dataclass(frozen=True, slots=True)
 class Continuations:
-    """The teacher's answer to one batch of openings."""
+    """A model's answer to one batch of openings."""
 
     table: pa.Table
 
@@ -92,13 +125,19 @@ class Continuations:
         teacher: Mapping[str, str],
         output_ids: Sequence[TokenIds],
         stopped: Sequence[bool],
+        drawn: Drawn | None = None,
     ) -> "Continuations":
-        """Continuations in the order of their openings; `stopped` where a stop id ended one."""
+        """Continuations in the order of their openings; `stopped` where a stop id ended one, and
+        `drawn` where the spec asks for log-probabilities."""
+        assert spec.logprobs == (drawn is not None), "log-probabilities come where they are asked"
         columns = {
             "opening_hash": pa.array(openings.hashes(), pa.binary(16)),
             "output_ids": _lists(output_ids),
             "stopped": pa.array(list(stopped), pa.bool_()),
         }
+        if drawn is not None:
+            columns["logprobs"] = pa.array(drawn.logprobs, pa.list_(pa.float32()))
+            columns["end_id"] = pa.array(drawn.end_ids, pa.int32())
         described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
@@ -125,6 +164,21 @@ class Continuations:
         """Whether each came to a stop id before its tokens were used up."""
         return self.table.column("stopped").to_pylist()
 
+    def written(self) -> list[np.ndarray]:
+        """Token ids of each continuation with the one that ended it, where one did, int32 [W]; of
+        answers with log-probabilities."""
+        ends = self.table.column("end_id").to_pylist()
+        return [
+            ids if end == NO_END else np.append(ids, np.int32(end))
+            for ids, end in zip(self.ids(), ends, strict=True)
+        ]
+
+    def logprobs(self) -> list[np.ndarray]:
+        """Log-probabilities of `written` under the law that it was drawn from, float32 [W]: after
+        temperature, top-p and the ban on early ends; 0 where the likeliest is always taken."""
+        column = self.table.column("logprobs")
+        return [np.asarray(scalar.values.to_numpy(), np.float32) for scalar in column]
+
     def check(
         self, openings: Openings, spec: GenerationSpec, teacher: Mapping[str, str] | None = None
     ) -> None:
@@ -147,6 +201,23 @@ class Continuations:
             )
         if teacher is not None and described["teacher"] != dict(teacher):
             raise TeacherError("the answer comes from another teacher than the run started with")
+
+
+class Generator(Protocol):
+    """Continues openings: a teacher's engine, or a student at work on itself."""
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        """Continue one batch. Raises UserError for what can never be answered."""
+        ...
+
+
+class OpenGenerator(Protocol):
+    """How a trainer comes by a generator around its own model; picklable."""
+
+    def __call__(self, model: Any, *, device: Any, dtype: str, batch_rows: int) -> Generator:
+        """A generator that continues at most `batch_rows` openings at once, with the weights that
+        the model has when it is asked."""
+        ...
 
 
 def _lists(ids: Sequence[TokenIds]) -> pa.ListArray:

@@ -8,7 +8,9 @@ alone, which shows where two candidates are that close.
 B openings   L padded length   S tokens that are added   V vocabulary
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,28 +19,62 @@ import transformers
 import xxhash
 from torch import Tensor
 
-from shared.data.passes import TOGETHER, Passes
+from shared.data.passes import TOGETHER, Passes, switches_of
 from shared.data.trust import tolerance
 from shared.errors import ConfigError, HandshakeError
-from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.model_parts import longest_context
+from shared.targets.generation import NO_END, Continuations, Drawn, GenerationSpec, Openings
 
 PAD_ID = 0  # hidden by the attention mask
 PROBED_TOKENS = 2
 
 
-class GumbelNoise(transformers.LogitsProcessor):
-    """Makes the largest logit of each row a draw from its softmax at a temperature."""
+class Sampler(transformers.LogitsProcessor):
+    """The law that tokens are drawn from, in the one place where it is: logits at a temperature,
+    without stop ids before `min_new_tokens`, cut to the likeliest ids that hold `top_p`.
+
+    Keeps the log-probability of every token drawn, under that law.
+    """
 
     def __init__(self, spec: GenerationSpec, openings: Openings, *, width: int) -> None:
-        self._temperature, self._width = spec.temperature, width
+        self._spec, self._width = spec, width
         seed = spec.seed.to_bytes(8, "little", signed=True)
         self._keys = [xxhash.xxh3_128_intdigest(seed + digest) for digest in openings.hashes()]
+        self.logprobs_S: list[Tensor] = []  # of each position [B]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Noisy logits [B, V] for the position after `input_ids` [B, L]."""
-        position, (_, size) = input_ids.shape[1] - self._width, scores.shape
-        noise_BV = np.stack([_gumbel(key, position, size) for key in self._keys])
-        return scores / self._temperature + torch.from_numpy(noise_BV).to(scores)
+        """Logits [B, V], the largest of which is drawn after `input_ids` [B, L]."""
+        position, spec = input_ids.shape[1] - self._width, self._spec
+        if position < spec.min_new_tokens and spec.stop_ids:
+            scores = scores.index_fill(1, _ids(spec.stop_ids, scores), -torch.inf)
+        if not spec.temperature:
+            if spec.logprobs:
+                self.logprobs_S.append(torch.zeros(len(scores)))
+            return scores
+        law_BV = _likeliest(scores / spec.temperature, spec.top_p)
+        noise_BV = np.stack([_gumbel(key, position, scores.shape[1]) for key in self._keys])
+        noisy_BV = law_BV + torch.from_numpy(noise_BV).to(scores)
+        if spec.logprobs:
+            drawn_B1 = noisy_BV.argmax(-1, keepdim=True)
+            self.logprobs_S.append(law_BV.log_softmax(-1).gather(1, drawn_B1)[:, 0].cpu())
+        return noisy_BV
+
+
+def _ids(stop_ids: tuple[int, ...], scores: Tensor) -> Tensor:
+    """The stop ids that the model has."""
+    return torch.tensor([i for i in stop_ids if i < scores.shape[1]], device=scores.device)
+
+
+def _likeliest(logits_BV: Tensor, top_p: float) -> Tensor:
+    """Logits [B, V] of the fewest likeliest ids that hold at least `top_p`, -inf for the others;
+    of equally likely ones the first."""
+    if top_p >= 1:
+        return logits_BV
+    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    mass_BV = sorted_BV.softmax(-1)
+    before_BV = mass_BV.cumsum(-1) - mass_BV
+    sorted_BV = sorted_BV.masked_fill(before_BV >= top_p, -torch.inf)
+    return torch.full_like(logits_BV, -torch.inf).scatter(1, order_BV, sorted_BV)
 
 
 def _gumbel(key: int, position: int, size: int) -> np.ndarray:
@@ -66,11 +102,89 @@ def refuse_openings(openings: Openings, spec: GenerationSpec, *, vocab: int, lim
             )
 
 
-def batches(openings: Openings, passes: Passes) -> list[list[int]]:
-    """Which openings are continued at once."""
+class ModelGenerator:
+    """A causal model of transformers that continues openings; satisfies `Generator`.
+
+    `vocab` is the number of rows of its head. At most `batch_rows` openings, of like lengths, are
+    continued at once; None: all that may share a batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        vocab: int,
+        device: torch.device,
+        dtype: str,
+        fingerprint: dict[str, str],
+        batch_rows: int | None = None,
+    ) -> None:
+        self._model, self._vocab, self._device, self._dtype = model, vocab, device, dtype
+        self._fingerprint, self._batch_rows = fingerprint, batch_rows
+        self._text_config = model.config.get_text_config()
+        self._passes: Passes | None = None  # not probed yet
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        """See `Generator`."""
+        limit = longest_context(self._text_config)
+        refuse_openings(openings, spec, vocab=self._vocab, limit=limit)
+        passes = self._beside()
+        if self._switches_within(openings, spec):
+            passes = replace(passes, padded=False)
+        return generate(
+            self._model,
+            openings,
+            spec,
+            device=self._device,
+            teacher=self._fingerprint,
+            together=batches(openings, passes, most=self._batch_rows),
+        )
+
+    def _beside(self) -> Passes:
+        """What openings may share, probed once, before the first are continued."""
+        if self._passes is None:
+            self._passes = continues_beside(
+                self._model, vocab=self._vocab, device=self._device, dtype=self._dtype
+            )
+        return self._passes
+
+    def _switches_within(self, openings: Openings, spec: GenerationSpec) -> bool:
+        """Whether a text may grow beyond a length from where the model reads positions otherwise:
+        the longest of a batch would decide for all."""
+        longest = max(map(len, openings.ids()), default=0) + spec.max_new_tokens
+        return any(length < longest for length in switches_of(self._text_config))
+
+
+def open_generator(
+    model: Any, *, device: torch.device, dtype: str, batch_rows: int
+) -> ModelGenerator:
+    """A generator around a trainer's own model, adapters on it included; satisfies
+    `OpenGenerator`."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return ModelGenerator(
+        whole,
+        vocab=len(whole.get_output_embeddings().weight),
+        device=device,
+        dtype=dtype,
+        fingerprint={"model": "the student"},
+        batch_rows=batch_rows,
+    )
+
+
+def batches(openings: Openings, passes: Passes, *, most: int | None = None) -> list[list[int]]:
+    """Which openings are continued at once: those that may share a batch, cut into batches of at
+    most so many, the shortest first."""
     lengths = [len(ids) for ids in openings.ids()]
     batch_B = passes.group(lengths, lengths)
-    return [np.flatnonzero(batch_B == number).tolist() for number in range(len(set(batch_B)))]
+    found = []
+    for number in range(len(set(batch_B))):
+        lines = np.flatnonzero(batch_B == number).tolist()
+        if most is None or len(lines) <= most:
+            found.append(lines)
+            continue
+        lines.sort(key=lengths.__getitem__)
+        found += [lines[first : first + most] for first in range(0, len(lines), most)]
+    return found
 
 
 @torch.inference_mode()
@@ -85,41 +199,64 @@ def generate(
 ) -> Continuations:
     """Continue openings, those of each batch of `together` at once. The model's own defaults play
     no part."""
-    written: dict[int, Sequence[int]] = {}
-    names, input_ids = openings.names(), openings.ids()
-    model.generation_config = transformers.GenerationConfig()
-    for lines in filter(len, together):
-        part = Openings.build(
-            names=[names[line] for line in lines], input_ids=[input_ids[line] for line in lines]
+    written: dict[int, tuple[Sequence[int], np.ndarray]] = {}
+    with without_defaults(model):
+        for lines in filter(len, together):
+            found = _written(model, openings.at(lines), spec, device)
+            written |= dict(zip(lines, found, strict=True))
+    ids = [written[line][0] for line in range(len(openings))]
+    lengths = [_until(each, spec.stop_ids) for each in ids]
+    ended = [length < len(each) for each, length in zip(ids, lengths, strict=True)]
+    pairs = list(zip(ids, lengths, strict=True))
+    drawn = None
+    if spec.logprobs:
+        until = [length + stopped for length, stopped in zip(lengths, ended, strict=True)]
+        drawn = Drawn(
+            [written[line][1][:stop] for line, stop in enumerate(until)],
+            [int(each[n]) if n < len(each) else NO_END for each, n in pairs],
         )
-        written |= dict(zip(lines, _written(model, part, spec, device), strict=True))
-    ended = [_until(written[line], spec.stop_ids) for line in range(len(openings))]
     return Continuations.build(
         openings,
         spec,
         teacher=teacher,
-        output_ids=[ids for ids, _ in ended],
-        stopped=[stopped for _, stopped in ended],
+        output_ids=[each[:length] for each, length in pairs],
+        stopped=ended,
+        drawn=drawn,
     )
+
+
+@contextmanager
+def without_defaults(model: Any) -> Iterator[None]:
+    """A model without generation defaults of its own, for the length of a `with`."""
+    before = model.generation_config
+    model.generation_config = transformers.GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _written(
     model: Any, openings: Openings, spec: GenerationSpec, device: torch.device
-) -> list[list[int]]:
-    """What a model adds to openings that are padded on the left to one length."""
+) -> list[tuple[list[int], np.ndarray]]:
+    """What a model adds to openings that are padded on the left to one length, and the
+    log-probabilities where they are asked for."""
     input_ids_BL, mask_BL = _padded(openings)
     width = input_ids_BL.shape[1]
-    processors = [GumbelNoise(spec, openings, width=width)] if spec.temperature else []
+    sampler = Sampler(spec, openings, width=width)
     written_BL = model.generate(
-        torch.from_numpy(input_ids_BL).to(device),
+        input_ids=torch.from_numpy(input_ids_BL).to(device),
         attention_mask=torch.from_numpy(mask_BL).to(device),
         max_new_tokens=spec.max_new_tokens,
         eos_token_id=list(spec.stop_ids) or None,
         pad_token_id=spec.stop_ids[0] if spec.stop_ids else None,
         do_sample=False,
-        logits_processor=transformers.LogitsProcessorList(processors),
+        logits_processor=transformers.LogitsProcessorList([sampler]),
     )
-    return written_BL[:, width:].tolist()
+    logprobs_BS = np.zeros((len(openings), 0), np.float32)
+    if spec.logprobs:
+        logprobs_BS = torch.stack(sampler.logprobs_S, 1).float().numpy()
+    return list(zip(written_BL[:, width:].tolist(), logprobs_BS, strict=True))
 
 
 @torch.inference_mode()
@@ -128,13 +265,13 @@ def continues_beside(model: Any, *, vocab: int, device: torch.device, dtype: str
     may read the padding, or mix the states of a batch."""
     draws = np.random.default_rng(0)
     short, long, equal = (draws.integers(min(3, vocab - 1), vocab, n) for n in (8, 24, 8))
-    model.generation_config = transformers.GenerationConfig()
-    alone_SV = _first_logits(model, [short], device)
-    for other, passes in ((long, TOGETHER), (equal, Passes(padded=False))):
-        beside_SV = _first_logits(model, [short, other], device)
-        off = (alone_SV - beside_SV).abs().max() / alone_SV.abs().max()
-        if off <= tolerance(dtype):
-            return passes
+    with without_defaults(model):
+        alone_SV = _first_logits(model, [short], device)
+        for other, passes in ((long, TOGETHER), (equal, Passes(padded=False))):
+            beside_SV = _first_logits(model, [short, other], device)
+            off = (alone_SV - beside_SV).abs().max() / alone_SV.abs().max()
+            if off <= tolerance(dtype):
+                return passes
     return Passes(padded=False, shared=False)
 
 
@@ -144,7 +281,7 @@ def _first_logits(model: Any, input_ids: Sequence[np.ndarray], device: torch.dev
     openings = Openings.build(names=["probe"] * len(input_ids), input_ids=input_ids)
     input_ids_BL, mask_BL = _padded(openings)
     found = model.generate(
-        torch.from_numpy(input_ids_BL).to(device),
+        input_ids=torch.from_numpy(input_ids_BL).to(device),
         attention_mask=torch.from_numpy(mask_BL).to(device),
         max_new_tokens=PROBED_TOKENS,
         do_sample=False,
@@ -165,7 +302,6 @@ def _padded(openings: Openings) -> tuple[np.ndarray, np.ndarray]:
     return input_ids_BL, mask_BL
 
 
-def _until(ids: Sequence[int], stop_ids: tuple[int, ...]) -> tuple[Sequence[int], bool]:
-    """What stands before the first stop id, and whether there is one."""
-    first = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    return ids[:first], first < len(ids)
+def _until(ids: Sequence[int], stop_ids: tuple[int, ...]) -> int:
+    """How many tokens stand before the first stop id, all where there is none."""
+    return next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))

@@ -4,7 +4,6 @@ B lines   T tokens   N positions with loss   D hidden width   V head rows
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -29,12 +28,7 @@ from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
 from shared.text.tokenizers import identify
 from teacher_service.engine.description import TeacherDescription
-from teacher_service.engine.generating import (
-    batches,
-    continues_beside,
-    generate,
-    refuse_openings,
-)
+from teacher_service.engine.generating import ModelGenerator
 from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.engine.model_parts import (
     PROBE_TOKENS,
@@ -69,7 +63,6 @@ class HFEngine:
         self._text_config = model.config.get_text_config()  # type: ignore[union-attr,operator]
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
-        self._continues_beside: Passes | None = None  # not probed yet
         self.max_context = longest_context(self._text_config)
         context = context or LEAST_TOKENS
         self._probed = context if self.max_context is None else min(context, self.max_context)
@@ -82,6 +75,13 @@ class HFEngine:
         self.fingerprint = fingerprint | {"packed": str(self.trust.packed)}
         if apart:
             self.fingerprint["passes"] = apart
+        self._generator = ModelGenerator(
+            model,
+            vocab=head.vocab.rows,
+            device=decoder.device,
+            dtype=fingerprint["dtype"],
+            fingerprint=self.fingerprint,
+        )
 
     @staticmethod
     def load(
@@ -169,34 +169,7 @@ class HFEngine:
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """Continue one batch. Raises UserError for what can never be answered."""
-        vocab_rows = self.head.vocab.rows
-        refuse_openings(openings, spec, vocab=vocab_rows, limit=self.max_context)
-        passes = self._beside()
-        if self._switches_within(openings, spec):
-            passes = replace(passes, padded=False)
-        return generate(
-            self.model,
-            openings,
-            spec,
-            device=self.decoder.device,
-            teacher=self.fingerprint,
-            together=batches(openings, passes),
-        )
-
-    def _beside(self) -> Passes:
-        """What openings may share, probed once, before the first are continued."""
-        if self._continues_beside is None:
-            vocab, device = self.head.vocab.rows, self.decoder.device
-            self._continues_beside = continues_beside(
-                self.model, vocab=vocab, device=device, dtype=self._dtype
-            )
-        return self._continues_beside
-
-    def _switches_within(self, openings: Openings, spec: GenerationSpec) -> bool:
-        """Whether a text may grow beyond a length from where the model reads positions otherwise:
-        the longest of a batch would decide for all."""
-        longest = max(map(len, openings.ids()), default=0) + spec.max_new_tokens
-        return any(length < longest for length in switches_of(self._text_config))
+        return self._generator.generate(openings, spec)
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""
