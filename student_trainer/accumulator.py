@@ -17,6 +17,7 @@ from student_trainer.sources.batches import Step
 from student_trainer.sums import BY_DOMAIN, LISTED, SumLayout
 
 COUNTERS = 5  # of a reader: teacher wait, units, wire bytes, retried units, cache hits
+WRITTEN = ("rollouts", "ended", "unanswered", "lag")  # counts of a `RolloutAccumulator`
 PARTS = ("compute", "optimiser")  # of a step that are timed, without waiting for the teacher
 
 
@@ -104,6 +105,60 @@ class ReportAccumulator:
         named = dict(zip(LISTED, found, strict=True)) if isinstance(found, list) else found
         self.sums = {name: np.array(named[name], np.float64) for name in BY_DOMAIN}
         self.tokens_D = np.array(state["tokens_D"], np.int64)
+
+
+class RolloutAccumulator:
+    """Counts of what the student wrote over the steps since the last line; satisfies `Stateful`.
+
+    `ends` are ids that end what it writes. `counts` are those of this rank, by the names of
+    `WRITTEN`: rollouts, how many of them ended by themselves, rows whose prompt left no room, and
+    the sum over rollouts of the steps since their weights. `effort` is what this rank did since
+    then, for whatever step: seconds that it wrote, and the tokens.
+    """
+
+    def __init__(self, ranks: Ranks, ends: tuple[int, ...]) -> None:
+        self._ranks, self._ends = ranks, ends
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin the next line."""
+        self.counts, self.effort = np.zeros(len(WRITTEN)), np.zeros(2)
+
+    def add(self, step: Step, *, effort: np.ndarray) -> None:
+        """Count one step's units in, and what this rank did meanwhile."""
+        self.effort += effort
+        for rows in step.units:
+            version_R = rows.versions()
+            if version_R is None:
+                continue
+            columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+            for version, ids, starts, mask in zip(version_R.tolist(), *columns, strict=True):
+                if version < 0:
+                    continue
+                lasts = ids[np.append(starts[1:], len(ids)) - 1]
+                number = len(starts) if mask.any() else 0
+                ended = int(np.isin(lasts, self._ends).sum()) if number else 0
+                self.counts += (number, ended, not number, number * (step.index - version))
+
+    def total(self) -> dict[str, float]:
+        """The counts of all ranks, `seconds` in the mean over them and the `tokens` of all; all
+        ranks together."""
+        *found, seconds, tokens = self._ranks.sum(np.append(self.counts, self.effort)).tolist()
+        effort = {"seconds": seconds / self._ranks.world_size, "tokens": tokens}
+        return dict(zip(WRITTEN, found, strict=True)) | effort
+
+    def state(self) -> dict[str, Any]:
+        """See `Stateful`."""
+        return {
+            name: self._ranks.sum(getattr(self, name)).tolist() for name in ("counts", "effort")
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Stateful`; what all ranks did is rank 0's from here on."""
+        self.clear()
+        if self._ranks.leads:
+            self.counts = np.array(state["counts"], np.float64)
+            self.effort = np.array(state["effort"], np.float64)
 
 
 class Stopwatch:

@@ -10,6 +10,7 @@ import xxhash
 from shared.data.rows import Rows
 from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
+from shared.targets.generation import OpenGenerator
 from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
 from student_trainer.ending import (
@@ -29,6 +30,7 @@ from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.sources.batches import Batch, Step
 from student_trainer.sources.data_set import DataSet
+from student_trainer.sources.rollouts import Rollouts
 from student_trainer.sources.source import OpenSource
 from student_trainer.state.resume import restore, save
 from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -46,14 +48,22 @@ def run_plan(
     open_source: OpenSource = DataSet,
     task: Task = CAUSAL_LM,
     early: Early | None = None,
+    open_generator: OpenGenerator | None = None,
 ) -> None:
-    """Train, or evaluate, as the plan's mode says. A finished run is left alone."""
+    """Train, or evaluate, as the plan's mode says; `open_generator` is for a student that writes.
+    A finished run is left alone."""
     if is_finished(plan):
         log.info("%s is finished already", plan.run_dir)
         return
     load = task.load if early is None else early.load
     run = open_run(
-        plan, open_reader, open_controller, open_source=open_source, task=task, load=load
+        plan,
+        open_reader,
+        open_controller,
+        open_source=open_source,
+        task=task,
+        load=load,
+        open_generator=open_generator,
     )
     try:
         if plan.mode == "train":
@@ -109,6 +119,8 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
         foresee(run, step, seconds=machine[0])
         run.metrics.add(drawn, sums, machine)
         run.since_report.add(drawn, sums)
+        if isinstance(run.source, Rollouts):
+            run.rollouts.add(drawn, effort=run.source.take_effort())
         if run.due(config.log_every, step):
             write_line(run, step, lr=lr, grad_norm=grad_norm)
         if run.due(config.checkpoints.every, step):

@@ -29,6 +29,7 @@ from student_trainer.losses.kernel.top1 import top1
 from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_together
 from student_trainer.losses.registry import auxiliaries_of, loss_names, terms_of
 from student_trainer.losses.token_losses import (
+    WRITTEN,
     TokenLosses,
     evaluate_tokens,
     token_losses,
@@ -37,7 +38,7 @@ from student_trainer.losses.token_losses import (
 from student_trainer.models.decoding import decode
 from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
-from student_trainer.sums import SumLayout
+from student_trainer.sums import ROLLOUTS, SumLayout
 
 Mode = Literal["train", "evaluate", "measure", "logits", "likeliest", "look"]
 
@@ -256,11 +257,15 @@ class LossHead(nn.Module):
         excess_N = absent_N
         if "label_logprob_N" in batch:
             excess_N = (found.label_nll_N + batch["label_logprob_N"]).clamp(min=0)
+        written_N = batch.get(WRITTEN)
+        if written_N is not None:
+            excess_N = excess_N.masked_fill(written_N, 0.0)
         totals = {
             "loss": weighted_N,
             "captured_mass": found.captured_mass_N,
             "unseen_mass": found.unseen_mass_N,
             **{f"losses.{name}": found.terms[name] for name in self.layout.losses},
+            **self._rollout_sums(found.label_nll_N, batch),
         }
         by_domain = {"kl": found.kl_N, "excess": excess_N, **found.reports}
         present = {name: absent_N if v is None else v for name, v in (totals | by_domain).items()}
@@ -272,6 +277,16 @@ class LossHead(nn.Module):
                 for name, value_N in present.items()
             }
         )
+
+    def _rollout_sums(self, label_nll_N: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`sums.ROLLOUTS` of each position, where the student writes rows."""
+        if not self.layout.writes:
+            return {}
+        written_N = batch.get(WRITTEN)
+        if written_N is None:
+            return dict.fromkeys(ROLLOUTS, torch.zeros_like(label_nll_N))
+        ratio_N = (-label_nll_N - batch["behaviour_N"]).exp().masked_fill(~written_N, 0.0)
+        return dict(zip(ROLLOUTS, (written_N, ratio_N), strict=True))
 
     def _by_domain(self, value_N: Tensor, domain_N: Tensor) -> Tensor:
         size = self.layout.num_domains

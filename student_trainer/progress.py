@@ -9,11 +9,18 @@ from shared.config.run import Config, QLoRATraining
 from shared.errors import StorageError
 from shared.in_words import duration, thousands
 from shared.mixture.weight_log import WeightEntry
-from shared.run.metrics import DomainMetrics, StepMetrics, TeacherMetrics, append_metrics
+from shared.run.metrics import (
+    DomainMetrics,
+    RolloutMetrics,
+    StepMetrics,
+    TeacherMetrics,
+    append_metrics,
+)
 from student_trainer.accumulator import COUNTERS, PARTS, MetricsAccumulator
 from student_trainer.exported import export_line, seconds_left
 from student_trainer.models.census import census
 from student_trainer.run import Run
+from student_trainer.sums import ROLLOUTS
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +41,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
         epochs=run.source.epochs(step),
         teacher_share=run.taid.teacher_share,
         machine=machine,
+        written=run.rollouts.total() if run.config.source.writes else None,
     )
     error = None
     if run.ranks.leads:
@@ -52,6 +60,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
             )
     run.ranks.agree(error)
     run.metrics.clear()
+    run.rollouts.clear()
 
 
 def say(run: Run, text: str) -> None:
@@ -81,9 +90,10 @@ def metrics_line(
     epochs: tuple[float, ...],
     teacher_share: float,
     machine: np.ndarray,
+    written: Mapping[str, float] | None = None,
 ) -> StepMetrics:
     """The line of what was measured. `entry` was in force at its last step, `epochs` are as of
-    then, and `machine` is already reduced over ranks."""
+    then, and `machine` and `written` are already reduced over ranks."""
     tokens = int(measured.tokens_D.sum())
     layout, means = measured.layout, measured.sums / max(1, tokens)
     totals = layout.totals_in(means)
@@ -111,6 +121,9 @@ def metrics_line(
         terms=layout.losses_in(means),
         domains=domains,
         phase=entry.phase if config.progressive else None,
+        rollouts=None if written is None else _rollouts(measured, written),
+        writing_s=0.0 if written is None else written["seconds"],
+        tokens_written=0 if written is None else round(written["tokens"]),
         seconds=seconds,
         teacher_wait_s=wait_s,
         compute_s=compute_s,
@@ -120,6 +133,20 @@ def metrics_line(
         retried_units=round(retried),
         cache_hits=round(hits),
         teachers=_by_teacher(config, domains, machine[1 : -len(PARTS)].reshape(-1, COUNTERS)),
+    )
+
+
+def _rollouts(measured: MetricsAccumulator, written: Mapping[str, float]) -> RolloutMetrics:
+    """What the student wrote, from counts of all ranks."""
+    tokens, ratio = (float(measured.sums[measured.layout.place(n)][0]) for n in ROLLOUTS)
+    number = round(written["rollouts"])
+    return RolloutMetrics(
+        rollouts=number,
+        tokens=round(tokens),
+        ended=written["ended"] / number if number else None,
+        lag=written["lag"] / number if number else None,
+        importance_ratio=ratio / tokens if tokens else None,
+        unanswered=round(written["unanswered"]),
     )
 
 
@@ -159,6 +186,10 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
         parts.append("kl " + " ".join(kls))
     parts.append("mix " + " ".join(_short(d.weight) for d in line.domains.values()))
     parts.append(f"{thousands(line.tokens_per_s)} tok/s")
+    if line.rollouts is not None and line.rollouts.ended is not None:
+        rate = thousands(line.tokens_written / max(line.writing_s, 1e-9))
+        own = line.rollouts.tokens / max(1, line.tokens)
+        parts.append(f"{own:.0%} own text, written at {rate} tok/s")
     if line.units or line.teacher_wait_s:
         parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
     if len(config.teachers) > 1:

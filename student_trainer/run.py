@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from shared.config.run import Config
 from shared.data.row_store import RowStore
@@ -11,22 +11,29 @@ from shared.errors import TutelageError
 from shared.mixture.weight_log import ControllerClient
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
+from shared.targets.generation import OpenGenerator
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
-from student_trainer.accumulator import MetricsAccumulator, ReportAccumulator
+from student_trainer.accumulator import (
+    MetricsAccumulator,
+    ReportAccumulator,
+    RolloutAccumulator,
+)
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation
 from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
 from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import load_teacher_heads
+from student_trainer.models.writing import Writing, copied_for_writing
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.loader import Loader
+from student_trainer.sources.rollouts import open_rollouts
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 from student_trainer.state.export import Reloader
@@ -55,6 +62,7 @@ class Run:
     validation: Validation
     metrics: MetricsAccumulator
     since_report: ReportAccumulator
+    rollouts: RolloutAccumulator
     taid: TAIDState
     stateful: Mapping[str, Stateful]  # by the name under which checkpoints keep it
     reader: RunReader | None
@@ -86,6 +94,15 @@ class Run:
         return step % every == 0 or self.is_over(step)
 
 
+class _Measured(TypedDict):
+    """What a run measures and follows, by the names of `Run`."""
+
+    metrics: MetricsAccumulator
+    since_report: ReportAccumulator
+    rollouts: RolloutAccumulator
+    taid: TAIDState
+
+
 def open_run(
     plan: RunPlan,
     open_reader: OpenRunReader | None,
@@ -94,11 +111,12 @@ def open_run(
     open_source: OpenSource = DataSet,
     task: Task = CAUSAL_LM,
     load: LoadStudent | None = None,
+    open_generator: OpenGenerator | None = None,
 ) -> Run:
     """Join the other ranks, load the student and build everything a run needs.
 
-    `open_reader` is None where nothing is asked of a teacher. Raises what `Task.load` raises,
-    on all ranks together.
+    `open_reader` is None where nothing is asked of a teacher, `open_generator` where the student
+    does not write. Raises what `Task.load` raises, on all ranks together.
     """
     device = this_device()
     join(device)
@@ -112,16 +130,24 @@ def open_run(
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     base = ranks.from_leader(base_digest(student) if ranks.leads else None)
+    writes = config.source.writes and plan.mode == "train"
+    written_by = copied_for_writing(student.saved, zero=config.student.zero) if writes else None
     engine = open_engine(objective, config)
     weight_log = FollowedLog(config, ranks, controller)
     source = open_source(plan, ranks, weight_log)
+    if written_by is not None:
+        writing = Writing(written_by, student.saved, engine)
+        source = open_rollouts(source, plan, ranks, writing, open_generator)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
     layout, num_teachers = objective.loss_head.layout, len(plan.parts) if reader else 0
-    metrics = MetricsAccumulator(ranks, layout, num_teachers=num_teachers)
-    since_report = ReportAccumulator(layout)
-    taid = TAIDState.start(config.taid)
+    measured = _Measured(
+        metrics=MetricsAccumulator(ranks, layout, num_teachers=num_teachers),
+        since_report=ReportAccumulator(layout),
+        rollouts=RolloutAccumulator(ranks, plan.ends),
+        taid=TAIDState.start(config.taid),
+    )
     return Run(
         plan=plan,
         task=task,
@@ -143,13 +169,22 @@ def open_run(
             student_ids=_student_ids(plan, engine, layouts),
         ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
-        metrics=metrics,
-        since_report=since_report,
-        taid=taid,
-        stateful={"interval": metrics, "since_report": since_report, "interpolation": taid},
+        **measured,
+        stateful=_stateful(measured, config),
         reader=reader,
         controller=controller,
     )
+
+
+def _stateful(measured: _Measured, config: Config) -> dict[str, Stateful]:
+    """The parts that checkpoints keep, by the names that they have there."""
+    written: dict[str, Stateful] = {"rollouts": measured["rollouts"]}
+    return {
+        "interval": measured["metrics"],
+        "since_report": measured["since_report"],
+        "interpolation": measured["taid"],
+        **(written if config.source.writes else {}),
+    }
 
 
 def _student_ids(plan: RunPlan, engine: Any, layouts: Layouts) -> StudentIds | None:

@@ -19,6 +19,9 @@ from student_trainer.losses.registry import loss_names, reports_of, terms_of
 # (of drawn ones, what is not estimated), and the student's outside them, both at the temperature of
 # the KL (0 without a teacher).
 TOTALS = ("loss", "captured_mass", "unseen_mass")
+# After the losses, where the student writes rows: the tokens that it wrote, and of each its
+# probability now over that with which it was drawn.
+ROLLOUTS = ("written_tokens", "importance_ratio")
 # By domain, before what losses report, nats: KL(teacher || student), bucketed at temperature 1 or
 # estimated from drawn ids at theirs, and how far the student's NLL of the label exceeds the
 # teacher's, never below 0.
@@ -34,17 +37,20 @@ class SumLayout:
     losses: tuple[str, ...]
     reports: tuple[str, ...]
     num_domains: int  # G
+    writes: bool = False  # whether the student writes rows
 
     @staticmethod
     def of(config: Config) -> "SumLayout":
         """That of a run."""
         reports = reports_of(terms_of(config.losses))
-        return SumLayout(tuple(loss_names(config.losses)), reports, len(config.domains))
+        names, writes = tuple(loss_names(config.losses)), config.source.writes
+        return SumLayout(names, reports, len(config.domains), writes)
 
     @property
     def totals(self) -> tuple[str, ...]:
         """Names of the sums over all domains."""
-        return (*TOTALS, *(f"losses.{name}" for name in self.losses))
+        written = ROLLOUTS if self.writes else ()
+        return (*TOTALS, *(f"losses.{name}" for name in self.losses), *written)
 
     @property
     def by_domain(self) -> tuple[str, ...]:

@@ -121,6 +121,8 @@ def _plan(config: Config, fields: dict[str, Any], *, parts: dict[str, RunPlan]) 
         "openings": openings,
         "parts": parts,
     }
+    if "ends" in fields:
+        found["ends"] = tuple(fields["ends"])
     if "passes" in fields:
         found["passes"] = Passes.from_dict(fields["passes"])
     named: dict[str, Any] = fields | specs | found

@@ -48,7 +48,13 @@ def train_worker(
         given = take()
         clock.moments |= given.clock.moments
         work = given.work or run_plan
-        work(given.plan, given.open_reader, given.open_controller, early=early)
+        work(
+            given.plan,
+            given.open_reader,
+            given.open_controller,
+            early=early,
+            open_generator=given.open_generator,
+        )
     except TutelageError as error:
         if leads:
             described = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.launch.continuing import changes_in_words, has_ended
+from cluster.launch.writing import open_generator
 from cluster.planning.preparation import (
     Launch,
     Prepared,
@@ -273,8 +274,9 @@ def learners(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None
 
         def learn(plan: RunPlan, open_reader: OpenRunReader) -> None:
             launch.clock.mark("planned")
-            assigned = Assignment(plan, open_reader, controller(), launch.clock, launch.work)
-            _train(students, assigned)
+            generator = open_generator if plan.config.source.writes else None
+            given = (plan, open_reader, controller(), launch.clock, launch.work, generator)
+            _train(students, Assignment(*given))
 
         yield learn
 

@@ -31,6 +31,7 @@ from shared.run.plan import RunPlan, Work
 from shared.run.run_dir import RunDir
 from shared.run.start import StartClock
 from shared.targets.head_location import ShippedHead
+from shared.text.ends import ends_of
 from teacher_service.engine.description import LoadEngine, TeacherDescription
 
 
@@ -43,6 +44,7 @@ class Prepared:
     domains: tuple[PreparedDomain, ...]
     trust: Trust  # in units of the student
     showing: Showing  # to the teachers alone
+    ends: tuple[int, ...] = ()  # ids that end what the student writes, where it writes any
 
     def taught_by(self, teacher: str) -> "Prepared":
         """The part of the run that one teacher teaches."""
@@ -140,6 +142,7 @@ def prepare_run(config: Config) -> Prepared:
         domains=domains,
         trust=student_trust(config),
         showing=showing,
+        ends=ends_of(hands.load_tokenizer()) if config.source.writes else (),
     )
 
 
@@ -286,6 +289,7 @@ def run_plan(
         passes=prepared.trust.passes,
         teacher_width=shipped_width(prepared) if config.hidden_layers else None,
         openings=prepared.showing.openings,
+        ends=prepared.ends,
     )
 
 

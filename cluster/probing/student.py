@@ -15,6 +15,7 @@ from cluster.probing.memory import ResidentPeak, live_tensors, resident_bytes, s
 from cluster.sizing.fitting import GPU_LIBRARIES
 from cluster.sizing.measured import STEP_PART, Logits, ProcessMemory, StudentProbe, write
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
+from shared.targets.generation import OpenGenerator
 from shared.targets.reader import answered
 from student_trainer.accelerator import this_device
 from student_trainer.accumulator import Stopwatch
@@ -39,8 +40,10 @@ def probe_student(
     early: Early,
     chunks: Chunks,
     folder: Path,
+    open_generator: OpenGenerator | None = None,
 ) -> None:
-    """Take the steps of a probe and write what they took to `folder`, a file for every rank."""
+    """Take the steps of a probe and write what they took to `folder`, a file for every rank; its
+    rows are those of the data set, whatever could write others."""
     device, loaded = this_device(), resident_bytes()
     libraries = loaded - storage_bytes(live_tensors(device))
     run = open_run(

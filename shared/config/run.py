@@ -17,6 +17,7 @@ from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mix
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
+from shared.config.source import TokenSources, check_source
 from shared.config.teachers import Teacher, check_teachers
 from shared.mixture.phases import check_progressive
 
@@ -290,6 +291,11 @@ class Config(Section):
         default=None, description="file of prompts the teacher is shown and the student is not"
     )
     batch: Batch = Batch()
+    source: TokenSources = Field(
+        default=TokenSources(),
+        description="dataset, student (what it writes itself from the prompts of rows), or shares "
+        "of both",
+    )
     targets: Targets = Targets()
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
     optimiser: Optimiser = Optimiser()
@@ -360,6 +366,12 @@ class Config(Section):
         return min(2, self.mixture.lag_steps)
 
     @property
+    def rollout_lag(self) -> int:
+        """Steps between the weights that write a block's rollouts and the step that learns it."""
+        asked = self.source.lag
+        return min(1, self.prefetch_steps) if asked is None else asked
+
+    @property
     def decision_interval(self) -> int | None:
         """Steps between decisions of the controller; None: weights are decided once, at step 0."""
         if isinstance(self.mixture, AdaptiveMixture):
@@ -414,6 +426,14 @@ class Config(Section):
         check_selector(self.targets.selector, self.losses)
         check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))
+        check_source(
+            self.source,
+            self.losses,
+            context=self.data.context,
+            most_ahead=self.prefetch_steps,
+            baseline=self.baseline,
+            teacher_free=self.targets.teacher_free,
+        )
         self._phases_fit()
         if self.targets.exact and self.evaluation.kl == "bucketed":
             raise ValueError(

@@ -25,6 +25,9 @@ SCHEMA = pa.schema(
     }
 )
 STUDENT_IDS = "student_ids"  # a further column, where the student asks about ids of its own
+# Two more of rows that a student may have written, which are no part of what is asked: the version
+# of its weights, and its log-probability of every token with loss, empty where it did not write.
+VERSION, BEHAVIOUR = "version", "behaviour"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,31 @@ class Rows:
             return None
         lists = self.table.column(STUDENT_IDS).combine_chunks().flatten()
         return _numpy(lists.flatten()).reshape(-1, lists.type.list_size)
+
+    def with_versions(self, version_R: np.ndarray, behaviour: Sequence[np.ndarray]) -> "Rows":
+        """The same rows with the version of the weights that wrote each, negative for none, and
+        the log-probabilities of what they wrote, nats."""
+        table = self.table.append_column(VERSION, pa.array(version_R, pa.int64()))
+        return Rows(table.append_column(BEHAVIOUR, _ragged(behaviour, np.float32)))
+
+    def versions(self) -> np.ndarray | None:
+        """The version of the weights that wrote each row, int64 [R], negative for none; None where
+        no student writes."""
+        if VERSION not in self.table.column_names:
+            return None
+        return self.table.column(VERSION).to_numpy()
+
+    def behaviour(self) -> np.ndarray:
+        """Log-probabilities of what the student wrote under the law that it was drawn from, float32
+        [N], 0 where it did not write; of rows with versions."""
+        pairs = zip(self.column(BEHAVIOUR), self.num_loss_tokens().tolist(), strict=True)
+        parts = [own if len(own) else np.zeros(size, np.float32) for own, size in pairs]
+        return np.concatenate([np.zeros(0, np.float32), *parts])
+
+    def as_asked(self) -> "Rows":
+        """The same rows as they are put to a teacher, without who wrote them."""
+        names = [name for name in (VERSION, BEHAVIOUR) if name in self.table.column_names]
+        return Rows(self.table.drop_columns(names)) if names else self
 
     def hashes(self) -> list[bytes]:
         """16 bytes per row over token ids, document starts, loss mask, the draw where it is not

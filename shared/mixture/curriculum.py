@@ -169,12 +169,15 @@ class Curriculum:
                 row_R[own_R] = domain.order_R[place_R]
         return Block(domain_R, row_R, drawn.epoch_R)
 
+    def rows_drawn(self, block: int) -> np.ndarray:
+        """Rows of each domain in all blocks before `block`, int64 [D]."""
+        return self._mixture.rows_drawn(block).reshape(-1, self._parts).sum(1)
+
     def epochs(self, block: int) -> tuple[float, ...]:
         """Rows drawn in all blocks before `block` over the domain's rows, one per domain."""
-        drawn_D = self._mixture.rows_drawn(block).reshape(-1, self._parts).sum(1)
         return tuple(
             int(drawn) / domain.num_rows
-            for drawn, domain in zip(drawn_D, self._domains, strict=True)
+            for drawn, domain in zip(self.rows_drawn(block), self._domains, strict=True)
         )
 
     def _cell_entries(self, entries: Sequence[WeightEntry]) -> tuple[WeightEntry, ...]:

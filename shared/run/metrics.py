@@ -44,6 +44,20 @@ class TeacherMetrics:
 
 
 @dataclass(slots=True)
+class RolloutMetrics:
+    """What the student wrote and learnt from over the steps of a line, all ranks."""
+
+    rollouts: int  # texts
+    tokens: int  # of them, all with loss
+    ended: float | None  # share that came to an end by itself; None without any
+    lag: float | None  # steps between the weights that wrote and the step that learnt, mean
+    # Of a token, its probability now over that with which it was drawn, mean; 1 without a lag, at
+    # temperature 1 and top-p 1.
+    importance_ratio: float | None
+    unanswered: int  # rows whose prompt left no room for an answer
+
+
+@dataclass(slots=True)
 class StepMetrics:
     """One line of `metrics.jsonl`."""
 
@@ -60,11 +74,14 @@ class StepMetrics:
     terms: dict[str, float] = field(default_factory=dict)  # each loss unweighted, nats per token
     domains: dict[str, DomainMetrics] = field(default_factory=dict)
     phase: int | None = None  # in force at the last step, from 0; None without phases
+    rollouts: RolloutMetrics | None = None  # None where the student writes nothing
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
     teacher_wait_s: float = 0.0  # of that time, mean over ranks
     compute_s: float = 0.0  # in forward and backward passes, without waiting; mean over ranks
     optimiser_s: float = 0.0  # mean over ranks
+    writing_s: float = 0.0  # in which the student wrote; mean over ranks
+    tokens_written: int = 0  # in that time, by all ranks, for these steps or later ones
     units: int = 0  # scoring units answered
     wire_bytes: int = 0  # serialised Tables, all ranks
     retried_units: int = 0
@@ -78,7 +95,8 @@ class StepMetrics:
 
     @property
     def rest_s(self) -> float:
-        """What is left of `seconds`: drawing rows, and waiting for weights to be decided."""
+        """What is left of `seconds`: drawing rows, rollouts among them, and waiting for weights to
+        be decided."""
         return max(0.0, self.seconds - self.teacher_wait_s - self.compute_s - self.optimiser_s)
 
 
@@ -87,6 +105,8 @@ MACHINE_FIELDS = (
     "teacher_wait_s",
     "compute_s",
     "optimiser_s",
+    "writing_s",
+    "tokens_written",
     "units",
     "wire_bytes",
     "retried_units",
@@ -142,6 +162,8 @@ def read_metrics(path: Path) -> list[StepMetrics]:
             continue
         fields = json.loads(line)
         fields["domains"] = {n: DomainMetrics(**d) for n, d in fields["domains"].items()}
+        written = fields.get("rollouts")
+        fields["rollouts"] = written and RolloutMetrics(**written)
         asked = fields.get("teachers", {}).items()
         fields["teachers"] = {name: TeacherMetrics(**values) for name, values in asked}
         by_step[fields["step"]] = StepMetrics(**fields)

@@ -99,6 +99,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def rollouts(self) -> Path:
+        """What the student wrote for the steps since the oldest checkpoint, before it learnt it."""
+        return self.path / "rollouts"
+
+    @property
     def export(self) -> Path:
         """The student as a plain Hugging Face or PEFT folder."""
         return self.path / "export"

@@ -8,7 +8,7 @@ J values per position   V student vocabulary
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -28,6 +28,7 @@ from student_trainer.losses.terms.divergences import DIVERGENCES
 from student_trainer.losses.terms.term import ChunkView, Pairs, Term, TermValues
 
 NOTHING: Mapping = {}
+WRITTEN = "written_N"  # bool, by the column's name: whether the student wrote the label itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ def token_losses(
 
     Every position counts `weight_N` times, 1 by default, negative allowed. Terms that compare with
     the teacher's ids need `targets`; `columns` [N] and `moving` hold what terms read of the step by
-    name. The gradient is that of the weighted sum of the terms, for hidden states and head.
+    name, and `written_N` where the student wrote labels. The gradient is that of the weighted sum
+    of the terms, for hidden states and head.
     """
     objective = WeightedTerms(
         terms,
@@ -197,13 +199,20 @@ class WeightedTerms:
         weight_n = None if self.weight_N is None else self.weight_N[rows]
         loss_n, found = torch.zeros_like(chunk.label_logprob_n), {}
         for name, term in self.terms.items():
-            found[name] = term.evaluate(chunk)
+            found[name] = self._of_text(term, term.evaluate(chunk), rows)
             values_n = weighted(found[name].values_n, weight_n)
             loss_n = loss_n + self.multiplier * term.weight * values_n
         values = [one.values_n for one in found.values()]
         values += [report for one in found.values() for report in one.reports.values()]
         first = (-chunk.label_logprob_n, *self._distance(chunk, found))
         return loss_n, torch.stack([*first, *values], dim=-1)
+
+    def _of_text(self, term: Term, found: TermValues, rows: slice) -> TermValues:
+        """A term's values, 0 at labels that the student wrote where it needs those of the text."""
+        written_N = self.columns.get(WRITTEN)
+        if written_N is None or not term.needs.text:
+            return found
+        return replace(found, values_n=found.values_n.masked_fill(written_N[rows], 0.0))
 
     def _distance(self, chunk: ChunkView, found: Mapping[str, TermValues]) -> tuple[Tensor, Tensor]:
         """KL and the student's unseen mass, without a gradient; the KL is a term's own value where

@@ -57,7 +57,8 @@ class Layouts:
         several under `TEACHER/NAME` with the positions of each, `TEACHER/index_P`.
 
         `domain_N`, `row_N` and `document_N` say which domain, row of the unit and document of the
-        unit a position belongs to.
+        unit a position belongs to. Where the student writes rows, `written_N` says of which its
+        label is, and `behaviour_N` with what log-probability it was drawn.
         """
         layout = self.lay_out(rows)
         domain_R = np.array([self.domains.index(name) for name in rows.domains()], np.int64)
@@ -71,6 +72,9 @@ class Layouts:
             "document_N": layout.document_N,
             "domain_N": domain_R[layout.row_N],
         }
+        if (version_R := rows.versions()) is not None:
+            written_N = version_R[layout.row_N] >= 0
+            arrays |= {"written_N": written_N, "behaviour_N": rows.behaviour()}
         if len(layout.width_P) > 1:
             arrays |= {"pass_B": layout.pass_B, "width_P": layout.width_P}
         if isinstance(targets, MixedTargets):

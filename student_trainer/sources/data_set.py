@@ -4,13 +4,16 @@ R rows of a block   D domains in config order
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shared.data.rollouts import expected_tokens, share_of_rows
 from shared.data.row_store import RowStore, take_rows
+from shared.data.rows import Rows
+from shared.mixture.blocks import Block
 from shared.mixture.curriculum import Curriculum, DomainParts, parts_of, whole_domain
 from shared.mixture.weight_log import WeightLog
 from shared.run.plan import RunPlan
@@ -41,8 +44,11 @@ class DataSet:
     def __init__(self, plan: RunPlan, ranks: Ranks, weight_log: FollowedLog) -> None:
         self._plan, self._weight_log = plan, weight_log
         self._stores = tuple(RowStore.open(domain.train_path) for domain in plan.domains)
-        self._shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
+        self.shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
         self._domains = _parts(plan, self._stores)
+        self.written_shares: tuple[float, ...] = (0.0,) * len(self._domains)  # of rows [D]
+        if plan.config.source.writes and plan.mode == "train":
+            self._domains, self.written_shares = _partly_written(plan, self._domains, self._stores)
         self._curriculum = empty_curriculum(plan, self._domains)
 
     @property
@@ -50,19 +56,33 @@ class DataSet:
         """See `TokenSource`."""
         return self._plan.config.prefetch_steps
 
+    @property
+    def fixed(self) -> bool:
+        """See `TokenSource`."""
+        return False
+
     def draw(self, step: int) -> Drawn:
         """Block `step` read from disk, once. The whole block is read to count its tokens; a rank
-        keeps only its own units. Of a selector's draws a row is learnt with another in every
-        epoch."""
+        keeps only its own units."""
+        block, rows = self.block(step)
+        domain_R, size = block.domain_index_R, len(self._stores)
+        tokens_D = np.bincount(domain_R, weights=rows.num_loss_tokens(), minlength=size)
+        counts = DomainCounts(tokens_D.astype(np.int64), np.bincount(domain_R, minlength=size))
+        units = tuple(rows.part(unit) for unit in self.shard.units(len(rows)))
+        return Drawn(step, units, counts)
+
+    def block(self, step: int) -> tuple[Block, Rows]:
+        """Block `step` of all ranks, and its rows read from disk. Of a selector's draws a row is
+        learnt with another in every epoch."""
         block = self._ruled().block(step)
         rows = take_rows(self._stores, block.domain_index_R, block.row_index_R)
         if self._plan.draws > 1:
             rows = rows.with_draws(block.epoch_R % self._plan.draws)
-        domain_R, size = block.domain_index_R, len(self._stores)
-        tokens_D = np.bincount(domain_R, weights=rows.num_loss_tokens(), minlength=size)
-        counts = DomainCounts(tokens_D.astype(np.int64), np.bincount(domain_R, minlength=size))
-        units = tuple(rows.part(unit) for unit in self._shard.units(len(rows)))
-        return Drawn(step, units, counts)
+        return block, rows
+
+    def rows_drawn(self, step: int) -> np.ndarray:
+        """Rows of each domain in all blocks before `step`, int64 [D]."""
+        return self._ruled().rows_drawn(step)
 
     def epochs(self, steps: int) -> tuple[float, ...]:
         """See `TokenSource`."""
@@ -92,6 +112,22 @@ def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]
         parts_of(domain.name, store=store, order_path=path, parts=progressive.phases)
         for domain, store, path in zip(plan.domains, stores, paths, strict=True)
     )
+
+
+def _partly_written(
+    plan: RunPlan, domains: Sequence[DomainParts], stores: Sequence[RowStore]
+) -> tuple[tuple[DomainParts, ...], tuple[float, ...]]:
+    """The domains with the loss tokens that their rows have where a part of them is written by the
+    student, and that part."""
+    source, context = plan.config.source, plan.config.data.context
+    found, shares = [], []
+    for domain, store in zip(domains, stores, strict=True):
+        written = expected_tokens(store, source, context=context)
+        share = share_of_rows(source.student, written=written, given=store.mean_loss_tokens)
+        means = (share * written + (1 - share) * mean for mean in domain.mean_loss_tokens_P)
+        found.append(replace(domain, mean_loss_tokens_P=tuple(means)))
+        shares.append(share)
+    return tuple(found), tuple(shares)
 
 
 def whole_domains(plan: RunPlan) -> tuple[DomainParts, ...]:

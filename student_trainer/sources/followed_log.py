@@ -26,13 +26,13 @@ class FollowedLog:
         """The entry in force at a step that is settled."""
         return self.read.ruling(step)
 
-    def settle(self, step: int, *, ahead: int) -> int:
+    def settle(self, step: int, *, ahead: int, wait: bool = False) -> int:
         """Wait for the weights of step `step`; returns the last step that can be drawn with what
         is known then, at most `ahead` steps later.
 
-        Entries for the steps ahead are looked for and not waited for.
+        Entries for the steps ahead are looked for and not waited for, unless `wait` says so.
         """
-        self._learn(through=step)
+        self._learn(through=step + ahead * wait)
         while self._settled() < min(step + ahead, self._end() - 1) and self._learn_entry(
             wait=False
         ):

@@ -55,7 +55,8 @@ class Loader:
 
         Waits for the weights of the step itself where the controller has not decided them yet.
         """
-        through = self._weight_log.settle(index, ahead=self._source.ahead)
+        source = self._source
+        through = self._weight_log.settle(index, ahead=source.ahead, wait=source.fixed)
         first = self._drawn[-1][0].index + 1 if self._drawn else index
         for ahead in range(first, through + 1):
             drawn = self._source.draw(ahead)
@@ -78,7 +79,8 @@ class Loader:
         if self._reader is None or self._question is None:
             return None
         own = self._student_ids
-        units = drawn.units if own is None else own.named(drawn.units)
+        units = [rows.as_asked() for rows in drawn.units]
+        units = units if own is None else own.named(units)
         return answered(self._reader, units, self._question, ahead=len(units))
 
     def _taken(self, answers: Answers) -> Answer:

@@ -41,6 +41,12 @@ class TokenSource(Protocol):
         the weights of the moment."""
         ...
 
+    @property
+    def fixed(self) -> bool:
+        """Whether every step is drawn so many steps ahead, never later, since what is drawn depends
+        on the weights of then; False: as early as the mixture's weights are known."""
+        ...
+
     def draw(self, step: int) -> Drawn:
         """The rows of step `step`, counted from 0. Steps are drawn in order, from any first one
         on, once the weight log settles them; all ranks draw together."""

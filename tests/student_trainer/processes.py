@@ -29,6 +29,7 @@ from student_trainer.sources.source import OpenSource
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
+from teacher_service.engine.generating import open_generator
 from teacher_service.engine.hf import HFEngine
 
 
@@ -75,7 +76,14 @@ def run(
 ) -> None:
     """Run a plan with its teacher in this process, by default under fixed weights."""
     controller = open_controller or (lambda: StandingWeights(plan))
-    run_plan(plan, reader_of(plan), controller, open_source=open_source, task=task)
+    run_plan(
+        plan,
+        reader_of(plan),
+        controller,
+        open_source=open_source,
+        task=task,
+        open_generator=open_generator,
+    )
 
 
 def reader_of(plan: RunPlan) -> OpenRunReader | None:

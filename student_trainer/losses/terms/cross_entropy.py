@@ -21,8 +21,8 @@ class CrossEntropy:
 
     @property
     def needs(self) -> Needs:
-        """Nothing."""
-        return Needs()
+        """Text of the data set."""
+        return Needs(text=True)
 
     @property
     def is_kl_at(self) -> None:

@@ -25,6 +25,7 @@ class Needs:
     temperatures: tuple[float, ...] = ()  # of both models' buckets
     label_apart: bool = False  # the label told from the tail, at temperature 1
     columns: tuple[str, ...] = ()  # values per position that a weigher forms of the step
+    text: bool = False  # the label to be of the data set: 0 where the student wrote it
 
     @property
     def teacher(self) -> bool:

@@ -23,7 +23,7 @@ class Uncounted(DataSet):
 class Alternating:
     """Every rank reads a domain of its own, in the order of the file, and another one next."""
 
-    ahead = 0
+    ahead, fixed = 0, False
 
     def __init__(self, plan: RunPlan, ranks: Ranks, weight_log: FollowedLog) -> None:
         self._stores = [RowStore.open(domain.train_path) for domain in plan.domains]

@@ -1,0 +1,118 @@
+"""Where a step's tokens come from: the data set, and what the student writes itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from shared.config.base import Fraction, Section
+from shared.config.losses import Loss
+
+SHARES = ("dataset", "student")
+
+
+class TokenSources(Section):
+    """Shares of a step's loss tokens by who wrote them, and how the student writes."""
+
+    dataset: Fraction = Field(default=1.0, description="share of loss tokens from the data set")
+    student: Fraction = Field(
+        default=0.0, description="share that the student writes from the prompts of rows (GKD)"
+    )
+    prompt_tokens: int = Field(
+        default=32, ge=1, description="of a text without a prompt, what the student goes on from"
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="tokens it writes at most")
+    min_new_tokens: int = Field(default=0, ge=0, description="tokens before it may end")
+    temperature: float = Field(
+        default=1.0, ge=0, description="that it writes at; 0: always the likeliest token"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="mass of the likeliest tokens that it draws from"
+    )
+    lag: int | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="steps between the weights that write and the step that learns; 0: none, and "
+        "the teacher is waited for; null: 1 where steps are asked ahead",
+    )
+    batch_rows: int = Field(default=32, ge=1, description="prompts that it goes on from at once")
+
+    @property
+    def writes(self) -> bool:
+        """Whether the student writes any of it."""
+        return self.student > 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """One source by its name is all of it; of shares, those left out are 0."""
+        if isinstance(value, str):
+            if value not in SHARES:
+                raise ValueError(f"is {value!r}; take {' or '.join(SHARES)}, or shares of both")
+            value = {value: 1.0}
+        if isinstance(value, dict) and not value.keys().isdisjoint(SHARES):
+            return dict.fromkeys(SHARES, 0.0) | value
+        return value
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "TokenSources":
+        total = self.dataset + self.student
+        if abs(total - 1) > 1e-9:
+            raise ValueError(
+                f"source has dataset {self.dataset:g} and student {self.student:g}, which sum to "
+                f"{total:g}; shares sum to 1"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"source.min_new_tokens is {self.min_new_tokens}, more than source.max_new_tokens "
+                f"{self.max_new_tokens}; lower one or raise the other"
+            )
+        return self
+
+
+def check_source(
+    source: TokenSources,
+    losses: Sequence[Loss],
+    *,
+    context: int,
+    most_ahead: int,
+    baseline: bool,
+    teacher_free: bool,
+) -> None:
+    """Raise ValueError where the student cannot write as asked, or nothing would learn from it.
+    `most_ahead` is how many steps are drawn before the one under way."""
+    if not source.writes:
+        return
+    share = f"source has student {source.student:g}"
+    if source.max_new_tokens >= context:
+        raise ValueError(
+            f"source.max_new_tokens is {source.max_new_tokens}, which leaves no room for a prompt "
+            f"in data.context {context}; lower one or raise the other"
+        )
+    if source.lag is not None and source.lag > most_ahead:
+        raise ValueError(
+            f"source.lag is {source.lag}, but steps are asked about at most {most_ahead} ahead "
+            "(mixture.lag_steps, at most 2; none with targets.student_ids); lower source.lag to "
+            f"{most_ahead}"
+        )
+    if not any(loss.asks_teacher for loss in losses):
+        raise ValueError(
+            f"{share}, but no loss asks a teacher, and hard labels are not learnt from what the "
+            "student wrote; add a divergence to losses"
+        )
+    if not source.dataset and any(loss.kind == "cross_entropy" for loss in losses):
+        raise ValueError(
+            "losses has a cross_entropy, which learns from the data set alone, but source has "
+            "dataset 0; give the data set a share, or leave cross_entropy out"
+        )
+    if baseline:
+        raise ValueError(
+            f"{share}, but baseline trains a copy on identical rows, which it would not have; "
+            "remove one of the two"
+        )
+    if teacher_free:
+        raise ValueError(
+            f"{share}, but targets.teacher_free leaves no teacher to ask about what it writes; "
+            "remove one of the two"
+        )

@@ -1,0 +1,154 @@
+"""Rollouts: rows whose answers the student wrote itself, from the prompts of rows of the data set.
+
+R rows   N positions with loss of a row
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.config.source import TokenSources
+from shared.data.row_store import RowStore
+from shared.data.rows import Rows
+
+MOST_LOOKED_AT = 512  # rows from which the length of rollouts is foreseen
+DATA_SET = -1  # in place of the version of the weights that wrote a row
+
+
+@dataclass(frozen=True, slots=True)
+class RowPrompt:
+    """What the student goes on from, once in a document of a row."""
+
+    row: int
+    document: int  # of those of the row that are gone on from
+    input_ids: np.ndarray  # int32
+    room: int  # tokens that it may write
+    answer: int  # tokens with loss that the data set has in its place
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What the student wrote after a prompt."""
+
+    prompt: RowPrompt
+    output_ids: np.ndarray  # int32; with the id that ended it
+    logprobs: np.ndarray  # float32, of each under the law that it was drawn from, nats
+    ended: bool  # False: it was cut at its room
+
+
+def prompts_of(rows: Rows, source: TokenSources, *, context: int) -> list[RowPrompt]:
+    """The prompts of rows, in their order: of the documents of a row the first, and those after it
+    that leave each `max_new_tokens` within the context.
+
+    The prompt of a conversation is all before its last answer, that of a text its first
+    `prompt_tokens`, at most half of it. Where the first leaves less, its room is the next lower
+    power of two, so that few lengths are asked for; one that fills the context is left out.
+    """
+    columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+    found = []
+    for row, (ids, starts, mask) in enumerate(zip(*columns, strict=True)):
+        used = 0
+        documents = _split(ids, starts, mask, most=source.prompt_tokens)
+        for document, (prompt, answer) in enumerate(documents):
+            room = min(source.max_new_tokens, context - used - len(prompt))
+            if used and room < source.max_new_tokens:
+                break
+            if room < 1:
+                break
+            if room < source.max_new_tokens:
+                room = 1 << (room.bit_length() - 1)
+            found.append(RowPrompt(row, document, prompt, room, answer))
+            used += len(prompt) + room
+    return found
+
+
+def _split(
+    ids: np.ndarray, starts: np.ndarray, mask: np.ndarray, *, most: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The prompt of each document that is learnt, and the tokens with loss after it."""
+    for first, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+        own, learnt = ids[first:stop], np.flatnonzero(mask[first:stop])
+        if not len(learnt):
+            continue
+        if learnt[0] == 0:
+            length = min(most, max(1, len(own) // 2))
+            yield own[:length], len(own) - length
+            continue
+        runs = np.flatnonzero(np.diff(learnt) > 1)
+        last = learnt[runs[-1] + 1 :] if len(runs) else learnt
+        yield own[: last[0] + 1], len(last)
+
+
+def expected_tokens(store: RowStore, source: TokenSources, *, context: int) -> float:
+    """Loss tokens of a row that the student writes, as if it wrote as much as the data set has, in
+    the mean over the first rows of a domain."""
+    rows = store.take(range(min(len(store), MOST_LOOKED_AT)))
+    prompts = prompts_of(rows, source, context=context)
+    return sum(min(p.room, p.answer) for p in prompts) / max(1, len(rows))
+
+
+def share_of_rows(share: float, *, written: float, given: float) -> float:
+    """The share of a domain's rows that the student writes, so that it writes `share` of the loss
+    tokens where its rows have `written` of them and those of the data set `given`."""
+    if share in (0.0, 1.0) or not written:
+        return share if written else 0.0
+    ours, theirs = share / written, (1 - share) / given
+    return ours / (ours + theirs)
+
+
+def dealt(share: float, counted_R: Sequence[int]) -> np.ndarray:
+    """Which rows the student writes, bool [R], of the `counted`-th rows of a domain: the n-th where
+    n times the share passes an integer, so that no stretch of rows is off by more than one."""
+    one = 2**40
+    whole = round(share * one)
+    return np.array([(n + 1) * whole // one > n * whole // one for n in counted_R], bool)
+
+
+def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndarray) -> Rows:
+    """The rows with every answer that the student wrote in place of the data set's, the version of
+    the weights that wrote them, and its log-probabilities.
+
+    `version_R` is `DATA_SET` for rows that stay as they are. All that the student wrote has loss,
+    the first end among it, and nothing after it; where it was cut, no end is put.
+    """
+    by_row: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_row.setdefault(rollout.prompt.row, []).append(rollout)
+    names = ("input_ids", "doc_starts", "loss_mask")
+    columns = {name: list(rows.column(name)) for name in names}
+    behaviour = [np.zeros(0, np.float32)] * len(rows)
+    for row in np.flatnonzero(version_R != DATA_SET).tolist():
+        own = by_row.get(row)
+        if own is None:  # no prompt that leaves room: nothing of the row is learnt
+            columns["loss_mask"][row] = np.zeros_like(columns["loss_mask"][row])
+            continue
+        built, logprobs = _row_of(own)
+        for name, array in zip(names, built, strict=True):
+            columns[name][row] = array
+        behaviour[row] = logprobs
+    found = Rows.build(
+        domains=rows.domains(),
+        indices=rows.table.column("index").to_pylist(),
+        input_ids=columns["input_ids"],
+        doc_starts=columns["doc_starts"],
+        loss_masks=columns["loss_mask"],
+    )
+    if rows.draws().any():
+        found = found.with_draws(rows.draws())
+    return found.with_versions(version_R, behaviour)
+
+
+def _row_of(rollouts: Sequence[Rollout]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Token ids, document starts and loss mask of a row, and the log-probabilities."""
+    ids, starts, masks, length = [], [], [], 0
+    for rollout in rollouts:
+        prompt, output = rollout.prompt.input_ids, rollout.output_ids
+        mask = np.zeros(len(prompt) + len(output), np.uint8)
+        mask[len(prompt) - 1 : len(prompt) - 1 + len(output)] = 1
+        ids.append(np.concatenate([prompt, output]))
+        starts.append(length)
+        masks.append(mask)
+        length += len(mask)
+    row = (np.concatenate(ids), np.array(starts), np.concatenate(masks))
+    return row, np.concatenate([rollout.logprobs for rollout in rollouts])

@@ -1,0 +1,92 @@
+"""What a config may say of where its tokens come from."""
+
+import pytest
+from pydantic import ValidationError
+
+from shared.config.run import Config
+
+BASE = {
+    "name": "a",
+    "steps": 4,
+    "teachers": {"t": {"model": "t"}},
+    "student": {"model": "s"},
+    "domains": {"d": {"train": "d.jsonl"}},
+}
+
+
+def config(source, **options) -> Config:
+    return Config.model_validate(BASE | {"source": source} | options)
+
+
+@pytest.mark.parametrize(
+    ("given", "shares"),
+    [
+        ("dataset", (1, 0)),
+        ("student", (0, 1)),
+        ({"student": 1}, (0, 1)),
+        ({"student": 0.25, "dataset": 0.75}, (0.75, 0.25)),
+        ({"max_new_tokens": 5}, (1, 0)),
+    ],
+)
+def test_a_source_is_a_name_or_shares_of_both(given, shares):
+    source = config(given).source
+    assert (source.dataset, source.student) == shares
+    assert Config.model_validate(config(given).model_dump(mode="json")) == config(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "lag"),
+    [
+        ({}, 1),
+        ({"mixture": {"policy": "ddk", "interval": 2, "lag_steps": 0}}, 0),
+        ({"targets": {"student_ids": 4}, "losses": [{"kind": "reverse_kl"}]}, 0),
+    ],
+)
+def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
+    assert config("student", **options).rollout_lag == lag
+    assert config({"student": 1, "lag": 0}, **options).rollout_lag == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("teacher", {}, "is 'teacher'; take dataset or student"),
+        ({"student": 0.4}, {}, "dataset 0 and student 0.4, which sum to 0.4; shares sum to 1"),
+        ({"student": 0.5, "dataset": 0.6}, {}, "which sum to 1.1"),
+        (
+            {"student": 1, "max_new_tokens": 512},
+            {},
+            r"max_new_tokens is 512, .* data.context 512; lower one",
+        ),
+        (
+            {"student": 1, "min_new_tokens": 9, "max_new_tokens": 8},
+            {},
+            "min_new_tokens is 9, more than source.max_new_tokens 8",
+        ),
+        (
+            {"student": 1, "lag": 2},
+            {"mixture": {"policy": "ddk", "interval": 2, "lag_steps": 1}},
+            "source.lag is 2, but steps are asked about at most 1 ahead",
+        ),
+        (
+            {"student": 1, "lag": 1},
+            {"targets": {"student_ids": 4}, "losses": [{"kind": "reverse_kl"}]},
+            "source.lag is 1, but steps are asked about at most 0 ahead",
+        ),
+        ("student", {"losses": [{"kind": "cross_entropy"}]}, "no loss asks a teacher"),
+        (
+            "student",
+            {"losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]},
+            "cross_entropy, which learns from the data set alone, but source has dataset 0",
+        ),
+        ("student", {"baseline": True}, "baseline trains a copy on identical rows"),
+        (
+            "student",
+            {"targets": {"teacher_free": True, "store": "store"}},
+            "targets.teacher_free leaves no teacher",
+        ),
+    ],
+)
+def test_what_cannot_be_written_or_learnt_is_refused(source, options, said):
+    with pytest.raises(ValidationError, match=said):
+        config(source, **options)
