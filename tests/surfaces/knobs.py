@@ -30,6 +30,8 @@ QUESTION = "cluster/planning/test_question.py"
 DECISIONS = "shared/mixture/test_decisions.py"
 DIAGNOSTICS = "student_trainer/test_diagnostics.py"
 SCALING = "teacher_service/service/test_scaling.py"
+ROLLOUTS = "student_trainer/sources/test_rollouts.py"
+WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
 
 KNOBS = {
     "name": LEAVES,
@@ -148,6 +150,15 @@ KNOBS = {
     ),
     "batch.rows_per_step": LOOP,
     "batch.micro_batch": LOOP,
+    "source.dataset": f"{ROLLOUTS}::test_shares_are_near_and_cross_entropy_is_of_the_data_set_alone",
+    "source.student": f"{ROLLOUTS}::test_shares_are_near_and_cross_entropy_is_of_the_data_set_alone",
+    "source.prompt_tokens": f"{ROLLOUTS}::{WRITTEN}",
+    "source.max_new_tokens": f"{ROLLOUTS}::{WRITTEN}",
+    "source.min_new_tokens": f"{ROLLOUTS}::test_lengths_are_as_asked",
+    "source.temperature": f"{ROLLOUTS}::{WRITTEN}",
+    "source.top_p": f"{ROLLOUTS}::{WRITTEN}",
+    "source.lag": f"{ROLLOUTS}::test_step_s_learns_what_version_s_minus_lag_wrote",
+    "source.batch_rows": f"{ROLLOUTS}::test_who_holds_which_rows_and_weights_changes_no_text",
     "targets.selector": "cluster/launch/test_asked.py"
     "::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it",
     "targets.top_k": LOOP,

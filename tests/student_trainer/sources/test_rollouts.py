@@ -19,34 +19,36 @@ from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines, final_weights
 
-ENDS = tuple(range(3, 12))  # so that some of what a random student writes ends by itself
+ENDS = tuple(
+    range(3, tiny.VOCAB // 6)
+)  # so that some of what a random student writes ends by itself
 HALF = {"student": 0.5, "dataset": 0.5}
 LOSSES = [{"kind": "jsd"}, {"kind": "cross_entropy", "weight": 0.5}]
 LORA = {"train": {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.3}}
 # Killed after the checkpoint at step 2 of 4, and gone on from there.
 RESUMED = {
-    "lag 0": {"source": {"lag": 0}},
-    "lag 1": {"source": {"lag": 1}},
-    "lag 2": {"source": {"lag": 2}},
-    "zero 3": {"source": {"lag": 1}, "student": {"zero": 3}},
-    "zero 0, own text alone": {
+    "lag-0": {"source": {"lag": 0}},
+    "lag-1": {"source": {"lag": 1}},
+    "lag-2": {"source": {"lag": 2}},
+    "zero-3": {"source": {"lag": 1}, "student": {"zero": 3}},
+    "own-text-alone": {
         "source": {"student": 1.0, "dataset": 0.0},
         "student": {"zero": 0},
         "losses": [{"kind": "reverse_kl"}],
     },
     "lora": {"student": LORA},
-    "ids of the student": {
+    "student-ids": {
         "targets": {"student_ids": 4},
         "losses": [{"kind": "reverse_kl"}],
     },
-    "moving weights": {"mixture": {"policy": "odm", "interval": 2, "lag_steps": 1}},
+    "moving-weights": {"mixture": {"policy": "odm", "interval": 2, "lag_steps": 1}},
 }
 # As the reference, but for what is named.
 VARIANTS = {
     "reference": {},
-    "one at a time": {"source": {"batch_rows": 1}},
-    "zero 0": {"student": {"zero": 0}},
-    "zero 3": {"student": {"zero": 3}},
+    "one-at-a-time": {"source": {"batch_rows": 1}},
+    "zero-0": {"student": {"zero": 0}},
+    "zero-3": {"student": {"zero": 3}},
     "seed": {"seed": 7},
     "temperature": {"source": {"temperature": 0.3}},
     "greedy": {"source": {"temperature": 0.0}},
@@ -56,7 +58,7 @@ VARIANTS = {
     "prompt": {"source": {"prompt_tokens": 2}},
     "strict": {"source": {"lag": 0}},
 }
-RANKS = {"reference": 2, "one rank": 1}
+LONG = ("reference", "strict", "zero-3", "least")  # the others take one step
 
 
 def written_plan(folder: Path, pair: tiny.Pair, domains, **options) -> RunPlan:
@@ -81,7 +83,7 @@ def material(folder: Path):
 def resumed(folder: Path, material) -> Path:
     jobs = []
     for name, options in RESUMED.items():
-        plan = written_plan(folder / "resumed" / name.replace(" ", "-"), *material, **options)
+        plan = written_plan(folder / "resumed" / name, *material, **options)
         jobs.append(as_job("decided" if "mixture" in options else "resumed", plan, at=2))
     run_jobs(jobs, folder / "jobs-resumed")
     return folder / "resumed"
@@ -91,14 +93,15 @@ def resumed(folder: Path, material) -> Path:
 def variants(folder: Path, material) -> Path:
     jobs = []
     for name, options in VARIANTS.items():
-        options = {"checkpoints": {"every": 100}, **options}
+        options = {"checkpoints": {"every": 100}, "steps": 4 if name in LONG else 1, **options}
         jobs.append(as_job("train", written_plan(folder / "variants" / name, *material, **options)))
     run_jobs(jobs, folder / "jobs-variants")
     plan = written_plan(
-        folder / "variants" / "one rank",
+        folder / "variants" / "one-rank",
         *material,
         checkpoints={"every": 100},
         student={"workers": 1},
+        steps=1,
     )
     run_jobs([as_job("train", plan)], folder / "jobs-one", ranks=1)
     return folder / "variants"
@@ -127,7 +130,7 @@ def lines(run: Path) -> list[StepMetrics]:
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
-    run = resumed / name.replace(" ", "-")
+    run = resumed / name
     again = run.with_name(f"{run.name}-resumed")
     weights, others = final_weights(run), final_weights(again)
     assert weights.keys() == others.keys()
@@ -146,7 +149,7 @@ def test_step_s_learns_what_version_s_minus_lag_wrote(resumed: Path, lag: int):
 
 
 def test_what_is_written_is_kept_as_long_as_a_checkpoint_may_need_it(resumed: Path):
-    for name in ("lag-0", "lag-2"):
+    for name in ("lag-0", "lag-1"):
         assert not files(resumed / name, 1)  # behind the oldest checkpoint, that of step 2
         assert len(files(resumed / name, 2)) == len(files(resumed / name, 3)) == 2
 
@@ -174,11 +177,11 @@ def test_a_resume_without_what_was_written_says_so(resumed: Path, tmp_path: Path
 
 def test_who_holds_which_rows_and_weights_changes_no_text(variants: Path):
     """The first two steps are written by the first weights."""
-    for name in ("one rank", "one at a time", "zero 0", "zero 3"):
-        for step in (0, 1):
-            assert texts(variants / name, step) == texts(variants / "reference", step)
+    for name in ("one-rank", "one-at-a-time", "zero-0", "zero-3"):
         ours, theirs = lines(variants / name), lines(variants / "reference")
-        for line, other in zip(ours, theirs, strict=True):
+        for step, (line, other) in enumerate(zip(ours, theirs, strict=False)):
+            if step < 2:
+                assert texts(variants / name, step) == texts(variants / "reference", step)
             assert line.rollouts.rollouts == other.rollouts.rollouts
             assert line.loss == pytest.approx(other.loss, rel=1e-3)
 
@@ -202,7 +205,7 @@ def test_lengths_are_as_asked(variants: Path):
     def lengths(name: str) -> np.ndarray:
         tables = [
             pa.ipc.open_file(path).read_all()
-            for step in range(4)
+            for step in range(len(lines(variants / name)))
             for path in files(variants / name, step)
         ]
         rows = Rows(pa.concat_tables(tables)).documents()
