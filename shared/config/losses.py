@@ -17,6 +17,8 @@ class LossSection(Section):
 
     asks_teacher: ClassVar[bool] = True  # whether it learns from the teacher
     reads_ids: ClassVar[bool] = False  # whether it compares both models at ids of a position
+    # Whether it learns from what the student wrote alone, and how the teacher likes each token.
+    of_rollouts: ClassVar[bool] = False
     # Whether ids drawn from p alone give it without bias: it is linear in p.
     takes_drawn_ids: ClassVar[bool] = False
     # Where it sums over the student's distribution, so that the student's own ids tell it more:
@@ -228,6 +230,41 @@ class ATKD(LossSection):
         return self.direction == "reverse"
 
 
+class PolicyGradient(LossSection):
+    """Reverse KL of whole texts by policy gradient: on-policy distillation, and the long-term part
+    of MiniLLM (arXiv 2306.08543); 0 on tokens that the student did not write.
+
+    The reward of a token is r = log p - log q, q as it wrote it. `credit` says which of them a
+    token's advantage A is made of, and its loss is -A times its importance ratio.
+    """
+
+    of_rollouts: ClassVar[bool] = True
+    single: ClassVar[str | None] = "the advantages are the step's"
+
+    kind: Literal["policy_gradient"] = "policy_gradient"
+    weight: Positive = 1.0
+    credit: Literal["token", "return", "later_mean", "remaining_mean", "discounted_mean"] = Field(
+        default="token",
+        description="token: r alone (OPD); return: the discounted sum from it on; later_mean: the "
+        "mean of those after it (MiniLLM, Eq. 6); remaining_mean: the return over the tokens left "
+        "(its published code); discounted_mean: the return over the sum of discounts (TRL)",
+    )
+    discount: Fraction = Field(default=1.0, description="of a reward, for each token in between")
+    clip: Positive | None = Field(
+        default=None,
+        description="of a ratio, as in PPO: it counts within 1 - clip to 1 + clip",
+    )
+
+    @model_validator(mode="after")
+    def _the_discount_is_read(self) -> "PolicyGradient":
+        if self.discount != 1 and self.credit in ("token", "later_mean"):
+            raise ValueError(
+                f"the discount of policy_gradient is {self.discount:g}, but credit {self.credit} "
+                "has none; leave it out, or take return, remaining_mean or discounted_mean"
+            )
+        return self
+
+
 class CrossEntropy(LossSection):
     """Cross-entropy with the text's own next token."""
 
@@ -303,6 +340,7 @@ Loss = Annotated[
     | GeneralisedKL
     | TAID
     | ATKD
+    | PolicyGradient
     | CrossEntropy
     | HiddenStates
     | RouterBalance,

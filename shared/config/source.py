@@ -82,6 +82,7 @@ def check_source(
 ) -> None:
     """Raise ValueError where the student cannot write as asked, or nothing would learn from it.
     `most_ahead` is how many steps are drawn before the one under way."""
+    _refuse_unfit_rollouts(source, losses)
     if not source.writes:
         return
     share = f"source has student {source.student:g}"
@@ -116,3 +117,21 @@ def check_source(
             f"{share}, but targets.teacher_free leaves no teacher to ask about what it writes; "
             "remove one of the two"
         )
+
+
+def _refuse_unfit_rollouts(source: TokenSources, losses: Sequence[Loss]) -> None:
+    """A loss of what the student wrote needs some of it, and its own law."""
+    for loss in losses:
+        if not loss.of_rollouts:
+            continue
+        if not source.writes:
+            raise ValueError(
+                f"losses has a {loss.kind}, which learns from what the student writes, but source "
+                "has student 0; set source=student, or shares as {student: 0.5, dataset: 0.5}"
+            )
+        if source.temperature != 1 or source.top_p != 1 or source.min_new_tokens:
+            raise ValueError(
+                f"losses has a {loss.kind}, whose rewards compare the teacher with the student as "
+                f"it is, but source has temperature {source.temperature:g}, top_p "
+                f"{source.top_p:g} and min_new_tokens {source.min_new_tokens}; leave them out"
+            )

@@ -14,6 +14,7 @@ from student_trainer.losses.auxiliary.hidden_states import HiddenStateMatching
 from student_trainer.losses.auxiliary.router_balance import RouterBalance
 from student_trainer.losses.terms.cross_entropy import CrossEntropy
 from student_trainer.losses.terms.divergences import DIVERGENCES, DivergenceTerm
+from student_trainer.losses.terms.policy_gradient import PolicyGradient
 from student_trainer.losses.terms.term import Term
 from student_trainer.losses.terms.token_adaptive import TokenAdaptive
 
@@ -21,6 +22,7 @@ TERMS: dict[str, Callable[[Any], Term]] = {
     **dict.fromkeys(DIVERGENCES, DivergenceTerm),
     "atkd": TokenAdaptive,
     "cross_entropy": CrossEntropy,
+    "policy_gradient": PolicyGradient,
 }
 AUXILIARIES: dict[str, Callable[[Any, nn.ModuleDict], Auxiliary]] = {
     "hidden_states": HiddenStateMatching,

@@ -13,11 +13,15 @@ from shared.config.losses import Loss
 from shared.data.rows import Rows
 from shared.targets.routing import Answer
 from student_trainer.sources.batches import Batch, Layouts
+from student_trainer.weighing.advantages import Advantages
 from student_trainer.weighing.token_split import ClassWeights
 from student_trainer.weighing.weigher import Columns, Look, StepView, UnitView, Weigher
 
 # The weigher of a loss, by its kind.
-WEIGHERS: dict[str, Callable[[Any], Weigher]] = {"atkd": ClassWeights}
+WEIGHERS: dict[str, Callable[[Any], Weigher]] = {
+    "atkd": ClassWeights,
+    "policy_gradient": Advantages,
+}
 
 
 def weighers_of(losses: Sequence[Loss]) -> list[Weigher]:

@@ -31,6 +31,8 @@ DECISIONS = "shared/mixture/test_decisions.py"
 DIAGNOSTICS = "student_trainer/test_diagnostics.py"
 SCALING = "teacher_service/service/test_scaling.py"
 ROLLOUTS = "student_trainer/sources/test_rollouts.py"
+ADVANTAGES = "student_trainer/weighing/test_advantages.py"
+CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
 
 KNOBS = {
@@ -150,8 +152,8 @@ KNOBS = {
     ),
     "batch.rows_per_step": LOOP,
     "batch.micro_batch": LOOP,
-    "source.dataset": f"{ROLLOUTS}::test_shares_are_near_and_cross_entropy_is_of_the_data_set_alone",
-    "source.student": f"{ROLLOUTS}::test_shares_are_near_and_cross_entropy_is_of_the_data_set_alone",
+    "source.dataset": f"{ROLLOUTS}::test_shares_are_near",
+    "source.student": f"{ROLLOUTS}::test_shares_are_near",
     "source.prompt_tokens": f"{ROLLOUTS}::{WRITTEN}",
     "source.max_new_tokens": f"{ROLLOUTS}::{WRITTEN}",
     "source.min_new_tokens": f"{ROLLOUTS}::test_lengths_are_as_asked",
@@ -212,6 +214,12 @@ KNOBS = {
         "::test_atkd_splits_the_whole_step_however_it_is_cut"
     ),
     "losses.N.easy_weight": f"{DIAGNOSTICS}::test_the_loss_is_that_of_the_paper",
+    "losses.N.credit": f"{ADVANTAGES}::{CONVENTIONS}",
+    "losses.N.discount": f"{ADVANTAGES}::{CONVENTIONS}",
+    "losses.N.clip": (
+        "student_trainer/losses/terms/test_policy_gradient.py"
+        "::test_a_clip_bounds_what_a_ratio_counts"
+    ),
     "losses.N.final_weight": (
         "student_trainer/test_phases.py::test_the_loss_adds_up_with_the_weight_of_its_phase"
     ),

@@ -79,6 +79,21 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
             {"losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]},
             "cross_entropy, which learns from the data set alone, but source has dataset 0",
         ),
+        (
+            "dataset",
+            {"losses": [{"kind": "policy_gradient"}]},
+            "policy_gradient, which learns from what the student writes, but source has student 0",
+        ),
+        (
+            {"student": 1, "temperature": 0.7},
+            {"losses": [{"kind": "policy_gradient"}]},
+            "source has temperature 0.7, top_p 1 and min_new_tokens 0; leave them out",
+        ),
+        (
+            "student",
+            {"losses": [{"kind": "policy_gradient", "discount": 0.9}]},
+            "discount of policy_gradient is 0.9, but credit token has none",
+        ),
         ("student", {"baseline": True}, "baseline trains a copy on identical rows"),
         (
             "student",

@@ -35,7 +35,9 @@ def test_a_section_and_its_term_need_the_same(kind: str) -> None:
         assert (section.teacher_layers, section.student_layers) == layers
         return
     term = TERMS[kind](section)
-    assert term.needs.teacher == section.reads_ids == section.asks_teacher
+    assert term.needs.teacher == section.reads_ids
+    assert section.asks_teacher == (section.reads_ids or section.of_rollouts)
+    assert ("behaviour_N" in term.needs.columns) == section.of_rollouts
     assert term.needs.temperatures == section.temperatures
     assert term.weight == 1
     if section.takes_drawn_ids:
