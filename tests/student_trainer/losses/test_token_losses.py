@@ -443,3 +443,29 @@ def test_hidden_states_join_the_weighted_sum():
     torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
     alone = with_auxiliaries(case.losses(terms=[matching]), auxiliaries, batch, multiplier=1.0)
     assert torch.equal(gradients(alone.loss, case)[1], torch.zeros_like(case.head.weight_VD))
+
+
+@pytest.mark.parametrize("chunk_rows", [5, None])
+def test_hard_labels_never_see_tokens_that_the_student_wrote(chunk_rows: int | None) -> None:
+    """Value and gradient are those of the text's own positions; a divergence learns from all."""
+    case = Case.random()
+    written_N = torch.arange(len(case.label_N)) % 3 == 1
+    terms = [cross_entropy_term(weight=0.3), forward_kl_term()]
+    targets = case.targets(5)
+    found = case.losses(
+        terms=terms, targets=targets, columns={"written_N": written_N}, chunk_rows=chunk_rows
+    )
+    nll_N = nn.functional.cross_entropy(
+        case.head.logits(case.hidden_ND), case.label_N, reduction="none"
+    )
+    kl_N = bucketed_kl(
+        case.teacher_NV, case.head.logits(case.hidden_ND), case.teacher_NV.topk(5).indices
+    )
+    text_N = torch.where(written_N, 0.0, nll_N)
+    torch.testing.assert_close(found.terms["cross_entropy"], text_N.detach())
+    torch.testing.assert_close(found.terms["forward_kl"], kl_N.detach())
+    torch.testing.assert_close(found.label_nll_N, nll_N.detach())
+    leaves = [leaf for leaf in case.leaves if leaf is not None]
+    expected = torch.autograd.grad((0.3 * text_N + kl_N).sum(), leaves)
+    for ours, theirs in zip(torch.autograd.grad(found.loss, leaves), expected, strict=True):
+        assert relative_error(ours, theirs) < 1e-10

@@ -27,22 +27,12 @@ LOSSES = [{"kind": "jsd"}, {"kind": "cross_entropy", "weight": 0.5}]
 LORA = {"train": {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.3}}
 # Killed after the checkpoint at step 2 of 4, and gone on from there.
 RESUMED = {
-    "lag-0": {"source": {"lag": 0}},
-    "lag-1": {"source": {"lag": 1}},
+    "lag-0": {"targets": {"student_ids": 4}, "losses": [{"kind": "reverse_kl"}]},
+    "lag-1": {"source": {"lag": 1}, "student": LORA | {"zero": 3}},
     "lag-2": {"source": {"lag": 2}},
-    "zero-3": {"source": {"lag": 1}, "student": {"zero": 3}},
     "own-text-alone": {
         "source": {"student": 1.0, "dataset": 0.0},
         "student": {"zero": 0},
-        "losses": [{"kind": "reverse_kl"}],
-    },
-    "lora": {"student": LORA},
-    "student-ids": {
-        "targets": {"student_ids": 4},
-        "losses": [{"kind": "reverse_kl"}],
-    },
-    "policy-gradient": {
-        "source": {"student": 1.0, "dataset": 0.0},
         "losses": [
             {"kind": "reverse_kl"},
             {"kind": "policy_gradient", "credit": "later_mean", "clip": 0.2},
