@@ -289,6 +289,12 @@ def _store_of(config: Config) -> str:
             "targets.store is not set, and capture writes the answers there; set "
             "targets.store=FOLDER"
         )
+    if config.source.writes:
+        raise ConfigError(
+            f"source has student {config.source.student:g}, and what it writes is not there before "
+            "it is learnt, so that no capture can ask about it; run with targets.store, which "
+            "keeps the answers as they come, or set source=dataset"
+        )
     return config.targets.store
 
 

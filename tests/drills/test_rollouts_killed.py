@@ -1,0 +1,65 @@
+"""A student that writes its own text: whoever dies, the run ends with the same weights, bit for
+bit."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shared.run.metrics import read_metrics
+from tests.drills.commands import Command, Home, reached, titled, wait_until
+from tests.drills.conftest import STEPS, homes
+from tests.drills.evidence import assert_same, failures
+from tests.drills.test_kills import EARLY, LATE, kill_at_a_random_step
+
+pytestmark = pytest.mark.drill
+
+OWN = (
+    "source={student: 0.5, dataset: 0.5, max_new_tokens: 12, prompt_tokens: 6}",
+    "baseline=false",
+)
+
+
+@pytest.fixture(scope="module")
+def reference(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbed, without a store."""
+    runs = tmp_path_factory.mktemp("rollouts")
+    for home in homes():
+        home.run("run", str(config), f"paths.runs={runs}", *OWN)
+    return runs / "job"
+
+
+def begin(home: Home, config: Path, runs: Path, *more: str) -> Command:
+    return home.start("run", str(config), f"paths.runs={runs}", *OWN, *more)
+
+
+def test_driver_trainer_and_teacher_killed_change_no_weight(home, config, reference, tmp_path):
+    run, first = tmp_path / "job", begin(home, config, tmp_path)
+    kill_at_a_random_step(run, first, range(EARLY, STEPS // 4), kill=Command.kill_everything)
+    second = begin(home, config, tmp_path)
+    for title, steps in (
+        ("RayTrainWorker", range(STEPS // 3, STEPS // 2)),
+        ("TeacherReplica", range(STEPS // 2, LATE)),
+    ):
+        wait_until(reached(run, random.Random(title).choice(steps)), doing=second)
+        titled(second.family(), title)[0].kill()
+    assert second.wait() == 0, second.output
+    assert_same(run, reference)
+    assert failures(run)["student_restarts"] == 1
+    assert all(line.rollouts.rollouts for line in read_metrics(run / "metrics.jsonl"))
+
+
+def test_a_cold_and_a_warm_store_change_nothing(home, config, reference, tmp_path):
+    """Answers about what the student wrote are found again under its content."""
+    store, runs = tmp_path / "store", tmp_path / "runs"
+    cold = begin(home, config, runs, f"targets.store={store}")
+    assert cold.wait() == 0, cold.output
+    assert_same(runs / "job", reference)
+    shutil.rmtree(runs / "job")
+    warm = begin(home, config, runs, f"targets.store={store}")
+    assert warm.wait() == 0, warm.output
+    assert_same(runs / "job", reference)
+    hits = sum(line.cache_hits for line in read_metrics(runs / "job" / "metrics.jsonl"))
+    assert hits > 0, os.listdir(store)
