@@ -168,6 +168,20 @@ class AKL(Divergence):
         return self.mu < 1
 
 
+class AlphaBeta(Divergence):
+    """The alpha-beta divergence of ABKD (arXiv 2505.04560); its published defaults.
+
+    Alpha 1 with beta towards 0 is forward KL, alpha towards 0 with beta 1 reverse KL, both 1 half
+    the squared distance.
+    """
+
+    student_weighted: ClassVar[str | None] = ""
+
+    kind: Literal["alpha_beta"] = "alpha_beta"
+    alpha: float = Field(default=0.2, ge=0.01, le=2)
+    beta: float = Field(default=0.7, ge=0.01, le=2)
+
+
 class GeneralisedKL(Divergence):
     """sum p log(p / q) - p + q over the kept ids alone; in reverse p and q swapped."""
 
@@ -337,6 +351,7 @@ Loss = Annotated[
     | SkewReverseKL
     | TotalVariation
     | AKL
+    | AlphaBeta
     | GeneralisedKL
     | TAID
     | ATKD

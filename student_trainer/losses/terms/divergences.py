@@ -109,6 +109,19 @@ def akl(teacher: Buckets, student: Buckets, *, mu: float) -> Tensor:
     return head_N * forward_kl(teacher, student) + (1 - head_N) * reverse_kl(teacher, student)
 
 
+def alpha_beta(teacher: Buckets, student: Buckets, *, alpha: float, beta: float) -> Tensor:
+    """-sum(p^a q^b - a / (a + b) p^(a+b) - b / (a + b) q^(a+b)) / (a b) [N], with a and b alpha and
+    beta. It is no f-divergence: merging the ids outside the kept ones may raise it or lower it."""
+    both = alpha + beta
+
+    def summed(p: Tensor, q: Tensor) -> Tensor:
+        own = (alpha * (both * p).exp() + beta * (both * q).exp()) / both
+        return own - (alpha * p + beta * q).exp()
+
+    kept_N = summed(teacher.kept_NK, student.kept_NK).sum(-1)
+    return (kept_N + summed(teacher.tail_N, student.tail_N)) / (alpha * beta)
+
+
 def generalised_kl(teacher: Buckets, student: Buckets, *, direction: str) -> Tensor:
     """sum p log(p / q) - p + q over the kept ids alone, nats [N]; in reverse p and q swapped.
 
@@ -195,6 +208,10 @@ def _skew_bound(alpha: float) -> float:
     return -math.log(alpha) if alpha else math.inf
 
 
+def _alpha_beta_bound(alpha: float, beta: float) -> float:
+    return 1 / (alpha * beta) if alpha + beta >= 1 else math.inf
+
+
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": Divergence(
         forward_kl,
@@ -249,6 +266,18 @@ DIVERGENCES: dict[str, Divergence] = {
         "AKL, arXiv 2404.02657",
         ("mu",),
         Laws(lower_bound=False, monotone=False),
+    ),
+    "alpha_beta": Divergence(
+        alpha_beta,
+        "sum (a p^(a+b) + b q^(a+b)) / (a b (a + b)) - p^a q^b / (a b), a and b: alpha and beta",
+        "ABKD, arXiv 2505.04560",
+        ("alpha", "beta"),
+        Laws(
+            lower_bound=False,
+            monotone=False,
+            symmetric_at={"alpha": 1.0, "beta": 1.0},
+            bound=Bound("1 / (alpha beta), where they sum to 1 or more", _alpha_beta_bound),
+        ),
     ),
     "generalised_kl": Divergence(
         generalised_kl,

@@ -48,12 +48,13 @@ def test_a_second_token_adaptive_loss_is_refused():
 
 
 def test_the_defaults_of_the_divergences_are_their_papers():
-    kinds = ("jsd", "skew_forward_kl", "skew_reverse_kl", "akl", "taid", "generalised_kl")
+    kinds = ("jsd", "skew_forward_kl", "skew_reverse_kl", "akl", "taid", "alpha_beta")
     found = config(losses=[{"kind": kind} for kind in kinds])
-    jsd, forward, reverse, akl, taid, _ = (loss.model_dump() for loss in found.losses)
+    jsd, forward, reverse, akl, taid, abkd = (loss.model_dump() for loss in found.losses)
     assert (jsd["beta"], jsd["continuous"]) == (0.5, False)
     assert forward["alpha"] == reverse["alpha"] == 0.1
     assert akl["mu"] == 0.5
+    assert (abkd["alpha"], abkd["beta"]) == (0.2, 0.7)
     assert [taid[name] for name in ("t_start", "t_end", "alpha", "beta")] == [0.4, 1.0, 5e-4, 0.99]
     assert found.needs_teacher
     assert found.taid == found.losses[4]

@@ -37,6 +37,9 @@ CASES: dict[str, dict[str, Any]] = {
     "akl .5": {"kind": "akl", "mu": 0.5},
     "akl .9": {"kind": "akl", "mu": 0.9},
     "akl 1": {"kind": "akl", "mu": 1.0},
+    "alpha_beta .2 .7": {"kind": "alpha_beta", "alpha": 0.2, "beta": 0.7},
+    "alpha_beta 1 1": {"kind": "alpha_beta", "alpha": 1.0, "beta": 1.0},
+    "alpha_beta 1.2 .1": {"kind": "alpha_beta", "alpha": 1.2, "beta": 0.1},
     "generalised_kl forward": {"kind": "generalised_kl", "direction": "forward"},
     "generalised_kl reverse": {"kind": "generalised_kl", "direction": "reverse"},
     "taid 0": {"kind": "taid", "teacher_share": 0.0},
@@ -104,6 +107,12 @@ def _akl(p: Array, q: Array, *, mu: float, tail: bool) -> Array:
     return torch.stack(values) if isinstance(p, Tensor) else np.stack(values)
 
 
+def _alpha_beta(p: Array, q: Array, *, alpha: float, beta: float) -> Array:
+    a, b = alpha, beta
+    parts = p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)
+    return -parts.sum(-1) / (a * b)
+
+
 def _generalised_kl(p: Array, q: Array, *, direction: str, tail: bool) -> Array:
     if direction == "reverse":
         p, q = q, p
@@ -131,6 +140,7 @@ FORMULAS: dict[str, Callable[..., Array]] = {
     "skew_reverse_kl": _blind(lambda p, q, alpha: _kl(q, alpha * q + (1 - alpha) * p)),
     "total_variation": _blind(lambda p, q: abs(p - q).sum(-1) / 2),
     "akl": _akl,
+    "alpha_beta": _blind(_alpha_beta),
     "generalised_kl": _generalised_kl,
     "taid": _blind(_taid),
 }

@@ -60,6 +60,7 @@ THREE = ([0.7, 0.2, 0.1], [0.5, 0.3, 0.2])
         ("total_variation", {}, FIVE, 5, 0.2),
         ("akl", {"mu": 0.5}, FIVE, 5, 0.095876549),
         ("akl", {"mu": 1.0}, FIVE, 5, 0.096510120),
+        ("alpha_beta", {"alpha": 1.0, "beta": 1.0}, FIVE, 5, 0.0275),  # half the squared distance
         ("reverse_kl", {}, THREE, 3, 0.0920329),
         ("reverse_kl", {}, THREE, 1, 0.0871767),
         ("jsd", {"beta": 0.5}, THREE, 3, 0.0219012),
@@ -79,6 +80,16 @@ def test_divergences_have_the_published_values(kind, parameters, pair, k, nats):
         parameters = {"continuous": False, **parameters}
     found = DIVERGENCES[kind].function(*(buckets(x, k) for x in pair), **parameters)
     assert found.item() == pytest.approx(nats, abs=5e-8 if pair is THREE else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "limit"), [(1.0, 1e-5, "forward_kl"), (1e-5, 1.0, "reverse_kl")]
+)
+def test_alpha_beta_tends_to_both_kls(alpha, beta, limit):
+    teacher, student = (buckets(x, 5) for x in FIVE)
+    found = DIVERGENCES["alpha_beta"].function(teacher, student, alpha=alpha, beta=beta)
+    expected = DIVERGENCES[limit].function(teacher, student)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_taids_target_is_the_published_arithmetic_mixture():
