@@ -40,6 +40,11 @@ class LongestFirst:
         """See `TokenSource`."""
         return self._data.ahead
 
+    @property
+    def fixed(self) -> bool:
+        """See `TokenSource`."""
+        return False
+
     def draw(self, step: int) -> Drawn:
         """See `TokenSource`."""
         if step >= longest_steps(len(self._taught)):

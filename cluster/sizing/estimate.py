@@ -162,7 +162,7 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
         payloads=tuple(chosen),
         work=work,
         checkpoint_bytes=checkpoint_bytes(weight_bytes=own.weight_bytes, trained=own.trained),
-        notes=tuple(_notes(own, learning, sides)),
+        notes=tuple(_notes(config, own, learning, sides)),
     )
 
 
@@ -302,9 +302,16 @@ def _payloads(config: Config, asked: _Asked | None, teachers: list[Side]) -> lis
     )
 
 
-def _notes(own: ModelSizes, learning: Activations, teachers: list[Side]) -> list[str]:
+def _notes(
+    config: Config, own: ModelSizes, learning: Activations, teachers: list[Side]
+) -> list[str]:
+    uncounted = (
+        "what the student writes itself is counted as rows of full length; the time and the memory "
+        "of writing it are not"
+    )
+    written = [uncounted] if config.source.writes else []
     pairs = [("student", learning), *((side.name, side.activations) for side in teachers)]
-    return [
+    return written + [
         f"the code of {name} cannot be followed without numbers; its activations are those of a "
         "plain transformer of its size"
         for name, activations in pairs

@@ -74,6 +74,14 @@ def test_capture_without_a_store_is_refused_before_anything_starts(tmp_path, tin
     assert "set targets.store=FOLDER" in capsys.readouterr().err
 
 
+def test_capture_refuses_what_is_not_there_before_it_is_learnt(tmp_path, tiny_pair, capsys):
+    job = write_job(tmp_path, tiny_pair, targets={"store": "store"})
+    options = ("source={student: 0.5, dataset: 0.5, max_new_tokens: 8}", "baseline=false")
+    assert main(["capture", str(job), *options]) == 2
+    assert "no capture can ask about it; run with targets.store" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_captured_run_needs_no_teacher(captured, tiny_pair, tmp_path, capsys):
     """Its tokenizer and config alone, and it refuses the answers of a teacher of another name."""
     prompts = {answers.question.prefix for answers in stored_answers(captured.parent / "store")}

@@ -69,6 +69,10 @@ def test_each_of_two_teachers_and_workers_stands_beside_the_formula(
             ("batch.micro_batch=400000", "batch.rows_per_step=400000", "--memory", "900TB"),
             "are free",
         ),
+        (
+            ("source={student: 0.5, dataset: 0.5, max_new_tokens: 8}", "baseline=false"),
+            "a probe takes steps of the data set alone; plan without --probe",
+        ),
         pytest.param(
             ("student.gpus=1",),
             "set student.gpus=0 (gpus: 0)",
