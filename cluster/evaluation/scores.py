@@ -10,6 +10,7 @@ import string
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,6 +61,5 @@ def _rouge_l(written: str, right: str) -> float:
 
 @cache
 def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # slow, and of an extra
-
-    return RougeScorer(["rougeL"])
+    module: Any = import_module(f"{ROUGE}.rouge_scorer")  # slow, and of an extra
+    return module.RougeScorer(["rougeL"])
