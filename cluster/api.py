@@ -35,9 +35,11 @@ from cluster.commands.manifests import write as manifests
 from cluster.commands.monitor import up as monitor_up
 from cluster.commands.runs import init, recipes
 from cluster.commands.status import status
+from cluster.commands.tasks import evaluate_tasks
 from cluster.commands.teachers import down as teacher_down
 from cluster.commands.teachers import scale as teacher_scale
 from cluster.commands.teachers import status as teacher_status
+from cluster.evaluation.harness import TaskResults
 from cluster.report.measurement import Summary
 from cluster.report.standing import Standing, read_standing
 from cluster.session.interrupts import handled, handling
@@ -137,6 +139,15 @@ class Run:
             )
         found = json.loads((self.files.path / "evaluation.json").read_text())
         return {name: DomainEvaluation(**domain) for name, domain in found.items()}
+
+    def evaluate_tasks(
+        self, task: Sequence[str], *, also: Sequence[str] = (), limit: int | None = None
+    ) -> TaskResults:
+        """Run tasks of lm-evaluation-harness (the extra `eval`), by name or YAML file, on its
+        export, and on the `teacher` or the student `before` where `also` names them; the path may
+        be that of a model's folder, too. Returns what `tasks.json` has."""
+        with _interruptible():
+            return evaluate_tasks(self.path, task, also=also, limit=limit)
 
     def export(self, *, to: str | Path | None = None, merge: bool = False) -> Path:
         """Its newest checkpoint as a folder that transformers or peft load, `merge`: adapters in

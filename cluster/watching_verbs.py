@@ -54,12 +54,32 @@ def evaluate(
         int | None,
         typer.Option(metavar="N", min=1, help="Of an answer; default: as right ones need."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead: a task of lm-evaluation-harness, by name or YAML file; again."),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="With --task: teacher or before, beside the export."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --task: examples, at most.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Compare a run's student with its teacher, and as it began, on validation text; the student
-    is loaded from its export, made anew where there is a newer checkpoint."""
+    is loaded from its export, made anew where there is a newer checkpoint. With --task RUN may also
+    be the folder of a model."""
     from cluster.commands.evaluate import evaluate
+    from cluster.commands.tasks import evaluate_tasks
 
+    if task:
+        if compare is not None:
+            raise typer.BadParameter("--compare is for validation text, not for --task")
+        evaluate_tasks(run, task, also=also or [], limit=limit, as_json=as_json)
+        return
+    if also or limit is not None:
+        raise typer.BadParameter("--also and --limit are for tasks; name one with --task")
     evaluate(
         run,
         service=service,

@@ -5,8 +5,10 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from cluster.commands.runs import config_of
+from cluster.commands.tasks import is_model
 from cluster.evaluation.results import Results, compared, results_of
 from cluster.evaluation.table import table
+from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
 
 PROMPTS = 32  # of a domain, on which the models write
@@ -24,6 +26,11 @@ def evaluate(
 ) -> Results:
     """Measure, beside the student of another run where one is named, and let the models write on
     `generate` prompts a domain; write `eval.json` into the run's folder, and print it."""
+    if is_model(run):
+        raise ConfigError(
+            f"{run} holds a model and no run, so that there is no validation text to measure it "
+            "on; name a run's folder, or a task with --task"
+        )
     run_dir = RunDir(run.absolute())
     config = config_of(run_dir)
     other = None if compare is None else compared(compare, run_dir, config.domains)

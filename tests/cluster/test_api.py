@@ -17,7 +17,7 @@ from tests.cluster.jobs import WORDS, write_job
 
 # Verbs on a run's folder are methods; of several runs, a function.
 FUNCTIONS = {
-    "eval": [api.Run.evaluate],
+    "eval": [api.Run.evaluate, api.Run.evaluate_tasks],
     "export": [api.Run.export],
     "report": [api.Run.report, api.compare],
     "status": [api.status, api.Run.standing],
