@@ -10,12 +10,14 @@ from cluster.report.plots import Series, Style
 from cluster.report.record import RunRecord, finite
 from shared.run.metrics import StepMetrics
 
+WRITING = "the student writing"
 # Where the time of training goes, in the order of a step: seconds of a line.
 PARTS: dict[str, Callable[[StepMetrics], float]] = {
     "waiting for the teacher": lambda m: m.teacher_wait_s,
     "forward and backward": lambda m: m.compute_s,
     "optimiser": lambda m: m.optimiser_s,
-    "rest": lambda m: m.rest_s,
+    WRITING: lambda m: m.writing_s,
+    "rest": lambda m: max(0.0, m.rest_s - m.writing_s),
 }
 
 
@@ -39,6 +41,7 @@ def curves(record: RunRecord) -> list[Curve]:
         *_domain_curves(record),
         *_adaptive_curves(record),
         *_phase_curves(record),
+        *_rollout_curves(record),
         *_teacher_curves(record),
         *_machine_curves(record),
     ]
@@ -105,6 +108,31 @@ def _phase_curves(record: RunRecord) -> list[Curve]:
     return curves
 
 
+def _rollout_curves(record: RunRecord) -> list[Curve]:
+    """What the student wrote itself and learnt from; nothing where it wrote nothing."""
+    if not any(m.rollouts for m in record.lines):
+        return []
+    shares: dict[str, Callable[[StepMetrics], float | None]] = {
+        "written": lambda m: m.rollouts and _share(m.rollouts.tokens, m.tokens),
+        "ended by itself": lambda m: m.rollouts and m.rollouts.ended,
+    }
+    series = [_series(record, *each, colour=i) for i, each in enumerate(shares.items())]
+    ratio = _series(record, "ratio", lambda m: m.rollouts and m.rollouts.importance_ratio)
+    return [
+        Curve(
+            "Text of its own",
+            "share of loss tokens that the student wrote, and of its texts that ended",
+            _plot("Text of its own", series, format_y=plots.percent),
+            names=tuple(shares),
+        ),
+        Curve(
+            "Importance ratio",
+            "probability of what it wrote, when learnt over when written",
+            _plot("Importance ratio", [ratio], from_zero=False),
+        ),
+    ]
+
+
 def _machine_curves(record: RunRecord) -> list[Curve]:
     speed = [_series(record, "tokens/s", lambda m: m.tokens_per_s)]
     curves = [Curve("Speed", "loss tokens per second", _plot("Speed", speed))]
@@ -113,12 +141,12 @@ def _machine_curves(record: RunRecord) -> list[Curve]:
         plot = _plot("Waiting for the teacher", waits, format_y=plots.percent)
         curves.append(Curve("Waiting for the teacher", "share of training time", plot))
     if any(m.compute_s for m in record.lines):
+        names = tuple(n for n in PARTS if n != WRITING or any(m.writing_s for m in record.lines))
         parts = [
-            _series(record, name, lambda m, spent=spent: _share(spent(m), m.seconds), colour=i)
-            for i, (name, spent) in enumerate(PARTS.items())
+            _series(record, n, lambda m, spent=PARTS[n]: _share(spent(m), m.seconds), colour=i)
+            for i, n in enumerate(names)
         ]
         plot = plots.area_plot(parts, label="Where the time went", format_y=plots.percent)
-        names = tuple(PARTS)
         curves.append(Curve("Where the time went", "share of training time", plot, names=names))
     return curves
 

@@ -133,6 +133,20 @@ def test_a_token_adaptive_loss_adds_its_curves_by_domain(tmp_path: Path):
     ]
 
 
+def test_a_student_that_writes_adds_its_curves_and_its_time(tmp_path: Path):
+    write_run(tmp_path / "run")
+    plain = write_report(tmp_path / "run").read_text()
+    path = tmp_path / "run" / "metrics.jsonl"
+    written = {"rollouts": 5, "tokens": 40, "ended": 0.4, "lag": 1.0, "importance_ratio": 0.97}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    added = {"rollouts": written | {"unanswered": 0}, "writing_s": 0.1, "tokens_written": 40}
+    path.write_text("".join(json.dumps(line | added) + "\n" for line in lines))
+    text = write_report(tmp_path / "run").read_text()
+    for said in ("Text of its own", "ended by itself", "Importance ratio", "the student writing"):
+        assert said not in plain
+        assert said in text
+
+
 def test_several_teachers_have_a_table_and_curves_of_their_own(tmp_path: Path):
     write_run(tmp_path / "one")
     alone = write_report(tmp_path / "one").read_text()
