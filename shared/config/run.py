@@ -431,6 +431,7 @@ class Config(Section):
             self.losses,
             context=self.data.context,
             most_ahead=self.prefetch_steps,
+            policy=self.mixture.policy,
             baseline=self.baseline,
             teacher_free=self.targets.teacher_free,
         )

@@ -77,6 +77,7 @@ def check_source(
     *,
     context: int,
     most_ahead: int,
+    policy: str,
     baseline: bool,
     teacher_free: bool,
 ) -> None:
@@ -106,6 +107,11 @@ def check_source(
         raise ValueError(
             "losses has a cross_entropy, which learns from the data set alone, but source has "
             "dataset 0; give the data set a share, or leave cross_entropy out"
+        )
+    if not source.dataset and policy == "doremi":
+        raise ValueError(
+            "mixture.policy is doremi, which compares losses on the data set, but source has "
+            "dataset 0; give the data set a share, or take another policy"
         )
     if baseline:
         raise ValueError(

@@ -26,6 +26,7 @@ PASSING = (
     "student.gpus",
     "student.cpus",
     "batch.micro_batch",
+    "source.batch_rows",
     "targets.ids",
     "targets.store",
     "targets.store_ids",

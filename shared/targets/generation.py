@@ -25,7 +25,7 @@ OPENINGS = pa.schema({"name": pa.string(), "input_ids": pa.list_(pa.int32())})
 DRAW = "draw"  # a further column, where an opening is continued more than once
 NO_END = -1  # in place of the id that ended a continuation
 # Fields that questions and answers name only where they are not at their defaults.
-LATER_FIELDS = ("top_p", "min_new_tokens", "logprobs")
+LATER_FIELDS = ("top_p", "min_new_tokens", "vocab", "logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class GenerationSpec:
     seed: int = 0
     top_p: float = 1.0  # only the likeliest ids that hold so much are drawn from
     min_new_tokens: int = 0  # before it no stop id is drawn
+    vocab: int | None = None  # ids from this one on are never written; None: the model's own
     logprobs: bool = False  # ask for log-probabilities, and for the ids that ended continuations
 
     def as_dict(self) -> dict[str, Any]:

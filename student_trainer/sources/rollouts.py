@@ -133,6 +133,13 @@ class Rollouts:
         return found
 
     @property
+    def _shared_vocab(self) -> int:
+        """Ids that every teacher can be asked about."""
+        question = self.plan.training_question
+        assert question is not None, "a loss asks a teacher"
+        return question.ask.shared_vocab
+
+    @property
     def _folder(self) -> RunDir:
         return RunDir(Path(self.plan.run_dir))
 
@@ -201,5 +208,6 @@ class Rollouts:
             seed=self.plan.config.seed,
             top_p=source.top_p,
             min_new_tokens=min(source.min_new_tokens, room),
+            vocab=self._shared_vocab,
             logprobs=True,
         )

@@ -30,8 +30,9 @@ PROBED_TOKENS = 2
 
 
 class Sampler(transformers.LogitsProcessor):
-    """The law that tokens are drawn from, in the one place where it is: logits at a temperature,
-    without stop ids before `min_new_tokens`, cut to the likeliest ids that hold `top_p`.
+    """The law that tokens are drawn from, in the one place where it is: logits of the ids below
+    `vocab` at a temperature, without stop ids before `min_new_tokens`, cut to the likeliest ids
+    that hold `top_p`.
 
     Keeps the log-probability of every token drawn, under that law.
     """
@@ -45,6 +46,9 @@ class Sampler(transformers.LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [B, V], the largest of which is drawn after `input_ids` [B, L]."""
         position, spec = input_ids.shape[1] - self._width, self._spec
+        if spec.vocab is not None and spec.vocab < scores.shape[1]:
+            scores = scores.clone()
+            scores[:, spec.vocab :] = -torch.inf
         if position < spec.min_new_tokens and spec.stop_ids:
             scores = scores.index_fill(1, _ids(spec.stop_ids, scores), -torch.inf)
         if not spec.temperature:
@@ -187,7 +191,7 @@ def batches(openings: Openings, passes: Passes, *, most: int | None = None) -> l
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: Any,
     openings: Openings,
@@ -259,7 +263,7 @@ def _written(
     return list(zip(written_BL[:, width:].tolist(), logprobs_BS, strict=True))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def continues_beside(model: Any, *, vocab: int, device: torch.device, dtype: str) -> Passes:
     """What openings may share where an opening is to be continued as it is alone: recurrent models
     may read the padding, or mix the states of a batch."""

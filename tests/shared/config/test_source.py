@@ -94,6 +94,11 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
             {"losses": [{"kind": "policy_gradient", "discount": 0.9}]},
             "discount of policy_gradient is 0.9, but credit token has none",
         ),
+        (
+            "student",
+            {"mixture": {"policy": "doremi", "interval": 2, "lag_steps": 1}},
+            "policy is doremi, which compares losses on the data set",
+        ),
         ("student", {"baseline": True}, "baseline trains a copy on identical rows"),
         (
             "student",

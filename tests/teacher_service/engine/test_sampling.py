@@ -136,6 +136,22 @@ def test_no_end_comes_before_min_new_tokens(engine):
     assert (later.logprobs()[0] == 0).all()  # the likeliest is certain
 
 
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_ids_that_the_teacher_does_not_know_are_never_written(engine, model, temperature):
+    """And the law is that of the others alone."""
+    asked = openings([5] * 20, vocab=30).with_draws([str(n) for n in range(20)])
+    spec = replace(SPEC, temperature=temperature, top_p=1.0)
+    free = np.concatenate(engine.generate(asked, spec).written())
+    found = engine.generate(asked, replace(spec, vocab=30))
+    assert np.concatenate(found.written()).max() < 30 <= free.max()
+    if temperature:
+        ids, logprobs = found.written()[0], found.logprobs()[0]
+        logits_SV = after(model, asked.ids()[0], ids)[:, :30]
+        expected = (logits_SV.double() / temperature).log_softmax(-1)
+        own = expected.gather(1, torch.from_numpy(ids.astype(np.int64))[:, None])[:, 0]
+        np.testing.assert_allclose(logprobs, own.numpy(), atol=2e-5)
+
+
 def test_a_models_own_defaults_are_there_again_afterwards(model):
     before = model.generation_config
     way = open_generator(model, device=CPU, dtype="float32", batch_rows=4)
