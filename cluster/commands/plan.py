@@ -82,6 +82,8 @@ def _timed(found: Estimate, device: Device | None) -> Estimate:
 def _fields(found: Estimate, *, price: float | None) -> dict[str, Any]:
     """For programs: bytes, seconds and operations under the names of the estimate's fields."""
     fields: dict[str, Any] = asdict(found) | {"config": found.config.model_dump(mode="json")}
+    if found.pace is not None:
+        fields["pace"]["step_s"] = found.pace.step_s
     if (seconds := seconds_of(found)) is not None:
         fields["seconds"] = seconds
     if seconds is not None and price is not None:

@@ -117,6 +117,16 @@ def scratch(cache: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _removed_on_interrupt(folder: Path) -> Iterator[None]:
+    """Leave no folder where an interrupted command ends at once, past what would remove it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _run(found: Estimate, folder: Path, *, steps: int, address: str | None) -> None:
     from cluster.launch.driver import (
         learners,
@@ -159,7 +169,7 @@ def _run(found: Estimate, folder: Path, *, steps: int, address: str | None) -> N
             },
             work=partial(probe_student, chunks=chunks(found.student), folder=folder),
         )
-        with connected(address):
+        with connected(address), _removed_on_interrupt(folder):
             refuse_unplaceable(launch)
             with learners(launch) as learn, teaching(launch) as (plan, open_reader):
                 learn(plan, open_reader)
