@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shared", "teacher_service", "student_trainer", "cluster")
 RAY = {
     "teacher_service/service/actor.py",
+    "teacher_service/service/ranks.py",
     "teacher_service/service/registry.py",
     "teacher_service/service/pool.py",
     "teacher_service/service/roster.py",

@@ -169,6 +169,7 @@ def refuse_unloadable(config: Config) -> None:
             "attention": teacher.attention,
             "adapter": adapter,
             "gpus": teacher.gpus,
+            "tensor_parallel": teacher.tensor_parallel,
             "section": f"teachers.{name}",
         }
 

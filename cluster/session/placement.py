@@ -22,8 +22,8 @@ ROLE_SHARE = 0.01  # of a role's resource: it says where, not how many
 
 
 def teacher_bundle(teacher: Teacher, declared: Mapping[str, float]) -> Bundle:
-    """What one replica needs; the role counts where the cluster declares it."""
-    return _bundle("teacher", teacher.cpus, teacher.gpus, declared)
+    """What one process of a replica needs; the role counts where the cluster declares it."""
+    return _bundle("teacher", teacher.rank_cpus, teacher.rank_gpus, declared)
 
 
 def teachers_demands(
@@ -36,7 +36,7 @@ def teachers_demands(
     return [
         (whose[name], teacher_bundle(teacher, declared))
         for name, teacher in teachers.items()
-        for _ in range(teacher.fewest)
+        for _ in range(teacher.fewest * teacher.tensor_parallel)
     ]
 
 

@@ -49,6 +49,43 @@ class Teacher(Section):
     )
     gpus: float = Field(default=0, ge=0, description="GPUs of one replica")
     cpus: float = Field(default=1, ge=0, description="CPUs of one replica")
+    tensor_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="processes that share every layer of one replica, and its gpus and cpus",
+    )
+
+    @model_validator(mode="after")
+    def _spread(self) -> "Teacher":
+        if self.tensor_parallel == 1:
+            return self
+        asked = f"tensor_parallel is {self.tensor_parallel}"
+        if self.gpus not in (0, self.tensor_parallel):
+            raise ValueError(
+                f"{asked} and gpus {self.gpus:g}, but each of its processes has one GPU; set "
+                f"gpus={self.tensor_parallel}, or 0 for CPUs"
+            )
+        if self.quantisation != "none":
+            raise ValueError(
+                f"{asked} and quantisation {self.quantisation}, whose matrices are not split; set "
+                "one of them, or load the layers one after the other on several gpus"
+            )
+        if self.adapter is not None:
+            raise ValueError(
+                f"{asked} and adapter {self.adapter}, which is not split; merge it into the model, "
+                "or leave tensor_parallel at 1"
+            )
+        return self
+
+    @property
+    def rank_cpus(self) -> float:
+        """CPUs of each process of a replica."""
+        return self.cpus / self.tensor_parallel
+
+    @property
+    def rank_gpus(self) -> float:
+        """GPUs of each process of a replica."""
+        return self.gpus / self.tensor_parallel
 
     @property
     def fewest(self) -> int:

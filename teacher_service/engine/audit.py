@@ -205,6 +205,7 @@ def _load(teacher: Teacher, cache: str | None, context: int | None = None) -> HF
         device="cuda" if teacher.gpus > 0 else "cpu",
         trust_remote_code=teacher.trust_remote_code,
         context=context,
+        tensor_parallel=teacher.tensor_parallel,
     )
     engine.cache = cache
     return engine

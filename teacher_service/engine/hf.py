@@ -38,7 +38,12 @@ from teacher_service.engine.model_parts import (
     find_head,
     reads_onwards,
 )
-from teacher_service.engine.tensor_parallel import layered_note, layout, leads
+from teacher_service.engine.tensor_parallel import (
+    is_spread,
+    layered_note,
+    layout,
+    leads,
+)
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.projection import load_projections
@@ -294,7 +299,7 @@ def _proven_parts(
     except Exception as error:  # of the model's own code
         raise ConfigError(
             f"the teacher {name} cannot read {PROBE_TOKENS} tokens: {first_line(error)}; use "
-            "another teacher"
+            f"another teacher{', or leave tensor_parallel at 1' if is_spread(model) else ''}"
         ) from error
     if exact is None:
         raise ConfigError(

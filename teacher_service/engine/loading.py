@@ -68,7 +68,7 @@ def load_model(
     asked = {"revision": revision, "trust_remote_code": trust_remote_code}
     if tensor_parallel > 1:
         config = read_config(model, **asked, attention=attention)
-        refuse_unsplittable(config, tensor_parallel, section="teachers.NAME")
+        refuse_unsplittable(config, tensor_parallel, section="teachers.NAME", adapter=adapter)
     found = _loaded(model, asked, arguments, attention)
     if tensor_parallel > 1:
         meet()
@@ -106,7 +106,7 @@ def refuse_unloadable(
         attention = "auto"  # needs the GPU of whoever loads the values
     config = read_config(model, **asked, attention=attention)
     if tensor_parallel > 1:
-        refuse_unsplittable(config, tensor_parallel, section=section)
+        refuse_unsplittable(config, tensor_parallel, section=section, adapter=adapter)
     if (stored := stored_as(config)) is not None:
         _refuse_unread(model, config, stored, on_gpu=gpus > 0, section=section)
         return

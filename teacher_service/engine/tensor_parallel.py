@@ -24,6 +24,8 @@ from teacher_service.scoring.vocab import VocabShard
 _Store: Any = dist.TCPStore  # type: ignore[attr-defined]
 LOAD_S = 1800.0  # until the slowest process has read its weights
 STALL_S = 300.0  # that processes wait for one of them in the middle of a unit
+# Model types whose plan computes something else than the model, which tests/families finds out.
+UNSOUND = ("hrm_text",)
 QUERIES = ("q_proj", "qkv_proj", "query_key_value")  # whose columns are those of whole heads
 
 
@@ -52,6 +54,11 @@ def join(store: Any, rank: int, size: int, *, on_gpu: bool, stall_s: float = STA
     )
 
 
+def leave() -> None:
+    """Leave the group, so that processes that wait for this one fail at once."""
+    dist.destroy_process_group()
+
+
 def meet() -> None:
     """Wait until every process of the group has come here, however long it reads its weights."""
     patient: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=LOAD_S))
@@ -78,15 +85,22 @@ def layout() -> str:
     return f"{len(nodes)}" + (f" on {different} nodes" if different > 1 else "")
 
 
-def refuse_unsplittable(config: Any, size: int, *, section: str) -> None:
+def refuse_unsplittable(
+    config: Any, size: int, *, section: str, adapter: str | None = None
+) -> None:
     """Raise ConfigError for a model, by its config of transformers, that is not spread over so many
     processes."""
     text, asked = config.get_text_config(), f"{section}.tensor_parallel is {size}"
     if (plan := has_plan(config)) is None:
         raise ConfigError(
-            f"{asked}, and the installed transformers has no plan for {text.model_type} models; "
-            f"leave it at 1: the layers then lie one after the other on {section}.gpus, which is "
-            "slower"
+            f"{asked}, and the installed transformers has no sound plan for {text.model_type} "
+            f"models; leave it at 1: the layers then lie one after the other on {section}.gpus, "
+            "which is slower"
+        )
+    if adapter is not None:
+        raise ConfigError(
+            f"{asked}, and the adapter {adapter} on the model is not split; merge it into the "
+            "model, or leave tensor_parallel at 1"
         )
     if (stored := stored_as(config)) is not None:
         raise ConfigError(
@@ -108,8 +122,10 @@ def refuse_unsplittable(config: Any, size: int, *, section: str) -> None:
 
 
 def has_plan(config: Any) -> dict[str, str] | None:
-    """How transformers spreads a model of this config, layer by layer; None where it does not."""
-    return config.get_text_config().base_model_tp_plan or None
+    """How transformers spreads a model of this config, layer by layer; None where it does not, or
+    not as it should."""
+    text = config.get_text_config()
+    return None if text.model_type in UNSOUND else text.base_model_tp_plan or None
 
 
 def layered_note(name: str, config: Any, num_gpus: int) -> str:
@@ -119,7 +135,7 @@ def layered_note(name: str, config: Any, num_gpus: int) -> str:
         "of them computes at a time, which is slower than "
     )
     if has_plan(config) is None:
-        return f"{said}all together, for which transformers has no plan for this model."
+        return f"{said}all together, for which transformers has no sound plan of this model."
     return f"{said}all together: set tensor_parallel={num_gpus}."
 
 

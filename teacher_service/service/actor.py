@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -26,6 +26,8 @@ from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
+from teacher_service.service.naming import Request
+from teacher_service.service.ranks import Ranks
 
 # A threaded actor: each group has threads of its own.
 OPTIONS: dict[str, Any] = {
@@ -36,6 +38,7 @@ OPTIONS: dict[str, Any] = {
 
 
 SPEED_S = 30.0  # over which the speed of a replica is measured
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,11 @@ class Health:
 class TeacherReplica:
     """Loads its engine in the constructor, so that a restarted process is ready by itself."""
 
-    def __init__(self, pickled_make_engine: bytes, cpus: float = 1) -> None:
+    def __init__(
+        self, pickled_make_engine: bytes, cpus: float = 1, spread: Request | None = None
+    ) -> None:
+        """`spread` is what a replica of several ranks was asked for with, of which this one
+        leads."""
         use_threads(cpus)
         self._health = Health(
             incarnation=uuid.uuid4().hex,
@@ -71,8 +78,9 @@ class TeacherReplica:
         labels = {"service": context.namespace, "replica": self._name.rpartition("/")[2]}
         exporter.start(ray.util.metrics, **labels).sample(self._export)
         make_engine: MakeEngine = cloudpickle.loads(pickled_make_engine)
+        self._ranks = None if spread is None else Ranks(self._name, spread)
         try:
-            self._engine = make_engine()
+            self._engine = make_engine() if self._ranks is None else self._ranks.load(make_engine)
         except TutelageError as error:
             # Kept for the caller: what a constructor raises reaches nobody as it is.
             self._failure = error
@@ -84,18 +92,25 @@ class TeacherReplica:
     @ray.method(concurrency_group="compute")
     def score(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
         """Answer one unit. A UserError is final, a TeacherError may pass on another replica."""
-        rows = Rows(table)
+        rows, engine = Rows(table), self._loaded()
         with self._at_work() as done:
-            answer = self._loaded().score(rows, Question.from_dict(spec))
+            answer = self._together(
+                lambda: engine.score(rows, Question.from_dict(spec)), "score", table, spec
+            )
             done(rows.column("input_ids"))
         return answer.table
 
     @ray.method(concurrency_group="compute")
     def generate(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
         """Continue one batch of openings, with the same errors."""
-        openings = Openings(table)
+        openings, engine = Openings(table), self._loaded()
         with self._at_work() as done:
-            answer = self._loaded().generate(openings, GenerationSpec.from_dict(spec))
+            answer = self._together(
+                lambda: engine.generate(openings, GenerationSpec.from_dict(spec)),
+                "generate",
+                table,
+                spec,
+            )
             done([*openings.ids(), *answer.ids()])
         return answer.table
 
@@ -103,7 +118,7 @@ class TeacherReplica:
     def ship_head(self) -> ShippedHead:
         """Keep the engine's head in its cache. A UserError is final."""
         with self._at_work():
-            return self._loaded().ship_head()
+            return self._together(self._loaded().ship_head, "ship_head")
 
     @ray.method(concurrency_group="compute")
     def flush(self) -> None:
@@ -118,6 +133,10 @@ class TeacherReplica:
     def health(self) -> Health:
         """Counters; answers while a unit is being scored, which it counts as work."""
         return replace(self._health, busy_s=self._busy_s())
+
+    def _together(self, own: Callable[[], T], call: str, *args: Any) -> T:
+        """What this process gives, with the other ranks if there are any."""
+        return own() if self._ranks is None else self._ranks.together(own, call, *args)
 
     @contextmanager
     def _at_work(self) -> Iterator[Callable[[list], None]]:

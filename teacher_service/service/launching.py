@@ -9,26 +9,30 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from teacher_service.service.actor import TeacherReplica
-from teacher_service.service.naming import Request, find_actor
-from teacher_service.service.placing import group_name, groups_of, lifetime_of
+from teacher_service.service.naming import Request, find_actor, lifetime_of
+from teacher_service.service.placing import group_name, groups_of
 
 # An actor that is not detached ends with its last owning handle, so who makes it keeps them.
 _OWNED: dict[str, list[Any]] = {}
 
 
 def launch(service: str, name: str, group: PlacementGroup, request: Request) -> Any:
-    """Make a replica, which loads as soon as its group has a place."""
+    """Make a replica, which loads as soon as its group has a place, and makes its further ranks."""
     # It warns that a restart needs the group; the group lives as long as the actor.
     logging.getLogger("ray.actor").setLevel(logging.ERROR)
     replica = TeacherReplica.options(  # type: ignore[attr-defined]
         name=name,
         namespace=service,
         lifetime=lifetime_of(request.detached),
-        num_cpus=request.teacher.cpus,
-        num_gpus=request.teacher.gpus,
+        num_cpus=request.teacher.rank_cpus,
+        num_gpus=request.teacher.rank_gpus,
         runtime_env=request.runtime_env,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-    ).remote(request.make_engine, request.teacher.cpus)
+    ).remote(
+        request.make_engine,
+        request.teacher.rank_cpus,
+        request if request.teacher.tensor_parallel > 1 else None,
+    )
     own(service, replica)
     return replica
 

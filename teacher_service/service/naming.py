@@ -12,6 +12,7 @@ from teacher_service.service.scaling import Pace
 
 REGISTRY = "tutelage-registry"
 REPLICA = "replica-"  # and a number, after the service's name
+RANK = "rank-"  # and a number, after the name of the replica that it is part of
 
 Role = Literal["teacher", "student"]  # whose place in the cluster replicas take
 
@@ -42,6 +43,16 @@ def replica_name(service: str, index: int) -> str:
     return f"{service}/{REPLICA}{index}"
 
 
+def rank_name(replica: str, rank: int) -> str:
+    """Name of the actor of a further rank of a replica."""
+    return f"{replica}/{RANK}{rank}"
+
+
+def service_of(replica: str) -> str:
+    """Name of the service of a replica."""
+    return replica.rpartition("/")[0]
+
+
 def short_name(replica: str) -> str:
     """Name of a replica in its service."""
     return replica.rpartition("/")[2]
@@ -54,6 +65,11 @@ def index_of(replica: str) -> int:
 
 def is_replica(actor: Mapping[str, str]) -> bool:
     """Whether a named actor, as Ray lists it, is a replica."""
+    return is_part(actor) and f"/{RANK}" not in actor["name"].removeprefix(actor["namespace"])
+
+
+def is_part(actor: Mapping[str, str]) -> bool:
+    """Whether a named actor, as Ray lists it, is a replica or a further rank of one."""
     return actor["name"].startswith(f"{actor['namespace']}/{REPLICA}")
 
 
@@ -70,3 +86,8 @@ def find_actor(service: str, name: str) -> Any:
         return ray.get_actor(name, namespace=service)
     except ValueError:
         return None
+
+
+def lifetime_of(detached: bool) -> str | None:
+    """What Ray calls the lifetime of a service's actors and groups."""
+    return "detached" if detached else None

@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shared.errors import PlacementError
-from teacher_service.service.naming import Request
+from teacher_service.service.naming import Request, lifetime_of
 
 PLACEMENT_WAIT_S = 6.0
 ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
@@ -22,11 +22,12 @@ GROUP_PREFIX = "tutelage-teacher:"
 def place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
     """A group for each replica of these names. Raises PlacementError within 10 s where they do not
     fit; groups that were made are left to the caller."""
-    bundle = _bundle(request)
+    bundle, ranks = _bundle(request), request.teacher.tensor_parallel
     nodes = [node for node in ray.nodes() if node["Alive"]]
     free: dict[str, dict[str, float]] = available_resources_per_node()
-    missing, groups = len(names) - _room(bundle, free.values()), []
-    if len(names) <= _room(bundle, (node["Resources"] for node in nodes)):  # waiting can help
+    missing, groups = len(names) - _room(bundle, free.values()) // ranks, []
+    room = _room(bundle, (node["Resources"] for node in nodes)) // ranks
+    if len(names) <= room:  # waiting can help
         groups = [ask_for_place(service, name, request) for name in names]
         deadline = time.monotonic() + PLACEMENT_WAIT_S
         missing = sum(not group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
@@ -36,9 +37,12 @@ def place(service: str, names: list[str], request: Request) -> list[PlacementGro
             f"on {node['NodeManagerAddress']}"
             for node in nodes
         )
+        needed = f"{_amounts(bundle)} on one node"
+        if ranks > 1:
+            needed = f"{ranks} times {_amounts(bundle)}"
         raise PlacementError(
             f"{missing} of {len(names)} {request.role} replicas do not fit: each needs "
-            f"{_amounts(bundle)} on one node, and there was free: {there}; stop something, add a "
+            f"{needed}, and there was free: {there}; stop something, add a "
             "node, or lower the replicas or what each asks for"
         )
     return groups
@@ -48,7 +52,8 @@ def ask_for_place(service: str, name: str, request: Request) -> PlacementGroup:
     """Ask Ray for the place of one replica, which an autoscaler may add a node for; waits for
     nothing."""
     return placement_group(
-        [_bundle(request)],
+        [_bundle(request)] * request.teacher.tensor_parallel,
+        strategy="PACK",  # on one node if any has room for all ranks
         name=group_name(service, name),
         lifetime=lifetime_of(request.detached),
     )
@@ -64,7 +69,7 @@ def head_node() -> NodeAffinitySchedulingStrategy | None:
 
 
 def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many replicas nodes with these resources hold."""
+    """How many bundles nodes with these resources hold."""
     return sum(
         int(min(node.get(name, 0.0) / amount for name, amount in bundle.items()) + 1e-6)
         for node in nodes
@@ -72,11 +77,12 @@ def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int
 
 
 def _bundle(request: Request) -> dict[str, float]:
+    """What one process needs: a replica, or each rank of one."""
     role, teacher = request.role, request.teacher
     declared = any(role in node["Resources"] for node in ray.nodes() if node["Alive"])
     wanted = {
-        "CPU": float(teacher.cpus),
-        "GPU": float(teacher.gpus),
+        "CPU": float(teacher.rank_cpus),
+        "GPU": float(teacher.rank_gpus),
         role: ROLE_SHARE if declared else 0.0,
     }
     return {name: amount for name, amount in wanted.items() if amount} or {"CPU": ROLE_SHARE}
@@ -110,8 +116,3 @@ def groups_of(service: str | None = None) -> dict[str, Group]:
         for key, entry in table.items()
         if entry["name"].startswith(prefix) and entry["state"] != "REMOVED"
     }
-
-
-def lifetime_of(detached: bool) -> str | None:
-    """What Ray calls the lifetime of a service's actors and groups."""
-    return "detached" if detached else None

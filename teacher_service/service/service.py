@@ -28,11 +28,12 @@ from teacher_service.service.naming import (
     Role,
     find_actor,
     index_of,
-    is_replica,
+    is_part,
+    lifetime_of,
     replica_name,
     replica_names,
 )
-from teacher_service.service.placing import groups_of, head_node, lifetime_of, place
+from teacher_service.service.placing import groups_of, head_node, place
 from teacher_service.service.registry import TeacherRegistry
 from teacher_service.service.scaler import DRAIN_GRACE_S
 from teacher_service.service.scaling import Pace
@@ -359,7 +360,7 @@ def _to_be_scaled(service: str) -> Request:
 
 def _namespaces() -> set[str]:
     named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-    ours = (actor for actor in named if actor["name"] == REGISTRY or is_replica(actor))
+    ours = (actor for actor in named if actor["name"] == REGISTRY or is_part(actor))
     return {actor["namespace"] for actor in ours}
 
 

@@ -69,6 +69,10 @@ KNOBS = {
     "teachers.NAME.replicas.wait": f"{SCALING}::test_a_load_that_stays_makes_a_number_that_stays",
     "teachers.NAME.gpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
     "teachers.NAME.cpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
+    "teachers.NAME.tensor_parallel": (
+        "teacher_service/service/test_ranks.py"
+        "::test_a_replica_of_two_ranks_answers_as_one_and_starts_again_as_one"
+    ),
     "student.model": LEAVES,
     "student.revision": f"{HUB}::test_a_student_is_the_one_of_its_revision",
     "student.trust_remote_code": f"{HUB}::test_a_models_own_code_runs_where_the_config_trusts_it",

@@ -10,6 +10,7 @@ from cluster.session.placement import (
     refuse_unshared,
     student_bundle,
     teacher_bundle,
+    teachers_demands,
 )
 from shared.config.file import load_config
 from shared.config.run import Teacher
@@ -73,6 +74,9 @@ def test_a_replica_asks_for_what_its_config_says(declared):
     teacher = Teacher(model="any", cpus=2.5, gpus=0.5)
     role = {"teacher": 0.01} if declared else {}
     assert teacher_bundle(teacher, declared) == {"CPU": 2.5, "GPU": 0.5, **role}
+    spread = Teacher(model="any", cpus=6, gpus=4, tensor_parallel=4, replicas=2)
+    bundles = [bundle for _, bundle in teachers_demands({"one": spread}, declared)]
+    assert bundles == [{"CPU": 1.5, "GPU": 1.0, **role}] * 8
 
 
 def test_the_large_are_placed_first(monkeypatch):

@@ -14,6 +14,7 @@ from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.last_states import LastStates
 from shared.targets.question import Question
 from teacher_service.engine.hf import HFEngine
+from teacher_service.engine.loading import refuse_unloadable
 from teacher_service.engine.tensor_parallel import layered_note, refuse_unsplittable
 from tests.answers import decoded, question_of
 from tests.drawn import drawn_spec
@@ -143,7 +144,7 @@ def test_a_process_that_takes_no_part_is_not_waited_for_for_ever(tmp_path):
 
 
 REFUSED = {
-    "gpt2": ({}, 2, "no plan for gpt2 models; leave it at 1: the layers then lie"),
+    "gpt2": ({}, 2, "no sound plan for gpt2 models; leave it at 1: the layers then lie"),
     "llama": ({}, 4, "4, which does not divide the model's 2 key-value heads; take one of 1, 2"),
     "qwen2": (
         {"num_attention_heads": 6, "hidden_size": 48, "num_key_value_heads": 3},
@@ -172,10 +173,20 @@ def test_what_is_not_spread_is_refused_before_it_is_loaded(family):
     assert str(refused.value).startswith(f"teachers.one.tensor_parallel is {size}")
 
 
+def test_an_adapter_is_not_spread(tmp_path):
+    model = str(save_family("llama", tmp_path))
+    asked = {"revision": None, "trust_remote_code": False, "attention": "auto", "gpus": 0}
+    refuse_unloadable(model, **asked, tensor_parallel=2)
+    with pytest.raises(ConfigError, match="the adapter mine on the model is not split; merge it"):
+        refuse_unloadable(model, **asked, tensor_parallel=2, adapter="mine")
+    with pytest.raises(ConfigError, match="3, which does not divide the model's 4 attention heads"):
+        refuse_unloadable(model, **asked, tensor_parallel=3)
+
+
 def test_layers_one_after_the_other_are_said_to_be_slower():
     planned, not_planned = (AutoConfig.for_model(name, **SIZES) for name in ("llama", "gpt2"))
     said = layered_note("big", planned, 4)
     assert "lie on 4 GPUs one after the other" in said
     assert "which is slower" in said
     assert "set tensor_parallel=4" in said
-    assert "has no plan" in layered_note("big", not_planned, 4)
+    assert "has no sound plan" in layered_note("big", not_planned, 4)
