@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -23,12 +24,16 @@ class Chunks:
 
 
 class Followed(Alive):
-    """Counts what lives, and remembers the most positions of any tensor [n, V]."""
+    """Counts what lives, but for storages of the sizes in `unwritten`, and remembers the most
+    positions of any tensor [n, V]."""
 
-    def __init__(self, chunks: Chunks, known: Iterable[Tensor]) -> None:
+    def __init__(
+        self, chunks: Chunks, known: Iterable[Tensor], *, unwritten: frozenset[int] = frozenset()
+    ) -> None:
         known = list(known)
         super().__init__(*known)
         self.widest = 0
+        self._unwritten = unwritten
         self._chunks = chunks
         self._lasting = {tensor.untyped_storage()._cdata for tensor in known}
 
@@ -38,6 +43,10 @@ class Followed(Alive):
             if isinstance(tensor, Tensor) and tensor.dim() > 1:
                 self._look_at(tensor)
         return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage.nbytes() not in self._unwritten:
+            super()._see(storage)
 
     def _look_at(self, tensor: Tensor) -> None:
         *rows, last = tensor.shape

@@ -152,21 +152,38 @@ class Steps:
         positions with loss."""
         device = self._meter.device
         held = live_tensors(device)
-        before = storage_bytes(held)
-        with Followed(self._chunks, held) as followed:
-            yield
         weights, optimiser = lasting(self._run.engine)
-        lasts = storage_bytes(live_tensors(device))
+        parts = {"weights": storage_bytes(weights), "optimiser": storage_bytes(optimiser)}
+        before = sum(parts.values()) + self._beside(held)
+        with Followed(self._chunks, held, unwritten=self._unwritten()) as followed:
+            yield
         most = before + followed.most
         if self._meter.on_gpu:
             most = torch.cuda.max_memory_allocated(device)
-        parts = {"weights": storage_bytes(weights), "optimiser": storage_bytes(optimiser)}
         parts["teacher's head"] = max(0, self._heads)
-        parts["gradients"] = max(0, lasts - sum(parts.values()))
+        parts["gradients"] = max(0, self._beside(live_tensors(device)) - parts["teacher's head"])
         parts[STEP_PART] = max(0, most - sum(parts.values()))
         self._parts = parts
         chunks = self._chunks
         self._logits = Logits(followed.widest, positions, chunks.rows, chunks.vocabularies[0])
+
+    def _beside(self, tensors: list[Tensor]) -> int:
+        """Bytes of tensors beside weights and optimiser."""
+        weights, optimiser = lasting(self._run.engine)
+        known = {tensor.untyped_storage().data_ptr() for tensor in [*weights, *optimiser]}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        unwritten = self._unwritten()
+        return sum(
+            size for place, size in storages.items() if place not in known and size not in unwritten
+        )
+
+    def _unwritten(self) -> frozenset[int]:
+        """Bytes of DeepSpeed's reduction bucket: a CPU gives only what gradients are written to,
+        which counts as kept."""
+        elements = getattr(self._run.engine.optimizer, "reduce_bucket_size", 0)
+        if self._meter.on_gpu or not elements:
+            return frozenset()
+        return frozenset(int(elements) * itemsize for itemsize in (2, 4))
 
     def _validated(self) -> float:
         """Score a unit of the longest validation rows twice; about the seconds of all units."""
