@@ -151,9 +151,13 @@ def test_bounds_and_numbers_take_turns(name):
 
 def test_a_registry_that_is_started_again_knows_the_bounds_it_was_given(name):
     def restarted() -> service.ServiceStatus:
-        registry = ray.get_actor(REGISTRY, namespace=name)
-        ray.kill(registry, no_restart=False)
-        wait_until(lambda: service.scaling_since(name, 0) is not None)
+        def anew() -> bool:  # the one before may still answer, and it has said something
+            view = service.scaling_since(name, 0)
+            return view is not None and not view.lines
+
+        assert lines(name)
+        ray.kill(ray.get_actor(REGISTRY, namespace=name), no_restart=False)
+        wait_until(anew)
         return service.status(name)
 
     service.start(name, teacher(max=2), detached=True, make_engine=SLOW).described()
