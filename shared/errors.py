@@ -74,6 +74,10 @@ class StoppedError(TutelageError):
     """Somebody stopped a command; says what the same command goes on from."""
 
 
+class GrowthError(TutelageError):
+    """Workers ended at a checkpoint, to go on from it as more."""
+
+
 class JobError(TutelageError, RuntimeError):
     """A job on a cluster that did not succeed."""
 

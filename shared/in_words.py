@@ -22,3 +22,8 @@ def in_bytes(size_bytes: float) -> str:
     units = ("bytes", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, int(math.log10(max(1, size_bytes)) // 3))
     return f"{size_bytes / 1000**power:,.{1 if power else 0}f} {units[power]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things such as 1 worker, or 4 workers."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"

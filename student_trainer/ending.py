@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.errors import StoppedError, StorageError, TutelageError
+from shared.errors import GrowthError, StoppedError, StorageError, TutelageError
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import drop_metrics_after
 from shared.run.plan import RunPlan
@@ -84,6 +84,14 @@ def stop_if_asked(run: Run, step: int) -> None:
         if step
         else "Stopped before the first step; the same command starts again."
     )
+
+
+def end_to_grow(run: Run, step: int) -> None:
+    """Raise GrowthError on all ranks where `step`, just saved, shall be gone on from by more of
+    them; rank 0 looks."""
+    asked = run.ranks.leads and run.files.growth_request.exists()
+    if not run.is_over(step) and run.ranks.sum(np.array([asked]))[0]:
+        raise GrowthError(f"ended after step {step}, to go on with more workers")
 
 
 def say_stopped(run: Run, step: int) -> None:

@@ -14,6 +14,7 @@ from shared.targets.generation import OpenGenerator
 from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
 from student_trainer.ending import (
+    end_to_grow,
     export,
     foresee,
     go_on,
@@ -125,6 +126,7 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
             write_line(run, step, lr=lr, grad_norm=grad_norm)
         if run.due(config.checkpoints.every, step):
             save(run, step)
+            end_to_grow(run, step)
     stop_if_asked(run, step)
     return step
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.config.run import Config, QLoRATraining
+from shared.config.run import Config
+from shared.config.student import QLoRATraining
 from shared.errors import StorageError
 from shared.in_words import duration, thousands
 from shared.mixture.weight_log import WeightEntry
@@ -42,6 +43,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
         teacher_share=run.taid.teacher_share,
         machine=machine,
         written=run.rollouts.total() if run.config.source.writes else None,
+        workers=run.ranks.world_size,
     )
     error = None
     if run.ranks.leads:
@@ -90,6 +92,7 @@ def metrics_line(
     epochs: tuple[float, ...],
     teacher_share: float,
     machine: np.ndarray,
+    workers: int,
     written: Mapping[str, float] | None = None,
 ) -> StepMetrics:
     """The line of what was measured. `entry` was in force at its last step, `epochs` are as of
@@ -133,6 +136,7 @@ def metrics_line(
         retried_units=round(retried),
         cache_hits=round(hits),
         teachers=_by_teacher(config, domains, machine[1 : -len(PARTS)].reshape(-1, COUNTERS)),
+        workers=workers,
     )
 
 

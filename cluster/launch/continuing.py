@@ -3,6 +3,7 @@
 import json
 
 from shared.config.run import Config
+from shared.config.student import Elastic
 from shared.errors import CheckpointError
 from shared.mixture.weight_log import read_log
 from shared.run.changes import changed_options, differing_options
@@ -25,13 +26,21 @@ def changes_in_words(run_dir: RunDir, config: Config) -> list[str]:
         f"{name}={now} (was {was})"
         for name, (was, now) in changed_options(before, config).items()
         if any(name == said or name.startswith(f"{said}.") for said in SAID)
+        and not name.startswith("student.workers")
     ]
+    was, now = before.student.workers, config.student.workers
+    if was != now:
+        changed.append(f"student.workers={_number(now)} (was {_number(was)})")
     lines = [f"going on with {', '.join(changed)}"] if changed else []
     if config.steps != before.steps:
         step = last_step(run_dir.checkpoints)
         steps = {"before": before.steps, "after": config.steps}
         lines.append(respread(config.optimiser, step=step, **steps))
     return lines
+
+
+def _number(workers: int | Elastic) -> str:
+    return f"{workers.min} to {workers.max}" if isinstance(workers, Elastic) else str(workers)
 
 
 def has_ended(run_dir: RunDir, config: Config) -> bool:

@@ -253,10 +253,18 @@ def _demands(
 
     bundle = placement.student_bundle(config, declared)
     demands: list[tuple[str, dict[str, float]]] = [("the student's workers", bundle)]
-    demands *= config.student.workers
-    if services is None and not config.targets.teacher_free:
-        return demands + placement.teachers_demands(config.teachers, declared)
-    return demands
+    return demands * config.fewest_workers + _teachers_demands(config, services, declared)
+
+
+def _teachers_demands(
+    config: Config, services: Mapping[str, str] | None, declared: Mapping[str, float]
+) -> list[tuple[str, dict[str, float]]]:
+    """What the run's own teachers need; nothing where they run already, or none is asked."""
+    from cluster.session import placement
+
+    if services is not None or config.targets.teacher_free:
+        return []
+    return placement.teachers_demands(config.teachers, declared)
 
 
 def refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None) -> None:
@@ -347,7 +355,9 @@ def _students(
     )
     with students(training) as group:
         if not launch.scores_with_student:  # which takes the workers' places first
-            group.start()
+            declared = ray.cluster_resources()
+            teachers = _teachers_demands(launch.config, launch.services, declared)
+            group.start(beside=[] if baseline else teachers)
         yield group
 
 

@@ -19,7 +19,8 @@ from cluster.launch.serving import own_services, pool_settings, served_student, 
 from cluster.planning.description import describe
 from cluster.planning.preparation import Launch
 from cluster.prompt_search.teacher import ROOM, UNIT, answer_in, asked_of
-from shared.config.run import Config, LoRATraining, Teacher
+from shared.config.run import Config, Teacher
+from shared.config.student import LoRATraining
 from shared.errors import ConfigError
 from shared.prompts.prefix import Opening, shown
 from shared.run.plan import RunPlan

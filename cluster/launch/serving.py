@@ -14,7 +14,8 @@ from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Launch, refuse_unfit, run_plan
 from cluster.planning.projecting import projection_of
 from cluster.report.outcome import count
-from shared.config.run import Config, QLoRATraining, Teacher
+from shared.config.run import Config, Teacher
+from shared.config.student import QLoRATraining
 from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError, StorageError, TutelageError
 from shared.prompts.prefix import Opening, PromptedReader
@@ -285,7 +286,7 @@ def served_student(config: Config) -> Teacher:
         attention=student.attention,
         quantisation="nf4" if isinstance(student.train, QLoRATraining) else "none",
         trust_remote_code=student.trust_remote_code,
-        replicas=student.workers,
+        replicas=config.fewest_workers,
         gpus=student.gpus,
         cpus=student.cpus,
     )

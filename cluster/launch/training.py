@@ -4,29 +4,37 @@ import json
 import logging
 import threading
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 
+from cluster.launch.failures import (
+    LOG,
+    as_raised,
+    first_reason,
+    given_up,
+    own_error,
+    write_traceback,
+)
 from cluster.launch.mailbox import Mailbox
 from cluster.launch.tracking import Tracking
 from cluster.launch.worker_group import Meeting, WorkerGroup
+from cluster.launch.workforce import PACE, Workforce
 from cluster.report.outcome import interrupted
 from cluster.session.interrupts import on_first_signal
+from cluster.session.placement import Demand
 from cluster.session.session import IN_RAY
-from shared import errors
 from shared.config.run import Config
-from shared.errors import StoppedError, TutelageError
+from shared.errors import GrowthError, StoppedError
 from shared.run import exported, exporter
 from shared.run.plan import Assignment
 from shared.run.run_dir import RunDir, run_label
-from student_trainer.state.checkpoint import whence
+from student_trainer.state.checkpoint import last_step, whence
 from student_trainer.worker import ERROR, train_worker
 
 TAIL_INTERVAL_S = 0.3
@@ -53,47 +61,77 @@ class Students:
     def __init__(self, training: Training) -> None:
         self._training, self._files = training, RunDir(training.run_dir)
         self._mailbox, self._told = Mailbox(), self._files.logs / ERROR
+        self._force = Workforce(training.config.worker_counts, training.bundle, self._files)
         self._under_way: _Attempt | None = None
+        self._restarts = self._failures = self._began_at = 0
 
-    def start(self) -> None:
-        """Let the workers come up and wait for `train`."""
-        for old in (self._told, self._files.stepping):
-            old.unlink(missing_ok=True)
-        self._under_way = _Attempt(self._training, self._mailbox, restarts=0)
+    def start(self, beside: Sequence[Demand] = ()) -> None:
+        """Let the workers come up and wait for `train`; `beside` are demands that are placed after
+        them."""
+        self._files.stepping.unlink(missing_ok=True)
+        self._force.begin(beside)
+        self._attempt(0)
 
     def train(self, assignment: Assignment) -> int:
-        """Let the workers work until the plan is done; return how often they were restarted.
+        """Let the workers work until the plan is done; return how often a loss restarted them.
 
         A crash of a worker restarts the group from the last checkpoint, up to
-        `student.max_restarts` times; an error that workers raise on purpose is final and raised
-        here.
+        `student.max_restarts` times; the loss of a node counts where nothing was saved since the
+        last start. Workers that end to become more go on likewise. An error that workers raise on
+        purpose is final and raised here.
         """
-        restarts, most = 0, self._training.config.student.max_restarts
+        number = 0
         self._files.stop_request.unlink(missing_ok=True)
         self._mailbox.put(assignment)
         if self._under_way is None:
             self.start()
-        exporter.current().set(exported.STUDENT_RESTARTS, restarts)
+        exporter.current().set(exported.STUDENT_RESTARTS, 0)
         with on_first_signal(self._ask_to_stop), shown_progress(self._files.progress):
-            while (error := self._under_way.error()) is not None:  # type: ignore[union-attr]
-                _write_traceback(self._training.attempt, error)
-                if (sentence := _own_error(error)) is not None:
-                    raise sentence
-                if self._files.stop_request.exists():  # whoever stopped us ended the workers too
-                    raise StoppedError(interrupted(self._files))
-                if restarts >= most:
-                    raise _given_up(self._training, error)
-                restarts += 1
-                exporter.current().set(exported.STUDENT_RESTARTS, restarts)
-                print(
-                    f"a student worker died ({_first_reason(error)}); restart {restarts} of "
-                    f"{most}, {whence(self._files.checkpoints)}",
-                    flush=True,
-                )
-                self._under_way = _Attempt(self._training, self._mailbox, restarts=restarts)
+            while self._goes_on(self._under_way.error(self._force.look)):  # type: ignore[union-attr]
+                number += 1
+                self._attempt(number)
         if self._told.exists():
-            raise _as_raised(json.loads(self._told.read_text()))
-        return restarts
+            raise as_raised(json.loads(self._told.read_text()))
+        return self._restarts
+
+    def _attempt(self, number: int) -> None:
+        for old in (self._told, self._files.growth_request):
+            old.unlink(missing_ok=True)
+        self._began_at = last_step(self._files.checkpoints)
+        self._under_way = _Attempt(self._training, self._mailbox, self._force, number=number)
+
+    def _goes_on(self, error: TrainingFailedError | None) -> bool:
+        """Whether workers that ended are started again, which is said; raises what is final."""
+        if error is None and not self._ended_to_grow():
+            return False
+        if error is not None:
+            write_traceback(self._training.attempt, error)
+            if (sentence := own_error(error)) is not None:
+                raise sentence
+        if self._files.stop_request.exists():  # whoever stopped us ended the workers too
+            raise StoppedError(interrupted(self._files))
+        onwards = whence(self._files.checkpoints)
+        print(f"{self._restarted(error) if error else 'the student grows'}, {onwards}", flush=True)
+        return True
+
+    def _ended_to_grow(self) -> bool:
+        told = json.loads(self._told.read_text()) if self._told.exists() else {}
+        return told.get("type") == GrowthError.__name__
+
+    def _restarted(self, error: TrainingFailedError) -> str:
+        """Count a loss, and say what was lost. Raises TutelageError where it was one too many."""
+        self._restarts += 1
+        exporter.current().set(exported.STUDENT_RESTARTS, self._restarts)
+        lost = self._force.lost()
+        what = lost or f"a student worker died ({first_reason(error)})"
+        if lost and last_step(self._files.checkpoints) > self._began_at:
+            return f"{what}; restart"
+        self._failures += 1
+        most = self._training.config.student.max_restarts
+        if self._failures > most:
+            log = self._training.attempt / LOG
+            raise given_up(what, self._failures, log=log, onwards=whence(self._files.checkpoints))
+        return f"{what}; restart {self._failures} of {most}"
 
     def _ask_to_stop(self) -> str | None:
         """Ask the workers to save and end, where they take steps. Called by a signal."""
@@ -109,6 +147,7 @@ class Students:
         """End workers that are still there."""
         if self._under_way is not None:
             self._under_way.stop()
+        self._force.close()
         self._mailbox.close()
 
 
@@ -152,7 +191,9 @@ def shown_progress(path: Path) -> Iterator[None]:
 class _Attempt:
     """One worker group from start to end, in a thread, so that Ctrl-C reaches who waits."""
 
-    def __init__(self, training: Training, mailbox: Mailbox, *, restarts: int) -> None:
+    def __init__(
+        self, training: Training, mailbox: Mailbox, force: Workforce, *, number: int
+    ) -> None:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # errors are raised, too
         config = training.config
         self._error: BaseException | None = None
@@ -165,15 +206,16 @@ class _Attempt:
                 mailbox.take,
                 training.export,
             ),
+            size=force,
             backend_config=Meeting(),
             scaling_config=ScalingConfig(
-                num_workers=config.student.workers,
+                num_workers=config.most_workers,
                 use_gpu=config.student.gpus > 0,
                 resources_per_worker=training.bundle,
             ),
             # Resuming is our own: a fresh name keeps Ray Train from looking for its checkpoints.
             run_config=RunConfig(
-                name=run_label(config, training.run_dir) + f" restart {restarts}" * bool(restarts),
+                name=run_label(config, training.run_dir) + f" restart {number}" * bool(number),
                 storage_path=str(training.attempt),
                 callbacks=shown,
             ),
@@ -181,9 +223,12 @@ class _Attempt:
         self._thread = threading.Thread(target=self._fit, daemon=True, name=IN_RAY)
         self._thread.start()
 
-    def error(self) -> TrainingFailedError | None:
-        """Wait until the group has ended and return the error that ended it."""
-        self._thread.join()
+    def error(self, look: Callable[[], None]) -> TrainingFailedError | None:
+        """Wait until the group has ended, looking now and then, and return the error that ended
+        it."""
+        while self._thread.is_alive():
+            self._thread.join(PACE.look_s)
+            look()
         if self._error is not None and not isinstance(self._error, TrainingFailedError):
             raise self._error
         return self._error
@@ -198,44 +243,3 @@ class _Attempt:
             self._group.fit()
         except BaseException as error:
             self._error = error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and everything inside it, worker failures included."""
-    yield error
-    inner = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-    inner += [getattr(error, name, None) for name in ("cause", "controller_failure", "__cause__")]
-    for one in inner:
-        if isinstance(one, BaseException) and one is not error:
-            yield from _causes(one)
-
-
-def _own_error(error: TrainingFailedError) -> TutelageError | None:
-    return next((e for e in _causes(error) if isinstance(e, TutelageError)), None)
-
-
-def _as_raised(told: dict[str, str]) -> TutelageError:
-    """The error that rank 0 wrote down."""
-    kind = getattr(errors, told["type"], TutelageError)
-    return kind(told["message"])
-
-
-def _first_reason(error: TrainingFailedError) -> str:
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    return (
-        ", ".join(f"rank {rank}: {type(e).__name__}" for rank, e in failures.items())
-        or type(error).__name__
-    )
-
-
-def _given_up(training: Training, error: TrainingFailedError) -> TutelageError:
-    return TutelageError(
-        f"the student workers failed {training.config.student.max_restarts + 1} times "
-        f"({_first_reason(error)}); the traceback is in {training.attempt / 'error.log'}, the "
-        f"same command continues {whence(RunDir(training.run_dir).checkpoints)}"
-    )
-
-
-def _write_traceback(attempt: Path, error: BaseException) -> None:
-    with suppress(OSError), (attempt / "error.log").open("a") as file:  # the disk may be full
-        file.write("".join(traceback.format_exception(error)) + "\n")

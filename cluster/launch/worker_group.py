@@ -9,32 +9,50 @@ call: each would be a process more to start.
 import asyncio
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
 from ray.exceptions import GetTimeoutError
-from ray.train import Result
+from ray.train import Result, ScalingConfig
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import AbortedState
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ResizeDecision
 from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 LEAVE_S = 30.0
 
 
+class Size(Protocol):
+    """What decides how many workers a group has, and hears of them; called by Ray Train's loop."""
+
+    def choose(self) -> int:
+        """How many workers are placed next."""
+        ...
+
+    def up(self, nodes: Sequence[str]) -> None:
+        """Workers are up, on these nodes, one for each."""
+        ...
+
+    def down(self) -> None:
+        """They end."""
+        ...
+
+
 class WorkerGroup(DataParallelTrainer):
     """One attempt at a training; `fit` runs it, from any thread."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, size: Size, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._ended = threading.Event()
+        self._ended, self._size = threading.Event(), size
 
     def stop(self) -> None:
         """End the attempt from another thread, with its workers and their places; a group that is
@@ -46,10 +64,11 @@ class WorkerGroup(DataParallelTrainer):
         # which Ray does at the end of the command; the other serves Ray Data.
         needless = (PlacementGroupCleanerCallback, DatasetsCallback)
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, needless)]
+        kept = [callback for callback in callbacks if not isinstance(callback, needless)]
+        return [*kept, _Told(self._size)]
 
     def _initialize_and_run_controller(self, **built: Any) -> Result:
-        policy = _AsAsked(scaling_config=self.scaling_config)
+        policy = _AsChosen(self.scaling_config, self._size)
         controller = _Controller(self._ended, **built | {"scaling_policy": policy})
         asyncio.run(controller.run())
         return controller.get_result()
@@ -115,9 +134,37 @@ class _Controller(TrainController):
         self._set_state(AbortedState())
 
 
-class _AsAsked(FixedScalingPolicy):
-    """As many workers as asked for. Nothing is asked of an autoscaler, which would be one more
-    process: what a cluster has no room for is refused before."""
+class _Told(WorkerGroupCallback):
+    """Tells of workers that come and go."""
+
+    def __init__(self, size: Size) -> None:
+        self._size = size
+
+    def after_worker_group_start(self, worker_group: worker_group.WorkerGroup) -> None:
+        """Tell on which nodes they are."""
+        self._size.up([worker.metadata.node_id for worker in worker_group.get_workers()])
+
+    def before_worker_group_shutdown(self, worker_group: worker_group.WorkerGroup) -> None:
+        """Tell that they end."""
+        self._size.down()
+
+    def before_worker_group_abort(self, worker_group_context: Any) -> None:
+        """Tell that they end."""
+        self._size.down()
+
+
+class _AsChosen(FixedScalingPolicy):
+    """As many workers as chosen whenever they are placed. Nothing is asked of an autoscaler, which
+    would be one more process: what a cluster has no room for is refused before."""
+
+    def __init__(self, scaling_config: ScalingConfig, size: Size) -> None:
+        super().__init__(scaling_config)
+        self._size = size
+
+    def make_decision_for_non_running_worker_group(self) -> ResizeDecision:
+        """See Ray Train."""
+        bundle: Any = self.scaling_config._resources_per_worker_not_none
+        return ResizeDecision(num_workers=self._size.choose(), resources_per_worker=bundle)
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Nobody is told."""

@@ -50,6 +50,7 @@ SECTIONS = {
         ),
         Panel("Step", (exported.STEP_TIME,)),
         Panel("Student's speed", (exported.STUDENT_SPEED,)),
+        Panel("Student's workers", (exported.WORKERS_WANTED, exported.WORKERS_PRESENT)),
     ),
     "Teachers": (
         Panel("Teachers' speed", (exported.TEACHER_SPEED,), stacked=True),

@@ -104,10 +104,13 @@ def _rest(standing: Standing) -> list[RenderableType]:
     failures = {name: n for name, n in standing["failures"].items() if n}
     told = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in failures.items())
     checkpoint, age_s = standing["checkpoint"], standing["line_age_s"]
+    workers = standing["workers"]
     lines = [
         f"failures    {told or 'none'}",
         f"checkpoint  {'none yet' if checkpoint is None else f'step {checkpoint}'}",
     ]
+    if workers is not None:
+        lines.insert(0, f"workers     {workers['present']} of {workers['wanted']} train")
     if standing["state"] == "at work" and age_s is not None:
         stale = "; see its logs" if age_s > STALE_S else ""
         lines.append(f"last line   {duration(age_s)} ago{stale}")

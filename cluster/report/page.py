@@ -70,6 +70,7 @@ def _page(record: RunRecord) -> str:
         samples=samples_of(files.generations, record.domains),
         curves=curves(record),
         scaling=read_scaling(files.scaling),
+        workers=_workers(record),
         retries=[(m.step, m.retried_units) for m in record.lines if m.retried_units],
         text_columns=COLUMNS,
         swatch=plots.swatch,
@@ -77,6 +78,17 @@ def _page(record: RunRecord) -> str:
         config_text=_text(files.config),
         environment_text=_text(files.environment),
     )
+
+
+def _workers(record: RunRecord) -> list[tuple[int, int]]:
+    """First steps and numbers of workers, wherever these changed; empty where none is known."""
+    found: list[tuple[int, int]] = []
+    first = 1
+    for line in record.lines:
+        if line.workers is not None and (not found or found[-1][1] != line.workers):
+            found.append((first, line.workers))
+        first = line.step + 1
+    return found
 
 
 def gap_closed(domain: DomainSummary) -> float | None:

@@ -28,6 +28,14 @@ class DomainStanding(TypedDict):
     tokens: int  # loss tokens so far
 
 
+class WorkersStanding(TypedDict):
+    """The student's workers, as the command that trains it last said."""
+
+    fewest: int
+    wanted: int
+    present: int
+
+
 class Standing(TypedDict):
     """What `tutelage status RUN --json` prints. Times are seconds; None before the first line."""
 
@@ -52,6 +60,7 @@ class Standing(TypedDict):
     failures: dict[str, int]
     services: list[ServiceStanding]  # that a run at work uses
     replicas: list[ReplicaStanding]  # of these
+    workers: WorkersStanding | None  # of a run at work
 
 
 def read_standing(run_dir: RunDir) -> Standing:
@@ -86,6 +95,7 @@ def read_standing(run_dir: RunDir) -> Standing:
         | {"retried_units": sum(line.retried_units for line in record.lines)},
         services=roll["services"] if working else [],
         replicas=roll["replicas"] if working else [],
+        workers=_workers(run_dir.workers) if working else None,
     )
 
 
@@ -138,6 +148,14 @@ def _domain(lines: Sequence[StepMetrics], name: str) -> DomainStanding:
         epochs=told[-1].epochs,
         tokens=sum(domain.tokens for domain in told),
     )
+
+
+def _workers(described: Path) -> WorkersStanding | None:
+    """What the driver wrote last."""
+    try:
+        return json.loads(described.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _last_line(path: Path) -> str:

@@ -18,8 +18,8 @@ import torch
 
 from cluster.selftest.subject import FINE, Subject, answers, subject_of
 from shared.config.losses import ForwardKL, Loss, ReverseKL
-from shared.config.run import FullTraining
 from shared.config.run import Student as StudentConfig
+from shared.config.student import FullTraining
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader, RunPlan
@@ -334,11 +334,11 @@ def speeds(objective: Objective, subject: Subject) -> list[Check]:
     teacher = teacher_speed(subject) / replicas
     student = student_speed(objective, subject)
     ratio = student / teacher
-    needed = max(1, math.ceil(ratio * config.student.workers - 1e-9))
+    needed = max(1, math.ceil(ratio * config.most_workers - 1e-9))
     slower = "teacher" if needed > replicas else "student"
     said = (
         f"the {slower}; {ratio:.2f} replicas per worker keep pace: "
-        f"teachers.{name}.replicas={needed} for student.workers={config.student.workers}, now "
+        f"teachers.{name}.replicas={needed} for student.workers={config.most_workers}, now "
         f"{replicas}"
     )
     both = f"teacher {teacher:,.0f} a replica, student {student:,.0f} a worker"

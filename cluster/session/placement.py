@@ -11,12 +11,15 @@ from pathlib import Path
 import ray
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._private.state import available_resources_per_node
+from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shared.config.run import Config, Teacher
 from shared.errors import PlacementError
+from shared.in_words import counted
 
 Bundle = dict[str, float]
+Demand = tuple[str, Bundle]  # with whose it is, in words
 PATIENCE_S = 8.0
 ROLE_SHARE = 0.01  # of a role's resource: it says where, not how many
 
@@ -28,7 +31,7 @@ def teacher_bundle(teacher: Teacher, declared: Mapping[str, float]) -> Bundle:
 
 def teachers_demands(
     teachers: Mapping[str, Teacher], declared: Mapping[str, float]
-) -> list[tuple[str, Bundle]]:
+) -> list[Demand]:
     """What the replicas that all teachers begin with need, as `refuse_unplaceable` takes it."""
     whose = {name: f"the replicas of {name}" for name in teachers}
     if len(teachers) == 1:
@@ -45,7 +48,7 @@ def student_bundle(config: Config, declared: Mapping[str, float]) -> Bundle:
     return _bundle("student", config.student.cpus, config.student.gpus, declared)
 
 
-def refuse_unplaceable(demands: Sequence[tuple[str, Bundle]]) -> None:
+def refuse_unplaceable(demands: Sequence[Demand]) -> None:
     """Check named bundles against every node, first all they have, then what is free.
 
     Raises PlacementError within 10 s, naming what cannot be placed and what is missing.
@@ -62,7 +65,7 @@ def refuse_unplaceable(demands: Sequence[tuple[str, Bundle]]) -> None:
 
 
 def refuse_unplaceable_here(
-    demands_of: Callable[[Mapping[str, float]], Sequence[tuple[str, Bundle]]],
+    demands_of: Callable[[Mapping[str, float]], Sequence[Demand]],
 ) -> None:
     """Check named bundles, which depend on the resources that a cluster declares, against the
     cluster or, where one is still to be started, this machine. Raises PlacementError."""
@@ -86,10 +89,36 @@ def _machine() -> Bundle:
     return {name: amount or 0.0 for name, amount in found.to_resource_dict().items()}
 
 
-def _refuse_beyond_machine(demands: Sequence[tuple[str, Bundle]]) -> None:
+def _refuse_beyond_machine(demands: Sequence[Demand]) -> None:
     machine = [_machine()]
     if misfit := _first_misfit(demands, machine):
         raise PlacementError(_sentence(misfit, demands, machine, "has"))
+
+
+def room_for(bundle: Bundle, most: int, *, beside: Sequence[Demand] = ()) -> int:
+    """How many copies of a bundle, up to `most`, find room at one time in what is free, beside
+    other demands and the placement groups that wait for theirs."""
+    free = _free_per_node()
+    for waiting in (beside, *_waiting_groups()):
+        _place(waiting, free)
+    return next((n for n in range(most) if not _place([("", bundle)], free)), most)
+
+
+def lost_nodes(nodes: Sequence[str], *, deadline_s: float = 60.0) -> dict[str, str]:
+    """Those of some nodes that the cluster has lost, with their addresses. Returns once each has
+    answered or is known to be gone, or at the deadline."""
+    known = {node["NodeID"]: node for node in ray.nodes()}
+    asked = [
+        _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            "/"
+        )
+        for node in nodes
+        if known[node]["Alive"]
+    ]
+    if asked:
+        ray.wait(asked, num_returns=len(asked), timeout=deadline_s)
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {node: known[node]["NodeManagerAddress"] for node in nodes if node not in alive}
 
 
 def refuse_unshared(folder: Path, *, option: str, deadline_s: float = 60.0) -> None:
@@ -136,25 +165,47 @@ def _free_per_node() -> list[Bundle]:
     return [dict(free) for free in available_resources_per_node().values()]
 
 
-def _first_misfit(
-    demands: Sequence[tuple[str, Bundle]], nodes: Sequence[Mapping[str, float]]
-) -> tuple[str, Bundle] | None:
+def _waiting_groups() -> list[list[Demand]]:
+    """What placement groups ask for that wait for room, as those of a lost node do."""
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return [
+        [
+            (group["name"], bundle)
+            for number, bundle in group["bundles"].items()
+            if group["bundles_to_node_id"][number] not in alive
+        ]
+        for group in placement_group_table().values()
+        if group["state"] in ("PENDING", "RESCHEDULING")
+    ]
+
+
+def _first_misfit(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> Demand | None:
     """First fit, largest first; the bundle that found no node."""
     left = [dict(node) for node in nodes]
-    for name, bundle in sorted(demands, key=lambda d: -sum(d[1].values())):
+    for demand in sorted(demands, key=lambda d: -sum(d[1].values())):
+        if not _place([demand], left):
+            return demand
+    return None
+
+
+def _place(demands: Sequence[Demand], free: list[Bundle]) -> bool:
+    """Take demands out of what nodes have free, all of them or none; whether they found room."""
+    left = [dict(node) for node in free]
+    for _, bundle in sorted(demands, key=lambda d: -sum(d[1].values())):
         host = next(
             (n for n in left if all(n.get(k, 0) >= v - 1e-6 for k, v in bundle.items())), None
         )
         if host is None:
-            return name, bundle
+            return False
         for resource, amount in bundle.items():
             host[resource] -= amount
-    return None
+    free[:] = left
+    return True
 
 
 def _sentence(
-    misfit: tuple[str, Bundle],
-    demands: Sequence[tuple[str, Bundle]],
+    misfit: Demand,
+    demands: Sequence[Demand],
     nodes: Sequence[Mapping[str, float]],
     verb: str,
 ) -> str:
@@ -165,7 +216,7 @@ def _sentence(
     amounts = ", ".join(f"{asked[r]:g} {r}" for r in short)
     there = ", ".join(f"{has[r]:g} {r}" for r in short)
     return (
-        f"no room for {name}: all together ask for {amounts}, the cluster of {len(nodes)} "
-        f"node{'s' if len(nodes) != 1 else ''} {verb} {there}; ask for less (student.workers, "
+        f"no room for {name}: all together ask for {amounts}, the cluster of "
+        f"{counted(len(nodes), 'node')} {verb} {there}; ask for less (student.workers, "
         "teachers.NAME.replicas, cpus, gpus) or add nodes"
     )

@@ -242,6 +242,9 @@ def _init(address: str, environment: dict[str, dict[str, str]]) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
+    from cluster.session import ray_errors
+
+    ray_errors.in_one_line()
     try:
         with kept():
             ray.init(

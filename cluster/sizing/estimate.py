@@ -1,6 +1,6 @@
 """The estimate of a run: memory of every process, rates, time and cost, from its config alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from shared.config.run import Config
 from shared.config.teachers import Teacher
 from shared.data.layout import padded_length
 from shared.errors import UserError
+from shared.in_words import in_bytes
 from shared.targets.ask import Ask
 from shared.targets.drawn_ids import DrawnIds
 from shared.targets.head_location import ShippedHead, StatesEncoding
@@ -138,7 +139,7 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
         sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory, chunk))
         teaching += (scoring.flops + scoring.head_flops) / len(config.teachers)
     dearest = max(asked.values(), key=_price, default=None)
-    units = config.accumulation * student.workers
+    units = config.accumulation * config.most_workers
     products = HEAD_PRODUCTS[own.trains_head]
     work = Work(
         student=config.accumulation * (learning.flops + products * learning.head_flops),
@@ -148,21 +149,31 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
     rows = max((side.sizes.vocabulary for side in sides), default=own.vocabulary)
     on_gpu = student.gpus > 0
     bounds = bounds_of(config, _ask(dearest), own, teacher_rows=rows, on_gpu=on_gpu)
-    memory = _student_memory(config, own, learning, bounds, dearest, sides, tokens)
+    memory, with_fewest = (
+        _student_memory(_of_workers(config, n), own, learning, bounds, dearest, sides, tokens)
+        for n in (config.most_workers, config.fewest_workers)
+    )
     chunk = None if dearest is not None and dearest.is_whole else bounds.chunk_rows
     chosen = _payloads(config, dearest, sides)
     return Estimate(
         config=config,
         tokens=tokens,
         student=Side(
-            "student", student.model, student.workers, student.gpus, own, learning, memory, chunk
+            "student",
+            student.model,
+            config.most_workers,
+            student.gpus,
+            own,
+            learning,
+            memory,
+            chunk,
         ),
         teachers=tuple(sides),
         wire=_wire(config, dearest, tokens),
         payloads=tuple(chosen),
         work=work,
         checkpoint_bytes=checkpoint_bytes(weight_bytes=own.weight_bytes, trained=own.trained),
-        notes=tuple(_notes(config, own, learning, sides)),
+        notes=(*_notes(config, own, learning, sides), *_with_fewest(config, with_fewest, memory)),
     )
 
 
@@ -259,7 +270,7 @@ def _student_memory(
     positions = config.batch.micro_batch * tokens
     setting = StudentSetting(
         zero=student.zero,
-        workers=student.workers,
+        workers=config.most_workers,
         dtype_bytes=BYTES[student.dtype],
         positions=positions,
         answer_bytes=_decoded(asked),
@@ -280,7 +291,7 @@ def _wire(config: Config, asked: _Asked | None, tokens: int) -> Wire | None:
         bytes_per_token=found,
         tokens_per_step=per_step,
         store_bytes=config.steps * per_step * total,
-        object_store_bytes=config.student.workers * config.service.in_flight * unit,
+        object_store_bytes=config.most_workers * config.service.in_flight * unit,
         shared_vocab=asked.shared_vocab,
         vocab_is_known=asked.is_known,
     )
@@ -300,6 +311,21 @@ def _payloads(config: Config, asked: _Asked | None, teachers: list[Side]) -> lis
         head_bytes=teacher.vocabulary * teacher.width * BYTES[dtype],
         dtype=dtype,
     )
+
+
+def _of_workers(config: Config, number: int) -> Config:
+    """The config with a fixed number of workers."""
+    student = config.student.model_copy(update={"workers": number})
+    return config.model_copy(update={"student": student})
+
+
+def _with_fewest(config: Config, fewest: Memory, most: Memory) -> Iterator[str]:
+    """What differs where a run of several numbers of workers goes on with the fewest."""
+    if config.fewest_workers < config.most_workers:
+        yield (
+            f"all of this is for {config.most_workers} workers; with {config.fewest_workers}, the "
+            f"fewest, a worker takes {in_bytes(fewest.total)} in place of {in_bytes(most.total)}"
+        )
 
 
 def _notes(

@@ -80,7 +80,7 @@ def pace(work: Work, speed: Speed, config: Config) -> Pace:
         student_s=work.student / speed.student,
         teacher_s=work.teacher / speed.teacher,
         replicas=replicas,
-        workers=config.student.workers,
+        workers=config.most_workers,
     )
 
 
@@ -97,7 +97,7 @@ def measured_pace(probe: Probe, config: Config) -> Pace:
     waited_s = step["wait"]
     if any(config.teachers[name].fewest < most[name] for name in seconds):
         waited_s = min(waited_s, max(0.0, teacher_s / replicas - student_s))
-    return Pace(student_s, teacher_s, replicas, config.student.workers, waited_s)
+    return Pace(student_s, teacher_s, replicas, config.most_workers, waited_s)
 
 
 def payloads(
@@ -167,4 +167,4 @@ def cost(*, seconds: float, gpus: float, price: float) -> float:
 def gpus_of(config: Config) -> float:
     """GPUs that a run holds."""
     teachers = sum(teacher.most * teacher.gpus for teacher in config.teachers.values())
-    return teachers + config.student.workers * config.student.gpus
+    return teachers + config.most_workers * config.student.gpus

@@ -6,18 +6,18 @@ Relative model, data and store paths are relative to `paths.root`.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.attention import Attention
-from shared.config.base import Dtype, Fraction, Momentum, Positive, Section, Seed
+from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_source
+from shared.config.student import Student, check_workers
 from shared.config.teachers import Teacher, check_teachers
 from shared.mixture.phases import check_progressive
 
@@ -86,51 +86,6 @@ class Data(Section):
     )
     validation_rows: int = Field(
         default=24, ge=1, description="rows per domain; training never sees them"
-    )
-
-
-class FullTraining(Section):
-    """Every weight of the student trains."""
-
-    kind: Literal["full"] = "full"
-
-
-class LoRATraining(Section):
-    """Low-rank adapters train, the base is frozen."""
-
-    kind: Literal["lora"] = "lora"
-    r: int = Field(default=16, ge=1)
-    alpha: Positive = 32.0
-    dropout: Fraction = 0.0
-    target_modules: str | list[str] = "all-linear"
-
-
-class QLoRATraining(LoRATraining):
-    """Adapters on a base quantised to nf4 by bitsandbytes."""
-
-    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
-
-
-class Student(Section):
-    """The model that learns, and the workers it trains on."""
-
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    train: Annotated[FullTraining | LoRATraining | QLoRATraining, Field(discriminator="kind")] = (
-        FullTraining()
-    )
-    dtype: Dtype = "float32"
-    attention: Attention = Field(
-        default="auto", description="auto (the library's choice), sdpa, eager or flash_attention_2"
-    )
-    zero: Literal[0, 1, 2, 3] = 2
-    activation_checkpointing: bool = False
-    workers: int = Field(default=1, ge=1)
-    gpus: float = Field(default=0, ge=0, description="GPUs of one worker")
-    cpus: float = Field(default=1, ge=0, description="CPUs of one worker")
-    max_restarts: int = Field(
-        default=3, ge=0, description="restarts of the worker group after a crash"
     )
 
 
@@ -338,8 +293,24 @@ class Config(Section):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per worker and optimiser step."""
-        return self.batch.rows_per_step // (self.batch.micro_batch * self.student.workers)
+        """Micro-batches per worker and optimiser step, of as many workers as there may be."""
+        return self.batch.rows_per_step // (self.batch.micro_batch * self.most_workers)
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """Numbers of workers that the run may have, ascending: those in bounds among which a
+        step's micro-batches divide."""
+        return self.student.counts(self.batch.rows_per_step, self.batch.micro_batch)
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which the run does not go on."""
+        return self.worker_counts[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run has where there is room."""
+        return self.worker_counts[-1]
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -408,12 +379,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        rows = self.batch.micro_batch * self.student.workers
-        if self.batch.rows_per_step % rows:
-            raise ValueError(
-                f"batch.rows_per_step is {self.batch.rows_per_step}, not a multiple of "
-                f"batch.micro_batch x student.workers = {rows}; change one of the three"
-            )
+        check_workers(self.student, self.batch.rows_per_step, self.batch.micro_batch)
         check_teachers(self.teachers, {n: d.teacher for n, d in self.domains.items()})
         if len(self.teachers) > 1 and self.hidden_layers:
             raise ValueError(

@@ -144,6 +144,15 @@ STEP_REST = _define(
 STUDENT_RESTARTS = _define(
     "student_restarts", "restarts", "times that the student's workers were started again", "driver"
 )
+WORKERS_WANTED = _define(
+    "student_workers_wanted",
+    "workers",
+    "workers that the student has where there is room",
+    "driver",
+)
+WORKERS_PRESENT = _define(
+    "student_workers_present", "workers", "workers of the student that are up", "driver"
+)
 QUEUE_AGE = _define(
     "queue_age_seconds", "s", "age of the oldest unit not answered yet", "pool", _OF_CLIENT
 )

@@ -87,6 +87,7 @@ class StepMetrics:
     retried_units: int = 0
     cache_hits: int = 0
     teachers: dict[str, TeacherMetrics] = field(default_factory=dict)  # those asked
+    workers: int | None = None  # that took the last step; None in lines written without it
 
     @property
     def tokens_per_s(self) -> float:
@@ -112,6 +113,7 @@ MACHINE_FIELDS = (
     "retried_units",
     "cache_hits",
     "teachers",
+    "workers",
 )
 
 

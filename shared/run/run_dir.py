@@ -154,6 +154,11 @@ class RunDir:
         return self.logs / "scaling.jsonl"
 
     @property
+    def workers(self) -> Path:
+        """How many workers the student has, while a command trains it."""
+        return self.logs / "workers.json"
+
+    @property
     def progress(self) -> Path:
         """Progress lines, appended by rank 0 and tailed by the driver."""
         return self.logs / "progress.log"
@@ -167,6 +172,11 @@ class RunDir:
     def stop_request(self) -> Path:
         """Written by who wants training to save and end after the step under way."""
         return self.logs / "stop"
+
+    @property
+    def growth_request(self) -> Path:
+        """There while workers shall end at their next checkpoint, to go on as more."""
+        return self.logs / "grow"
 
     @property
     def finished(self) -> bool:

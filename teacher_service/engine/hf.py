@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from shared.config.attention import Attention
-from shared.config.run import Dtype
+from shared.config.base import Dtype
 from shared.data.layout import Layout, lay_out
 from shared.data.passes import Passes, switches_of
 from shared.data.rows import Rows

@@ -35,6 +35,8 @@ ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
 
+WORKERS = "shared/config/test_run.py::test_workers_are_numbers_within_bounds_that_divide_a_step"
+
 KNOBS = {
     "name": LEAVES,
     "seed": LOOP,
@@ -95,6 +97,8 @@ KNOBS = {
         "student_trainer/models/test_student.py::test_activations_are_made_anew_where_asked"
     ),
     "student.workers": LOOP,
+    "student.workers.min": WORKERS,
+    "student.workers.max": WORKERS,
     "student.gpus": f"{PLACEMENT}::test_a_worker_asks_for_what_its_config_says",
     "student.cpus": f"{PLACEMENT}::test_a_worker_asks_for_what_its_config_says",
     "student.max_restarts": f"{LAUNCH}::test_workers_are_restarted_as_often_as_the_config_says",

@@ -10,6 +10,7 @@ from cluster.cli import main
 from shared.config.run import Config
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
+from shared.in_words import in_bytes
 from shared.targets.payload import bytes_per_token
 from teacher_service.engine.hf import HFEngine
 from tests.answers import question_of
@@ -93,6 +94,16 @@ def test_replicas_that_follow_the_need_are_planned_for_at_their_most(bare, tmp_p
     path = write_job(tmp_path, bare)
     found = planned(capsys, path, "teachers.tiny.replicas={min: 1, max: 3}")
     assert [side["processes"] for side in found["teachers"]] == [3]
+
+
+def test_workers_that_follow_the_room_are_planned_for_at_their_most(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare, student={"model": str(bare.student), "zero": 2})
+    found = planned(capsys, path, "student.workers={min: 1, max: 3}")
+    assert found["student"]["processes"] == 2  # among which two micro-batches divide
+    alone = planned(capsys, path, "student.workers=1")["student"]["memory"]["parts"]
+    (note,) = [note for note in found["notes"] if "workers" in note]
+    assert note.startswith("all of this is for 2 workers; with 1, the fewest, a worker takes ")
+    assert f"takes {in_bytes(sum(alone.values()))} in place of" in note
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,10 @@ def test_workers_are_restarted_as_often_as_the_config_says(
     attempts = []
 
     class Dying:
-        def __init__(self, training: object, mailbox: object, *, restarts: int) -> None:
-            attempts.append(restarts)
+        def __init__(self, *parts: object, number: int) -> None:
+            attempts.append(number)
 
-        def error(self) -> TrainingFailedError:
+        def error(self, look: object) -> TrainingFailedError:
             return TrainingFailedError("killed")
 
         def stop(self) -> None: ...

@@ -307,3 +307,15 @@ def test_a_page_says_when_a_service_grew_and_shrank(tmp_path):
     assert "<h2>Replicas</h2>" in text
     said = "1 -&gt; 2 replicas, steps waited 40 %"
     assert f'<th scope="row">20</th><td>big</td><td class="words">{said}</td>' in text
+
+
+def test_numbers_of_workers_are_told_where_they_changed(tmp_path):
+    write_run(tmp_path / "run", domains=("a", "b"), steps=60)
+    assert "Workers of the student" not in write_report(tmp_path / "run").read_text()
+    path = RunDir(tmp_path / "run").metrics
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    numbers = [2] * (len(lines) - 1) + [1]
+    told = [line | {"workers": n} for line, n in zip(lines, numbers, strict=True)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    page = write_report(tmp_path / "run").read_text()
+    assert f"Workers of the student: 2 from step 1, 1 from step {lines[-2]['step'] + 1}." in page

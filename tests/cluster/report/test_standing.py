@@ -139,6 +139,17 @@ def test_services_are_those_that_the_driver_listed_while_it_is_at_work(run_dir, 
     ]
 
 
+def test_workers_are_those_of_the_command_that_trains(run_dir, capsys):
+    described = {"fewest": 1, "wanted": 4, "present": 2}
+    run_dir.logs.mkdir()
+    run_dir.workers.write_text(json.dumps(described))
+    assert read_standing(run_dir)["workers"] is None
+    with locked(run_dir):
+        assert read_standing(run_dir)["workers"] == described
+        assert main(["status", str(run_dir.path)]) == 0
+    assert "workers     2 of 4 train" in capsys.readouterr().out
+
+
 def test_for_programs_there_is_one_object(run_dir, capsys):
     assert main(["status", str(run_dir.path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -4,10 +4,12 @@ import time
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.session.placement import (
     refuse_unplaceable,
     refuse_unshared,
+    room_for,
     student_bundle,
     teacher_bundle,
     teachers_demands,
@@ -34,6 +36,26 @@ def test_more_than_the_cluster_has_is_refused_at_once(ray_cluster):
 def test_a_resource_no_node_has_is_named(ray_cluster):
     with pytest.raises(PlacementError, match=r"2 GPU, the cluster of 1 node has 0 GPU"):
         refuse_unplaceable([("teachers", {"CPU": 1.0, "GPU": 2.0})])
+
+
+def test_room_is_what_is_free_beside_what_others_hold_and_ask_for(ray_cluster):
+    one = {"CPU": 1.0}
+    deadline = time.monotonic() + 30
+    while (free := room_for(one, 99)) < ALL_CPUS and time.monotonic() < deadline:
+        time.sleep(0.1)  # of tests before
+    assert free == ALL_CPUS
+    assert room_for(one, 3) == 3
+    assert room_for(one, 99, beside=[("teachers", {"CPU": 2.5})] * 2) == 3
+    assert room_for(one, 99, beside=[("more than there is", {"CPU": 9.0})]) == ALL_CPUS
+    assert room_for({"GPU": 1.0}, 4) == 0
+    held = placement_group([{"CPU": 3.0}] * 2)
+    ray.get(held.ready(), timeout=60)
+    waits = placement_group([{"CPU": 2.0}] * 2)
+    try:
+        assert room_for(one, 99) == 2  # which the other cannot take
+    finally:
+        for group in (held, waits):
+            remove_placement_group(group)
 
 
 def test_what_others_hold_is_waited_for_a_moment_and_then_refused(ray_cluster):

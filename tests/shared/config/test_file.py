@@ -121,6 +121,15 @@ def test_a_misspelt_required_key_is_named_rather_than_the_missing_one(config):
         ("teachers.t.replicas={max: 2, wait: 0}", "teachers.t.replicas.wait is 0, but it should"),
         ("teachers.t.replicas={min: 2}", "teachers.t.replicas.max is required and not set"),
         ("teachers.t.replicas=0", "teachers.t.replicas is 0, but it should be greater than"),
+        ("student.workers={max: 2, min: 3}", "workers.min is 3, more than workers.max"),
+        ("student.workers={max: 2, min: 0}", "student.workers.min is 0, but it should be"),
+        ("student.workers={max: 0}", "student.workers.max is 0, but it should be greater"),
+        ("student.workers={min: 2}", "student.workers.max is required and not set"),
+        ("student.workers={max: 2, most: 3}", "student.workers.most is not an option"),
+        ("student.workers={max: 2.5}", "student.workers.max is 2.5, but it should be a valid"),
+        ("student.workers=0", "student.workers is 0, but it should be greater than"),
+        ("student.workers=[1, 2]", "student.workers is [1, 2], but it should be"),
+        ("student.workers={min: 3, max: 9}", "times any student.workers from 3 to 9"),
     ],
 )
 def test_a_wrong_value_is_refused_with_path_and_value(config, override, part):

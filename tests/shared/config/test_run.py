@@ -29,6 +29,17 @@ def test_a_batch_that_does_not_divide_is_refused():
         config(batch={"rows_per_step": 8, "micro_batch": 3})
 
 
+def test_workers_are_numbers_within_bounds_that_divide_a_step():
+    batch = {"rows_per_step": 24, "micro_batch": 2}
+    found = config(batch=batch, student={"model": "b", "workers": {"min": 2, "max": 9}})
+    assert found.worker_counts == (2, 3, 4, 6)
+    assert (found.fewest_workers, found.most_workers, found.accumulation) == (2, 6, 2)
+    fixed = config(batch=batch, student={"model": "b", "workers": 3})
+    assert fixed.worker_counts == (3,)
+    with pytest.raises(ValidationError, match=r"times any student.workers from 7 to 11"):
+        config(batch=batch, student={"model": "b", "workers": {"min": 7, "max": 11}})
+
+
 def test_temperatures_begin_with_one_and_hold_each_once():
     losses = [{"kind": "forward_kl", "temperature": t} for t in (2.0, 1.0, 2.0, 4.0)]
     assert config(losses=losses).temperatures == (1.0, 2.0, 4.0)
