@@ -8,7 +8,6 @@ from tests.benchmarks.start import measure
 
 
 @pytest.mark.benchmark
-@pytest.mark.xfail(reason="processor time 1.38, wall time at most 1.71: see RESULTS.md, Start")
 def test_the_first_step_comes_within_one_and_a_half_times_the_bare_cost(
     reference: Path, tmp_path: Path
 ) -> None:
