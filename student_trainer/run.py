@@ -38,6 +38,7 @@ from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 from student_trainer.state.export import Reloader
 from student_trainer.state.stateful import Stateful
+from student_trainer.sums import SumLayout
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.tracking.trackers import Trackers
@@ -122,10 +123,9 @@ def open_run(
     join(device)
     ranks = Ranks()
     config = plan.config
-    student, teacher_heads = _load_together(plan, device, ranks, load or task.load)
-    objective = Objective(
-        student, config, teacher_width=plan.teacher_width, teacher_heads=teacher_heads
-    ).to(device)
+    student, heads = _load_together(plan, device, ranks, load or task.load)
+    objective = Objective(student, config, teacher_width=plan.teacher_width, teacher_heads=heads)
+    objective = objective.to(device)
     layouts = Layouts(tuple(config.domains), plan.packed, device, task, plan.passes)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
@@ -141,13 +141,8 @@ def open_run(
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
-    layout, num_teachers = objective.loss_head.layout, len(plan.parts) if reader else 0
-    measured = _Measured(
-        metrics=MetricsAccumulator(ranks, layout, num_teachers=num_teachers),
-        since_report=ReportAccumulator(layout),
-        rollouts=RolloutAccumulator(ranks, plan.ends),
-        taid=TAIDState.start(config.taid),
-    )
+    num_teachers = len(plan.parts) if reader else 0
+    measured = _measured(plan, ranks, objective.loss_head.layout, num_teachers=num_teachers)
     return Run(
         plan=plan,
         task=task,
@@ -173,6 +168,16 @@ def open_run(
         stateful=_stateful(measured, config),
         reader=reader,
         controller=controller,
+    )
+
+
+def _measured(plan: RunPlan, ranks: Ranks, layout: SumLayout, *, num_teachers: int) -> _Measured:
+    """Everything at its beginning."""
+    return _Measured(
+        metrics=MetricsAccumulator(ranks, layout, num_teachers=num_teachers),
+        since_report=ReportAccumulator(layout),
+        rollouts=RolloutAccumulator(ranks, plan.ends),
+        taid=TAIDState.start(plan.config.taid),
     )
 
 

@@ -164,23 +164,13 @@ def _loaded(model: Teacher) -> Any:
 
     from teacher_service.engine.loading import load_model
 
-    trusted = model.trust_remote_code
-    found = load_model(
-        model.model,
-        revision=model.revision,
-        adapter=model.adapter,
-        adapter_revision=model.adapter_revision,
-        dtype=model.dtype,
-        attention=model.attention,
-        quantisation=model.quantisation,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        trust_remote_code=trusted,
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = load_model(model.model, **model.loading, device=device)
     own = found.adapter_folder if _has_tokenizer(found.adapter_folder) else None
     tokenizer = AutoTokenizer.from_pretrained(
         own or model.model,
         revision=None if own else model.revision,
-        trust_remote_code=trusted,
+        trust_remote_code=model.trust_remote_code,
     )
     options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": BATCH, "backend": "causal"}
     return import_module(f"{PACKAGE}.models.huggingface").HFLM(pretrained=found.model, **options)

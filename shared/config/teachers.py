@@ -1,7 +1,7 @@
 """Teachers as a config has them, and which of them a domain may name."""
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,19 @@ class Teacher(Section):
                 "or leave tensor_parallel at 1"
             )
         return self
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What decides which weights are loaded, and how, beside the model's name."""
+        return {
+            "revision": self.revision,
+            "adapter": self.adapter,
+            "adapter_revision": self.adapter_revision,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "quantisation": self.quantisation,
+            "trust_remote_code": self.trust_remote_code,
+        }
 
     @property
     def rank_cpus(self) -> float:

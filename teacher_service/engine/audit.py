@@ -196,14 +196,8 @@ def probe_rows(teacher: Teacher) -> Rows:
 def _load(teacher: Teacher, cache: str | None, context: int | None = None) -> HFEngine:
     engine = HFEngine.load(
         teacher.model,
-        revision=teacher.revision,
-        adapter=teacher.adapter,
-        adapter_revision=teacher.adapter_revision,
-        dtype=teacher.dtype,
-        attention=teacher.attention,
-        quantisation=teacher.quantisation,
+        **teacher.loading,
         device="cuda" if teacher.gpus > 0 else "cpu",
-        trust_remote_code=teacher.trust_remote_code,
         context=context,
         tensor_parallel=teacher.tensor_parallel,
     )

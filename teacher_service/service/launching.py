@@ -9,7 +9,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from teacher_service.service.actor import TeacherReplica
-from teacher_service.service.naming import Request, find_actor, lifetime_of
+from teacher_service.service.naming import Request, find_actor
 from teacher_service.service.placing import group_name, groups_of
 
 # An actor that is not detached ends with its last owning handle, so who makes it keeps them.
@@ -21,12 +21,7 @@ def launch(service: str, name: str, group: PlacementGroup, request: Request) -> 
     # It warns that a restart needs the group; the group lives as long as the actor.
     logging.getLogger("ray.actor").setLevel(logging.ERROR)
     replica = TeacherReplica.options(  # type: ignore[attr-defined]
-        name=name,
-        namespace=service,
-        lifetime=lifetime_of(request.detached),
-        num_cpus=request.teacher.rank_cpus,
-        num_gpus=request.teacher.rank_gpus,
-        runtime_env=request.runtime_env,
+        **request.actor_options(service, name),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
     ).remote(
         request.make_engine,

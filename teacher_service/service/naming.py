@@ -29,6 +29,17 @@ class Request:
     pace: Pace  # of its scaling, where it scales itself
     role: Role = "teacher"
 
+    def actor_options(self, service: str, name: str) -> dict[str, Any]:
+        """Ray's options of an actor that is one process of a replica, but for its place."""
+        return {
+            "name": name,
+            "namespace": service,
+            "lifetime": lifetime_of(self.detached),
+            "num_cpus": self.teacher.rank_cpus,
+            "num_gpus": self.teacher.rank_gpus,
+            "runtime_env": self.runtime_env,
+        }
+
     def with_replicas(self, replicas: int | Autoscaling) -> "Request":
         """The same for another number of replicas."""
         return replace(self, teacher=self.teacher.model_copy(update={"replicas": replicas}))

@@ -28,7 +28,6 @@ from teacher_service.engine.description import Engine, MakeEngine
 from teacher_service.service.naming import (
     Request,
     find_actor,
-    lifetime_of,
     rank_name,
     service_of,
 )
@@ -214,12 +213,7 @@ class Ranks:
         while True:
             try:
                 return TeacherRank.options(  # type: ignore[attr-defined]
-                    name=name,
-                    namespace=service,
-                    lifetime=lifetime_of(request.detached),
-                    num_cpus=request.teacher.rank_cpus,
-                    num_gpus=request.teacher.rank_gpus,
-                    runtime_env=request.runtime_env,
+                    **request.actor_options(service, name),
                     scheduling_strategy=place,
                 ).remote(request, rank, host, port)
             except ValueError:  # the name is not free yet

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.drills.commands import Command, Home, wait_until
 
@@ -54,8 +54,15 @@ def actors(home: Home, dashboard: str, **variables: str) -> dict[str, set[str]]:
     return nodes
 
 
-def start_head(home: Home, **variables: str) -> str:
-    """`ray start --head` with two CPUs; returns the address of its dashboard."""
+class Head(NamedTuple):
+    """Where a head is reached."""
+
+    address: str  # by nodes that join
+    dashboard: str
+
+
+def start_head(home: Home, *, role: str = "", **variables: str) -> Head:
+    """`ray start --head` with two CPUs, and the resource of one role or without any."""
     port, dashboard_port, client_port = free_ports(3)
     start_node(
         home,
@@ -63,6 +70,7 @@ def start_head(home: Home, **variables: str) -> str:
         f"--port={port}",
         f"--dashboard-port={dashboard_port}",
         f"--ray-client-server-port={client_port}",
+        role=role,
         **variables,
     )
-    return f"http://127.0.0.1:{dashboard_port}"
+    return Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}")

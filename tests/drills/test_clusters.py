@@ -4,7 +4,7 @@ import pytest
 
 from tests.drills.commands import Command, Home, reached, titled, wait_until
 from tests.drills.evidence import assert_same
-from tests.drills.nodes import TOKEN, actors, free_ports, start_node
+from tests.drills.nodes import TOKEN, actors, start_head, start_node
 
 pytestmark = pytest.mark.drill
 
@@ -24,18 +24,8 @@ def submit(home: Home, dashboard: str, *command: str) -> Command:
 def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, tmp_path):
     token = home.ray("get-auth-token", "--generate")
     assert token.wait() == 0, token.output
-    port, dashboard_port, client_port = free_ports(3)
-    dashboard = f"http://127.0.0.1:{dashboard_port}"
-    start_node(
-        home,
-        "--head",
-        f"--port={port}",
-        f"--dashboard-port={dashboard_port}",
-        f"--ray-client-server-port={client_port}",
-        role="teacher",
-        **TOKEN,
-    )
-    start_node(home, f"--address=127.0.0.1:{port}", role="student", **TOKEN)
+    address, dashboard = start_head(home, role="teacher", **TOKEN)
+    start_node(home, f"--address={address}", role="student", **TOKEN)
     submitted = submit(
         home, dashboard, "tutelage", "run", str(job.config), f"paths.runs={tmp_path}"
     )
@@ -50,7 +40,7 @@ def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, t
     assert "step 60/60" in submitted.output
     assert_same(run, job.reference)
 
-    status = ("status", "--runs", str(tmp_path), "--address", f"127.0.0.1:{port}")
+    status = ("status", "--runs", str(tmp_path), "--address", address)
     assert "asks for a token" in home.run(*status, HOME=str(tmp_path), expecting=2)
     said = home.run(*status)
     assert "Unauthenticated" not in said

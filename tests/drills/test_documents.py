@@ -80,7 +80,7 @@ def test_a_day_on_a_cluster_as_the_readme_says(home, folder, monkeypatch):
 def test_a_job_as_the_documents_of_clusters_say(home, folder):
     shown = blocks_with("export", "tutelage", document="cluster/README.md")
     (block,) = [b for b in shown if "export" in b.programs]
-    there = {"http://HEAD:8265": start_head(home)}
+    there = {"http://HEAD:8265": start_head(home).dashboard}
     variables: dict[str, str] = {}
     for words in block.commands:
         mine = tuple(replaced(word, there) for word in words)

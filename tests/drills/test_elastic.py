@@ -11,7 +11,7 @@ import pytest
 from shared.run.metrics import StepMetrics, read_metrics
 from tests.cluster.jobs import write_job
 from tests.drills.commands import Home, reached, titled, wait_until
-from tests.drills.nodes import free_ports, start_node
+from tests.drills.nodes import start_head, start_node
 from tests.tiny import Pair
 
 pytestmark = pytest.mark.drill
@@ -69,16 +69,7 @@ def test_a_run_goes_on_by_hand_with_another_number_of_workers(home, tmp_path, ti
 
 
 def test_a_node_that_goes_and_comes_takes_a_worker_along(home: Home, tmp_path, tiny_pair):
-    port, dashboard_port, client_port = free_ports(3)
-    address = f"127.0.0.1:{port}"
-    start_node(
-        home,
-        "--head",
-        f"--port={port}",
-        f"--dashboard-port={dashboard_port}",
-        f"--ray-client-server-port={client_port}",
-        role="teacher",
-    )
+    address = start_head(home, role="teacher").address
     joined = (f"--address={address}", "--num-cpus=1")
     start_node(home, *joined, role="student")
     leaves = start_node(home, *joined, role="student")

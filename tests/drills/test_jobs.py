@@ -51,7 +51,7 @@ def make_token(home: Home) -> None:
 def test_a_folder_of_ones_own_is_submitted_twice(home, project, token):
     if token != "none":
         make_token(home)
-    dashboard = start_head(home, **(TOKEN if token == "asked for" else {}))
+    dashboard = start_head(home, **(TOKEN if token == "asked for" else {})).dashboard
     address = f"--address={dashboard}"
     began = time.monotonic()
     submitted = home.start("submit", "job.yaml", address)
@@ -84,7 +84,7 @@ def test_a_folder_of_ones_own_is_submitted_twice(home, project, token):
 
 
 def test_a_job_is_left_found_stopped_and_gone_on_with(home, project):
-    dashboard = start_head(home)
+    dashboard = start_head(home).dashboard
     address = f"--address={dashboard}"
     run = home.folder / "runs" / "job"
     submitted = home.start("submit", "job.yaml", FOREVER, address)
@@ -124,7 +124,7 @@ def left(home: Home, dashboard: str) -> dict[str, set[str]]:
 
 
 def test_a_head_without_tutelage_is_named(home, project):
-    dashboard = start_head(home, PATH="/usr/bin:/bin")
+    dashboard = start_head(home, PATH="/usr/bin:/bin").dashboard
     said = home.run("submit", "job.yaml", f"--address={dashboard}", expecting=1)
     assert f"JobError: the head of {dashboard} has no program `tutelage`; install" in said
 
@@ -137,7 +137,7 @@ def submit_plainly(home: Home, dashboard: str, *command: str) -> Command:
 
 
 def test_ray_job_submit_does_as_well(home, project):
-    dashboard = start_head(home)
+    dashboard = start_head(home).dashboard
     address = f"--address={dashboard}"
     said = home.run("submit", "job.yaml", "student.model=/absent", address, expecting=2)
     assert "ConfigError: student.model is '/absent'" in said
