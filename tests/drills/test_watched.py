@@ -19,7 +19,7 @@ from shared.run.exported import Metric
 from shared.run.metrics import StepMetrics, read_metrics
 from tests.cluster.jobs import write_job
 from tests.drills.commands import Command, Home, reached, wait_until
-from tests.drills.test_clusters import free_ports
+from tests.drills.nodes import free_ports
 
 pytestmark = pytest.mark.drill
 
