@@ -24,6 +24,7 @@ from shared.data.trust import tolerance
 from shared.errors import ConfigError, HandshakeError
 from shared.model_parts import longest_context
 from shared.targets.generation import NO_END, Continuations, Drawn, GenerationSpec, Openings
+from teacher_service.engine.noise import gumbel
 
 PAD_ID = 0  # hidden by the attention mask
 PROBED_TOKENS = 2
@@ -40,7 +41,7 @@ class Sampler(transformers.LogitsProcessor):
     def __init__(self, spec: GenerationSpec, openings: Openings, *, width: int) -> None:
         self._spec, self._width = spec, width
         seed = spec.seed.to_bytes(8, "little", signed=True)
-        self._keys = [xxhash.xxh3_128_intdigest(seed + digest) for digest in openings.hashes()]
+        self._of_openings = [seed + digest for digest in openings.hashes()]
         self.logprobs_S: list[Tensor] = []  # of each position [B]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -53,15 +54,21 @@ class Sampler(transformers.LogitsProcessor):
             scores = scores.index_fill(1, _ids(spec.stop_ids, scores), -torch.inf)
         if not spec.temperature:
             if spec.logprobs:
-                self.logprobs_S.append(torch.zeros(len(scores)))
+                self.logprobs_S.append(scores.new_zeros(len(scores)))
             return scores
         law_BV = _likeliest(scores / spec.temperature, spec.top_p)
-        noise_BV = np.stack([_gumbel(key, position, scores.shape[1]) for key in self._keys])
-        noisy_BV = law_BV + torch.from_numpy(noise_BV).to(scores)
+        keys_B = torch.from_numpy(self._keys(position)).to(scores.device)
+        noisy_BV = law_BV + gumbel(keys_B, scores.shape[1]).to(scores)
         if spec.logprobs:
             drawn_B1 = noisy_BV.argmax(-1, keepdim=True)
-            self.logprobs_S.append(law_BV.log_softmax(-1).gather(1, drawn_B1)[:, 0].cpu())
+            self.logprobs_S.append(law_BV.log_softmax(-1).gather(1, drawn_B1)[:, 0])
         return noisy_BV
+
+    def _keys(self, position: int) -> np.ndarray:
+        """A key [B], int64, of each opening at a position."""
+        place = position.to_bytes(8, "little")
+        keys = [xxhash.xxh3_64_intdigest(each + place) for each in self._of_openings]
+        return np.array(keys, np.uint64).view(np.int64)
 
 
 def _ids(stop_ids: tuple[int, ...], scores: Tensor) -> Tensor:
@@ -79,12 +86,6 @@ def _likeliest(logits_BV: Tensor, top_p: float) -> Tensor:
     before_BV = mass_BV.cumsum(-1) - mass_BV
     sorted_BV = sorted_BV.masked_fill(before_BV >= top_p, -torch.inf)
     return torch.full_like(logits_BV, -torch.inf).scatter(1, order_BV, sorted_BV)
-
-
-def _gumbel(key: int, position: int, size: int) -> np.ndarray:
-    """Standard Gumbel numbers: those of `position` are a stream of their own under `key`."""
-    stream = np.random.Philox(key=key, counter=[0, 0, 0, position])
-    return -np.log(np.random.Generator(stream).standard_exponential(size))
 
 
 def refuse_openings(openings: Openings, spec: GenerationSpec, *, vocab: int, limit: int | None):
@@ -259,7 +260,7 @@ def _written(
     )
     logprobs_BS = np.zeros((len(openings), 0), np.float32)
     if spec.logprobs:
-        logprobs_BS = torch.stack(sampler.logprobs_S, 1).float().numpy()
+        logprobs_BS = torch.stack(sampler.logprobs_S, 1).float().cpu().numpy()
     return list(zip(written_BL[:, width:].tolist(), logprobs_BS, strict=True))
 
 
