@@ -46,6 +46,10 @@ class StorageError(UserError):
     """The disk is full or not writable; the last good checkpoint survives."""
 
 
+class EngineError(UserError):
+    """An engine whose answers to a text that is known are none; no other answer is learnt from."""
+
+
 class NonFiniteLossError(UserError):
     """A loss became NaN or infinite; names the step, the domains and the rows."""
 

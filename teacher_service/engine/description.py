@@ -24,10 +24,12 @@ class TeacherDescription:
     max_context: int | None  # tokens; None where the model has no limit
     packed: bool  # whether packed documents stay apart
     notes: tuple[str, ...] = ()  # sentences the user should read once
+    scores: bool = True  # False: it writes, and answers nothing about rows; no canary sits on it
 
 
 class Engine(Protocol):
-    """Scores rows and continues text. Knows nothing about Ray, domains or losses."""
+    """Scores rows and continues text. Knows nothing about Ray, domains or losses. What every one of
+    them holds to is in `tests/engines`."""
 
     def describe(self) -> TeacherDescription:
         """What was loaded."""

@@ -44,6 +44,7 @@ from teacher_service.engine.tensor_parallel import (
     layout,
     leads,
 )
+from teacher_service.engine.weights import load_weights
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.projection import load_projections
@@ -175,6 +176,11 @@ class HFEngine:
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """Continue one batch. Raises UserError for what can never be answered."""
         return self._generator.generate(openings, spec)
+
+    def load_weights(self, file: str) -> None:
+        """Go on with the weights of a file of safetensors. Raises ConfigError where they are not
+        this model's."""
+        load_weights(self.model, file)
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""

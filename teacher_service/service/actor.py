@@ -22,9 +22,11 @@ from shared.data.rows import Rows
 from shared.errors import TeacherError, TutelageError
 from shared.run import exported, exporter
 from shared.run.threads import use_threads
+from shared.targets.canary import Canary
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
+from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
 from teacher_service.service.naming import Request
 from teacher_service.service.ranks import Ranks
@@ -81,6 +83,7 @@ class TeacherReplica:
         self._ranks = None if spread is None else Ranks(self._name, spread)
         try:
             self._engine = make_engine() if self._ranks is None else self._ranks.load(make_engine)
+            self._canary = self._watched(self._engine.describe())
         except TutelageError as error:
             # Kept for the caller: what a constructor raises reaches nobody as it is.
             self._failure = error
@@ -92,11 +95,10 @@ class TeacherReplica:
     @ray.method(concurrency_group="compute")
     def score(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
         """Answer one unit. A UserError is final, a TeacherError may pass on another replica."""
-        rows, engine = Rows(table), self._loaded()
+        rows, _ = Rows(table), self._loaded()
         with self._at_work() as done:
-            answer = self._together(
-                lambda: engine.score(rows, Question.from_dict(spec)), "score", table, spec
-            )
+            self._look()
+            answer = self._score(rows, Question.from_dict(spec))
             done(rows.column("input_ids"))
         return answer.table
 
@@ -105,6 +107,7 @@ class TeacherReplica:
         """Continue one batch of openings, with the same errors."""
         openings, engine = Openings(table), self._loaded()
         with self._at_work() as done:
+            self._look()
             answer = self._together(
                 lambda: engine.generate(openings, GenerationSpec.from_dict(spec)),
                 "generate",
@@ -133,6 +136,33 @@ class TeacherReplica:
     def health(self) -> Health:
         """Counters; answers while a unit is being scored, which it counts as work."""
         return replace(self._health, busy_s=self._busy_s())
+
+    def _watched(self, described: TeacherDescription) -> Canary | None:
+        """A canary on what was loaded, where it scores. Raises EngineError where it answers nothing
+        sound."""
+        if not described.scores:
+            return None
+        fingerprint = described.fingerprint
+        whole = fingerprint.get("quantisation", "none") == "none"
+        canary = Canary(
+            self._score,
+            f"the engine of {fingerprint.get('model', self._name)}",
+            described.vocab_rows,
+            described.max_context,
+            fingerprint.get("dtype", "float32") if whole else "",
+        )
+        with self._at_work():
+            canary.begin()
+        return canary
+
+    def _look(self) -> None:
+        """Before a unit. Raises EngineError where the engine is not what it was."""
+        if self._canary is not None:
+            self._canary.count()
+
+    def _score(self, rows: Rows, question: Question) -> SoftTargets:
+        engine, spec = self._loaded(), question.as_dict()
+        return self._together(lambda: engine.score(rows, question), "score", rows.table, spec)
 
     def _together(self, own: Callable[[], T], call: str, *args: Any) -> T:
         """What this process gives, with the other ranks if there are any."""

@@ -1,0 +1,108 @@
+"""Canary: a fixed text by which an engine shows that it still answers, and still is what it was.
+
+An engine whose weights were not loaded, were overwritten or are multiplied by a broken kernel
+answers on, with numbers of the right shape; those of a text that is known tell it from a sound one.
+
+N positions with loss
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shared.data.rows import Rows
+from shared.errors import EngineError
+from shared.targets.kept_ids import LikeliestIds
+from shared.targets.question import Question
+from shared.targets.soft_targets import SoftTargets
+
+NAME = "canary"  # the domain of its row
+TOKENS = 16
+STRIDE = 7919  # between its ids, a prime
+INTERVAL = 64  # units between two looks
+FLAT = 1e-4  # nats between the largest and the smallest, below which all are one
+LEVELS = {"float32": 1e-3}  # nats that an answer may differ from the first
+COARSE_LEVEL = 5e-2  # the same with fewer bits
+
+Score = Callable[[Rows, Question], SoftTargets]
+
+
+def canary_rows(vocab: int, limit: int | None = None) -> Rows:
+    """The text as a row of a model with `vocab` ids, which reads at most `limit` tokens."""
+    length = min(TOKENS, limit or TOKENS)
+    return Rows.build(
+        domains=[NAME],
+        indices=[0],
+        input_ids=[np.arange(length) * STRIDE % vocab],
+        doc_starts=[np.zeros(1)],
+        loss_masks=[np.append(np.ones(length - 1), 0)],
+    )
+
+
+def refuse_flat(logprob_N: np.ndarray, *, engine: str) -> None:
+    """Raise EngineError where log-probabilities of a text are one number, or none."""
+    if not np.isfinite(logprob_N).all():
+        raise EngineError(
+            f"{engine} gives a fixed text log-probabilities that are not finite; look at its "
+            "weights and its dtype"
+        )
+    if np.ptp(logprob_N) < FLAT:
+        raise EngineError(
+            f"{engine} gives every token of a fixed text the log-probability {logprob_N[0]:.4f}, "
+            "as if it had no weights; nothing is learnt from it: look at its weights, or start it "
+            "on other hardware"
+        )
+
+
+def refuse_other(
+    logprob_N: np.ndarray, expected_N: np.ndarray, *, engine: str, than: str, level: float
+) -> None:
+    """Raise EngineError where log-probabilities of a text are off by more than `level` nats from
+    those `than` which they should be no other."""
+    off = float(np.abs(logprob_N - expected_N).max())
+    if not off <= level:  # nor where it is none
+        raise EngineError(
+            f"{engine} gives a fixed text log-probabilities that are {off:.2g} nats off {than}, "
+            f"where {level:g} are allowed; nothing is learnt from it: start it again"
+        )
+
+
+@dataclass(slots=True)
+class Canary:
+    """Watches one engine, which is asked through `score`; `dtype` is that of its weights."""
+
+    score: Score
+    engine: str  # for messages
+    vocab: int
+    limit: int | None = None
+    dtype: str = "float32"
+    interval: int = INTERVAL
+    _first_N: np.ndarray | None = field(default=None)
+    _units: int = field(default=0)  # since the last look
+
+    def begin(self, expected_N: np.ndarray | None = None, *, level: float = LEVELS["float32"]):
+        """Look at an engine that has loaded weights. Those that a trainer has handed over must give
+        the log-probabilities that it finds itself, `expected_N`. Raises EngineError."""
+        self._units, found_N = 0, self._asked()
+        refuse_flat(found_N, engine=self.engine)
+        if expected_N is not None:
+            than = "those of the trainer that its weights come from"
+            refuse_other(found_N, expected_N, engine=self.engine, than=than, level=level)
+        self._first_N = found_N
+
+    def count(self) -> None:
+        """Look again before every `interval`-th unit. Raises EngineError for an engine that answers
+        otherwise than at first."""
+        self._units += 1
+        if self._first_N is None or self._units < self.interval:
+            return
+        self._units, level = 0, LEVELS.get(self.dtype, COARSE_LEVEL)
+        than = "its own first answer"
+        refuse_other(self._asked(), self._first_N, engine=self.engine, than=than, level=level)
+
+    def _asked(self) -> np.ndarray:
+        """The log-probability of each token that follows, float32 [N]."""
+        question = Question(LikeliestIds(1, self.vocab))
+        answer = self.score(canary_rows(self.vocab, self.limit), question)
+        return np.array(answer.arrays().label_logprob_N)
