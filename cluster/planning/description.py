@@ -28,7 +28,7 @@ from student_trainer.models.routers import router_balance_of
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
-FORMAT = 3  # of what is kept
+FORMAT = 4  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class ModelDescription:
     attentions: list[str] | None  # that its architecture has; None: not known
     stored_as: str | None  # how weights in few bits lie there, in words; None: plain ones
     router_balance: dict[str, Any] | None  # the loss of its routers, where its config asks for it
+    stop_ids: tuple[int, ...]  # at which its text ends, as its own files have it
     load_tokenizer: Callable[[], Any]  # of transformers
 
 
@@ -86,11 +87,24 @@ def describe(
             "stored_as": stored_as(config),
             "router_balance": router_balance_of(config),
             "attentions": None if model_class is None else list(offered_by(model_class)),
+            "stop_ids": _stop_ids(model, text_config, revision=asked["revision"]),
         }
 
     facts = kept(read, model, asked | {"of": "model"}, cache=cache)
     identity = TokenizerIdentity.from_dict(facts.pop("identity"))
+    facts["stop_ids"] = tuple(facts["stop_ids"])
     return ModelDescription(option, model, identity, **facts, load_tokenizer=load_tokenizer)
+
+
+def _stop_ids(model: str, text_config: Any, *, revision: str) -> list[int]:
+    """Those of generation_config.json, or of config.json where there is none."""
+    from transformers import GenerationConfig
+
+    found = getattr(text_config, "eos_token_id", None)
+    with suppress(Exception):  # it has none, or one that transformers cannot read
+        found = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
+    stops = found if isinstance(found, list) else [found]
+    return [stop for stop in stops if isinstance(stop, int)]
 
 
 def _why_unreadable(option: str, model: str, error: Exception, step: str) -> str:

@@ -16,6 +16,7 @@ from cluster.planning.folders import (
     refuse_incomplete_teacher,
     refuse_quantised,
 )
+from cluster.planning.pair_notes import pair_notes
 from shared.config.attention import INSTALLED_BY, refusal
 from shared.config.losses import RouterBalance
 from shared.config.run import Config, Student, Teacher
@@ -41,6 +42,7 @@ class TeacherFacts:
     width: int  # of its hidden states
     rows: int  # of its head
     context: int | None  # tokens it reads at most; None: no limit
+    differences: tuple[str, ...] = ()  # from the student, that keep nobody from learning: sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
         width=teacher.hidden_size,
         rows=rows,
         context=teacher.max_context,
+        differences=tuple(pair_notes(replace(teacher, identity=identity), student)),
     )
 
 

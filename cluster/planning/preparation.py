@@ -214,7 +214,8 @@ def refuse_unreached(config: Config) -> None:
 
 
 def notes(prepared: Prepared) -> list[str]:
-    """What a run does other than its config seems to say, in sentences."""
+    """What its models do differently, and what a run does other than its config seems to say, in
+    sentences."""
     config = prepared.config
     found = (
         idle_policy_note(config),
@@ -222,7 +223,8 @@ def notes(prepared: Prepared) -> list[str]:
         router_balance_note(config),
         trust_note(prepared.trust),
     )
-    return [note for note in found if note is not None]
+    differences = [note for known in prepared.teachers.values() for note in known.differences]
+    return differences + [note for note in found if note is not None]
 
 
 def trust_note(trust: Trust) -> str | None:

@@ -182,8 +182,8 @@ def _special_differs(
 ) -> str:
     theirs, ours = (i.special_ids[special] for i in (teacher, student))
     return (
-        f"{names} disagree about the {special} token: {_named(teacher, theirs)} and "
-        f"{_named(student, ours)}; set {special}_token in the student's tokenizer_config.json to "
+        f"{names} disagree about the {special} token: {named(teacher, theirs)} and "
+        f"{named(student, ours)}; set {special}_token in the student's tokenizer_config.json to "
         "the teacher's"
     )
 
@@ -209,7 +209,8 @@ def _token(identity: TokenizerIdentity, index: int) -> str:
     return "nothing" if token is None else json.dumps(token, ensure_ascii=False)
 
 
-def _named(identity: TokenizerIdentity, index: int | None) -> str:
+def named(identity: TokenizerIdentity, index: int | None) -> str:
+    """A token with its id, as a message names it."""
     return "none" if index is None else f"{_token(identity, index)} ({index})"
 
 

@@ -194,6 +194,7 @@ def laws(tmp_path_factory: pytest.TempPathFactory) -> Laws:
             targets={"top_k": tiny.VOCAB - own, "student_ids": own},
         )
     add_poisoned(laws)
+    add_far(laws)
     laws.add("two steps", "train", folder="disk", steps=2)
     laws.add("full disk", "full_disk", folder="disk", steps=4)
     laws.add("fewer rows", "train", folder="disk", steps=4, batch={"rows_per_step": 4})
@@ -223,6 +224,16 @@ def add_poisoned(laws: Laws) -> None:
         pair=tiny.Pair(laws.pair.teacher, laws.folder / "poisoned"),
         checkpoints={"every": 1, "keep": 9},
     )
+
+
+def add_far(laws: Laws) -> None:
+    """A student that is sure of other tokens than its teacher, as under another tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(laws.pair.student)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(30)
+    model.save_pretrained(laws.folder / "far")
+    tiny.save_tokenizer(laws.folder / "far")
+    laws.add("far", "train", pair=tiny.Pair(laws.pair.teacher, laws.folder / "far"))
 
 
 @pytest.mark.parametrize("name", [name for name in CUTS if "reference" not in name])
@@ -313,3 +324,15 @@ def test_a_checkpoint_of_other_blocks_of_rows_is_refused(laws: Laws) -> None:
     found = laws.results["fewer rows"]
     assert found["error"] == "CheckpointError"
     assert "batch.rows_per_step 8, now it is 4" in found["message"]
+
+
+def test_a_student_further_from_its_teacher_than_one_that_knows_nothing_stops_before_a_step(
+    laws: Laws,
+) -> None:
+    result, run_dir = laws.results["far"], Path(laws.plans["far"].run_dir)
+    assert result["error"] == "HandshakeError"
+    assert f"at most ln {tiny.VOCAB} = {np.log(tiny.VOCAB):.3f}" in result["message"]
+    said = (run_dir / "logs" / "progress.log").read_text()
+    assert "KL of the unchanged student to its teacher, nats per token: code " in said
+    assert not latest_checkpoint(run_dir / "checkpoints")
+    assert not (run_dir / "evaluations.json").exists()
