@@ -28,6 +28,7 @@ from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.losses.kernel.top1 import top1
 from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_together
 from student_trainer.losses.registry import auxiliaries_of, loss_names, terms_of
+from student_trainer.losses.terms.token_temperature import Hellinger
 from student_trainer.losses.token_losses import (
     WRITTEN,
     TokenLosses,
@@ -91,7 +92,7 @@ class Objective(nn.Module):
         `measure`: the same, and the `MEASURED` of each position, float64 [6, N].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         `likeliest`: the ids that the student names for `asked` [N, M].
-        `look`: each of `looks` at the positions with loss [N], `label_logprob` or `entropy`, nats.
+        `look`: each of `looks`, as `weigher.Look` has them, at the positions with loss [N].
         """
         picking = self.loss_head.losses_in[phase].auxiliaries.values() if mode == "train" else ()
         options = {option: True for auxiliary in picking for option in auxiliary.needs.options}
@@ -170,7 +171,7 @@ class LossHead(nn.Module):
             count, vocabulary = asked.student_ids, asked.shared_vocab
             return (likeliest_ids(hidden_ND, head, count=count, shared_vocab=vocabulary),)
         if mode == "look":
-            return tuple(_look(name, hidden_ND, head, batch["label_N"]) for name in looks)
+            return tuple(self._look(name, hidden_ND, head, batch) for name in looks)
         if mode == "logits":
             return (head.logits(hidden_ND),)
         if mode == "evaluate":
@@ -251,6 +252,25 @@ class LossHead(nn.Module):
         head = next(iter(heads.values()), None) if part.teacher is None else heads.get(part.teacher)
         return view_of(part.batch, Reading(temperatures, head, renormalised))
 
+    def _look(self, name: str, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
+        """One of `weigher.Look` [N]."""
+        if name == "entropy":
+            return entropies(hidden_ND, head)
+        if name == "label_logprob":
+            return -evaluate_tokens(hidden_ND, head, label_N=batch["label_N"])[0]
+        assert name == "hellinger", name
+        parts, found = parts_of(batch), []
+        for part in parts:
+            looked = token_losses(
+                part.of(hidden_ND),
+                head,
+                label_N=part.batch["label_N"],
+                terms={name: Hellinger()},
+                targets=self._targets(part, self.temperatures, renormalised=self._renormalised),
+            )
+            found.append(looked.terms[name])
+        return in_order(parts, found)
+
     @torch.no_grad()
     def _sums(self, found: TokenLosses, weighted_N: Tensor, batch: Batch) -> Tensor:
         absent_N = torch.zeros_like(weighted_N)
@@ -305,10 +325,3 @@ def _weighted(found: TokenLosses, weights: dict[str, float], weight_N: Tensor | 
     for name, weight in weights.items():
         weighted_N = weighted_N + weight * weighted(found.terms[name], weight_N)
     return weighted_N
-
-
-def _look(name: str, hidden_ND: Tensor, head: Head, label_N: Tensor) -> Tensor:
-    """One of `weigher.Look` of the student [N], nats."""
-    if name == "entropy":
-        return entropies(hidden_ND, head)
-    return -evaluate_tokens(hidden_ND, head, label_N=label_N)[0]

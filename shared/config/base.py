@@ -1,6 +1,6 @@
 """What every section of the config is made of."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,3 +15,43 @@ class Section(BaseModel):
     """A frozen part of the config that refuses unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LossSection(Section):
+    """What every loss declares."""
+
+    asks_teacher: ClassVar[bool] = True  # whether it learns from the teacher
+    reads_ids: ClassVar[bool] = False  # whether it compares both models at ids of a position
+    # Whether it learns from what the student wrote alone, and how the teacher likes each token.
+    of_rollouts: ClassVar[bool] = False
+    # Whether ids drawn from p alone give it without bias: it is linear in p.
+    takes_drawn_ids: ClassVar[bool] = False
+    # Where it sums over the student's distribution, so that the student's own ids tell it more:
+    # "" always, a condition in words where `weighs_by_student` depends on its options; None: never.
+    student_weighted: ClassVar[str | None] = None
+    # Why a run has at most one of it; None: it may have several.
+    single: ClassVar[str | None] = None
+
+    @property
+    def weighs_by_student(self) -> bool:
+        """Whether it sums over the student's distribution with the options it has."""
+        return self.student_weighted is not None
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures at which it compares distributions, beside 1."""
+        return ()
+
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """Teacher layers whose hidden states it asks for."""
+        return ()
+
+    @property
+    def student_layers(self) -> tuple[int, ...]:
+        """Student layers whose hidden states it reads."""
+        return ()
+
+    def in_phase(self, phase: int, *, phases: int) -> Self:
+        """The loss as it counts in a phase of progressive distillation, counted from 0."""
+        return self

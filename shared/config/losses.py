@@ -9,47 +9,8 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from shared.config.base import Fraction, Positive, Section
-
-
-class LossSection(Section):
-    """What every loss declares."""
-
-    asks_teacher: ClassVar[bool] = True  # whether it learns from the teacher
-    reads_ids: ClassVar[bool] = False  # whether it compares both models at ids of a position
-    # Whether it learns from what the student wrote alone, and how the teacher likes each token.
-    of_rollouts: ClassVar[bool] = False
-    # Whether ids drawn from p alone give it without bias: it is linear in p.
-    takes_drawn_ids: ClassVar[bool] = False
-    # Where it sums over the student's distribution, so that the student's own ids tell it more:
-    # "" always, a condition in words where `weighs_by_student` depends on its options; None: never.
-    student_weighted: ClassVar[str | None] = None
-    # Why a run has at most one of it; None: it may have several.
-    single: ClassVar[str | None] = None
-
-    @property
-    def weighs_by_student(self) -> bool:
-        """Whether it sums over the student's distribution with the options it has."""
-        return self.student_weighted is not None
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Temperatures at which it compares distributions, beside 1."""
-        return ()
-
-    @property
-    def teacher_layers(self) -> tuple[int, ...]:
-        """Teacher layers whose hidden states it asks for."""
-        return ()
-
-    @property
-    def student_layers(self) -> tuple[int, ...]:
-        """Student layers whose hidden states it reads."""
-        return ()
-
-    def in_phase(self, phase: int, *, phases: int) -> Self:
-        """The loss as it counts in a phase of progressive distillation, counted from 0."""
-        return self
+from shared.config.adaptive_losses import ATKD, TokenTemperature
+from shared.config.base import Fraction, LossSection, Positive
 
 
 class Divergence(LossSection):
@@ -220,30 +181,6 @@ class TAID(Divergence):
         return self
 
 
-class ATKD(LossSection):
-    """Token-adaptive teaching (ATKD, arXiv 2402.11890): hard tokens learn TKD + DKD, easy ones DKD.
-
-    Defaults are the paper's. Hard are the tokens of a step where the teacher is least certain of
-    the label; `reverse` swaps the roles of teacher and student, for the split too, so that the
-    student reads every row once more before it learns. Temperature 1.
-    """
-
-    reads_ids: ClassVar[bool] = True
-    student_weighted: ClassVar[str | None] = "direction reverse"
-    single: ClassVar[str | None] = "the split is the step's"
-
-    kind: Literal["atkd"] = "atkd"
-    weight: Positive = 1.0
-    direction: Literal["forward", "reverse"] = "forward"
-    hard_fraction: Fraction = Field(default=0.5, description="k: share of tokens that are hard")
-    easy_weight: Fraction = Field(default=0.2, description="lambda; hard tokens get 1 - lambda")
-
-    @property
-    def weighs_by_student(self) -> bool:
-        """In reverse."""
-        return self.direction == "reverse"
-
-
 class PolicyGradient(LossSection):
     """Reverse KL of whole texts by policy gradient: on-policy distillation, and the long-term part
     of MiniLLM (arXiv 2306.08543); 0 on tokens that the student did not write.
@@ -355,6 +292,7 @@ Loss = Annotated[
     | GeneralisedKL
     | TAID
     | ATKD
+    | TokenTemperature
     | PolicyGradient
     | CrossEntropy
     | HiddenStates

@@ -17,12 +17,14 @@ from student_trainer.losses.terms.divergences import DIVERGENCES, DivergenceTerm
 from student_trainer.losses.terms.policy_gradient import PolicyGradient
 from student_trainer.losses.terms.term import Term
 from student_trainer.losses.terms.token_adaptive import TokenAdaptive
+from student_trainer.losses.terms.token_temperature import TokenTemperature
 
 TERMS: dict[str, Callable[[Any], Term]] = {
     **dict.fromkeys(DIVERGENCES, DivergenceTerm),
     "atkd": TokenAdaptive,
     "cross_entropy": CrossEntropy,
     "policy_gradient": PolicyGradient,
+    "token_temperature": TokenTemperature,
 }
 AUXILIARIES: dict[str, Callable[[Any, nn.ModuleDict], Auxiliary]] = {
     "hidden_states": HiddenStateMatching,

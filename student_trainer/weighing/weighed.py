@@ -15,12 +15,14 @@ from shared.targets.routing import Answer
 from student_trainer.sources.batches import Batch, Layouts
 from student_trainer.weighing.advantages import Advantages
 from student_trainer.weighing.token_split import ClassWeights
+from student_trainer.weighing.token_temperature import TokenTemperatures
 from student_trainer.weighing.weigher import Columns, Look, StepView, UnitView, Weigher
 
 # The weigher of a loss, by its kind.
 WEIGHERS: dict[str, Callable[[Any], Weigher]] = {
     "atkd": ClassWeights,
     "policy_gradient": Advantages,
+    "token_temperature": TokenTemperatures,
 }
 
 
@@ -43,7 +45,7 @@ def weighed_batches(
     ranks call it together, with as many units.
     """
     looks: set[Look] = {look for weigher in weighers for look in weigher.looks}
-    seen = looked(engine, layouts, [rows for rows, _ in cut], looks)
+    seen = looked(engine, layouts, cut, looks)
     units = [
         UnitView(rows, layouts, answer, student)
         for (rows, answer), student in zip(cut, seen, strict=True)
@@ -61,9 +63,13 @@ def weighed_batches(
 
 
 def looked(
-    engine: Any, layouts: Layouts, units: Sequence[Rows], looks: Set[Look]
+    engine: Any,
+    layouts: Layouts,
+    units: Sequence[tuple[Rows, Answer | None]],
+    looks: Set[Look],
 ) -> list[dict[Look, np.ndarray]]:
-    """What the student says of each unit, one forward pass each, without dropout.
+    """What the student says of each unit, whose teacher's answer stands beside it: one forward pass
+    each, without dropout.
 
     All ranks call it together, with as many units; no random number is drawn.
     """
@@ -71,9 +77,10 @@ def looked(
         return [{} for _ in units]
     names, training, found = sorted(looks), engine.training, []
     engine.eval()
-    for rows in units:
+    for rows, answer in units:
+        batch = layouts.batch(rows, answer if "hellinger" in looks else None)
         with torch.no_grad():
-            values = engine(layouts.batch(rows), mode="look", looks=tuple(names))
+            values = engine(batch, mode="look", looks=tuple(names))
         arrays = (value_N.float().cpu().numpy() for value_N in values)
         found.append(dict(zip(names, arrays, strict=True)))
     engine.train(training)

@@ -17,7 +17,7 @@ from shared.data.rows import Rows
 from shared.targets.routing import Answer, label_logprobs, teacher_entropies
 from student_trainer.sources.batches import Layouts
 
-Look = Literal["label_logprob", "entropy"]
+Look = Literal["label_logprob", "entropy", "hellinger"]
 Columns = dict[str, np.ndarray]  # name -> [N]
 OF_TEACHER: dict[Look, Callable[[Answer], np.ndarray]] = {
     "label_logprob": label_logprobs,
@@ -32,7 +32,8 @@ class UnitView:
     rows: Rows
     layouts: Layouts
     teacher: Answer | None  # its answer, or those of several
-    student: Mapping[Look, np.ndarray]  # what the weigher looks at, float32 nats [N]
+    # What the weigher looks at, float32 [N]: nats, or the Hellinger distance from the teacher.
+    student: Mapping[Look, np.ndarray]
 
     @property
     def layout(self) -> Layout:

@@ -40,8 +40,10 @@ KINDS = {
     "renormalised": {"targets": {"selector": "renormalised"}},
     "token-adaptive": {"losses": [{"kind": "atkd"}, {"kind": "cross_entropy"}]},
     "token-adaptive in reverse": {"losses": [{"kind": "atkd", "direction": "reverse"}]},
+    "token temperatures": {"losses": [{"kind": "token_temperature"}]},
     "last states": {"losses": [{"kind": "forward_kl"}, {"kind": "reverse_kl", "temperature": 2}]},
 }
+OF_THE_STEP = ("hard_N", "class_weight_N", "level_N", "level_weight_N")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
         head = {n: h for n, h in heads.items() if n == part.teacher}
         alone = Objective(student, config, teacher_width=None, teacher_heads=head)
         batch = Layouts(DOMAINS, True, CPU).batch(own, part.targets)
-        split = {n: mixed[n][part.index_P] for n in ("hard_N", "class_weight_N") if n in mixed}
+        split = {n: mixed[n][part.index_P] for n in OF_THE_STEP if n in mixed}
         expected.append(learnt(alone, batch | split))
     for value, ones in zip(found, zip(*expected, strict=True), strict=True):
         torch.testing.assert_close(value, sum(ones[1:], ones[0]), rtol=1e-4, atol=1e-5)

@@ -31,6 +31,8 @@ DECISIONS = "shared/mixture/test_decisions.py"
 DIAGNOSTICS = "student_trainer/test_diagnostics.py"
 SCALING = "teacher_service/service/test_scaling.py"
 ROLLOUTS = "student_trainer/sources/test_rollouts.py"
+WEIGHER = "student_trainer/weighing/test_weigher.py"
+TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut"
 ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
@@ -222,6 +224,10 @@ KNOBS = {
         "::test_atkd_splits_the_whole_step_however_it_is_cut"
     ),
     "losses.N.easy_weight": f"{DIAGNOSTICS}::test_the_loss_is_that_of_the_paper",
+    "losses.N.divergence": f"{WEIGHER}::{TEMPERATURES}",
+    "losses.N.strength": f"{WEIGHER}::{TEMPERATURES}",
+    "losses.N.levels": f"{WEIGHER}::{TEMPERATURES}",
+    "losses.N.hardest": f"{WEIGHER}::{TEMPERATURES}",
     "losses.N.credit": f"{ADVANTAGES}::{CONVENTIONS}",
     "losses.N.discount": f"{ADVANTAGES}::{CONVENTIONS}",
     "losses.N.clip": (

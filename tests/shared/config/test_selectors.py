@@ -41,7 +41,7 @@ def test_a_loss_that_weighs_by_the_student_lets_it_name_ids() -> None:
         with pytest.raises(ValueError, match="no loss weighs ids") as caught:
             check_student_ids(8, "auto", losses)  # type: ignore[arg-type]
         said = str(caught.value)
-        assert "with direction reverse or weighted with direction backward" in said
+        assert "with divergence reverse_kl or weighted with direction backward" in said
         assert "or take reverse_kl, jsd with beta above 0, skew_reverse_kl, total_var" in said
         assert "linear" not in said.partition("take")[2]
 

@@ -3,6 +3,7 @@
 N positions with loss of the step   V vocabulary
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -51,10 +52,13 @@ def objective_of(folder: Path, pair: tiny.Pair, losses: list[dict]) -> Objective
     return Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
 
 
-def cut_of(name: str, teacher: HFEngine) -> list[tuple[Rows, SoftTargets | None]]:
+def cut_of(
+    name: str, teacher: HFEngine, *, temperatures: tuple[float, ...] = (1.0,)
+) -> list[tuple[Rows, SoftTargets | None]]:
     """The step's rows in units, each with the teacher's whole distribution."""
     rows = unit(0, count=ROWS)
-    spec = question_of(top_k=tiny.VOCAB, shared_vocab=tiny.VOCAB, encoding="fp32")
+    asked = {"temperatures": tuple(dict.fromkeys(temperatures)), "encoding": "fp32"}
+    spec = question_of(top_k=tiny.VOCAB, shared_vocab=tiny.VOCAB, **asked)
     units = [rows.part(slice(*edges)) for edges in pairwise(CUTS[name])]
     return [(one, teacher.score(one, spec)) for one in units]
 
@@ -152,6 +156,40 @@ def test_atkd_splits_the_whole_step_however_it_is_cut(
     assert found.sums["dkd"] == pytest.approx(dkd_N.sum().item(), rel=1e-4)
 
 
+@every_cut
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("hardest", [0.3, 1.0])
+def test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut(
+    tmp_path: Path,
+    tiny_pair: tiny.Pair,
+    teacher: HFEngine,
+    cut: str,
+    divergence: str,
+    hardest: float,
+) -> None:
+    options = {"divergence": divergence, "hardest": hardest, "strength": 0.8, "levels": 3}
+    section = {"kind": "token_temperature", **options}
+    objective = objective_of(tmp_path, tiny_pair, [section])
+    (term,) = objective_losses(tmp_path, tiny_pair, [section])
+    found = learnt(
+        objective, cut_of(cut, teacher, temperatures=(1.0, *term.temperatures)), weighers_of([term])
+    )
+    dense = Dense.of(tiny_pair)
+    roots = [(log_NV / 2).exp() for log_NV in (dense.log_p_NV, dense.log_q_NV.detach())]
+    distance_N = ((roots[0] - roots[1]).square().sum(-1) / 2).sqrt()
+    learnt_N = (
+        distance_N
+        >= distance_N.sort(descending=True).values[math.ceil(hardest * len(distance_N)) - 1]
+    )
+    hardness_N = torch.tanh((distance_N / distance_N[learnt_N].median()).log())
+    tau_N1 = torch.exp(-0.8 * hardness_N.round())[:, None]
+    a_NV, b_NV = ((log / tau_N1).log_softmax(-1) for log in (dense.log_p_NV, dense.log_q_NV))
+    if divergence == "reverse_kl":
+        a_NV, b_NV = b_NV, a_NV
+    kl_N = tau_N1[:, 0].square() * (a_NV.exp() * (a_NV - b_NV)).sum(-1)
+    check(found, kl_N[learnt_N].mean(), dense)
+
+
 def objective_losses(folder: Path, pair: tiny.Pair, losses: list[dict]) -> list:
     return plan_of(folder / "run", pair, prepared_domains(folder), losses=losses).config.losses
 
@@ -205,9 +243,9 @@ def test_a_look_at_the_student_leaves_it_as_it_is(tmp_path: Path, tiny_pair: tin
     for training in (True, False):
         objective.train(training)
         state = torch.get_rng_state()
-        found = looked(objective, LAYOUTS, [unit(0, count=2)], {"label_logprob"})
+        found = looked(objective, LAYOUTS, [(unit(0, count=2), None)], {"label_logprob"})
         assert objective.training == training
         assert torch.equal(torch.get_rng_state(), state)
         assert list(found[0]) == ["label_logprob"]
-    assert looked(None, LAYOUTS, [unit(0, count=2)], set()) == [{}]
+    assert looked(None, LAYOUTS, [(unit(0, count=2), None)], set()) == [{}]
     assert all(p.grad is None for p in objective.parameters())
