@@ -4,9 +4,10 @@ All take a single string, so that they survive pickling between Ray processes.
 """
 
 
-def reason_of(error: OSError) -> str:
+def reason_of(error: Exception) -> str:
     """What the operating system says, for the middle of a sentence."""
-    said = error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    said = said or type(error).__name__
     return said[:1].lower() + said[1:]
 
 

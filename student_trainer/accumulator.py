@@ -10,14 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shared.data.rollouts import DATA_SET, TEACHER
 from shared.targets.reader import ReaderStats
 from shared.targets.routing import RunReader
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Step
+from student_trainer.sources.source import EFFORT
 from student_trainer.sums import BY_DOMAIN, LISTED, SumLayout
 
 COUNTERS = 5  # of a reader: teacher wait, units, wire bytes, retried units, cache hits
-WRITTEN = ("rollouts", "ended", "unanswered", "lag")  # counts of a `RolloutAccumulator`
+# Counts of a `RolloutAccumulator`: of the student's texts, then of the teacher's.
+WRITTEN = ("rollouts", "ended", "unanswered", "lag", "empty")
+TEXTS = ("texts", "texts_ended", "texts_unanswered", "texts_empty", "texts_tokens")
 PARTS = ("compute", "optimiser")  # of a step that are timed, without waiting for the teacher
 
 
@@ -108,12 +112,13 @@ class ReportAccumulator:
 
 
 class RolloutAccumulator:
-    """Counts of what the student wrote over the steps since the last line; satisfies `Stateful`.
+    """Counts of what student and teacher wrote over the steps since the last line; satisfies
+    `Stateful`.
 
-    `ends` are ids that end what it writes. `counts` are those of this rank, by the names of
-    `WRITTEN`: rollouts, how many of them ended by themselves, rows whose prompt left no room, and
-    the sum over rollouts of the steps since their weights. `effort` is what this rank did since
-    then, for whatever step: seconds that it wrote, and the tokens.
+    `ends` are ids that end what they write. `counts` are those of this rank, by the names of
+    `WRITTEN` and `TEXTS`: texts, how many of them ended by themselves, rows whose prompt left no
+    room, the sum over the student's of the steps since their weights, texts that ended at once, and
+    tokens. `effort` is what this rank did since then, for whatever step, by the names of `EFFORT`.
     """
 
     def __init__(self, ranks: Ranks, ends: tuple[int, ...]) -> None:
@@ -122,7 +127,7 @@ class RolloutAccumulator:
 
     def clear(self) -> None:
         """Begin the next line."""
-        self.counts, self.effort = np.zeros(len(WRITTEN)), np.zeros(2)
+        self.counts, self.effort = np.zeros(len(WRITTEN + TEXTS)), np.zeros(len(EFFORT))
 
     def add(self, step: Step, *, effort: np.ndarray) -> None:
         """Count one step's units in, and what this rank did meanwhile."""
@@ -133,19 +138,29 @@ class RolloutAccumulator:
                 continue
             columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
             for version, ids, starts, mask in zip(version_R.tolist(), *columns, strict=True):
-                if version < 0:
+                if version == DATA_SET:
                     continue
-                lasts = ids[np.append(starts[1:], len(ids)) - 1]
-                number = len(starts) if mask.any() else 0
-                ended = int(np.isin(lasts, self._ends).sum()) if number else 0
-                self.counts += (number, ended, not number, number * (step.index - version))
+                lengths = np.add.reduceat(mask, starts, dtype=np.int64) if mask.any() else []
+                number = len(lengths)
+                is_end = np.isin(ids[np.append(starts[1:], len(ids)) - 1], self._ends)[:number]
+                empty = int((is_end & (np.array(lengths) == 1)).sum())
+                found = (number, int(is_end.sum()), not number)
+                if version == TEACHER:
+                    self.counts[len(WRITTEN) :] += (*found, empty, mask.sum())
+                else:
+                    lag = number * (step.index - version)
+                    self.counts[: len(WRITTEN)] += (*found, lag, empty)
 
     def total(self) -> dict[str, float]:
-        """The counts of all ranks, `seconds` in the mean over them and the `tokens` of all; all
-        ranks together."""
-        *found, seconds, tokens = self._ranks.sum(np.append(self.counts, self.effort)).tolist()
-        effort = {"seconds": seconds / self._ranks.world_size, "tokens": tokens}
-        return dict(zip(WRITTEN, found, strict=True)) | effort
+        """The counts of all ranks, and of `EFFORT` the seconds in the mean over them and the tokens
+        of all; all ranks together."""
+        found = self._ranks.sum(np.append(self.counts, self.effort)).tolist()
+        names: list[str] = [*WRITTEN, *TEXTS, *EFFORT]
+        named = dict(zip(names, found, strict=True))
+        for name in EFFORT:
+            if name.endswith("_s"):
+                named[name] /= self._ranks.world_size
+        return named
 
     def state(self) -> dict[str, Any]:
         """See `Stateful`."""
@@ -154,11 +169,12 @@ class RolloutAccumulator:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See `Stateful`; what all ranks did is rank 0's from here on."""
+        """See `Stateful`; what all ranks did is rank 0's from here on. What was not counted is
+        0."""
         self.clear()
         if self._ranks.leads:
-            self.counts = np.array(state["counts"], np.float64)
-            self.effort = np.array(state["effort"], np.float64)
+            for name in ("counts", "effort"):
+                getattr(self, name)[: len(state[name])] = state[name]
 
 
 class Stopwatch:

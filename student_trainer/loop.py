@@ -10,7 +10,7 @@ import xxhash
 from shared.data.rows import Rows
 from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
-from shared.targets.generation import OpenGenerator
+from shared.targets.generation import OpenGenerator, OpenTeachers
 from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
 from student_trainer.ending import (
@@ -50,9 +50,10 @@ def run_plan(
     task: Task = CAUSAL_LM,
     early: Early | None = None,
     open_generator: OpenGenerator | None = None,
+    open_teachers: OpenTeachers | None = None,
 ) -> None:
-    """Train, or evaluate, as the plan's mode says; `open_generator` is for a student that writes.
-    A finished run is left alone."""
+    """Train, or evaluate, as the plan's mode says; `open_generator` is for a student that writes,
+    `open_teachers` for teachers that do. A finished run is left alone."""
     if is_finished(plan):
         log.info("%s is finished already", plan.run_dir)
         return
@@ -65,6 +66,7 @@ def run_plan(
         task=task,
         load=load,
         open_generator=open_generator,
+        open_teachers=open_teachers,
     )
     try:
         if plan.mode == "train":

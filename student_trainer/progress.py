@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from shared.run.metrics import (
     RolloutMetrics,
     StepMetrics,
     TeacherMetrics,
+    TextMetrics,
     append_metrics,
 )
 from student_trainer.accumulator import COUNTERS, PARTS, MetricsAccumulator
 from student_trainer.exported import export_line, seconds_left
 from student_trainer.models.census import census
 from student_trainer.run import Run
+from student_trainer.sources.source import EFFORT
 from student_trainer.sums import ROLLOUTS
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
         epochs=run.source.epochs(step),
         teacher_share=run.taid.teacher_share,
         machine=machine,
-        written=run.rollouts.total() if run.config.source.writes else None,
+        written=None if run.config.source.is_dataset else run.rollouts.total(),
         workers=run.ranks.world_size,
     )
     error = None
@@ -124,9 +127,9 @@ def metrics_line(
         terms=layout.losses_in(means),
         domains=domains,
         phase=entry.phase if config.progressive else None,
-        rollouts=None if written is None else _rollouts(measured, written),
-        writing_s=0.0 if written is None else written["seconds"],
-        tokens_written=0 if written is None else round(written["tokens"]),
+        rollouts=_rollouts(measured, written) if written and config.source.writes else None,
+        texts=_texts(written) if written and config.source.teacher else None,
+        **({} if written is None else _effort(written)),
         seconds=seconds,
         teacher_wait_s=wait_s,
         compute_s=compute_s,
@@ -151,7 +154,25 @@ def _rollouts(measured: MetricsAccumulator, written: Mapping[str, float]) -> Rol
         lag=written["lag"] / number if number else None,
         importance_ratio=ratio / tokens if tokens else None,
         unanswered=round(written["unanswered"]),
+        empty=round(written["empty"]),
     )
+
+
+def _texts(written: Mapping[str, float]) -> TextMetrics:
+    """What teachers wrote, from counts of all ranks."""
+    number = round(written["texts"])
+    return TextMetrics(
+        texts=number,
+        tokens=round(written["texts_tokens"]),
+        ended=written["texts_ended"] / number if number else None,
+        unanswered=round(written["texts_unanswered"]),
+        empty=round(written["texts_empty"]),
+    )
+
+
+def _effort(written: Mapping[str, float]) -> dict[str, Any]:
+    """What writing took, by the names of `StepMetrics`."""
+    return {n: written[n] if n.endswith("_s") else round(written[n]) for n in EFFORT}
 
 
 def _by_teacher(
@@ -194,6 +215,9 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
         rate = thousands(line.tokens_written / max(line.writing_s, 1e-9))
         own = line.rollouts.tokens / max(1, line.tokens)
         parts.append(f"{own:.0%} own text, written at {rate} tok/s")
+    if line.texts is not None:
+        taught = line.texts.tokens / max(1, line.tokens)
+        parts.append(f"{taught:.0%} the teacher's text")
     if line.units or line.teacher_wait_s:
         parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
     if len(config.teachers) > 1:

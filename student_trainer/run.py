@@ -11,7 +11,7 @@ from shared.errors import TutelageError
 from shared.mixture.weight_log import ControllerClient
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.generation import OpenGenerator
+from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
@@ -33,7 +33,7 @@ from student_trainer.sources.batches import Layouts
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.loader import Loader
-from student_trainer.sources.rollouts import open_rollouts
+from student_trainer.sources.rollouts import Rollouts, open_rollouts
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 from student_trainer.state.export import Reloader
@@ -113,11 +113,13 @@ def open_run(
     task: Task = CAUSAL_LM,
     load: LoadStudent | None = None,
     open_generator: OpenGenerator | None = None,
+    open_teachers: OpenTeachers | None = None,
 ) -> Run:
     """Join the other ranks, load the student and build everything a run needs.
 
     `open_reader` is None where nothing is asked of a teacher, `open_generator` where the student
-    does not write. Raises what `Task.load` raises, on all ranks together.
+    does not write and `open_teachers` where no teacher does. Raises what `Task.load` raises, on all
+    ranks together.
     """
     device = this_device()
     join(device)
@@ -135,9 +137,15 @@ def open_run(
     engine = open_engine(objective, config)
     weight_log = FollowedLog(config, ranks, controller)
     source = open_source(plan, ranks, weight_log)
-    if written_by is not None:
-        writing = Writing(written_by, student.saved, engine)
-        source = open_rollouts(source, plan, ranks, writing, open_generator)
+    if plan.mode == "train" and not config.source.is_dataset:
+        source = open_rollouts(
+            source,
+            plan,
+            ranks,
+            writing=None if written_by is None else Writing(written_by, student.saved, engine),
+            open_generator=open_generator,
+            open_teachers=open_teachers,
+        )
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +196,7 @@ def _stateful(measured: _Measured, config: Config) -> dict[str, Stateful]:
         "interval": measured["metrics"],
         "since_report": measured["since_report"],
         "interpolation": measured["taid"],
-        **(written if config.source.writes else {}),
+        **({} if config.source.is_dataset else written),
     }
 
 
@@ -204,7 +212,8 @@ def close_run(run: Run) -> None:
     """Let go of the teacher and the engine."""
     if run.reader is not None:
         run.reader.close()
-    for part in (run.reloader, run.trackers):
+    written = run.source if isinstance(run.source, Rollouts) else None
+    for part in (run.reloader, run.trackers, written):
         if part is not None:
             part.close()
     run.engine.destroy()

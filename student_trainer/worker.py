@@ -54,6 +54,7 @@ def train_worker(
             given.open_controller,
             early=early,
             open_generator=given.open_generator,
+            open_teachers=given.open_teachers,
         )
     except TutelageError as error:
         if leads:

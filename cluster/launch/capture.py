@@ -289,11 +289,11 @@ def _store_of(config: Config) -> str:
             "targets.store is not set, and capture writes the answers there; set "
             "targets.store=FOLDER"
         )
-    if config.source.writes:
+    if not config.source.is_dataset:
         raise ConfigError(
-            f"source has student {config.source.student:g}, and what it writes is not there before "
-            "it is learnt, so that no capture can ask about it; run with targets.store, which "
-            "keeps the answers as they come, or set source=dataset"
+            f"source has {config.source.written_in_words}, and what models write is not there "
+            "before it is learnt, so that no capture can ask about it; run with targets.store, "
+            "which keeps the answers as they come, or set source=dataset"
         )
     return config.targets.store
 

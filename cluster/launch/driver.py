@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.launch.continuing import changes_in_words, has_ended
-from cluster.launch.writing import open_generator
+from cluster.launch.writing import open_generator, teachers_of
 from cluster.planning.preparation import (
     Launch,
     Prepared,
@@ -283,8 +283,9 @@ def learners(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None
         def learn(plan: RunPlan, open_reader: OpenRunReader) -> None:
             launch.clock.mark("planned")
             generator = open_generator if plan.config.source.writes else None
-            given = (plan, open_reader, controller(), launch.clock, launch.work, generator)
-            _train(students, Assignment(*given))
+            teachers = teachers_of(launch, plan) if plan.config.source.teacher else None
+            given = (plan, open_reader, controller(), launch.clock, launch.work)
+            _train(students, Assignment(*given, generator, teachers))
 
         yield learn
 

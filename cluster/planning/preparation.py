@@ -142,7 +142,7 @@ def prepare_run(config: Config) -> Prepared:
         domains=domains,
         trust=student_trust(config),
         showing=showing,
-        ends=ends_of(hands.load_tokenizer()) if config.source.writes else (),
+        ends=() if config.source.is_dataset else ends_of(hands.load_tokenizer()),
     )
 
 
@@ -187,10 +187,10 @@ def refuse_unasked(config: Config) -> None:
     none either, takes its weights from its run's log. Raises ConfigError."""
     if config.needs_teacher:
         return
-    if config.prompts is not None:
+    if config.prompts is not None and not config.source.teacher:
         raise ConfigError(
             f"prompts is {config.prompts}, but no loss asks a teacher, who would be shown them; "
-            "leave prompts out, or add a loss that learns from the teacher"
+            "leave prompts out, add a loss that learns from the teacher, or let it write (source)"
         )
     if isinstance(config.mixture, AdaptiveMixture) and not config.mixture.needs_validation:
         raise ConfigError(

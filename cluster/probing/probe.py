@@ -51,13 +51,13 @@ def refuse_unbounded(measured: Probe) -> None:
 
 
 def refuse_unprobed(found: Estimate) -> None:
-    """Refuse what cannot be run here: models without weights, more memory than is free, and a
-    student that writes. Raises ConfigError."""
+    """Refuse what cannot be run here: models without weights, more memory than is free, and models
+    that write. Raises ConfigError."""
     config = found.config
-    if config.source.writes:
+    if not config.source.is_dataset:
         raise ConfigError(
-            f"source has student {config.source.student:g}, and a probe takes steps of the data "
-            "set alone; plan without --probe, or probe with source=dataset"
+            f"source has {config.source.written_in_words}, and a probe takes steps of the data set "
+            "alone; plan without --probe, or probe with source=dataset"
         )
     models = {f"teachers.{name}.model": t.model for name, t in config.teachers.items()}
     for option, model in {**models, "student.model": config.student.model}.items():

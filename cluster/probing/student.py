@@ -15,7 +15,7 @@ from cluster.probing.memory import ResidentPeak, live_tensors, resident_bytes, s
 from cluster.sizing.fitting import GPU_LIBRARIES
 from cluster.sizing.measured import STEP_PART, Logits, ProcessMemory, StudentProbe, write
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
-from shared.targets.generation import OpenGenerator
+from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.reader import answered
 from student_trainer.accelerator import this_device
 from student_trainer.accumulator import Stopwatch
@@ -41,6 +41,7 @@ def probe_student(
     chunks: Chunks,
     folder: Path,
     open_generator: OpenGenerator | None = None,
+    open_teachers: OpenTeachers | None = None,
 ) -> None:
     """Take the steps of a probe and write what they took to `folder`, a file for every rank; its
     rows are those of the data set, whatever could write others."""

@@ -332,10 +332,10 @@ def _notes(
     config: Config, own: ModelSizes, learning: Activations, teachers: list[Side]
 ) -> list[str]:
     uncounted = (
-        "what the student writes itself is counted as rows of full length; the time and the memory "
-        "of writing it are not"
+        "what models write to learn from is counted as rows of full length; the time and the "
+        "memory of writing it are not"
     )
-    written = [uncounted] if config.source.writes else []
+    written = [] if config.source.is_dataset else [uncounted]
     pairs = [("student", learning), *((side.name, side.activations) for side in teachers)]
     return written + [
         f"the code of {name} cannot be followed without numbers; its activations are those of a "

@@ -248,8 +248,8 @@ class Config(Section):
     batch: Batch = Batch()
     source: TokenSources = Field(
         default=TokenSources(),
-        description="dataset, student (what it writes itself from the prompts of rows), or shares "
-        "of both",
+        description="dataset, student or teacher (what they write from the prompts of rows), or "
+        "shares of them",
     )
     targets: Targets = Targets()
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)

@@ -1,4 +1,4 @@
-"""Where a step's tokens come from: the data set, and what the student writes itself."""
+"""Where a step's tokens come from: the data set, and what student and teacher write."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,26 +8,35 @@ from pydantic import Field, model_validator
 from shared.config.base import Fraction, Section
 from shared.config.losses import Loss
 
-SHARES = ("dataset", "student")
+SHARES = ("dataset", "student", "teacher")
 
 
 class TokenSources(Section):
-    """Shares of a step's loss tokens by who wrote them, and how the student writes."""
+    """Shares of a step's loss tokens by who wrote them, and how student and teacher write."""
 
     dataset: Fraction = Field(default=1.0, description="share of loss tokens from the data set")
     student: Fraction = Field(
         default=0.0, description="share that the student writes from the prompts of rows (GKD)"
     )
-    prompt_tokens: int = Field(
-        default=32, ge=1, description="of a text without a prompt, what the student goes on from"
+    teacher: Fraction = Field(
+        default=0.0,
+        description="share that the teacher writes from the prompts of rows (sequence-level KD)",
     )
-    max_new_tokens: int = Field(default=128, ge=1, description="tokens it writes at most")
-    min_new_tokens: int = Field(default=0, ge=0, description="tokens before it may end")
+    prompt_tokens: int = Field(
+        default=32, ge=1, description="of a text without a prompt, what is gone on from"
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="tokens written to a prompt at most")
+    min_new_tokens: int = Field(default=0, ge=0, description="tokens before a text may end")
     temperature: float = Field(
-        default=1.0, ge=0, description="that it writes at; 0: always the likeliest token"
+        default=1.0, ge=0, description="that both write at; 0: always the likeliest token"
     )
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="mass of the likeliest tokens that it draws from"
+        default=1.0, gt=0, le=1, description="mass of the likeliest tokens that they draw from"
+    )
+    draws: int = Field(
+        default=1,
+        ge=1,
+        description="texts of the teacher to a prompt, which take turns from epoch to epoch",
     )
     lag: int | None = Field(
         default=None,
@@ -36,12 +45,23 @@ class TokenSources(Section):
         description="steps between the weights that write and the step that learns; 0: none, and "
         "the teacher is waited for; null: 1 where steps are asked ahead",
     )
-    batch_rows: int = Field(default=32, ge=1, description="prompts that it goes on from at once")
+    batch_rows: int = Field(default=32, ge=1, description="prompts that are gone on from at once")
 
     @property
     def writes(self) -> bool:
         """Whether the student writes any of it."""
         return self.student > 0
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether all of it is the data set's."""
+        return not (self.student or self.teacher)
+
+    @property
+    def written_in_words(self) -> str:
+        """The shares that are not the data set's, as a message names them."""
+        shares = {name: getattr(self, name) for name in ("student", "teacher")}
+        return " and ".join(f"{name} {share:g}" for name, share in shares.items() if share)
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +69,7 @@ class TokenSources(Section):
         """One source by its name is all of it; of shares, those left out are 0."""
         if isinstance(value, str):
             if value not in SHARES:
-                raise ValueError(f"is {value!r}; take {' or '.join(SHARES)}, or shares of both")
+                raise ValueError(f"is {value!r}; take {', '.join(SHARES)}, or shares of them")
             value = {value: 1.0}
         if isinstance(value, dict) and not value.keys().isdisjoint(SHARES):
             return dict.fromkeys(SHARES, 0.0) | value
@@ -57,11 +77,12 @@ class TokenSources(Section):
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "TokenSources":
-        total = self.dataset + self.student
+        total = self.dataset + self.student + self.teacher
         if abs(total - 1) > 1e-9:
+            teacher = f" and teacher {self.teacher:g}" if self.teacher else ""
             raise ValueError(
-                f"source has dataset {self.dataset:g} and student {self.student:g}, which sum to "
-                f"{total:g}; shares sum to 1"
+                f"source has dataset {self.dataset:g} and student {self.student:g}{teacher}, which "
+                f"sum to {total:g}; shares sum to 1"
             )
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
@@ -84,30 +105,16 @@ def check_source(
     """Raise ValueError where the student cannot write as asked, or nothing would learn from it.
     `most_ahead` is how many steps are drawn before the one under way."""
     _refuse_unfit_rollouts(source, losses)
-    if not source.writes:
+    if source.is_dataset:
         return
-    share = f"source has student {source.student:g}"
+    share = f"source has {source.written_in_words}"
     if source.max_new_tokens >= context:
         raise ValueError(
             f"source.max_new_tokens is {source.max_new_tokens}, which leaves no room for a prompt "
             f"in data.context {context}; lower one or raise the other"
         )
-    if source.lag is not None and source.lag > most_ahead:
-        raise ValueError(
-            f"source.lag is {source.lag}, but steps are asked about at most {most_ahead} ahead "
-            "(mixture.lag_steps, at most 2; none with targets.student_ids); lower source.lag to "
-            f"{most_ahead}"
-        )
-    if not any(loss.asks_teacher for loss in losses):
-        raise ValueError(
-            f"{share}, but no loss asks a teacher, and hard labels are not learnt from what the "
-            "student wrote; add a divergence to losses"
-        )
-    if not source.dataset and any(loss.kind == "cross_entropy" for loss in losses):
-        raise ValueError(
-            "losses has a cross_entropy, which learns from the data set alone, but source has "
-            "dataset 0; give the data set a share, or leave cross_entropy out"
-        )
+    if source.writes:
+        _refuse_unlearnt(source, losses, most_ahead=most_ahead)
     if not source.dataset and policy == "doremi":
         raise ValueError(
             "mixture.policy is doremi, which compares losses on the data set, but source has "
@@ -120,8 +127,28 @@ def check_source(
         )
     if teacher_free:
         raise ValueError(
-            f"{share}, but targets.teacher_free leaves no teacher to ask about what it writes; "
-            "remove one of the two"
+            f"{share}, but targets.teacher_free leaves no teacher to write, or to ask about what "
+            "is written; remove one of the two"
+        )
+
+
+def _refuse_unlearnt(source: TokenSources, losses: Sequence[Loss], *, most_ahead: int) -> None:
+    """What the student writes needs a teacher's answers, on time."""
+    if source.lag is not None and source.lag > most_ahead:
+        raise ValueError(
+            f"source.lag is {source.lag}, but steps are asked about at most {most_ahead} ahead "
+            "(mixture.lag_steps, at most 2; none with targets.student_ids); lower source.lag to "
+            f"{most_ahead}"
+        )
+    if not any(loss.asks_teacher for loss in losses):
+        raise ValueError(
+            f"source has student {source.student:g}, but no loss asks a teacher, and hard labels "
+            "are not learnt from what the student wrote; add a divergence to losses"
+        )
+    if source.student == 1 and any(loss.kind == "cross_entropy" for loss in losses):
+        raise ValueError(
+            "losses has a cross_entropy, which learns from nothing that the student wrote, but "
+            "source has student 1; give dataset or teacher a share, or leave cross_entropy out"
         )
 
 

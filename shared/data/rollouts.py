@@ -1,4 +1,5 @@
-"""Rollouts: rows whose answers the student wrote itself, from the prompts of rows of the data set.
+"""Rollouts: rows whose answers a model wrote, student or teacher, from the prompts of rows of the
+data set.
 
 R rows   N positions with loss of a row
 """
@@ -13,23 +14,26 @@ from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 
 MOST_LOOKED_AT = 512  # rows from which the length of rollouts is foreseen
-DATA_SET = -1  # in place of the version of the weights that wrote a row
+# In place of the version of the student's weights that wrote a row: who else has.
+DATA_SET = -1
+TEACHER = -2
+STUDENT = 0  # its versions count upwards
 
 
 @dataclass(frozen=True, slots=True)
 class RowPrompt:
-    """What the student goes on from, once in a document of a row."""
+    """What is gone on from, once in a document of a row."""
 
     row: int
     document: int  # of those of the row that are gone on from
     input_ids: np.ndarray  # int32
-    room: int  # tokens that it may write
+    room: int  # tokens that may be written
     answer: int  # tokens with loss that the data set has in its place
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What the student wrote after a prompt."""
+    """What a model wrote after a prompt."""
 
     prompt: RowPrompt
     output_ids: np.ndarray  # int32; with the id that ended it
@@ -81,16 +85,16 @@ def _split(
 
 
 def expected_tokens(store: RowStore, source: TokenSources, *, context: int) -> float:
-    """Loss tokens of a row that the student writes, as if it wrote as much as the data set has, in
-    the mean over the first rows of a domain."""
+    """Loss tokens of a row that a model writes, as if it wrote as much as the data set has, in the
+    mean over the first rows of a domain."""
     rows = store.take(range(min(len(store), MOST_LOOKED_AT)))
     prompts = prompts_of(rows, source, context=context)
     return sum(min(p.room, p.answer) for p in prompts) / max(1, len(rows))
 
 
 def share_of_rows(share: float, *, written: float, given: float) -> float:
-    """The share of a domain's rows that the student writes, so that it writes `share` of the loss
-    tokens where its rows have `written` of them and those of the data set `given`."""
+    """The share of a domain's rows that models write, so that they write `share` of the loss tokens
+    where their rows have `written` of them and those of the data set `given`."""
     if share in (0.0, 1.0) or not written:
         return share if written else 0.0
     ours, theirs = share / written, (1 - share) / given
@@ -98,19 +102,34 @@ def share_of_rows(share: float, *, written: float, given: float) -> float:
 
 
 def dealt(share: float, counted_R: Sequence[int]) -> np.ndarray:
-    """Which rows the student writes, bool [R], of the `counted`-th rows of a domain: the n-th where
-    n times the share passes an integer, so that no stretch of rows is off by more than one."""
+    """Which rows have a share, bool [R], of the `counted`-th rows of a domain: the n-th where n
+    times the share passes an integer, so that no stretch of rows is off by more than one."""
+    return np.array([_passed(share, n + 1) > _passed(share, n) for n in counted_R], bool)
+
+
+def _passed(share: float, count: int) -> int:
+    """Rows that have a share among the first `count`."""
     one = 2**40
-    whole = round(share * one)
-    return np.array([(n + 1) * whole // one > n * whole // one for n in counted_R], bool)
+    return count * round(share * one) // one
+
+
+def writers(student: float, teacher: float, counted_R: Sequence[int]) -> np.ndarray:
+    """Who writes the `counted`-th rows of a domain by their shares: `STUDENT`, `TEACHER` or
+    `DATA_SET`, int64 [R]. The teacher has its share of the rows that the student leaves."""
+    is_student_R = dealt(student, counted_R)
+    others = [n - _passed(student, n) for n in counted_R]
+    of_others = min(1.0, teacher / (1 - student)) if student < 1 else 0.0
+    who_R = np.where(dealt(of_others, others), TEACHER, DATA_SET)
+    return np.where(is_student_R, STUDENT, who_R)
 
 
 def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndarray) -> Rows:
-    """The rows with every answer that the student wrote in place of the data set's, the version of
-    the weights that wrote them, and its log-probabilities.
+    """The rows with every answer that a model wrote in place of the data set's, who wrote them, and
+    the student's log-probabilities of what it wrote.
 
-    `version_R` is `DATA_SET` for rows that stay as they are. All that the student wrote has loss,
-    the first end among it, and nothing after it; where it was cut, no end is put.
+    `version_R` is the version of the student's weights, `TEACHER`, or `DATA_SET` for rows that stay
+    as they are. All that was written has loss, the first end among it, and nothing after it; where
+    it was cut, no end is put.
     """
     by_row: dict[int, list[Rollout]] = {}
     for rollout in rollouts:
@@ -126,7 +145,8 @@ def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndar
         built, logprobs = _row_of(own)
         for name, array in zip(names, built, strict=True):
             columns[name][row] = array
-        behaviour[row] = logprobs
+        if version_R[row] >= STUDENT:
+            behaviour[row] = logprobs
     found = Rows.build(
         domains=rows.domains(),
         indices=rows.table.column("index").to_pylist(),

@@ -25,8 +25,9 @@ SCHEMA = pa.schema(
     }
 )
 STUDENT_IDS = "student_ids"  # a further column, where the student asks about ids of its own
-# Two more of rows that a student may have written, which are no part of what is asked: the version
-# of its weights, and its log-probability of every token with loss, empty where it did not write.
+# Two more of rows that a model may have written, which are no part of what is asked: the version of
+# the student's weights, and its log-probability of every token with loss, empty where it did not
+# write.
 VERSION, BEHAVIOUR = "version", "behaviour"
 
 
@@ -139,14 +140,14 @@ class Rows:
         return _numpy(lists.flatten()).reshape(-1, lists.type.list_size)
 
     def with_versions(self, version_R: np.ndarray, behaviour: Sequence[np.ndarray]) -> "Rows":
-        """The same rows with the version of the weights that wrote each, negative for none, and
-        the log-probabilities of what they wrote, nats."""
+        """The same rows with the version of the student's weights that wrote each, negative where
+        another did (`shared.data.rollouts`), and the log-probabilities of what they wrote, nats."""
         table = self.table.append_column(VERSION, pa.array(version_R, pa.int64()))
         return Rows(table.append_column(BEHAVIOUR, _ragged(behaviour, np.float32)))
 
     def versions(self) -> np.ndarray | None:
-        """The version of the weights that wrote each row, int64 [R], negative for none; None where
-        no student writes."""
+        """The version of the student's weights that wrote each row, int64 [R], negative where
+        another did; None where all are the data set's."""
         if VERSION not in self.table.column_names:
             return None
         return self.table.column(VERSION).to_numpy()

@@ -7,7 +7,7 @@ the same tokens after it; so entry n of its answer is the student's position n, 
 T tokens of a document
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,20 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
         sent = sent.with_draws(np.array(line_draws))
     asked_NM = rows.student_ids()
     return sent if asked_NM is None else sent.with_student_ids(asked_NM)
+
+
+def shown_prompts(
+    prompts: Sequence[np.ndarray], domains: Sequence[str], openings: Mapping[str, Opening]
+) -> list[np.ndarray]:
+    """What the teacher goes on from in place of prompts of these domains, int32 [T] each."""
+    rows = Rows.build(
+        domains=domains,
+        indices=range(len(prompts)),
+        input_ids=prompts,
+        doc_starts=[np.zeros(1)] * len(prompts),
+        loss_masks=[np.zeros(len(ids)) for ids in prompts],
+    )
+    return shown(rows, openings).column("input_ids")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,18 @@ class RolloutMetrics:
     # temperature 1 and top-p 1.
     importance_ratio: float | None
     unanswered: int  # rows whose prompt left no room for an answer
+    empty: int = 0  # texts that ended at once
+
+
+@dataclass(slots=True)
+class TextMetrics:
+    """What teachers wrote and the student learnt from over the steps of a line, all ranks."""
+
+    texts: int
+    tokens: int  # of them, all with loss
+    ended: float | None  # share that came to an end by itself; None without any
+    unanswered: int  # rows whose prompt left no room for an answer
+    empty: int  # texts that ended at once
 
 
 @dataclass(slots=True)
@@ -75,6 +87,7 @@ class StepMetrics:
     domains: dict[str, DomainMetrics] = field(default_factory=dict)
     phase: int | None = None  # in force at the last step, from 0; None without phases
     rollouts: RolloutMetrics | None = None  # None where the student writes nothing
+    texts: TextMetrics | None = None  # None where teachers write nothing
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
     teacher_wait_s: float = 0.0  # of that time, mean over ranks
@@ -82,6 +95,8 @@ class StepMetrics:
     optimiser_s: float = 0.0  # mean over ranks
     writing_s: float = 0.0  # in which the student wrote; mean over ranks
     tokens_written: int = 0  # in that time, by all ranks, for these steps or later ones
+    teacher_writing_s: float = 0.0  # in which teachers' texts were waited for; mean over ranks
+    teacher_tokens_written: int = 0  # in that time, for all ranks, for these steps or later ones
     units: int = 0  # scoring units answered
     wire_bytes: int = 0  # serialised Tables, all ranks
     retried_units: int = 0
@@ -108,6 +123,8 @@ MACHINE_FIELDS = (
     "optimiser_s",
     "writing_s",
     "tokens_written",
+    "teacher_writing_s",
+    "teacher_tokens_written",
     "units",
     "wire_bytes",
     "retried_units",
@@ -166,6 +183,8 @@ def read_metrics(path: Path) -> list[StepMetrics]:
         fields["domains"] = {n: DomainMetrics(**d) for n, d in fields["domains"].items()}
         written = fields.get("rollouts")
         fields["rollouts"] = written and RolloutMetrics(**written)
+        texts = fields.get("texts")
+        fields["texts"] = texts and TextMetrics(**texts)
         asked = fields.get("teachers", {}).items()
         fields["teachers"] = {name: TeacherMetrics(**values) for name, values in asked}
         by_step[fields["step"]] = StepMetrics(**fields)

@@ -10,7 +10,7 @@ from shared.data.prepared import PreparedDomain
 from shared.mixture.weight_log import ControllerClient
 from shared.prompts.prefix import Opening
 from shared.run.start import StartClock
-from shared.targets.generation import OpenGenerator
+from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader
 from shared.targets.routing import RoutingReader, RunReader
@@ -34,7 +34,7 @@ class RunPlan:
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
     # By domain; what the teacher is shown and the student is not. Readers do it.
     openings: Mapping[str, Opening] = field(default_factory=dict)
-    ends: tuple[int, ...] = ()  # ids that end what the student writes, where it writes any
+    ends: tuple[int, ...] = ()  # ids that end what models write to learn from, where any do
     # By teacher, where there are several: the plan of what each teaches alone. Each is asked the
     # questions of its part in place of the run's.
     parts: "Mapping[str, RunPlan]" = field(default_factory=dict)
@@ -129,3 +129,4 @@ class Assignment:
     clock: StartClock = field(default_factory=StartClock)
     work: Work | None = None  # in place of what the plan's mode says
     open_generator: OpenGenerator | None = None  # where the student writes rows itself
+    open_teachers: OpenTeachers | None = None  # where teachers write rows

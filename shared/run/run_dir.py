@@ -104,6 +104,11 @@ class RunDir:
         return self.path / "rollouts"
 
     @property
+    def teacher_texts(self) -> Path:
+        """What teachers wrote to learn from, each text once."""
+        return self.path / "teacher_texts"
+
+    @property
     def export(self) -> Path:
         """The student as a plain Hugging Face or PEFT folder."""
         return self.path / "export"

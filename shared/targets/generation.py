@@ -6,7 +6,7 @@ T tokens of an opening   U tokens of its continuation   W the same and the id th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -180,6 +180,12 @@ class Continuations:
         column = self.table.column("logprobs")
         return [np.asarray(scalar.values.to_numpy(), np.float32) for scalar in column]
 
+    @staticmethod
+    def joined(parts: Sequence["Continuations"]) -> "Continuations":
+        """Answers to the parts of one batch of openings, in their order."""
+        table = pa.concat_tables([part.table for part in parts]).combine_chunks()
+        return Continuations(table.replace_schema_metadata(parts[0].table.schema.metadata))
+
     def check(
         self, openings: Openings, spec: GenerationSpec, teacher: Mapping[str, str] | None = None
     ) -> None:
@@ -210,6 +216,17 @@ class Generator(Protocol):
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """Continue one batch. Raises UserError for what can never be answered."""
         ...
+
+
+class RemoteGenerator(Generator, Protocol):
+    """A generator in other processes."""
+
+    def close(self) -> None:
+        """Let go of them."""
+        ...
+
+
+OpenTeachers = Callable[[int], Mapping[str, RemoteGenerator]]  # rank -> by teacher; picklable
 
 
 class OpenGenerator(Protocol):

@@ -47,7 +47,7 @@ class DataSet:
         self.shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
         self._domains = _parts(plan, self._stores)
         self.written_shares: tuple[float, ...] = (0.0,) * len(self._domains)  # of rows [D]
-        if plan.config.source.writes and plan.mode == "train":
+        if not plan.config.source.is_dataset and plan.mode == "train":
             self._domains, self.written_shares = _partly_written(plan, self._domains, self._stores)
         self._curriculum = empty_curriculum(plan, self._domains)
 
@@ -117,13 +117,14 @@ def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]
 def _partly_written(
     plan: RunPlan, domains: Sequence[DomainParts], stores: Sequence[RowStore]
 ) -> tuple[tuple[DomainParts, ...], tuple[float, ...]]:
-    """The domains with the loss tokens that their rows have where a part of them is written by the
-    student, and that part."""
+    """The domains with the loss tokens that their rows have where a part of them is written by
+    models, and that part."""
     source, context = plan.config.source, plan.config.data.context
     found, shares = [], []
     for domain, store in zip(domains, stores, strict=True):
         written = expected_tokens(store, source, context=context)
-        share = share_of_rows(source.student, written=written, given=store.mean_loss_tokens)
+        asked = source.student + source.teacher if source.dataset else 1.0
+        share = share_of_rows(asked, written=written, given=store.mean_loss_tokens)
         means = (share * written + (1 - share) * mean for mean in domain.mean_loss_tokens_P)
         found.append(replace(domain, mean_loss_tokens_P=tuple(means)))
         shares.append(share)

@@ -8,7 +8,6 @@ R rows of a rank for a step
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from shared.data.rows import Rows
 from shared.errors import CheckpointError, StorageError, reason_of
+from student_trainer.sources.arrow_files import write_table
 
 PLACE = "place"  # a further column: where in its step a row stands
 METADATA_KEY = b"tutelage.rollouts"
@@ -36,17 +36,9 @@ class RolloutFiles:
         table = rows.table.append_column(PLACE, pa.array(place_R, pa.int64()))
         table = table.replace_schema_metadata({METADATA_KEY: json.dumps({"version": version})})
         path = self.folder / f"step-{step:06d}.rank-{rank}.arrow"
-        draft = path.with_name(f".{path.name}.draft")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                with pa.ipc.new_file(file, table.schema) as writer:
-                    writer.write_table(table)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
+            write_table(path, table)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise StorageError(
                 f"what the student wrote for step {step + 1} cannot be kept in {self.folder}: "
                 f"{reason_of(error)}; free some space and run the same command again, it resumes "

@@ -1,9 +1,12 @@
-"""Rollouts as a source of tokens: rows of the data set, some answered by the student itself.
+"""Rollouts as a source of tokens: rows of the data set, some answered by the student itself or by
+its teacher.
 
-Which rows it answers is a pure function of seed and step, and what it writes one of the row, its
-draw and the version of the weights, which is the number of updates behind them: step s learns what
-version s - lag wrote (the first steps what version 0 did). So every rank draws every step exactly
-`lag` steps ahead, and keeps on disk what it drew before anything is learnt from it.
+Which rows they answer is a pure function of seed and step, and what the student writes one of the
+row, its draw and the version of the weights, which is the number of updates behind them: step s
+learns what version s - lag wrote (the first steps what version 0 did). So every rank draws every
+step exactly `lag` steps ahead, and keeps on disk what it drew before anything is learnt from it.
+What the teacher writes depends on no version: where it writes alone, steps are drawn as those of
+the data set are.
 
 R rows of a rank for a step   D domains in config order
 """
@@ -17,81 +20,107 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shared.config.source import TokenSources
 from shared.data.rollouts import (
     DATA_SET,
+    STUDENT,
+    TEACHER,
     Rollout,
     RowPrompt,
-    dealt,
     prompts_of,
     with_rollouts,
+    writers,
 )
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TutelageError
 from shared.mixture.blocks import Block
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.generation import GenerationSpec, Generator, OpenGenerator, Openings
+from shared.targets.generation import (
+    GenerationSpec,
+    Generator,
+    OpenGenerator,
+    Openings,
+    OpenTeachers,
+)
 from student_trainer.accelerator import this_device
 from student_trainer.models.writing import Writing
 from student_trainer.ranks import Ranks
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.rollout_files import RolloutFiles
-from student_trainer.sources.source import Drawn, TokenSource
+from student_trainer.sources.source import EFFORT, Drawn, TokenSource
+from student_trainer.sources.teacher_texts import TeacherPrompt, TeacherTexts, TextFiles
 from student_trainer.state.checkpoint import all_checkpoints, step_of
+
+# Options that checkpoints name only where they are not at their defaults.
+LATER_OPTIONS = ("teacher", "draws")
 
 
 def open_rollouts(
     source: TokenSource,
     plan: RunPlan,
     ranks: Ranks,
-    writing: Writing,
+    *,
+    writing: Writing | None,
     open_generator: OpenGenerator | None,
+    open_teachers: OpenTeachers | None,
 ) -> "Rollouts":
-    """The data set with the student's own answers. Raises ConfigError where nothing can write."""
-    assert isinstance(source, DataSet), "the student writes from rows of the data set"
+    """The data set with answers of student and teacher; `writing` is the student's where it writes.
+    Raises ConfigError where nothing can write."""
+    assert isinstance(source, DataSet), "models write from rows of the data set"
     config = plan.config
-    if open_generator is None:
+    lacks = (writing is not None and open_generator is None) or (
+        config.source.teacher > 0 and open_teachers is None
+    )
+    if lacks:
         raise ConfigError(
-            f"source has student {config.source.student:g}, but nothing here can write; use "
+            f"source has {config.source.written_in_words}, but nothing here can write; use "
             "`tutelage run`, or source=dataset"
         )
-    generator = open_generator(
-        writing.model,
-        device=this_device(),
-        dtype=config.student.dtype,
-        batch_rows=config.source.batch_rows,
-    )
-    return Rollouts(source, plan, ranks, generator, writing)
+    generator, texts = None, None
+    if writing is not None and open_generator is not None:
+        generator = open_generator(
+            writing.model,
+            device=this_device(),
+            dtype=config.student.dtype,
+            batch_rows=config.source.batch_rows,
+        )
+    if config.source.teacher and open_teachers is not None:
+        files = TextFiles(RunDir(Path(plan.run_dir)).teacher_texts)
+        texts = TeacherTexts(plan, ranks.rank, files, open_teachers(ranks.rank))
+    return Rollouts(source, plan, ranks, generator, writing, texts)
 
 
 @dataclass(slots=True)
 class Rollouts:
-    """Blocks of the data set in which the student answers its share of the rows; a
+    """Blocks of the data set in which student and teacher answer their shares of the rows; a
     `TokenSource`."""
 
     data_set: DataSet
     plan: RunPlan
     ranks: Ranks
-    generator: Generator
-    writing: Writing
-    # Seconds that this rank spent writing since they were last taken, and the tokens it wrote then.
-    effort: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    generator: Generator | None  # of the student, where it writes
+    writing: Writing | None
+    texts: TeacherTexts | None  # where the teacher writes
+    # What this rank did since it was last taken, as `EFFORT` has it.
+    effort: np.ndarray = field(default_factory=lambda: np.zeros(len(EFFORT)))
     _began: int | None = field(default=None)  # the step that this process drew first
 
     @property
     def ahead(self) -> int:
         """See `TokenSource`."""
-        return self.plan.config.rollout_lag
+        return self.plan.config.rollout_lag if self.fixed else self.data_set.ahead
 
     @property
     def fixed(self) -> bool:
         """See `TokenSource`."""
-        return True
+        return self.plan.config.source.writes
 
     def draw(self, step: int) -> Drawn:
-        """Block `step`, its share written with the weights of this moment, or read again where
-        those that wrote it lie behind the checkpoint that this run went on from."""
-        files, version = RolloutFiles(self._folder.rollouts), max(0, step - self.ahead)
+        """Block `step` with its shares written: by the student with the weights of this moment, or
+        read again where those that wrote it lie behind the checkpoint that this run went on
+        from."""
+        files = RolloutFiles(self._folder.rollouts)
         if self._began is None:
             self._began = step
             if self.ranks.leads:
@@ -103,11 +132,7 @@ class Rollouts:
         own = Rows(whole.table.take(pa.array(place_R)))
         found, error = None, None
         try:
-            if version < self._began:
-                found = files.read(step, own.names(), place_R=place_R, version=version)
-            else:
-                found = self._written(step, block, own, place_R=place_R, version=version)
-                files.keep(step, self.ranks.rank, found, place_R=place_R, version=version)
+            found = self._drawn(files, step, block, own, place_R=place_R)
         except TutelageError as failure:
             error = failure
         self.ranks.agree(error)
@@ -118,19 +143,41 @@ class Rollouts:
         units = tuple(found.part(slice(at, at + size)) for at in range(0, len(found), size))
         return Drawn(step, units, None)
 
+    def _drawn(
+        self, files: RolloutFiles, step: int, block: Block, rows: Rows, *, place_R: np.ndarray
+    ) -> Rows:
+        """A rank's rows of a step; what the student wrote lies on disk when this returns."""
+        version = max(0, step - self.ahead)
+        if not self.fixed:
+            return self._written(step, block, rows, place_R=place_R, version=version)
+        assert self._began is not None, "a step is drawn"
+        if version < self._began:
+            return files.read(step, rows.names(), place_R=place_R, version=version)
+        found = self._written(step, block, rows, place_R=place_R, version=version)
+        files.keep(step, self.ranks.rank, found, place_R=place_R, version=version)
+        return found
+
     def epochs(self, steps: int) -> tuple[float, ...]:
         """See `TokenSource`."""
         return self.data_set.epochs(steps)
 
     def facts(self) -> dict[str, Any]:
-        """Those of the data set, and how the student writes."""
+        """Those of the data set, and how models write."""
         source = self.plan.config.source.model_dump(mode="json", exclude={"batch_rows"})
-        return self.data_set.facts() | {"source": source | {"lag": self.ahead}}
+        defaults = TokenSources().model_dump(mode="json")
+        later = {name for name in LATER_OPTIONS if source[name] == defaults[name]}
+        named = {name: value for name, value in source.items() if name not in later}
+        return self.data_set.facts() | {"source": named | {"lag": self.ahead}}
 
     def take_effort(self) -> np.ndarray:
-        """Seconds spent writing since the last call, and tokens written in them."""
-        found, self.effort = self.effort, np.zeros(2)
+        """What this rank did since the last call, as `EFFORT` has it."""
+        found, self.effort = self.effort, np.zeros(len(EFFORT))
         return found
+
+    def close(self) -> None:
+        """Let go of the teachers."""
+        if self.texts is not None:
+            self.texts.close()
 
     @property
     def _shared_vocab(self) -> int:
@@ -147,42 +194,84 @@ class Rollouts:
         """The first step that any checkpoint may be gone on from."""
         return min(map(step_of, all_checkpoints(self._folder.checkpoints)), default=0)
 
-    def _is_written(self, step: int, block: Block) -> np.ndarray:
-        """Which rows of a block the student answers, bool, all ranks' rows."""
-        domain_R, before_D = block.domain_index_R, self.data_set.rows_drawn(step)
-        is_written_R = np.zeros(len(domain_R), bool)
+    def _writers(self, step: int, block: Block) -> np.ndarray:
+        """Who answers the rows of a block, as `writers` says, all ranks' rows."""
+        source, before_D = self.plan.config.source, self.data_set.rows_drawn(step)
+        domain_R = block.domain_index_R
+        who_R = np.full(len(domain_R), DATA_SET)
         for index, share in enumerate(self.data_set.written_shares):
             own = np.flatnonzero(domain_R == index)
-            is_written_R[own] = dealt(share, range(before_D[index], before_D[index] + len(own)))
-        return is_written_R
+            student = share * (source.student / (source.student + source.teacher))
+            counted = range(before_D[index], before_D[index] + len(own))
+            who_R[own] = writers(student, share - student, counted)
+        return who_R
 
     def _written(
         self, step: int, block: Block, rows: Rows, *, place_R: np.ndarray, version: int
     ) -> Rows:
-        """A rank's rows with what the student writes now."""
-        start = time.perf_counter()
-        is_written_R = self._is_written(step, block)[place_R]
+        """A rank's rows with what student and teacher write now."""
+        who_R = self._writers(step, block)[place_R]
         config = self.plan.config
-        prompts = [
-            prompt
-            for prompt in prompts_of(rows, config.source, context=config.data.context)
-            if is_written_R[prompt.row]
-        ]
+        prompts = list(prompts_of(rows, config.source, context=config.data.context))
         epoch_R = block.epoch_R[place_R]
+        own, taught = (
+            [prompt for prompt in prompts if who_R[prompt.row] == writer]
+            for writer in (STUDENT, TEACHER)
+        )
+        rollouts = self._by_student(step, own, rows, epoch_R)
+        rollouts += self._by_teacher(step, taught, rows, epoch_R)
+        return with_rollouts(rows, rollouts, version_R=np.where(who_R == STUDENT, version, who_R))
+
+    def _by_student(
+        self, step: int, prompts: Sequence[RowPrompt], rows: Rows, epoch_R: np.ndarray
+    ) -> list[Rollout]:
+        """What the student writes after prompts; all ranks together."""
+        if self.writing is None:
+            return []
+        start = time.perf_counter()
         drawn_R = [
             f"{row}/{epoch}/{step}" for row, epoch in zip(rows.names(), epoch_R, strict=True)
         ]
         with self.writing.ready():
             rollouts = self._rollouts(prompts, rows.names(), drawn_R)
         tokens = sum(len(rollout.output_ids) for rollout in rollouts)
-        self.effort += (time.perf_counter() - start, tokens)
-        version_R = np.where(is_written_R, version, DATA_SET)
-        return with_rollouts(rows, rollouts, version_R=version_R)
+        self.effort[:2] += (time.perf_counter() - start, tokens)
+        return rollouts
+
+    def _by_teacher(
+        self, step: int, prompts: Sequence[RowPrompt], rows: Rows, epoch_R: np.ndarray
+    ) -> list[Rollout]:
+        """What teachers write after prompts, or wrote before: each draw of a row once."""
+        if self.texts is None:
+            return []
+        start, draws = time.perf_counter(), self.plan.config.source.draws
+        names, domains = rows.names(), rows.domains()
+        asked = [
+            TeacherPrompt(
+                prompt,
+                name=names[prompt.row],
+                domain=domains[prompt.row],
+                draw=f"{names[prompt.row]}/{epoch_R[prompt.row] % draws}/{prompt.document}",
+                spec=self._spec(prompt.room, vocab=self._vocab_of(domains[prompt.row])),
+            )
+            for prompt in prompts
+        ]
+        rollouts = self.texts.written(step, asked)
+        self.effort[2:] += (time.perf_counter() - start, self.texts.take_tokens())
+        return rollouts
+
+    def _vocab_of(self, domain: str) -> int:
+        """Ids that both the student and a domain's teacher know."""
+        part = self.plan.by_teacher[self.plan.config.teacher_of(domain)]
+        question = part.training_question or part.validation_question
+        assert question is not None, "a live teacher is asked on validation text"
+        return question.ask.shared_vocab
 
     def _rollouts(
         self, prompts: Sequence[RowPrompt], name_R: Sequence[str], drawn_R: Sequence[str]
     ) -> list[Rollout]:
         """What the student writes after prompts, in their order; those of one room together."""
+        assert self.generator is not None, "the student writes"
         found: dict[int, Rollout] = {}
         for room in sorted({prompt.room for prompt in prompts}):
             lines = [line for line, prompt in enumerate(prompts) if prompt.room == room]
@@ -191,7 +280,7 @@ class Rollouts:
                 names=[name_R[prompt.row] for prompt in asked],
                 input_ids=[prompt.input_ids for prompt in asked],
             ).with_draws([f"{drawn_R[prompt.row]}/{prompt.document}" for prompt in asked])
-            answer = self.generator.generate(openings, self._spec(room))
+            answer = self.generator.generate(openings, self._spec(room, vocab=self._shared_vocab))
             parts = zip(answer.written(), answer.logprobs(), answer.stopped(), strict=True)
             found |= {
                 line: Rollout(prompt, *part)
@@ -199,7 +288,7 @@ class Rollouts:
             }
         return [found[line] for line in range(len(prompts))]
 
-    def _spec(self, room: int) -> GenerationSpec:
+    def _spec(self, room: int, *, vocab: int) -> GenerationSpec:
         source = self.plan.config.source
         return GenerationSpec(
             room,
@@ -208,6 +297,6 @@ class Rollouts:
             seed=self.plan.config.seed,
             top_p=source.top_p,
             min_new_tokens=min(source.min_new_tokens, room),
-            vocab=self._shared_vocab,
+            vocab=vocab,
             logprobs=True,
         )

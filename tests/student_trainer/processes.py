@@ -18,6 +18,7 @@ import torch.distributed as dist
 from shared.data.rows import Rows
 from shared.errors import TutelageError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan, open_routing
+from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
@@ -83,7 +84,26 @@ def run(
         open_source=open_source,
         task=task,
         open_generator=open_generator,
+        open_teachers=partial(teachers_of, plan=plan),
     )
+
+
+class LocalWriter:
+    """A `RemoteGenerator` around an engine in this process."""
+
+    def __init__(self, engine: HFEngine) -> None:
+        self._engine = engine
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        return self._engine.generate(openings, spec)
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+def teachers_of(rank: int, *, plan: RunPlan) -> dict[str, LocalWriter]:
+    """The teachers of a plan, as they write."""
+    return {n: LocalWriter(teacher(asked.model)) for n, asked in plan.config.teachers.items()}
 
 
 def reader_of(plan: RunPlan) -> OpenRunReader | None:

@@ -33,6 +33,7 @@ SCALING = "teacher_service/service/test_scaling.py"
 ROLLOUTS = "student_trainer/sources/test_rollouts.py"
 WEIGHER = "student_trainer/weighing/test_weigher.py"
 TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut"
+TEXTS = "student_trainer/sources/test_teacher_texts.py"
 ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
@@ -164,11 +165,13 @@ KNOBS = {
     "batch.micro_batch": LOOP,
     "source.dataset": f"{ROLLOUTS}::test_shares_are_near",
     "source.student": f"{ROLLOUTS}::test_shares_are_near",
+    "source.teacher": f"{TEXTS}::test_who_writes_a_row_is_told_apart",
     "source.prompt_tokens": f"{ROLLOUTS}::{WRITTEN}",
     "source.max_new_tokens": f"{ROLLOUTS}::{WRITTEN}",
     "source.min_new_tokens": f"{ROLLOUTS}::test_lengths_are_as_asked",
     "source.temperature": f"{ROLLOUTS}::{WRITTEN}",
     "source.top_p": f"{ROLLOUTS}::{WRITTEN}",
+    "source.draws": f"{TEXTS}::test_draws_take_turns_from_epoch_to_epoch",
     "source.lag": f"{ROLLOUTS}::test_step_s_learns_what_version_s_minus_lag_wrote",
     "source.batch_rows": f"{ROLLOUTS}::test_who_holds_which_rows_and_weights_changes_no_text",
     "targets.selector": "cluster/launch/test_asked.py"

@@ -21,16 +21,18 @@ def config(source, **options) -> Config:
 @pytest.mark.parametrize(
     ("given", "shares"),
     [
-        ("dataset", (1, 0)),
-        ("student", (0, 1)),
-        ({"student": 1}, (0, 1)),
-        ({"student": 0.25, "dataset": 0.75}, (0.75, 0.25)),
-        ({"max_new_tokens": 5}, (1, 0)),
+        ("dataset", (1, 0, 0)),
+        ("student", (0, 1, 0)),
+        ("teacher", (0, 0, 1)),
+        ({"student": 1}, (0, 1, 0)),
+        ({"student": 0.25, "dataset": 0.75}, (0.75, 0.25, 0)),
+        ({"teacher": 0.5, "student": 0.25, "dataset": 0.25}, (0.25, 0.25, 0.5)),
+        ({"max_new_tokens": 5}, (1, 0, 0)),
     ],
 )
-def test_a_source_is_a_name_or_shares_of_both(given, shares):
+def test_a_source_is_a_name_or_shares(given, shares):
     source = config(given).source
-    assert (source.dataset, source.student) == shares
+    assert (source.dataset, source.student, source.teacher) == shares
     assert Config.model_validate(config(given).model_dump(mode="json")) == config(given)
 
 
@@ -50,7 +52,12 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
-        ("teacher", {}, "is 'teacher'; take dataset or student"),
+        ("tutor", {}, "is 'tutor'; take dataset, student, teacher, or shares of them"),
+        (
+            {"student": 0.4, "teacher": 0.7},
+            {},
+            "dataset 0 and student 0.4 and teacher 0.7, which sum to 1.1; shares sum to 1",
+        ),
         ({"student": 0.4}, {}, "dataset 0 and student 0.4, which sum to 0.4; shares sum to 1"),
         ({"student": 0.5, "dataset": 0.6}, {}, "which sum to 1.1"),
         (
@@ -77,7 +84,30 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
         (
             "student",
             {"losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]},
-            "cross_entropy, which learns from the data set alone, but source has dataset 0",
+            "cross_entropy, which learns from nothing that the student wrote, but source has "
+            "student 1",
+        ),
+        (
+            {"student": 0.5, "teacher": 0.5},
+            {"losses": [{"kind": "cross_entropy"}]},
+            "source has student 0.5, but no loss asks a teacher",
+        ),
+        ({"teacher": 1, "max_new_tokens": 512}, {}, "leaves no room for a prompt"),
+        ("teacher", {"baseline": True}, "source has teacher 1, but baseline trains a copy"),
+        (
+            "teacher",
+            {"targets": {"teacher_free": True, "store": "store"}},
+            "source has teacher 1, but targets.teacher_free leaves no teacher to write",
+        ),
+        (
+            "teacher",
+            {"losses": [{"kind": "policy_gradient"}]},
+            "policy_gradient, which learns from what the student writes, but source has student 0",
+        ),
+        (
+            "teacher",
+            {"mixture": {"policy": "doremi", "interval": 2, "lag_steps": 1}},
+            "policy is doremi, which compares losses on the data set",
         ),
         (
             "dataset",
@@ -110,3 +140,11 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
 def test_what_cannot_be_written_or_learnt_is_refused(source, options, said):
     with pytest.raises(ValidationError, match=said):
         config(source, **options)
+
+
+@pytest.mark.parametrize(
+    "losses", [[{"kind": "cross_entropy"}], [{"kind": "jsd"}, {"kind": "cross_entropy"}]]
+)
+def test_hard_labels_may_be_learnt_from_what_the_teacher_writes(losses):
+    assert config("teacher", losses=losses).source.teacher == 1
+    assert not config("teacher", losses=losses).source.writes

@@ -165,7 +165,12 @@ def test_a_resume_without_what_was_written_says_so(resumed: Path, tmp_path: Path
         kept.read(2, names, place_R=place_R, version=0)
     with pytest.raises(CheckpointError, match="holds other rows"):
         kept.read(2, names[::-1], place_R=place_R, version=1)
-    sorted(tmp_path.glob("*.arrow"))[0].unlink()
+    first, second = sorted(tmp_path.glob("*.arrow"))
+    second.write_bytes(second.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=f"{second.name} cannot be read .not an Arrow file."):
+        kept.read(2, names, place_R=place_R, version=1)
+    shutil.copy(files(resumed / "lag-1", 2)[1], second)
+    first.unlink()
     with pytest.raises(CheckpointError, match=r"4 of 8 are not in .*--fresh"):
         kept.read(2, names, place_R=place_R, version=1)
     with pytest.raises(CheckpointError, match=r"8 of 8 are not in"):
