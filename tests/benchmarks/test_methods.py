@@ -17,6 +17,9 @@ from tests.benchmarks.methods.calibration import calibration_error
 from tests.benchmarks.methods.cells import (
     CELLS,
     COMPARISONS,
+    ON_POLICY,
+    ON_POLICY_COMPARISONS,
+    OWN,
     SWEPT_COMPARISONS,
     config_of,
     every_cell,
@@ -29,6 +32,7 @@ from tests.benchmarks.methods.statistics import (
     recovered,
     worst_gap,
 )
+from tests.benchmarks.methods.writing import distinct_2
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["steps=5", "data.context=64", "data.validation_rows=2", "targets.top_k=16"]
@@ -87,13 +91,16 @@ def test_every_cell_is_a_config_of_equal_tokens_and_every_comparison_names_two()
     cells = every_cell()
     assert len(cells) >= len(CELLS)
     configs = {name: config_of(cell, 1) for name, cell in cells.items()}
-    base = configs["kd"]
+    bases = {cell.base: configs[name] for name, cell in cells.items() if name in ("kd", OWN.name)}
     for name, config in configs.items():
+        base = bases[cells[name].base]
         assert config.seed == 1
         assert (config.domains, config.batch) == (base.domains, base.batch), name
-    assert {config_of(cell, 0).steps for cell in CELLS} == {base.steps}
+    assert {config_of(cell, 0).steps for cell in CELLS} == {configs["kd"].steps}
+    assert {config_of(cell, 0).steps for cell in ON_POLICY} == {configs[OWN.name].steps}
     assert all(
-        cell in cells and against in cells for cell, against in (*COMPARISONS, *SWEPT_COMPARISONS)
+        cell in cells and against in cells
+        for cell, against in (*COMPARISONS, *SWEPT_COMPARISONS, *ON_POLICY_COMPARISONS)
     )
 
 
@@ -172,8 +179,45 @@ def test_cells_are_recorded_once_and_share_what_the_teacher_said(tiny_root, tmp_
     assert "| (g) ATKD, uniform \u2212 (b) forward KL, uniform |" in page
 
 
+@pytest.mark.benchmark
+def test_a_cell_of_the_students_own_text_is_measured_by_what_it_writes(tiny_root, tmp_path):
+    for name in ("sql", "math"):
+        for part in ("train", "valid"):
+            lines = [
+                json.dumps({"prompt": f"{name} {n} one two", "response": "one two"})
+                for n in range(30)
+            ]
+            (tiny_root / "data" / name / f"pairs.{part}.jsonl").write_text("\n".join(lines))
+    small = ["steps=3", "data.validation_rows=2", "student.model=models/student-base-1m"]
+    methods(
+        "run",
+        "--to",
+        tmp_path,
+        "--root",
+        tiny_root,
+        "--cells",
+        "own-gkd-50",
+        "--seeds",
+        0,
+        "--set",
+        *small,
+    )
+    (found,) = publishing.read_records(tmp_path)
+    for model in ("student", "teacher"):
+        for domain in found["written"][model].values():
+            assert domain["tokens"] <= 16
+            assert all(0 <= domain[name] <= 1 for name in domain.keys() - {"tokens"})
+            assert domain["pass_8"] >= domain["pass_1"]
+
+
+def test_distinct_pairs_of_known_texts():
+    assert distinct_2([[1, 2, 1, 2], [5]]) == pytest.approx(2 / 3)
+    assert distinct_2([[1], []]) == 0
+
+
 def test_the_documents_show_the_published_records():
     records = publishing.published()
-    assert publishing.section(records) in publishing.DOCUMENT.read_text()
+    document = publishing.DOCUMENT.read_text()
+    assert publishing.with_sections(document, records) == document
     assert publishing.PAGE.read_text() == publishing.page(records)
-    assert publishing.PLOT.read_text() == publishing.recovered_plot(records)
+    assert publishing.PLOT.read_text() == publishing.recovered_plot(publishing.apart(records)[1])

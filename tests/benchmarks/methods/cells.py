@@ -11,11 +11,13 @@ from typing import Any
 from shared.config.file import load_config, resolve
 from shared.config.run import Config
 
-BASE = Path(__file__).parent / "base.yaml"
+HERE = Path(__file__).parent
 NATURAL = "{policy: fixed, weights: natural}"
 KL, CE, ATKD = "{kind: forward_kl}", "{kind: cross_entropy}", "{kind: atkd}"
+JSD, REVERSE, SAMPLED = "{kind: jsd}", "{kind: reverse_kl}", "{kind: policy_gradient}"
 MADE = "made/"  # of paths in the folder of records
 PROMPTS, EVEN, RANDOM = "made/prompts.json", "made/even", "made/random"
+TASKS, ADEPT, NOVICE = "made/tasks", "made/adept", "made/novice"
 LORA = "{kind: lora, r: 32, alpha: 32}"
 SOFT = "{kind: soft_cross_entropy, temperature: 1}"
 SOFT_AT_2 = "{kind: soft_cross_entropy, temperature: 2}"
@@ -36,11 +38,12 @@ class Cell:
     name: str
     title: str
     options: dict[str, str] = field(default_factory=dict)  # `a.b` -> value as in YAML
+    base: str = "base.yaml"  # what the options are on top of
 
     def but(self, name: str, title: str, **options: str) -> "Cell":
         """A cell that differs in some options; `__` in a keyword stands for a point."""
         changed = {key.replace("__", "."): value for key, value in options.items()}
-        return Cell(name, title, self.options | changed)
+        return Cell(name, title, self.options | changed, self.base)
 
 
 def policy(name: str, *, interval: int = 12, **options: float) -> str:
@@ -195,9 +198,63 @@ SWEPT_COMPARISONS = (
 )
 
 
+def own(share: float) -> str:
+    """A source in which the student writes a share of the tokens."""
+    return f"{{student: {share}, dataset: {1 - share}, max_new_tokens: 16, lag: 0}}"
+
+
+# Two tasks with right answers, a teacher that was trained to do them, and a student that saw little
+# of them, as papers start from one that was fine-tuned.
+MADE_TASKS = {
+    f"domains.{task}.{part}": f"{TASKS}/{task}.{part}.jsonl"
+    for task in ("reverse", "add")
+    for part in ("train", "validation")
+}
+OWN = Cell(
+    "own-kl",
+    "forward KL, text of the data set",
+    {"teachers.adept.model": ADEPT, "student.model": NOVICE, **MADE_TASKS},
+    base="on_policy.yaml",
+)
+TRAINED = OWN.but(
+    "adept",
+    "the teacher",
+    teachers__adept__model="models/teacher-6m",
+    student__model="models/teacher-6m",
+    losses=f"[{CE}]",
+    steps="500",
+)
+MAKERS = {
+    ADEPT: TRAINED,
+    NOVICE: TRAINED.but(
+        "novice", "the student", student__model="models/student-base-1m", steps="150"
+    ),
+}
+
+ON_POLICY = (
+    OWN.but("own-ce", "cross-entropy, text of the data set", losses=f"[{CE}]"),
+    OWN,
+    OWN.but("own-reverse", "reverse KL, text of the data set", losses=f"[{REVERSE}]"),
+    OWN.but("own-gkd-0", "GKD (JSD .5), own share 0", losses=f"[{JSD}]"),
+    OWN.but("own-gkd-50", "GKD (JSD .5), own share .5", losses=f"[{JSD}]", source=own(0.5)),
+    OWN.but("own-gkd-100", "GKD (JSD .5), own share 1", losses=f"[{JSD}]", source=own(1.0)),
+    OWN.but("own-opd", "OPD, sampled", losses=f"[{SAMPLED}]", source=own(1.0)),
+    OWN.but("own-opd-dense", "OPD, dense (reverse KL)", losses=f"[{REVERSE}]", source=own(1.0)),
+)
+
+ON_POLICY_COMPARISONS = (
+    *((cell, "own-kl") for cell in ("own-ce", "own-gkd-50", "own-gkd-100", "own-opd-dense")),
+    ("own-opd-dense", "own-reverse"),
+    ("own-gkd-50", "own-gkd-0"),
+    ("own-gkd-100", "own-gkd-0"),
+    ("own-opd", "own-opd-dense"),
+)
+
+
 def every_cell() -> dict[str, Cell]:
     """All cells by name."""
-    return {cell.name: cell for cell in (*CELLS, *(c for cells in SWEEPS.values() for c in cells))}
+    swept = (cell for cells in SWEEPS.values() for cell in cells)
+    return {cell.name: cell for cell in (*CELLS, *swept, *ON_POLICY)}
 
 
 def config_of(
@@ -206,11 +263,11 @@ def config_of(
     """The config of a cell; resolved where `root`, the reference folder, and `folder` are given."""
     overrides = [f"seed={seed}", *(f"{name}={value}" for name, value in cell.options.items())]
     if root is None or folder is None:
-        return load_config(BASE, overrides)
+        return load_config(HERE / cell.base, overrides)
     paths = [f"paths.root={root}", f"paths.runs={folder}", f"paths.cache={folder / 'cache'}"]
     made = {name: value for name, value in cell.options.items() if value.startswith(MADE)}
     paths += [f"{name}={folder / value}" for name, value in made.items()]
-    return resolve(load_config(BASE, [*overrides, *paths]))
+    return resolve(load_config(HERE / cell.base, [*overrides, *paths]))
 
 
 def described(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What cells read that lies in no reference folder: prompts, and a student that knows nothing."""
 
 import json
+import random
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,8 @@ from shared.text.sources import read_documents, sources_of
 
 CHOICE = 200  # documents looked at
 LEAST_TOKENS = 32
+TASK_ROWS, HELD_OUT = 6000, 200
+LETTERS = "abcdefghij"
 
 
 def write_examples(to: Path, config: Config) -> None:
@@ -32,6 +35,30 @@ def write_random(to: Path, *, like: Path) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(like))
     model.to(torch.float32).save_pretrained(to)
     AutoTokenizer.from_pretrained(like).save_pretrained(to)
+
+
+def write_tasks(to: Path) -> None:
+    """Rows of two tasks with right answers: letters in the other order, and sums of two numbers
+    digit by digit. No validation row is a training row."""
+    draws = random.Random(0)
+    to.mkdir(parents=True, exist_ok=True)
+    for name, row in (("reverse", _reversed), ("add", _added)):
+        rows = {row["prompt"]: row for row in (row(draws) for _ in range(TASK_ROWS))}
+        lines = [json.dumps(row) for row in rows.values()]
+        parts = {"validation": lines[:HELD_OUT], "train": lines[HELD_OUT:]}
+        for part, own in parts.items():
+            write_atomically(to / f"{name}.{part}.jsonl", "\n".join(own))
+
+
+def _reversed(draws: random.Random) -> dict[str, str]:
+    letters = draws.choices(LETTERS, k=draws.randint(3, 6))
+    return {"prompt": f"reverse {' '.join(letters)}", "response": " ".join(letters[::-1])}
+
+
+def _added(draws: random.Random) -> dict[str, str]:
+    one, two = (draws.randint(0, 99) for _ in range(2))
+    asked = f"add {' '.join(f'{one:02}')} and {' '.join(f'{two:02}')}"
+    return {"prompt": asked, "response": " ".join(str(one + two))}
 
 
 def _short(name: str, config: Config, tokenizer: Tokenizer) -> Example:

@@ -15,6 +15,8 @@ from tests.benchmarks.methods.table import (
     differences_table,
     domains_table,
     methods_table,
+    on_policy_differences,
+    on_policy_table,
     selectors_table,
     sweeps_table,
     weights_table,
@@ -23,7 +25,6 @@ from tests.benchmarks.methods.table import (
 RESULTS = Path(__file__).parent / "results"
 RECORDS, PAGE, PLOT = RESULTS / "records.json", RESULTS / "results.md", RESULTS / "results.svg"
 DOCUMENT = Path(__file__).resolve().parents[1] / "RESULTS.md"
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 HEADER = 2  # lines of a table that says nothing yet
 LEFT_OUT = ("losses",)  # of a record: long, and in no table
 
@@ -34,50 +35,68 @@ def read_records(folder: Path) -> list[Record]:
     return sorted(records, key=lambda record: (record["cell"], record["seed"]))
 
 
-def publish(records: Sequence[Record]) -> None:
-    """Write all results into the project."""
+def publish(found: Sequence[Record]) -> None:
+    """Write results into the project, in place of those of the same cells and seeds."""
     RESULTS.mkdir(exist_ok=True)
+    known = {(record["cell"], record["seed"]): record for record in (*published(), *found)}
+    records = [known[key] for key in sorted(known)]
     kept = [{k: v for k, v in record.items() if k not in LEFT_OUT} for record in records]
     lines = ",\n".join(json.dumps(record) for record in kept)
     write_atomically(RECORDS, f"[\n{lines}\n]\n")
     write_atomically(PAGE, page(records))
-    write_atomically(PLOT, recovered_plot(records))
-    write_atomically(DOCUMENT, with_section(DOCUMENT.read_text(), section(records)))
+    write_atomically(PLOT, recovered_plot(apart(records)[1]))
+    write_atomically(DOCUMENT, with_sections(DOCUMENT.read_text(), records))
 
 
 def published() -> list[Record]:
-    """The records in the project."""
-    return json.loads(RECORDS.read_text())
+    """The records in the project, in order of name and seed."""
+    return json.loads(RECORDS.read_text()) if RECORDS.exists() else []
 
 
 def page(records: Sequence[Record]) -> str:
     """Everything, as Markdown."""
+    own, others = apart(records)
     parts = {
-        "Methods": methods_table(records),
-        "Differences, paired by seed": differences_table(records),
-        "Recovered share by domain": domains_table(records),
-        "Domain weights: mean, and range over decisions": weights_table(records),
-        "Sweeps": sweeps_table(records),
-        "Students of each selector": selectors_table(records),
+        "Methods": methods_table(others),
+        "Differences, paired by seed": differences_table(others),
+        "Recovered share by domain": domains_table(others),
+        "Domain weights: mean, and range over decisions": weights_table(others),
+        "Sweeps": sweeps_table(others),
+        "Students of each selector": selectors_table(others),
         "Differences in other circumstances, paired by seed": differences_table(
-            records, SWEPT_COMPARISONS
+            others, SWEPT_COMPARISONS
         ),
+        "The student's own text": on_policy_table(own),
+        "Differences of the student's own text, paired by seed": on_policy_differences(own),
     }
     told = {title: table for title, table in parts.items() if table.count("\n") > HEADER}
     return "\n".join(f"## {title}\n\n{table}" for title, table in told.items())
 
 
-def section(records: Sequence[Record]) -> str:
-    """The part of `RESULTS.md` between its marks."""
+def apart(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Records of the on-policy table, whose students were made to write, and all others."""
+    own = [record for record in records if "written" in record]
+    return own, [record for record in records if "written" not in record]
+
+
+def sections(records: Sequence[Record]) -> dict[str, str]:
+    """The parts of `RESULTS.md` by the names of their marks."""
+    own, others = apart(records)
     plot = PLOT.relative_to(DOCUMENT.parent)
     image = f"![Share of the gap that each method recovers]({plot})\n"
-    return "\n".join([methods_table(records), image, differences_table(records)])
+    return {
+        "results": "\n".join([methods_table(others), image, differences_table(others)]),
+        "on-policy": "\n".join([on_policy_table(own), on_policy_differences(own)]),
+    }
 
 
-def with_section(document: str, text: str) -> str:
-    """The document with other results."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, "the document has marks for results"
-    assert end, "its results end somewhere"
-    return before + begin + text + end + after
+def with_sections(document: str, records: Sequence[Record]) -> str:
+    """The document with other results between its marks."""
+    for name, text in sections(records).items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, begins, rest = document.partition(begin)
+        _, ends, after = rest.partition(end)
+        assert begins, f"the document has marks for {name}"
+        assert ends, f"its {name} end somewhere"
+        document = before + begin + text + end + after
+    return document

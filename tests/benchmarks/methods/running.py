@@ -13,9 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
+from transformers import AutoTokenizer
 
 from cluster.control.controller import Controller, ControllerPlan
+from cluster.launch.writing import open_generator
 from cluster.planning.difficulty import Asked
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Prepared, prepare_run, run_plan
@@ -27,6 +30,7 @@ from shared.mixture.weight_log import ControllerClient, read_log
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir, write_atomically
+from shared.text.ends import ends_of
 from student_trainer.evaluate import Validation, ValidationSums
 from student_trainer.evaluations import EVALUATIONS, evaluate
 from student_trainer.loop import learn, reseed, train
@@ -38,17 +42,22 @@ from tests.benchmarks.methods.cells import (
     EVEN,
     KD,
     MADE,
+    MAKERS,
+    ON_POLICY,
     PROMPTS,
+    TASKS,
     Cell,
     config_of,
     described,
 )
-from tests.benchmarks.methods.making import write_examples, write_random
+from tests.benchmarks.methods.making import write_examples, write_random, write_tasks
 from tests.benchmarks.methods.workplace import TimedTeacher, Workplace
+from tests.benchmarks.methods.writing import items_by_domain, written
 from tests.student_trainer.runs import mark_exported
 
 Record = dict[str, Any]  # what one cell's JSON holds
-EVEN_SEED = 100  # of the student that is made
+PROMPTS_AT_ONCE = 32
+MADE_SEED = 100  # of the models that are made
 LOSS_TOLERANCE = 1e-3  # nats; stored answers depend a little on the unit they were scored in
 
 
@@ -98,7 +107,25 @@ def run_cell(cell: Cell, seed: int, place: Workplace) -> Record:
         train(it.run)
         wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - start
         _keep_before(it, place)
-        return _record(cell, seed, it, cpu_s=cpu_s, wall_s=wall_s)
+        record = _record(cell, seed, it, cpu_s=cpu_s, wall_s=wall_s)
+        return record | ({"written": writes(it, place)} if cell in ON_POLICY else {})
+
+
+def writes(it: Opened, place: Workplace) -> dict[str, dict]:
+    """What the student writes on validation prompts, and the teacher, which is kept."""
+    config = it.plan.config
+    tokenizer = AutoTokenizer.from_pretrained(config.student.model)
+    items, ends = items_by_domain(it.prepared, tokenizer), ends_of(tokenizer)
+    kept = place.folder / "before" / "teacher-writes.json"
+    if not kept.exists():
+        teacher = written(place.engine(it.prepared.teacher.model), items, tokenizer, ends=ends)
+        write_atomically(kept, json.dumps(teacher))
+    model = it.run.student.saved.eval()
+    generator = open_generator(
+        model, device=torch.device("cpu"), dtype=config.student.dtype, batch_rows=PROMPTS_AT_ONCE
+    )
+    student = written(generator, items, tokenizer, ends=ends)
+    return {"student": student, "teacher": json.loads(kept.read_text())}
 
 
 def differences_to(record: Record, cell: Cell, seed: int, place: Workplace) -> list[str]:
@@ -130,7 +157,7 @@ def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
     reader, teacher = place.reader(prepared)
     plan = _plan(prepared, folder, place)
     seconds = Seconds()
-    run = open_run(plan, lambda rank: reader, _controller(plan))
+    run = open_run(plan, lambda rank: reader, _controller(plan), open_generator=open_generator)
     run.validation = TimedValidation(run.validation, seconds)  # type: ignore[assignment]
     try:
         yield Opened(prepared, plan, run, seconds, teacher)
@@ -145,18 +172,22 @@ def _make_missing(cell: Cell, place: Workplace) -> None:
         to = place.folder / value
         if not value.startswith(MADE) or to.exists():
             continue
-        to.parent.mkdir(exist_ok=True)
+        to.parent.mkdir(parents=True, exist_ok=True)
         if value == PROMPTS:
             write_examples(to, place_config(KD, 0, place))
         elif value == EVEN:
-            _train_even(to, place)
+            _train(BY_NAME["ce"], to, place)
+        elif value in MAKERS:
+            _train(MAKERS[value], to, place)
+        elif value.startswith(TASKS):
+            write_tasks(to.parent)
         else:
             write_random(to, like=place.root / config_of(KD, 0).student.model)
 
 
-def _train_even(to: Path, place: Workplace) -> None:
-    """A student that knows something of every domain: trained on the text, apart from all seeds."""
-    with opened(BY_NAME["ce"], EVEN_SEED, place) as it:
+def _train(cell: Cell, to: Path, place: Workplace) -> None:
+    """A model that other cells begin with: trained on the text, apart from all seeds."""
+    with opened(cell, MADE_SEED, place) as it:
         train(it.run)
         RunDir(Path(it.plan.run_dir)).export.rename(to)
 
@@ -172,11 +203,13 @@ def _plan(prepared: Prepared, folder: Path, place: Workplace) -> RunPlan:
     Whatever the teacher is shown in training, validation compares with it as it is without, so
     that all cells are measured alike.
     """
-    fingerprint = place.engine(prepared.teacher.model).fingerprint
+    engine = place.engine(prepared.teacher.model)
+    fingerprint = engine.fingerprint
     projection = projection_of(prepared, fingerprint, lambda rank: place.asked(prepared))
-    plan = run_plan(prepared, run_dir=folder, teacher=fingerprint, projection=projection)
+    head = engine.ship_head() if prepared.config.targets.exact == "last_hidden" else None
+    plan = run_plan(prepared, run_dir=folder, teacher=fingerprint, projection=projection, head=head)
     if plan.validation_question is not None:
-        plan = replace(plan, validation_question=replace(plan.validation_question, prompts=""))
+        plan = replace(plan, validation_question=replace(plan.validation_question, prefix=""))
     return replace(plan, domains=_ordered(prepared, place))
 
 

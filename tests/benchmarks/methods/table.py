@@ -1,8 +1,20 @@
 """Records of cells as Markdown: every method, every comparison, every domain, every sweep."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from tests.benchmarks.methods.cells import CELLS, COMPARISONS, SELECTED, SWEEPS, Cell
+import numpy as np
+
+from tests.benchmarks.methods.cells import (
+    CELLS,
+    COMPARISONS,
+    ON_POLICY,
+    ON_POLICY_COMPARISONS,
+    SELECTED,
+    SWEEPS,
+    Cell,
+    every_cell,
+)
 from tests.benchmarks.methods.statistics import (
     Estimate,
     Measure,
@@ -23,6 +35,18 @@ MEASURES: tuple[tuple[str, Measure], ...] = (
     ("KL to teacher", mean_kl),
     ("worst gap", worst_gap),
 )
+
+
+WRITTEN = (
+    ("exact match", "exact_match"),
+    ("token F1", "token_f1"),
+    ("pass@1", "pass_1"),
+    ("pass@8", "pass_8"),
+    ("distinct-2", "distinct_2"),
+    ("tokens", "tokens"),
+    ("ends by itself", "ended"),
+)
+COMPARED = (WRITTEN[0], *WRITTEN[2:4])
 
 
 def methods_table(records: Sequence[Record]) -> str:
@@ -62,7 +86,7 @@ def differences_table(
     records: Sequence[Record], comparisons: Iterable[tuple[str, str]] = COMPARISONS
 ) -> str:
     """One line per comparison; bold where the interval leaves 0 out."""
-    titles = {cell.name: cell.title for cell in (*CELLS, *(c for s in SWEEPS.values() for c in s))}
+    titles = {name: cell.title for name, cell in every_cell().items()}
     header = ["difference", *(name for name, _ in MEASURES)]
     lines = []
     for cell, against in comparisons:
@@ -96,6 +120,48 @@ def weights_table(records: Sequence[Record]) -> str:
         return cells
 
     return _table(["method", *names], _lines(CELLS, records, values))
+
+
+def on_policy_table(records: Sequence[Record]) -> str:
+    """One line per cell of the student's own text: how near it is to the teacher on validation
+    text, and what it writes; the teacher's own last."""
+    header = ["method", "NLL", "KL to teacher", *(title for title, _ in WRITTEN)]
+    lines = _lines(ON_POLICY, records, _on_policy_values)
+    of_teacher = [record for record in records if "written" in record]
+    if of_teacher:
+        values = [
+            _level(estimate([_of_written(record, "teacher", name)]))
+            for record in of_teacher[:1]
+            for _, name in WRITTEN
+        ]
+        nll = np.mean([domain["teacher_nll"] for domain in of_teacher[0]["domains"].values()])
+        lines.append(["the teacher", f"{nll:.3f}", "0", *values])
+    return _table(header, lines)
+
+
+def on_policy_differences(records: Sequence[Record]) -> str:
+    """One line per comparison of the on-policy table."""
+    measures = (mean_kl, *(partial(_of_written, model="student", name=n) for _, n in COMPARED))
+    titles = {cell.name: cell.title for cell in ON_POLICY}
+    lines = []
+    for cell, against in ON_POLICY_COMPARISONS:
+        found = [paired(records, cell, against, measure) for measure in measures]
+        if all(found):
+            name = f"{titles[cell]} {MINUS} {titles[against]}"
+            lines.append([name, *(_difference(value) for value in found if value)])
+    return _table(["difference", "KL to teacher", *(title for title, _ in COMPARED)], lines)
+
+
+def _on_policy_values(own: Sequence[Record]) -> list[str]:
+    nll = [np.mean([d["nll_after"] for d in record["domains"].values()]) for record in own]
+    kl = [mean_kl(record) for record in own]
+    written = [[_of_written(record, "student", name) for record in own] for _, name in WRITTEN]
+    return [_level(estimate(values)) for values in (nll, kl, *written)]
+
+
+def _of_written(record: Record, model: str, name: str) -> float:
+    """Mean over domains of what a model wrote."""
+    return float(np.mean([domain[name] for domain in record["written"][model].values()]))
 
 
 def of_cell(records: Iterable[Record], cell: Cell) -> list[Record]:

@@ -16,6 +16,7 @@ from cluster.planning.preparation import Prepared
 from shared.data.rows import Rows
 from shared.prompts.prefix import PromptedReader
 from shared.store.readers import RecordingReader
+from shared.targets.kept_ids import KeptIds
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
@@ -86,7 +87,8 @@ class SharedTargets:
 
     def submit(self, rows: Rows, spec: Question) -> None:
         """Ask for a unit."""
-        reader = self._whole if spec.ask.num_ids >= self._vocabulary else self._stored
+        whole = isinstance(spec.ask, KeptIds) and spec.ask.num_ids >= self._vocabulary
+        reader = self._whole if whole else self._stored
         self._turns.append(reader)
         reader.submit(rows, spec)
 
