@@ -20,6 +20,7 @@ import psutil
 
 from cluster.session import ray_head
 from cluster.session.interrupts import end_at_once, handled, kept
+from cluster.session.job_copy import current_copy, settle
 from shared.errors import PlacementError
 
 # Read by Ray and torch when they are imported, so they are set before. Threads spin
@@ -231,11 +232,12 @@ def _join(address: str) -> None:
     _authenticate(_credentials(address))
     import ray
 
-    inherited = ray_head.environment(address)
+    inherited, copy = ray_head.environment(address), current_copy()
     _init(address, runtime_env(inherited))
     if inherited and sum(node["Alive"] for node in ray.nodes()) > 1:
         ray.shutdown()
         _init(address, runtime_env({}))  # other nodes inherit nothing from the head
+    settle(copy)
 
 
 def _init(address: str, environment: dict[str, dict[str, str]]) -> None:

@@ -8,17 +8,44 @@ from tests.drills.nodes import TOKEN, actors, start_head, start_node
 
 pytestmark = pytest.mark.drill
 
+OPEN = {"RAY_AUTH_MODE": "disabled"}
 
-def submit(home: Home, dashboard: str, *command: str) -> Command:
+
+def submit(home: Home, dashboard: str, *command: str, **variables: str) -> Command:
     """`ray job submit`, again while the head is still waiting for its agents."""
     submitted = home.ray(
         "job", "submit", f"--address={dashboard}", "--working-dir=.", "--", *command,
-        **TOKEN,
+        **variables,
     )  # fmt: skip
     wait_until(lambda: "submitted successfully" in submitted.output or not submitted.running)
     if not submitted.running and "No available agent" in submitted.output:
-        return submit(home, dashboard, *command)
+        return submit(home, dashboard, *command, **variables)
     return submitted
+
+
+CONNECTING = """
+import os
+import ray
+from cluster.session.session import connected
+
+copy = os.getcwd()
+with connected():
+    assert os.listdir("."), "the copy was taken away"
+    ray.get(ray.remote(resources={"student": 1})(os.getcwd).remote())
+    assert os.path.samefile(".", copy), "another copy lies here"
+    print("in one copy")
+"""
+
+
+def test_a_job_stays_in_its_copy_while_nodes_of_the_same_machine_unpack_theirs(home):
+    address, dashboard = start_head(home, role="teacher", **OPEN)
+    start_node(home, f"--address={address}", role="student", **OPEN)
+    home.working = home.folder / "own"
+    home.working.mkdir()
+    (home.working / "connecting.py").write_text(CONNECTING)
+    submitted = submit(home, dashboard, "python", "connecting.py", **OPEN)
+    assert submitted.wait() == 0, submitted.output
+    assert "in one copy" in submitted.output
 
 
 def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, tmp_path):
@@ -27,7 +54,7 @@ def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, t
     address, dashboard = start_head(home, role="teacher", **TOKEN)
     start_node(home, f"--address={address}", role="student", **TOKEN)
     submitted = submit(
-        home, dashboard, "tutelage", "run", str(job.config), f"paths.runs={tmp_path}"
+        home, dashboard, "tutelage", "run", str(job.config), f"paths.runs={tmp_path}", **TOKEN
     )
     run = tmp_path / "job"
     wait_until(reached(run, 1), doing=submitted)

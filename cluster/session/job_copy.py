@@ -1,0 +1,59 @@
+"""The copy of a working folder in which Ray runs a job's command.
+
+Nodes that `ray start` makes on one machine share the folder of Ray's session. Once a driver has
+joined, each of them removes the copy that lies there and unpacks it again (Ray 2.60,
+`download_and_unpack_package`): under a command that works in it, whose next import then fails.
+"""
+
+import importlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shared.config.paths import JOB_FOLDERS
+
+UNPACKED_S = 60.0
+
+
+def current_copy() -> str | None:
+    """The copy that this command works in; None where it is no job's."""
+    folder = os.getcwd()
+    return folder if JOB_FOLDERS in folder else None
+
+
+def settle(copy: str | None, *, deadline_s: float = UNPACKED_S) -> None:
+    """Wait, as a driver, until all nodes that share the copy have unpacked it, and enter it again.
+    Nothing where no node shares it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if copy is None or not (nodes := _sharing(copy)):
+        return
+    nothing: Any = ray.remote(num_cpus=0)(lambda: None)  # by value: it imports none of our modules
+    unpacked = [
+        nothing.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote()
+        for node in nodes
+    ]
+    ray.wait(unpacked, num_returns=len(unpacked), timeout=deadline_s)
+    with suppress(FileNotFoundError):  # past the deadline; what needs it says so
+        os.chdir(copy)
+    importlib.invalidate_caches()  # what was not found while it was away
+
+
+def _sharing(copy: str) -> list[str]:
+    """The nodes whose session's folder holds the copy, where there are several."""
+    import ray
+
+    session = Path(copy.partition(JOB_FOLDERS)[0])
+    own = ray.get_runtime_context().get_node_id()
+    known = [node for node in ray.nodes() if node["Alive"]]
+    here = next(node["NodeManagerAddress"] for node in known if node["NodeID"] == own)
+    sharing = [
+        node["NodeID"]
+        for node in known
+        if node["NodeManagerAddress"] == here and session in Path(node["RayletSocketName"]).parents
+    ]
+    return sharing if len(sharing) > 1 else []
