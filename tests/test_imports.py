@@ -18,6 +18,7 @@ RAY = {
     "teacher_service/service/roster.py",
     "teacher_service/service/placing.py",
     "teacher_service/service/naming.py",
+    "teacher_service/service/nodes.py",
     "teacher_service/service/kept.py",
     "teacher_service/service/launching.py",
     "teacher_service/service/scaler.py",

@@ -235,12 +235,10 @@ def _serving(part: Config, service: str | None) -> Iterator[tuple[str, TeacherDe
 def _own_service(
     found: Config, name: str, teacher: TeacherConfig
 ) -> Iterator[tuple[str, TeacherDescription]]:
-    import ray
-
-    from cluster.session.placement import refuse_unplaceable, teachers_demands
+    from cluster.session.placement import declared, refuse_unplaceable, teachers_demands
     from teacher_service.service import service as services
 
-    refuse_unplaceable(teachers_demands(found.teachers, ray.cluster_resources()))
+    refuse_unplaceable(teachers_demands(found.teachers, declared()))
     print(f"loading the teacher, {teacher.model}", flush=True)
     try:
         yield (

@@ -114,9 +114,9 @@ def _in_a_worker(plan: RunPlan, open_reader: OpenReader) -> list:
     from ray.exceptions import RayTaskError
 
     from cluster.selftest.checks import examine
-    from cluster.session.placement import student_bundle
+    from cluster.session.placement import declared, student_bundle
 
-    bundle = student_bundle(plan.config, ray.cluster_resources())
+    bundle = student_bundle(plan.config, declared())
     amounts = {"num_cpus": bundle.pop("CPU", 0), "num_gpus": bundle.pop("GPU", 0)}
     task = ray.remote(examine).options(**amounts, resources=bundle, max_retries=0)
     try:

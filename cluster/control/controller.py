@@ -23,6 +23,7 @@ from shared.errors import ControllerError, TutelageError
 from shared.mixture.decisions import decision_index, first_entry, next_entry
 from shared.mixture.weight_log import DomainReport, WeightEntry, read_log, write_entry
 from shared.run import exported, exporter
+from teacher_service.service.nodes import of_the_head
 
 _POLL_S = 5.0  # one long poll
 _GRACE_S = 2.0  # an answer's way back after the last long poll
@@ -312,7 +313,10 @@ def begin_controller(
     read_log(Path(plan.log_path), plan.domains)  # a broken log is a sentence here, not a dead actor
     stop_controller(name, namespace=namespace, deadline_s=deadline_s)
     actor: Any = _ACTOR.options(
-        name=name, namespace=namespace, lifetime="detached" if detached else None
+        name=name,
+        namespace=namespace,
+        lifetime="detached" if detached else None,
+        resources=of_the_head(),
     ).remote(plan)
     return actor
 

@@ -232,12 +232,10 @@ def _say_price(launch: Launch, plan: RunPlan, spec: Question) -> None:
 
 def refuse_unplaceable(launch: Launch) -> None:
     """Refuse what the cluster has no room for, before anything is asked of it."""
-    import ray
-
     from cluster.session import placement
 
     config = launch.config
-    placement.refuse_unplaceable(_demands(config, launch.services, ray.cluster_resources()))
+    placement.refuse_unplaceable(_demands(config, launch.services, placement.declared()))
     placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
     placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")
     store = config.targets.store and Location.of(config.targets.store).local
@@ -339,25 +337,22 @@ def _students(
 ) -> Iterator["Students"]:
     """Workers of a run, or of its baseline, that come up at once and wait for their assignment;
     with `export` they hold the student in that folder."""
-    import ray
-
     from cluster.launch.tracking import keeper_of
     from cluster.launch.training import Training, students
-    from cluster.session.placement import student_bundle
+    from cluster.session.placement import declared, student_bundle
 
     config = baseline or launch.config
     training = Training(
         config=config,
         run_dir=(launch.run_dir.baseline if baseline else launch.run_dir).path,
-        bundle=student_bundle(config, ray.cluster_resources()),
+        bundle=student_bundle(config, declared()),
         attempt=launch.attempt,
         keeper=keeper_of(controller_of(launch.config), namespace=launch.namespace),
         export=export,
     )
     with students(training) as group:
         if not launch.scores_with_student:  # which takes the workers' places first
-            declared = ray.cluster_resources()
-            teachers = _teachers_demands(launch.config, launch.services, declared)
+            teachers = _teachers_demands(launch.config, launch.services, declared())
             group.start(beside=[] if baseline else teachers)
         yield group
 

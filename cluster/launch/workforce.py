@@ -13,6 +13,7 @@ from shared.errors import StorageError
 from shared.in_words import counted
 from shared.run import exported, exporter
 from shared.run.run_dir import RunDir, write_atomically
+from teacher_service.service.nodes import Awaited
 
 PACE = Pace()
 SETTLING_S = 8.0  # until places of workers that ended are free, and a lost node's are gone
@@ -31,6 +32,7 @@ class Workforce:
         self._nodes: Counter[str] = Counter()  # that have workers
         self._present = 0
         self._waits = False
+        self._awaited = Awaited(bundle)
 
     @property
     def scales(self) -> bool:
@@ -49,6 +51,7 @@ class Workforce:
         """
         if self._state is None and not self.scales:
             return self._counts[0]
+        self._awaited.release()
         patience_s = BEGIN_S if self._state is None else SETTLING_S
         deadline = time.monotonic() + patience_s
         while (room := self._room()) < self._aim and time.monotonic() < deadline:
@@ -66,6 +69,7 @@ class Workforce:
         self._nodes, self._waits, self._beside = Counter(nodes), False, ()
         self._state = begun(before, number, time.monotonic(), PACE)
         self._export(number)
+        self._awaited.ask(self._counts[-1] - number)
         if self.scales and (before is None or before.growing or number != before.workers):
             came_from = f"{before.workers} -> " if before else ""
             bounds = f"from {self._counts[0]} to {self._counts[-1]}"
@@ -83,7 +87,8 @@ class Workforce:
             return
         if not self._files.stepping.exists():
             return
-        room = state.workers + self._room(most=self._counts[-1] - state.workers)
+        missing = self._counts[-1] - state.workers
+        room = state.workers + min(missing, self._awaited.placed() + self._room(most=missing))
         self._state = looked(state, self._counts, room, time.monotonic(), PACE)
         if self._state.growing and not state.growing:
             more = counted(self._state.more or 0, "worker")
@@ -106,6 +111,7 @@ class Workforce:
 
     def close(self) -> None:
         """Leave nothing behind that only holds while a command trains."""
+        self._awaited.release()
         for path in (self._files.workers, self._files.growth_request):
             path.unlink(missing_ok=True)
 

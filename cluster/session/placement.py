@@ -17,10 +17,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shared.config.run import Config, Teacher
 from shared.errors import PlacementError
 from shared.in_words import counted
+from teacher_service.service.nodes import ADDED_S, ROLES, added, autoscales, declares
 
 Bundle = dict[str, float]
 Demand = tuple[str, Bundle]  # with whose it is, in words
 PATIENCE_S = 8.0
+ADVICE = "ask for less (student.workers, teachers.NAME.replicas, cpus, gpus) or add nodes"
 ROLE_SHARE = 0.01  # of a role's resource: it says where, not how many
 
 
@@ -48,31 +50,56 @@ def student_bundle(config: Config, declared: Mapping[str, float]) -> Bundle:
     return _bundle("student", config.student.cpus, config.student.gpus, declared)
 
 
-def refuse_unplaceable(demands: Sequence[Demand]) -> None:
-    """Check named bundles against every node, first all they have, then what is free.
+def declared() -> Mapping[str, float]:
+    """What the cluster's nodes have, and the roles of those that may come."""
+    roles = {role: 1.0 for role in ROLES if declares(role)}
+    return {**roles, **ray.cluster_resources()}
 
-    Raises PlacementError within 10 s, naming what cannot be placed and what is missing.
+
+def refuse_unplaceable(demands: Sequence[Demand]) -> None:
+    """Check named bundles against every node, first all they have, then what is free. A cluster
+    that adds nodes is asked for them, and they are waited for.
+
+    Raises PlacementError naming what cannot be placed and what is missing, within 10 s where no
+    nodes are added.
     """
+    if (refusal := _refusal(demands)) is None:
+        return
+    if not autoscales():
+        raise PlacementError(f"{refusal}; {ADVICE}")
+    print(
+        f"{refusal}; its autoscaler is asked for nodes, which are waited for up to {ADDED_S:g} s",
+        flush=True,
+    )
+    if not added([bundle for _, bundle in demands], deadline_s=ADDED_S):
+        raise PlacementError(
+            f"{refusal}, and its autoscaler added no nodes for it within {ADDED_S:g} s; {ADVICE}"
+        )
+
+
+def _refusal(demands: Sequence[Demand]) -> str | None:
+    """Why bundles cannot be placed; None where there is room within PATIENCE_S."""
     total = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    misfit = _first_misfit(demands, total)
-    if misfit:
-        raise PlacementError(_sentence(misfit, demands, total, "has"))
+    if misfit := _first_misfit(demands, total):
+        return _sentence(misfit, demands, total, "has")
     deadline = time.monotonic() + PATIENCE_S
     while misfit := _first_misfit(demands, _free_per_node()):
         if time.monotonic() > deadline:
-            raise PlacementError(_sentence(misfit, demands, _free_per_node(), "has free"))
+            return _sentence(misfit, demands, _free_per_node(), "has free")
         time.sleep(0.5)
+    return None
 
 
 def refuse_unplaceable_here(
     demands_of: Callable[[Mapping[str, float]], Sequence[Demand]],
 ) -> None:
     """Check named bundles, which depend on the resources that a cluster declares, against the
-    cluster or, where one is still to be started, this machine. Raises PlacementError."""
-    if ray.is_initialized():
-        refuse_unplaceable(demands_of(ray.cluster_resources()))
-    else:
+    cluster or, where one is still to be started, this machine. A cluster that adds nodes is asked
+    when they are needed. Raises PlacementError."""
+    if not ray.is_initialized():
         _refuse_beyond_machine(demands_of({}))
+    elif not autoscales():
+        refuse_unplaceable(demands_of(declared()))
 
 
 def gpus_here() -> float:
@@ -92,7 +119,7 @@ def _machine() -> Bundle:
 def _refuse_beyond_machine(demands: Sequence[Demand]) -> None:
     machine = [_machine()]
     if misfit := _first_misfit(demands, machine):
-        raise PlacementError(_sentence(misfit, demands, machine, "has"))
+        raise PlacementError(f"{_sentence(misfit, demands, machine, 'has')}; {ADVICE}")
 
 
 def room_for(bundle: Bundle, most: int, *, beside: Sequence[Demand] = ()) -> int:
@@ -217,6 +244,5 @@ def _sentence(
     there = ", ".join(f"{has[r]:g} {r}" for r in short)
     return (
         f"no room for {name}: all together ask for {amounts}, the cluster of "
-        f"{counted(len(nodes), 'node')} {verb} {there}; ask for less (student.workers, "
-        "teachers.NAME.replicas, cpus, gpus) or add nodes"
+        f"{counted(len(nodes), 'node')} {verb} {there}"
     )

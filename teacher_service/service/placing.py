@@ -8,29 +8,32 @@ from typing import Any
 import ray
 from ray._private.state import available_resources_per_node
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shared.errors import PlacementError
 from teacher_service.service.naming import Request, lifetime_of
+from teacher_service.service.nodes import ADDED_S, autoscales, came, declares
 
 PLACEMENT_WAIT_S = 6.0
 ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
-HEAD = "node:__internal_head__"  # what Ray lets the head declare
 GROUP_PREFIX = "tutelage-teacher:"
 
 
 def place(service: str, names: list[str], request: Request) -> list[PlacementGroup]:
-    """A group for each replica of these names. Raises PlacementError within 10 s where they do not
-    fit; groups that were made are left to the caller."""
+    """A group for each replica of these names, for which an autoscaler may add nodes. Raises
+    PlacementError where they do not fit, within 10 s where there is none; groups that were made are
+    left to the caller."""
     bundle, ranks = _bundle(request), request.teacher.tensor_parallel
     nodes = [node for node in ray.nodes() if node["Alive"]]
     free: dict[str, dict[str, float]] = available_resources_per_node()
     missing, groups = len(names) - _room(bundle, free.values()) // ranks, []
     room = _room(bundle, (node["Resources"] for node in nodes)) // ranks
-    if len(names) <= room:  # waiting can help
+    grows = missing > 0 and autoscales()
+    if grows or len(names) <= room:  # waiting can help
         groups = [ask_for_place(service, name, request) for name in names]
-        deadline = time.monotonic() + PLACEMENT_WAIT_S
-        missing = sum(not group.wait(max(0.0, deadline - time.monotonic())) for group in groups)
+        missing = _unplaced(groups, PLACEMENT_WAIT_S)
+        if missing and grows:
+            print(waiting_for(f"{missing} {request.role} replicas"), flush=True)
+            missing = _unplaced(groups, ADDED_S)
     if missing > 0:
         there = ", ".join(
             f"{_amounts({name: free.get(node['NodeID'], {}).get(name, 0.0) for name in bundle})} "
@@ -59,13 +62,10 @@ def ask_for_place(service: str, name: str, request: Request) -> PlacementGroup:
     )
 
 
-def head_node() -> NodeAffinitySchedulingStrategy | None:
-    """Where actors without resources go: the head, which no autoscaler takes away. None where no
-    node says that it is the head."""
-    for node in ray.nodes():
-        if node["Alive"] and HEAD in node["Resources"]:
-            return NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-    return None
+def _unplaced(groups: list[PlacementGroup], deadline_s: float) -> int:
+    """How many groups have no place at a deadline."""
+    deadline = time.monotonic() + deadline_s
+    return sum(not came(group, deadline=deadline) for group in groups)
 
 
 def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
@@ -79,13 +79,20 @@ def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int
 def _bundle(request: Request) -> dict[str, float]:
     """What one process needs: a replica, or each rank of one."""
     role, teacher = request.role, request.teacher
-    declared = any(role in node["Resources"] for node in ray.nodes() if node["Alive"])
     wanted = {
         "CPU": float(teacher.rank_cpus),
         "GPU": float(teacher.rank_gpus),
-        role: ROLE_SHARE if declared else 0.0,
+        role: ROLE_SHARE if declares(role) else 0.0,
     }
     return {name: amount for name, amount in wanted.items() if amount} or {"CPU": ROLE_SHARE}
+
+
+def waiting_for(what: str) -> str:
+    """The line for people where an autoscaler is asked for nodes."""
+    return (
+        f"no room yet for {what}; the cluster's autoscaler is asked for nodes, which are waited "
+        f"for up to {ADDED_S:g} s"
+    )
 
 
 def _amounts(resources: dict[str, float]) -> str:

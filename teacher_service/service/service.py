@@ -33,7 +33,8 @@ from teacher_service.service.naming import (
     replica_name,
     replica_names,
 )
-from teacher_service.service.placing import groups_of, head_node, place
+from teacher_service.service.nodes import of_the_head
+from teacher_service.service.placing import groups_of, place
 from teacher_service.service.registry import TeacherRegistry
 from teacher_service.service.scaler import DRAIN_GRACE_S
 from teacher_service.service.scaling import Pace
@@ -161,7 +162,7 @@ def start(
             "name": REGISTRY,
             "namespace": service,
             "lifetime": lifetime_of(detached),
-            "scheduling_strategy": head_node(),
+            "resources": of_the_head(),
         }
         own(service, TeacherRegistry.options(**options).remote(service, request))  # type: ignore[attr-defined]
         names = _launched(service, request, range(teacher.fewest))

@@ -1,11 +1,20 @@
 """What does not fit is said in seconds, naming what is missing."""
 
+import json
+import threading
 import time
 
 import pytest
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
+from cluster.session import placement
 from cluster.session.placement import (
     refuse_unplaceable,
     refuse_unshared,
@@ -17,6 +26,7 @@ from cluster.session.placement import (
 from shared.config.file import load_config
 from shared.config.run import Teacher
 from shared.errors import PlacementError
+from teacher_service.service.nodes import Awaited, autoscales
 from tests.cluster.jobs import write_job
 
 ALL_CPUS = 8  # of the cluster of the tests
@@ -70,6 +80,62 @@ def test_what_others_hold_is_waited_for_a_moment_and_then_refused(ray_cluster):
         refuse_unplaceable([("students", {"CPU": 1.0})] * ALL_CPUS)
     assert time.monotonic() - started < 20  # 8 s, on an idle machine
     ray.kill(holder)
+
+
+@pytest.fixture
+def told_to_autoscale(ray_cluster, monkeypatch):
+    """Lets the cluster say what one says whose autoscaler may add nodes of two types."""
+    report = {"autoscaler_report": {"active_nodes": {"head": 1, "teacher": 0}}}
+    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(report).encode(), overwrite=True)
+    monkeypatch.setattr(placement, "PATIENCE_S", 0.5)
+    yield
+    _internal_kv_del(DEBUG_AUTOSCALING_STATUS)
+
+
+def test_a_cluster_that_only_looks_adds_no_nodes(ray_cluster):
+    report = {"autoscaler_report": {"active_nodes": {"node_0123": 1}}}
+    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(report).encode(), overwrite=True)
+    assert not autoscales()
+    _internal_kv_del(DEBUG_AUTOSCALING_STATUS)
+    assert not autoscales()
+
+
+def test_nodes_that_may_come_are_waited_for_with_a_line(told_to_autoscale, capsys):
+    held = placement_group([{"CPU": ALL_CPUS - 1.0}])
+    ray.get(held.ready(), timeout=60)
+    threading.Timer(3.0, remove_placement_group, [held]).start()
+    refuse_unplaceable([("students", {"CPU": 1.0})] * ALL_CPUS)
+    said = capsys.readouterr().out
+    assert said.startswith("no room for students: all together ask for 8 CPU")
+    assert "its autoscaler is asked for nodes, which are waited for up to 900 s" in said
+
+
+def test_nodes_that_never_come_are_a_refusal_at_a_deadline(told_to_autoscale, monkeypatch):
+    monkeypatch.setattr(placement, "ADDED_S", 1.0)
+    with pytest.raises(PlacementError, match=r"2 GPU.* added no nodes for it within 1 s; ask for"):
+        refuse_unplaceable([("teachers", {"CPU": 1.0, "GPU": 2.0})])
+    pending = [g for g in placement_group_table().values() if g["state"] == "PENDING"]
+    assert pending == []
+
+
+def test_places_that_are_awaited_are_counted_and_left_to_others(told_to_autoscale):
+    awaited = Awaited({"CPU": 3.0})
+    awaited.ask(4)  # of which 8 CPUs hold two
+    deadline = time.monotonic() + 30
+    while awaited.placed() < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert awaited.placed() == 2
+    awaited.release()
+    assert awaited.placed() == 0
+    while (room := room_for({"CPU": 3.0}, 9)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert room == 2
+
+
+def test_nothing_is_awaited_where_no_node_can_come(ray_cluster):
+    awaited = Awaited({"CPU": 1.0})
+    awaited.ask(2)
+    assert awaited.placed() == 0
 
 
 def test_roles_count_where_the_cluster_declares_them(tmp_path, tiny_pair):

@@ -1,0 +1,94 @@
+"""A cluster whose autoscaler adds nodes for a run and takes the teacher's away again, as Ray's own
+fake of a cloud does on one machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ray.util import get_node_ip_address
+
+from tests.cluster.jobs import write_job
+from tests.drills.commands import Home, reached, wait_until
+from tests.drills.nodes import actors, free_ports, listed, start_node
+
+pytestmark = pytest.mark.drill
+
+HEAD = "f" * 51 + "0" * 5  # the id that Ray's fake gives to the head
+OPEN = {"RAY_AUTH_MODE": "disabled"}
+# The first generation of Ray's autoscaler: the fake of the second is not whole in its wheel.
+FAKE = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+COMMANDS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"),
+    *("rsync_exclude", "rsync_filter"),
+)
+
+
+def start_autoscaling_head(home: Home) -> tuple[str, str]:
+    """A head for students that may have two nodes for teachers, each until it has been idle for six
+    seconds; returns its address and that of its dashboard."""
+    port, dashboard_port, client_port = free_ports(3)
+    address = f"{get_node_ip_address()}:{port}"
+    head = {"resources": {"CPU": 2, "student": 4}, "node_config": {}, "max_workers": 0}
+    teacher = {
+        "resources": {"CPU": 1, "teacher": 4, "object_store_memory": 10**8},
+        "node_config": {},
+        "min_workers": 0,
+        "max_workers": 2,
+    }
+    config = {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            "head_node_id": HEAD,
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {"ray.head.default": head, "teacher": teacher},
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        **{key: {} for key in ("auth", "docker", "file_mounts")},
+        **{key: [] for key in COMMANDS},
+        "file_mounts_sync_continuously": False,
+    }
+    file = home.folder / "autoscaling.json"
+    file.write_text(json.dumps(config))
+    start_node(
+        home,
+        "--head",
+        f"--port={port}",
+        f"--dashboard-port={dashboard_port}",
+        f"--ray-client-server-port={client_port}",
+        f"--autoscaling-config={file}",
+        role="student",
+        **OPEN,
+        **FAKE,
+    )
+    return address, f"http://127.0.0.1:{dashboard_port}"
+
+
+def test_nodes_come_for_a_run_and_the_teachers_go_after_it(home: Home, tiny_pair, tmp_path: Path):
+    address, dashboard = start_autoscaling_head(home)
+
+    def alive() -> int:
+        nodes = listed(home, dashboard, "nodes", **OPEN)
+        return sum(node["state"] == "ALIVE" for node in nodes)
+
+    teachers = {"tiny": {"model": str(tiny_pair.teacher), "cpus": 1, "replicas": {"max": 2}}}
+    job = write_job(tmp_path, tiny_pair, steps=60, teachers=teachers)
+    command = home.start("run", str(job), "--address", address, **OPEN)
+    wait_until(reached(tmp_path / "runs" / "job", 5), doing=command)
+    assert "no room for the teacher's replicas" in command.output
+    assert "its autoscaler is asked for nodes" in command.output
+    nodes = actors(home, dashboard, **OPEN)
+    teacher = nodes.pop("TeacherReplica")
+    assert {"TeacherRegistry", "ControllerActor", "RayTrainWorker"} <= set(nodes)
+    assert HEAD not in teacher
+    assert {name: on for name, on in nodes.items() if on != {HEAD}} == {}
+    assert command.wait() == 0, command.output
+    wait_until(lambda: alive() == 1)
