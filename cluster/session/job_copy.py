@@ -2,7 +2,8 @@
 
 Nodes that `ray start` makes on one machine share the folder of Ray's session. Once a driver has
 joined, each of them removes the copy that lies there and unpacks it again (Ray 2.60,
-`download_and_unpack_package`): under a command that works in it, whose next import then fails.
+`download_and_unpack_package`): under a command that works in it, whose next import then fails, and
+under workers that come up. Joined again, none does, since each has it by then.
 """
 
 import importlib
@@ -22,14 +23,14 @@ def current_copy() -> str | None:
     return folder if JOB_FOLDERS in folder else None
 
 
-def settle(copy: str | None, *, deadline_s: float = UNPACKED_S) -> None:
-    """Wait, as a driver, until all nodes that share the copy have unpacked it, and enter it again.
-    Nothing where no node shares it."""
+def settled(copy: str | None, *, deadline_s: float = UNPACKED_S) -> bool:
+    """Wait, as a driver, until all nodes that share the copy have unpacked it, and enter it again;
+    whether any do. Workers that came up meanwhile may have missed it: the driver joins again."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if copy is None or not (nodes := _sharing(copy)):
-        return
+        return False
     nothing: Any = ray.remote(num_cpus=0)(lambda: None)  # by value: it imports none of our modules
     unpacked = [
         nothing.options(
@@ -41,6 +42,7 @@ def settle(copy: str | None, *, deadline_s: float = UNPACKED_S) -> None:
     with suppress(FileNotFoundError):  # past the deadline; what needs it says so
         os.chdir(copy)
     importlib.invalidate_caches()  # what was not found while it was away
+    return True
 
 
 def _sharing(copy: str) -> list[str]:

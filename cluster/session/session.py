@@ -20,7 +20,7 @@ import psutil
 
 from cluster.session import ray_head
 from cluster.session.interrupts import end_at_once, handled, kept
-from cluster.session.job_copy import current_copy, settle
+from cluster.session.job_copy import current_copy, settled
 from shared.errors import PlacementError
 
 # Read by Ray and torch when they are imported, so they are set before. Threads spin
@@ -233,11 +233,15 @@ def _join(address: str) -> None:
     import ray
 
     inherited, copy = ray_head.environment(address), current_copy()
-    _init(address, runtime_env(inherited))
+    environment = runtime_env(inherited)
+    _init(address, environment)
     if inherited and sum(node["Alive"] for node in ray.nodes()) > 1:
         ray.shutdown()
-        _init(address, runtime_env({}))  # other nodes inherit nothing from the head
-    settle(copy)
+        environment = runtime_env({})  # other nodes inherit nothing from the head
+        _init(address, environment)
+    if settled(copy):
+        ray.shutdown()
+        _init(address, environment)
 
 
 def _init(address: str, environment: dict[str, dict[str, str]]) -> None:
