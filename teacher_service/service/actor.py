@@ -28,7 +28,7 @@ from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
-from teacher_service.service.naming import Request
+from teacher_service.service.naming import Request, service_of, short_name
 from teacher_service.service.ranks import Ranks
 
 # A threaded actor: each group has threads of its own.
@@ -75,9 +75,9 @@ class TeacherReplica:
         self._failure: TutelageError | None = None
         self._begun: float | None = None  # the unit that is worked on
         self._seen = deque([(time.monotonic(), 0, 0.0)])  # when, tokens and seconds of work by then
-        context = ray.get_runtime_context()
-        self._name = context.get_actor_name() or ""
-        labels = {"service": context.namespace, "replica": self._name.rpartition("/")[2]}
+        self._name = ray.get_runtime_context().get_actor_name() or ""
+        # The context's namespace is that of the job which made this actor, not the service's.
+        labels = {"service": service_of(self._name), "replica": short_name(self._name)}
         exporter.start(ray.util.metrics, **labels).sample(self._export)
         make_engine: MakeEngine = cloudpickle.loads(pickled_make_engine)
         self._ranks = None if spread is None else Ranks(self._name, spread)

@@ -63,6 +63,7 @@ def test_a_replica_that_is_gone_is_0_and_what_stays_is_not_forgotten():
         scrapes.scrape()
         assert scrapes.of(exported.REPLICA_UP, **up["replica-0"])[-1] == 1
         assert scrapes.live(exported.REPLICA_UP, **up["replica-0"]) == 1
+        seen(scrapes, lambda: scrapes.live(exported.REPLICA_BUSY, **up["replica-0"]) == 0)
         service.scale("watched", 1)
         seen(scrapes, lambda: scrapes.live(exported.REPLICA_UP, **up["replica-1"]) == 0)
         assert scrapes.live(exported.REPLICAS_WANTED, service="watched") == 1

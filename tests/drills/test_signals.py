@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from student_trainer.state.checkpoint import all_checkpoints, step_of
-from tests.drills.commands import Command, Home, reached, wait_until
+from tests.drills.commands import Command, Home, reached, titled, wait_until
 from tests.drills.conftest import STEPS, Job
 from tests.drills.evidence import assert_same
 
@@ -135,3 +135,19 @@ def test_a_second_signal_ends_a_run_that_waits_for_its_teacher(home, config, tmp
     assert "SIGINT: the step under way is finished and saved" in first.output
     said = end(first, signal.SIGINT)
     assert "Interrupted; the same command continues from step 10" in said
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_probe_ends_at_once_and_leaves_nothing(home, config, number):
+    probing = home.start("plan", str(config), "--probe", "student.workers=1")
+    wait_until(lambda: bool(titled(home.processes(), "RayTrainWorker")), doing=probing)
+    said = end(probing, number)
+    assert "Interrupted; the same command starts again." in said
+    assert "saved" not in said
+    assert list(probes(config).iterdir()) == []
+    wait_until(lambda: nothing_is_left(home), patience_s=PATIENCE_S)
+
+
+def probes(config: Path) -> Path:
+    """Where the probes of a config lie while they run."""
+    return config.parent / "cache" / "probes"
