@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shared", "teacher_service", "student_trainer", "cluster")
 RAY = {
     "teacher_service/service/actor.py",
+    "teacher_service/service/environments.py",
     "teacher_service/service/ranks.py",
     "teacher_service/service/registry.py",
     "teacher_service/service/pool.py",
@@ -88,6 +89,13 @@ def test_shared_never_imports_torch_or_ray_nor_heavy_libraries_at_the_top(path):
 def test_ray_is_imported_in_its_few_places_alone():
     outside = [p for package in PACKAGES[:3] for p in sources(package) if "ray" in tops(p)]
     assert {str(p.relative_to(ROOT)) for p in outside} <= RAY
+
+
+def test_what_runs_in_an_environment_of_its_own_imports_nothing_of_ours():
+    worker = ROOT / "teacher_service/engine/vllm_worker.py"
+    assert tops(worker, module_level=True) & {"numpy", "pyarrow"}
+    assert not tops(worker) & {*PACKAGES}
+    assert not tops(worker, module_level=True) & (HEAVY | {"vllm", "pydantic", "xxhash"})
 
 
 def test_packages_depend_downwards():

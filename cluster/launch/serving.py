@@ -166,6 +166,7 @@ def refuse_other_teacher(name: str, asked: Teacher) -> None:
         "dtype",
         "attention",
         "quantisation",
+        "engine",
     )
     for option in decisive:
         if getattr(serving, option) != getattr(asked, option):

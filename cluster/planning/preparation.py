@@ -33,6 +33,7 @@ from shared.run.start import StartClock
 from shared.targets.head_location import ShippedHead
 from shared.text.ends import ends_of
 from teacher_service.engine.description import LoadEngine, TeacherDescription
+from teacher_service.engine.environment import refuse_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,15 @@ class Launch:
 
 def check(config: Config) -> Handshake:
     """Refuse what cannot work, reading no weights. Raises UserErrors."""
+    _refuse_environments(config)
     return shake_hands(config)
+
+
+def _refuse_environments(config: Config) -> None:
+    """Look at the environments of engines, those that are on this machine."""
+    for name, teacher in config.teachers.items():
+        if teacher.python is not None and Path(teacher.python).expanduser().exists():
+            refuse_environment(teacher.python, section=f"teachers.{name}")
 
 
 def prepare_run(config: Config) -> Prepared:

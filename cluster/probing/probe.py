@@ -51,14 +51,20 @@ def refuse_unbounded(measured: Probe) -> None:
 
 
 def refuse_unprobed(found: Estimate) -> None:
-    """Refuse what cannot be run here: models without weights, more memory than is free, and models
-    that write. Raises ConfigError."""
+    """Refuse what cannot be run here: models without weights, more memory than is free, models that
+    write, and a teacher in a process apart. Raises ConfigError."""
     config = found.config
     if not config.source.is_dataset:
         raise ConfigError(
             f"source has {config.source.written_in_words}, and a probe takes steps of the data set "
             "alone; plan without --probe, or probe with source=dataset"
         )
+    for name, teacher in config.teachers.items():
+        if teacher.apart:
+            raise ConfigError(
+                f"teachers.{name}.engine is {teacher.engine}, whose process a probe does not look "
+                "into; plan without --probe, or probe with engine=transformers"
+            )
     models = {f"teachers.{name}.model": t.model for name, t in config.teachers.items()}
     for option, model in {**models, "student.model": config.student.model}.items():
         folder = Path(model)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
+from shared.config.engines import check_engines
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.progressive import Progressive
@@ -326,7 +327,8 @@ class Config(Section):
     def selector_for(self, vocabulary: int) -> Selector:
         """What `targets.selector` stands for with so many shared ids."""
         keeps_all = self.targets.top_k == vocabulary
-        return chosen(self.targets.selector, self.losses, keeps_all=keeps_all)
+        draws = all(teacher.draws for teacher in self.teachers.values())
+        return chosen(self.targets.selector, self.losses, keeps_all=keeps_all, draws=draws)
 
     @property
     def prefetch_steps(self) -> int:
@@ -390,6 +392,13 @@ class Config(Section):
             _check_weights(self.mixture.weights, self.domains)
         check_single(self.losses)
         check_selector(self.targets.selector, self.losses)
+        check_engines(
+            self.teachers,
+            self.targets,
+            temperatures=self.temperatures,
+            hidden_layers=self.hidden_layers,
+            difficulty=self.progressive and self.progressive.difficulty,
+        )
         check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))
         check_source(

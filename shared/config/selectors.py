@@ -16,13 +16,18 @@ DRAWN: tuple[Selector, ...] = ("threshold", "sampled")
 
 
 def chosen(
-    selector: Selector | Literal["auto"], losses: Sequence[Loss], *, keeps_all: bool
+    selector: Selector | Literal["auto"],
+    losses: Sequence[Loss],
+    *,
+    keeps_all: bool,
+    draws: bool = True,
 ) -> Selector:
-    """The selector itself, or what `auto` stands for: `threshold` where every loss that reads
-    ids takes drawn ones, all at one temperature, and some ids are not kept, else `top_k`."""
+    """The selector itself, or what `auto` stands for: `threshold` where every teacher `draws` ids,
+    every loss that reads ids takes drawn ones, all at one temperature, and some ids are not kept,
+    else `top_k`."""
     if selector != "auto":
         return selector
-    if keeps_all:
+    if keeps_all or not draws:
         return "top_k"
     takes_drawn_ids = all(loss.takes_drawn_ids for loss in _read_ids(losses))
     return "threshold" if takes_drawn_ids and len(_temperatures(losses)) == 1 else "top_k"

@@ -44,6 +44,14 @@ class Teacher(Section):
     )
     quantisation: Literal["none", "int8", "nf4"] = "none"
     trust_remote_code: bool = False
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers",
+        description="what computes: transformers, or vllm in an environment of its own",
+    )
+    python: str | None = Field(
+        default=None,
+        description="Python of that environment, a path on its replicas' nodes, from / or ~",
+    )
     replicas: Annotated[int, Field(ge=1)] | Autoscaling = Field(
         default=1, description="copies that serve; with min, max and wait as many as steps need"
     )
@@ -77,6 +85,34 @@ class Teacher(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _elsewhere(self) -> "Teacher":
+        if self.engine != "vllm":
+            if self.python is not None:
+                raise ValueError(
+                    f"python is {self.python}, but engine is {self.engine}, which computes in the "
+                    "replica's own; set engine=vllm, or leave python out"
+                )
+            return self
+        if self.python is None:
+            raise ValueError(
+                "engine is vllm, which needs an environment of its own; set python=PATH to its "
+                "Python"
+            )
+        if not self.python.startswith(("/", "~")):
+            raise ValueError(
+                f"python is {self.python}, which each replica would look for in a folder of its "
+                "own; name it from / or ~"
+            )
+        plain = {"adapter": None, "quantisation": "none", "attention": "auto", "tensor_parallel": 1}
+        for option, value in plain.items():
+            if getattr(self, option) != value:
+                raise ValueError(
+                    f"engine is vllm and {option} {getattr(self, option)}, which it is not asked "
+                    f"for; leave {option} out, or set engine=transformers"
+                )
+        return self
+
     @property
     def loading(self) -> dict[str, Any]:
         """What decides which weights are loaded, and how, beside the model's name."""
@@ -99,6 +135,16 @@ class Teacher(Section):
     def rank_gpus(self) -> float:
         """GPUs of each process of a replica."""
         return self.gpus / self.tensor_parallel
+
+    @property
+    def apart(self) -> bool:
+        """Whether a replica's engine is a process of its own, which has the replica's place."""
+        return self.engine == "vllm"
+
+    @property
+    def draws(self) -> bool:
+        """Whether it ships ids that are drawn by its probabilities."""
+        return self.engine == "transformers"
 
     @property
     def fewest(self) -> int:

@@ -34,7 +34,7 @@ PASSING = (
     "mixture.deadline_s",
     "prompt_search",
 )
-PASSING_OF_A_TEACHER = ("replicas", "gpus", "cpus")
+PASSING_OF_A_TEACHER = ("replicas", "gpus", "cpus", "python")
 MOST_SHOWN = 60  # characters of a value in a sentence
 
 

@@ -5,7 +5,6 @@ B lines   T tokens   N positions with loss   D hidden width   V head rows
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,16 +18,16 @@ from shared.data.layout import Layout, lay_out
 from shared.data.passes import Passes, switches_of
 from shared.data.rows import Rows
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
-from shared.errors import ConfigError, HandshakeError, TutelageError
+from shared.errors import ConfigError, TutelageError
 from shared.loading import first_line
 from shared.model_parts import longest_context
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
-from shared.text.tokenizers import identify
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generating import ModelGenerator
+from teacher_service.engine.identity import name_of, tokenizer_digest
 from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.engine.model_parts import (
     PROBE_TOKENS,
@@ -38,6 +37,7 @@ from teacher_service.engine.model_parts import (
     find_head,
     reads_onwards,
 )
+from teacher_service.engine.refusing import refuse_rows, refuse_vocabulary
 from teacher_service.engine.tensor_parallel import (
     is_spread,
     layered_note,
@@ -124,19 +124,19 @@ class HFEngine:
         )
         decoder, head = _proven_parts(loaded, model, device, quantisation)
         named = {
-            "model": _name(model),
+            "model": name_of(model),
             "revision": loaded.commit or revision or "",
-            "adapter": _name(adapter) if adapter else "",
+            "adapter": name_of(adapter) if adapter else "",
             "dtype": dtype,
             "quantisation": quantisation,
-            "tokenizer": _tokenizer_digest(model, revision, trusted=trust_remote_code),
+            "tokenizer": tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
         if tensor_parallel > 1:
             named["tensor_parallel"] = layout()  # sums over shards have other last bits
         fingerprint = named | _weights(loaded) | _machine(loaded, device)
         engine = HFEngine(loaded.model, decoder, head, fingerprint, context=context)
         if tensor_parallel == 1 and device == "cuda" and (gpus := torch.cuda.device_count()) > 1:
-            engine.notes += (layered_note(_name(model), loaded.model.config, gpus),)
+            engine.notes += (layered_note(name_of(model), loaded.model.config, gpus),)
         return engine
 
     def describe(self) -> TeacherDescription:
@@ -255,34 +255,17 @@ class HFEngine:
 
     def _refuse(self, rows: Rows, question: Question) -> None:
         """Questions that no retry can answer."""
-        vocab_rows, shared = self.head.vocab.rows, question.ask.shared_vocab
-        if shared > vocab_rows:
-            raise HandshakeError(
-                f"{shared} ids are asked for and the teacher's head has {vocab_rows}; "
-                "use a student that shares its tokenizer"
-            )
+        vocab_rows = self.head.vocab.rows
+        refuse_vocabulary(question.ask.shared_vocab, vocab=vocab_rows)
         for layer in question.hidden.layers:
             if not 0 <= layer <= self.decoder.num_layers:
                 raise ConfigError(
                     f"layer {layer} is asked for and the teacher's layers are 0 to "
                     f"{self.decoder.num_layers}; change losses.layers"
                 )
-        self._refuse_rows(rows, vocab_rows)
+        refuse_rows(rows, vocab=vocab_rows, limit=self.max_context)
         self._refuse_unprobed(max(map(len, rows.column("input_ids")), default=0))
         refuse(question, rows)
-
-    def _refuse_rows(self, rows: Rows, vocab_rows: int) -> None:
-        for name, ids in zip(rows.names(), rows.column("input_ids"), strict=True):
-            if self.max_context is not None and len(ids) > self.max_context:
-                raise HandshakeError(
-                    f"row {name} has {len(ids)} tokens and the teacher's context is "
-                    f"{self.max_context}; lower data.context"
-                )
-            if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_rows:
-                raise HandshakeError(
-                    f"row {name} holds token id {ids.max()} and the teacher knows {vocab_rows}; "
-                    "use a student that shares its tokenizer"
-                )
 
 
 def _proven_parts(
@@ -325,12 +308,6 @@ def _input_device(model: torch.nn.Module, device: str) -> torch.device:
     return embedding.weight.device if embedding is not None else torch.device(device)
 
 
-def _name(model: str) -> str:
-    """Folders by their last part, so that a moved folder stays the same teacher."""
-    folder = Path(model).expanduser()
-    return folder.name if folder.is_dir() else model
-
-
 def _weights(loaded: Loaded) -> dict[str, str]:
     """Digests of all files, which of a group one process reads."""
     if not leads(loaded.model):
@@ -359,12 +336,3 @@ def _machine(loaded: Loaded, device: str) -> dict[str, str]:
         "attention": str(getattr(loaded.model.config, "_attn_implementation", "")),
         "threads": str(torch.get_num_threads()),
     }
-
-
-def _tokenizer_digest(model: str, revision: str | None, *, trusted: bool) -> str:
-    """Identity of the tokenizer in the teacher's folder, empty where it has none."""
-    asked = {"revision": revision, "trust_remote_code": trusted}
-    try:
-        return identify(transformers.AutoTokenizer.from_pretrained(model, **asked)).digest
-    except Exception:  # of every tokenizer's own code; a run has read it before
-        return ""

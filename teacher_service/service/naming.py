@@ -35,8 +35,8 @@ class Request:
             "name": name,
             "namespace": service,
             "lifetime": lifetime_of(self.detached),
-            "num_cpus": self.teacher.rank_cpus,
-            "num_gpus": self.teacher.rank_gpus,
+            "num_cpus": 0 if self.teacher.apart else self.teacher.rank_cpus,
+            "num_gpus": 0 if self.teacher.apart else self.teacher.rank_gpus,
             "runtime_env": self.runtime_env,
         }
 

@@ -89,6 +89,10 @@ class Starting:
 
 def default_engine(teacher: Teacher, cache: str | None, context: int | None) -> Engine:
     """The engine a replica loads; imported there, so that a driver needs no torch."""
+    if teacher.engine == "vllm":
+        from teacher_service.service.environments import load_vllm
+
+        return load_vllm(teacher, context=context)
     from teacher_service.engine.audit import load_engine
 
     return load_engine(teacher, cache=cache, context=context)

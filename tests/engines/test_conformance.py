@@ -6,7 +6,6 @@ environment of its own is in the drills.
 B openings   N positions with loss   W tokens written
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared.config.teachers import Teacher
 from shared.targets.canary import LEVELS, Canary, canary_rows
 from shared.targets.generation import NO_END, Continuations, GenerationSpec, Openings
 from teacher_service.engine.hf import HFEngine
+from teacher_service.service.environments import load_vllm
 from tests.answers import decoded, question_of
-from tests.engines.subjects import STOPS, VOCAB, Plain, openings, save_model, weights_file
+from tests.engines.subjects import CONTEXT, STOPS, VOCAB, Plain, openings, save_model, weights_file
 from tests.teacher_service.scripted import make_rows
 
 LEVEL = 2e-5  # nats, of float32 against float64
@@ -36,12 +37,16 @@ def plain(folder) -> Plain:
     return Plain(folder)
 
 
-ENGINES: dict[str, Callable[..., Any]] = {"hf": lambda folder: HFEngine.load(str(folder))}
-
-
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(
+    scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.drill)]
+)
 def engine(request, folder) -> Any:
-    return ENGINES[request.param](folder)
+    if request.param == "transformers":
+        return HFEngine.load(str(folder), context=CONTEXT)
+    request.getfixturevalue("ray_cluster")
+    python = str(request.getfixturevalue("vllm_python"))
+    teacher = Teacher(model=str(folder), engine="vllm", python=python)
+    return load_vllm(teacher, context=CONTEXT)
 
 
 def same(one: Continuations, other: Continuations) -> None:
@@ -104,7 +109,7 @@ def test_the_log_probability_kept_is_of_the_law_that_was_drawn_from(
 def test_the_first_end_ends_a_text_and_is_kept_apart_from_it(engine):
     """Any of the stop ids, none before the least number of tokens, and no id beyond a vocabulary
     that is asked for."""
-    spec = replace(SPEC, temperature=3.0, top_p=1.0, stop_ids=STOPS)
+    spec = replace(SPEC, temperature=2.0, top_p=1.0, stop_ids=STOPS)
     asked = openings(*[6] * 24)
     found = engine.generate(asked, spec)
     ends = found.table.column("end_id").to_pylist()

@@ -23,6 +23,7 @@ PROMPTS = (
 )
 HUB = "laws/test_models_of_the_hub.py"
 DATASETS = "shared/text/test_datasets.py"
+ENGINES = "engines/test_vllm.py::test_a_teacher_in_vllm_is_asked_through_its_own_python"
 ROWS = "shared/data/test_accounts.py"
 LAUNCH = "cluster/launch/test_settings.py"
 PLACEMENT = "cluster/session/test_placement.py"
@@ -65,6 +66,8 @@ KNOBS = {
     "teachers.NAME.trust_remote_code": (
         f"{HUB}::test_a_models_own_code_runs_where_the_config_trusts_it"
     ),
+    "teachers.NAME.engine": ENGINES,
+    "teachers.NAME.python": ENGINES,
     "teachers.NAME.replicas": (
         "teacher_service/engine/test_generating.py"
         "::test_two_replicas_answer_in_order_with_the_bits_of_one"

@@ -1,0 +1,42 @@
+"""What an engine other than transformers is not asked for: a config that needs it is refused before
+anything starts."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from shared.config.selectors import DRAWN
+
+if TYPE_CHECKING:
+    from shared.config.run import Targets
+    from shared.config.teachers import Teacher
+
+
+def check_engines(
+    teachers: "Mapping[str, Teacher]",
+    targets: "Targets",
+    *,
+    temperatures: Collection[float],
+    hidden_layers: Collection[int],
+    difficulty: str | None,
+) -> None:
+    """Raise ValueError where a teacher with engine vllm is asked for more than its likeliest ids at
+    temperature 1; `difficulty` is what orders rows, if anything does."""
+    name = next((name for name, teacher in teachers.items() if teacher.engine == "vllm"), None)
+    if name is None:
+        return
+    others = " and ".join(f"{t:g}" for t in temperatures if t != 1)
+    asked = {
+        f"losses have temperature {others}": bool(others),
+        f"targets.selector is {targets.selector}, which draws ids": targets.selector in DRAWN,
+        f"targets.exact is {targets.exact}": targets.exact is not None,
+        f"targets.student_ids is {targets.student_ids}": targets.student_ids > 0,
+        "losses has a hidden_states": bool(hidden_layers),
+        f"progressive.difficulty is {difficulty}": difficulty == "teacher_entropy",
+    }
+    for said, is_asked in asked.items():
+        if is_asked:
+            raise ValueError(
+                f"teachers.{name}.engine is vllm, which gives the likeliest ids and the label at "
+                f"temperature 1 and nothing else, but {said}; change that, or set "
+                f"teachers.{name}.engine=transformers"
+            )
