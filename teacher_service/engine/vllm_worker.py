@@ -1,8 +1,8 @@
 """A model in vLLM, in a process of an environment of its own. Token ids in, numbers out.
 
-This file is the wire between the two environments: the engine (`vllm.py`) reads the columns that
-are named here, and the class is sent by value to a process that has nothing else of ours. So it
-imports pyarrow and numpy alone, and vLLM where that is.
+This file is the wire between the two environments: the engine (`vllm_engine.py`) reads the columns
+that are named here, and the class is sent by value to a process that has nothing else of ours. So
+it imports pyarrow and numpy alone, and vLLM where that is.
 
 T tokens of a text   K likeliest ids   W tokens written
 """
@@ -11,6 +11,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ class VllmWorker:
         """Load; `settings` are vLLM's own. What was loaded, and by what."""
         import torch
         import transformers
-        import vllm
 
+        vllm: Any = import_module("vllm")
         self._llm: Any = vllm.LLM(**settings)
         on_gpu = torch.cuda.is_available()
         kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
@@ -65,8 +66,7 @@ class VllmWorker:
     @in_plain_words
     def logprobs(self, texts: pa.Table, num_ids: int) -> pa.Table:
         """Log-probabilities at temperature 1 of what follows in texts of two tokens or more."""
-        from vllm import SamplingParams
-
+        SamplingParams = import_module("vllm").SamplingParams
         asked = SamplingParams(
             temperature=0.0,
             max_tokens=1,
@@ -89,8 +89,7 @@ class VllmWorker:
     @in_plain_words
     def write(self, texts: pa.Table, sampling: dict[str, Any]) -> pa.Table:
         """Go on with texts, each with a seed of its own; `sampling` is what vLLM calls so."""
-        from vllm import SamplingParams
-
+        SamplingParams = import_module("vllm").SamplingParams
         seeds = texts.column(SEED).to_pylist()
         asked = [
             SamplingParams(**sampling, seed=seed, logprobs=0, flat_logprobs=True, detokenize=False)

@@ -60,7 +60,7 @@ class Worker:
 
 def load_vllm(teacher: Teacher, *, context: int | None = None) -> Any:
     """The engine of a teacher in vLLM. Raises ConfigError."""
-    from teacher_service.engine.vllm import VllmEngine
+    from teacher_service.engine.vllm_engine import VllmEngine
 
     return VllmEngine(Worker(teacher), teacher, context=context)
 

@@ -20,7 +20,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.generation import GenerationSpec
 from teacher_service.engine.hf import HFEngine
-from teacher_service.engine.vllm import VllmEngine
+from teacher_service.engine.vllm_engine import VllmEngine
 from teacher_service.engine.vllm_worker import IDS, INPUT_IDS, LABEL, LOGPROBS
 from teacher_service.service import service
 from teacher_service.service.pool import TeacherPool
