@@ -72,7 +72,7 @@ class CheckpointError(UserError):
 
 
 class DamagedError(UserError):
-    """A file of a target store that is not what was written; it is never learnt from."""
+    """A file that is not what was written; nothing is learnt from it."""
 
 
 class StoppedError(TutelageError):

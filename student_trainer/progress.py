@@ -19,6 +19,7 @@ from shared.run.metrics import (
     TextMetrics,
     append_metrics,
 )
+from shared.run.run_dir import append_progress
 from student_trainer.accumulator import COUNTERS, PARTS, MetricsAccumulator
 from student_trainer.exported import export_line, seconds_left
 from student_trainer.models.census import census
@@ -71,8 +72,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
 def say(run: Run, text: str) -> None:
     """A line for people, in the log and in the run's folder."""
     log.info(text)
-    with run.files.progress.open("a") as file:
-        file.write(text + "\n")
+    append_progress(run.files, text)
 
 
 def introduce(run: Run) -> None:

@@ -26,7 +26,7 @@ from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
 from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import load_teacher_heads
-from student_trainer.models.writing import Writing, copied_for_writing
+from student_trainer.models.writing import copied_for_writing
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
@@ -36,6 +36,7 @@ from student_trainer.sources.loader import Loader
 from student_trainer.sources.rollouts import Rollouts, open_rollouts
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
+from student_trainer.sources.writers import open_writer
 from student_trainer.state.export import Reloader
 from student_trainer.state.stateful import Stateful
 from student_trainer.sums import SumLayout
@@ -133,19 +134,15 @@ def open_run(
     controller = open_controller() if ranks.leads else None
     base = ranks.from_leader(base_digest(student) if ranks.leads else None)
     writes = config.source.writes and plan.mode == "train"
-    written_by = copied_for_writing(student.saved, zero=config.student.zero) if writes else None
+    own = writes and not config.rollouts.serves
+    written_by = copied_for_writing(student.saved, zero=config.student.zero) if own else None
     engine = open_engine(objective, config)
     weight_log = FollowedLog(config, ranks, controller)
     source = open_source(plan, ranks, weight_log)
     if plan.mode == "train" and not config.source.is_dataset:
-        source = open_rollouts(
-            source,
-            plan,
-            ranks,
-            writing=None if written_by is None else Writing(written_by, student.saved, engine),
-            open_generator=open_generator,
-            open_teachers=open_teachers,
-        )
+        parts: dict[str, Any] = {"student": student, "engine": engine, "ranks": ranks}
+        writer = open_writer(plan, open_generator, model=written_by, **parts) if writes else None
+        source = open_rollouts(source, plan, ranks, writer=writer, open_teachers=open_teachers)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.launch.continuing import changes_in_words, has_ended
-from cluster.launch.writing import open_generator, teachers_of
+from cluster.launch.writing import teachers_of
 from cluster.planning.preparation import (
     Launch,
     Prepared,
@@ -29,6 +29,7 @@ from cluster.session.services import named_services, reached, services_of
 from cluster.session.session import connected, prepare_environment
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy, RouterBalance
+from shared.config.rollouts import RolloutService
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
 from shared.errors import StoppedError, StorageError
@@ -99,6 +100,7 @@ def evaluate(
     from student_trainer.tasks.causal_lm import CAUSAL_LM
 
     prepare_environment()
+    config = config.model_copy(update={"rollouts": RolloutService()})  # only training writes
     run_dir, services = run_dir_of(config), services_of(config, service)
     with locked(run_dir), reached(address, services):
         refuse_unplaceable_early(config, services)
@@ -251,7 +253,9 @@ def _demands(
 
     bundle = placement.student_bundle(config, declared)
     demands: list[tuple[str, dict[str, float]]] = [("the student's workers", bundle)]
-    return demands * config.fewest_workers + _teachers_demands(config, services, declared)
+    beside = _teachers_demands(config, services, declared)
+    copies = placement.rollouts_demands(config, declared)
+    return demands * config.fewest_workers + beside + copies
 
 
 def _teachers_demands(
@@ -274,16 +278,21 @@ def refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None)
 
 @contextmanager
 def learners(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None]]:
-    """The controller and the students of a run, who come up while its teacher does; what is
-    yielded trains them."""
-    with _controller(launch) as controller, _students(launch) as students:
+    """The controller and the students of a run, and copies of them that write, who come up while
+    its teacher does; what is yielded trains them."""
+    from cluster.rollouts.serving import writing
+
+    with (
+        _controller(launch) as controller,
+        _students(launch) as students,
+        writing(launch) as writes,
+    ):
 
         def learn(plan: RunPlan, open_reader: OpenRunReader) -> None:
             launch.clock.mark("planned")
-            generator = open_generator if plan.config.source.writes else None
             teachers = teachers_of(launch, plan) if plan.config.source.teacher else None
             given = (plan, open_reader, controller(), launch.clock, launch.work)
-            _train(students, Assignment(*given, generator, teachers))
+            _train(students, Assignment(*given, writes(), teachers))
 
         yield learn
 
@@ -339,7 +348,7 @@ def _students(
     with `export` they hold the student in that folder."""
     from cluster.launch.tracking import keeper_of
     from cluster.launch.training import Training, students
-    from cluster.session.placement import declared, student_bundle
+    from cluster.session.placement import declared, rollouts_demands, student_bundle
 
     config = baseline or launch.config
     training = Training(
@@ -352,8 +361,9 @@ def _students(
     )
     with students(training) as group:
         if not launch.scores_with_student:  # which takes the workers' places first
-            teachers = _teachers_demands(launch.config, launch.services, declared())
-            group.start(beside=[] if baseline else teachers)
+            beside = _teachers_demands(launch.config, launch.services, declared())
+            beside += rollouts_demands(launch.config, declared())
+            group.start(beside=[] if baseline else beside)
         yield group
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from cluster.launch.stored import no_validation_answers, stored_part
-from cluster.launch.watch import using, when_gone
+from cluster.launch.watch import restarts_of, using, when_gone
 from cluster.planning.difficulty import Asked
 from cluster.planning.keeping import budget_note, exceeds_budget
 from cluster.planning.ordering import ordered_domains
@@ -17,7 +17,7 @@ from cluster.report.outcome import count
 from shared.config.run import Config, Teacher
 from shared.config.student import QLoRATraining
 from shared.config.teachers import Autoscaling
-from shared.errors import ConfigError, StorageError, TutelageError
+from shared.errors import ConfigError, StorageError
 from shared.prompts.prefix import Opening, PromptedReader
 from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing
 from shared.store.readers import RecordingReader, StoreReader
@@ -74,11 +74,11 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         }
         plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
         plan = _ordered(launch, plan, teachers=scorers)
-        before = sum(map(_restarts, services.values()))
+        before = sum(map(restarts_of, services.values()))
         try:
             yield plan, live
         finally:
-            restarts = sum(map(_restarts, services.values())) - before
+            restarts = sum(map(restarts_of, services.values())) - before
             with suppress(StorageError):  # a full disk must not hide what stopped the run
                 count(launch.run_dir, "teacher_restarts", restarts)
 
@@ -342,12 +342,3 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenRunReader]:
         for name, (_, teacher) in found.items()
     }
     return plan, partial(open_routing, plan=plan, readers=readers)
-
-
-def _restarts(name: str) -> int:
-    """Restarts so far; a replica that is down is being restarted."""
-    try:
-        replicas = service.status(name).replicas
-        return sum(replica.restarts + (replica.state == "down") for replica in replicas)
-    except TutelageError:
-        return 0  # the service is gone, and what it knew with it

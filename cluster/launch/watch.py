@@ -4,6 +4,7 @@ itself, and lists what their replicas do."""
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from cluster.planning.preparation import Launch
 from cluster.report.services import (
@@ -24,15 +25,25 @@ EVERY_S = USE_S / 6
 
 
 @contextmanager
-def using(names: Collection[str], run_dir: RunDir, *, gone: str) -> Iterator[None]:
+def using(
+    names: Collection[str],
+    run_dir: RunDir,
+    *,
+    gone: str,
+    what: str = "teacher service",
+    roll: Path | None = None,
+) -> Iterator[None]:
     """Use services for a run, for the length of a `with`; `gone` says what to do where one is not
-    there. Meanwhile the run's folder lists their replicas, and keeps how their number changes."""
-    ended = threading.Event()
+    there, and `what` they are. Meanwhile a file of the run, by default that of teachers, lists
+    their replicas, and its folder keeps how their number changes."""
+    ended, path = threading.Event(), roll or run_dir.replicas
     threads = [
-        threading.Thread(target=_use, args=(name, run_dir, gone, ended), daemon=True)
+        threading.Thread(
+            target=_use, args=(f"{what} {name}", name, run_dir, gone, ended), daemon=True
+        )
         for name in names
     ]
-    threads.append(threading.Thread(target=_list, args=(names, run_dir, ended), daemon=True))
+    threads.append(threading.Thread(target=_list, args=(names, path, ended), daemon=True))
     for thread in threads:
         thread.start()
     try:
@@ -41,7 +52,7 @@ def using(names: Collection[str], run_dir: RunDir, *, gone: str) -> Iterator[Non
         ended.set()
         for thread in threads:
             thread.join()
-        run_dir.replicas.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def when_gone(launch: Launch) -> str:
@@ -55,17 +66,26 @@ def when_gone(launch: Launch) -> str:
     )
 
 
-def _use(name: str, run_dir: RunDir, gone: str, ended: threading.Event) -> None:
+def restarts_of(name: str) -> int:
+    """Restarts of a service's replicas so far; one that is down is being restarted."""
+    try:
+        replicas = services.status(name).replicas
+        return sum(replica.restarts + (replica.state == "down") for replica in replicas)
+    except TutelageError:
+        return 0  # the service is gone, and what it knew with it
+
+
+def _use(called: str, name: str, run_dir: RunDir, gone: str, ended: threading.Event) -> None:
     there, told, user = True, _told(name), str(run_dir.path)
     while not ended.is_set():
         before, there = there, services.use(name, user)
         if before and not there:
-            print(f"teacher service {name} is gone; {gone}", flush=True)
+            print(f"{called} is gone; {gone}", flush=True)
         if there and not before:
-            print(f"teacher service {name} is back", flush=True)
-        told = _say_scaling(name, told, run_dir)
+            print(f"{called} is back", flush=True)
+        told = _say_scaling(called, name, told, run_dir)
         ended.wait(EVERY_S)
-    _say_scaling(name, told, run_dir)
+    _say_scaling(called, name, told, run_dir)
     services.leave(name, user)
 
 
@@ -75,22 +95,22 @@ def _told(name: str) -> int:
     return view.told if view else 0
 
 
-def _say_scaling(name: str, told: int, run_dir: RunDir) -> int:
+def _say_scaling(called: str, name: str, told: int, run_dir: RunDir) -> int:
     """Print and keep what a service has decided after so many lines; returns how many there are."""
     view = services.scaling_since(name, told)
     if view is None:
         return told
     for line in view.lines:
-        print(f"teacher service {name}: {line}", flush=True)
+        print(f"{called}: {line}", flush=True)
         with suppress(OSError):  # a full disk, of which others tell
             note_scaling(run_dir, name, line)
     return view.told
 
 
-def _list(names: Collection[str], run_dir: RunDir, ended: threading.Event) -> None:
+def _list(names: Collection[str], roll: Path, ended: threading.Event) -> None:
     while not ended.is_set():
         with suppress(TutelageError):  # a full disk, or a service that is gone
-            write_roll(run_dir, _roll([services.status(name) for name in names]))
+            write_roll(roll, _roll([services.status(name) for name in names]))
         ended.wait(EVERY_S)
 
 

@@ -3,7 +3,7 @@
 NLL and KL are nats per loss token of validation text; times are seconds, sizes bytes.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from cluster.report.record import Evaluations, RunRecord, finite, read_json
 from cluster.report.text import TextSummary
@@ -17,6 +17,7 @@ class Failures(TypedDict):
     teacher_restarts: int
     student_restarts: int
     retried_units: int
+    rollout_restarts: NotRequired[int]  # of the student's copies that write, where there are any
 
 
 class DomainSummary(TypedDict):

@@ -20,11 +20,14 @@ def count(run_dir: RunDir, what: str, number: int) -> None:
 def failures(run_dir: RunDir) -> Failures:
     """What went wrong and was repaired so far."""
     counts = _counts(run_dir)
-    return Failures(
+    found = Failures(
         teacher_restarts=counts.get("teacher_restarts", 0),
         student_restarts=counts.get("student_restarts", 0),
         retried_units=sum(line.retried_units for line in read_metrics(run_dir.metrics)),
     )
+    if "rollout_restarts" in counts:
+        found["rollout_restarts"] = counts["rollout_restarts"]
+    return found
 
 
 def conclude(run_dir: RunDir, *, status: str) -> None:

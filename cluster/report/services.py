@@ -51,16 +51,25 @@ class ScalingLine(TypedDict):
     line: str  # for people
 
 
-def write_roll(run_dir: RunDir, roll: Roll) -> None:
+def write_roll(path: Path, roll: Roll) -> None:
     """Say what services are now. Raises StorageError."""
-    write_atomically(run_dir.replicas, json.dumps(roll) + "\n")
+    write_atomically(path, json.dumps(roll) + "\n")
 
 
 def read_roll(run_dir: RunDir) -> Roll:
-    """What the driver wrote last, unless it has not done so for long."""
+    """What the driver wrote last of teachers, and of the student's copies that write."""
+    found = [_read(path) for path in (run_dir.replicas, run_dir.rollout_replicas)]
+    return Roll(
+        services=[service for roll in found for service in roll["services"]],
+        replicas=[replica for roll in found for replica in roll["replicas"]],
+    )
+
+
+def _read(path: Path) -> Roll:
+    """What one file says, unless nobody has written it for long."""
     try:
-        fresh = time.time() - run_dir.replicas.stat().st_mtime < STALE_S
-        found = json.loads(run_dir.replicas.read_text()) if fresh else None
+        fresh = time.time() - path.stat().st_mtime < STALE_S
+        found = json.loads(path.read_text()) if fresh else None
     except (OSError, ValueError):
         found = None
     return found if isinstance(found, Mapping) else Roll(services=[], replicas=[])  # type: ignore[return-value]

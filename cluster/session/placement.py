@@ -17,12 +17,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shared.config.run import Config, Teacher
 from shared.errors import PlacementError
 from shared.in_words import counted
+from teacher_service.service.naming import Role
 from teacher_service.service.nodes import ADDED_S, ROLES, added, autoscales, declares
 
 Bundle = dict[str, float]
 Demand = tuple[str, Bundle]  # with whose it is, in words
 PATIENCE_S = 8.0
-ADVICE = "ask for less (student.workers, teachers.NAME.replicas, cpus, gpus) or add nodes"
+ADVICE = (
+    "ask for less (student.workers, teachers.NAME.replicas, rollouts.replicas, cpus, gpus) or add "
+    "nodes"
+)
 ROLE_SHARE = 0.01  # of a role's resource: it says where, not how many
 
 
@@ -54,6 +58,20 @@ def declared() -> Mapping[str, float]:
     """What the cluster's nodes have, and the roles of those that may come."""
     roles = {role: 1.0 for role in ROLES if declares(role)}
     return {**roles, **ray.cluster_resources()}
+
+
+def rollouts_role(declared: Mapping[str, float]) -> Role:
+    """Whose place copies of the student that write take: their own where a node has it."""
+    return "rollouts" if declared.get("rollouts") else "student"
+
+
+def rollouts_demands(config: Config, declared: Mapping[str, float]) -> list[Demand]:
+    """What the student's copies that write begin with; nothing where its workers write."""
+    if not config.rollouts.serves:
+        return []
+    copies = config.rollouts.served(config.student)
+    bundle = _bundle(rollouts_role(declared), copies.cpus, copies.gpus, declared)
+    return [("the copies of the student that write", bundle)] * copies.fewest
 
 
 def refuse_unplaceable(demands: Sequence[Demand]) -> None:

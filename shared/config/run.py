@@ -16,6 +16,7 @@ from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
+from shared.config.rollouts import RolloutService, check_rollouts
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_source
 from shared.config.student import Student, check_workers
@@ -252,6 +253,7 @@ class Config(Section):
         description="dataset, student or teacher (what they write from the prompts of rows), or "
         "shares of them",
     )
+    rollouts: RolloutService = RolloutService()
     targets: Targets = Targets()
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
     optimiser: Optimiser = Optimiser()
@@ -410,6 +412,7 @@ class Config(Section):
             baseline=self.baseline,
             teacher_free=self.targets.teacher_free,
         )
+        check_rollouts(self.rollouts, self.source)
         self._phases_fit()
         if self.targets.exact and self.evaluation.kl == "bucketed":
             raise ValueError(

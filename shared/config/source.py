@@ -63,6 +63,14 @@ class TokenSources(Section):
         shares = {name: getattr(self, name) for name in ("student", "teacher")}
         return " and ".join(f"{name} {share:g}" for name, share in shares.items() if share)
 
+    @property
+    def unwritten(self) -> str:
+        """The sentence for a command without anything that writes these shares."""
+        return (
+            f"source has {self.written_in_words}, but nothing here can write; use "
+            "`tutelage run`, or source=dataset"
+        )
+
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:

@@ -27,6 +27,7 @@ PASSING = (
     "student.cpus",
     "batch.micro_batch",
     "source.batch_rows",
+    "rollouts",
     "targets.ids",
     "targets.store",
     "targets.store_ids",

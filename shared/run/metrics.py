@@ -97,6 +97,7 @@ class StepMetrics:
     tokens_written: int = 0  # in that time, by all ranks, for these steps or later ones
     teacher_writing_s: float = 0.0  # in which teachers' texts were waited for; mean over ranks
     teacher_tokens_written: int = 0  # in that time, for all ranks, for these steps or later ones
+    pushed_bytes: int = 0  # of weights in that time, to copies of the student that write
     units: int = 0  # scoring units answered
     wire_bytes: int = 0  # serialised Tables, all ranks
     retried_units: int = 0
@@ -125,6 +126,7 @@ MACHINE_FIELDS = (
     "tokens_written",
     "teacher_writing_s",
     "teacher_tokens_written",
+    "pushed_bytes",
     "units",
     "wire_bytes",
     "retried_units",

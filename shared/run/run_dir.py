@@ -109,6 +109,11 @@ class RunDir:
         return self.path / "teacher_texts"
 
     @property
+    def weights(self) -> Path:
+        """Versions of the student's weights that its copies write with, while a command trains."""
+        return self.path / "weights"
+
+    @property
     def export(self) -> Path:
         """The student as a plain Hugging Face or PEFT folder."""
         return self.path / "export"
@@ -152,6 +157,11 @@ class RunDir:
     def replicas(self) -> Path:
         """How many replicas the teachers have and what each does, while a command uses them."""
         return self.logs / "replicas.json"
+
+    @property
+    def rollout_replicas(self) -> Path:
+        """The same of the student's copies that write."""
+        return self.logs / "rollout_replicas.json"
 
     @property
     def scaling(self) -> Path:
@@ -302,6 +312,12 @@ def move_aside(run_dir: RunDir) -> Path | None:
         number += 1
     run_dir.path.rename(target)
     return target
+
+
+def append_progress(run_dir: RunDir, text: str) -> None:
+    """A line for people, which the driver prints. Raises OSError."""
+    with run_dir.progress.open("a") as file:
+        file.write(text + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

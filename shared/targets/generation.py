@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from shared.errors import TeacherError
+from shared.targets.weights import WeightsRef
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"tutelage.continuations"
@@ -25,7 +26,8 @@ OPENINGS = pa.schema({"name": pa.string(), "input_ids": pa.list_(pa.int32())})
 DRAW = "draw"  # a further column, where an opening is continued more than once
 NO_END = -1  # in place of the id that ended a continuation
 # Fields that questions and answers name only where they are not at their defaults.
-LATER_FIELDS = ("top_p", "min_new_tokens", "vocab", "logprobs")
+LATER_FIELDS = ("top_p", "min_new_tokens", "vocab", "logprobs", "weights")
+CANARY = "canary"  # a further column, of models whose weights change
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class GenerationSpec:
     min_new_tokens: int = 0  # before it no stop id is drawn
     vocab: int | None = None  # ids from this one on are never written; None: the model's own
     logprobs: bool = False  # ask for log-probabilities, and for the ids that ended continuations
+    weights: WeightsRef | None = None  # of a model whose weights change; draws do not depend on it
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that JSON takes."""
@@ -50,16 +53,20 @@ class GenerationSpec:
     @staticmethod
     def from_dict(fields: Mapping) -> "GenerationSpec":
         """The inverse of `as_dict` after a trip through JSON."""
-        return GenerationSpec(**{**fields, "stop_ids": tuple(fields["stop_ids"])})
+        found = {**fields, "stop_ids": tuple(fields["stop_ids"])}
+        if found.get("weights") is not None:
+            found["weights"] = WeightsRef(**found["weights"])
+        return GenerationSpec(**found)
 
     def in_words(self) -> str:
         """The question as a message names it."""
         least = f"at least {self.min_new_tokens} and " if self.min_new_tokens else ""
         cut = f", top-p {self.top_p:g}" if self.top_p < 1 else ""
+        of = f" with weights of version {self.weights.version}" if self.weights else ""
         return (
             f"{least}at most {self.max_new_tokens} tokens at temperature "
             f"{self.temperature:g}{cut}, seed {self.seed}, up to any of ids "
-            f"{list(self.stop_ids)}"
+            f"{list(self.stop_ids)}{of}"
         )
 
 
@@ -146,6 +153,21 @@ class Continuations:
         }
         metadata = {METADATA_KEY: json.dumps(described)}
         return Continuations(pa.table(columns).replace_schema_metadata(metadata))
+
+    def at(self, lines: Sequence[int]) -> "Continuations":
+        """Those of these lines, in their order."""
+        return Continuations(self.table.take(pa.array(lines, pa.int64())).combine_chunks())
+
+    def with_canary(self, logprobs: np.ndarray) -> "Continuations":
+        """The same with what the model says of a fixed text beside every row: log-probabilities,
+        nats, float32."""
+        column = pa.array([logprobs] * self.table.num_rows, pa.list_(pa.float32()))
+        return Continuations(self.table.append_column(CANARY, column))
+
+    def canaries(self) -> list[np.ndarray]:
+        """What `with_canary` put beside each row."""
+        column = self.table.column(CANARY)
+        return [np.asarray(scalar.values.to_numpy(), np.float32) for scalar in column]
 
     @property
     def described(self) -> dict:
@@ -234,7 +256,7 @@ class OpenGenerator(Protocol):
 
     def __call__(self, model: Any, *, device: Any, dtype: str, batch_rows: int) -> Generator:
         """A generator that continues at most `batch_rows` openings at once, with the weights that
-        the model has when it is asked."""
+        the model has when it is asked; where `model` is None, with those that a request names."""
         ...
 
 

@@ -1,11 +1,13 @@
-"""What every probe of a student's model needs: ids to read, and the model as it is when evaluated.
+"""What every probe of a student's model needs: ids to read, the model as it is when evaluated, and
+what it makes of a text.
 
-B lines   T tokens
+B lines   T tokens   V vocabulary
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,6 +17,13 @@ def probe_ids(model: PreTrainedModel, *, length: int) -> Tensor:
     """Fixed token ids [1, T] that differ from each other where the vocabulary allows."""
     rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment,union-attr]
     return ((3 + torch.arange(length)[None] * 7) % rows).to(model.device)
+
+
+def label_logprobs(ids_T: Tensor, logits_TV: Tensor) -> np.ndarray:
+    """Log-probability of each token of a text but the first, after those before it [T - 1], nats,
+    on the CPU."""
+    logprobs_TV = logits_TV[:-1].float().log_softmax(-1)
+    return logprobs_TV.gather(1, ids_T[1:, None])[:, 0].cpu().numpy()
 
 
 def empties_padding(model: PreTrainedModel) -> bool:

@@ -1,42 +1,62 @@
-"""The student while it writes: whole on every rank, without dropout, in no collective per token."""
+"""The student while it writes in its own workers: whole on every rank, without dropout, in no
+collective per token."""
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from shared.targets.generation import Generator
 from student_trainer.accelerator import deepspeed
 
 
+class Writer(Protocol):
+    """Who writes what the student of a moment would: its workers, or copies apart from them."""
+
+    def at(self, version: int) -> AbstractContextManager[Generator]:
+        """What writes with the weights of the moment, behind which are `version` updates, for the
+        length of a `with`; all ranks together."""
+        ...
+
+    def take_bytes(self) -> int:
+        """Bytes of weights that this rank has pushed since the last call."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Writing:
-    """What a generator is put around, and how it gets the weights of the moment.
+class OwnRanks:
+    """The workers write themselves, around their own student; a `Writer`.
 
     Under ZeRO-3, where no rank holds them whole, that is a copy of the student on each, into which
     those that train are gathered before it writes: ranks that write texts of different lengths
     then never wait for each other within one.
     """
 
+    generator: Generator  # around `model`
     model: nn.Module  # what writes: the student's own module, or the copy of it
     trained: nn.Module  # the student's own
     engine: Any  # a DeepSpeed engine
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Have it ready to write for the length of a `with`; all ranks together."""
+    def at(self, version: int) -> Iterator[Generator]:
+        """See `Writer`."""
         was_training = self.engine.module.training
         self.engine.eval()
         if self.model is not self.trained:
             self._gather()
         try:
-            yield
+            yield self.generator
         finally:
             if was_training:
                 self.engine.train()
+
+    def take_bytes(self) -> int:
+        """See `Writer`."""
+        return 0
 
     @torch.no_grad()
     def _gather(self) -> None:

@@ -36,15 +36,8 @@ from shared.errors import ConfigError, TutelageError
 from shared.mixture.blocks import Block
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.generation import (
-    GenerationSpec,
-    Generator,
-    OpenGenerator,
-    Openings,
-    OpenTeachers,
-)
-from student_trainer.accelerator import this_device
-from student_trainer.models.writing import Writing
+from shared.targets.generation import GenerationSpec, Generator, Openings, OpenTeachers
+from student_trainer.models.writing import Writer
 from student_trainer.ranks import Ranks
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.rollout_files import RolloutFiles
@@ -61,34 +54,19 @@ def open_rollouts(
     plan: RunPlan,
     ranks: Ranks,
     *,
-    writing: Writing | None,
-    open_generator: OpenGenerator | None,
+    writer: Writer | None,
     open_teachers: OpenTeachers | None,
 ) -> "Rollouts":
-    """The data set with answers of student and teacher; `writing` is the student's where it writes.
-    Raises ConfigError where nothing can write."""
+    """The data set with answers of student and teacher; `writer` is who writes as the student where
+    it does. Raises ConfigError where no teacher can write."""
     assert isinstance(source, DataSet), "models write from rows of the data set"
-    config = plan.config
-    lacks = (writing is not None and open_generator is None) or (
-        config.source.teacher > 0 and open_teachers is None
-    )
-    if lacks:
-        raise ConfigError(
-            f"source has {config.source.written_in_words}, but nothing here can write; use "
-            "`tutelage run`, or source=dataset"
-        )
-    generator, texts = None, None
-    if writing is not None and open_generator is not None:
-        generator = open_generator(
-            writing.model,
-            device=this_device(),
-            dtype=config.student.dtype,
-            batch_rows=config.source.batch_rows,
-        )
-    if config.source.teacher and open_teachers is not None:
+    texts = None
+    if plan.config.source.teacher:
+        if open_teachers is None:
+            raise ConfigError(plan.config.source.unwritten)
         files = TextFiles(RunDir(Path(plan.run_dir)).teacher_texts)
         texts = TeacherTexts(plan, ranks.rank, files, open_teachers(ranks.rank))
-    return Rollouts(source, plan, ranks, generator, writing, texts)
+    return Rollouts(source, plan, ranks, writer, texts)
 
 
 @dataclass(slots=True)
@@ -99,8 +77,7 @@ class Rollouts:
     data_set: DataSet
     plan: RunPlan
     ranks: Ranks
-    generator: Generator | None  # of the student, where it writes
-    writing: Writing | None
+    writer: Writer | None  # where the student writes
     texts: TeacherTexts | None  # where the teacher writes
     # What this rank did since it was last taken, as `EFFORT` has it.
     effort: np.ndarray = field(default_factory=lambda: np.zeros(len(EFFORT)))
@@ -218,24 +195,31 @@ class Rollouts:
             [prompt for prompt in prompts if who_R[prompt.row] == writer]
             for writer in (STUDENT, TEACHER)
         )
-        rollouts = self._by_student(step, own, rows, epoch_R)
+        rollouts = self._by_student(step, own, rows, epoch_R, version=version)
         rollouts += self._by_teacher(step, taught, rows, epoch_R)
         return with_rollouts(rows, rollouts, version_R=np.where(who_R == STUDENT, version, who_R))
 
     def _by_student(
-        self, step: int, prompts: Sequence[RowPrompt], rows: Rows, epoch_R: np.ndarray
+        self,
+        step: int,
+        prompts: Sequence[RowPrompt],
+        rows: Rows,
+        epoch_R: np.ndarray,
+        *,
+        version: int,
     ) -> list[Rollout]:
         """What the student writes after prompts; all ranks together."""
-        if self.writing is None:
+        if self.writer is None:
             return []
         start = time.perf_counter()
         drawn_R = [
             f"{row}/{epoch}/{step}" for row, epoch in zip(rows.names(), epoch_R, strict=True)
         ]
-        with self.writing.ready():
-            rollouts = self._rollouts(prompts, rows.names(), drawn_R)
+        with self.writer.at(version) as generator:
+            rollouts = self._rollouts(generator, prompts, rows.names(), drawn_R)
         tokens = sum(len(rollout.output_ids) for rollout in rollouts)
         self.effort[:2] += (time.perf_counter() - start, tokens)
+        self.effort[4] += self.writer.take_bytes()
         return rollouts
 
     def _by_teacher(
@@ -257,7 +241,7 @@ class Rollouts:
             for prompt in prompts
         ]
         rollouts = self.texts.written(step, asked)
-        self.effort[2:] += (time.perf_counter() - start, self.texts.take_tokens())
+        self.effort[2:4] += (time.perf_counter() - start, self.texts.take_tokens())
         return rollouts
 
     def _vocab_of(self, domain: str) -> int:
@@ -268,10 +252,13 @@ class Rollouts:
         return question.ask.shared_vocab
 
     def _rollouts(
-        self, prompts: Sequence[RowPrompt], name_R: Sequence[str], drawn_R: Sequence[str]
+        self,
+        generator: Generator,
+        prompts: Sequence[RowPrompt],
+        name_R: Sequence[str],
+        drawn_R: Sequence[str],
     ) -> list[Rollout]:
         """What the student writes after prompts, in their order; those of one room together."""
-        assert self.generator is not None, "the student writes"
         found: dict[int, Rollout] = {}
         for room in sorted({prompt.room for prompt in prompts}):
             lines = [line for line, prompt in enumerate(prompts) if prompt.room == room]
@@ -280,7 +267,8 @@ class Rollouts:
                 names=[name_R[prompt.row] for prompt in asked],
                 input_ids=[prompt.input_ids for prompt in asked],
             ).with_draws([f"{drawn_R[prompt.row]}/{prompt.document}" for prompt in asked])
-            answer = self.generator.generate(openings, self._spec(room, vocab=self._shared_vocab))
+            spec = self._spec(room, vocab=self._shared_vocab)
+            answer = generator.generate(openings, spec)
             parts = zip(answer.written(), answer.logprobs(), answer.stopped(), strict=True)
             found |= {
                 line: Rollout(prompt, *part)

@@ -15,8 +15,14 @@ from student_trainer.ranks import Ranks
 from student_trainer.sources.followed_log import FollowedLog
 
 # What is counted of writing: seconds that the student wrote and its tokens, seconds that texts of
-# the teacher took and the tokens that were not there before.
-EFFORT = ("writing_s", "tokens_written", "teacher_writing_s", "teacher_tokens_written")
+# the teacher took and the tokens that were not there before, and bytes of weights that were pushed.
+EFFORT = (
+    "writing_s",
+    "tokens_written",
+    "teacher_writing_s",
+    "teacher_tokens_written",
+    "pushed_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)

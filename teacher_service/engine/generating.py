@@ -161,17 +161,22 @@ class ModelGenerator:
 
 
 def open_generator(
-    model: Any, *, device: torch.device, dtype: str, batch_rows: int
+    model: Any,
+    *,
+    device: torch.device,
+    dtype: str,
+    batch_rows: int,
+    fingerprint: dict[str, str] | None = None,
 ) -> ModelGenerator:
-    """A generator around a trainer's own model, adapters on it included; satisfies
-    `OpenGenerator`."""
+    """A generator around a student's model, adapters on it included; satisfies `OpenGenerator`.
+    `fingerprint` describes it in answers that go to another process."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     return ModelGenerator(
         whole,
         vocab=len(whole.get_output_embeddings().weight),
         device=device,
         dtype=dtype,
-        fingerprint={"model": "the student"},
+        fingerprint=fingerprint or {"model": "the student"},
         batch_rows=batch_rows,
     )
 

@@ -14,7 +14,7 @@ REGISTRY = "tutelage-registry"
 REPLICA = "replica-"  # and a number, after the service's name
 RANK = "rank-"  # and a number, after the name of the replica that it is part of
 
-Role = Literal["teacher", "student"]  # whose place in the cluster replicas take
+Role = Literal["teacher", "student", "rollouts"]  # whose place in the cluster replicas take
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class Pool(Generic[Asked, Spec, Answer]):
     _method: str  # of TeacherReplica
     _doing: str
     _answer: type[Answer]
+    _who, _what, _see = "the teacher", "teacher service", "`tutelage teacher status`"
 
     def __init__(
         self,
@@ -257,7 +258,7 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._requeue(unit)
         if len(unit.failures) >= self._max_unit_failures:
             unit.error = TeacherError(
-                f"the teacher failed {len(unit.failures)} times on the unit of rows {unit.names}; "
+                f"{self._who} failed {len(unit.failures)} times on the unit of rows {unit.names}; "
                 f"the last time: {reason}; look at these rows and at the replicas' logs"
             )
 
@@ -274,7 +275,7 @@ class Pool(Generic[Asked, Spec, Answer]):
                 continue
             slow = unit.ref is not None and now > unit.sent_at + patience_s
             if self._own and self._roster.gone:
-                unit.error = TeacherError(f"teacher service {self._service} is gone; {AGAIN}")
+                unit.error = TeacherError(f"{self._what} {self._service} is gone; {AGAIN}")
             elif now > unit.deadline:
                 unit.error = TeacherError(self._too_late(unit))
             elif slow and set(self._roster.usable()) - {unit.replica}:
@@ -284,8 +285,8 @@ class Pool(Generic[Asked, Spec, Answer]):
     def _too_late(self, unit: _Unit) -> str:
         last = f"; the last failure: {unit.failures[-1]}" if unit.failures else ""
         return (
-            f"no replica of teacher service {self._service} answered for rows {unit.names} within "
-            f"{self._unit_deadline_s:g} s{last}; see `tutelage teacher status`, or raise "
+            f"no replica of {self._what} {self._service} answered for rows {unit.names} within "
+            f"{self._unit_deadline_s:g} s{last}; see {self._see}, or raise "
             "service.unit_deadline_s"
         )
 
@@ -303,6 +304,12 @@ class GenerationPool(Pool[Openings, GenerationSpec, Continuations]):
     """Batches of openings, continued by live replicas."""
 
     _method, _doing, _answer = "generate", "continuing", Continuations
+
+
+class RolloutPool(GenerationPool):
+    """The same by copies of a student."""
+
+    _who, _what, _see = "a copy of the student", "rollout service", "`tutelage status`"
 
 
 open_pool = TeacherPool  # with functools.partial over the settings, an `OpenReader`

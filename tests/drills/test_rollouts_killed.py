@@ -63,3 +63,29 @@ def test_a_cold_and_a_warm_store_change_nothing(home, config, reference, tmp_pat
     assert_same(runs / "job", reference)
     hits = sum(line.cache_hits for line in read_metrics(runs / "job" / "metrics.jsonl"))
     assert hits > 0, os.listdir(store)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_copy_of_the_student_killed_changes_no_weight(home, config, tmp_path, lag):
+    """Whoever of those that answer is killed, teachers and copies one after the other; the run
+    that nobody disturbed is written by the workers themselves."""
+    own = f"source={{student: 0.5, dataset: 0.5, max_new_tokens: 12, prompt_tokens: 6, lag: {lag}}}"
+    runs = tmp_path / "undisturbed", tmp_path / "killed"
+    for ready in homes():
+        ready.run("run", str(config), f"paths.runs={runs[0]}", own, "baseline=false")
+    copies = "rollouts={replicas: 1, cpus: 0.25}"
+    command = home.start("run", str(config), f"paths.runs={runs[1]}", own, "baseline=false", copies)
+    run = runs[1] / "job"
+    wait_until(reached(run, EARLY), doing=command)
+    replicas = titled(command.family(), "TeacherReplica")
+    assert len(replicas) == 3
+    for number, replica in enumerate(replicas):
+        wait_until(reached(run, EARLY + 8 * (number + 1)), doing=command)
+        replica.kill()
+    assert command.wait() == 0, command.output
+    assert_same(run, runs[0] / "job")
+    counted = failures(run)
+    assert counted["teacher_restarts"] == 2
+    assert counted["rollout_restarts"] == 1
+    assert counted["student_restarts"] == 0
+    assert not home.processes()

@@ -15,10 +15,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from cluster.rollouts.engine import load_engine
 from shared.data.rows import Rows
 from shared.errors import TutelageError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan, open_routing
-from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.run.run_dir import RunDir
+from shared.targets.generation import (
+    Continuations,
+    GenerationSpec,
+    Generator,
+    OpenGenerator,
+    Openings,
+)
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
@@ -83,7 +91,7 @@ def run(
         controller,
         open_source=open_source,
         task=task,
-        open_generator=open_generator,
+        open_generator=hosted(plan) if plan.config.rollouts.serves else open_generator,
         open_teachers=partial(teachers_of, plan=plan),
     )
 
@@ -104,6 +112,17 @@ class LocalWriter:
 def teachers_of(rank: int, *, plan: RunPlan) -> dict[str, LocalWriter]:
     """The teachers of a plan, as they write."""
     return {n: LocalWriter(teacher(asked.model)) for n, asked in plan.config.teachers.items()}
+
+
+def hosted(plan: RunPlan) -> OpenGenerator:
+    """What a service of the student's copies would open, with one copy in this process."""
+    weights = str(RunDir(Path(plan.run_dir)).weights)
+
+    def opened(model: None, *, device: object, dtype: str, batch_rows: int) -> Generator:
+        assert model is None, "a worker whose copies write has nothing to write with"
+        return load_engine(plan.config, weights)
+
+    return opened
 
 
 def reader_of(plan: RunPlan) -> OpenRunReader | None:

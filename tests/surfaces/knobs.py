@@ -35,6 +35,8 @@ ROLLOUTS = "student_trainer/sources/test_rollouts.py"
 WEIGHER = "student_trainer/weighing/test_weigher.py"
 TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut"
 TEXTS = "student_trainer/sources/test_teacher_texts.py"
+COPIES = "cluster/launch/test_copies.py"
+SERVED = "shared/config/test_rollouts.py"
 ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
@@ -177,6 +179,12 @@ KNOBS = {
     "source.draws": f"{TEXTS}::test_draws_take_turns_from_epoch_to_epoch",
     "source.lag": f"{ROLLOUTS}::test_step_s_learns_what_version_s_minus_lag_wrote",
     "source.batch_rows": f"{ROLLOUTS}::test_who_holds_which_rows_and_weights_changes_no_text",
+    "rollouts.replicas": f"{COPIES}::test_copies_write_are_listed_and_leave_nothing_behind",
+    "rollouts.replicas.min": f"{SERVED}::test_copies_are_served_as_asked",
+    "rollouts.replicas.max": f"{SERVED}::test_copies_are_served_as_asked",
+    "rollouts.replicas.wait": f"{SERVED}::test_copies_are_served_as_asked",
+    "rollouts.gpus": f"{SERVED}::test_copies_are_served_as_asked",
+    "rollouts.cpus": f"{COPIES}::test_copies_write_are_listed_and_leave_nothing_behind",
     "targets.selector": "cluster/launch/test_asked.py"
     "::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it",
     "targets.top_k": LOOP,

@@ -1,0 +1,142 @@
+"""StudentEngine: a copy of the student that writes with the version of its weights that a request
+names.
+
+T tokens of a fixed text   V vocabulary
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+
+from shared.config.run import Config
+from shared.data.rows import Rows
+from shared.errors import ConfigError, DamagedError, TeacherError, reason_of
+from shared.model_parts import longest_context
+from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.targets.head_location import ShippedHead
+from shared.targets.question import Question
+from shared.targets.soft_targets import SoftTargets
+from shared.targets.weights import CANARY_IDS, WeightFiles, WeightsRef
+from student_trainer.models.probing import label_logprobs
+from student_trainer.models.student import load_student
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from teacher_service.engine.description import TeacherDescription
+from teacher_service.engine.generating import open_generator
+from teacher_service.engine.weights import load_weights
+
+ARRIVAL_S = 30.0  # within which a file that was written is seen on another node
+POLL_S = 0.2
+
+
+def load_engine(config: Config, folder: str) -> "StudentEngine":
+    """The student of a config, as its workers load it, with versions out of a folder. Raises
+    ConfigError."""
+    on_gpu = config.rollouts.served(config.student).gpus > 0
+    if on_gpu and not torch.cuda.is_available():
+        raise ConfigError("rollouts.gpus asks for a GPU and this process sees none; set it to 0")
+    return StudentEngine(config, folder, device=torch.device("cuda" if on_gpu else "cpu"))
+
+
+class StudentEngine:
+    """Writes, and does nothing else of an `Engine`."""
+
+    def __init__(self, config: Config, folder: str, *, device: torch.device) -> None:
+        student = load_student(config, CAUSAL_LM.model, device=device)
+        self._model: Any = student.saved.eval()
+        self._files = WeightFiles(Path(folder))
+        self._weights: WeightsRef | None = None  # that it holds; None: those it was loaded with
+        self._canary_ids_T = torch.zeros(0, dtype=torch.int64)
+        kind = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+        fingerprint = {
+            "model": "the student",
+            "dtype": config.student.dtype,
+            "engine": f"torch {torch.__version__} transformers {transformers.__version__}",
+            "device": kind,
+            "threads": str(torch.get_num_threads()),
+        }
+        self._generator = open_generator(
+            self._model,
+            device=device,
+            dtype=config.student.dtype,
+            batch_rows=config.source.batch_rows,
+            fingerprint=fingerprint,
+        )
+        text = self._model.config.get_text_config()
+        self._description = TeacherDescription(
+            fingerprint=fingerprint,
+            vocab_rows=student.vocab_size,
+            num_layers=text.num_hidden_layers,
+            hidden_width=student.width,
+            state_widths=(),
+            max_context=longest_context(text),
+            packed=False,
+            scores=False,
+        )
+
+    def describe(self) -> TeacherDescription:
+        """What was loaded."""
+        return self._description
+
+    def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        """Continue one batch with the weights that are asked for. Raises DamagedError where they
+        are not what was pushed, TeacherError where they are not there."""
+        if spec.weights is None:
+            raise ConfigError("a copy of the student is asked to write without a version")
+        if spec.weights != self._weights:
+            self.load_weights(spec.weights)
+        answer = self._generator.generate(openings, spec)
+        return answer.with_canary(self._canary())
+
+    def load_weights(self, weights: WeightsRef) -> None:
+        """Hold the weights of a version from here on. Raises as `generate` does."""
+        path = self._arrived(weights.version)
+        try:
+            digest = self._files.digest(weights.version)
+            if digest != weights.digest:
+                raise DamagedError(
+                    f"{path} is not what was pushed as version {weights.version} of the student's "
+                    f"weights: its digest is {digest}, not {weights.digest}; look at the disk, "
+                    "and run the same command again, it resumes from the last checkpoint"
+                )
+            with safe_open(path, framework="pt") as file:
+                self._canary_ids_T = torch.tensor(json.loads(file.metadata()[CANARY_IDS]))
+        except OSError as error:
+            raise TeacherError(
+                f"version {weights.version} of the student's weights cannot be read from {path}: "
+                f"{reason_of(error)}"
+            ) from None
+        self._weights = None  # a load that fails half way holds no version
+        load_weights(self._model, path)
+        self._weights = weights
+
+    def _arrived(self, version: int) -> Path:
+        """The file of a version, once it is seen here."""
+        path, deadline = self._files.path(version), time.monotonic() + ARRIVAL_S
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise TeacherError(
+                    f"version {version} of the student's weights was not seen in {path.parent} "
+                    f"within {ARRIVAL_S:g} s; a rollout is written with no other version"
+                )
+            time.sleep(POLL_S)
+        return path
+
+    @torch.no_grad()
+    def _canary(self) -> np.ndarray:
+        """Log-probabilities of the fixed text [T - 1] that came with the weights, nats."""
+        ids_T = self._canary_ids_T.to(self._model.device)
+        return label_logprobs(ids_T, self._model(input_ids=ids_T[None], use_cache=False).logits[0])
+
+    def score(self, rows: Rows, question: Question) -> SoftTargets:
+        """Refused."""
+        raise ConfigError("a copy of the student writes, and scores nothing; ask a teacher")
+
+    def ship_head(self) -> ShippedHead:
+        """Refused."""
+        raise ConfigError("a copy of the student writes, and ships no head; ask a teacher")
