@@ -121,7 +121,7 @@ def test_services_are_those_that_the_driver_listed_while_it_is_at_work(run_dir, 
     scaled = ServiceStanding(name="big", present=1, wanted=3, min=1, max=8, waiting=0.24)
     fixed = ServiceStanding(name="small", present=2, wanted=2, min=None, max=None, waiting=0.0)
     run_dir.logs.mkdir()
-    write_roll(run_dir, Roll(services=[scaled, fixed], replicas=[replica]))
+    write_roll(run_dir.replicas, Roll(services=[scaled, fixed], replicas=[replica]))
     assert read_standing(run_dir)["replicas"] == read_standing(run_dir)["services"] == []
     with locked(run_dir):
         assert read_standing(run_dir)["replicas"] == [replica]
