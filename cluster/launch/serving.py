@@ -20,6 +20,7 @@ from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError, StorageError
 from shared.prompts.prefix import Opening, PromptedReader
 from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing
+from shared.run.run_dir import append_progress
 from shared.store.readers import RecordingReader, StoreReader
 from shared.store.target_store import stored_answers
 from shared.targets.ask import IdsEncoding
@@ -199,7 +200,7 @@ def _live(launch: Launch, name: str, fingerprint: dict[str, str]) -> OpenReader:
     own = launch.services is None or name not in launch.services.values()
     client = str(launch.run_dir.path)
     settings = pool_settings(launch.config, name, teacher=fingerprint, client=client, own=own)
-    return partial(open_pool, **settings)
+    return partial(open_pool, **settings, say=partial(append_progress, launch.run_dir))
 
 
 def _recorded(launch: Launch, live: OpenReader, part: RunPlan) -> OpenReader:

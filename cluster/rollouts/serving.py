@@ -14,6 +14,7 @@ from cluster.session.placement import declared, rollouts_role
 from shared.config.run import Config
 from shared.config.teachers import Autoscaling
 from shared.errors import StorageError
+from shared.run.run_dir import append_progress
 from shared.targets.generation import OpenGenerator
 from teacher_service.engine.description import Engine
 from teacher_service.service import service
@@ -72,5 +73,6 @@ def _opened(launch: Launch, starting: service.Starting) -> OpenGenerator:
         "unit_deadline_s": asked.unit_deadline_s,
         "max_unit_failures": asked.max_unit_failures,
         "own": True,
+        "say": partial(append_progress, launch.run_dir),
     }
     return partial(open_copies, settings=settings)

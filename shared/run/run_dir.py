@@ -315,7 +315,8 @@ def move_aside(run_dir: RunDir) -> Path | None:
 
 
 def append_progress(run_dir: RunDir, text: str) -> None:
-    """A line for people, which the driver prints. Raises OSError."""
+    """A line for people, which the driver of a training prints. Raises OSError."""
+    run_dir.logs.mkdir(parents=True, exist_ok=True)
     with run_dir.progress.open("a") as file:
         file.write(text + "\n")
 

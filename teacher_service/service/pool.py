@@ -8,7 +8,7 @@ that and from the check of every answer against its rows.
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from shared.data.rows import Rows
 from shared.errors import TeacherError, TutelageError, UserError
+from shared.in_words import counted
 from shared.run import exported, exporter
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
@@ -27,6 +28,7 @@ from teacher_service.service.roster import Roster
 
 SETTLE_S = 1.0
 PUMP_S = 0.5
+SAY_S = 30.0  # waited before it is said, and said again after twice as long
 AGAIN = "this command started it and ends; the same command starts it again"
 
 Asked = TypeVar("Asked", Rows, Openings)
@@ -71,7 +73,7 @@ class Pool(Generic[Asked, Spec, Answer]):
     `teacher` is the fingerprint the run began with; answers from another are refused. `run` and
     `rank` decide which replicas are preferred, so that clients spread. A service that is gone is
     waited for, unless it is the `own` one of its client, which nobody starts again. Raises
-    ConfigError where there is no such service.
+    ConfigError where there is no such service. `say` takes a line for people about a long wait.
     """
 
     _method: str  # of TeacherReplica
@@ -90,7 +92,9 @@ class Pool(Generic[Asked, Spec, Answer]):
         unit_deadline_s: float = 600.0,
         max_unit_failures: int = 3,
         own: bool = False,
+        say: Callable[[str], object] | None = None,
     ) -> None:
+        self._say = say
         self._service, self._teacher, self._in_flight = service, teacher, in_flight
         self._own = own
         self._unit_deadline_s, self._max_unit_failures = unit_deadline_s, max_unit_failures
@@ -118,8 +122,12 @@ class Pool(Generic[Asked, Spec, Answer]):
         unit, started = self._units[0], time.monotonic()
         if self._stats.units:
             self._waits_since = started
+        patience_s = SAY_S
         while not unit.settled:
             self._pump(PUMP_S)
+            if not unit.settled and time.monotonic() - started > patience_s:
+                patience_s *= 2
+                self._say_wait(unit, time.monotonic() - started)
         waited_s, self._waits_since = time.monotonic() - started, None
         self._stats.wait_s += waited_s
         self._waited_s += waited_s if self._stats.units else 0.0
@@ -131,6 +139,16 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._stats.wire_bytes += unit.answer.num_bytes
         self._pump(0.0)
         return unit.answer
+
+    def _say_wait(self, unit: _Unit, waited_s: float) -> None:
+        if self._say is None:
+            return
+        failed = f"; last {unit.failures[-1]}" if unit.failures else ""
+        self._say(
+            f"{self._what} {self._service} has not answered for rows {unit.names} for "
+            f"{waited_s:.0f} s, {counted(len(self._roster.usable()), 'replica')} at work; it is "
+            f"waited for up to {self._unit_deadline_s:g} s{failed}"
+        )
 
     def close(self) -> None:
         """Drop what is under way; what a replica has not begun is cancelled."""

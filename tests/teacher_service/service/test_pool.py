@@ -13,6 +13,7 @@ from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
 from teacher_service.engine.audit import load_engine
+from teacher_service.service import pool as pools
 from teacher_service.service import roster, service
 from teacher_service.service.pool import open_pool
 from tests.answers import decoded, question_of
@@ -69,6 +70,17 @@ def test_submitting_never_blocks_and_answers_keep_their_order(name):
     assert_all_once_and_in_order(pool, asked)
     assert pool.stats.retried_units == 0
     assert 0.3 < pool.stats.wait_s < time.monotonic() - before
+
+
+def test_a_long_wait_is_said_with_what_is_waited_for(name, monkeypatch):
+    monkeypatch.setattr(pools, "SAY_S", 0.1)
+    said: list[str] = []
+    pool, asked = started(name, Scripted(delay_s=1.0), say=said.append), units(1)
+    pool.submit(asked[0], SPEC)
+    assert_all_once_and_in_order(pool, asked)
+    names = ", ".join(asked[0].names())
+    assert f"teacher service {name} has not answered for rows {names} for " in said[0]
+    assert said[0].endswith("1 replica at work; it is waited for up to 600 s")
 
 
 @pytest.mark.drill
