@@ -175,4 +175,4 @@ def test_a_copy_that_ignores_the_push_stops_the_run(copy, spoil: Callable, said:
         with pytest.raises(EngineError, match=said):
             asked.generate(OPENINGS, SPEC)
     finally:
-        engine._model.load_state_dict(kept)
+        engine._model.load_state_dict(kept, strict=False)  # a tied weight has one name
