@@ -203,7 +203,7 @@ def test_a_cell_of_the_students_own_text_is_measured_by_what_it_writes(tiny_root
         *small,
     )
     (found,) = publishing.read_records(tmp_path)
-    for model in ("student", "teacher"):
+    for model in ("student", "before", "teacher"):
         for domain in found["written"][model].values():
             assert domain["tokens"] <= 16
             assert all(0 <= domain[name] <= 1 for name in domain.keys() - {"tokens"})

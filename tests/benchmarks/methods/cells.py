@@ -133,6 +133,68 @@ def over(option: str, values: Sequence[str], cells: Sequence[Cell], *, name: str
 LORA_KD = KD.but("lora", "forward KL, LoRA", student__train=LORA)
 KD_AT_2 = KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]")
 
+
+def own(share: float) -> str:
+    """A source in which the student writes a share of the tokens."""
+    return f"{{student: {share}, dataset: {1 - share}, max_new_tokens: 8, lag: 0}}"
+
+
+# Two tasks with right answers, a teacher that was trained to do them, and a student that saw little
+# of them, as papers start from one that was fine-tuned.
+MADE_TASKS = {
+    f"domains.{task}.{part}": f"{TASKS}/{task}.{part}.jsonl"
+    for task in ("reverse", "add")
+    for part in ("train", "validation")
+}
+OWN = Cell(
+    "own-kl",
+    "forward KL, text of the data set",
+    {"teachers.adept.model": ADEPT, "student.model": NOVICE, **MADE_TASKS},
+    base="on_policy.yaml",
+)
+TRAINED = OWN.but(
+    "adept",
+    "the teacher",
+    teachers__adept__model="models/teacher-6m",
+    student__model="models/teacher-6m",
+    losses=f"[{CE}]",
+    steps="500",
+)
+MAKERS = {
+    ADEPT: TRAINED,
+    NOVICE: TRAINED.but(
+        "novice", "the student", student__model="models/student-base-1m", steps="150"
+    ),
+}
+
+ON_POLICY = (
+    OWN.but("own-ce", "cross-entropy, text of the data set", losses=f"[{CE}]"),
+    OWN,
+    OWN.but(
+        "own-seqkd",
+        "sequence-level KD",
+        losses=f"[{CE}]",
+        source="{teacher: 1.0, max_new_tokens: 8}",
+    ),
+    OWN.but("own-reverse", "reverse KL, text of the data set", losses=f"[{REVERSE}]"),
+    OWN.but("own-gkd-0", "GKD (JSD .5), own share 0", losses=f"[{JSD}]"),
+    OWN.but("own-gkd-50", "GKD (JSD .5), own share .5", losses=f"[{JSD}]", source=own(0.5)),
+    OWN.but("own-gkd-100", "GKD (JSD .5), own share 1", losses=f"[{JSD}]", source=own(1.0)),
+    OWN.but("own-opd", "OPD, sampled", losses=f"[{SAMPLED}]", source=own(1.0)),
+    OWN.but("own-opd-dense", "OPD, dense (reverse KL)", losses=f"[{REVERSE}]", source=own(1.0)),
+)
+
+ON_POLICY_COMPARISONS = (
+    *(
+        (cell, "own-kl")
+        for cell in ("own-ce", "own-seqkd", "own-gkd-50", "own-gkd-100", "own-opd-dense")
+    ),
+    ("own-opd-dense", "own-reverse"),
+    ("own-gkd-50", "own-gkd-0"),
+    ("own-gkd-100", "own-gkd-0"),
+    ("own-opd", "own-opd-dense"),
+)
+
 SWEEPS: dict[str, Sequence[Cell]] = {
     "learning rate": over(
         "optimiser.lr",
@@ -174,6 +236,12 @@ SWEEPS: dict[str, Sequence[Cell]] = {
         *over("targets.selector", ("renormalised", "sampled", "threshold"), [KD], name="selector"),
         *over("targets.selector", ("threshold",), [KD_AT_2], name="selector"),
     ),
+    "learning rate, own text": over(
+        "optimiser.lr",
+        ("1e-4", "3e-4"),
+        [cell for cell in ON_POLICY if cell.name in ("own-kl", "own-opd", "own-opd-dense")],
+        name="lr",
+    ),
     "base student": over("student.model", (EVEN, RANDOM), MAIN, name="student"),
     "steps": over("steps", ("240",), MAIN, name="steps"),
 }
@@ -195,59 +263,6 @@ SWEPT_COMPARISONS = (
     ("kd-t2-selector-threshold", "kd-t2"),
     ("atkd-ce", "kd-ce"),
     *CIRCUMSTANCES,
-)
-
-
-def own(share: float) -> str:
-    """A source in which the student writes a share of the tokens."""
-    return f"{{student: {share}, dataset: {1 - share}, max_new_tokens: 16, lag: 0}}"
-
-
-# Two tasks with right answers, a teacher that was trained to do them, and a student that saw little
-# of them, as papers start from one that was fine-tuned.
-MADE_TASKS = {
-    f"domains.{task}.{part}": f"{TASKS}/{task}.{part}.jsonl"
-    for task in ("reverse", "add")
-    for part in ("train", "validation")
-}
-OWN = Cell(
-    "own-kl",
-    "forward KL, text of the data set",
-    {"teachers.adept.model": ADEPT, "student.model": NOVICE, **MADE_TASKS},
-    base="on_policy.yaml",
-)
-TRAINED = OWN.but(
-    "adept",
-    "the teacher",
-    teachers__adept__model="models/teacher-6m",
-    student__model="models/teacher-6m",
-    losses=f"[{CE}]",
-    steps="500",
-)
-MAKERS = {
-    ADEPT: TRAINED,
-    NOVICE: TRAINED.but(
-        "novice", "the student", student__model="models/student-base-1m", steps="150"
-    ),
-}
-
-ON_POLICY = (
-    OWN.but("own-ce", "cross-entropy, text of the data set", losses=f"[{CE}]"),
-    OWN,
-    OWN.but("own-reverse", "reverse KL, text of the data set", losses=f"[{REVERSE}]"),
-    OWN.but("own-gkd-0", "GKD (JSD .5), own share 0", losses=f"[{JSD}]"),
-    OWN.but("own-gkd-50", "GKD (JSD .5), own share .5", losses=f"[{JSD}]", source=own(0.5)),
-    OWN.but("own-gkd-100", "GKD (JSD .5), own share 1", losses=f"[{JSD}]", source=own(1.0)),
-    OWN.but("own-opd", "OPD, sampled", losses=f"[{SAMPLED}]", source=own(1.0)),
-    OWN.but("own-opd-dense", "OPD, dense (reverse KL)", losses=f"[{REVERSE}]", source=own(1.0)),
-)
-
-ON_POLICY_COMPARISONS = (
-    *((cell, "own-kl") for cell in ("own-ce", "own-gkd-50", "own-gkd-100", "own-opd-dense")),
-    ("own-opd-dense", "own-reverse"),
-    ("own-gkd-50", "own-gkd-0"),
-    ("own-gkd-100", "own-gkd-0"),
-    ("own-opd", "own-opd-dense"),
 )
 
 

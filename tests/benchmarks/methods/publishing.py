@@ -61,7 +61,7 @@ def page(records: Sequence[Record]) -> str:
         "Differences, paired by seed": differences_table(others),
         "Recovered share by domain": domains_table(others),
         "Domain weights: mean, and range over decisions": weights_table(others),
-        "Sweeps": sweeps_table(others),
+        "Sweeps": sweeps_table(records),
         "Students of each selector": selectors_table(others),
         "Differences in other circumstances, paired by seed": differences_table(
             others, SWEPT_COMPARISONS

@@ -43,7 +43,7 @@ from tests.benchmarks.methods.cells import (
     KD,
     MADE,
     MAKERS,
-    ON_POLICY,
+    OWN,
     PROMPTS,
     TASKS,
     Cell,
@@ -108,24 +108,29 @@ def run_cell(cell: Cell, seed: int, place: Workplace) -> Record:
         wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - start
         _keep_before(it, place)
         record = _record(cell, seed, it, cpu_s=cpu_s, wall_s=wall_s)
-        return record | ({"written": writes(it, place)} if cell in ON_POLICY else {})
+        return record | ({"written": writes(it, place)} if cell.base == OWN.base else {})
 
 
 def writes(it: Opened, place: Workplace) -> dict[str, dict]:
-    """What the student writes on validation prompts, and the teacher, which is kept."""
+    """What the student writes on validation prompts; the teacher and the student as it began too,
+    which is kept."""
     config = it.plan.config
     tokenizer = AutoTokenizer.from_pretrained(config.student.model)
     items, ends = items_by_domain(it.prepared, tokenizer), ends_of(tokenizer)
-    kept = place.folder / "before" / "teacher-writes.json"
+    kept = place.folder / "before" / "written.json"
     if not kept.exists():
-        teacher = written(place.engine(it.prepared.teacher.model), items, tokenizer, ends=ends)
-        write_atomically(kept, json.dumps(teacher))
+        models = {"teacher": it.prepared.teacher.model, "before": config.student.model}
+        found = {
+            name: written(place.engine(model), items, tokenizer, ends=ends)
+            for name, model in models.items()
+        }
+        write_atomically(kept, json.dumps(found))
     model = it.run.student.saved.eval()
     generator = open_generator(
         model, device=torch.device("cpu"), dtype=config.student.dtype, batch_rows=PROMPTS_AT_ONCE
     )
     student = written(generator, items, tokenizer, ends=ends)
-    return {"student": student, "teacher": json.loads(kept.read_text())}
+    return {"student": student, **json.loads(kept.read_text())}
 
 
 def differences_to(record: Record, cell: Cell, seed: int, place: Workplace) -> list[str]:
@@ -157,7 +162,13 @@ def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
     reader, teacher = place.reader(prepared)
     plan = _plan(prepared, folder, place)
     seconds = Seconds()
-    run = open_run(plan, lambda rank: reader, _controller(plan), open_generator=open_generator)
+    run = open_run(
+        plan,
+        lambda rank: reader,
+        _controller(plan),
+        open_generator=open_generator,
+        open_teachers=lambda rank: place.writers(plan),
+    )
     run.validation = TimedValidation(run.validation, seconds)  # type: ignore[assignment]
     try:
         yield Opened(prepared, plan, run, seconds, teacher)

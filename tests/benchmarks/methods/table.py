@@ -46,6 +46,7 @@ WRITTEN = (
     ("tokens", "tokens"),
     ("ends by itself", "ended"),
 )
+AROUND = {"before": "the student before", "teacher": "the teacher"}
 COMPARED = (WRITTEN[0], *WRITTEN[2:4])
 
 
@@ -124,19 +125,21 @@ def weights_table(records: Sequence[Record]) -> str:
 
 def on_policy_table(records: Sequence[Record]) -> str:
     """One line per cell of the student's own text: how near it is to the teacher on validation
-    text, and what it writes; the teacher's own last."""
+    text, and what it writes; the student as it began and the teacher last."""
     header = ["method", "NLL", "KL to teacher", *(title for title, _ in WRITTEN)]
     lines = _lines(ON_POLICY, records, _on_policy_values)
-    of_teacher = [record for record in records if "written" in record]
-    if of_teacher:
-        values = [
-            _level(estimate([_of_written(record, "teacher", name)]))
-            for record in of_teacher[:1]
-            for _, name in WRITTEN
-        ]
-        nll = np.mean([domain["teacher_nll"] for domain in of_teacher[0]["domains"].values()])
-        lines.append(["the teacher", f"{nll:.3f}", "0", *values])
+    for model, title in AROUND.items() if records else ():
+        values = [f"{_of_written(records[0], model, name):.3f}" for _, name in WRITTEN]
+        lines.append([title, *_levels(records[0], model), *values])
     return _table(header, lines)
+
+
+def _levels(record: Record, model: str) -> list[str]:
+    """NLL and KL of the teacher or the student as it began."""
+    nll = "teacher_nll" if model == "teacher" else "nll_before"
+    domains = list(record["domains"].values())
+    kl = 0.0 if model == "teacher" else np.mean([domain["kl_before"] for domain in domains])
+    return [f"{np.mean([domain[nll] for domain in domains]):.3f}", f"{kl:.3f}"]
 
 
 def on_policy_differences(records: Sequence[Record]) -> str:

@@ -15,13 +15,14 @@ import torch.distributed as dist
 from cluster.planning.preparation import Prepared
 from shared.data.rows import Rows
 from shared.prompts.prefix import PromptedReader
+from shared.run.plan import RunPlan
 from shared.store.readers import RecordingReader
 from shared.targets.kept_ids import KeptIds
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.hf import HFEngine
-from tests.student_trainer.processes import LocalTeacher
+from tests.student_trainer.processes import LocalTeacher, LocalWriter
 
 
 class TimedTeacher(LocalTeacher):
@@ -131,6 +132,11 @@ class Workplace:
             _prompted(stored, prepared), whole, vocabulary=prepared.facts.shared_vocab
         )
         return reader, teacher
+
+    def writers(self, plan: RunPlan) -> dict[str, LocalWriter]:
+        """The teachers of a plan, as they write."""
+        asked = plan.config.teachers.items()
+        return {name: LocalWriter(self.engine(teacher.model)) for name, teacher in asked}
 
     def asked(self, prepared: Prepared) -> TargetReader:
         """The teacher shown a run's prompts, past any store."""
