@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.auxiliary.hidden_states import native_states
+from student_trainer.losses.kernel.averaged import AveragedHeads, AveragedStates
 from student_trainer.losses.kernel.drawn import DrawnTargets
 from student_trainer.losses.kernel.targets import Targets, TeacherTargets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
@@ -24,7 +25,8 @@ class Reading:
     """What a view needs to know beside the arrays."""
 
     temperatures: tuple[float, ...]  # of the losses, that of the divergences last
-    teacher_head: TeacherHead | None = None  # the teacher's LM head, where it ships its last states
+    # Where last states are shipped, the teacher's LM head, or those of several that are averaged.
+    teacher_head: TeacherHead | AveragedHeads | None = None
     renormalised: bool = False  # whether the mass of ids that are not kept is left out
 
 
@@ -70,8 +72,21 @@ def _drawn(batch: Mapping[str, Tensor], reading: Reading) -> DrawnTargets:
 
 
 def _states(batch: Mapping[str, Tensor], reading: Reading) -> TeacherStates:
-    assert reading.teacher_head is not None, "the plan names the head of such answers"
+    assert isinstance(reading.teacher_head, TeacherHead), "the plan names the head of such answers"
     return TeacherStates(native_states(batch["teacher_last_NE"]), reading.teacher_head)
+
+
+def averaged_states(number: int) -> str:
+    """What the last states of one of several averaged teachers are called in a batch."""
+    return f"averaged_{number}_NE"
+
+
+def _averaged(batch: Mapping[str, Tensor], reading: Reading) -> AveragedStates:
+    asked = reading.teacher_head
+    assert isinstance(asked, AveragedHeads), "the plan names the heads of such answers"
+    states = (native_states(batch[averaged_states(n)]) for n in range(len(asked.heads)))
+    pairs = zip(states, asked.heads, strict=True)
+    return AveragedStates(tuple(TeacherStates(*pair) for pair in pairs), asked.shares)
 
 
 # By an array that answers of this kind alone have.
@@ -79,4 +94,5 @@ VIEWS: dict[str, Callable[[Mapping[str, Tensor], Reading], Targets]] = {
     "logprobs_NK": _likeliest,
     "log_weights_NK": _drawn,
     "teacher_last_NE": _states,
+    averaged_states(0): _averaged,
 }

@@ -20,6 +20,7 @@ from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of
 from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
 from student_trainer.losses.auxiliary.hidden_states import projection
+from student_trainer.losses.kernel.averaged import AveragedHeads
 from student_trainer.losses.kernel.entropy import entropies
 from student_trainer.losses.kernel.likeliest import likeliest_ids
 from student_trainer.losses.kernel.primitive import Head
@@ -64,7 +65,7 @@ class Objective(nn.Module):
         config: Config,
         *,
         teacher_width: int | None,
-        teacher_heads: Mapping[str, TeacherHead] | None = None,
+        teacher_heads: Mapping[str, TeacherHead | AveragedHeads] | None = None,
     ) -> None:
         super().__init__()
         self.student = student.saved
@@ -133,7 +134,7 @@ class LossHead(nn.Module):
         config: Config,
         *,
         teacher_width: int | None,
-        teacher_heads: Mapping[str, TeacherHead],
+        teacher_heads: Mapping[str, TeacherHead | AveragedHeads],
     ) -> None:
         super().__init__()
         self.layout = SumLayout.of(config)

@@ -186,7 +186,7 @@ def _by_teacher(
     for name, (wait_s, units, wire_bytes, retried, hits) in zip(
         config.teachers, own.tolist(), strict=True
     ):
-        taught = [d for domain, d in domains.items() if config.teacher_of(domain) == name]
+        taught = [d for domain, d in domains.items() if name in config.teachers_of(domain)]
         tokens = sum(domain.tokens for domain in taught)
         nats = sum(d.kl * d.tokens for d in taught if d.kl is not None)
         found[name] = TeacherMetrics(

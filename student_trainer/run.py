@@ -22,10 +22,9 @@ from student_trainer.accumulator import (
 )
 from student_trainer.engine import open_engine
 from student_trainer.evaluate import Validation
-from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
 from student_trainer.models.student import LoadStudent, Student
-from student_trainer.models.teacher_head import load_teacher_heads
+from student_trainer.models.teacher_head import TeacherHeads, load_teacher_heads
 from student_trainer.models.writing import copied_for_writing
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
@@ -218,7 +217,7 @@ def close_run(run: Run) -> None:
 
 def _load_together(
     plan: RunPlan, device: Any, ranks: Ranks, load: LoadStudent
-) -> tuple[Student, dict[str, TeacherHead]]:
+) -> tuple[Student, TeacherHeads]:
     student, teacher_heads, error = None, {}, None
     try:
         student = load(plan.config, device=device)

@@ -80,10 +80,13 @@ def _searched(
     fingerprints: dict[str, dict[str, str]] = {}
     for key in config.teachers:
         part = config.taught_by(key)
+        led = [domain for domain in part.domains if config.teacher_of(domain) == key]
+        if not led:
+            continue
         with _serving(part, services[key] if services else None) as (name, description):
             fingerprints[key] = description.fingerprint
             teacher = _asked(config, name, description, own=services is None)
-            for domain in part.domains:
+            for domain in led:
                 task = tasks[domain]
                 outcomes[domain] = (task, optimise_domain(task, config, teacher))
                 write_atomically(to, json.dumps(written(outcomes, fingerprints), indent=1))

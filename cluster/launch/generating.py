@@ -5,7 +5,7 @@ The hand-shake has made sure that teacher and student frame text alike; the expo
 tokenizer in its own folder.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +91,8 @@ class Generating:
         for name, part in plan.by_teacher.items():
             assert part.teacher is not None, "a live teacher has a fingerprint"
             settings = self._settings(services[name], part.teacher, own=launch.services is None)
-            teacher, items = config.teachers[name], self._of(part.config.domains)
+            led = [domain for domain in part.config.domains if config.teacher_of(domain) == name]
+            teacher, items = config.teachers[name], self._of(led)
             writer = Writer.of(
                 self._student.tokenizer,
                 teacher.model,
@@ -193,7 +194,7 @@ class Generating:
             cache=Path(config.paths.cache),
         ).max_context
 
-    def _of(self, domains: Mapping[str, Any]) -> list[Item]:
+    def _of(self, domains: Collection[str]) -> list[Item]:
         return [item for item in self._items if item.domain in domains]
 
     def _settings(self, service: str, fingerprint: dict[str, str], *, own: bool) -> dict[str, Any]:

@@ -141,9 +141,10 @@ def prepare_run(config: Config) -> Prepared:
         cache=Path(config.paths.cache),
     )
     for domain in domains:
-        known = hands.teachers[config.teacher_of(domain.name)]
-        refuse_overlong(showing, domain, teacher_context=known.context)
-        refuse_unknown_ids(hands, domain, known=known)
+        for name in config.teachers_of(domain.name):
+            known = hands.teachers[name]
+            refuse_overlong(showing, domain, teacher_context=known.context)
+            refuse_unknown_ids(hands, domain, known=known)
 
     return Prepared(
         config=config,

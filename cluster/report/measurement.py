@@ -141,7 +141,7 @@ def teacher_summary(record: RunRecord, name: str) -> TeacherSummary:
     config = record.config
     asked = [line.teachers[name] for line in record.lines if name in line.teachers]
     tokens, seconds = sum(m.tokens for m in asked), sum(line.seconds for line in record.lines)
-    domains = [domain for domain in record.domains if config.teacher_of(domain) == name]
+    domains = [domain for domain in record.domains if name in config.teachers_of(domain)]
     return TeacherSummary(
         model=config.teachers[name].model,
         domains=domains,

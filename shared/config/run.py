@@ -20,7 +20,7 @@ from shared.config.rollouts import RolloutService, check_rollouts
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_source
 from shared.config.student import Student, check_workers
-from shared.config.teachers import Teacher, check_teachers
+from shared.config.teachers import Teacher, check_teachers, shares_of
 from shared.mixture.phases import check_progressive
 
 
@@ -53,8 +53,10 @@ class Domain(Section):
     columns: dict[
         Literal["text", "prompt", "response", "messages", "input", "system", "tools"], str
     ] = Field(default_factory=dict, description="our name -> the column's name in the source")
-    teacher: str | None = Field(
-        default=None, description="the one of `teachers` it is learnt from; default: the only one"
+    teacher: str | dict[str, Positive] | None = Field(
+        default=None,
+        description="the one of `teachers` it is learnt from; default: the only one; NAME: WEIGHT "
+        "for several, whose distributions are averaged with `targets.exact`",
     )
 
     @model_validator(mode="after")
@@ -280,12 +282,24 @@ class Config(Section):
         return any(loss.asks_teacher for loss in self.losses)
 
     def teacher_of(self, domain: str) -> str:
-        """The name of the teacher that a domain is learnt from."""
-        return self.domains[domain].teacher or next(iter(self.teachers))
+        """The name of the teacher that a domain is learnt from, of several that of the largest
+        weight."""
+        shares = self.teachers_of(domain)
+        return max(shares, key=shares.__getitem__)
+
+    def teachers_of(self, domain: str) -> dict[str, float]:
+        """The teachers whose average a domain is learnt from, with shares that sum to 1."""
+        return shares_of(self.domains[domain].teacher or next(iter(self.teachers)))
 
     def taught_by(self, teacher: str) -> "Config":
         """The part of the run that one teacher teaches: it alone, and its domains."""
-        domains = {n: d for n, d in self.domains.items() if self.teacher_of(n) == teacher}
+        domains = {
+            name: domain.model_copy(update={"teacher": teacher})
+            if isinstance(domain.teacher, dict)
+            else domain
+            for name, domain in self.domains.items()
+            if teacher in self.teachers_of(name)
+        }
         teachers = {teacher: self.teachers[teacher]}
         return self.model_copy(update={"teachers": teachers, "domains": domains})
 
@@ -384,7 +398,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         check_workers(self.student, self.batch.rows_per_step, self.batch.micro_batch)
-        check_teachers(self.teachers, {n: d.teacher for n, d in self.domains.items()})
+        check_teachers(
+            self.teachers,
+            {name: domain.teacher for name, domain in self.domains.items()},
+            exact=self.targets.exact is not None,
+            by_difficulty=self.progressive is not None and self.progressive.difficulty != "length",
+        )
         if len(self.teachers) > 1 and self.hidden_layers:
             raise ValueError(
                 "losses has a hidden_states, which learns one projection to one teacher's width, "

@@ -157,11 +157,33 @@ class Teacher(Section):
         return self.replicas.max if isinstance(self.replicas, Autoscaling) else self.replicas
 
 
-def check_teachers(teachers: Collection[str], named: Mapping[str, str | None]) -> None:
-    """Raise ValueError unless every domain has one teacher, and every teacher a domain; `named` are
-    the teachers that domains name."""
+def shares_of(named: str | Mapping[str, float]) -> dict[str, float]:
+    """The teachers that a domain names, with shares that sum to 1."""
+    weights = {named: 1.0} if isinstance(named, str) else named
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def check_teachers(
+    teachers: Collection[str],
+    asked: Mapping[str, str | Mapping[str, float] | None],
+    *,
+    exact: bool,
+    by_difficulty: bool,
+) -> None:
+    """Raise ValueError unless every domain has a teacher, or several where the average of their
+    distributions is `exact` and no phases go `by_difficulty`, and every teacher a domain; `asked`
+    is what domains name."""
+    for name, shares in asked.items():
+        if isinstance(shares, Mapping):
+            _check_shares(name, shares, exact=exact, by_difficulty=by_difficulty)
+    named = {
+        (name, teacher): teacher
+        for name, shares in asked.items()
+        for teacher in (shares if isinstance(shares, Mapping) else (shares,))
+    }
     known = ", ".join(teachers)
-    for name, teacher in named.items():
+    for (name, _), teacher in named.items():
         if teacher is None and len(teachers) > 1:
             raise ValueError(
                 f"domains.{name} names no teacher, and there are {len(teachers)}; set "
@@ -177,3 +199,22 @@ def check_teachers(teachers: Collection[str], named: Mapping[str, str | None]) -
                 f"teachers.{name} teaches no domain; set domains.NAME.teacher={name} for one, or "
                 "remove it"
             )
+
+
+def _check_shares(
+    domain: str, shares: Mapping[str, float], *, exact: bool, by_difficulty: bool
+) -> None:
+    option = f"domains.{domain}.teacher"
+    if not shares:
+        raise ValueError(f"{option} names no teacher; name one, or several with their weights")
+    if len(shares) > 1 and not exact:
+        raise ValueError(
+            f"{option} averages {' and '.join(shares)}, who ship other ids of a position each; set "
+            "targets.exact=last_hidden, with which their average is over the whole vocabulary, or "
+            "name one teacher"
+        )
+    if len(shares) > 1 and by_difficulty:
+        raise ValueError(
+            f"{option} averages {' and '.join(shares)}, but progressive orders rows by what one "
+            "teacher finds difficult; set progressive.difficulty=length, or name one teacher"
+        )

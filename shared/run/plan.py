@@ -97,9 +97,9 @@ def open_routing(rank: int, *, plan: RunPlan, readers: Mapping[str, OpenReader])
         (open_reader,) = readers.values()
         return open_reader(rank)
     questions = {name: _questions(plan, part) for name, part in plan.parts.items()}
-    teacher_of = {name: plan.config.teacher_of(name) for name in plan.config.domains}
+    teachers_of = {name: plan.config.teachers_of(name) for name in plan.config.domains}
     opened = {name: open_reader(rank) for name, open_reader in readers.items()}
-    return RoutingReader(opened, teacher_of=teacher_of, questions=questions)
+    return RoutingReader(opened, teachers_of=teachers_of, questions=questions)
 
 
 def _shared_vocab(question: Question) -> int:

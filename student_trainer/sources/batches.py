@@ -14,8 +14,8 @@ import torch
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
-from shared.targets.routing import Answer, MixedTargets, label_logprobs
-from student_trainer.answers import answer_arrays
+from shared.targets.routing import Answer, MixedTargets, called, label_logprobs
+from student_trainer.answers import answer_arrays, averaged_states
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 
@@ -54,7 +54,9 @@ class Layouts:
 
     def batch(self, rows: Rows, targets: Answer | None = None) -> Batch:
         """The tensors of a unit on the device; with `targets`, the teacher's beside them, those of
-        several under `TEACHER/NAME` with the positions of each, `TEACHER/index_P`.
+        several under `TEACHER/NAME` with the positions of each, `TEACHER/index_P`. Where several
+        are averaged they have one name together, see `shared.targets.routing.called`, and the
+        states of each are called as `averaged_states` says.
 
         `domain_N`, `row_N` and `document_N` say which domain, row of the unit and document of the
         unit a position belongs to. Where the student writes rows, `written_N` says of which its
@@ -91,6 +93,10 @@ class Layouts:
 def _arrays_in_parts(targets: MixedTargets) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for part in targets.parts:
-        own = {"index_P": part.index_P, **answer_arrays(part.targets)}
-        arrays |= {f"{part.teacher}/{name}": array for name, array in own.items()}
+        own = answer_arrays(part.targets)
+        if part.is_averaged:
+            number = list(part.shares).index(part.teacher)
+            own = {averaged_states(number): own["teacher_last_NE"]}
+        named = {"index_P": part.index_P, **own}
+        arrays |= {f"{called(part.shares)}/{name}": array for name, array in named.items()}
     return {**arrays, "label_logprob_N": label_logprobs(targets)}

@@ -118,7 +118,7 @@ def _teachers(config: Config) -> str:
             named += f" (stored {stored})"
         if teacher.adapter:
             named += f" (adapter {_short(teacher.adapter)})"
-        taught = [domain for domain in config.domains if config.teacher_of(domain) == name]
+        taught = [domain for domain in config.domains if name in config.teachers_of(domain)]
         said.append(named if len(config.teachers) == 1 else f"{named} in {', '.join(taught)}")
     return " and by ".join(said)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from shared.config.source import TokenSources
 from shared.data.rows import Rows
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan, open_routing
@@ -164,6 +166,78 @@ def test_ranks_with_other_teachers_in_their_micro_batches_learn_the_same_under_z
         assert min(one.units for one in plain.teachers.values()) > 0
         for domain, measured in plain.domains.items():
             assert sharded.domains[domain].kl == pytest.approx(measured.kl, rel=1e-5)
+
+
+def averaging(plan: RunPlan) -> RunPlan:
+    """The same with one domain learnt from the average of both teachers."""
+    domains = dict(plan.config.domains)
+    averaged = {"wide": 3.5, "narrow": 1.5}
+    domains["code"] = domains["code"].model_copy(update={"teacher": averaged})
+    return replace(plan, config=plan.config.model_copy(update={"domains": domains}))
+
+
+@pytest.mark.parametrize("plan", ["last states"], indirect=True)
+def test_teachers_are_averaged_per_position_with_weights(plan, folders) -> None:
+    """One domain learns .7 of one teacher and .3 of the other, the other domain one alone."""
+    plan = averaging(plan)
+    assert plan.config.teachers_of("code") == {"wide": 0.7, "narrow": 0.3}
+    engines = {name: HFEngine.load(str(folder)) for name, folder in folders.items()}
+    readers = {name: lambda rank, e=engine: LocalTeacher(e) for name, engine in engines.items()}
+    rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
+    assert plan.training_question is not None
+    reader.submit(rows, plan.training_question)
+    answer = reader.next()
+    heads = load_teacher_heads(plan, CPU)
+    student = CAUSAL_LM.load(plan.config, device=CPU)
+    objective = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
+    batch = Layouts(DOMAINS, True, CPU).batch(rows, answer)
+    (found_2G,) = objective(batch, mode="evaluate")
+    log_NV = {
+        name: dense_logprobs(folder, batch)
+        for name, folder in (*folders.items(), ("student", plan.config.student.model))
+    }
+    mixed_NV = (0.7 * log_NV["wide"].exp() + 0.3 * log_NV["narrow"].exp()).log()
+    of_code_N1 = (batch["domain_N"] == DOMAINS.index("code"))[:, None]
+    p_NV = torch.where(of_code_N1, mixed_NV, log_NV["narrow"])
+    kl_N = (p_NV.exp() * (p_NV - log_NV["student"])).sum(-1)
+    expected_G = torch.zeros(2, dtype=torch.float64).index_add_(0, batch["domain_N"], kl_N)
+    torch.testing.assert_close(found_2G[1], expected_G, rtol=1e-5, atol=1e-4)
+    label_N = p_NV.gather(1, batch["label_N"][:, None])[:, 0].numpy()
+    np.testing.assert_allclose(label_logprobs(answer), label_N, atol=1e-4)
+
+
+def dense_logprobs(folder: Path | str, batch: Batch) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    ids_BT, positions_BT = batch["input_ids_BT"], batch["position_ids_BT"]
+    with torch.no_grad():
+        output = model(ids_BT, position_ids=positions_BT, use_cache=False)
+    return output.logits.flatten(0, 1)[batch["loss_index_N"]].log_softmax(-1)
+
+
+@pytest.mark.parametrize("plan", ["last states"], indirect=True)
+def test_averaged_teachers_and_several_by_domain_teach_what_the_student_writes(
+    plan, tmp_path: Path
+) -> None:
+    source = TokenSources.model_validate({"student": 0.5, "dataset": 0.5, "max_new_tokens": 6})
+    plans = []
+    for name, base in {"by-domain": plan, "averaged": averaging(plan)}.items():
+        config = base.config.model_copy(update={"source": source, "name": name, "steps": 2})
+        (tmp_path / name).mkdir()
+        ends = tuple(range(3, 80))
+        plans.append(replace(base, config=config, run_dir=str(tmp_path / name), ends=ends))
+        mark_exported(plans[-1])
+    results = run_jobs([as_job("train", one) for one in plans], tmp_path / "torchrun")
+    assert [result["error"] for result in results] == [None, None]
+    last = [read_metrics(Path(one.run_dir) / "metrics.jsonl")[-1] for one in plans]
+    for line in last:
+        assert line.rollouts is not None
+        assert line.rollouts.tokens > 0
+        assert set(line.teachers) == set(TEACHERS)
+        assert all(one.kl is not None for one in line.teachers.values())
+    averaged, by_domain = last[1], last[0]
+    assert averaged.teachers["narrow"].tokens == averaged.tokens
+    assert by_domain.teachers["narrow"].tokens < by_domain.tokens
+    assert averaged.domains["code"].kl != pytest.approx(by_domain.domains["code"].kl, abs=1e-3)
 
 
 def test_rows_keep_their_draw_and_their_own_ids_on_the_way_to_their_teacher() -> None:

@@ -257,7 +257,10 @@ def test_a_student_that_cannot_name_ids_is_refused(losses, targets, sentence):
 TWO = {"a": {"model": "a"}, "b": {"model": "b"}}
 
 
-def taught(math: str | None, code: str | None, **parts: object) -> Config:
+EXACT = {"targets": {"exact": "last_hidden"}}
+
+
+def taught(math: object, code: str | None, **parts: object) -> Config:
     named = {"math": {"train": "m", "teacher": math}, "code": {"train": "c", "teacher": code}}
     return config(**{"teachers": TWO, "domains": named, **parts})
 
@@ -267,6 +270,32 @@ def test_a_domain_names_its_teacher():
     assert [both.teacher_of(name) for name in both.domains] == ["b", "a"]
     part = both.taught_by("b")
     assert (list(part.teachers), list(part.domains)) == (["b"], ["math"])
+
+
+def test_a_domain_may_name_several_teachers_with_weights():
+    both = taught({"a": 3, "b": 1}, "b", targets={"exact": "last_hidden"})
+    assert both.teachers_of("math") == {"a": 0.75, "b": 0.25}
+    assert both.teachers_of("code") == {"b": 1.0}
+    assert both.teacher_of("math") == "a"
+    part = both.taught_by("a")
+    assert (list(part.domains), part.teachers_of("math")) == (["math"], {"a": 1.0})
+    assert list(both.taught_by("b").domains) == ["math", "code"]
+    assert type(part).model_validate(part.model_dump()) == part
+
+
+@pytest.mark.parametrize(
+    ("teacher", "parts", "says"),
+    [
+        ({"a": 1, "b": 1}, {}, "averages a and b, who ship other ids of a position each; set"),
+        ({}, {}, "domains.math.teacher names no teacher"),
+        ({"a": 1, "c": 1}, EXACT, "domains.math.teacher is 'c', but teachers has a, b"),
+        ({"a": 0, "b": 1}, EXACT, "greater than 0"),
+        ({"a": 1, "b": 1}, EXACT | {"progressive": {}, "steps": 60}, "what one teacher finds"),
+    ],
+)
+def test_an_average_that_is_not_exact_is_refused(teacher, parts, says):
+    with pytest.raises(ValidationError, match=says):
+        taught(teacher, "b", **parts)
 
 
 def test_the_only_teacher_need_not_be_named_and_may_be():
