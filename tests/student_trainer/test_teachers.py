@@ -28,6 +28,7 @@ from tests.student_trainer.processes import LocalTeacher, as_job
 from tests.student_trainer.runs import (
     DOMAINS,
     mark_exported,
+    plan_of,
     plan_of_two,
     prepared_domains,
 )
@@ -238,6 +239,29 @@ def test_averaged_teachers_and_several_by_domain_teach_what_the_student_writes(
     assert averaged.teachers["narrow"].tokens == averaged.tokens
     assert by_domain.teachers["narrow"].tokens < by_domain.tokens
     assert averaged.domains["code"].kl != pytest.approx(by_domain.domains["code"].kl, abs=1e-3)
+
+
+def test_a_student_whose_teacher_is_its_own_model_begins_at_it_whatever_its_adapters_are(
+    tmp_path: Path, tiny_pair: tiny.Pair
+) -> None:
+    """With its adapters off it is that teacher still, once they have moved."""
+    itself = tiny.Pair(tiny_pair.teacher, tiny_pair.teacher)
+    lora = {"train": {"kind": "lora", "r": 4, "alpha": 8}}
+    plan = plan_of(tmp_path / "run", itself, prepared_domains(tmp_path), student=lora)
+    assert plan.validation_question is not None
+    student = CAUSAL_LM.load(plan.config, device=CPU)
+    objective = Objective(student, plan.config, teacher_width=None)
+    rows = unit(0, count=4)
+    answer = HFEngine.load(str(itself.teacher)).score(rows, plan.validation_question)
+    batch = Layouts(DOMAINS, True, CPU).batch(rows, answer)
+    assert objective(batch, mode="evaluate")[0][1].abs().max() < 1e-4
+    with torch.no_grad():
+        for name, weight in student.saved.named_parameters():
+            if "lora_B" in name:
+                weight.add_(0.3)
+    assert objective(batch, mode="evaluate")[0][1].min() > 1
+    with student.saved.disable_adapter():
+        assert objective(batch, mode="evaluate")[0][1].abs().max() < 1e-4
 
 
 def test_rows_keep_their_draw_and_their_own_ids_on_the_way_to_their_teacher() -> None:
