@@ -7,8 +7,7 @@ under workers that come up. Joined again, none does, since each has it by then.
 """
 
 import importlib
-import os
-from contextlib import suppress
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ UNPACKED_S = 60.0
 
 
 def current_copy() -> str | None:
-    """The copy that this command works in; None where it is no job's."""
-    folder = os.getcwd()
-    return folder if JOB_FOLDERS in folder else None
+    """The copy that this command imports from; None where it is no job's."""
+    return next((path for path in sys.path if JOB_FOLDERS in path), None)
 
 
 def settled(copy: str | None, *, deadline_s: float = UNPACKED_S) -> bool:
-    """Wait, as a driver, until all nodes that share the copy have unpacked it, and enter it again;
-    whether any do. Workers that came up meanwhile may have missed it: the driver joins again."""
+    """Wait, as a driver, until the other nodes that share the copy have unpacked it; whether there
+    are any. Workers that came up meanwhile may have missed it: the driver joins again."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,23 +37,20 @@ def settled(copy: str | None, *, deadline_s: float = UNPACKED_S) -> bool:
         for node in nodes
     ]
     ray.wait(unpacked, num_returns=len(unpacked), timeout=deadline_s)
-    with suppress(FileNotFoundError):  # past the deadline; what needs it says so
-        os.chdir(copy)
     importlib.invalidate_caches()  # what was not found while it was away
     return True
 
 
 def _sharing(copy: str) -> list[str]:
-    """The nodes whose session's folder holds the copy, where there are several."""
+    """The other nodes whose session has the folder of the copy."""
     import ray
 
     session = Path(copy.partition(JOB_FOLDERS)[0])
     own = ray.get_runtime_context().get_node_id()
-    known = [node for node in ray.nodes() if node["Alive"]]
-    here = next(node["NodeManagerAddress"] for node in known if node["NodeID"] == own)
-    sharing = [
-        node["NodeID"]
-        for node in known
+    known = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    here = known.pop(own)["NodeManagerAddress"]
+    return [
+        name
+        for name, node in known.items()
         if node["NodeManagerAddress"] == here and session in Path(node["RayletSocketName"]).parents
     ]
-    return sharing if len(sharing) > 1 else []
