@@ -84,6 +84,8 @@ def read_file(path: Path) -> ConfigFile:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text file"
+        if isinstance(error, FileNotFoundError):
+            reason += f"; `tutelage init {path}` writes a first one"
         raise ConfigError(f"the config {path} cannot be read: {reason}") from None
     origins: dict[Path_, str] = {}
     try:

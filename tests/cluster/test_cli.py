@@ -60,7 +60,9 @@ def test_a_wrong_type_is_named_with_its_value(refused, job):
 
 
 def test_a_missing_config_file_is_named(refused, tmp_path):
-    assert "absent.yaml cannot be read" in refused("run", str(tmp_path / "absent.yaml"))
+    said = refused("run", str(absent := tmp_path / "absent.yaml"))
+    assert f"{absent} cannot be read: No such file" in said
+    assert said.endswith(f"`tutelage init {absent}` writes a first one")
 
 
 def test_a_missing_text_file_is_named_with_its_option(refused, job):
