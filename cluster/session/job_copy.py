@@ -7,6 +7,7 @@ under workers that come up. Joined again, none does, since each has it by then.
 """
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ def settled(copy: str | None, *, deadline_s: float = UNPACKED_S) -> bool:
         for node in nodes
     ]
     ray.wait(unpacked, num_returns=len(unpacked), timeout=deadline_s)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir(copy)  # in place of the one that was removed
     importlib.invalidate_caches()  # what was not found while it was away
     return True
 
