@@ -25,8 +25,10 @@ def run_jobs(
     """Run jobs one after the other in a group of processes; returns rank 0's results.
 
     The group is that of the calls before. A job that raises ends it, and the next call has another.
+    The folder is there for this call alone: in one with results the wait would be over at once.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    assert not (folder / "results.json").exists(), f"{folder} holds results of other jobs"
     (folder / "jobs.json").write_text(json.dumps(list(jobs)))
     try:
         _group(ranks).run(folder, timeout_s)

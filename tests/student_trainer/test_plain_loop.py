@@ -153,7 +153,8 @@ class Scene:
                     plan = self.plan(cell)
                     mark_exported(plan)
                     jobs.append(as_job("train", plan))
-            for found in run_jobs(jobs, self.folder / f"jobs-{ranks}", ranks=ranks):
+            folder = self.folder / f"jobs-{ranks}" / cells[0].name
+            for found in run_jobs(jobs, folder, ranks=ranks):
                 assert found["error"] is None, found
                 self.seeds.append(found["seeds"])
 
