@@ -328,6 +328,16 @@ def _with_fewest(config: Config, fewest: Memory, most: Memory) -> Iterator[str]:
         )
 
 
+def _copies(config: Config, own: ModelSizes) -> str:
+    """What copies of the student that write hold, and are sent."""
+    served = config.rollouts.served(config.student)
+    return (
+        f"{served.most} x {served.gpus:g} GPUs and {served.cpus:g} CPUs for copies of the student "
+        f"that write, each with {in_bytes(own.weight_bytes)} of weights; every step pushes "
+        f"{in_bytes(own.trained_bytes)} to them, the weights that train"
+    )
+
+
 def _notes(
     config: Config, own: ModelSizes, learning: Activations, teachers: list[Side]
 ) -> list[str]:
@@ -336,6 +346,8 @@ def _notes(
         "memory of writing it are not"
     )
     written = [] if config.source.is_dataset else [uncounted]
+    if config.rollouts.serves:
+        written.append(_copies(config, own))
     pairs = [("student", learning), *((side.name, side.activations) for side in teachers)]
     return written + [
         f"the code of {name} cannot be followed without numbers; its activations are those of a "

@@ -166,5 +166,7 @@ def cost(*, seconds: float, gpus: float, price: float) -> float:
 
 def gpus_of(config: Config) -> float:
     """GPUs that a run holds."""
-    teachers = sum(teacher.most * teacher.gpus for teacher in config.teachers.values())
-    return teachers + config.most_workers * config.student.gpus
+    hosted = [*config.teachers.values()]
+    if config.rollouts.serves:
+        hosted.append(config.rollouts.served(config.student))
+    return sum(one.most * one.gpus for one in hosted) + config.most_workers * config.student.gpus

@@ -90,6 +90,16 @@ def test_gpus_by_name_give_time_cost_and_replicas(bare, tmp_path, capsys):
     assert "for 2 GPUs at 2 an hour" in told
 
 
+def test_copies_that_write_are_planned_for_at_their_most(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare)
+    asked = (path, "student.gpus=1", "teachers.tiny.gpus=1", "--gpu", "H100", "--price", "2")
+    copies = "rollouts={replicas: {min: 1, max: 3}, cpus: 2}"
+    assert main(["plan", *map(str, asked), "source={student: 1, max_new_tokens: 8}", copies]) == 0
+    told = capsys.readouterr().out
+    assert "3 x 1 GPUs and 2 CPUs for copies of the student that write, each with " in told
+    assert "for 5 GPUs at 2 an hour" in told
+
+
 def test_replicas_that_follow_the_need_are_planned_for_at_their_most(bare, tmp_path, capsys):
     path = write_job(tmp_path, bare)
     found = planned(capsys, path, "teachers.tiny.replicas={min: 1, max: 3}")
