@@ -105,6 +105,7 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
         stop_if_asked(run, step)
         if step in run.decisions:
             report(run, step)
+        follow_validation(run, step)
         watch = Stopwatch(run.reader)
         drawn = run.loader.step(step)
         reseed(config.seed, step=step, rank=run.ranks.rank)
@@ -189,6 +190,16 @@ def follow_taid(run: Run, drawn: Step, sums: np.ndarray) -> None:
     name = layout.losses[run.config.losses.index(term)]
     loss = layout.losses_in(sums)[name] / drawn.tokens
     run.taid.follow(loss, term, step=drawn.index, steps=run.config.steps)
+
+
+def follow_validation(run: Run, step: int) -> None:
+    """Let the student's share of the text follow its validation loss, where it does and looks at it
+    before this step; all ranks together."""
+    adaptive = run.source.adaptive if isinstance(run.source, Rollouts) else None
+    if adaptive is None or not adaptive.is_due(step):
+        return
+    sums = run.validation.sums(run.engine)
+    adaptive.follow(float(sums.student_nll_G.sum() / max(1.0, sums.tokens_G.sum())))
 
 
 def refuse_non_finite(run: Run, drawn: Step, grad_norm: float) -> None:

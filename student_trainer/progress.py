@@ -24,6 +24,7 @@ from student_trainer.accumulator import COUNTERS, PARTS, MetricsAccumulator
 from student_trainer.exported import export_line, seconds_left
 from student_trainer.models.census import census
 from student_trainer.run import Run
+from student_trainer.sources.rollouts import Rollouts
 from student_trainer.sources.source import EFFORT
 from student_trainer.sums import ROLLOUTS
 
@@ -48,6 +49,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
         machine=machine,
         written=None if run.config.source.is_dataset else run.rollouts.total(),
         workers=run.ranks.world_size,
+        student_share=_student_share(run),
     )
     error = None
     if run.ranks.leads:
@@ -97,6 +99,7 @@ def metrics_line(
     machine: np.ndarray,
     workers: int,
     written: Mapping[str, float] | None = None,
+    student_share: float | None = None,
 ) -> StepMetrics:
     """The line of what was measured. `entry` was in force at its last step, `epochs` are as of
     then, and `machine` and `written` are already reduced over ranks."""
@@ -124,6 +127,7 @@ def metrics_line(
         captured_mass=totals["captured_mass"] if config.needs_teacher else None,
         unseen_mass=totals["unseen_mass"] if config.needs_teacher else None,
         teacher_share=teacher_share if config.taid else None,
+        student_share=student_share,
         terms=layout.losses_in(means),
         domains=domains,
         phase=entry.phase if config.progressive else None,
@@ -141,6 +145,12 @@ def metrics_line(
         teachers=_by_teacher(config, domains, machine[1 : -len(PARTS)].reshape(-1, COUNTERS)),
         workers=workers,
     )
+
+
+def _student_share(run: Run) -> float | None:
+    """What the student is to write of the steps to come, where that moves."""
+    adaptive = run.source.adaptive if isinstance(run.source, Rollouts) else None
+    return None if adaptive is None else adaptive.phi
 
 
 def _rollouts(measured: MetricsAccumulator, written: Mapping[str, float]) -> RolloutMetrics:

@@ -32,7 +32,7 @@ from student_trainer.sources.batches import Layouts
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.loader import Loader
-from student_trainer.sources.rollouts import Rollouts, open_rollouts
+from student_trainer.sources.rollouts import ADAPTIVE, Rollouts, open_rollouts
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 from student_trainer.sources.writers import open_writer
@@ -169,7 +169,7 @@ def open_run(
         ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
         **measured,
-        stateful=_stateful(measured, config),
+        stateful=_stateful(measured, config, source),
         reader=reader,
         controller=controller,
     )
@@ -185,9 +185,11 @@ def _measured(plan: RunPlan, ranks: Ranks, layout: SumLayout, *, num_teachers: i
     )
 
 
-def _stateful(measured: _Measured, config: Config) -> dict[str, Stateful]:
+def _stateful(measured: _Measured, config: Config, source: TokenSource) -> dict[str, Stateful]:
     """The parts that checkpoints keep, by the names that they have there."""
     written: dict[str, Stateful] = {"rollouts": measured["rollouts"]}
+    if isinstance(source, Rollouts) and source.adaptive is not None:
+        written[ADAPTIVE] = source.adaptive
     return {
         "interval": measured["metrics"],
         "since_report": measured["since_report"],

@@ -9,6 +9,22 @@ from shared.config.base import Fraction, Section
 from shared.config.losses import Loss
 
 SHARES = ("dataset", "student", "teacher")
+ADAPTIVE = "adaptive"
+
+
+class AdaptiveShare(Section):
+    """A share of the student's own text that grows where validation loss does (DistiLLM, arXiv
+    2402.03898); defaults are the published code's, which looks once an epoch."""
+
+    every: int = Field(default=100, ge=1, description="steps between looks at the validation loss")
+    start: Fraction = Field(default=0.0, description="share of loss tokens at first")
+    growth: Fraction = Field(default=0.1, description="what a worse loss adds to the share")
+    tolerance: float = Field(
+        default=0.1, ge=0, description="nats per token by which a loss must be worse"
+    )
+    replay_rows: int = Field(
+        default=1000, ge=1, description="written rows of a domain that are kept to be learnt again"
+    )
 
 
 class TokenSources(Section):
@@ -21,6 +37,10 @@ class TokenSources(Section):
     teacher: Fraction = Field(
         default=0.0,
         description="share that the teacher writes from the prompts of rows (sequence-level KD)",
+    )
+    adaptive: AdaptiveShare | None = Field(
+        default=None,
+        description="a share of the student that grows with validation loss, in place of shares",
     )
     prompt_tokens: int = Field(
         default=32, ge=1, description="of a text without a prompt, what is gone on from"
@@ -50,16 +70,25 @@ class TokenSources(Section):
     @property
     def writes(self) -> bool:
         """Whether the student writes any of it."""
-        return self.student > 0
+        return self.student > 0 or self.adaptive is not None
 
     @property
     def is_dataset(self) -> bool:
         """Whether all of it is the data set's."""
-        return not (self.student or self.teacher)
+        return not (self.student or self.teacher or self.adaptive)
+
+    @property
+    def first_share(self) -> float:
+        """The share of loss tokens that models write, at the first step."""
+        if self.adaptive is not None:
+            return self.adaptive.start
+        return self.student + self.teacher if self.dataset else 1.0
 
     @property
     def written_in_words(self) -> str:
         """The shares that are not the data set's, as a message names them."""
+        if self.adaptive is not None:
+            return "adaptive"
         shares = {name: getattr(self, name) for name in ("student", "teacher")}
         return " and ".join(f"{name} {share:g}" for name, share in shares.items() if share)
 
@@ -76,15 +105,21 @@ class TokenSources(Section):
     def _named(cls, value: Any) -> Any:
         """One source by its name is all of it; of shares, those left out are 0."""
         if isinstance(value, str):
-            if value not in SHARES:
-                raise ValueError(f"is {value!r}; take {', '.join(SHARES)}, or shares of them")
-            value = {value: 1.0}
+            if value not in (*SHARES, ADAPTIVE):
+                listed = ", ".join((*SHARES, ADAPTIVE))
+                raise ValueError(f"is {value!r}; take {listed}, or shares of the first three")
+            value = {value: {} if value == ADAPTIVE else 1.0}
         if isinstance(value, dict) and not value.keys().isdisjoint(SHARES):
             return dict.fromkeys(SHARES, 0.0) | value
         return value
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "TokenSources":
+        if self.adaptive is not None and self.dataset != 1:
+            raise ValueError(
+                "source has adaptive, which decides how much the student writes, and shares beside "
+                "it; remove one of the two"
+            )
         total = self.dataset + self.student + self.teacher
         if abs(total - 1) > 1e-9:
             teacher = f" and teacher {self.teacher:g}" if self.teacher else ""
@@ -150,7 +185,7 @@ def _refuse_unlearnt(source: TokenSources, losses: Sequence[Loss], *, most_ahead
         )
     if not any(loss.asks_teacher for loss in losses):
         raise ValueError(
-            f"source has student {source.student:g}, but no loss asks a teacher, and hard labels "
+            f"source has {source.written_in_words}, but no loss asks a teacher, and hard labels "
             "are not learnt from what the student wrote; add a divergence to losses"
         )
     if source.student == 1 and any(loss.kind == "cross_entropy" for loss in losses):

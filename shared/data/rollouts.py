@@ -4,14 +4,15 @@ data set.
 R rows   N positions with loss of a row
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from shared.config.source import TokenSources
 from shared.data.row_store import RowStore
-from shared.data.rows import Rows
+from shared.data.rows import DRAW, Rows
 
 MOST_LOOKED_AT = 512  # rows from which the length of rollouts is foreseen
 # In place of the version of the student's weights that wrote a row: who else has.
@@ -157,6 +158,25 @@ def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndar
     if rows.draws().any():
         found = found.with_draws(rows.draws())
     return found.with_versions(version_R, behaviour)
+
+
+def with_others(rows: Rows, others: Mapping[int, Rows]) -> Rows:
+    """Rows with versions, some of which, by their places, others of one row each stand in for."""
+    if not others:
+        return rows
+    parts = [others.get(row, rows.part(slice(row, row + 1))) for row in range(len(rows))]
+    tables = [part.table for part in parts]
+    if any(DRAW in table.column_names for table in tables):
+        tables = [_with_draw(table) for table in tables]
+    names = tables[0].column_names
+    return Rows(pa.concat_tables([table.select(names) for table in tables]).combine_chunks())
+
+
+def _with_draw(table: pa.Table) -> pa.Table:
+    """A table with the number of each row's draw, the first where it names none."""
+    if DRAW in table.column_names:
+        return table
+    return table.append_column(DRAW, pa.array(np.zeros(table.num_rows, np.int32)))
 
 
 def _row_of(rollouts: Sequence[Rollout]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

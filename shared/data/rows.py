@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         "loss_mask": pa.list_(pa.uint8()),  # T; 1 where position t is trained to predict token t+1
     }
 )
+DRAW = "draw"  # a further column, where a selector draws
 STUDENT_IDS = "student_ids"  # a further column, where the student asks about ids of its own
 # Two more of rows that a model may have written, which are no part of what is asked: the version of
 # the student's weights, and its log-probability of every token with loss, empty where it did not
@@ -114,15 +115,15 @@ class Rows:
     def with_draws(self, draw_R: np.ndarray) -> "Rows":
         """The same rows with the number of the draw that is asked for, from 0: of what a selector
         draws at random for a row, each number names one outcome."""
-        names = (*SCHEMA.names, "draw")
+        names = (*SCHEMA.names, DRAW)
         columns = [*self.table.select(SCHEMA.names).columns, pa.array(draw_R, pa.int32())]
         return Rows(pa.Table.from_arrays(columns, names=names))
 
     def draws(self) -> np.ndarray:
         """The number of each row's draw [R], 0 where none is named."""
-        if "draw" not in self.table.column_names:
+        if DRAW not in self.table.column_names:
             return np.zeros(len(self), np.int32)
-        return self.table.column("draw").to_numpy()
+        return self.table.column(DRAW).to_numpy()
 
     def with_student_ids(self, ids_NM: np.ndarray) -> "Rows":
         """The same rows with ids that the student asks about at every position with loss."""

@@ -83,6 +83,8 @@ class StepMetrics:
     # Student mass outside them, which reverse KL and JSD see as one bucket; None without a teacher.
     unseen_mass: float | None = None
     teacher_share: float | None = None  # TAID's t for the step after the line; None without it
+    # Of `source.adaptive`, for steps drawn after the line; None without it.
+    student_share: float | None = None
     terms: dict[str, float] = field(default_factory=dict)  # each loss unweighted, nats per token
     domains: dict[str, DomainMetrics] = field(default_factory=dict)
     phase: int | None = None  # in force at the last step, from 0; None without phases

@@ -46,9 +46,10 @@ class DataSet:
         self._stores = tuple(RowStore.open(domain.train_path) for domain in plan.domains)
         self.shard = Shard(ranks.rank, ranks.world_size, plan.config.batch.micro_batch)
         self._domains = _parts(plan, self._stores)
-        self.written_shares: tuple[float, ...] = (0.0,) * len(self._domains)  # of rows [D]
+        self._lengths: tuple[Lengths, ...] = ()
         if not plan.config.source.is_dataset and plan.mode == "train":
-            self._domains, self.written_shares = _partly_written(plan, self._domains, self._stores)
+            self._lengths = _lengths(plan, self._stores)
+            self._domains = _partly_written(plan, self._domains, self._lengths)
         self._curriculum = empty_curriculum(plan, self._domains)
 
     @property
@@ -79,6 +80,11 @@ class DataSet:
         if self._plan.draws > 1:
             rows = rows.with_draws(block.epoch_R % self._plan.draws)
         return block, rows
+
+    def share_of_rows(self, domain: int, share: float) -> float:
+        """The share of a domain's rows that models write, so that they write a share of its loss
+        tokens."""
+        return self._lengths[domain].share_of_rows(share)
 
     def rows_drawn(self, step: int) -> np.ndarray:
         """Rows of each domain in all blocks before `step`, int64 [D]."""
@@ -114,21 +120,37 @@ def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]
     )
 
 
-def _partly_written(
-    plan: RunPlan, domains: Sequence[DomainParts], stores: Sequence[RowStore]
-) -> tuple[tuple[DomainParts, ...], tuple[float, ...]]:
-    """The domains with the loss tokens that their rows have where a part of them is written by
-    models, and that part."""
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Loss tokens of a domain's row in the mean."""
+
+    written: float  # where a model writes it
+    given: float  # in the data set
+
+    def share_of_rows(self, share: float) -> float:
+        """See `shared.data.rollouts.share_of_rows`."""
+        return share_of_rows(share, written=self.written, given=self.given)
+
+
+def _lengths(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[Lengths, ...]:
     source, context = plan.config.source, plan.config.data.context
-    found, shares = [], []
-    for domain, store in zip(domains, stores, strict=True):
-        written = expected_tokens(store, source, context=context)
-        asked = source.student + source.teacher if source.dataset else 1.0
-        share = share_of_rows(asked, written=written, given=store.mean_loss_tokens)
-        means = (share * written + (1 - share) * mean for mean in domain.mean_loss_tokens_P)
+    return tuple(
+        Lengths(expected_tokens(store, source, context=context), store.mean_loss_tokens)
+        for store in stores
+    )
+
+
+def _partly_written(
+    plan: RunPlan, domains: Sequence[DomainParts], lengths: Sequence[Lengths]
+) -> tuple[DomainParts, ...]:
+    """The domains with the loss tokens that their rows have where a part of them is written by
+    models: the share at first, where it moves."""
+    asked, found = plan.config.source.first_share, []
+    for domain, length in zip(domains, lengths, strict=True):
+        share = length.share_of_rows(asked)
+        means = (share * length.written + (1 - share) * mean for mean in domain.mean_loss_tokens_P)
         found.append(replace(domain, mean_loss_tokens_P=tuple(means)))
-        shares.append(share)
-    return tuple(found), tuple(shares)
+    return tuple(found)
 
 
 def whole_domains(plan: RunPlan) -> tuple[DomainParts, ...]:

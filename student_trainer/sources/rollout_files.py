@@ -45,10 +45,18 @@ class RolloutFiles:
                 "from the last checkpoint"
             ) from None
 
-    def read(self, step: int, names: Sequence[str], *, place_R: np.ndarray, version: int) -> Rows:
-        """The rows of a step at these places, of these names, whichever ranks wrote them.
+    def read(
+        self,
+        step: int,
+        names: Sequence[str] | None,
+        *,
+        place_R: np.ndarray,
+        version: int | None = None,
+    ) -> Rows:
+        """The rows of a step at these places, whichever ranks wrote them; of these names, and by
+        this version, where they are given.
 
-        Raises CheckpointError where they are not there, or other weights wrote them.
+        Raises CheckpointError where they are not there, or are others.
         """
         tables = []
         for path in sorted(self.folder.glob(f"step-{step:06d}.rank-*.arrow")):
@@ -58,7 +66,7 @@ class RolloutFiles:
             except (OSError, pa.ArrowException) as error:
                 raise _lost(step, f"{path.name} cannot be read ({reason_of(error)})") from None
         written = [_version(table) for table in tables]
-        if any(found != version for found in written):
+        if version is not None and any(found != version for found in written):
             raise _lost(step, f"weights {written} wrote them, and not those of step {version}")
         whole = pa.concat_tables(tables).combine_chunks() if tables else None
         places = [] if whole is None else whole.column(PLACE).to_pylist()
@@ -68,7 +76,7 @@ class RolloutFiles:
             raise _lost(step, f"{wanted.count(None)} of {len(wanted)} are not in {self.folder}")
         rows = Rows(whole.take(pa.array(wanted, pa.int64())).drop_columns([PLACE]))
         rows = Rows(rows.table.replace_schema_metadata(None))
-        if rows.names() != list(names):
+        if names is not None and rows.names() != list(names):
             raise _lost(step, f"{self.folder} holds other rows")
         return rows
 

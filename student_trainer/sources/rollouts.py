@@ -28,6 +28,7 @@ from shared.data.rollouts import (
     Rollout,
     RowPrompt,
     prompts_of,
+    with_others,
     with_rollouts,
     writers,
 )
@@ -39,14 +40,16 @@ from shared.run.run_dir import RunDir
 from shared.targets.generation import GenerationSpec, Generator, Openings, OpenTeachers
 from student_trainer.models.writing import Writer
 from student_trainer.ranks import Ranks
+from student_trainer.sources.adaptive import Adaptive, Dealt, oldest_step
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.rollout_files import RolloutFiles
 from student_trainer.sources.source import EFFORT, Drawn, TokenSource
 from student_trainer.sources.teacher_texts import TeacherPrompt, TeacherTexts, TextFiles
-from student_trainer.state.checkpoint import all_checkpoints, step_of
+from student_trainer.state.checkpoint import all_checkpoints, read_state, step_of
 
 # Options that checkpoints name only where they are not at their defaults.
-LATER_OPTIONS = ("teacher", "draws")
+LATER_OPTIONS = ("teacher", "draws", "adaptive")
+ADAPTIVE = "adaptive"  # of checkpoints: the state of `Adaptive`
 
 
 def open_rollouts(
@@ -66,7 +69,10 @@ def open_rollouts(
             raise ConfigError(plan.config.source.unwritten)
         files = TextFiles(RunDir(Path(plan.run_dir)).teacher_texts)
         texts = TeacherTexts(plan, ranks.rank, files, open_teachers(ranks.rank))
-    return Rollouts(source, plan, ranks, writer, texts)
+    adaptive = None
+    if plan.config.source.adaptive is not None:
+        adaptive = Adaptive(plan.config.source.adaptive, plan.config.seed, plan.config.steps)
+    return Rollouts(source, plan, ranks, writer, texts, adaptive)
 
 
 @dataclass(slots=True)
@@ -79,9 +85,12 @@ class Rollouts:
     ranks: Ranks
     writer: Writer | None  # where the student writes
     texts: TeacherTexts | None  # where the teacher writes
+    adaptive: Adaptive | None = None  # where the student's share moves
     # What this rank did since it was last taken, as `EFFORT` has it.
     effort: np.ndarray = field(default_factory=lambda: np.zeros(len(EFFORT)))
     _began: int | None = field(default=None)  # the step that this process drew first
+    # The oldest checkpoint, and the first step whose rows a run that goes on from it needs.
+    _needed: tuple[int, int] | None = field(default=None)
 
     @property
     def ahead(self) -> int:
@@ -129,7 +138,8 @@ class Rollouts:
             return self._written(step, block, rows, place_R=place_R, version=version)
         assert self._began is not None, "a step is drawn"
         if version < self._began:
-            return files.read(step, rows.names(), place_R=place_R, version=version)
+            names = rows.names() if self.adaptive is None else None  # others stand in for some
+            return files.read(step, names, place_R=place_R, version=version)
         found = self._written(step, block, rows, place_R=place_R, version=version)
         files.keep(step, self.ranks.rank, found, place_R=place_R, version=version)
         return found
@@ -168,16 +178,33 @@ class Rollouts:
         return RunDir(Path(self.plan.run_dir))
 
     def _oldest_resumed(self) -> int:
-        """The first step that any checkpoint may be gone on from."""
-        return min(map(step_of, all_checkpoints(self._folder.checkpoints)), default=0)
+        """The first step whose rows are needed by a run that goes on from any checkpoint."""
+        checkpoints = sorted(all_checkpoints(self._folder.checkpoints), key=step_of)
+        if not checkpoints:
+            return 0
+        first = step_of(checkpoints[0])
+        if self.adaptive is None:
+            return first
+        if self._needed is None or self._needed[0] != first:
+            oldest = oldest_step(read_state(checkpoints[0])[ADAPTIVE])
+            self._needed = (first, int(min(first, oldest)))
+        return self._needed[1]
+
+    def _dealt(self, step: int, block: Block) -> Dealt:
+        """Who answers the rows of a block, all ranks' rows."""
+        if self.adaptive is None:
+            return Dealt(self._writers(step, block), {})
+        domain_R = np.asarray(block.domain_index_R)
+        return self.adaptive.deal(step, domain_R, of_rows=self.data_set.share_of_rows)
 
     def _writers(self, step: int, block: Block) -> np.ndarray:
-        """Who answers the rows of a block, as `writers` says, all ranks' rows."""
+        """Who answers the rows of a block by fixed shares, as `writers` says."""
         source, before_D = self.plan.config.source, self.data_set.rows_drawn(step)
         domain_R = block.domain_index_R
         who_R = np.full(len(domain_R), DATA_SET)
-        for index, share in enumerate(self.data_set.written_shares):
+        for index in np.unique(domain_R):
             own = np.flatnonzero(domain_R == index)
+            share = self.data_set.share_of_rows(int(index), source.first_share)
             student = share * (source.student / (source.student + source.teacher))
             counted = range(before_D[index], before_D[index] + len(own))
             who_R[own] = writers(student, share - student, counted)
@@ -187,7 +214,8 @@ class Rollouts:
         self, step: int, block: Block, rows: Rows, *, place_R: np.ndarray, version: int
     ) -> Rows:
         """A rank's rows with what student and teacher write now."""
-        who_R = self._writers(step, block)[place_R]
+        dealt = self._dealt(step, block)
+        who_R = dealt.who_R[place_R]
         config = self.plan.config
         prompts = list(prompts_of(rows, config.source, context=config.data.context))
         epoch_R = block.epoch_R[place_R]
@@ -197,7 +225,13 @@ class Rollouts:
         )
         rollouts = self._by_student(step, own, rows, epoch_R, version=version)
         rollouts += self._by_teacher(step, taught, rows, epoch_R)
-        return with_rollouts(rows, rollouts, version_R=np.where(who_R == STUDENT, version, who_R))
+        found = with_rollouts(rows, rollouts, version_R=np.where(who_R == STUDENT, version, who_R))
+        files, again = RolloutFiles(self._folder.rollouts), {}
+        for line, at in enumerate(place_R.tolist()):
+            if at in dealt.replayed:
+                written, place = dealt.replayed[at]
+                again[line] = files.read(written, None, place_R=np.array([place]))
+        return with_others(found, again)
 
     def _by_student(
         self,

@@ -1,5 +1,5 @@
-"""A student that writes its own text: whoever dies, the run ends with the same weights, bit for
-bit."""
+"""A student that writes its own text, beside what its teacher writes: whoever dies, the run ends
+with the same weights, bit for bit."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from tests.drills.test_kills import EARLY, LATE, kill_at_a_random_step
 pytestmark = pytest.mark.drill
 
 OWN = (
-    "source={student: 0.5, dataset: 0.5, max_new_tokens: 12, prompt_tokens: 6}",
+    "source={student: 0.5, dataset: 0.25, teacher: 0.25, max_new_tokens: 12, prompt_tokens: 6}",
     "baseline=false",
 )
 
@@ -48,7 +48,9 @@ def test_driver_trainer_and_teacher_killed_change_no_weight(home, config, refere
     assert second.wait() == 0, second.output
     assert_same(run, reference)
     assert failures(run)["student_restarts"] == 1
-    assert all(line.rollouts.rollouts for line in read_metrics(run / "metrics.jsonl"))
+    lines = read_metrics(run / "metrics.jsonl")
+    assert all(line.rollouts.rollouts for line in lines)
+    assert sum(line.texts.texts for line in lines)
 
 
 def test_a_cold_and_a_warm_store_change_nothing(home, config, reference, tmp_path):

@@ -34,6 +34,7 @@ SCALING = "teacher_service/service/test_scaling.py"
 ROLLOUTS = "student_trainer/sources/test_rollouts.py"
 WEIGHER = "student_trainer/weighing/test_weigher.py"
 TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut"
+ADAPTIVE = "student_trainer/sources/test_adaptive.py"
 TEXTS = "student_trainer/sources/test_teacher_texts.py"
 COPIES = "cluster/launch/test_copies.py"
 SERVED = "shared/config/test_rollouts.py"
@@ -171,6 +172,12 @@ KNOBS = {
     "source.dataset": f"{ROLLOUTS}::test_shares_are_near",
     "source.student": f"{ROLLOUTS}::test_shares_are_near",
     "source.teacher": f"{TEXTS}::test_who_writes_a_row_is_told_apart",
+    "source.adaptive.every": f"{ADAPTIVE}::test_every_option_decides",
+    "source.adaptive.start": f"{ADAPTIVE}::test_every_option_decides",
+    "source.adaptive.growth": f"{ADAPTIVE}::test_every_option_decides",
+    "source.adaptive.tolerance": f"{ADAPTIVE}::test_every_option_decides",
+    "source.adaptive.replay_rows": (f"{ADAPTIVE}::test_a_full_buffer_is_learnt_from_more_and_more"),
+    "source.adaptive": f"{ADAPTIVE}::test_the_share_moves_and_old_text_is_learnt_again",
     "source.prompt_tokens": f"{ROLLOUTS}::{WRITTEN}",
     "source.max_new_tokens": f"{ROLLOUTS}::{WRITTEN}",
     "source.min_new_tokens": f"{ROLLOUTS}::test_lengths_are_as_asked",

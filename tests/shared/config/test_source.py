@@ -52,7 +52,14 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
-        ("tutor", {}, "is 'tutor'; take dataset, student, teacher, or shares of them"),
+        (
+            "tutor",
+            {},
+            "is 'tutor'; take dataset, student, teacher, adaptive, or shares of the first three",
+        ),
+        ({"adaptive": {}, "student": 1}, {}, "has adaptive, which decides how much"),
+        ("adaptive", {"losses": [{"kind": "cross_entropy"}]}, "source has adaptive, but no loss"),
+        ("adaptive", {"baseline": True}, "source has adaptive, but baseline trains a copy"),
         (
             {"student": 0.4, "teacher": 0.7},
             {},
@@ -90,7 +97,7 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
         (
             {"student": 0.5, "teacher": 0.5},
             {"losses": [{"kind": "cross_entropy"}]},
-            "source has student 0.5, but no loss asks a teacher",
+            "source has student 0.5 and teacher 0.5, but no loss asks a teacher",
         ),
         ({"teacher": 1, "max_new_tokens": 512}, {}, "leaves no room for a prompt"),
         ("teacher", {"baseline": True}, "source has teacher 1, but baseline trains a copy"),
@@ -140,6 +147,14 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
 def test_what_cannot_be_written_or_learnt_is_refused(source, options, said):
     with pytest.raises(ValidationError, match=said):
         config(source, **options)
+
+
+def test_a_share_that_moves_is_named_or_described():
+    assert config("adaptive").source.adaptive == config({"adaptive": {}}).source.adaptive
+    assert config("adaptive").source.writes
+    source = config({"adaptive": {"start": 0.5}}).source
+    assert (source.adaptive.start, source.first_share, source.dataset) == (0.5, 0.5, 1)
+    assert Config.model_validate(config("adaptive").model_dump(mode="json")) == config("adaptive")
 
 
 @pytest.mark.parametrize(
