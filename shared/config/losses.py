@@ -205,6 +205,12 @@ class PolicyGradient(LossSection):
         default=None,
         description="of a ratio, as in PPO: it counts within 1 - clip to 1 + clip",
     )
+    whiten: bool = Field(
+        default=False,
+        description="give the advantages of each micro-batch, over workers, mean 0 and variance 1, "
+        "as MiniLLM's published code does: that takes away how far the student is off, and how a "
+        "step is cut decides",
+    )
 
     @model_validator(mode="after")
     def _the_discount_is_read(self) -> "PolicyGradient":

@@ -428,6 +428,7 @@ class Config(Section):
             context=self.data.context,
             most_ahead=self.prefetch_steps,
             policy=self.mixture.policy,
+            fixed_weights=isinstance(self.mixture, FixedMixture) and self.progressive is None,
             baseline=self.baseline,
             teacher_free=self.targets.teacher_free,
         )

@@ -65,6 +65,12 @@ class TokenSources(Section):
         description="steps between the weights that write and the step that learns; 0: none, and "
         "the teacher is waited for; null: 1 where steps are asked ahead",
     )
+    updates: int = Field(
+        default=1,
+        ge=1,
+        description="steps that learn each block of rows, written once for all of them, as the "
+        "epochs of PPO do",
+    )
     batch_rows: int = Field(default=32, ge=1, description="prompts that are gone on from at once")
 
     @property
@@ -142,12 +148,18 @@ def check_source(
     context: int,
     most_ahead: int,
     policy: str,
+    fixed_weights: bool,
     baseline: bool,
     teacher_free: bool,
 ) -> None:
     """Raise ValueError where the student cannot write as asked, or nothing would learn from it.
     `most_ahead` is how many steps are drawn before the one under way."""
     _refuse_unfit_rollouts(source, losses)
+    if source.updates > 1 and not source.writes:
+        raise ValueError(
+            f"source.updates is {source.updates}, but the student writes nothing that could be "
+            "learnt more than once; give it a share, or leave it out"
+        )
     if source.is_dataset:
         return
     share = f"source has {source.written_in_words}"
@@ -155,6 +167,11 @@ def check_source(
         raise ValueError(
             f"source.max_new_tokens is {source.max_new_tokens}, which leaves no room for a prompt "
             f"in data.context {context}; lower one or raise the other"
+        )
+    if source.updates > 1 and not fixed_weights:
+        raise ValueError(
+            f"source.updates is {source.updates}, with which a block of rows is learnt in so many "
+            "steps, but mixture or progressive decide its weights from step to step; leave one out"
         )
     if source.writes:
         _refuse_unlearnt(source, losses, most_ahead=most_ahead)

@@ -48,7 +48,7 @@ from student_trainer.sources.teacher_texts import TeacherPrompt, TeacherTexts, T
 from student_trainer.state.checkpoint import all_checkpoints, read_state, step_of
 
 # Options that checkpoints name only where they are not at their defaults.
-LATER_OPTIONS = ("teacher", "draws", "adaptive")
+LATER_OPTIONS = ("teacher", "draws", "adaptive", "updates")
 ADAPTIVE = "adaptive"  # of checkpoints: the state of `Adaptive`
 
 
@@ -112,7 +112,7 @@ class Rollouts:
             if self.ranks.leads:
                 files.forget(since=step + self.ahead if step else 0)
             self.ranks.wait()
-        block, whole = self.data_set.block(step)
+        block, whole = self.data_set.block(step // self._updates)
         slices = self.data_set.shard.units(len(whole))
         place_R = np.concatenate([np.arange(len(whole))[unit] for unit in slices])
         own = Rows(whole.table.take(pa.array(place_R)))
@@ -133,20 +133,21 @@ class Rollouts:
         self, files: RolloutFiles, step: int, block: Block, rows: Rows, *, place_R: np.ndarray
     ) -> Rows:
         """A rank's rows of a step; what the student wrote lies on disk when this returns."""
-        version = max(0, step - self.ahead)
+        first = step - step % self._updates  # of those that learn this block
+        version = max(0, first - self.ahead)
         if not self.fixed:
             return self._written(step, block, rows, place_R=place_R, version=version)
         assert self._began is not None, "a step is drawn"
-        if version < self._began:
+        if first < step or version < self._began:
             names = rows.names() if self.adaptive is None else None  # others stand in for some
-            return files.read(step, names, place_R=place_R, version=version)
+            return files.read(first, names, place_R=place_R, version=version)
         found = self._written(step, block, rows, place_R=place_R, version=version)
         files.keep(step, self.ranks.rank, found, place_R=place_R, version=version)
         return found
 
     def epochs(self, steps: int) -> tuple[float, ...]:
         """See `TokenSource`."""
-        return self.data_set.epochs(steps)
+        return self.data_set.epochs(-(-steps // self._updates))
 
     def facts(self) -> dict[str, Any]:
         """Those of the data set, and how models write."""
@@ -167,6 +168,10 @@ class Rollouts:
             self.texts.close()
 
     @property
+    def _updates(self) -> int:
+        return self.plan.config.source.updates
+
+    @property
     def _shared_vocab(self) -> int:
         """Ids that every teacher can be asked about."""
         question = self.plan.training_question
@@ -183,6 +188,7 @@ class Rollouts:
         if not checkpoints:
             return 0
         first = step_of(checkpoints[0])
+        first -= first % self._updates
         if self.adaptive is None:
             return first
         if self._needed is None or self._needed[0] != first:
@@ -199,7 +205,8 @@ class Rollouts:
 
     def _writers(self, step: int, block: Block) -> np.ndarray:
         """Who answers the rows of a block by fixed shares, as `writers` says."""
-        source, before_D = self.plan.config.source, self.data_set.rows_drawn(step)
+        source = self.plan.config.source
+        before_D = self.data_set.rows_drawn(step // self._updates)
         domain_R = block.domain_index_R
         who_R = np.full(len(domain_R), DATA_SET)
         for index in np.unique(domain_R):

@@ -3,15 +3,18 @@
 The reward of a token is r = log p - log q, nats: the teacher's log-probability less that with which
 the student drew it.
 
-N positions with loss of a unit   T tokens of a text
+N positions with loss of a unit   T tokens of a text   U units of a rank
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shared.config.losses import PolicyGradient
 from student_trainer.weighing.weigher import Columns, Look, StepView, UnitView
+
+WHITEN_EPS = 1e-8  # added to a variance, as the published code has it
 
 
 def advantages(reward_T: np.ndarray, *, credit: str, discount: float) -> np.ndarray:
@@ -47,6 +50,40 @@ def _discounted(value_T: np.ndarray, discount: float) -> np.ndarray:
     return found_T
 
 
+def whitened(
+    units: Sequence[np.ndarray],
+    written: Sequence[np.ndarray],
+    *,
+    gather: Callable[[np.ndarray], list[np.ndarray]],
+) -> list[np.ndarray]:
+    """Advantages of a rank's units, those of unit m over all ranks with mean 0 and variance 1 where
+    the student wrote, float32 [N]; all ranks call it together, with as many units.
+
+    The published code takes padding into mean and variance, too.
+    """
+    own_U3 = np.array(
+        [
+            [mask_N.sum(), value_N[mask_N].sum(dtype=np.float64), (value_N[mask_N] ** 2.0).sum()]
+            for value_N, mask_N in zip(units, written, strict=True)
+        ]
+    )
+    count_U, sum_U, square_U = np.sum(gather(own_U3), axis=0).T
+    mean_U = sum_U / np.maximum(1, count_U)
+    variance_U = np.maximum(0, square_U / np.maximum(1, count_U) - mean_U**2)
+    scaled = zip(units, written, mean_U, np.sqrt(variance_U + WHITEN_EPS), strict=True)
+    return [
+        np.where(mask_N, (value_N - mean) / deviation, 0.0).astype(np.float32)
+        for value_N, mask_N, mean, deviation in scaled
+    ]
+
+
+def written_by_student(unit: UnitView) -> np.ndarray:
+    """Which positions hold what the student wrote, bool [N]."""
+    version_R = unit.rows.versions()
+    assert version_R is not None, "the config has the student write"
+    return version_R[unit.layout.row_N] >= 0
+
+
 @dataclass(frozen=True, slots=True)
 class Advantages:
     """The weigher of `policy_gradient`."""
@@ -60,14 +97,16 @@ class Advantages:
 
     def weigh(self, step: StepView) -> list[Columns]:
         """`advantage_N` of each unit, float32, 0 where the student did not write."""
-        return [{"advantage_N": self._of(unit)} for unit in step.units]
+        found = [self._of(unit) for unit in step.units]
+        if self.term.whiten:
+            written = [written_by_student(unit) for unit in step.units]
+            found = whitened(found, written, gather=step.gather)
+        return [{"advantage_N": advantage_N} for advantage_N in found]
 
     def _of(self, unit: UnitView) -> np.ndarray:
-        layout, version_R = unit.layout, unit.rows.versions()
-        assert version_R is not None, "the config has the student write"
+        layout, written_N = unit.layout, written_by_student(unit)
         reward_N = unit.of_teacher("label_logprob") - unit.rows.behaviour()
         advantage_N = np.zeros(len(reward_N), np.float32)
-        written_N = version_R[layout.row_N] >= 0
         for document in np.unique(layout.document_N[written_N]):
             own = np.flatnonzero(layout.document_N == document)
             advantage_N[own] = advantages(

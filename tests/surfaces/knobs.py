@@ -185,6 +185,7 @@ KNOBS = {
     "source.top_p": f"{ROLLOUTS}::{WRITTEN}",
     "source.draws": f"{TEXTS}::test_draws_take_turns_from_epoch_to_epoch",
     "source.lag": f"{ROLLOUTS}::test_step_s_learns_what_version_s_minus_lag_wrote",
+    "source.updates": f"{ROLLOUTS}::test_a_block_is_written_once_for_several_updates",
     "source.batch_rows": f"{ROLLOUTS}::test_who_holds_which_rows_and_weights_changes_no_text",
     "rollouts.replicas": f"{COPIES}::test_copies_write_are_listed_and_leave_nothing_behind",
     "rollouts.replicas.min": f"{SERVED}::test_copies_are_served_as_asked",
@@ -254,6 +255,9 @@ KNOBS = {
     "losses.N.clip": (
         "student_trainer/losses/terms/test_policy_gradient.py"
         "::test_a_clip_bounds_what_a_ratio_counts"
+    ),
+    "losses.N.whiten": (
+        f"{ADVANTAGES}::test_white_advantages_are_those_of_a_micro_batch_over_all_workers"
     ),
     "losses.N.final_weight": (
         "student_trainer/test_phases.py::test_the_loss_adds_up_with_the_weight_of_its_phase"

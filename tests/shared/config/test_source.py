@@ -57,6 +57,12 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
             {},
             "is 'tutor'; take dataset, student, teacher, adaptive, or shares of the first three",
         ),
+        ({"updates": 2}, {}, "source.updates is 2, but the student writes nothing"),
+        (
+            {"student": 1, "updates": 2},
+            {"mixture": {"policy": "odm", "interval": 2, "lag_steps": 1}},
+            "source.updates is 2, .* decide its weights from step to step",
+        ),
         ({"adaptive": {}, "student": 1}, {}, "has adaptive, which decides how much"),
         ("adaptive", {"losses": [{"kind": "cross_entropy"}]}, "source has adaptive, but no loss"),
         ("adaptive", {"baseline": True}, "source has adaptive, but baseline trains a copy"),

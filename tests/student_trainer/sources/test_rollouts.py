@@ -38,6 +38,10 @@ RESUMED = {
             {"kind": "policy_gradient", "credit": "later_mean", "clip": 0.2},
         ],
     },
+    "several-updates": {
+        "source": {"updates": 3, "lag": 1},
+        "losses": [{"kind": "policy_gradient", "credit": "return", "whiten": True, "clip": 0.2}],
+    },
     "moving-weights": {"mixture": {"policy": "odm", "interval": 2, "lag_steps": 1}},
 }
 # As the reference, but for what is named.
@@ -143,6 +147,21 @@ def test_step_s_learns_what_version_s_minus_lag_wrote(resumed: Path, lag: int):
             versions = {version for version, _ in texts(run, step)}
             assert versions == {-1, step - lag}
         assert [line.rollouts.lag for line in lines(run)[-2:]] == [lag, lag]
+
+
+def test_a_block_is_written_once_for_several_updates(resumed: Path):
+    """What a token was drawn with stays as it was: the ratio is of the weights of each update."""
+    for name in ("several-updates", "several-updates-resumed"):
+        run = resumed / name
+        assert not files(run, 1)
+        assert not files(run, 2)
+        assert {version for version, _ in texts(run, 3)} == {-1, 2}
+        assert lines(run)[-1].rollouts.lag == 1
+        stale = [line.rollouts.importance_ratio for line in lines(run)[-2:]]
+        assert min(abs(ratio - 1) for ratio in stale) > 1e-5
+    first, second, third, _ = lines(resumed / "several-updates")
+    assert first.rollouts.tokens == second.rollouts.tokens == third.rollouts.tokens
+    assert [line.rollouts.lag for line in (first, second, third)] == [0, 1, 2]
 
 
 def test_what_is_written_is_kept_as_long_as_a_checkpoint_may_need_it(resumed: Path):
