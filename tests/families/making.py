@@ -24,7 +24,7 @@ SIZES: dict[int | float, str] = {
     tiny.VOCAB: "vocab_size n_vocab text_vocab_size vocab_size_per_layer_input",
     WIDTH: "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim n_embed "
     "embedding_dim moe_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size lru_width "
-    "shared_expert_intermediate_size attention_hidden_size",
+    "shared_expert_intermediate_size attention_hidden_size dim_model_base",
     2 * WIDTH: "intermediate_size ffn_dim n_inner d_ff dff ffn_hidden_size encoder_ffn_dim "
     "decoder_ffn_dim feed_forward_size dense_intermediate_size shared_intermediate_size "
     "mlp_intermediate_size intermediate_size_mlp block_ff_dim inner_dim d_inner dim_ff",

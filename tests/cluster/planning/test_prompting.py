@@ -169,7 +169,7 @@ def test_an_evaluation_shows_the_teacher_what_the_run_was_shown(prompted, run_di
         (
             {"numbers": Prompt("one")},
             ["losses=[{kind: cross_entropy}]"],
-            "no loss asks a teacher, who would be shown them; leave prompts out, or add a loss",
+            "no loss asks a teacher, who would be shown them; leave prompts out, add a loss",
         ),
     ],
 )
