@@ -11,12 +11,19 @@ from torch import Tensor
 _STEP, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+_AT_ONCE = 2**21  # numbers; temporaries of more bytes are fresh memory at every call on a CPU
 
 
 def gumbel(keys_B: Tensor, vocab: int) -> Tensor:
     """Standard Gumbel numbers [B, V], float32: those of id v are SplitMix64's output number v from
     the state `keys_B` (int64). Every number that float32 has near 0 can be the uniform one behind
     them, so that the likeliest draws are as fine as the others."""
+    rows = max(1, _AT_ONCE // vocab)
+    found = [_gumbel(some_B, vocab) for some_B in keys_B.split(rows)]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _gumbel(keys_B: Tensor, vocab: int) -> Tensor:
     step = _signed(_STEP)
     bits_BV = torch.arange(1, vocab + 1, device=keys_B.device).mul_(step) + keys_B[:, None]
     for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
