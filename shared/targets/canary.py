@@ -92,14 +92,14 @@ class Canary:
         self._first_N = found_N
 
     def count(self) -> None:
-        """Look again before every `interval`-th unit. Raises EngineError for an engine that answers
-        otherwise than at first."""
+        """Look again before every `interval`-th unit, and before every one after a look that was
+        refused. Raises EngineError for an engine that answers otherwise than at first."""
         self._units += 1
         if self._first_N is None or self._units < self.interval:
             return
-        self._units, level = 0, LEVELS.get(self.dtype, COARSE_LEVEL)
-        than = "its own first answer"
+        level, than = LEVELS.get(self.dtype, COARSE_LEVEL), "its own first answer"
         refuse_other(self._asked(), self._first_N, engine=self.engine, than=than, level=level)
+        self._units = 0
 
     def _asked(self) -> np.ndarray:
         """The log-probability of each token that follows, float32 [N]."""
