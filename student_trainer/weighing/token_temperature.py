@@ -39,9 +39,11 @@ class StepDistances:
         the tokens; level 0 is the coldest, of the hardest tokens."""
         with np.errstate(divide="ignore", invalid="ignore"):
             hardness_N = np.tanh(np.log(distance_N.astype(np.float64) / self.median))
-        hardness_N = np.nan_to_num(hardness_N, nan=0.0)  # a token at 0 where the median is 0
+        # a token at 0 where the median is 0; or its distance is none
+        hardness_N = np.nan_to_num(hardness_N, nan=0.0)
         level_N = np.rint((1 - hardness_N) / 2 * (levels - 1)).astype(np.int64)
-        weight_N = np.where(distance_N >= self.least, self.weight, 0.0).astype(np.float32)
+        # A distance that is no number counts, so that its loss ends the run.
+        weight_N = np.where(distance_N < self.least, 0.0, self.weight).astype(np.float32)
         return {"level_N": level_N, "level_weight_N": weight_N}
 
 

@@ -168,6 +168,16 @@ def test_a_step_without_tokens_or_without_a_distance_is_at_temperature_one() -> 
     assert found["level_N"].tolist() == [2, 2, 0]
 
 
+@pytest.mark.parametrize("hardest", [1.0, 0.5, 0.2])
+def test_a_token_whose_distance_is_no_number_is_learnt_so_that_its_loss_ends_the_run(
+    hardest: float,
+) -> None:
+    distance_N = np.array([0.1, 0.2, np.nan, 0.4, 0.3], np.float32)
+    found = StepDistances.of(distance_N, hardest=hardest).columns(distance_N, levels=5)
+    assert found["level_weight_N"][2] > 0
+    assert found["level_N"][2] == 2
+
+
 def test_an_even_number_of_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="levels of token_temperature are 4; take an odd number"):
         TokenTemperature(levels=4)
