@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from shared.config.attention import Attention
 from shared.config.base import Dtype, Section
 
+LEAST_SHARE = 1e-7  # of an average of teachers
+
 
 class Autoscaling(Section):
     """Bounds of a number of copies that follows how long steps wait for them."""
@@ -207,6 +209,12 @@ def _check_shares(
     option = f"domains.{domain}.teacher"
     if not shares:
         raise ValueError(f"{option} names no teacher; name one, or several with their weights")
+    for teacher, share in shares_of(shares).items():
+        if share < LEAST_SHARE:
+            raise ValueError(
+                f"{option} gives {teacher} a share of {share:g}, less than {LEAST_SHARE:g}, which "
+                f"float32 does not keep; leave {teacher} out, or take weights nearer to each other"
+            )
     if len(shares) > 1 and not exact:
         raise ValueError(
             f"{option} averages {' and '.join(shares)}, who ship other ids of a position each; set "

@@ -290,6 +290,8 @@ def test_a_domain_may_name_several_teachers_with_weights():
         ({}, {}, "domains.math.teacher names no teacher"),
         ({"a": 1, "c": 1}, EXACT, "domains.math.teacher is 'c', but teachers has a, b"),
         ({"a": 0, "b": 1}, EXACT, "greater than 0"),
+        ({"a": 1e300, "b": 1e-300}, EXACT, "gives b a share of 0, less than 1e-07"),
+        ({"a": 1e308, "b": 1e308}, EXACT, "gives a a share of 0, less than 1e-07"),
         ({"a": 1, "b": 1}, EXACT | {"progressive": {}, "steps": 60}, "what one teacher finds"),
     ],
 )
