@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from shared.config.teachers import Teacher
 
 
+VLLM_DRAWS_AT = (0.01, 2.0)  # least and most temperature; a lower one it would raise to the least
+
+
+def draws_in_vllm(temperature: float) -> bool:
+    """Whether vLLM draws at a temperature as it is asked; 0 is the likeliest token."""
+    least, most = VLLM_DRAWS_AT
+    return temperature == 0 or least <= temperature <= most
+
+
 def check_engines(
     teachers: "Mapping[str, Teacher]",
     targets: "Targets",
@@ -18,9 +27,11 @@ def check_engines(
     temperatures: Collection[float],
     hidden_layers: Collection[int],
     difficulty: str | None,
+    writes_at: float | None,
 ) -> None:
     """Raise ValueError where a teacher with engine vllm is asked for more than its likeliest ids at
-    temperature 1; `difficulty` is what orders rows, if anything does."""
+    temperature 1, or to write at a temperature where it does not draw. `difficulty` is what orders
+    rows, `writes_at` the temperature at which teachers write, if anything or any does."""
     name = next((name for name, teacher in teachers.items() if teacher.engine == "vllm"), None)
     if name is None:
         return
@@ -40,3 +51,10 @@ def check_engines(
                 f"temperature 1 and nothing else, but {said}; change that, or set "
                 f"teachers.{name}.engine=transformers"
             )
+    if writes_at is not None and not draws_in_vllm(writes_at):
+        least, most = VLLM_DRAWS_AT
+        raise ValueError(
+            f"teachers.{name}.engine is vllm, which draws at temperatures from {least:g} to "
+            f"{most:g}, or 0 for the likeliest, but source.temperature is {writes_at:g}; change "
+            f"that, or set teachers.{name}.engine=transformers"
+        )

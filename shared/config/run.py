@@ -419,6 +419,7 @@ class Config(Section):
             temperatures=self.temperatures,
             hidden_layers=self.hidden_layers,
             difficulty=self.progressive and self.progressive.difficulty,
+            writes_at=self.source.temperature if self.source.teacher else None,
         )
         check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 import xxhash
 
+from shared.config.engines import VLLM_DRAWS_AT, draws_in_vllm
 from shared.config.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
@@ -43,7 +44,6 @@ from teacher_service.engine.vllm_worker import (
 from teacher_service.scoring.answering import encode, refuse
 from teacher_service.scoring.scoring import Selection
 
-HOTTEST = 2.0  # temperature that vLLM draws at
 Ask = Callable[..., Any]  # a method of the worker and its arguments
 
 
@@ -131,10 +131,12 @@ class VllmEngine:
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """See `Engine`. Draws come from a seed of each opening, so they depend on no other."""
         refuse_openings(openings, spec, vocab=self._vocab, limit=self._limit)
-        if spec.temperature > HOTTEST:
+        if not draws_in_vllm(spec.temperature):
+            least, most = VLLM_DRAWS_AT
             raise ConfigError(
-                f"{spec.in_words()} are asked of a teacher with engine vllm, which draws at no "
-                f"more than temperature {HOTTEST:g}; lower it, or set its engine to transformers"
+                f"{spec.in_words()} are asked of a teacher with engine vllm, which draws at "
+                f"temperatures from {least:g} to {most:g}; change it, or set its engine to "
+                "transformers"
             )
         seed = spec.seed.to_bytes(8, "little", signed=True)
         seeds = [xxhash.xxh3_64_intdigest(seed + one) >> 1 for one in openings.hashes()]

@@ -66,6 +66,17 @@ def test_what_it_cannot_answer_is_refused_in_a_sentence(sections, said):
     config({"big": {"model": "m"}}, **sections)
 
 
+@pytest.mark.parametrize("temperature", [0.005, 2.5])
+def test_a_temperature_at_which_it_does_not_write_is_refused_with_the_config(temperature):
+    source = {"teacher": 0.5, "dataset": 0.5, "temperature": temperature}
+    with pytest.raises(ValidationError, match=f"but source.temperature is {temperature}; change"):
+        config(source=source)
+    config({"big": {"model": "m"}}, source=source)
+    config(source={"dataset": 1.0, "temperature": temperature})
+    for drawn in (0, 0.01, 2):
+        config(source=source | {"temperature": drawn})
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
