@@ -7,7 +7,7 @@ T tokens of a fixed text   V vocabulary
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.weights import CANARY_IDS, WeightFiles, WeightsRef
+from student_trainer.losses.kernel.primitive import Head
+from student_trainer.models.decoding import decode
 from student_trainer.models.probing import label_logprobs
 from student_trainer.models.student import load_student
 from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -48,7 +50,7 @@ class StudentEngine:
 
     def __init__(self, config: Config, folder: str, *, device: torch.device) -> None:
         student = load_student(config, CAUSAL_LM.model, device=device)
-        self._model: Any = student.saved.eval()
+        self._student, self._model = student, cast(Any, student.saved.eval())
         self._files = WeightFiles(Path(folder))
         self._weights: WeightsRef | None = None  # that it holds; None: those it was loaded with
         self._canary_ids_T = torch.zeros(0, dtype=torch.int64)
@@ -129,9 +131,17 @@ class StudentEngine:
 
     @torch.no_grad()
     def _canary(self) -> np.ndarray:
-        """Log-probabilities of the fixed text [T - 1] that came with the weights, nats."""
-        ids_T = self._canary_ids_T.to(self._model.device)
-        return label_logprobs(ids_T, self._model(input_ids=ids_T[None], use_cache=False).logits[0])
+        """Log-probabilities of the fixed text [T - 1] that came with the weights, nats. The head is
+        applied as the student's workers do: in fewer bits, sure logits alone are off by more than a
+        copy may be."""
+        ids_T, student = self._canary_ids_T.to(self._model.device), self._student
+        text = {
+            "input_ids_BT": ids_T[None],
+            "position_ids_BT": torch.arange(len(ids_T), device=ids_T.device)[None],
+        }
+        hidden_TD = decode(student.decoder, text).last_hidden_state[0]
+        head = Head(student.head.weight, student.head.bias, student.logit_scale, student.soft_cap)
+        return label_logprobs(ids_T, head.logits(hidden_TD))
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:
         """Refused."""
