@@ -64,21 +64,22 @@ def starting_kl(before: Mapping[str, DomainEvaluation]) -> str | None:
 def refuse_far_student(plan: RunPlan, before: Mapping[str, DomainEvaluation]) -> None:
     """Raise HandshakeError where the student's KL to its teacher, before any step, is no number or
     above ln V, that of a uniform student from a teacher who is always sure; V are the shared ids.
-    """
+    Above ln V it may be asked for by `evaluation.far_student`."""
     for name, found in before.items():
         teacher = plan.config.teacher_of(name)
         question = plan.by_teacher[teacher].validation_question
         if found.kl is None or question is None:
             continue
         most = math.log(question.ask.shared_vocab)
-        if not found.kl <= most:
+        said = plan.config.evaluation.far_student == "say" and math.isfinite(found.kl)
+        if not found.kl <= most and not said:
             raise HandshakeError(
                 f"before its first step the student's KL to the teacher {teacher} is {found.kl:.3f}"
                 f" nats per token on validation text of {name}, and that of a student who knows "
                 f"nothing is at most ln {question.ask.shared_vocab:,} = {most:.3f}; most likely a "
                 f"tokenizer or teachers.{teacher}.model is another than the student's, or weights "
-                "are damaged: look at both models and at domains."
-                f"{name}, then run the same command again"
+                f"are damaged: look at both models and at domains.{name}, then run the same "
+                "command again; where both are sound, set evaluation.far_student=say"
             )
 
 

@@ -224,6 +224,11 @@ class Evaluation(Section):
         description="most that `targets.store` keeps of answers to all validation rows over the "
         "full vocabulary, GB; `capture` keeps those over top_k and the tail beyond it",
     )
+    far_student: Literal["stop", "say"] = Field(
+        default="stop",
+        description="what a run does whose student begins further from its teacher, in KL, than "
+        "ln of their vocabulary",
+    )
 
 
 class Checkpoints(Section):

@@ -47,6 +47,19 @@ def test_step_0_prints_the_kl_of_the_unchanged_student_and_more_than_ln_v_is_a_s
     ) as refused:
         refuse_far_student(plan, near | {"law": evaluated(kl)})
     assert refused.value.exit_code == 2
+    assert "evaluation.far_student=say" in str(refused.value)
+
+
+@pytest.mark.parametrize("kl", [math.log(32) + 1, math.nan, math.inf])
+def test_a_student_that_is_far_away_learns_where_the_config_says_so_but_not_from_no_number(kl):
+    part = SimpleNamespace(validation_question=question_of(32, 32))
+    config = controlled(FixedMixture(), domains=("law",), evaluation={"far_student": "say"})
+    plan: Any = SimpleNamespace(config=config, by_teacher={"main": part})
+    if math.isfinite(kl):
+        refuse_far_student(plan, {"law": evaluated(kl)})
+        return
+    with pytest.raises(HandshakeError):
+        refuse_far_student(plan, {"law": evaluated(kl)})
 
 
 def test_without_a_teacher_there_is_no_kl_to_say():

@@ -335,6 +335,10 @@ KNOBS = {
         "cluster/launch/test_capture.py"
         "::test_validation_answers_beyond_the_budget_are_kept_over_the_likeliest_ids"
     ),
+    "evaluation.far_student": (
+        "student_trainer/test_weak_teachers.py"
+        "::test_a_student_that_is_far_away_learns_where_the_config_says_so_but_not_from_no_number"
+    ),
     "checkpoints.every": MATRIX,
     "checkpoints.keep": (
         "student_trainer/test_training_laws.py"
