@@ -155,7 +155,7 @@ def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndar
         doc_starts=columns["doc_starts"],
         loss_masks=columns["loss_mask"],
     )
-    if rows.draws().any():
+    if DRAW in rows.table.column_names:  # on every rank, so that their files are alike
         found = found.with_draws(rows.draws())
     return found.with_versions(version_R, behaviour)
 

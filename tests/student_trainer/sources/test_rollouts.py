@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shared.data.rollouts import DATA_SET, with_rollouts
 from shared.data.rows import Rows
 from shared.errors import CheckpointError
 from shared.run.metrics import StepMetrics, read_metrics
@@ -194,6 +195,23 @@ def test_a_resume_without_what_was_written_says_so(resumed: Path, tmp_path: Path
         kept.read(2, names, place_R=place_R, version=1)
     with pytest.raises(CheckpointError, match=r"8 of 8 are not in"):
         kept.read(3, names, place_R=place_R, version=2)
+
+
+def test_ranks_whose_rows_are_of_different_epochs_are_read_together(tmp_path: Path):
+    """Of a selector that draws, rows of one epoch ask for another draw than those of the next."""
+    kept, ids, mask = RolloutFiles(tmp_path), np.arange(4), np.array([1, 1, 1, 0])
+    for rank in (0, 1):
+        rows = Rows.build(
+            domains=["a", "a"],
+            indices=[2 * rank, 2 * rank + 1],
+            input_ids=[ids, ids],
+            doc_starts=[np.zeros(1)] * 2,
+            loss_masks=[mask, mask],
+        ).with_draws(np.full(2, rank))
+        place_R = np.array([2 * rank, 2 * rank + 1])
+        found = with_rollouts(rows, [], version_R=np.full(2, DATA_SET))
+        kept.keep(3, rank, found, place_R=place_R, version=2)
+    assert kept.read(3, None, place_R=np.arange(4), version=2).draws().tolist() == [0, 0, 1, 1]
 
 
 def test_who_holds_which_rows_and_weights_changes_no_text(variants: Path):
