@@ -72,7 +72,14 @@ class RolloutFiles:
         places = [] if whole is None else whole.column(PLACE).to_pylist()
         lines = {place: line for line, place in enumerate(places)}
         wanted = [lines.get(place) for place in place_R.tolist()]
-        if whole is None or None in wanted:
+        if whole is None:
+            raise _lost(
+                step,
+                f"{len(wanted)} of {len(wanted)} are not in {self.folder} (a run that has taken "
+                "all its steps leaves none for further ones: with a source.lag, steps cannot be "
+                "raised after its end)",
+            )
+        if None in wanted:
             raise _lost(step, f"{wanted.count(None)} of {len(wanted)} are not in {self.folder}")
         rows = Rows(whole.take(pa.array(wanted, pa.int64())).drop_columns([PLACE]))
         rows = Rows(rows.table.replace_schema_metadata(None))
