@@ -61,12 +61,10 @@ def whitened(
 
     The published code takes padding into mean and variance, too.
     """
-    own_U3 = np.array(
-        [
-            [mask_N.sum(), value_N[mask_N].sum(dtype=np.float64), (value_N[mask_N] ** 2.0).sum()]
-            for value_N, mask_N in zip(units, written, strict=True)
-        ]
-    )
+    chosen = [
+        value_N[mask_N].astype(np.float64) for value_N, mask_N in zip(units, written, strict=True)
+    ]
+    own_U3 = np.array([[len(own_n), own_n.sum(), (own_n**2).sum()] for own_n in chosen])
     count_U, sum_U, square_U = np.sum(gather(own_U3), axis=0).T
     mean_U = sum_U / np.maximum(1, count_U)
     variance_U = np.maximum(0, square_U / np.maximum(1, count_U) - mean_U**2)

@@ -80,3 +80,10 @@ def test_white_advantages_are_those_of_a_micro_batch_over_all_workers():
     assert third == [0, 0]
     scaled, *_ = weighed([unit([7.5, 8.5, 0, 0], [4, -1])], whiten=True)
     np.testing.assert_allclose(scaled, first, rtol=1e-5)  # so do the scale and shift of rewards
+
+
+def test_what_is_far_from_0_is_white_too():
+    reward_N = (np.random.default_rng(0).normal(-30, 0.01, 4000)).astype(np.float32)
+    (found,) = weighed([unit(reward_N.tolist(), [1] * 2000)], whiten=True)
+    assert np.std(found) == pytest.approx(1, rel=1e-3)
+    assert np.mean(found) == pytest.approx(0, abs=1e-5)
