@@ -6,8 +6,9 @@ is written once and lies on disk before it is learnt:
     teacher_texts/
       step-000012.rank-0.IDENTITY.arrow    what a rank had written first for the step with index 12
 
-A rank reads what any wrote for an earlier step, and what it wrote for this one itself. So a run
-that is killed and gone on with learns the same texts, however they were batched.
+A rank reads what any wrote for an earlier step, of several texts the one of the lowest rank, and
+what it wrote for this one itself. So a run that is killed and gone on with learns the same texts,
+however they were batched.
 
 P prompts of a rank for a step
 """
@@ -34,6 +35,8 @@ from shared.targets.generation import (
 )
 from student_trainer.sources.arrow_files import write_table
 
+_Key = tuple[str, bytes]  # identity, and hash of the opening
+_Text = tuple[Continuations, int]  # an answer, and a line of it
 _NAME = re.compile(r"step-(\d{6,})\.rank-(\d+)\.([0-9a-f]+)\.arrow")
 
 
@@ -44,9 +47,11 @@ class TextFiles:
     folder: Path
 
     def kept(self, step: int, rank: int, identity: str, answer: Continuations) -> Continuations:
-        """An answer that is written, whole or not at all, as it lies on disk. Raises
-        StorageError."""
+        """An answer that is written beside what is there of its name, whole or not at all, as it
+        lies on disk. Raises StorageError."""
         path = self.folder / f"step-{step:06d}.rank-{rank}.{identity}.arrow"
+        if path.exists():  # of a teacher that is alike, or a rank that had other rows of the step
+            answer = Continuations.joined([_read(path), answer])
         try:
             write_table(path, answer.table)
         except OSError as error:
@@ -108,12 +113,14 @@ class TeacherTexts:
     generators: Mapping[str, RemoteGenerator]  # by teacher
     _tokens: int = 0  # that teachers wrote since they were last taken
     _read_until: int = 0  # files of the steps before are in `_known`
-    _known: dict[tuple[str, bytes], tuple[Continuations, int]] = field(default_factory=dict)
+    _known: dict[_Key, _Text] = field(default_factory=dict)
+    _own: dict[_Key, _Text] = field(default_factory=dict)  # that this rank wrote for the step
 
     def written(self, step: int, asked: Sequence[TeacherPrompt]) -> list[Rollout]:
         """What is learnt after prompts, in their order [P]. Raises TutelageErrors of the service,
         and StorageError."""
-        self._learn(self.files.of(range(self._read_until, step)))
+        self._own.clear()
+        _learn(self._known, self.files.of(range(self._read_until, step)))
         self._read_until = max(self._read_until, step)
         teacher_P = [self.plan.config.teacher_of(one.domain) for one in asked]
         groups: dict[tuple[str, GenerationSpec], list[int]] = {}
@@ -153,17 +160,22 @@ class TeacherTexts:
         """Token ids, log-probabilities and whether it ended, of what one teacher writes."""
         identity = identity_of(self.plan.by_teacher[teacher].teacher or {}, spec)
         if self._missing(identity, openings):
-            self._learn(self.files.of(range(step, step + 1), self.rank))
+            _learn(self._own, self.files.of(range(step, step + 1), self.rank))
         if missing := self._missing(identity, openings):
             answer = self._asked(teacher, openings.at(missing), spec)
-            self._learn([(identity, self.files.kept(step, self.rank, identity, answer))])
-        places = [self._known[identity, key] for key in openings.hashes()]
+            _learn(self._own, [(identity, self.files.kept(step, self.rank, identity, answer))])
+        keys = [(identity, key) for key in openings.hashes()]
+        places = [self._known.get(key) or self._own[key] for key in keys]
         return [_text(answer, line) for answer, line in places]
 
     def _missing(self, identity: str, openings: Openings) -> list[int]:
         """The first line of every opening that no text is known to."""
         first = {key: line for line, key in reversed([*enumerate(openings.hashes())])}
-        return sorted(line for key, line in first.items() if (identity, key) not in self._known)
+        return sorted(
+            line
+            for key, line in first.items()
+            if (identity, key) not in self._known and (identity, key) not in self._own
+        )
 
     def _asked(self, teacher: str, openings: Openings, spec: GenerationSpec) -> Continuations:
         """What a teacher writes at this moment."""
@@ -172,11 +184,12 @@ class TeacherTexts:
         self._tokens += sum(map(len, answer.written()))
         return answer
 
-    def _learn(self, answers: Sequence[tuple[str, Continuations]]) -> None:
-        for identity, answer in answers:
-            keys = answer.table.column("opening_hash").to_pylist()
-            for line, key in enumerate(keys):
-                self._known.setdefault((identity, key), (answer, line))
+
+def _learn(texts: dict[_Key, _Text], answers: Sequence[tuple[str, Continuations]]) -> None:
+    """Add the texts that are new; of two of one opening the first stays."""
+    for identity, answer in answers:
+        for line, key in enumerate(answer.table.column("opening_hash").to_pylist()):
+            texts.setdefault((identity, key), (answer, line))
 
 
 def _text(answer: Continuations, line: int) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -204,6 +204,31 @@ def test_a_rank_reads_what_any_wrote_before_and_itself_now(opened):
     assert len(early.asked) == 1
 
 
+def test_a_rank_that_is_given_other_rows_of_a_step_keeps_what_it_wrote(opened):
+    opened()[1].written(3, prompts(["code/1", "code/31"]))
+    opened()[1].written(3, prompts(["code/1", "code/311"]))  # as of another number of ranks
+    writer, texts_ = opened()
+    texts_.written(4, prompts(["code/1", "code/31", "code/311"]))
+    assert not writer.asked
+
+
+def test_of_two_texts_of_a_step_all_ranks_learn_one_later(opened, tmp_path: Path):
+    """Two ranks wrote one opening; the texts of a teacher that rounds may differ."""
+    files_, (asked,) = TextFiles(tmp_path / "texts"), prompts(["code/1"])
+    (rollout,) = opened(rank=1)[1].written(3, [asked])
+    ((identity, answer),) = files_.of(range(4))
+    other = pa.array([[5, 5]], answer.table.schema.field("output_ids").type)
+    place = answer.table.column_names.index("output_ids")
+    other_text = Continuations(answer.table.set_column(place, "output_ids", other))
+    files_.folder.joinpath(f"step-000003.rank-1.{identity}.arrow").unlink()
+    ranks = [opened(rank=rank)[1] for rank in (0, 1)]
+    ranks[1].written(3, [asked])
+    files_.kept(3, 0, identity, other_text)
+    found = [ids_of(texts_.written(4, [asked]))[0][:2] for texts_ in ranks]
+    assert found == [[5, 5], [5, 5]]
+    assert rollout.output_ids.tolist()[:2] != [5, 5]
+
+
 @pytest.mark.parametrize("change", ["temperature", "room", "teacher", "draw"])
 def test_a_text_is_known_by_all_that_decides_it(opened, change: str):
     writer, texts_ = opened()
