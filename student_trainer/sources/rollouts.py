@@ -192,7 +192,10 @@ class Rollouts:
         if self.adaptive is None:
             return first
         if self._needed is None or self._needed[0] != first:
-            oldest = oldest_step(read_state(checkpoints[0])[ADAPTIVE])
+            try:
+                oldest = oldest_step(read_state(checkpoints[0])[ADAPTIVE])
+            except (OSError, ValueError, KeyError):  # it is damaged: nobody knows what it needs
+                return 0
             self._needed = (first, int(min(first, oldest)))
         return self._needed[1]
 

@@ -1,6 +1,8 @@
 """DistiLLM's scheduler and its replay buffer: the state machine, and a run that is gone on with."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from shared.config.source import AdaptiveShare
 from shared.data.rollouts import DATA_SET, STUDENT
 from shared.run.metrics import read_metrics
 from student_trainer.sources.adaptive import Adaptive, oldest_step
+from student_trainer.sources.rollouts import Rollouts
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
@@ -103,6 +106,24 @@ def test_the_state_goes_on_where_it_was():
         assert ours.replayed == theirs.replayed
     assert other.state() == one.state()
     assert oldest_step(scheduler().state()) == np.inf
+
+
+def test_nothing_is_forgotten_that_a_damaged_checkpoint_may_need(tmp_path: Path):
+    """Of an older checkpoint, which is passed where the newest is sound."""
+    adaptive = scheduler(start=1.0, replay_rows=ROWS)
+    deal(adaptive, 3)
+    plan = SimpleNamespace(
+        run_dir=str(tmp_path), config=SimpleNamespace(source=SimpleNamespace(updates=1))
+    )
+    rollouts = Rollouts(None, plan, None, None, None, adaptive)  # type: ignore[arg-type]
+    state = tmp_path / "checkpoints" / "step-000005" / "state.json"
+    state.parent.mkdir(parents=True)
+    for damage in (None, "{", "{}"):
+        if damage is not None:
+            state.write_text(damage)
+        assert rollouts._oldest_resumed() == 0
+    state.write_text(json.dumps({"adaptive": adaptive.state()}))
+    assert rollouts._oldest_resumed() == 3
 
 
 @pytest.fixture(scope="module")
