@@ -44,7 +44,7 @@ def _try(trial: Trial, family: str) -> None:
             trial.scores(engine)
         if "continues" not in apart:
             trial.continues(engine)
-    trust = CAUSAL_LM.trust(trial.plan.config)
+    trust = CAUSAL_LM.trust(trial.with_train("lora" if "full" in apart else "full"))
     trial.plan = replace(trial.plan, packed=trust.packed, passes=trust.passes)
     if "gradient" not in apart:
         trial.gradient()
