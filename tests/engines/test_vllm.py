@@ -74,7 +74,7 @@ def worker(folder) -> PlainWorker:
 
 @pytest.fixture
 def engine(worker, folder) -> VllmEngine:
-    teacher = Teacher(model=str(folder), engine="vllm", python="/opt/vllm/bin/python")
+    teacher = Teacher(model=str(folder), engine="vllm", python="~/vllm/bin/python")
     return VllmEngine(worker, teacher, context=CONTEXT)
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from shared.config.run import Config
 from shared.config.teachers import Teacher
 
-PYTHON = "/opt/vllm/bin/python"
+PYTHON = "~/vllm/bin/python"
 
 
 VLLM = {"big": {"model": "m", "engine": "vllm", "python": PYTHON}}
