@@ -87,6 +87,14 @@ def learnt(objective: Objective, batch: Batch) -> tuple[float, torch.Tensor, tor
     return loss.item(), sums, torch.cat(gradients)
 
 
+def answered(plan, readers):
+    """Rows of all domains, and what a plan's teachers answer about them."""
+    rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
+    assert plan.training_question is not None
+    reader.submit(rows, plan.training_question)
+    return rows, reader.next()
+
+
 @pytest.mark.parametrize("plan", KINDS, indirect=True, ids=str)
 def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -> None:
     """The same objective on each teacher's rows alone, in whose batch no other teacher is."""
@@ -94,10 +102,7 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
         name: lambda rank, folder=folder: LocalTeacher(HFEngine.load(str(folder)))
         for name, folder in folders.items()
     }
-    rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
-    assert plan.training_question is not None
-    reader.submit(rows, plan.training_question)
-    answer = reader.next()
+    rows, answer = answered(plan, readers)
     heads = load_teacher_heads(plan, CPU)
     student = CAUSAL_LM.load(plan.config, device=CPU)
     both = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
@@ -184,10 +189,7 @@ def test_teachers_are_averaged_per_position_with_weights(plan, folders) -> None:
     assert plan.config.teachers_of("code") == {"wide": 0.7, "narrow": 0.3}
     engines = {name: HFEngine.load(str(folder)) for name, folder in folders.items()}
     readers = {name: lambda rank, e=engine: LocalTeacher(e) for name, engine in engines.items()}
-    rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
-    assert plan.training_question is not None
-    reader.submit(rows, plan.training_question)
-    answer = reader.next()
+    rows, answer = answered(plan, readers)
     heads = load_teacher_heads(plan, CPU)
     student = CAUSAL_LM.load(plan.config, device=CPU)
     objective = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
