@@ -28,7 +28,7 @@ from student_trainer.models.routers import router_balance_of
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
-FORMAT = 4  # of what is kept
+FORMAT = 5  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
     )
     _refuse_short_context(teacher, config.data.context)
     _refuse_more_than_all(config, vocabulary)
+    refuse_beyond_vllm(config, vocabulary)
     _refuse_missing_layers(config, teacher, student)
     return TeacherFacts(
         shared_vocab=vocabulary,
@@ -177,6 +178,24 @@ def validation_question(
     num_ids = vocabulary if full else config.targets.top_k
     ask = LikeliestIds(num_ids, vocabulary, encoding="fp32", ids=config.targets.ids)
     return Question(ask, prefix=prompts), "full" if full else f"bucketed-{num_ids}"
+
+
+def refuse_beyond_vllm(config: Config, vocabulary: int) -> None:
+    """Refuse more ids of a position than a teacher with engine vllm is asked for, which makes an
+    object of each. Raises ConfigError."""
+    full = config.evaluation.kl == "full"
+    asked = {
+        f"evaluation.kl is full, all {vocabulary:,} ids": (full, vocabulary, "evaluation.kl=auto"),
+        f"targets.top_k is {config.targets.top_k:,}": (True, config.targets.top_k, "a lower one"),
+    }
+    name = next((name for name, t in config.teachers.items() if t.engine == "vllm"), None)
+    for said, (is_asked, num_ids, other) in asked.items():
+        if name is not None and is_asked and num_ids > LARGEST_FULL_VOCABULARY:
+            raise ConfigError(
+                f"{said}, but teachers.{name}.engine is vllm, which is asked for at most "
+                f"{LARGEST_FULL_VOCABULARY:,} ids of a position; set {other}, or "
+                f"teachers.{name}.engine=transformers"
+            )
 
 
 def refuse_attention(section: str, asked: Teacher | Student, model: ModelDescription) -> None:

@@ -205,10 +205,13 @@ def _refuse_unlearnt(source: TokenSources, losses: Sequence[Loss], *, most_ahead
             f"source has {source.written_in_words}, but no loss asks a teacher, and hard labels "
             "are not learnt from what the student wrote; add a divergence to losses"
         )
-    if source.student == 1 and any(loss.kind == "cross_entropy" for loss in losses):
+    all_of_it = "student 1" if source.student == 1 else ""
+    if source.adaptive is not None and source.adaptive.start == 1:
+        all_of_it = "adaptive.start 1, which never falls"
+    if all_of_it and any(loss.kind == "cross_entropy" for loss in losses):
         raise ValueError(
             "losses has a cross_entropy, which learns from nothing that the student wrote, but "
-            "source has student 1; give dataset or teacher a share, or leave cross_entropy out"
+            f"source has {all_of_it}; give dataset or teacher a share, or leave cross_entropy out"
         )
 
 

@@ -19,7 +19,7 @@ from shared.targets.soft_targets import SoftTargets
 
 NAME = "canary"  # the domain of its row
 TOKENS = 16
-STRIDE = 7919  # between its ids, a prime
+STRIDES = (7919, 7907)  # between its ids, primes: the first that is no part of a vocabulary
 INTERVAL = 64  # units between two looks
 FLAT = 1e-4  # nats between the largest and the smallest, below which all are one
 LEVELS = {"float32": 1e-3}  # nats that an answer may differ from the first
@@ -31,23 +31,34 @@ Score = Callable[[Rows, Question], SoftTargets]
 def canary_rows(vocab: int, limit: int | None = None) -> Rows:
     """The text as a row of a model with `vocab` ids, which reads at most `limit` tokens."""
     length = min(TOKENS, limit or TOKENS)
+    stride = next(each for each in STRIDES if vocab % each)
     return Rows.build(
         domains=[NAME],
         indices=[0],
-        input_ids=[np.arange(length) * STRIDE % vocab],
+        input_ids=[np.arange(length) * stride % vocab],
         doc_starts=[np.zeros(1)],
         loss_masks=[np.append(np.ones(length - 1), 0)],
     )
 
 
-def refuse_flat(logprob_N: np.ndarray, *, engine: str) -> None:
-    """Raise EngineError where log-probabilities of a text are one number, or none."""
+def refuse_not_finite(logprob_N: np.ndarray, *, engine: str) -> None:
+    """Raise EngineError where log-probabilities of a text are no numbers."""
     if not np.isfinite(logprob_N).all():
         raise EngineError(
             f"{engine} gives a fixed text log-probabilities that are not finite; look at its "
             "weights and its dtype"
         )
-    if np.ptp(logprob_N) < FLAT:
+
+
+def is_flat(logprob_N: np.ndarray) -> bool:
+    """Whether log-probabilities of a text are one number, as those of a head of zeros."""
+    return bool(np.ptp(logprob_N) < FLAT)
+
+
+def refuse_flat(logprob_N: np.ndarray, *, engine: str) -> None:
+    """Raise EngineError where log-probabilities of a text are one number, or none."""
+    refuse_not_finite(logprob_N, engine=engine)
+    if is_flat(logprob_N):
         raise EngineError(
             f"{engine} gives every token of a fixed text the log-probability {logprob_N[0]:.4f}, "
             "as if it had no weights; nothing is learnt from it: look at its weights, or start it "

@@ -45,6 +45,7 @@ from student_trainer.models.adapters import (
 from student_trainer.models.decoding import decode
 from student_trainer.models.probing import empties_padding, evaluating, probe_ids
 from student_trainer.models.routers import refuse_other_balance
+from student_trainer.models.saving import refuse_unsaveable
 from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -286,6 +287,7 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
     asked, head = config.student, parts.head
     if not isinstance(asked.train, LoRATraining):
         _refuse_lost_row(model, head, name=plain.model)
+        refuse_unsaveable(model, asked, kind)
     adapted = adapt(model, asked, kind, decoder=parts.decoder, head=head, seed=config.seed)
     if adapted is not model:
         refuse_lost_adapters(adapted, name=asked.model)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from shared.errors import StorageError
 from shared.files import obey_umask
 from student_trainer.engine import gather_weights
+from student_trainer.models.saving import buffers_of
 from student_trainer.models.student import Student
 from student_trainer.ranks import Ranks
 from student_trainer.state.checkpoint import (
@@ -94,10 +95,8 @@ def _write_folder(student: Student, folder: Path, weights: dict[str, torch.Tenso
         )
         (folder / "README.md").unlink(missing_ok=True)  # peft's own card, empty
     else:
-        names = {name for name, _ in student.saved.named_parameters(remove_duplicate=False)}
-        buffers = {n: t for n, t in student.saved.state_dict().items() if n not in names}
         student.saved.save_pretrained(  # type: ignore[operator]
-            str(folder), state_dict=weights | buffers
+            str(folder), state_dict=weights | buffers_of(student.saved)
         )
     obey_umask(folder)
 

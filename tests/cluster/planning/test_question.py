@@ -4,8 +4,13 @@ from typing import Any
 
 import pytest
 
-from cluster.planning.handshake import training_question, validation_question
+from cluster.planning.handshake import (
+    refuse_beyond_vllm,
+    training_question,
+    validation_question,
+)
 from shared.config.run import Config
+from shared.errors import ConfigError
 from shared.targets.kept_ids import LikeliestIds
 from shared.targets.question import HiddenAsk, Question
 
@@ -82,3 +87,27 @@ def test_an_evaluation_is_over_what_the_config_says(kl, vocabulary, top_k, kind)
     spec, found = validation_question(asked, vocabulary, prompts="", head=None)
     assert spec == Question(LikeliestIds(top_k, vocabulary, encoding="fp32"))
     assert found == kind
+
+
+VLLM = {"model": "a", "engine": "vllm", "python": "/usr/bin/python"}
+
+
+@pytest.mark.parametrize(
+    ("kl", "top_k", "vocabulary", "said"),
+    [
+        ("full", 64, 32_769, r"evaluation\.kl is full, all 32,769 ids, .*set evaluation\.kl=auto"),
+        ("auto", 32_769, 50_000, r"targets\.top_k is 32,769, .*at most 32,768 ids of a position"),
+        ("full", 64, 32_768, None),
+        ("auto", 32_768, 50_000, None),
+        ("bucketed", 64, 50_000, None),
+    ],
+)
+def test_vllm_is_not_asked_for_more_ids_than_it_can_tell_of(kl, top_k, vocabulary, said):
+    asked = {"evaluation": {"kl": kl}, "targets": {"top_k": top_k, "selector": "top_k"}}
+    refuse_beyond_vllm(config(**asked), vocabulary)  # of transformers anything
+    of_vllm = config(teachers={"t": VLLM}, **asked)
+    if said is None:
+        refuse_beyond_vllm(of_vllm, vocabulary)
+        return
+    with pytest.raises(ConfigError, match=said):
+        refuse_beyond_vllm(of_vllm, vocabulary)

@@ -101,6 +101,11 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
             "student 1",
         ),
         (
+            {"adaptive": {"start": 1}},
+            {"losses": [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]},
+            "cross_entropy, .* but source has adaptive.start 1, which never falls; give",
+        ),
+        (
             {"student": 0.5, "teacher": 0.5},
             {"losses": [{"kind": "cross_entropy"}]},
             "source has student 0.5 and teacher 0.5, but no loss asks a teacher",
@@ -161,6 +166,11 @@ def test_a_share_that_moves_is_named_or_described():
     source = config({"adaptive": {"start": 0.5}}).source
     assert (source.adaptive.start, source.first_share, source.dataset) == (0.5, 0.5, 1)
     assert Config.model_validate(config("adaptive").model_dump(mode="json")) == config("adaptive")
+
+
+def test_hard_labels_are_learnt_beside_a_share_that_begins_below_all():
+    losses = [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]
+    assert config({"adaptive": {"start": 0.9}}, losses=losses).source.adaptive.start == 0.9
 
 
 @pytest.mark.parametrize(

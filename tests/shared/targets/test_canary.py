@@ -53,6 +53,12 @@ def test_its_text_is_known_to_every_model_and_within_its_reach():
         assert len(ids) == min(TOKENS, limit or TOKENS)
 
 
+@pytest.mark.parametrize("vocab", [17, 7907, 7919, 3 * 7919, 151_936])
+def test_its_tokens_differ_where_the_vocabulary_allows(vocab):
+    (ids,) = canary_rows(vocab).column("input_ids")
+    assert len(set(ids.tolist())) == TOKENS
+
+
 @pytest.mark.parametrize(
     ("logprob_N", "said"),
     [

@@ -17,6 +17,7 @@ from shared.run.run_dir import RunDir
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.weights import WeightFiles, WeightsRef
 from student_trainer.sources.pushing import Versioned
+from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.sources.test_rollouts import (
@@ -176,3 +177,19 @@ def test_a_copy_that_ignores_the_push_stops_the_run(copy, spoil: Callable, said:
             asked.generate(OPENINGS, SPEC)
     finally:
         engine._model.load_state_dict(kept, strict=False)  # a tied weight has one name
+
+
+def test_a_copy_of_a_student_whose_head_begins_with_zeros_writes(copy):
+    engine, ref = copy
+    good = engine.generate(OPENINGS, replace(SPEC, weights=ref))
+    (own_T, *_) = good.canaries()
+    head = engine._model.get_output_embeddings()
+    kept = {n: p.detach().clone() for n, p in engine._model.named_parameters()}
+    flat_T = np.full_like(own_T, -np.log(tiny.VOCAB))
+    try:
+        torch.nn.init.zeros_(head.weight)
+        Versioned(engine, ref, flat_T, 1e-3).generate(OPENINGS, SPEC)
+        with pytest.raises(EngineError, match="as if it had no weights"):
+            Versioned(engine, ref, own_T, 1e-3).generate(OPENINGS, SPEC)
+    finally:
+        engine._model.load_state_dict(kept, strict=False)
