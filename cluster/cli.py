@@ -263,7 +263,7 @@ def selftest(
 
 @app.command()
 def init(
-    to: Annotated[Path, typer.Argument(metavar="[FILE]")] = Path("tutelage.yaml"),
+    to: Annotated[Path, typer.Argument(metavar="[FILE]")] = Path("my.yaml"),
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="One of `tutelage recipes`.")
     ] = "starter",

@@ -9,12 +9,16 @@ under workers that come up. Joined again, none does, since each has it by then.
 import importlib
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from shared.config.paths import JOB_FOLDERS
+from shared.errors import PlacementError
 
 UNPACKED_S = 60.0
+POLL_S = 0.2
 
 
 def current_copy() -> str | None:
@@ -24,7 +28,8 @@ def current_copy() -> str | None:
 
 def settled(copy: str | None, *, deadline_s: float = UNPACKED_S) -> bool:
     """Wait, as a driver, until the other nodes that share the copy have unpacked it; whether there
-    are any. Workers that came up meanwhile may have missed it: the driver joins again."""
+    are any. Workers that came up meanwhile may have missed it: the driver joins again. Raises
+    PlacementError where the copy is gone at the deadline."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -37,12 +42,35 @@ def settled(copy: str | None, *, deadline_s: float = UNPACKED_S) -> bool:
         ).remote()
         for node in nodes
     ]
+    ends = time.monotonic() + deadline_s
     ray.wait(unpacked, num_returns=len(unpacked), timeout=deadline_s)
+    enter(copy, patience_s=max(0.0, ends - time.monotonic()))
+    importlib.invalidate_caches()  # what was not found while it was away
+    return True
+
+
+def enter(copy: str, *, patience_s: float) -> None:
+    """Work in a copy where the folder that this process worked in was removed, once it is there
+    again. Raises PlacementError where it does not come."""
+    deadline = time.monotonic() + patience_s
+    while not _works_somewhere():
+        with suppress(FileNotFoundError):
+            os.chdir(copy)
+            return
+        if time.monotonic() >= deadline:
+            raise PlacementError(
+                f"Ray removed the folder that this job works in, {copy}, and has not unpacked it "
+                "again, as where a disk is full or a node of this machine hangs; look at the "
+                "nodes in the dashboard and submit the job again"
+            )
+        time.sleep(POLL_S)
+
+
+def _works_somewhere() -> bool:
     try:
         os.getcwd()
     except FileNotFoundError:
-        os.chdir(copy)  # in place of the one that was removed
-    importlib.invalidate_caches()  # what was not found while it was away
+        return False
     return True
 
 

@@ -79,7 +79,7 @@ def refuse_unplaceable(demands: Sequence[Demand]) -> None:
     that adds nodes is asked for them, and they are waited for.
 
     Raises PlacementError naming what cannot be placed and what is missing, within 10 s where no
-    nodes are added.
+    nodes are added, and once its autoscaler has none to add.
     """
     if (refusal := _refusal(demands)) is None:
         return
@@ -89,10 +89,8 @@ def refuse_unplaceable(demands: Sequence[Demand]) -> None:
         f"{refusal}; its autoscaler is asked for nodes, which are waited for up to {ADDED_S:g} s",
         flush=True,
     )
-    if not added([bundle for _, bundle in demands], deadline_s=ADDED_S):
-        raise PlacementError(
-            f"{refusal}, and its autoscaler added no nodes for it within {ADDED_S:g} s; {ADVICE}"
-        )
+    if why := added([bundle for _, bundle in demands], deadline_s=ADDED_S):
+        raise PlacementError(f"{refusal}, and its autoscaler {why}; {ADVICE}")
 
 
 def _refusal(demands: Sequence[Demand]) -> str | None:

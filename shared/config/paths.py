@@ -9,6 +9,7 @@ from shared.errors import ConfigError, reason_of
 from shared.locations import refuse_credentials
 
 BUILTIN = "builtin:"
+PLACEHOLDER = "path/or/hub-name"  # of the recipe that `tutelage init` writes by default
 JOB_FOLDERS = "/runtime_resources/working_dir_files/"  # Ray removes them after the job
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 
@@ -168,6 +169,11 @@ def located(model: str, root: Path, option: str) -> str:
     what can only be a folder and is none."""
     if model.startswith(BUILTIN):
         return model
+    if model == PLACEHOLDER:
+        raise ConfigError(
+            f"{option} is {model!r}, which stands in a first config for a model of yours; "
+            f"set {option} to its folder or its name on the hub"
+        )
     folder = _absolute(model, root)
     if folder.is_dir():
         return str(folder)

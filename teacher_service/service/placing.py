@@ -11,7 +11,14 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from shared.errors import PlacementError
 from teacher_service.service.naming import Request, lifetime_of
-from teacher_service.service.nodes import ADDED_S, autoscales, came, declares
+from teacher_service.service.nodes import (
+    ADDED_S,
+    NONE_TO_ADD,
+    Outlook,
+    autoscales,
+    came,
+    declares,
+)
 
 PLACEMENT_WAIT_S = 6.0
 ROLE_SHARE = 0.01  # of the custom resource of a role: it says where, not how many
@@ -27,13 +34,13 @@ def place(service: str, names: list[str], request: Request) -> list[PlacementGro
     free: dict[str, dict[str, float]] = available_resources_per_node()
     missing, groups = len(names) - _room(bundle, free.values()) // ranks, []
     room = _room(bundle, (node["Resources"] for node in nodes)) // ranks
-    grows = missing > 0 and autoscales()
-    if grows or len(names) <= room:  # waiting can help
+    outlook = Outlook()
+    if (grows := autoscales()) or len(names) <= room:  # waiting can help
         groups = [ask_for_place(service, name, request) for name in names]
-        missing = _unplaced(groups, PLACEMENT_WAIT_S)
+        missing = _unplaced(groups, PLACEMENT_WAIT_S, outlook)
         if missing and grows:
             print(waiting_for(f"{missing} {request.role} replicas"), flush=True)
-            missing = _unplaced(groups, ADDED_S)
+            missing = _unplaced(groups, ADDED_S, outlook)
     if missing > 0:
         there = ", ".join(
             f"{_amounts({name: free.get(node['NodeID'], {}).get(name, 0.0) for name in bundle})} "
@@ -43,9 +50,10 @@ def place(service: str, names: list[str], request: Request) -> list[PlacementGro
         needed = f"{_amounts(bundle)} on one node"
         if ranks > 1:
             needed = f"{ranks} times {_amounts(bundle)}"
+        autoscaler = f"; the cluster's autoscaler {NONE_TO_ADD}" if outlook.hopeless else ""
         raise PlacementError(
             f"{missing} of {len(names)} {request.role} replicas do not fit: each needs "
-            f"{needed}, and there was free: {there}; stop something, add a "
+            f"{needed}, and there was free: {there}{autoscaler}; stop something, add a "
             "node, or lower the replicas or what each asks for"
         )
     return groups
@@ -62,10 +70,10 @@ def ask_for_place(service: str, name: str, request: Request) -> PlacementGroup:
     )
 
 
-def _unplaced(groups: list[PlacementGroup], deadline_s: float) -> int:
-    """How many groups have no place at a deadline."""
+def _unplaced(groups: list[PlacementGroup], deadline_s: float, outlook: Outlook) -> int:
+    """How many groups have no place at a deadline, or once waiting is hopeless."""
     deadline = time.monotonic() + deadline_s
-    return sum(not came(group, deadline=deadline) for group in groups)
+    return sum(not came(group, deadline=deadline, outlook=outlook) for group in groups)
 
 
 def _room(bundle: dict[str, float], nodes: Iterable[Mapping[str, float]]) -> int:

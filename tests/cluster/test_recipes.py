@@ -61,3 +61,14 @@ def test_init_writes_a_config_of_about_a_dozen_lines_that_loads(tmp_path, capsys
     assert ".gitignore keeps runs" in capsys.readouterr().out
     assert main(["init", str(path)]) == 2  # an existing file stays
     assert "exists already" in capsys.readouterr().err
+
+
+def test_init_writes_the_file_that_the_documents_go_on_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    assert "tutelage run my.yaml" in capsys.readouterr().out
+    assert main(["plan", "my.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "teachers.teacher.model is 'path/or/hub-name', which stands in a first config" in said
+    assert main(["plan", "my.yaml", "teachers.teacher.model=org/one"]) == 2
+    assert "student.model is 'path/or/hub-name', which stands" in capsys.readouterr().err

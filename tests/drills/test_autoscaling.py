@@ -2,6 +2,7 @@
 fake of a cloud does on one machine."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from ray.util import get_node_ip_address
 
 from tests.cluster.jobs import write_job
 from tests.drills.commands import Home, reached, wait_until
-from tests.drills.nodes import actors, free_ports, listed, start_node
+from tests.drills.nodes import actors, free_ports, listed, start_head, start_node
 
 pytestmark = pytest.mark.drill
 
@@ -92,3 +93,22 @@ def test_nodes_come_for_a_run_and_the_teachers_go_after_it(home: Home, tiny_pair
     assert {name: on for name, on in nodes.items() if on != {HEAD}} == {}
     assert command.wait() == 0, command.output
     wait_until(lambda: alive() == 1)
+
+
+def test_what_no_type_of_node_has_is_refused_while_others_would_come(home, tiny_pair, tmp_path):
+    address, _ = start_autoscaling_head(home)
+    teachers = {"tiny": {"model": str(tiny_pair.teacher), "cpus": 2}}
+    job = write_job(tmp_path, tiny_pair, teachers=teachers)
+    started = time.monotonic()
+    said = home.run("run", str(job), "--address", address, expecting=2, **OPEN)
+    assert "its autoscaler adds no node for it: no node type has what it asks for" in said
+    assert time.monotonic() - started < 180  # of 900
+
+
+def test_a_head_of_the_second_generation_that_only_looks_adds_no_nodes(home, tiny_pair, tmp_path):
+    address, _ = start_head(home, role="student", RAY_enable_autoscaler_v2="1", **OPEN)
+    teachers = {"tiny": {"model": str(tiny_pair.teacher), "cpus": 3}}
+    job = write_job(tmp_path, tiny_pair, teachers=teachers)
+    said = home.run("run", str(job), "--address", address, expecting=2, **OPEN)
+    assert "no room for the teacher's replicas" in said
+    assert "autoscaler" not in said

@@ -7,6 +7,7 @@ import time
 import pytest
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.core.generated import autoscaler_pb2 as messages
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.util.placement_group import (
     placement_group,
@@ -26,7 +27,8 @@ from cluster.session.placement import (
 from shared.config.file import load_config
 from shared.config.run import Teacher
 from shared.errors import PlacementError
-from teacher_service.service.nodes import Awaited, autoscales
+from teacher_service.service import nodes
+from teacher_service.service.nodes import Awaited, Outlook, autoscales, second_generation
 from tests.cluster.jobs import write_job
 
 ALL_CPUS = 8  # of the cluster of the tests
@@ -85,19 +87,94 @@ def test_what_others_hold_is_waited_for_a_moment_and_then_refused(ray_cluster):
 @pytest.fixture
 def told_to_autoscale(ray_cluster, monkeypatch):
     """Lets the cluster say what one says whose autoscaler may add nodes of two types."""
-    report = {"autoscaler_report": {"active_nodes": {"head": 1, "teacher": 0}}}
-    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(report).encode(), overwrite=True)
+    say({"active_nodes": {"head": 1, "node_of_teachers": 0}})
     monkeypatch.setattr(placement, "PATIENCE_S", 0.5)
     yield
     _internal_kv_del(DEBUG_AUTOSCALING_STATUS)
 
 
+def say(report: dict, **beside: object) -> None:
+    """What the first generation's monitor would, after a look."""
+    told = json.dumps({"autoscaler_report": report, "time": time.time(), **beside})
+    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, told.encode(), overwrite=True)
+
+
 def test_a_cluster_that_only_looks_adds_no_nodes(ray_cluster):
-    report = {"autoscaler_report": {"active_nodes": {"node_0123": 1}}}
-    _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(report).encode(), overwrite=True)
+    (node,) = ray.nodes()
     assert not autoscales()
+    say({"active_nodes": {f"node_{node['NodeID']}": 1}})
+    assert not autoscales()
+    say({"active_nodes": {f"node_{node['NodeID']}": 1, "node_of_a_user": 1}})
+    assert autoscales()
     _internal_kv_del(DEBUG_AUTOSCALING_STATUS)
     assert not autoscales()
+
+
+ASKED = {"pg_demand": [[{"bundles": [[{"GPU": 2.0}, 1]]}, 1]]}
+ON_THE_WAY = (
+    {"pending_nodes": [["10.0.0.2", "teacher", "waiting-for-ssh"]]},
+    {"pending_launches": {"teacher": 1}},
+    {"node_availability_summary": {"node_availabilities": {"teacher": {"is_available": False}}}},
+)
+
+
+def test_a_demand_that_no_type_of_node_meets_is_refused_at_once(told_to_autoscale, monkeypatch):
+    monkeypatch.setattr(nodes, "STUCK_S", 2.0)
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.3):
+            say({"active_nodes": {"head": 1}, "pending_nodes": []}, load_metrics_report=ASKED)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(PlacementError, match=r"2 GPU.* autoscaler adds no node for it"):
+            refuse_unplaceable([("teachers", {"CPU": 1.0, "GPU": 2.0})])
+    finally:
+        stop.set()
+        looking.join()
+    assert time.monotonic() - started < 60  # of 900
+
+
+@pytest.mark.parametrize("coming", ON_THE_WAY)
+def test_nodes_on_their_way_are_waited_for(told_to_autoscale, monkeypatch, coming):
+    monkeypatch.setattr(nodes, "STUCK_S", 0.0)
+    outlook = Outlook()
+    say({"active_nodes": {"head": 1}, **coming}, load_metrics_report=ASKED)
+    outlook.follow()
+    assert not outlook.hopeless
+    say({"active_nodes": {"head": 1}}, load_metrics_report={"pg_demand": []})
+    outlook.follow()
+    assert not outlook.hopeless
+    say({"active_nodes": {"head": 1}}, load_metrics_report=ASKED)
+    outlook.follow()
+    assert outlook.hopeless
+
+
+def test_an_autoscaler_that_no_longer_looks_says_nothing(told_to_autoscale, monkeypatch):
+    monkeypatch.setattr(nodes, "STUCK_S", 0.2)
+    outlook = Outlook()
+    say({"active_nodes": {"head": 1}}, load_metrics_report=ASKED)
+    for _ in range(3):
+        outlook.follow()
+        time.sleep(0.2)
+    assert not outlook.hopeless
+
+
+def test_the_second_generations_autoscaler_says_what_it_cannot_add():
+    """Its reply to a group without a place, and while a node is being started."""
+    told = messages.GetClusterStatusReply()
+    told.cluster_resource_state.node_states.add(ray_node_type_name="headgroup")
+    told.cluster_resource_state.node_states.add()  # that only looks
+    state = told.autoscaling_state
+    state.last_seen_cluster_resource_state_version = 7
+    assert second_generation(told) == (7, {"headgroup"}, False)
+    state.infeasible_gang_resource_requests.add(details="one:PACK|PENDING")
+    assert second_generation(told) == (7, {"headgroup"}, True)
+    state.pending_instance_requests.add(ray_node_type_name="teacher")
+    assert second_generation(told) == (7, {"headgroup"}, False)
 
 
 def test_nodes_that_may_come_are_waited_for_with_a_line(told_to_autoscale, capsys):
