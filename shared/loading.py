@@ -2,6 +2,7 @@
 ours."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from shared.config.attention import Attention, attend
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
 # weights refuse to; ours are always plain.
 MERGED = "merged_from.json"  # beside weights that an adapter was merged into
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
@@ -17,14 +19,26 @@ def read_config(
     model: str, *, revision: str | None, trust_remote_code: bool, attention: Attention
 ) -> Any:
     """A model's config of transformers, with plain outputs and the attention that is asked for,
-    whatever its file says of them."""
+    whatever its file says of them, and without special tokens of negative ids."""
     from transformers import AutoConfig  # slow
 
     asked = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     told = {} if attention == "auto" else {"attn_implementation": attention}
     config = AutoConfig.from_pretrained(model, **asked, **told, **PLAIN_OUTPUTS)
     attend(config, attention)
+    for part in (config, config.get_text_config()):
+        for name in SPECIAL_IDS:
+            if (found := getattr(part, name, None)) is not None:
+                setattr(part, name, without_negative(found))
     return config
+
+
+def without_negative(ids: Any) -> Any:
+    """An id of a special token, or a list of them, without negative ones, by which some say that
+    there is none; what is no number stays. torch would count them from the end."""
+    if isinstance(ids, list):
+        return [each for each in ids if without_negative(each) is not None] or None
+    return None if isinstance(ids, int) and ids < 0 else ids
 
 
 def merged_of(folder: Path) -> tuple[str, str] | None:
@@ -63,6 +77,13 @@ def why_unloadable(error: BaseException, *, section: str, attention: str) -> str
         return said
     if "ignore_mismatched_sizes" in str(error):
         return "its weights do not have the sizes of its config.json; get both from one model"
+    if reason.startswith("Unrecognized configuration class"):
+        kind = re.search(r"\.(\w+)'>", reason)
+        named = f", {kind[1].removesuffix('Config')}," if kind else ""
+        return (
+            f"its architecture{named} is none of transformers' causal language models; name "
+            "another model"
+        )
     if "padding_idx" in reason.lower():
         return (
             "pad_token_id in its config.json is no row of its embedding; set it to null there, or "

@@ -122,7 +122,7 @@ def find_adapter(option: str, model: str, *, revision: str | None, root: Path) -
             f"{option} is {model}, a PEFT adapter on {base}, which is or holds an adapter itself; "
             f"merge that one into its base first and set {where}"
         )
-    return Adapter(option, model, base, base_revision)
+    return Adapter(option, model, base, None if Path(base).is_dir() else base_revision)
 
 
 def _on_base(name: str, teacher: Teacher, config: Config) -> Teacher:

@@ -104,7 +104,7 @@ def _stop_ids(model: str, text_config: Any, *, revision: str) -> list[int]:
     with suppress(Exception):  # it has none, or one that transformers cannot read
         found = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
     stops = found if isinstance(found, list) else [found]
-    return [stop for stop in stops if isinstance(stop, int)]
+    return [stop for stop in stops if isinstance(stop, int) and stop >= 0]
 
 
 def _why_unreadable(option: str, model: str, error: Exception, step: str) -> str:

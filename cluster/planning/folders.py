@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.planning.description import ModelDescription
 from shared.config.run import Config, Teacher
@@ -12,6 +13,7 @@ from shared.text.formats import LFS_POINTER
 
 WEIGHTS, INDEX = "*.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -22,15 +24,19 @@ def refuse_incomplete(option: str, model: str) -> None:
     if not folder.is_absolute():
         return  # a name on the hub
     _refuse_pointers(option, folder)
-    missing = [] if (folder / "config.json").exists() else ["config.json"]
-    if not any(folder.glob(WEIGHTS)) and not (folder / INDEX).exists():
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    weights = [path for path in sorted(folder.glob(WEIGHTS)) if path.is_file()]
+    if not weights and not (folder / INDEX).exists():
         missing.append(_other_weights(folder))
     if missing:
         raise ConfigError(
             f"{option} is {model}, a folder without {' and '.join(missing)}; name a folder "
             "written by save_pretrained"
         )
+    _refuse_no_objects(option, folder)
     _refuse_lost_shards(option, folder)
+    for path in weights:
+        _refuse_integers(option, folder, path)
 
 
 def refuse_incomplete_teacher(name: str, teacher: Teacher) -> None:
@@ -63,6 +69,52 @@ def _refuse_pointers(option: str, folder: Path) -> None:
             f"{option} is {folder}, where {', '.join(pointers[:3])} is a pointer of Git LFS in "
             "place of the file; run `git lfs pull` in that folder"
         )
+
+
+def _refuse_no_objects(option: str, folder: Path) -> None:
+    """Refuse settings that are JSON and no object; what is no JSON is told by who reads it."""
+    for name in SETTINGS:
+        found = _json_of(folder / name)
+        if not isinstance(found, dict):
+            raise ConfigError(
+                f"{option} is {folder}, whose {name} holds no JSON object but "
+                f"{json.dumps(found):.40}; get it again"
+            )
+
+
+def _json_of(path: Path) -> Any:
+    """What a file of JSON holds; an empty object where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _refuse_integers(option: str, folder: Path, path: Path) -> None:
+    """Refuse matrices of integers, which are numbers in few bits, where no config says by what to
+    multiply them."""
+    if "quantization_config" in _json_of(folder / "config.json"):
+        return
+    for name, (dtype, num_dims) in _stored(path).items():
+        if name.endswith(".weight") and num_dims > 1 and dtype.startswith(("I", "U")):
+            raise ConfigError(
+                f"{option} is {folder}, where {name} in {path.name} is stored in integers "
+                f"({dtype}) and config.json has no quantization_config that says how to read "
+                "them; get the whole folder, or name an unquantised model"
+            )
+
+
+def _stored(path: Path) -> dict[str, tuple[str, int]]:
+    """Dtype and number of dimensions of each tensor in a file of safetensors; nothing of a damaged
+    one, which is told by who reads it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {n: (part.get_dtype(), len(part.get_shape())) for n, part in slices.items()}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _other_weights(folder: Path) -> str:

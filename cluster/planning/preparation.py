@@ -17,6 +17,7 @@ from cluster.planning.handshake import (
     validation_question,
 )
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
+from cluster.planning.revisions import revision_notes
 from shared.config.losses import RouterBalance
 from shared.config.mixture import AdaptiveMixture, FixedMixture
 from shared.config.paths import refuse_unwritable
@@ -234,7 +235,8 @@ def notes(prepared: Prepared) -> list[str]:
         trust_note(prepared.trust),
     )
     differences = [note for known in prepared.teachers.values() for note in known.differences]
-    return differences + [note for note in found if note is not None]
+    told = [*differences, *revision_notes(config)]
+    return told + [note for note in found if note is not None]
 
 
 def trust_note(trust: Trust) -> str | None:

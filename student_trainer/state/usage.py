@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig
 
 from shared.config.run import Config
+from shared.loading import SPECIAL_IDS, without_negative
 from shared.text.chat import chosen_template
 from shared.text.ends import ends_of
 
@@ -129,12 +130,16 @@ def _copy_generation_config(draft: Path, model: str, *, revision: str) -> None:
 
 
 def _end_at(path: Path, ends: tuple[int, ...]) -> tuple[int, ...]:
-    """Add ids that end a text to those of a generation config; returns all."""
-    settings = json.loads(path.read_text())
+    """Add ids that end a text to those of a generation config, which loses negative ids; returns
+    all."""
+    written = path.read_text()
+    settings = json.loads(written)
+    settings |= {n: without_negative(settings[n]) for n in SPECIAL_IDS if n in settings}
     before = settings.get("eos_token_id")
     known = before if isinstance(before, list) else [before]
     together = list(dict.fromkeys([*(end for end in known if isinstance(end, int)), *ends]))
     if together and together != known:
         settings["eos_token_id"] = together if len(together) > 1 else together[0]
+    if settings != json.loads(written):
         path.write_text(json.dumps(settings, indent=2) + "\n")
     return tuple(together)

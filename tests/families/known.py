@@ -2,7 +2,7 @@
 
 TRANSFORMED = "does more than a linear head"  # a dense layer and a norm before the product
 AHEAD = "depends on those that follow it"
-CONFIG = "cannot be loaded: Unrecognized configuration class"
+CONFIG = "is none of transformers' causal language models"
 UNREAD = "cannot read"
 
 # By family: what a student's refusal says.

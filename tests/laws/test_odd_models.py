@@ -4,12 +4,15 @@ names it where it does. Teacher and student alike."""
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.config.run import Student
 from shared.errors import ConfigError
+from student_trainer.models.student import load_model
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
@@ -128,6 +131,15 @@ def test_what_cannot_work_is_named(tmp_path: Path, model: Path, odd: str, role: 
         load(role, model, tmp_path)
     assert str(model) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_padding_token_of_minus_one_keeps_no_row_from_learning(model: Path) -> None:
+    tiny.edit_config(model, pad_token_id=-1)
+    student = load_model(Student(model=str(model)), CAUSAL_LM.model)
+    embedding: Any = student.get_input_embeddings()
+    student(input_ids=torch.tensor([[tiny.VOCAB - 1, 5]])).logits.square().mean().backward()
+    assert embedding.weight[-1].any()
+    assert embedding.weight.grad[-1].any()
 
 
 def test_a_teachers_tokenizer_that_cannot_be_read_has_no_digest(model: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -69,6 +70,22 @@ def config_of(**fields: object) -> Callable[[Path], None]:
     return lambda folder: tiny.edit_config(folder, **fields)
 
 
+def link_to_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "nothing")
+
+
+def folder_of_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+def integers(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = {name: weight.to(torch.int8) for name, weight in load_file(path).items()}
+    save_file(whole, path, metadata={"format": "pt"})
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
 ONE = {"short_factor": [1.0], "long_factor": [2.0]}
@@ -90,6 +107,15 @@ FAULTS = {
     config_of(pad_token_id=9999): r"pad_token_id in its config\.json is no row of its embedding",
     config_of(rope_parameters=LONGROPE | ONE): r"positions, 1 in short_factor and 1 in long_factor",
     config_of(rope_parameters=LONGROPE | UNLIKE): r"4 in short_factor and 3 in long_factor, that",
+    link_to_nothing: r", a folder without weights \(\*\.safetensors\); name a folder written by",
+    folder_of_weights: r", a folder without weights \(\*\.safetensors\); name a folder written by",
+    integers: r"embed_tokens\.weight in model\.safetensors is stored in integers \(I8\) and config",
+    replaced("config.json", "null"): r"whose config\.json holds no JSON object but null; get it",
+    replaced("generation_config.json", "[1]"): r"generation_config\.json holds no JSON object but",
+    replaced(
+        "tokenizer_config.json", "[]"
+    ): r"tokenizer_config\.json holds no JSON object but \[\]",
+    config_of(model_type="t5"): r"its architecture, T5, is none of transformers' causal language m",
     config_of(quantization_config=[1]): r"whose config\.json transformers cannot read: ",
     config_of(attn_implementation="spiral"): r"set (teachers\.t|student)\.attention=eager, since",
 }

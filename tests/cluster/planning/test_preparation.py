@@ -16,6 +16,7 @@ from cluster.planning.preparation import (
     trust_note,
     weights_note,
 )
+from cluster.planning.revisions import revision_notes
 from shared.config.file import load_config
 from shared.data.trust import Trust
 from shared.errors import ConfigError, DataError, HandshakeError
@@ -152,3 +153,20 @@ def test_a_mixture_whose_config_asks_for_its_routers_loss_learns_it(tmp_path, ti
     config = prepare_run(load_config(job, left_out)).config
     assert [loss.weight for loss in config.losses] == [1, 0]
     assert router_balance_note(config) is None
+
+
+def test_a_revision_of_what_has_none_is_said(tmp_path, tiny_pair):
+    job = write_job(tmp_path, tiny_pair)
+    folder = {"dataset": str(tmp_path), "revision": "v2"}
+    asked = ["student.revision=v1", f"domains.letters.validation={json.dumps(folder)}"]
+    assert list(revision_notes(load_config(job))) == []
+    found = list(revision_notes(load_config(job, asked)))
+    assert found == [
+        f"{option} lies on this machine and has no revisions: it is read as it is"
+        for option in (
+            f"student.revision is v1, but {tiny_pair.student}",
+            f"domains.letters.validation.revision is v2, but {tmp_path}",
+        )
+    ]
+    elsewhere = ["student.model=some/model", "student.revision=v1"]
+    assert list(revision_notes(load_config(job, elsewhere))) == []

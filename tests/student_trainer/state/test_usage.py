@@ -76,7 +76,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, train in CELLS.items():
         model = folder / f"{name}-model"
         tiny.save_model(model, width=64, layers=2)  # blocks of nf4 kernels
-        edit(model / "generation_config.json", eos_token_id=5)
+        edit(model / "generation_config.json", eos_token_id=[5, -1], pad_token_id=-1)
         give_framing(model, FRAMINGS[name])
         if name == "chat":
             give_template(model)
@@ -101,8 +101,9 @@ every_export = pytest.mark.parametrize("name", CELLS)
 
 @every_export
 def test_an_export_ends_where_training_and_the_base_did(exports: dict[str, Path], name: str):
-    found = json.loads((exports[name] / "generation_config.json").read_text())["eos_token_id"]
-    assert found == [5, EOS] + [TURN_END] * (name == "chat")
+    found = json.loads((exports[name] / "generation_config.json").read_text())
+    assert found["eos_token_id"] == [5, EOS] + [TURN_END] * (name == "chat")
+    assert found.get("pad_token_id") is None
 
 
 @every_export
