@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import ConfigError
 from teacher_service.engine.hf import HFEngine
-from teacher_service.engine.tensor_parallel import has_plan
+from teacher_service.engine.tensor_parallel import has_plan, refuse_unsplittable
 from tests import tiny
 from tests.answers import decoded, question_of
 from tests.families.known import APART, REFUSED
@@ -16,8 +16,7 @@ from tests.families.making import FAMILIES, make_model, tiny_config
 from tests.teacher_service.ranks import Ranks
 from tests.teacher_service.scripted import make_rows
 
-# Their plans end in an error of torch or transformers.
-NOT_SPREAD = ("doge", "gemma4", "inkling_text", "sarvam_moe")
+UNSOUND = ("hrm_text", "doge", "gemma4", "inkling_text", "sarvam_moe")
 # In one process, transformers makes the padding token's row of its head zeros after it has read it.
 OTHER_HEAD = ("youtu",)
 OTHERS = [family for family in FAMILIES if family not in {*APART, *REFUSED}]
@@ -40,16 +39,18 @@ def answered(folder: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     return engine.last_hidden(rows).numpy(), labels_N
 
 
+@pytest.mark.parametrize("family", UNSOUND)
+def test_a_plan_that_is_unsound_is_refused_from_the_config_alone(family: str) -> None:
+    with pytest.raises(ConfigError, match=r"teachers.one.tensor_parallel is 2, .* no sound plan"):
+        refuse_unsplittable(tiny_config(family), 2, section="teachers.one")
+
+
 @pytest.mark.parametrize("family", OTHERS)
 def test_two_processes_answer_as_one(family: str, ranks: Ranks, tmp_path) -> None:
     if has_plan(tiny_config(family)) is None:
         pytest.skip("transformers has no sound plan for it")
     folder = str(tmp_path)
     make_model(family, seed=1).save_pretrained(folder)
-    if family in NOT_SPREAD:
-        with pytest.raises(ConfigError, match=r"cannot be loaded|leave tensor_parallel at 1"):
-            ranks.call(answered, folder, 2)
-        return
     states_ND, labels_N = answered(folder, 1)
     spread_ND, spread_N = ranks.call(answered, folder, 2)[0]
     np.testing.assert_allclose(spread_ND, states_ND, rtol=0, atol=1e-5 * abs(states_ND).max())
