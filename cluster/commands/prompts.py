@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cluster.prompt_search.search import Material, Outcome, search
 from cluster.prompt_search.splits import Task, task_of
 from cluster.prompt_search.teacher import Teacher, refuse_unfit, rewrite, scorer_for
+from shared.config.paths import without_job_folder
 from shared.config.run import Config
 from shared.config.run import Teacher as TeacherConfig
 from shared.errors import ConfigError
@@ -242,7 +243,7 @@ def _own_service(
     from teacher_service.service import service as services
 
     refuse_unplaceable(teachers_demands(found.teachers, declared()))
-    print(f"loading the teacher, {teacher.model}", flush=True)
+    print(f"loading the teacher, {without_job_folder(teacher.model)}", flush=True)
     try:
         yield (
             name,

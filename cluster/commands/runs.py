@@ -11,6 +11,7 @@ from cluster.planning.loading import load, made, read
 from cluster.report.stages import expect, stages_of_run
 from cluster.submission.ignore_file import NAME as IGNORE_FILE
 from cluster.submission.ignore_file import write_ignore_file
+from shared.config.paths import recovered
 from shared.config.run import Config
 from shared.errors import ConfigError, reason_of
 from shared.run.run_dir import RunDir
@@ -157,8 +158,9 @@ def _recipe(name: str) -> Path:
 
 
 def config_of(run_dir: RunDir) -> Config:
-    """The recorded config of a run, at home where the folder is now."""
-    config = run_dir.recorded_config()
+    """The recorded config of a run, at home where the folder is now; what a job of a cluster read
+    from its working folder is read from the current one."""
+    config = recovered(run_dir.recorded_config())
     paths = config.paths.model_copy(update={"runs": str(run_dir.path.parent)})
     prompts = config.prompts and str(run_dir.prompts)
     update = {"paths": paths, "name": run_dir.path.name, "prompts": prompts}

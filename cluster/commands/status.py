@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.report.standing import Standing, in_use, read_standing
 from cluster.session import ray_head
 from cluster.session.session import attached, find_address
+from shared.config.paths import without_job_folder
 from shared.config.teachers import Autoscaling
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
@@ -59,7 +60,8 @@ def _say_services(*, reap: bool) -> None:
         scale, bounds = found.scale, found.teacher.replicas
         wanted = scale.wanted if scale else len(found.replicas)
         own = f", from {bounds.min} to {bounds.max}" if isinstance(bounds, Autoscaling) else ""
-        print(f"Teacher   {name}: {found.teacher.model}, {alive} of {wanted} serve{own}")
+        model = without_job_folder(found.teacher.model)
+        print(f"Teacher   {name}: {model}, {alive} of {wanted} serve{own}")
 
 
 def _runs(runs: Path) -> list[RunDir]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cluster.session import ray_head
 from cluster.session.services import find_service, named_services, reached, services_of
 from cluster.session.session import attached, connected, find_address, is_connected
+from shared.config.paths import without_job_folder
 from shared.config.run import Teacher
 from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError
@@ -40,9 +41,11 @@ def up(
         _refuse_unplaceable(teachers)
         with connected(address, outlives=True):
             _up(teachers, cache=config.paths.cache, context=config.data.context)
-    print(f"Train    tutelage train {path}")
+    there = f" --address {address}" if address else ""
+    print(f"Train    tutelage train {path}{there}")
     for name in names.values():
-        print("Stop     tutelage teacher down" + (f" --service {name}" if len(names) > 1 else ""))
+        which = f" --service {name}" if len(names) > 1 else ""
+        print(f"Stop     tutelage teacher down{which}{there}")
 
 
 def _refuse_unplaceable(teachers: Mapping[str, Teacher]) -> None:
@@ -121,7 +124,8 @@ def status(*, service: str | None = None, address: str | None = None) -> None:
         names = [service] if service else services.list_services()
         for name in names:
             found = services.status(name)
-            model = found.teacher.model if found.teacher else "no registry; a leftover"
+            known = found.teacher and without_job_folder(found.teacher.model)
+            model = known or "no registry; a leftover"
             print(f"{name}  {model}{_scaling(found)}")
             for replica in found.replicas:
                 health = replica.health

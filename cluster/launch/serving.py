@@ -14,6 +14,7 @@ from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Launch, refuse_unfit, run_plan
 from cluster.planning.projecting import projection_of
 from cluster.report.outcome import count
+from shared.config.paths import without_job_folder
 from shared.config.run import Config, Teacher
 from shared.config.student import QLoRATraining
 from shared.config.teachers import Autoscaling
@@ -128,7 +129,8 @@ def _begun(launch: Launch, name: str) -> service.Starting:
         return service.running(name)
     copies = f"{teacher.fewest} x " if teacher.fewest > 1 else ""
     more = f"; {in_words(teacher.replicas)}" if isinstance(teacher.replicas, Autoscaling) else ""
-    print(f"loading the teacher, {copies}{teacher.model}{more}", flush=True)
+    model = without_job_folder(teacher.model)
+    print(f"loading the teacher, {copies}{model}{more}", flush=True)
     shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
     cache, context = launch.config.paths.cache, launch.config.data.context + max(shown, default=0)
     (load,) = (launch.engines.get(own) for own in launch.config.teachers)
@@ -307,7 +309,9 @@ def student_served(
     """Name and fingerprint of a service of a student in its workers' places, for the length of a
     `with`."""
     name = f"{launch.namespace}-student"
-    loaded = student.model if student.adapter is None else f"{student.model} + {student.adapter}"
+    loaded = " + ".join(
+        without_job_folder(part) for part in (student.model, student.adapter) if part
+    )
     print(f"loading the student, {loaded}, {purpose}", flush=True)
     config = launch.config
     try:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from shared.config.run import Config, HubDataset, Source
 from shared.errors import ConfigError, reason_of
@@ -106,6 +107,24 @@ def without_job_folder(path: str) -> str:
     """A path in a job's copy of a working folder as the path in that folder; others as they are."""
     folder, found, inside = path.partition(JOB_FOLDERS)
     return inside.partition("/")[2] if found and folder else path
+
+
+def recovered(config: Config, *, base: Path | None = None) -> Config:
+    """The config of a job whose copy of a working folder Ray has removed, with what lay in it below
+    `base`, by default the current folder, as where it was submitted from; others as they are."""
+    root, base = config.paths.root, (base or Path.cwd()).absolute()
+    if JOB_FOLDERS not in root or Path(root).is_dir():
+        return config
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [moved(one) for one in value]
+        in_job = isinstance(value, str) and JOB_FOLDERS in value
+        return str(base / without_job_folder(value)) if in_job else value
+
+    return Config.model_validate(moved(config.model_dump(mode="json")))
 
 
 def _lasting(folder: Path) -> Path:

@@ -1,11 +1,13 @@
 """Configs as files: strict YAML, overrides, suggestions, paths."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from shared.config.file import dump, load_config, read_file, resolve
 from shared.config.losses import HiddenStates
+from shared.config.paths import recovered
 from shared.errors import ConfigError
 
 SMALLEST = """\
@@ -211,6 +213,22 @@ def test_the_runs_of_a_ray_job_outlive_its_temporary_folder(config, tmp_path, mo
     assert resolve(load_config(config, overrides), base=folder).targets.store == str(
         folder / "answers"
     )
+
+
+def test_what_a_job_read_from_its_folder_is_read_from_the_current_one_once_that_is_gone(
+    config, tmp_path
+):
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    (folder / "models" / "student").mkdir(parents=True)
+    (folder / "text.txt").write_text("some text")
+    job = resolve(load_config(config, ["student.model=models/student"]), base=folder)
+    assert recovered(job, base=tmp_path / "mine") == job
+    shutil.rmtree(folder)
+    mine = recovered(job, base=tmp_path / "mine")
+    assert mine.student.model == str(tmp_path / "mine" / "models" / "student")
+    assert mine.paths.root == str(tmp_path / "mine")
+    assert mine.domains["math"].train == str(tmp_path / "mine" / "text.txt")
+    assert mine.paths.runs == job.paths.runs
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
