@@ -44,7 +44,10 @@ ROLES = {
 KNOWN_ROLES = frozenset((*ROLES.values(), "developer", "ipython"))
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 PART_TYPES, PART_KEYS = ("text", "input_text", "output_text"), ("text", "content", "value")
-CALLS = ("tool_calls", "function_call")
+CALLS = (
+    *("tool_calls", "function_call", "tool_call", "function_calls", "toolCalls", "functionCall"),
+    *("tool_use", "tool_uses"),
+)
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 

@@ -19,7 +19,10 @@ import pyarrow.parquet as pq
 from shared.errors import DataError
 from shared.loading import first_line
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+COMPRESSIONS = {
+    **{".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"},
+    **{".gzip": "gzip", ".zstd": "zstd"},
+}
 LINES, PARQUET = (".jsonl", ".ndjson", ".jsonlines"), (".parquet", ".pq")
 TABLES = {".csv": ",", ".tsv": "\t"}
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -34,7 +37,14 @@ BEGINNINGS = {  # of files that are not what their names say
     b"BZh": "compressed, as a name ending in .bz2 says",
     b"PAR1": "Parquet",
     b"PK\x03\x04": "a .zip or Office file",
+    b"%PDF-": "a PDF",
+    b"{\\rtf": "RTF",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"\x7fELF": "a program",
 }
+NO_TEXT = (b"PK\x03\x04", b"%PDF-", b"{\\rtf")  # even where their bytes are UTF-8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 csv.field_size_limit(1 << 30)
@@ -67,7 +77,12 @@ def suffixes_of(path: Path) -> tuple[str, str]:
 
 def read_text(path: Path) -> str:
     """A file that is one text. Raises DataError where it is not UTF-8, or rows by its content."""
-    text = decoded(b"".join(_lines(path)), str(path))
+    raw = b"".join(_lines(path))
+    if raw.startswith(NO_TEXT):
+        raise DataError(
+            f"{path} is no text ({_what_it_is(raw)}); convert it, or name the text files by a glob"
+        )
+    text = decoded(raw, str(path))
     if found := re.search("[\ufdd0\ufdd1]", text):
         raise DataError(
             f"{path} holds U+{ord(found[0]):04X}, which is no character of a text; convert it, or "
@@ -105,10 +120,10 @@ def decoded(raw: bytes, where: str) -> str:
         if "\0" not in text:
             return text
         reason = _what_it_is(raw) or "it holds zero bytes, as binary files do"
-    raise DataError(
-        f"{where} is not UTF-8 ({reason}); convert it, as `iconv -f ENCODING -t UTF-8` does, or "
-        "name the text files by a glob"
-    )
+    way_out = "convert it, as `iconv -f ENCODING -t UTF-8` does"
+    if "compressed" in reason:
+        way_out = "rename it so"
+    raise DataError(f"{where} is not UTF-8 ({reason}); {way_out}, or name the text files by a glob")
 
 
 def _what_it_is(raw: bytes) -> str | None:

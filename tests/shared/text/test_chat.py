@@ -119,6 +119,10 @@ def test_tool_calls_are_learnt_and_what_tools_say_is_not(tokenizer) -> None:
     [
         ([user(), answer("", tool_calls=[CALL])], {}, "a:1 has tool_calls, which the chat templ"),
         ([user(), answer("x", function_call={"name": "f"})], {}, "a:1 has function_call"),
+        *(
+            ([user(), answer("", **{name: CALL})], {}, f"a:1 has {name}, which the chat template")
+            for name in ("tool_call", "function_calls", "toolCalls", "functionCall", "tool_use")
+        ),
         ([user(), answer("x")], {"tools": ({"name": "f"},)}, "a:1 has tools, which the chat"),
     ],
 )

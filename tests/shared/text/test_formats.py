@@ -50,9 +50,16 @@ def read(root: Path, name: str, content: bytes) -> list[Document]:
         (
             "a.jsonl",
             gzip.compress(b"{}", mtime=0),
-            "is not UTF-8 .it is compressed, .* in .gz says",
+            r"is not UTF-8 .it is compressed, .* in .gz says.; rename it so, or name the text",
         ),
-        ("a.txt", b"PK\x03\x04\xff", "is not UTF-8 .it is a .zip or Office file"),
+        ("a.txt", b"PK\x03\x04\xff", "is no text .it is a .zip or Office file.; convert it"),
+        ("a.txt", b"PK\x03\x04plain", "is no text .it is a .zip or Office file.; convert it"),
+        ("a.jsonl", b"PK\x03\x04\xff", "is not UTF-8 .it is a .zip or Office file.; convert it"),
+        ("a.txt", b"%PDF-1.4 plain", "is no text .it is a PDF.; convert it"),
+        ("a.txt", rb"{\rtf1 plain}", "is no text .it is RTF.; convert it"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n", "is not UTF-8 .it is a PNG image."),
+        ("a.txt", b"\xff\xd8\xff\xe0", "is not UTF-8 .it is a JPEG image."),
+        ("a", b"\x7fELF\x02\0\0", "is not UTF-8 .it is a program."),
         (
             "a.txt.gz",
             gzip.compress(b'{"text": "a"}\n', mtime=0),
@@ -113,3 +120,10 @@ def test_turns_may_be_a_list_of_objects_or_an_object_of_lists(tmp_path: Path) ->
     pq.write_table(table, tmp_path / "a.parquet")
     (found,) = read_documents(["a.parquet"], root=tmp_path, columns={})
     assert [(m.role, m.content) for m in found.messages] == [("user", "hi"), ("assistant", "ho")]
+
+
+@pytest.mark.parametrize(("end", "codec"), [(".gzip", "gzip"), (".zstd", "zstd")])
+def test_long_names_of_compressions_are_read_too(tmp_path: Path, end: str, codec: str) -> None:
+    content = pa.compress(b'{"text": "a"}\n', codec=codec, asbytes=True)
+    (document,) = read(tmp_path, f"a.JSONL{end}", content)
+    assert document.text == "a"
