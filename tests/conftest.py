@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.forking import forked_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared"
@@ -71,17 +72,19 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray cluster of this process's own, for its whole session."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=8,
-        resources={"teacher": 8, "student": 8},
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 * 2**20,
-    )
-    yield
-    ray.shutdown()
+    with forked_workers(str(tmp_path_factory.mktemp("ray"))) as environment:
+        ray.init(
+            address="local",
+            num_cpus=8,
+            resources={"teacher": 8, "student": 8},
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=512 * 2**20,
+            runtime_env=environment,
+        )
+        yield
+        ray.shutdown()
