@@ -73,7 +73,7 @@ def _examined(
 ) -> list[str]:
     """Print every check of every teacher, "-" for no verdict; returns the names of those that
     failed."""
-    from cluster.launch.driver import refuse_unplaceable_early
+    from cluster.planning.room import refuse_unplaceable_early
     from cluster.session.services import reached, services_of
     from cluster.session.session import connected
 
@@ -91,8 +91,8 @@ def _examined(
 
 def _failed(launch: Launch) -> list[str]:
     """Examine one teacher with the student; the names of the checks that failed."""
-    from cluster.launch.driver import refuse_unplaceable
     from cluster.launch.serving import asking
+    from cluster.planning.room import refuse_unplaceable
 
     refuse_unplaceable(launch)
     (name,), width = launch.config.teachers, NAME_WIDTH + 8

@@ -20,6 +20,7 @@ from cluster.planning.preparation import (
     refuse_unasked,
     refuse_unreached,
 )
+from cluster.planning.room import beside_students, refuse_unplaceable, refuse_unplaceable_early
 from cluster.report.outcome import conclude, count, interrupted
 from cluster.report.stages import begin
 from cluster.report.summary import final_table
@@ -33,7 +34,6 @@ from shared.config.rollouts import RolloutService
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
 from shared.errors import StoppedError, StorageError
-from shared.locations import Location
 from shared.run.exporter import exporting
 from shared.run.plan import Assignment, OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
@@ -232,50 +232,6 @@ def _say_price(launch: Launch, plan: RunPlan, spec: Question) -> None:
     print(payload_note(spec, hidden_width=width, pair=pair, top_k=top_k), flush=True)
 
 
-def refuse_unplaceable(launch: Launch) -> None:
-    """Refuse what the cluster has no room for, before anything is asked of it."""
-    from cluster.session import placement
-
-    config = launch.config
-    placement.refuse_unplaceable(_demands(config, launch.services, placement.declared()))
-    placement.refuse_unshared(launch.run_dir.path, option="paths.runs")
-    placement.refuse_unshared(Path(config.paths.cache), option="paths.cache")
-    store = config.targets.store and Location.of(config.targets.store).local
-    if store:
-        placement.refuse_unshared(store, option="targets.store")
-
-
-def _demands(
-    config: Config, services: Mapping[str, str] | None, declared: Mapping[str, float]
-) -> list[tuple[str, dict[str, float]]]:
-    """What the processes of a run need, as `refuse_unplaceable` takes it."""
-    from cluster.session import placement
-
-    bundle = placement.student_bundle(config, declared)
-    demands: list[tuple[str, dict[str, float]]] = [("the student's workers", bundle)]
-    beside = _teachers_demands(config, services, declared)
-    copies = placement.rollouts_demands(config, declared)
-    return demands * config.fewest_workers + beside + copies
-
-
-def _teachers_demands(
-    config: Config, services: Mapping[str, str] | None, declared: Mapping[str, float]
-) -> list[tuple[str, dict[str, float]]]:
-    """What the run's own teachers need; nothing where they run already, or none is asked."""
-    from cluster.session import placement
-
-    if services is not None or config.targets.teacher_free:
-        return []
-    return placement.teachers_demands(config.teachers, declared)
-
-
-def refuse_unplaceable_early(config: Config, services: Mapping[str, str] | None) -> None:
-    """The same before anything is prepared, on the cluster that is there or else this machine."""
-    from cluster.session import placement
-
-    placement.refuse_unplaceable_here(partial(_demands, config, services))
-
-
 @contextmanager
 def learners(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None]]:
     """The controller and the students of a run, and copies of them that write, who come up while
@@ -348,7 +304,7 @@ def _students(
     with `export` they hold the student in that folder."""
     from cluster.launch.tracking import keeper_of
     from cluster.launch.training import Training, students
-    from cluster.session.placement import declared, rollouts_demands, student_bundle
+    from cluster.session.placement import declared, student_bundle
 
     config = baseline or launch.config
     training = Training(
@@ -361,8 +317,7 @@ def _students(
     )
     with students(training) as group:
         if not launch.scores_with_student:  # which takes the workers' places first
-            beside = _teachers_demands(launch.config, launch.services, declared())
-            beside += rollouts_demands(launch.config, declared())
+            beside = beside_students(launch.config, launch.services, declared())
             group.start(beside=[] if baseline else beside)
         yield group
 

@@ -134,14 +134,10 @@ def _removed_on_interrupt(folder: Path) -> Iterator[None]:
 
 
 def _run(found: Estimate, folder: Path, *, steps: int, address: str | None) -> None:
-    from cluster.launch.driver import (
-        learners,
-        refuse_unplaceable,
-        refuse_unplaceable_early,
-        run_dir_of,
-    )
+    from cluster.launch.driver import learners, run_dir_of
     from cluster.launch.serving import teaching
     from cluster.planning.preparation import Launch, prepare_run
+    from cluster.planning.room import refuse_unplaceable, refuse_unplaceable_early
     from cluster.probing.following import Chunks
     from cluster.probing.student import probe_student
     from cluster.probing.teacher import probed_engine
