@@ -11,6 +11,7 @@ from shared.data.rows import Rows
 from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.targets.generation import OpenGenerator, OpenTeachers
+from shared.targets.lessons import OpenModules
 from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
 from student_trainer.ending import (
@@ -51,9 +52,11 @@ def run_plan(
     early: Early | None = None,
     open_generator: OpenGenerator | None = None,
     open_teachers: OpenTeachers | None = None,
+    open_modules: OpenModules | None = None,
 ) -> None:
     """Train, or evaluate, as the plan's mode says; `open_generator` is for a student that writes,
-    `open_teachers` for teachers that do. A finished run is left alone."""
+    `open_teachers` for teachers that do, `open_modules` for one whose modules learn. A finished run
+    is left alone."""
     if is_finished(plan):
         log.info("%s is finished already", plan.run_dir)
         return
@@ -67,6 +70,7 @@ def run_plan(
         load=load,
         open_generator=open_generator,
         open_teachers=open_teachers,
+        open_modules=open_modules,
     )
     try:
         if plan.mode == "train":
@@ -108,6 +112,8 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
         follow_validation(run, step)
         watch = Stopwatch(run.reader)
         drawn = run.loader.step(step)
+        if run.online is not None:
+            run.online.teach(drawn)
         reseed(config.seed, step=step, rank=run.ranks.rank)
         with watch.timed("compute"):
             sums = learn(run, drawn)

@@ -22,7 +22,7 @@ from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
 from student_trainer.losses.auxiliary.hidden_states import projection
 from student_trainer.losses.kernel.averaged import AveragedHeads
 from student_trainer.losses.kernel.entropy import entropies
-from student_trainer.losses.kernel.likeliest import likeliest_ids
+from student_trainer.losses.kernel.likeliest import likeliest_ids, likeliest_logprobs
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.kernel.teacher_states import TeacherHead
@@ -42,7 +42,7 @@ from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
 from student_trainer.sums import ROLLOUTS, SumLayout
 
-Mode = Literal["train", "evaluate", "measure", "logits", "likeliest", "look"]
+Mode = Literal["train", "evaluate", "measure", "logits", "likeliest", "spread", "look"]
 
 # What mode `measure` tells of each position: nats, KL(teacher || student) or 0 without a teacher,
 # and of the likeliest ids their probability and whether they are the label.
@@ -93,6 +93,8 @@ class Objective(nn.Module):
         `measure`: the same, and the `MEASURED` of each position, float64 [6, N].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         `likeliest`: the ids that the student names for `asked` [N, M].
+        `spread`: as many of its likeliest ids as `asked` has ids [N, M], and the log-probabilities
+        of each and of all others together [N, M + 1], nats.
         `look`: each of `looks`, as `weigher.Look` has them, at the positions with loss [N].
         """
         picking = self.loss_head.losses_in[phase].auxiliaries.values() if mode == "train" else ()
@@ -171,6 +173,10 @@ class LossHead(nn.Module):
             assert asked is not None, "the ask says how many ids of which"
             count, vocabulary = asked.student_ids, asked.shared_vocab
             return (likeliest_ids(hidden_ND, head, count=count, shared_vocab=vocabulary),)
+        if mode == "spread":
+            assert asked is not None, "the ask says how many ids of which"
+            count, vocabulary = asked.num_ids, asked.shared_vocab
+            return likeliest_logprobs(hidden_ND, head, count=count, shared_vocab=vocabulary)
         if mode == "look":
             return tuple(self._look(name, hidden_ND, head, batch) for name in looks)
         if mode == "logits":

@@ -13,6 +13,7 @@ from shared.in_words import duration, thousands
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import (
     DomainMetrics,
+    ModulesMetrics,
     RolloutMetrics,
     StepMetrics,
     TeacherMetrics,
@@ -50,6 +51,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
         written=None if run.config.source.is_dataset else run.rollouts.total(),
         workers=run.ranks.world_size,
         student_share=_student_share(run),
+        modules=run.online and run.online.take_line(),
     )
     error = None
     if run.ranks.leads:
@@ -100,6 +102,7 @@ def metrics_line(
     workers: int,
     written: Mapping[str, float] | None = None,
     student_share: float | None = None,
+    modules: ModulesMetrics | None = None,
 ) -> StepMetrics:
     """The line of what was measured. `entry` was in force at its last step, `epochs` are as of
     then, and `machine` and `written` are already reduced over ranks."""
@@ -133,6 +136,7 @@ def metrics_line(
         phase=entry.phase if config.progressive else None,
         rollouts=_rollouts(measured, written) if written and config.source.writes else None,
         texts=_texts(written) if written and config.source.teacher else None,
+        modules=modules,
         **({} if written is None else _effort(written)),
         seconds=seconds,
         teacher_wait_s=wait_s,
@@ -228,6 +232,8 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
     if line.texts is not None:
         taught = line.texts.tokens / max(1, line.tokens)
         parts.append(f"{taught:.0%} the teacher's text")
+    if line.modules is not None:
+        parts.append(f"the teacher's modules nll {line.modules.nll:.3f}")
     if line.units or line.teacher_wait_s:
         parts.append(f"teacher wait {line.teacher_wait_s / max(line.seconds, 1e-9):.0%}")
     if len(config.teachers) > 1:

@@ -13,6 +13,7 @@ from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
 from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.kept_ids import LikeliestIds
+from shared.targets.lessons import OpenModules
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
 from student_trainer.accumulator import (
@@ -32,6 +33,7 @@ from student_trainer.sources.batches import Layouts
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.loader import Loader
+from student_trainer.sources.online_teacher import MODULES, OnlineTeacher, open_online_teacher
 from student_trainer.sources.rollouts import ADAPTIVE, Rollouts, open_rollouts
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
@@ -65,6 +67,7 @@ class Run:
     since_report: ReportAccumulator
     rollouts: RolloutAccumulator
     taid: TAIDState
+    online: OnlineTeacher | None  # whose modules learn beside the student
     stateful: Mapping[str, Stateful]  # by the name under which checkpoints keep it
     reader: RunReader | None
     controller: ControllerClient | None  # on rank 0
@@ -114,11 +117,13 @@ def open_run(
     load: LoadStudent | None = None,
     open_generator: OpenGenerator | None = None,
     open_teachers: OpenTeachers | None = None,
+    open_modules: OpenModules | None = None,
 ) -> Run:
     """Join the other ranks, load the student and build everything a run needs.
 
     `open_reader` is None where nothing is asked of a teacher, `open_generator` where the student
-    does not write and `open_teachers` where no teacher does. Raises what `Task.load` raises, on all
+    does not write, `open_teachers` where no teacher does and `open_modules` where none has modules
+    that learn. Raises what `Task.load` raises, on all
     ranks together.
     """
     device = this_device()
@@ -143,6 +148,7 @@ def open_run(
         writer = open_writer(plan, open_generator, model=written_by, **parts) if writes else None
         source = open_rollouts(source, plan, ranks, writer=writer, open_teachers=open_teachers)
     validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
+    online = open_online_teacher(plan, engine, layouts, ranks, open_modules=open_modules)
     for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
         folder.mkdir(parents=True, exist_ok=True)
     num_teachers = len(plan.parts) if reader else 0
@@ -166,10 +172,12 @@ def open_run(
             reader=reader,
             question=plan.training_question,
             student_ids=_student_ids(plan, engine, layouts),
+            online=online,
         ),
         validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
         **measured,
-        stateful=_stateful(measured, config, source),
+        online=online,
+        stateful=_stateful(measured, config, source, online),
         reader=reader,
         controller=controller,
     )
@@ -185,7 +193,9 @@ def _measured(plan: RunPlan, ranks: Ranks, layout: SumLayout, *, num_teachers: i
     )
 
 
-def _stateful(measured: _Measured, config: Config, source: TokenSource) -> dict[str, Stateful]:
+def _stateful(
+    measured: _Measured, config: Config, source: TokenSource, online: OnlineTeacher | None
+) -> dict[str, Stateful]:
     """The parts that checkpoints keep, by the names that they have there."""
     written: dict[str, Stateful] = {"rollouts": measured["rollouts"]}
     if isinstance(source, Rollouts) and source.adaptive is not None:
@@ -195,6 +205,7 @@ def _stateful(measured: _Measured, config: Config, source: TokenSource) -> dict[
         "since_report": measured["since_report"],
         "interpolation": measured["taid"],
         **({} if config.source.is_dataset else written),
+        **({} if online is None else {MODULES: online}),
     }
 
 
@@ -211,7 +222,7 @@ def close_run(run: Run) -> None:
     if run.reader is not None:
         run.reader.close()
     written = run.source if isinstance(run.source, Rollouts) else None
-    for part in (run.reloader, run.trackers, written):
+    for part in (run.reloader, run.trackers, written, run.online):
         if part is not None:
             part.close()
     run.engine.destroy()

@@ -55,6 +55,7 @@ def train_worker(
             early=early,
             open_generator=given.open_generator,
             open_teachers=given.open_teachers,
+            open_modules=given.open_modules,
         )
     except TutelageError as error:
         if leads:

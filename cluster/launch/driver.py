@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.launch.continuing import changes_in_words, has_ended
+from cluster.launch.modules import modules_of, refuse_shared_service
 from cluster.launch.writing import teachers_of
 from cluster.planning.preparation import (
     Launch,
@@ -30,6 +31,7 @@ from cluster.session.services import named_services, reached, services_of
 from cluster.session.session import connected, prepare_environment
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy, RouterBalance
+from shared.config.modules import without_modules
 from shared.config.rollouts import RolloutService
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
@@ -79,6 +81,7 @@ def train(
 ) -> RunDir:
     """Like `run`, with teacher services that are running already (`tutelage teacher up`); `service`
     is the name of the only one, or TEACHER=SERVICE for each of several, with commas between."""
+    refuse_shared_service(config)
     services = services_of(config, service) or named_services(config)
     clock = clock or StartClock()
     with _launched(config, fresh=fresh, services=services, address=address, clock=clock) as launch:
@@ -248,7 +251,8 @@ def learners(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None
             launch.clock.mark("planned")
             teachers = teachers_of(launch, plan) if plan.config.source.teacher else None
             given = (plan, open_reader, controller(), launch.clock, launch.work)
-            _train(students, Assignment(*given, writes(), teachers))
+            written = (writes(), teachers, modules_of(launch, plan))
+            _train(students, Assignment(*given, *written))
 
         yield learn
 
@@ -357,7 +361,8 @@ def on_hard_labels(config: Config) -> Config:
     targets = config.targets.model_copy(update={"student_ids": 0})
     routed = [loss for loss in config.losses if isinstance(loss, RouterBalance)]
     alone = {"losses": [CrossEntropy(), *routed], "targets": targets, "baseline": False}
-    return config.model_copy(update=alone)
+    teachers = without_modules(config.teachers)
+    return config.model_copy(update={**alone, "teachers": teachers})
 
 
 def _at(run_dir: RunDir, config: Config) -> Config:

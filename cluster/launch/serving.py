@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cluster.launch.modules import with_modules
 from cluster.launch.stored import no_validation_answers, stored_part
 from cluster.launch.watch import restarts_of, using, when_gone
 from cluster.planning.difficulty import Asked
@@ -134,13 +135,14 @@ def _begun(launch: Launch, name: str) -> service.Starting:
     shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
     cache, context = launch.config.paths.cache, launch.config.data.context + max(shown, default=0)
     (load,) = (launch.engines.get(own) for own in launch.config.teachers)
+    make_engine = partial(load or service.default_engine, teacher, cache, context)
     return service.start(
         name,
         teacher,
         detached=False,
         cache=cache,
         context=context,
-        make_engine=load and partial(load, teacher, cache, context),
+        make_engine=with_modules(launch, make_engine),
     )
 
 

@@ -203,6 +203,12 @@ def refuse_unasked(config: Config) -> None:
             f"prompts is {config.prompts}, but no loss asks a teacher, who would be shown them; "
             "leave prompts out, add a loss that learns from the teacher, or let it write (source)"
         )
+    for name, teacher in config.teachers.items():
+        if teacher.online_modules is not None:
+            raise ConfigError(
+                f"teachers.{name}.online_modules is set, but no loss asks a teacher, so that "
+                "nobody learns from them; leave them out, or add a loss that learns from it"
+            )
     if isinstance(config.mixture, AdaptiveMixture) and not config.mixture.needs_validation:
         raise ConfigError(
             f"mixture.policy is {config.mixture.policy}, which compares with the teacher on "

@@ -16,6 +16,7 @@ from cluster.sizing.fitting import GPU_LIBRARIES
 from cluster.sizing.measured import STEP_PART, Logits, ProcessMemory, StudentProbe, write
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.targets.generation import OpenGenerator, OpenTeachers
+from shared.targets.lessons import OpenModules
 from shared.targets.reader import answered
 from student_trainer.accelerator import this_device
 from student_trainer.accumulator import Stopwatch
@@ -42,6 +43,7 @@ def probe_student(
     folder: Path,
     open_generator: OpenGenerator | None = None,
     open_teachers: OpenTeachers | None = None,
+    open_modules: OpenModules | None = None,
 ) -> None:
     """Take the steps of a probe and write what they took to `folder`, a file for every rank; its
     rows are those of the data set, whatever could write others."""

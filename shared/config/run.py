@@ -14,6 +14,7 @@ from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.engines import check_engines
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
+from shared.config.modules import TrainedModules, check_modules
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
 from shared.config.rollouts import RolloutService, check_rollouts
@@ -366,6 +367,18 @@ class Config(Section):
         return min(1, self.prefetch_steps) if asked is None else asked
 
     @property
+    def modules(self) -> TrainedModules | None:
+        """What learns beside the student on its teacher's side, where a loss asks the teacher."""
+        found = (teacher.online_modules for teacher in self.teachers.values() if self.needs_teacher)
+        return next(found, None)
+
+    @property
+    def modules_lag(self) -> int:
+        """Steps between the modules that answer and the step that learns from them."""
+        asked = self.modules and self.modules.lag
+        return min(1, self.prefetch_steps) if asked is None else asked
+
+    @property
     def decision_interval(self) -> int | None:
         """Steps between decisions of the controller; None: weights are decided once, at step 0."""
         if isinstance(self.mixture, AdaptiveMixture):
@@ -439,6 +452,7 @@ class Config(Section):
             teacher_free=self.targets.teacher_free,
         )
         check_rollouts(self.rollouts, self.source)
+        check_modules(self.teachers, self.targets, self.source, most_ahead=self.prefetch_steps)
         self._phases_fit()
         if self.targets.exact and self.evaluation.kl == "bucketed":
             raise ValueError(

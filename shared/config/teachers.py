@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.config.attention import Attention
 from shared.config.base import Dtype, Section
+from shared.config.modules import TrainedModules, why_untrainable
 
 LEAST_SHARE = 1e-7  # of an average of teachers
 
@@ -64,6 +65,9 @@ class Teacher(Section):
         ge=1,
         description="processes that share every layer of one replica, and its gpus and cpus",
     )
+    online_modules: TrainedModules | None = Field(
+        default=None, description="LoRA modules on it that learn beside the student (OKD)"
+    )
 
     @model_validator(mode="after")
     def _spread(self) -> "Teacher":
@@ -113,6 +117,12 @@ class Teacher(Section):
                     f"engine is vllm and {option} {getattr(self, option)}, which it is not asked "
                     f"for; leave {option} out, or set engine=transformers"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _modules_train(self) -> "Teacher":
+        if self.online_modules is not None and (why := why_untrainable(self)) is not None:
+            raise ValueError(f"online_modules is set, and {why}, or leave them out")
         return self
 
     @property

@@ -5,7 +5,7 @@ it predicts a counted token of its own document: never a prompt, padding, a row'
 position whose next token opens another document.
 
 R rows   T tokens of a row   N positions with loss, all rows end to end
-M ids of the student per position
+M ids of the student per position   X the same and all others together
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,9 @@ SCHEMA = pa.schema(
 )
 DRAW = "draw"  # a further column, where a selector draws
 STUDENT_IDS = "student_ids"  # a further column, where the student asks about ids of its own
+# One more, where a teacher's modules learn from the student: its log-probabilities of those ids and
+# of all others together.
+STUDENT_LOGPROBS = "student_logprobs"
 # Two more of rows that a model may have written, which are no part of what is asked: the version of
 # the student's weights, and its log-probability of every token with loss, empty where it did not
 # write.
@@ -127,17 +130,36 @@ class Rows:
 
     def with_student_ids(self, ids_NM: np.ndarray) -> "Rows":
         """The same rows with ids that the student asks about at every position with loss."""
-        flat = pa.array(np.ascontiguousarray(ids_NM, np.int32).reshape(-1))
-        lists = pa.FixedSizeListArray.from_arrays(flat, ids_NM.shape[1])
-        ends = np.concatenate([[0], self.num_loss_tokens().cumsum()]).astype(np.int32)
-        column = pa.ListArray.from_arrays(pa.array(ends), lists)
-        return Rows(self.table.append_column(STUDENT_IDS, column))
+        return self._with_matrix(STUDENT_IDS, np.asarray(ids_NM, np.int32))
 
     def student_ids(self) -> np.ndarray | None:
         """The ids that the student asks about, int32 [N, M]; None where it asks about none."""
-        if STUDENT_IDS not in self.table.column_names:
+        return self._matrix(STUDENT_IDS)
+
+    def with_student_logprobs(self, ids_NM: np.ndarray, logprob_NX: np.ndarray) -> "Rows":
+        """The same rows with the student's own distribution at every position with loss: the
+        log-probabilities of ids, and of all others together, nats."""
+        named = self.with_student_ids(ids_NM)
+        return named._with_matrix(STUDENT_LOGPROBS, np.asarray(logprob_NX, np.float32))
+
+    def student_logprobs(self) -> np.ndarray | None:
+        """What `with_student_logprobs` put beside the ids, float32 [N, X]; None where nothing
+        was."""
+        return self._matrix(STUDENT_LOGPROBS)
+
+    def _with_matrix(self, name: str, values_NX: np.ndarray) -> "Rows":
+        """The same rows with a column of as many numbers for every position with loss."""
+        flat = pa.array(np.ascontiguousarray(values_NX).reshape(-1))
+        lists = pa.FixedSizeListArray.from_arrays(flat, values_NX.shape[1])
+        ends = np.concatenate([[0], self.num_loss_tokens().cumsum()]).astype(np.int32)
+        column = pa.ListArray.from_arrays(pa.array(ends), lists)
+        return Rows(self.table.append_column(name, column))
+
+    def _matrix(self, name: str) -> np.ndarray | None:
+        """What `_with_matrix` appended; None where nothing was."""
+        if name not in self.table.column_names:
             return None
-        lists = self.table.column(STUDENT_IDS).combine_chunks().flatten()
+        lists = self.table.column(name).combine_chunks().flatten()
         return _numpy(lists.flatten()).reshape(-1, lists.type.list_size)
 
     def with_versions(self, version_R: np.ndarray, behaviour: Sequence[np.ndarray]) -> "Rows":

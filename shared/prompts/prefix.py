@@ -96,8 +96,12 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
     )
     if any(line_draws):
         sent = sent.with_draws(np.array(line_draws))
-    asked_NM = rows.student_ids()
-    return sent if asked_NM is None else sent.with_student_ids(asked_NM)
+    asked_NM, logprob_NX = rows.student_ids(), rows.student_logprobs()
+    if asked_NM is None:
+        return sent
+    if logprob_NX is None:
+        return sent.with_student_ids(asked_NM)
+    return sent.with_student_logprobs(asked_NM, logprob_NX)
 
 
 def shown_prompts(

@@ -70,6 +70,17 @@ class TextMetrics:
 
 
 @dataclass(slots=True)
+class ModulesMetrics:
+    """What a teacher's modules learnt over the steps of a line."""
+
+    version: int  # steps that have taught them
+    nll: float  # of the labels before each update, nats per loss token, mean over steps
+    # Their divergence from the student before each update, on its likeliest ids and one bucket;
+    # None where they do not learn from it.
+    student_kl: float | None
+
+
+@dataclass(slots=True)
 class StepMetrics:
     """One line of `metrics.jsonl`."""
 
@@ -90,6 +101,7 @@ class StepMetrics:
     phase: int | None = None  # in force at the last step, from 0; None without phases
     rollouts: RolloutMetrics | None = None  # None where the student writes nothing
     texts: TextMetrics | None = None  # None where teachers write nothing
+    modules: ModulesMetrics | None = None  # None where a teacher has none that learn
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
     teacher_wait_s: float = 0.0  # of that time, mean over ranks
@@ -189,6 +201,8 @@ def read_metrics(path: Path) -> list[StepMetrics]:
         fields["rollouts"] = written and RolloutMetrics(**written)
         texts = fields.get("texts")
         fields["texts"] = texts and TextMetrics(**texts)
+        modules = fields.get("modules")
+        fields["modules"] = modules and ModulesMetrics(**modules)
         asked = fields.get("teachers", {}).items()
         fields["teachers"] = {name: TeacherMetrics(**values) for name, values in asked}
         by_step[fields["step"]] = StepMetrics(**fields)

@@ -11,6 +11,7 @@ from shared.mixture.weight_log import ControllerClient
 from shared.prompts.prefix import Opening
 from shared.run.start import StartClock
 from shared.targets.generation import OpenGenerator, OpenTeachers
+from shared.targets.lessons import OpenModules
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader
 from shared.targets.routing import RoutingReader, RunReader
@@ -130,3 +131,4 @@ class Assignment:
     work: Work | None = None  # in place of what the plan's mode says
     open_generator: OpenGenerator | None = None  # where the student writes rows itself
     open_teachers: OpenTeachers | None = None  # where teachers write rows
+    open_modules: OpenModules | None = None  # where a teacher's modules learn beside the student

@@ -109,6 +109,12 @@ class RunDir:
         return self.path / "teacher_texts"
 
     @property
+    def modules(self) -> Path:
+        """Versions of a teacher's modules that learn beside the student, which checkpoints
+        name."""
+        return self.path / "modules"
+
+    @property
     def weights(self) -> Path:
         """Versions of the student's weights that its copies write with, while a command trains."""
         return self.path / "weights"

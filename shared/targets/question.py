@@ -4,7 +4,7 @@ N positions with loss   E width of the hidden states shipped
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from shared.targets.columns import STATE_TYPES, Column, Columns
 from shared.targets.drawn_ids import SampledIds, ThresholdIds
 from shared.targets.kept_ids import KeptIds, LikeliestIds
 from shared.targets.last_states import LastStates
+from shared.targets.weights import WeightsRef
 
 if TYPE_CHECKING:
     from shared.config.selectors import Selector
@@ -51,6 +52,7 @@ STORED: dict[str, Any] = {
     "states_width": 0,
     "student_ids": 0,
     "ids": "elias_fano",
+    "modules": None,
 }
 # Those that are named whatever their values; the others only where they differ, so that answers are
 # called what they were called before there were others.
@@ -115,6 +117,8 @@ class Question:
     ask: Ask
     hidden: HiddenAsk = field(default=HiddenAsk(), kw_only=True)
     prefix: str = field(default="", kw_only=True)  # digest of the prompts shown; "": none
+    # The version of a teacher's modules that answers; None: the teacher without any.
+    modules: WeightsRef | None = field(default=None, kw_only=True)
 
     def columns(self, hidden_width: int) -> dict[str, Column]:
         """What every column of an answer holds, in the order of a Table; hidden states are as wide
@@ -133,6 +137,7 @@ class Question:
             "hidden_encoding": hidden.encoding,
             "projection": hidden.projection,
             "prompts": self.prefix,
+            "modules": self.modules and asdict(self.modules),
             **self.ask.stored(),
         }
         return {
@@ -157,12 +162,14 @@ class Question:
                 tuple(fields["hidden_layers"]), fields["hidden_encoding"], fields["projection"]
             ),
             prefix=fields["prompts"],
+            modules=fields["modules"] and WeightsRef(**fields["modules"]),
         )
 
     def in_words(self) -> str:
         """The question as a message names it."""
         shown = f"shown prompts {self.prefix[:8]}" if self.prefix else ""
-        return ", ".join(filter(None, (self.ask.in_words(), self.hidden.in_words(), shown)))
+        of = f"of modules of version {self.modules.version}" if self.modules else ""
+        return ", ".join(filter(None, (self.ask.in_words(), self.hidden.in_words(), shown, of)))
 
 
 def hidden_column(layer: int) -> str:

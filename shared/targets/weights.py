@@ -1,12 +1,15 @@
-"""Versions of a student's weights as files, and how a request names one.
+"""Versions of weights as files, and how a request names one.
 
     weights/
-      version-000012.safetensors    trained weights after 12 updates
+      version-000012.safetensors             a student's trained weights after 12 updates
+    modules/
+      version-000012.DIGEST.safetensors      a teacher's modules and their optimiser's moments
 
 The version is the number of updates behind the weights.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import xxhash
 BLOCK_BYTES = 2**24
 CANARY_IDS = "canary_ids"  # in a file's metadata: the token ids of a fixed text, JSON
 _NAME = re.compile(r"version-(\d{6,})\.safetensors")
+_MODULES_NAME = re.compile(r"version-(\d{6,})\.[0-9a-f]{32}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,19 @@ class WeightsRef:
     """The weights that a request is about."""
 
     version: int  # updates behind them
-    digest: str  # of the file's content
+    digest: str  # of the file's content; "": as they begin, without a file
+
+
+BEGINNING = WeightsRef(0, "")
+
+
+def digest_of(path: Path) -> str:
+    """Hash over the content of a file. Raises OSError."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            state.update(block)
+    return state.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +53,36 @@ class WeightFiles:
 
     def digest(self, version: int) -> str:
         """Hash over the content of a version's file. Raises OSError."""
-        state = xxhash.xxh3_128()
-        with self.path(version).open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                state.update(block)
-        return state.hexdigest()
+        return digest_of(self.path(version))
 
     def forget(self, *, before: int) -> None:
         """Remove older versions."""
         for path in self.folder.glob("version-*.safetensors"):
             match = _NAME.fullmatch(path.name)
             if match is not None and int(match[1]) < before:
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleFiles:
+    """A folder of versions whose names hold their digests: written by whichever replica takes an
+    update, also twice, and read by all."""
+
+    folder: Path
+
+    def path(self, ref: WeightsRef) -> Path:
+        """Where a version lies, or would."""
+        return self.folder / f"version-{ref.version:06d}.{ref.digest}.safetensors"
+
+    def publish(self, draft: Path, version: int) -> WeightsRef:
+        """Give a complete file of this folder its name. Raises OSError."""
+        ref = WeightsRef(version, digest_of(draft))
+        draft.replace(self.path(ref))
+        return ref
+
+    def forget(self, is_needed: Callable[[int], bool]) -> None:
+        """Remove the versions that nobody needs any more."""
+        for path in self.folder.glob("version-*.safetensors"):
+            match = _MODULES_NAME.fullmatch(path.name)
+            if match is not None and not is_needed(int(match[1])):
                 path.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 Units are asked about up to the source's depth ahead of the step under way, but never beyond the
 last step whose weights are settled, so that neither prefetch nor a slow controller can change what
-is drawn. Where the student names ids to ask about, that depth is 0.
+is drawn. Where the student names ids to ask about, that depth is 0; where a teacher's modules
+learn, at most the lag of those that answer.
 
 D domains in config order   R rows of a unit
 """
@@ -20,6 +21,7 @@ from shared.targets.routing import Answer, RunReader
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Step
 from student_trainer.sources.followed_log import FollowedLog
+from student_trainer.sources.online_teacher import OnlineTeacher
 from student_trainer.sources.source import DomainCounts, Drawn, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 
@@ -42,11 +44,13 @@ class Loader:
         reader: RunReader | None = None,
         question: Question | None = None,
         student_ids: StudentIds | None = None,
+        online: OnlineTeacher | None = None,
     ) -> None:
         assert student_ids is None or source.ahead == 0, "its weights would be old"
         self._source, self._weight_log, self._ranks = source, weight_log, ranks
         self._domains, self._student_ids = tuple(domains), student_ids
-        self._reader, self._question = reader, question
+        self._reader, self._question, self._online = reader, question, online
+        self._ahead = source.ahead if online is None else min(source.ahead, online.lag)
         self._drawn: deque[tuple[Drawn, Answers | None]] = deque()
         self._answers: Answers | None = None  # of the step returned last
 
@@ -56,7 +60,7 @@ class Loader:
         Waits for the weights of the step itself where the controller has not decided them yet.
         """
         source = self._source
-        through = self._weight_log.settle(index, ahead=source.ahead, wait=source.fixed)
+        through = self._weight_log.settle(index, ahead=self._ahead, wait=source.fixed)
         first = self._drawn[-1][0].index + 1 if self._drawn else index
         for ahead in range(first, through + 1):
             drawn = self._source.draw(ahead)
@@ -81,7 +85,10 @@ class Loader:
         own = self._student_ids
         units = [rows.as_asked() for rows in drawn.units]
         units = units if own is None else own.named(units)
-        return answered(self._reader, units, self._question, ahead=len(units))
+        question = self._question
+        if self._online is not None:
+            question = self._online.question(question, drawn.index)
+        return answered(self._reader, units, question, ahead=len(units))
 
     def _taken(self, answers: Answers) -> Answer:
         targets, error = None, None

@@ -103,6 +103,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "batch.rows_per_step": batch.rows_per_step,
     }
+    if (modules := run.config.modules) is not None:
+        facts["the teacher's modules"] = modules.model_dump(mode="json")
     base: dict[str, Any] = {}
     if run.frozen is not None:
         base = {PLACED: run.frozen.digest, BASE: run.base}

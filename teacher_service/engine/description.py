@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from shared.config.teachers import Teacher
 from shared.data.rows import Rows
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
+from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 
@@ -45,6 +46,15 @@ class Engine(Protocol):
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """Continue one batch of openings; a UserError is final, others are not."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An engine with modules that learn."""
+
+    def learn(self, rows: Rows, lesson: Lesson) -> Learnt:
+        """Take one update; a UserError is final, others are not."""
         ...
 
 

@@ -1,9 +1,9 @@
 """HFEngine: a causal language model of transformers that scores rows and continues text.
 
-B lines   T tokens   N positions with loss   D hidden width   V head rows
+B lines   T tokens   N positions with loss   M those of a pass   D hidden width   V head rows
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Literal
 
@@ -155,7 +155,7 @@ class HFEngine:
     def score(self, rows: Rows, question: Question) -> SoftTargets:
         """Answer one unit in one forward pass. Raises UserError for what can never be answered."""
         self._refuse(rows, question)
-        layout = self._lay_out(rows)
+        layout = self.lay_out(rows)
         hidden = self._hidden(layout, question.hidden.layers)
         last_ND, label_N = hidden[self.decoder.num_layers], torch.from_numpy(layout.label_N)
         found = find(question, Scored(rows, last_ND, label_N, self.head))
@@ -184,10 +184,20 @@ class HFEngine:
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""
-        return self._hidden(self._lay_out(rows), ())[self.decoder.num_layers]
+        return self._hidden(self.lay_out(rows), ())[self.decoder.num_layers]
 
-    def _lay_out(self, rows: Rows) -> Layout:
+    def lay_out(self, rows: Rows) -> Layout:
+        """The batch of a unit, in as many forward passes as it is trusted in."""
         return lay_out(rows, packed=self.trust.packed, passes=self.trust.passes)
+
+    def last_states(self, layout: Layout) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each forward pass the positions [M] among those with loss, and the head's input there
+        [M, D], with a gradient to whatever trains."""
+        for part in layout.parts():
+            ids_BT, positions_BT = map(torch.from_numpy, (part.input_ids_BT, part.position_ids_BT))
+            states_BTD = self.decoder.outputs(ids_BT, positions_BT).last_hidden_state
+            index_M = torch.from_numpy(part.loss_index_N).to(states_BTD.device)
+            yield torch.from_numpy(part.entry_N), states_BTD.flatten(0, 1)[index_M]
 
     def _hidden(self, layout: Layout, layers: Sequence[int]) -> dict[int, Tensor]:
         """Hidden states [N, D] by layer, of as many forward passes as the layout has."""

@@ -19,15 +19,16 @@ import ray.util.metrics
 from ray import cloudpickle
 
 from shared.data.rows import Rows
-from shared.errors import TeacherError, TutelageError
+from shared.errors import ConfigError, TeacherError, TutelageError
 from shared.run import exported, exporter
 from shared.run.threads import use_threads
 from shared.targets.canary import Canary
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.head_location import ShippedHead
+from shared.targets.lessons import Lesson
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
+from teacher_service.engine.description import Engine, Learner, MakeEngine, TeacherDescription
 from teacher_service.service.naming import Request, service_of, short_name
 from teacher_service.service.ranks import Ranks
 
@@ -115,6 +116,20 @@ class TeacherReplica:
                 spec,
             )
             done([*openings.ids(), *answer.ids()])
+        return answer.table
+
+    @ray.method(concurrency_group="compute")
+    def learn(self, table: pa.Table, spec: dict[str, Any]) -> pa.Table:
+        """Update the modules that learn beside a student, with the same errors."""
+        rows, engine = Rows(table), self._loaded()
+        if not isinstance(engine, Learner):
+            raise ConfigError(
+                f"teacher {self._name} has no modules that learn; set "
+                "teachers.NAME.online_modules, and start it with `tutelage run`"
+            )
+        with self._at_work() as done:
+            answer = engine.learn(rows, Lesson.from_dict(spec))
+            done(rows.column("input_ids"))
         return answer.table
 
     @ray.method(concurrency_group="compute")

@@ -20,6 +20,7 @@ from shared.errors import TeacherError, TutelageError, UserError
 from shared.in_words import counted
 from shared.run import exported, exporter
 from shared.targets.generation import Continuations, GenerationSpec, Openings
+from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
@@ -32,8 +33,8 @@ SAY_S = 30.0  # waited before it is said, and said again after twice as long
 AGAIN = "this command started it and ends; the same command starts it again"
 
 Asked = TypeVar("Asked", Rows, Openings)
-Spec = TypeVar("Spec", Question, GenerationSpec)
-Answer = TypeVar("Answer", SoftTargets, Continuations)
+Spec = TypeVar("Spec", Question, GenerationSpec, Lesson)
+Answer = TypeVar("Answer", SoftTargets, Continuations, Learnt)
 
 
 @dataclass(slots=True, eq=False)
@@ -328,6 +329,12 @@ class RolloutPool(GenerationPool):
     """The same by copies of a student."""
 
     _who, _what, _see = "a copy of the student", "rollout service", "`tutelage status`"
+
+
+class LessonPool(Pool[Rows, Lesson, Learnt]):
+    """Updates of a teacher's modules, each by one of its replicas; a `ModuleTrainer`."""
+
+    _method, _doing, _answer = "learn", "learning from", Learnt
 
 
 open_pool = TeacherPool  # with functools.partial over the settings, an `OpenReader`

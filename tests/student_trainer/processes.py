@@ -8,14 +8,18 @@ import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cluster.rollouts.engine import load_engine
+from shared.config.modules import TrainedModules
+from shared.config.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import TutelageError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan, open_routing
@@ -27,9 +31,11 @@ from shared.targets.generation import (
     OpenGenerator,
     Openings,
 )
+from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
+from shared.targets.weights import ModuleFiles
 from student_trainer.accelerator import join, this_device
 from student_trainer.loop import run_plan
 from student_trainer.ranks import Ranks
@@ -38,15 +44,17 @@ from student_trainer.sources.source import OpenSource
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
+from teacher_service.engine.description import Engine
 from teacher_service.engine.generating import open_generator
 from teacher_service.engine.hf import HFEngine
+from teacher_service.engine.learning import LearningEngine
 
 
 class LocalTeacher:
     """A `TargetReader` around an engine in this process."""
 
-    def __init__(self, engine: HFEngine) -> None:
-        self._engine, self._asked = engine, deque[tuple[Rows, Question]]()
+    def __init__(self, *engines: Engine) -> None:
+        self._engines, self._asked = cycle(engines), deque[tuple[Rows, Question]]()
         self.stats = ReaderStats()
 
     def submit(self, rows: Rows, spec: Question) -> None:
@@ -54,7 +62,7 @@ class LocalTeacher:
 
     def next(self) -> SoftTargets:
         rows, spec = self._asked.popleft()
-        targets = self._engine.score(rows, spec)
+        targets = next(self._engines).score(rows, spec)
         targets.check(rows, spec)
         self.stats.units += 1
         self.stats.wire_bytes += targets.num_bytes
@@ -67,6 +75,48 @@ class LocalTeacher:
 @cache
 def teacher(folder: str) -> HFEngine:
     return HFEngine.load(folder)
+
+
+@cache
+def learners(plan_folder: str, *, asked: str, folder: str, number: int) -> list[LearningEngine]:
+    """As many replicas of a teacher with modules, for the run in a folder."""
+    files, modules = ModuleFiles(RunDir(Path(plan_folder)).modules), json.loads(asked)
+    settings = TrainedModules.model_validate(modules)
+    engines = [teacher(folder), *(HFEngine.load(folder) for _ in range(1, number))]
+    return [LearningEngine(engine, settings, seed=0, files=files) for engine in engines]
+
+
+def replicas_of(plan: RunPlan, teacher_section: Teacher) -> list[Engine]:
+    """The engines of a plan's teacher in this process."""
+    if teacher_section.online_modules is None:
+        return [teacher(teacher_section.model)]
+    asked = teacher_section.online_modules.model_dump_json()
+    number, folder = teacher_section.fewest, teacher_section.model
+    return [*learners(plan.run_dir, asked=asked, folder=folder, number=number)]
+
+
+class LocalModules:
+    """A `ModuleTrainer` around engines in this process."""
+
+    def __init__(self, engines: Sequence[Any]) -> None:
+        self._engines, self._asked = cycle(engines), deque[tuple[Rows, Lesson]]()
+
+    def submit(self, rows: Rows, lesson: Lesson) -> None:
+        self._asked.append((rows, lesson))
+
+    def next(self) -> Learnt:
+        rows, lesson = self._asked.popleft()
+        learnt = next(self._engines).learn(rows, lesson)
+        learnt.check(rows, lesson)
+        return learnt
+
+    def close(self) -> None:
+        self._asked.clear()
+
+
+def modules_of(plan: RunPlan) -> LocalModules:
+    (section,) = plan.config.teachers.values()
+    return LocalModules(replicas_of(plan, section))
 
 
 def as_job(kind: str, plan: RunPlan, **arguments: object) -> dict:
@@ -93,6 +143,7 @@ def run(
         task=task,
         open_generator=hosted(plan) if plan.config.rollouts.serves else open_generator,
         open_teachers=partial(teachers_of, plan=plan),
+        open_modules=partial(modules_of, plan),
     )
 
 
@@ -128,7 +179,7 @@ def hosted(plan: RunPlan) -> OpenGenerator:
 def reader_of(plan: RunPlan) -> OpenRunReader | None:
     """A way to a plan's teachers in this process, None where no loss asks any."""
     readers = {
-        name: (lambda rank, folder=asked.model: LocalTeacher(teacher(folder)))
+        name: (lambda rank, asked=asked: LocalTeacher(*replicas_of(plan, asked)))
         for name, asked in plan.config.teachers.items()
     }
     needs_teacher = plan.config.needs_teacher

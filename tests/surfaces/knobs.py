@@ -37,6 +37,9 @@ TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_i
 ADAPTIVE = "student_trainer/sources/test_adaptive.py"
 TEXTS = "student_trainer/sources/test_teacher_texts.py"
 COPIES = "cluster/launch/test_copies.py"
+ONLINE = "student_trainer/sources/test_online_teacher.py"
+MOVES = "test_what_modules_learn_changes_what_the_student_learns"
+LEARNING = "teacher_service/engine/test_learning.py::test_every_option_changes_what_is_learnt"
 SERVED = "shared/config/test_rollouts.py"
 ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
@@ -84,6 +87,15 @@ KNOBS = {
         "teacher_service/service/test_ranks.py"
         "::test_a_replica_of_two_ranks_answers_as_one_and_starts_again_as_one"
     ),
+    "teachers.NAME.online_modules.r": LEARNING,
+    "teachers.NAME.online_modules.alpha": LEARNING,
+    "teachers.NAME.online_modules.target_modules": LEARNING,
+    "teachers.NAME.online_modules.lr": LEARNING,
+    "teachers.NAME.online_modules.eta": LEARNING,
+    "teachers.NAME.online_modules.divergence": LEARNING,
+    "teachers.NAME.online_modules.top_k": f"{ONLINE}::{MOVES}",
+    "teachers.NAME.online_modules.lag": f"{ONLINE}::{MOVES}",
+    "teachers.NAME.online_modules": f"{ONLINE}::{MOVES}",
     "student.model": LEAVES,
     "student.revision": f"{HUB}::test_a_student_is_the_one_of_its_revision",
     "student.trust_remote_code": f"{HUB}::test_a_models_own_code_runs_where_the_config_trusts_it",

@@ -1,0 +1,200 @@
+"""LoRA modules on a frozen decoder: what they add to its linear layers, their optimiser, and both
+as files of versions.
+
+The decoder's own layers stay as they are, and their outputs the same bits, where no version is on.
+
+r rank   I input width of a layer   O output width
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shared.config.modules import TrainedModules
+from shared.errors import ConfigError, DamagedError, StorageError, TeacherError, reason_of
+from shared.files import obey_umask
+from shared.targets.weights import BEGINNING, ModuleFiles, WeightsRef, digest_of
+
+PLAIN = (nn.Linear.forward, Conv1D.forward)
+BETAS, EPS = (0.9, 0.95), 1e-8
+WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
+
+
+class LoraModules:
+    """Low-rank products beside linear layers, in float32; `y + alpha / r B A x` while a version is
+    on. A begins random, B zero, so that version 0 adds nothing."""
+
+    def __init__(
+        self, decoder: nn.Module, asked: TrainedModules, *, seed: int, files: ModuleFiles
+    ) -> None:
+        """Raises ConfigError for a name in `target_modules` that no linear layer has."""
+        self._files, self._seed, self._scale = files, seed, asked.alpha / asked.r
+        self._is_on, self._holds, self._has_moments = False, BEGINNING, True
+        self.parameters: dict[str, nn.Parameter] = {}
+        for name, layer in _chosen(decoder, asked.target_modules):
+            into, out = _widths(layer)
+            device = layer.weight.device
+            for part, shape in (("A", (asked.r, into)), ("B", (out, asked.r))):
+                zeros = torch.zeros(shape, dtype=torch.float32, device=device)
+                self.parameters[f"{name}.lora_{part}"] = nn.Parameter(zeros)
+            layer.register_forward_hook(self._adding(name))
+        self._optimiser = torch.optim.AdamW(
+            self.parameters.values(), lr=asked.lr, betas=BETAS, eps=EPS, weight_decay=0.0
+        )
+        self._begin()
+
+    @contextmanager
+    def on(self, ref: WeightsRef | None) -> Iterator[None]:
+        """The modules of a version added, within a `with`; none where `ref` is None. Raises
+        DamagedError where its file is not what was written, TeacherError where it cannot be
+        read."""
+        if ref is not None and ref != self._holds:
+            self._load(ref, moments=False)
+        self._is_on = ref is not None
+        try:
+            yield
+        finally:
+            self._is_on = False
+
+    @contextmanager
+    def learning(self, ref: WeightsRef) -> Iterator[None]:
+        """The same with the optimiser as it was after that version, to be updated."""
+        if ref != self._holds or not self._has_moments:
+            self._load(ref, moments=True)
+        self._optimiser.zero_grad()
+        with self.on(ref):
+            yield
+
+    def update(self) -> WeightsRef:
+        """Take one step of the optimiser by the gradient formed in `learning`, and keep what came
+        of it as the next version. Raises StorageError."""
+        version = self._holds.version + 1
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # of a layer that no token reached
+                parameter.grad = torch.zeros_like(parameter)
+        self._holds = WeightsRef(-1, "")  # an update that fails half way holds no version
+        self._optimiser.step()
+        self._holds = self._written(version)
+        return self._holds
+
+    def _adding(self, name: str) -> Any:
+        def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if not self._is_on:
+                return None
+            a_rI, b_Or = (self.parameters[f"{name}.lora_{part}"] for part in "AB")
+            added = inputs[0].to(a_rI.dtype) @ a_rI.T @ b_Or.T
+            return (output + added * self._scale).to(output.dtype)
+
+        return add
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Be version 0; the same numbers on any device."""
+        generator = torch.Generator().manual_seed(self._seed)
+        for name, parameter in self.parameters.items():
+            if name.endswith(".lora_A"):
+                bound = 1 / math.sqrt(parameter.shape[1])
+                random = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                parameter.copy_(random)
+            else:
+                parameter.zero_()
+        self._optimiser.state.clear()
+        self._holds, self._has_moments = BEGINNING, True
+
+    @torch.no_grad()
+    def _load(self, ref: WeightsRef, *, moments: bool) -> None:
+        if ref == BEGINNING:
+            self._begin()
+            return
+        found = _read(self._files, ref)
+        self._holds = WeightsRef(-1, "")  # a load that fails half way holds no version
+        for name, parameter in self.parameters.items():
+            parameter.copy_(found[f"{WEIGHTS}.{name}"])
+            if moments:
+                kept = {key: found[f"{key}.{name}"].to(parameter.device) for key in MOMENTS}
+                step = torch.tensor(float(ref.version))
+                self._optimiser.state[parameter] = {"step": step, **kept}
+        self._holds, self._has_moments = ref, moments
+
+    def _written(self, version: int) -> WeightsRef:
+        tensors = {}
+        for name, parameter in self.parameters.items():
+            state = self._optimiser.state[parameter]
+            named = {WEIGHTS: parameter.detach(), **{key: state[key] for key in MOMENTS}}
+            tensors |= {f"{key}.{name}": value.cpu() for key, value in named.items()}
+        folder = self._files.folder
+        draft = folder / f".version-{version:06d}.{os.getpid()}.draft"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, draft)
+            obey_umask(draft)
+            return self._files.publish(draft, version)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise StorageError(
+                f"version {version} of the teacher's modules cannot be kept in {folder}: "
+                f"{reason_of(error)}; free some space and run the same command again, it resumes "
+                "from the last checkpoint"
+            ) from None
+
+
+def _read(files: ModuleFiles, ref: WeightsRef) -> dict[str, Tensor]:
+    """The tensors of a version's file."""
+    path = files.path(ref)
+    try:
+        is_whole = digest_of(path) == ref.digest
+        found = load_file(path) if is_whole else {}
+    except (OSError, SafetensorError) as error:
+        raise TeacherError(
+            f"version {ref.version} of the teacher's modules cannot be read from {path}: "
+            f"{reason_of(error)}; look at the disk, and run the same command again, it resumes "
+            "from the last checkpoint"
+        ) from None
+    if not is_whole:
+        raise DamagedError(
+            f"{path} is not what was written as version {ref.version} of the teacher's modules; "
+            "restore it from a backup, or start over with --fresh"
+        )
+    return found
+
+
+def _chosen(
+    decoder: nn.Module, asked: Literal["all-linear"] | Sequence[str]
+) -> list[tuple[str, Any]]:
+    """The linear layers that are asked for, by name. Raises ConfigError for a name of none."""
+    layers: dict[str, Any] = {
+        name: module for name, module in decoder.named_modules() if type(module).forward in PLAIN
+    }
+    if asked == "all-linear":
+        asked = tuple(layers)
+    found = {}
+    for end in asked:
+        ending = {n: layer for n, layer in layers.items() if n == end or n.endswith(f".{end}")}
+        if not ending:
+            last = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ConfigError(
+                f"teachers.NAME.online_modules.target_modules names {end}, but the teacher's "
+                f"decoder has no such linear layer; those that it has are {last or 'none'}"
+            )
+        found |= ending
+    if not found:
+        raise ConfigError(
+            "teachers.NAME.online_modules is set, but the teacher's decoder has no linear layer "
+            "that they could stand beside; leave them out"
+        )
+    return [(name, layer) for name, layer in layers.items() if name in found]
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """What goes into a layer and comes out of it."""
+    rows, columns = layer.weight.shape
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)

@@ -1,0 +1,50 @@
+"""A teacher whose modules learn beside the student: whoever dies, the run ends with the same weights
+and the same modules, bit for bit."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from shared.run.run_dir import RunDir
+from tests.drills.commands import reached, titled, wait_until
+from tests.drills.conftest import STEPS, homes
+from tests.drills.evidence import assert_same, failures
+from tests.drills.test_kills import EARLY, LATE, kill_at_a_random_step
+
+pytestmark = pytest.mark.drill
+
+MODULES = (
+    "teachers.tiny.online_modules={r: 4, lr: 3e-3, eta: 0.5, top_k: 16, lag: 1}",
+    "baseline=false",
+)
+
+
+def last_version(run: Path) -> str:
+    """The name of the newest version, which holds the digest of weights and moments."""
+    return sorted(path.name for path in RunDir(run).modules.glob("*.safetensors"))[-1]
+
+
+def test_driver_trainer_and_both_teachers_killed_change_nothing(home, config, tmp_path):
+    runs = tmp_path / "undisturbed", tmp_path / "killed"
+    for ready in homes():
+        ready.run("run", str(config), f"paths.runs={runs[0]}", *MODULES)
+    asked = ("run", str(config), f"paths.runs={runs[1]}", *MODULES)
+    run, first = runs[1] / "job", home.start(*asked)
+    kill_at_a_random_step(
+        run, first, range(EARLY, STEPS // 4), kill=lambda command: command.kill_everything()
+    )
+    second = home.start(*asked)
+    steps = iter(
+        (range(STEPS // 3, STEPS // 2), range(STEPS // 2, LATE - 4), range(LATE - 4, LATE))
+    )
+    for number, title in enumerate(("RayTrainWorker", "TeacherReplica", "TeacherReplica")):
+        step = random.Random(f"{title} {number}").choice(next(steps))
+        wait_until(reached(run, step), doing=second)
+        found = titled(second.family(), title)
+        found[min(number, len(found) - 1) if title == "TeacherReplica" else 0].kill()
+    assert second.wait() == 0, second.output
+    assert_same(run, runs[0] / "job")
+    assert last_version(run) == last_version(runs[0] / "job")
+    counted = failures(run)
+    assert (counted["student_restarts"], counted["teacher_restarts"]) == (1, 2)
