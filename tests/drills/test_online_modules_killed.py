@@ -1,5 +1,5 @@
-"""A teacher whose modules learn beside the student: whoever dies, the run ends with the same weights
-and the same modules, bit for bit."""
+"""A teacher whose modules learn beside the student: whoever dies, the run ends with the same
+weights and the same modules, bit for bit."""
 
 import random
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.run.run_dir import RunDir
-from tests.drills.commands import reached, titled, wait_until
+from tests.drills.commands import Command, reached, titled, wait_until
 from tests.drills.conftest import STEPS, homes
 from tests.drills.evidence import assert_same, failures
 from tests.drills.test_kills import EARLY, LATE, kill_at_a_random_step
@@ -25,24 +25,21 @@ def last_version(run: Path) -> str:
     return sorted(path.name for path in RunDir(run).modules.glob("*.safetensors"))[-1]
 
 
-def test_driver_trainer_and_both_teachers_killed_change_nothing(home, config, tmp_path):
+def test_driver_trainer_and_teachers_killed_change_nothing(home, config, tmp_path):
     runs = tmp_path / "undisturbed", tmp_path / "killed"
     for ready in homes():
         ready.run("run", str(config), f"paths.runs={runs[0]}", *MODULES)
     asked = ("run", str(config), f"paths.runs={runs[1]}", *MODULES)
     run, first = runs[1] / "job", home.start(*asked)
-    kill_at_a_random_step(
-        run, first, range(EARLY, STEPS // 4), kill=lambda command: command.kill_everything()
-    )
+    kill_at_a_random_step(run, first, range(EARLY, STEPS // 4), kill=Command.kill_everything)
     second = home.start(*asked)
-    steps = iter(
-        (range(STEPS // 3, STEPS // 2), range(STEPS // 2, LATE - 4), range(LATE - 4, LATE))
-    )
-    for number, title in enumerate(("RayTrainWorker", "TeacherReplica", "TeacherReplica")):
-        step = random.Random(f"{title} {number}").choice(next(steps))
-        wait_until(reached(run, step), doing=second)
-        found = titled(second.family(), title)
-        found[min(number, len(found) - 1) if title == "TeacherReplica" else 0].kill()
+    for title, number, steps in (
+        ("RayTrainWorker", 0, range(STEPS // 3, STEPS // 2)),
+        ("TeacherReplica", 0, range(STEPS // 2, LATE - 4)),
+        ("TeacherReplica", 1, range(LATE - 4, LATE)),
+    ):
+        wait_until(reached(run, random.Random(f"{title} {number}").choice(steps)), doing=second)
+        titled(second.family(), title)[number].kill()
     assert second.wait() == 0, second.output
     assert_same(run, runs[0] / "job")
     assert last_version(run) == last_version(runs[0] / "job")
