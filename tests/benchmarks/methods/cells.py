@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 NATURAL = "{policy: fixed, weights: natural}"
 KL, CE, ATKD = "{kind: forward_kl}", "{kind: cross_entropy}", "{kind: atkd}"
 JSD, REVERSE, SAMPLED = "{kind: jsd}", "{kind: reverse_kl}", "{kind: policy_gradient}"
+LONG_TERM = "{kind: policy_gradient, credit: later_mean, clip: 0.2}"  # MiniLLM, Eq. 9
 MADE = "made/"  # of paths in the folder of records
 PROMPTS, EVEN, RANDOM = "made/prompts.json", "made/even", "made/random"
 TASKS, ADEPT, NOVICE = "made/tasks", "made/adept", "made/novice"
@@ -182,14 +183,30 @@ ON_POLICY = (
     OWN.but("own-gkd-100", "GKD (JSD .5), own share 1", losses=f"[{JSD}]", source=own(1.0)),
     OWN.but("own-opd", "OPD, sampled", losses=f"[{SAMPLED}]", source=own(1.0)),
     OWN.but("own-opd-dense", "OPD, dense (reverse KL)", losses=f"[{REVERSE}]", source=own(1.0)),
+    OWN.but(
+        "own-minillm",
+        "MiniLLM, own share .75",
+        losses=f"[{REVERSE}, {LONG_TERM}, {CE}]",
+        source="{student: 0.75, dataset: 0.25, max_new_tokens: 8, lag: 0, updates: 4}",
+    ),
+    OWN.but(
+        "own-distillm",
+        "DistiLLM (skew .1), own share adaptive",
+        losses="[{kind: skew_forward_kl, alpha: 0.1}, {kind: skew_reverse_kl, alpha: 0.1}]",
+        source="{adaptive: {every: 10, tolerance: 0.02, replay_rows: 480}, max_new_tokens: 8}",
+    ),
 )
 
 ON_POLICY_COMPARISONS = (
     *(
         (cell, "own-kl")
-        for cell in ("own-ce", "own-seqkd", "own-gkd-50", "own-gkd-100", "own-opd-dense")
+        for cell in (
+            *("own-ce", "own-seqkd", "own-gkd-50", "own-gkd-100", "own-opd-dense"),
+            *("own-minillm", "own-distillm"),
+        )
     ),
     ("own-opd-dense", "own-reverse"),
+    ("own-minillm", "own-opd-dense"),
     ("own-gkd-50", "own-gkd-0"),
     ("own-gkd-100", "own-gkd-0"),
     ("own-opd", "own-opd-dense"),
