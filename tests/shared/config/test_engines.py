@@ -37,12 +37,13 @@ def test_auto_asks_it_for_the_likeliest_ids():
     ("sections", "said"),
     [
         ({"losses": [{"kind": "forward_kl", "temperature": 2.0}]}, "losses have temperature 2;"),
+        ({"losses": [{"kind": "forward_kl", "temperature": 0.5}]}, "losses have temperature 0.5;"),
         ({"targets": {"selector": "threshold"}}, "targets.selector is threshold, which draws ids;"),
         ({"targets": {"selector": "sampled"}}, "targets.selector is sampled, which draws ids"),
         ({"targets": {"exact": "last_hidden"}}, "targets.exact is last_hidden"),
         (
-            {"targets": {"student_ids": 4}, "losses": [{"kind": "reverse_kl"}]},
-            "targets.student_ids is 4",
+            {"targets": {"student_ids": 1}, "losses": [{"kind": "reverse_kl"}]},
+            "targets.student_ids is 1",
         ),
         (
             {

@@ -8,7 +8,15 @@ from shared.config.run import Config
 from shared.config.student import Student
 from shared.config.teachers import Autoscaling
 
-STUDENT = Student(model="small", gpus=1, cpus=3, dtype="bfloat16", revision="r")
+STUDENT = Student(
+    model="small",
+    gpus=1,
+    cpus=3,
+    dtype="bfloat16",
+    revision="r",
+    attention="eager",
+    trust_remote_code=True,
+)
 
 
 def config(**options: object) -> Config:
@@ -28,6 +36,7 @@ def test_copies_are_served_as_asked():
     """What is not said is as a worker has it."""
     served = RolloutService(replicas=2).served(STUDENT)
     assert (served.model, served.revision, served.dtype) == ("small", "r", "bfloat16")
+    assert (served.attention, served.trust_remote_code) == ("eager", True)
     assert (served.fewest, served.gpus, served.cpus) == (2, 1, 3)
     bounds = {"min": 2, "max": 5, "wait": 0.1}
     asked = config(source="student", rollouts={"replicas": bounds, "gpus": 0, "cpus": 0.5})
@@ -43,6 +52,7 @@ def test_copies_are_served_as_asked():
     ("options", "said"),
     [
         ({"rollouts": {"replicas": 2}}, "rollouts.replicas is 2, but source has student 0"),
+        ({"rollouts": {"replicas": 2}, "source": "teacher"}, "but source has student 0"),
         ({"rollouts": {"replicas": {"max": 3}}}, "rollouts.replicas is 3, but source has student"),
         ({"rollouts": {"replicas": -1}, "source": "student"}, "greater than or equal to 0"),
         ({"rollouts": {"gpus": -1}, "source": "student"}, "greater than or equal to 0"),

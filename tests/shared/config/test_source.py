@@ -33,6 +33,9 @@ def config(source, **options) -> Config:
 def test_a_source_is_a_name_or_shares(given, shares):
     source = config(given).source
     assert (source.dataset, source.student, source.teacher) == shares
+    assert source.first_share == 1 - source.dataset
+    assert source.writes == (source.student > 0)
+    assert source.is_dataset == (source.dataset == 1)
     assert Config.model_validate(config(given).model_dump(mode="json")) == config(given)
 
 
@@ -73,6 +76,15 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
         ),
         ({"student": 0.4}, {}, "dataset 0 and student 0.4, which sum to 0.4; shares sum to 1"),
         ({"student": 0.5, "dataset": 0.6}, {}, "which sum to 1.1"),
+        ({"student": 0.5, "dataset": 0.501}, {}, "which sum to 1.001; shares sum to 1"),
+        *(
+            (
+                {"student": 1, name: value},
+                {"losses": [{"kind": "policy_gradient"}]},
+                "whose rewards compare the teacher with the student as it is, but source has",
+            )
+            for name, value in (("top_p", 0.9), ("min_new_tokens", 1))
+        ),
         (
             {"student": 1, "max_new_tokens": 512},
             {},
@@ -158,6 +170,22 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
 def test_what_cannot_be_written_or_learnt_is_refused(source, options, said):
     with pytest.raises(ValidationError, match=said):
         config(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ({"student": 0.1, "teacher": 0.2, "dataset": 0.7}, {}),
+        ({"student": 1, "min_new_tokens": 8, "max_new_tokens": 8}, {}),
+        ({"student": 1, "max_new_tokens": 511}, {}),
+        ({"student": 1, "lag": 2}, {}),
+        ({"student": 0.5, "dataset": 0.5}, {"mixture": {"policy": "doremi", "interval": 2}}),
+        ({"student": 1, "updates": 2}, {}),
+    ],
+)
+def test_what_is_just_possible_is_taken(source, options):
+    for name, value in source.items():
+        assert getattr(config(source, **options).source, name) == value
 
 
 def test_a_share_that_moves_is_named_or_described():

@@ -112,3 +112,14 @@ def test_weights_that_are_handed_over_answer_as_where_they_come_from():
     canary.begin(SOUND_N - 1)
     for _ in range(INTERVAL):
         canary.count()
+
+
+def test_units_are_counted_from_the_last_weights_that_were_loaded():
+    engine, canary = watched(SOUND_N, interval=3)
+    for _ in range(2):
+        canary.begin()
+        canary.count()
+        canary.count()
+    assert len(engine.asked) == 2
+    canary.count()
+    assert len(engine.asked) == 3

@@ -22,6 +22,23 @@ def test_numbers_are_those_of_splitmix64() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-6)
 
 
+# States whose first output is small, or 2**63 more: what the last shift does is seen in no other.
+SMALL = {
+    7046029254386353131: 0,
+    -8749660006004907399: 3,
+    -161488906591990532: 1000,
+    -7644967308679650962: 2**40 + 7,
+    3453682501520545093: 0,
+    -8854584168537568373: 5,
+}
+
+
+def test_the_smallest_numbers_are_those_of_splitmix64_too() -> None:
+    uniform = (np.array([*SMALL.values()]) + 0.5) / 2**63
+    found = gumbel(torch.tensor([*SMALL]), 1)[:, 0]
+    np.testing.assert_allclose(found.numpy(), -np.log(-np.log1p(-uniform)), rtol=2e-6)
+
+
 def test_numbers_follow_gumbels_law() -> None:
     keys = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, 20))
     found = gumbel(keys, 50_000)

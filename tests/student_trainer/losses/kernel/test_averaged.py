@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shared.config.losses import ATKD, JSD, ForwardKL, ReverseKL
+from student_trainer.losses.kernel import averaged as kernel
 from student_trainer.losses.kernel.averaged import AveragedHeads, AveragedStates
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
@@ -19,7 +20,9 @@ F64 = torch.float64
 SHARES = (0.7, 0.3)
 
 
-def averaged(*, rows: tuple[int, ...] = (101, 101), shared: int = 101) -> AveragedStates:
+def averaged(
+    *, rows: tuple[int, ...] = (101, 101), shared: tuple[int, ...] = (101, 101)
+) -> AveragedStates:
     """Teachers of different widths, whose heads may have rows beyond the shared ids."""
     generator = torch.Generator().manual_seed(3)
 
@@ -28,7 +31,8 @@ def averaged(*, rows: tuple[int, ...] = (101, 101), shared: int = 101) -> Averag
 
     sizes = zip((24, 12), rows, strict=True)
     states = [(normal(37, width), Head(normal(size, width) / 3)) for width, size in sizes]
-    heads = AveragedHeads.of([TeacherHead(head, shared) for _, head in states], SHARES)
+    each = [TeacherHead(head, ids) for (_, head), ids in zip(states, shared, strict=True)]
+    heads = AveragedHeads.of(each, SHARES)
     pairs = zip(states, heads.heads, strict=True)
     teachers = tuple(TeacherStates(hidden_NE, head) for (hidden_NE, _), head in pairs)
     return AveragedStates(teachers, heads.shares)
@@ -66,8 +70,9 @@ def test_loss_and_gradients_equal_dense_float64(chunk_rows: int | None) -> None:
     torch.testing.assert_close(found.kl_N, kl_N.detach())
 
 
-def test_ids_that_one_teacher_does_not_share_are_the_tail_of_all() -> None:
-    case, targets = Case.random(), averaged(rows=(101, 101), shared=90)
+@pytest.mark.parametrize("shared", [(90, 90), (101, 90), (90, 101)])
+def test_ids_that_one_teacher_does_not_share_are_the_tail_of_all(shared: tuple[int, int]) -> None:
+    case, targets = Case.random(), averaged(rows=(101, 101), shared=shared)
     case = replace(case, label_N=case.label_N % 90)
     found = case.losses(terms=[ForwardKL()], targets=targets)
     log_p, log_q = dense(targets, 1.0, 101), case.head.logits(case.hidden_ND).log_softmax(-1)
@@ -95,7 +100,11 @@ def split() -> dict[str, Tensor]:
     return {"hard_N": torch.arange(37) % 2 == 0, "class_weight_N": torch.ones(37, dtype=F64)}
 
 
-def test_the_likeliest_id_is_that_of_the_average() -> None:
+@pytest.mark.parametrize("chunk_rows", [7, 37])
+def test_the_likeliest_id_is_that_of_the_average(
+    chunk_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "default_chunk_rows", lambda *args, **options: chunk_rows)
     targets = averaged()
     p_NV, label_N = dense(targets, 1.0, 101).exp(), torch.arange(37)
     confidence_N, right_N = targets.top1(label_N)
