@@ -249,7 +249,7 @@ def learners(launch: Launch) -> Iterator[Callable[[RunPlan, OpenRunReader], None
 
         def learn(plan: RunPlan, open_reader: OpenRunReader) -> None:
             launch.clock.mark("planned")
-            teachers = teachers_of(launch, plan) if plan.config.source.teacher else None
+            teachers = teachers_of(launch, plan) if plan.config.source.teachers_write else None
             given = (plan, open_reader, controller(), launch.clock, launch.work)
             written = (writes(), teachers, modules_of(launch, plan))
             _train(students, Assignment(*given, *written))

@@ -28,10 +28,12 @@ def check_engines(
     hidden_layers: Collection[int],
     difficulty: str | None,
     writes_at: float | None,
+    mixes: bool,
 ) -> None:
     """Raise ValueError where a teacher with engine vllm is asked for more than its likeliest ids at
     temperature 1, or to write at a temperature where it does not draw. `difficulty` is what orders
-    rows, `writes_at` the temperature at which teachers write, if anything or any does."""
+    rows, `writes_at` the temperature at which teachers write, if anything or any does; `mixes` says
+    that they have a share in every token of the student's."""
     name = next((name for name, teacher in teachers.items() if teacher.engine == "vllm"), None)
     if name is None:
         return
@@ -43,6 +45,7 @@ def check_engines(
         f"targets.student_ids is {targets.student_ids}": targets.student_ids > 0,
         "losses has a hidden_states": bool(hidden_layers),
         f"progressive.difficulty is {difficulty}": difficulty == "teacher_entropy",
+        "source.teacher_mix has it write token by token": mixes,
     }
     for said, is_asked in asked.items():
         if is_asked:

@@ -57,3 +57,9 @@ def check_rollouts(rollouts: RolloutService, source: TokenSources) -> None:
             "written; set source=student, or shares as {student: 0.5, dataset: 0.5}, or "
             "rollouts.replicas=0"
         )
+    if rollouts.serves and source.teacher_mix:
+        raise ValueError(
+            f"source.teacher_mix is {source.teacher_mix:g}, with which the student's workers ask "
+            f"the teacher for every token, but rollouts.replicas is {rollouts.most}, whose copies "
+            "ask nobody; set rollouts.replicas=0, or leave teacher_mix out"
+        )

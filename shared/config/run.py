@@ -19,7 +19,7 @@ from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
 from shared.config.rollouts import RolloutService, check_rollouts
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
-from shared.config.source import TokenSources, check_source
+from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.student import Student, check_workers
 from shared.config.teachers import Teacher, check_teachers, shares_of
 from shared.mixture.phases import check_progressive
@@ -438,6 +438,7 @@ class Config(Section):
             hidden_layers=self.hidden_layers,
             difficulty=self.progressive and self.progressive.difficulty,
             writes_at=self.source.temperature if self.source.teacher else None,
+            mixes=self.source.teacher_mix > 0,
         )
         check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))
@@ -453,6 +454,7 @@ class Config(Section):
         )
         check_rollouts(self.rollouts, self.source)
         check_modules(self.teachers, self.targets, self.source, most_ahead=self.prefetch_steps)
+        check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
         self._phases_fit()
         if self.targets.exact and self.evaluation.kl == "bucketed":
             raise ValueError(

@@ -1,6 +1,6 @@
 """Where a step's tokens come from: the data set, and what student and teacher write."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -53,6 +53,11 @@ class TokenSources(Section):
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="mass of the likeliest tokens that they draw from"
     )
+    teacher_mix: Fraction = Field(
+        default=0.0,
+        description="the teacher's share in the law that each token of the student's own text is "
+        "drawn from (MiniLLM's alpha)",
+    )
     draws: int = Field(
         default=1,
         ge=1,
@@ -77,6 +82,11 @@ class TokenSources(Section):
     def writes(self) -> bool:
         """Whether the student writes any of it."""
         return self.student > 0 or self.adaptive is not None
+
+    @property
+    def teachers_write(self) -> bool:
+        """Whether teachers write any of it, or have a share in what the student writes."""
+        return bool(self.teacher or self.teacher_mix)
 
     @property
     def is_dataset(self) -> bool:
@@ -190,6 +200,30 @@ def check_source(
             f"{share}, but targets.teacher_free leaves no teacher to write, or to ask about what "
             "is written; remove one of the two"
         )
+
+
+def check_mix(source: TokenSources, teachers_of: Mapping[str, Collection[str]]) -> None:
+    """Raise ValueError where the teacher cannot have a share in the student's text: it needs some
+    of it, a law to have a share in, and one teacher; `teachers_of` is by domain."""
+    if not source.teacher_mix:
+        return
+    mix = f"source.teacher_mix is {source.teacher_mix:g}"
+    if not source.writes:
+        raise ValueError(
+            f"{mix}, the teacher's share in what the student writes, but source has student 0; "
+            "give the student a share, or leave it out"
+        )
+    if not source.temperature:
+        raise ValueError(
+            f"{mix}, but source.temperature is 0, at which each model has one token and no law to "
+            "mix; raise it, or leave teacher_mix out"
+        )
+    for name, teachers in teachers_of.items():
+        if len(teachers) > 1:
+            raise ValueError(
+                f"{mix}, but domains.{name}.teacher averages {' and '.join(teachers)}, and a token "
+                "is drawn with one of them; name one teacher, or leave teacher_mix out"
+            )
 
 
 def _refuse_unlearnt(source: TokenSources, losses: Sequence[Loss], *, most_ahead: int) -> None:

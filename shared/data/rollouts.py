@@ -40,6 +40,7 @@ class Rollout:
     output_ids: np.ndarray  # int32; with the id that ended it
     logprobs: np.ndarray  # float32, of each under the law that it was drawn from, nats
     ended: bool  # False: it was cut at its room
+    own_logprobs: np.ndarray | None = None  # of each under the student's law, where that is another
 
 
 def prompts_of(rows: Rows, source: TokenSources, *, context: int) -> list[RowPrompt]:
@@ -124,13 +125,15 @@ def writers(student: float, teacher: float, counted_R: Sequence[int]) -> np.ndar
     return np.where(is_student_R, STUDENT, who_R)
 
 
-def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndarray) -> Rows:
+def with_rollouts(
+    rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndarray, mixed: bool = False
+) -> Rows:
     """The rows with every answer that a model wrote in place of the data set's, who wrote them, and
     the student's log-probabilities of what it wrote.
 
     `version_R` is the version of the student's weights, `TEACHER`, or `DATA_SET` for rows that stay
-    as they are. All that was written has loss, the first end among it, and nothing after it; where
-    it was cut, no end is put.
+    as they are. `mixed` says that the student writes with a partner. All that was written has loss,
+    the first end among it, and nothing after it; where it was cut, no end is put.
     """
     by_row: dict[int, list[Rollout]] = {}
     for rollout in rollouts:
@@ -138,16 +141,19 @@ def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndar
     names = ("input_ids", "doc_starts", "loss_mask")
     columns = {name: list(rows.column(name)) for name in names}
     behaviour = [np.zeros(0, np.float32)] * len(rows)
+    own_logprobs = list(behaviour) if mixed else None
     for row in np.flatnonzero(version_R != DATA_SET).tolist():
         own = by_row.get(row)
         if own is None:  # no prompt that leaves room: nothing of the row is learnt
             columns["loss_mask"][row] = np.zeros_like(columns["loss_mask"][row])
             continue
-        built, logprobs = _row_of(own)
+        built = _row_of(own)
         for name, array in zip(names, built, strict=True):
             columns[name][row] = array
         if version_R[row] >= STUDENT:
-            behaviour[row] = logprobs
+            behaviour[row] = np.concatenate([rollout.logprobs for rollout in own])
+            if own_logprobs is not None:
+                own_logprobs[row] = np.concatenate([_own(rollout) for rollout in own])
     found = Rows.build(
         domains=rows.domains(),
         indices=rows.table.column("index").to_pylist(),
@@ -157,7 +163,12 @@ def with_rollouts(rows: Rows, rollouts: Sequence[Rollout], *, version_R: np.ndar
     )
     if DRAW in rows.table.column_names:  # on every rank, so that their files are alike
         found = found.with_draws(rows.draws())
-    return found.with_versions(version_R, behaviour)
+    return found.with_versions(version_R, behaviour, own_logprobs)
+
+
+def _own(rollout: Rollout) -> np.ndarray:
+    assert rollout.own_logprobs is not None, "it was written with a partner"
+    return rollout.own_logprobs
 
 
 def with_others(rows: Rows, others: Mapping[int, Rows]) -> Rows:
@@ -179,8 +190,8 @@ def _with_draw(table: pa.Table) -> pa.Table:
     return table.append_column(DRAW, pa.array(np.zeros(table.num_rows, np.int32)))
 
 
-def _row_of(rollouts: Sequence[Rollout]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Token ids, document starts and loss mask of a row, and the log-probabilities."""
+def _row_of(rollouts: Sequence[Rollout]) -> tuple[np.ndarray, ...]:
+    """Token ids, document starts and loss mask of a row."""
     ids, starts, masks, length = [], [], [], 0
     for rollout in rollouts:
         prompt, output = rollout.prompt.input_ids, rollout.output_ids
@@ -190,5 +201,4 @@ def _row_of(rollouts: Sequence[Rollout]) -> tuple[tuple[np.ndarray, ...], np.nda
         starts.append(length)
         masks.append(mask)
         length += len(mask)
-    row = (np.concatenate(ids), np.array(starts), np.concatenate(masks))
-    return row, np.concatenate([rollout.logprobs for rollout in rollouts])
+    return np.concatenate(ids), np.array(starts), np.concatenate(masks)

@@ -33,6 +33,7 @@ STUDENT_LOGPROBS = "student_logprobs"
 # the student's weights, and its log-probability of every token with loss, empty where it did not
 # write.
 VERSION, BEHAVIOUR = "version", "behaviour"
+OWN = "own_logprob"  # beside them, where what it wrote was drawn from another law than its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +163,20 @@ class Rows:
         lists = self.table.column(name).combine_chunks().flatten()
         return _numpy(lists.flatten()).reshape(-1, lists.type.list_size)
 
-    def with_versions(self, version_R: np.ndarray, behaviour: Sequence[np.ndarray]) -> "Rows":
+    def with_versions(
+        self,
+        version_R: np.ndarray,
+        behaviour: Sequence[np.ndarray],
+        own: Sequence[np.ndarray] | None = None,
+    ) -> "Rows":
         """The same rows with the version of the student's weights that wrote each, negative where
-        another did (`shared.data.rollouts`), and the log-probabilities of what they wrote, nats."""
+        another did (`shared.data.rollouts`), and the log-probabilities of what they wrote, nats:
+        under the law that it was drawn from, and where that is another one, under the student's."""
         table = self.table.append_column(VERSION, pa.array(version_R, pa.int64()))
-        return Rows(table.append_column(BEHAVIOUR, _ragged(behaviour, np.float32)))
+        table = table.append_column(BEHAVIOUR, _ragged(behaviour, np.float32))
+        if own is not None:
+            table = table.append_column(OWN, _ragged(own, np.float32))
+        return Rows(table)
 
     def versions(self) -> np.ndarray | None:
         """The version of the student's weights that wrote each row, int64 [R], negative where
@@ -178,13 +188,20 @@ class Rows:
     def behaviour(self) -> np.ndarray:
         """Log-probabilities of what the student wrote under the law that it was drawn from, float32
         [N], 0 where it did not write; of rows with versions."""
-        pairs = zip(self.column(BEHAVIOUR), self.num_loss_tokens().tolist(), strict=True)
+        return self._of_written(BEHAVIOUR)
+
+    def own_logprobs(self) -> np.ndarray:
+        """The same under the student's own law."""
+        return self._of_written(OWN if OWN in self.table.column_names else BEHAVIOUR)
+
+    def _of_written(self, name: str) -> np.ndarray:
+        pairs = zip(self.column(name), self.num_loss_tokens().tolist(), strict=True)
         parts = [own if len(own) else np.zeros(size, np.float32) for own, size in pairs]
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def as_asked(self) -> "Rows":
         """The same rows as they are put to a teacher, without who wrote them."""
-        names = [name for name in (VERSION, BEHAVIOUR) if name in self.table.column_names]
+        names = [name for name in (VERSION, BEHAVIOUR, OWN) if name in self.table.column_names]
         return Rows(self.table.drop_columns(names)) if names else self
 
     def hashes(self) -> list[bytes]:

@@ -24,6 +24,8 @@ TokenIds = Sequence[int] | np.ndarray
 
 OPENINGS = pa.schema({"name": pa.string(), "input_ids": pa.list_(pa.int32())})
 DRAW = "draw"  # a further column, where an opening is continued more than once
+FORCED = "forced"  # a further column, where the first tokens of a continuation are given
+OWN = "own_logprobs"  # a further column, where a partner has a share in what is drawn
 NO_END = -1  # in place of the id that ended a continuation
 # Fields that questions and answers name only where they are not at their defaults.
 LATER_FIELDS = ("top_p", "min_new_tokens", "vocab", "logprobs", "weights")
@@ -90,6 +92,21 @@ class Openings:
         gives another continuation."""
         return Openings(self.table.append_column(DRAW, pa.array(list(draws), pa.string())))
 
+    def with_forced(self, tokens: Sequence[TokenIds]) -> "Openings":
+        """The same openings, each with the tokens that its continuation begins with, whatever they
+        are: they are taken in place of draws, and their log-probabilities are answered as those of
+        draws are."""
+        return Openings(self.table.append_column(FORCED, _lists(tokens)))
+
+    @property
+    def are_forced(self) -> bool:
+        """Whether first tokens are given."""
+        return FORCED in self.table.column_names
+
+    def forced(self) -> list[np.ndarray]:
+        """The tokens that each continuation begins with, int32."""
+        return _arrays(self.table.column(FORCED))
+
     def at(self, lines: Sequence[int]) -> "Openings":
         """The openings of these lines, in their order."""
         return Openings(self.table.take(pa.array(lines, pa.int64())).combine_chunks())
@@ -117,6 +134,7 @@ class Drawn:
 
     logprobs: list[np.ndarray]  # float32 [W] each, nats, of the distribution drawn from
     end_ids: list[int]  # `NO_END` where the tokens were used up
+    own_logprobs: list[np.ndarray] | None = None  # the model's own, where a partner had a share
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +164,8 @@ class Continuations:
         if drawn is not None:
             columns["logprobs"] = pa.array(drawn.logprobs, pa.list_(pa.float32()))
             columns["end_id"] = pa.array(drawn.end_ids, pa.int32())
+            if drawn.own_logprobs is not None:
+                columns[OWN] = pa.array(drawn.own_logprobs, pa.list_(pa.float32()))
         described = {
             "schema_version": SCHEMA_VERSION,
             "teacher": dict(teacher),
@@ -166,8 +186,7 @@ class Continuations:
 
     def canaries(self) -> list[np.ndarray]:
         """What `with_canary` put beside each row."""
-        column = self.table.column(CANARY)
-        return [np.asarray(scalar.values.to_numpy(), np.float32) for scalar in column]
+        return _floats(self.table.column(CANARY))
 
     @property
     def described(self) -> dict:
@@ -199,8 +218,13 @@ class Continuations:
     def logprobs(self) -> list[np.ndarray]:
         """Log-probabilities of `written` under the law that it was drawn from, float32 [W]: after
         temperature, top-p and the ban on early ends; 0 where the likeliest is always taken."""
-        column = self.table.column("logprobs")
-        return [np.asarray(scalar.values.to_numpy(), np.float32) for scalar in column]
+        return _floats(self.table.column("logprobs"))
+
+    def own_logprobs(self) -> list[np.ndarray] | None:
+        """The same under the law of the model alone; None where no partner had a share."""
+        if OWN not in self.table.column_names:
+            return None
+        return _floats(self.table.column(OWN))
 
     @staticmethod
     def joined(parts: Sequence["Continuations"]) -> "Continuations":
@@ -228,8 +252,17 @@ class Continuations:
             raise TeacherError(
                 f"the answer is to {answered.in_words()}, asked was {spec.in_words()}"
             )
+        if openings.are_forced and not self._begins(openings):
+            raise TeacherError(
+                f"the answer does not begin as asked after {', '.join(openings.names())}"
+            )
         if teacher is not None and described["teacher"] != dict(teacher):
             raise TeacherError("the answer comes from another teacher than the run started with")
+
+    def _begins(self, openings: Openings) -> bool:
+        """Whether each continuation begins with what is given, up to its end."""
+        pairs = zip(self.ids(), openings.forced(), strict=True)
+        return all((ids[: len(given)] == given[: len(ids)]).all() for ids, given in pairs)
 
 
 class Generator(Protocol):
@@ -237,6 +270,38 @@ class Generator(Protocol):
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """Continue one batch. Raises UserError for what can never be answered."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """Another generator with a share in the law that each token is drawn from."""
+
+    generator: Generator
+    openings: Openings  # as it is shown them, line by line
+    share: float  # above 0
+
+    def at(self, lines: Sequence[int]) -> "Partner":
+        """The same for the openings of these lines."""
+        return Partner(self.generator, self.openings.at(lines), self.share)
+
+    def generate(self, forced: Sequence[TokenIds], spec: GenerationSpec) -> Continuations:
+        """What it makes of texts that begin so, and writes where they end. Raises what `Generator`
+        does, and TeacherError for an answer to something else."""
+        openings = self.openings.with_forced(forced)
+        answer = self.generator.generate(openings, spec)
+        answer.check(openings, spec)
+        return answer
+
+
+class MixedGenerator(Generator, Protocol):
+    """A generator that writes with a partner."""
+
+    def generate_mixed(
+        self, openings: Openings, spec: GenerationSpec, partner: Partner
+    ) -> Continuations:
+        """Continue one batch; each token is drawn from the partner's share of its law, and the
+        rest of the model's own. The partner is asked once a token. Raises what both raise."""
         ...
 
 
@@ -262,6 +327,10 @@ class OpenGenerator(Protocol):
 
 def _lists(ids: Sequence[TokenIds]) -> pa.ListArray:
     return pa.array([np.asarray(each, np.int32) for each in ids], pa.list_(pa.int32()))
+
+
+def _floats(column: pa.ChunkedArray) -> list[np.ndarray]:
+    return [np.asarray(scalar.values.to_numpy(), np.float32) for scalar in column]
 
 
 def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:

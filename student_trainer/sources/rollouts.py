@@ -12,7 +12,7 @@ R rows of a rank for a step   D domains in config order
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,25 @@ from shared.errors import ConfigError, TutelageError
 from shared.mixture.blocks import Block
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.generation import GenerationSpec, Generator, Openings, OpenTeachers
+from shared.targets.generation import (
+    GenerationSpec,
+    Generator,
+    Openings,
+    OpenTeachers,
+    RemoteGenerator,
+)
 from student_trainer.models.writing import Writer
 from student_trainer.ranks import Ranks
 from student_trainer.sources.adaptive import Adaptive, Dealt, oldest_step
 from student_trainer.sources.data_set import DataSet
+from student_trainer.sources.partners import Partners
 from student_trainer.sources.rollout_files import RolloutFiles
 from student_trainer.sources.source import EFFORT, Drawn, TokenSource
 from student_trainer.sources.teacher_texts import TeacherPrompt, TeacherTexts, TextFiles
 from student_trainer.state.checkpoint import all_checkpoints, read_state, step_of
 
 # Options that checkpoints name only where they are not at their defaults.
-LATER_OPTIONS = ("teacher", "draws", "adaptive", "updates")
+LATER_OPTIONS = ("teacher", "draws", "adaptive", "updates", "teacher_mix")
 ADAPTIVE = "adaptive"  # of checkpoints: the state of `Adaptive`
 
 
@@ -63,16 +70,21 @@ def open_rollouts(
     """The data set with answers of student and teacher; `writer` is who writes as the student where
     it does. Raises ConfigError where no teacher can write."""
     assert isinstance(source, DataSet), "models write from rows of the data set"
-    texts = None
-    if plan.config.source.teacher:
+    texts, partners, asked = None, None, plan.config.source
+    teachers: Mapping[str, RemoteGenerator] = {}
+    if asked.teachers_write:
         if open_teachers is None:
-            raise ConfigError(plan.config.source.unwritten)
+            raise ConfigError(asked.unwritten)
+        teachers = open_teachers(ranks.rank)
+    if asked.teacher:
         files = TextFiles(RunDir(Path(plan.run_dir)).teacher_texts)
-        texts = TeacherTexts(plan, ranks.rank, files, open_teachers(ranks.rank))
+        texts = TeacherTexts(plan, ranks.rank, files, teachers)
+    if asked.teacher_mix:
+        partners = Partners(plan, teachers)
     adaptive = None
     if plan.config.source.adaptive is not None:
         adaptive = Adaptive(plan.config.source.adaptive, plan.config.seed, plan.config.steps)
-    return Rollouts(source, plan, ranks, writer, texts, adaptive)
+    return Rollouts(source, plan, ranks, writer, teachers, texts, partners, adaptive)
 
 
 @dataclass(slots=True)
@@ -84,7 +96,9 @@ class Rollouts:
     plan: RunPlan
     ranks: Ranks
     writer: Writer | None  # where the student writes
+    teachers: Mapping[str, RemoteGenerator]  # that are asked to write, by name
     texts: TeacherTexts | None  # where the teacher writes
+    partners: Partners | None  # where it has a share in what the student writes
     adaptive: Adaptive | None = None  # where the student's share moves
     # What this rank did since it was last taken, as `EFFORT` has it.
     effort: np.ndarray = field(default_factory=lambda: np.zeros(len(EFFORT)))
@@ -164,8 +178,8 @@ class Rollouts:
 
     def close(self) -> None:
         """Let go of the teachers."""
-        if self.texts is not None:
-            self.texts.close()
+        for teacher in self.teachers.values():
+            teacher.close()
 
     @property
     def _updates(self) -> int:
@@ -235,7 +249,9 @@ class Rollouts:
         )
         rollouts = self._by_student(step, own, rows, epoch_R, version=version)
         rollouts += self._by_teacher(step, taught, rows, epoch_R)
-        found = with_rollouts(rows, rollouts, version_R=np.where(who_R == STUDENT, version, who_R))
+        version_R = np.where(who_R == STUDENT, version, who_R)
+        mixed = self.partners is not None
+        found = with_rollouts(rows, rollouts, version_R=version_R, mixed=mixed)
         files, again = RolloutFiles(self._folder.rollouts), {}
         for line, at in enumerate(place_R.tolist()):
             if at in dealt.replayed:
@@ -260,7 +276,7 @@ class Rollouts:
             f"{row}/{epoch}/{step}" for row, epoch in zip(rows.names(), epoch_R, strict=True)
         ]
         with self.writer.at(version) as generator:
-            rollouts = self._rollouts(generator, prompts, rows.names(), drawn_R)
+            rollouts = self._rollouts(generator, prompts, rows, drawn_R)
         tokens = sum(len(rollout.output_ids) for rollout in rollouts)
         self.effort[:2] += (time.perf_counter() - start, tokens)
         self.effort[4] += self.writer.take_bytes()
@@ -299,21 +315,32 @@ class Rollouts:
         self,
         generator: Generator,
         prompts: Sequence[RowPrompt],
-        name_R: Sequence[str],
+        rows: Rows,
         drawn_R: Sequence[str],
     ) -> list[Rollout]:
-        """What the student writes after prompts, in their order; those of one room together."""
+        """What the student writes after prompts, in their order; those of one room, and of one
+        teacher that has a share in it, together."""
+        name_R, domain_R, partners = rows.names(), rows.domains(), self.partners
+        groups: dict[tuple[int, str], list[int]] = {}
+        for line, prompt in enumerate(prompts):
+            beside = partners.teacher_of(domain_R[prompt.row]) if partners else ""
+            groups.setdefault((prompt.room, beside), []).append(line)
         found: dict[int, Rollout] = {}
-        for room in sorted({prompt.room for prompt in prompts}):
-            lines = [line for line, prompt in enumerate(prompts) if prompt.room == room]
+        for (room, _), lines in sorted(groups.items()):
             asked = [prompts[line] for line in lines]
+            draws = [f"{drawn_R[prompt.row]}/{prompt.document}" for prompt in asked]
             openings = Openings.build(
                 names=[name_R[prompt.row] for prompt in asked],
                 input_ids=[prompt.input_ids for prompt in asked],
-            ).with_draws([f"{drawn_R[prompt.row]}/{prompt.document}" for prompt in asked])
+            ).with_draws(draws)
             spec = self._spec(room, vocab=self._shared_vocab)
-            answer = generator.generate(openings, spec)
-            parts = zip(answer.written(), answer.logprobs(), answer.stopped(), strict=True)
+            if partners is None:
+                answer = generator.generate(openings, spec)
+            else:
+                domains = [domain_R[prompt.row] for prompt in asked]
+                answer = partners.generate(generator, openings, spec, domains=domains, draws=draws)
+            own = answer.own_logprobs() or [None] * len(asked)
+            parts = zip(answer.written(), answer.logprobs(), answer.stopped(), own, strict=True)
             found |= {
                 line: Rollout(prompt, *part)
                 for line, prompt, part in zip(lines, asked, parts, strict=True)

@@ -139,11 +139,6 @@ class TeacherTexts:
         found, self._tokens = self._tokens, 0
         return found
 
-    def close(self) -> None:
-        """Let go of the teachers."""
-        for generator in self.generators.values():
-            generator.close()
-
     def _openings(self, asked: Sequence[TeacherPrompt]) -> Openings:
         """As the teacher is shown them."""
         prompts = [one.prompt.input_ids for one in asked]

@@ -1,7 +1,7 @@
 """Advantages of tokens that the student wrote, from the rewards of their text.
 
-The reward of a token is r = log p - log q, nats: the teacher's log-probability less that with which
-the student drew it.
+The reward of a token is r = log p - log q, nats: the teacher's log-probability less the student's
+when it wrote it.
 
 N positions with loss of a unit   T tokens of a text   U units of a rank
 """
@@ -103,7 +103,7 @@ class Advantages:
 
     def _of(self, unit: UnitView) -> np.ndarray:
         layout, written_N = unit.layout, written_by_student(unit)
-        reward_N = unit.of_teacher("label_logprob") - unit.rows.behaviour()
+        reward_N = unit.of_teacher("label_logprob") - unit.rows.own_logprobs()
         advantage_N = np.zeros(len(reward_N), np.float32)
         for document in np.unique(layout.document_N[written_N]):
             own = np.flatnonzero(layout.document_N == document)

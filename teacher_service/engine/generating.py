@@ -1,95 +1,55 @@
 """Writing on: a batch of openings continued by transformers' own generation, with its KV cache.
 
-A token is drawn by adding Gumbel noise to the logits and taking the largest, where the noise is a
-function of (seed, opening, position) alone. So a continuation does not depend on its neighbours in
-the batch, but for float ties: a padded batch rounds the last bits of logits otherwise than a row
-alone, which shows where two candidates are that close.
-
 B openings   L padded length   S tokens that are added   V vocabulary
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
-import xxhash
 from torch import Tensor
 
 from shared.data.passes import TOGETHER, Passes, switches_of
 from shared.data.trust import tolerance
 from shared.errors import ConfigError, HandshakeError
 from shared.model_parts import longest_context
-from shared.targets.generation import NO_END, Continuations, Drawn, GenerationSpec, Openings
-from teacher_service.engine.noise import gumbel
+from shared.targets.generation import (
+    NO_END,
+    Continuations,
+    Drawn,
+    GenerationSpec,
+    Openings,
+    Partner,
+)
+from teacher_service.engine.lock_step import LockStep, MixedSampler, one_more, states_of
+from teacher_service.engine.sampler import Sampler
 
 PAD_ID = 0  # hidden by the attention mask
 PROBED_TOKENS = 2
 
 
-class Sampler(transformers.LogitsProcessor):
-    """The law that tokens are drawn from, in the one place where it is: logits of the ids below
-    `vocab` at a temperature, without stop ids before `min_new_tokens`, cut to the likeliest ids
-    that hold `top_p`.
+class Written(NamedTuple):
+    """What a model adds to an opening, padded behind its end."""
 
-    Keeps the log-probability of every token drawn, under that law.
-    """
-
-    def __init__(self, spec: GenerationSpec, openings: Openings, *, width: int) -> None:
-        self._spec, self._width = spec, width
-        seed = spec.seed.to_bytes(8, "little", signed=True)
-        self._of_openings = [seed + digest for digest in openings.hashes()]
-        self.logprobs_S: list[Tensor] = []  # of each position [B]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [B, V], the largest of which is drawn after `input_ids` [B, L]."""
-        position, spec = input_ids.shape[1] - self._width, self._spec
-        if spec.vocab is not None and spec.vocab < scores.shape[1]:
-            scores = scores.clone()
-            scores[:, spec.vocab :] = -torch.inf
-        if position < spec.min_new_tokens and spec.stop_ids:
-            scores = scores.index_fill(1, _ids(spec.stop_ids, scores), -torch.inf)
-        if not spec.temperature:
-            if spec.logprobs:
-                self.logprobs_S.append(scores.new_zeros(len(scores)))
-            return scores
-        law_BV = _likeliest(scores / spec.temperature, spec.top_p)
-        keys_B = torch.from_numpy(self._keys(position)).to(scores.device)
-        noisy_BV = law_BV + gumbel(keys_B, scores.shape[1]).to(scores)
-        if spec.logprobs:
-            drawn_B1 = noisy_BV.argmax(-1, keepdim=True)
-            self.logprobs_S.append(law_BV.log_softmax(-1).gather(1, drawn_B1)[:, 0])
-        return noisy_BV
-
-    def _keys(self, position: int) -> np.ndarray:
-        """A key [B], int64, of each opening at a position."""
-        place = position.to_bytes(8, "little")
-        keys = [xxhash.xxh3_64_intdigest(each + place) for each in self._of_openings]
-        return np.array(keys, np.uint64).view(np.int64)
+    ids: list[int]
+    logprobs: np.ndarray  # float32, of each, where they are asked for
+    own_logprobs: np.ndarray | None = None  # the model's own, where a partner had a share
 
 
-def _ids(stop_ids: tuple[int, ...], scores: Tensor) -> Tensor:
-    """The stop ids that the model has."""
-    return torch.tensor([i for i in stop_ids if i < scores.shape[1]], device=scores.device)
-
-
-def _likeliest(logits_BV: Tensor, top_p: float) -> Tensor:
-    """Logits [B, V] of the fewest likeliest ids that hold at least `top_p`, -inf for the others;
-    of equally likely ones the first."""
-    if top_p >= 1:
-        return logits_BV
-    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-    mass_BV = sorted_BV.softmax(-1)
-    before_BV = mass_BV.cumsum(-1) - mass_BV
-    sorted_BV = sorted_BV.masked_fill(before_BV >= top_p, -torch.inf)
-    return torch.full_like(logits_BV, -torch.inf).scatter(1, order_BV, sorted_BV)
+Write = Callable[[Sequence[int]], list[Written]]  # continues the openings of some lines
 
 
 def refuse_openings(openings: Openings, spec: GenerationSpec, *, vocab: int, limit: int | None):
     """Questions that no retry can answer. Raises ConfigError or HandshakeError."""
+    if openings.are_forced and not (spec.temperature and spec.logprobs):
+        raise ConfigError(
+            f"{spec.in_words()} are asked for after first tokens that are given, whose "
+            "log-probabilities are answered; ask for these, at a temperature above 0"
+        )
     if spec.max_new_tokens < 1 or spec.temperature < 0:
         raise ConfigError(f"{spec.in_words()} cannot be written; ask for 1 token, at 0 or more")
     for name, ids in zip(openings.names(), openings.ids(), strict=True):
@@ -128,22 +88,48 @@ class ModelGenerator:
         self._fingerprint, self._batch_rows = fingerprint, batch_rows
         self._text_config = model.config.get_text_config()
         self._passes: Passes | None = None  # not probed yet
+        self._lock_step: LockStep | None = None  # nor this
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """See `Generator`."""
+
+        def write(lines: Sequence[int]) -> list[Written]:
+            own = openings.at(lines)
+            padded = _padded(own, self._device)
+            if own.are_forced:
+                return _listed(*self._in_steps().written(padded, own, spec))
+            sampler = Sampler(spec, own, width=padded[0].shape[1])
+            return _listed(_sampled(self._model, padded, sampler), sampler.logprobs_BS())
+
+        return self._generate(openings, spec, write)
+
+    def generate_mixed(
+        self, openings: Openings, spec: GenerationSpec, partner: Partner
+    ) -> Continuations:
+        """See `MixedGenerator`."""
+
+        def write(lines: Sequence[int]) -> list[Written]:
+            own, beside = openings.at(lines), partner.at(lines)
+            padded = _padded(own, self._device)
+            sampler = MixedSampler(spec, own, width=padded[0].shape[1], partner=beside)
+            written_BS = _sampled(self._model, padded, sampler)
+            return _listed(written_BS, sampler.logprobs_BS(), sampler.own_BS())
+
+        return self._generate(openings, spec, write)
+
+    def _generate(self, openings: Openings, spec: GenerationSpec, write: Write) -> Continuations:
         limit = longest_context(self._text_config)
         refuse_openings(openings, spec, vocab=self._vocab, limit=limit)
         passes = self._beside()
         if self._switches_within(openings, spec):
             passes = replace(passes, padded=False)
-        return generate(
-            self._model,
-            openings,
-            spec,
-            device=self._device,
-            teacher=self._fingerprint,
-            together=batches(openings, passes, most=self._batch_rows),
-        )
+        together = batches(openings, passes, most=self._batch_rows)
+        written: dict[int, Written] = {}
+        with torch.no_grad(), without_defaults(self._model):
+            for lines in filter(len, together):
+                written |= dict(zip(lines, write(lines), strict=True))
+        in_order = [written[line] for line in range(len(openings))]
+        return continuations(openings, spec, in_order, teacher=self._fingerprint)
 
     def _beside(self) -> Passes:
         """What openings may share, probed once, before the first are continued."""
@@ -152,6 +138,13 @@ class ModelGenerator:
                 self._model, vocab=self._vocab, device=self._device, dtype=self._dtype
             )
         return self._passes
+
+    def _in_steps(self) -> LockStep:
+        """What goes on from texts that are given in part, made for the first of them."""
+        if self._lock_step is None:
+            alike = reads_on(self._model, vocab=self._vocab, device=self._device, dtype=self._dtype)
+            self._lock_step = LockStep(self._model, keeps_states=alike)
+        return self._lock_step
 
     def _switches_within(self, openings: Openings, spec: GenerationSpec) -> bool:
         """Whether a text may grow beyond a length from where the model reads positions otherwise:
@@ -197,33 +190,27 @@ def batches(openings: Openings, passes: Passes, *, most: int | None = None) -> l
     return found
 
 
-@torch.no_grad()
-def generate(
-    model: Any,
+def continuations(
     openings: Openings,
     spec: GenerationSpec,
+    written: Sequence[Written],
     *,
-    device: torch.device,
     teacher: dict[str, str],
-    together: Sequence[Sequence[int]],
 ) -> Continuations:
-    """Continue openings, those of each batch of `together` at once. The model's own defaults play
-    no part."""
-    written: dict[int, tuple[Sequence[int], np.ndarray]] = {}
-    with without_defaults(model):
-        for lines in filter(len, together):
-            found = _written(model, openings.at(lines), spec, device)
-            written |= dict(zip(lines, found, strict=True))
-    ids = [written[line][0] for line in range(len(openings))]
+    """What was written, each text up to its end."""
+    ids = [one.ids for one in written]
     lengths = [_until(each, spec.stop_ids) for each in ids]
     ended = [length < len(each) for each, length in zip(ids, lengths, strict=True)]
     pairs = list(zip(ids, lengths, strict=True))
     drawn = None
     if spec.logprobs:
         until = [length + stopped for length, stopped in zip(lengths, ended, strict=True)]
+        cut = list(zip(written, until, strict=True))
+        own = [one.own_logprobs[:stop] for one, stop in cut if one.own_logprobs is not None]
         drawn = Drawn(
-            [written[line][1][:stop] for line, stop in enumerate(until)],
+            [one.logprobs[:stop] for one, stop in cut],
             [int(each[n]) if n < len(each) else NO_END for each, n in pairs],
+            own or None,
         )
     return Continuations.build(
         openings,
@@ -246,27 +233,27 @@ def without_defaults(model: Any) -> Iterator[None]:
         model.generation_config = before
 
 
-def _written(
-    model: Any, openings: Openings, spec: GenerationSpec, device: torch.device
-) -> list[tuple[list[int], np.ndarray]]:
-    """What a model adds to openings that are padded on the left to one length, and the
-    log-probabilities where they are asked for."""
-    input_ids_BL, mask_BL = _padded(openings)
-    width = input_ids_BL.shape[1]
-    sampler = Sampler(spec, openings, width=width)
+def _sampled(model: Any, padded: tuple[Tensor, Tensor], sampler: Sampler) -> Tensor:
+    """What a model adds to openings, padded to ids and mask [B, L], until all texts have ended or
+    their tokens are used up [B, S]."""
+    input_ids_BL, mask_BL = padded
+    spec = sampler.spec
     written_BL = model.generate(
-        input_ids=torch.from_numpy(input_ids_BL).to(device),
-        attention_mask=torch.from_numpy(mask_BL).to(device),
+        input_ids=input_ids_BL,
+        attention_mask=mask_BL,
         max_new_tokens=spec.max_new_tokens,
         eos_token_id=list(spec.stop_ids) or None,
         pad_token_id=spec.stop_ids[0] if spec.stop_ids else None,
         do_sample=False,
         logits_processor=transformers.LogitsProcessorList([sampler]),
     )
-    logprobs_BS = np.zeros((len(openings), 0), np.float32)
-    if spec.logprobs:
-        logprobs_BS = torch.stack(sampler.logprobs_S, 1).float().cpu().numpy()
-    return list(zip(written_BL[:, width:].tolist(), logprobs_BS, strict=True))
+    return written_BL[:, input_ids_BL.shape[1] :]
+
+
+def _listed(written_BS: Tensor, *logprobs_BS: Tensor) -> list[Written]:
+    """Of each opening what was written, its log-probabilities and a model's own."""
+    arrays = [values_BS.float().cpu().numpy() for values_BS in logprobs_BS]
+    return [Written(*one) for one in zip(written_BS.tolist(), *arrays, strict=True)]
 
 
 @torch.no_grad()
@@ -288,11 +275,10 @@ def continues_beside(model: Any, *, vocab: int, device: torch.device, dtype: str
 def _first_logits(model: Any, input_ids: Sequence[np.ndarray], device: torch.device) -> Tensor:
     """Logits [S, V] of the first tokens that are added to the first opening: after the opening, and
     after a token that was read with its states."""
-    openings = Openings.build(names=["probe"] * len(input_ids), input_ids=input_ids)
-    input_ids_BL, mask_BL = _padded(openings)
+    input_ids_BL, mask_BL = _probed(input_ids, device)
     found = model.generate(
-        input_ids=torch.from_numpy(input_ids_BL).to(device),
-        attention_mask=torch.from_numpy(mask_BL).to(device),
+        input_ids=input_ids_BL,
+        attention_mask=mask_BL,
         max_new_tokens=PROBED_TOKENS,
         do_sample=False,
         return_dict_in_generate=True,
@@ -301,15 +287,38 @@ def _first_logits(model: Any, input_ids: Sequence[np.ndarray], device: torch.dev
     return torch.stack([logits_BV[0].float() for logits_BV in found.logits])
 
 
-def _padded(openings: Openings) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask [B, L]."""
+@torch.no_grad()
+def reads_on(model: Any, *, vocab: int, device: torch.device, dtype: str) -> bool:
+    """Whether a model that is given its states back reads on as if it had not stopped."""
+    ids = np.random.default_rng(0).integers(min(3, vocab - 1), vocab, 8)
+    with without_defaults(model):
+        through_SV = _first_logits(model, [ids], device)
+        input_ids_BL, mask_BL = _probed([ids], device)
+        first = one_more(model, input_ids_BL, mask_BL, {})
+        states = states_of(first)
+        if not states:
+            return False
+        longer_BL = torch.cat([mask_BL, torch.ones_like(mask_BL[:, :1])], 1)
+        second = one_more(model, first.sequences, longer_BL, states)
+        stepped_SV = torch.stack([found.logits[0][0].float() for found in (first, second)])
+    off = (stepped_SV - through_SV).abs().max() / through_SV.abs().max()
+    return bool(off <= tolerance(dtype))
+
+
+def _probed(input_ids: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    openings = Openings.build(names=["probe"] * len(input_ids), input_ids=input_ids)
+    return _padded(openings, device)
+
+
+def _padded(openings: Openings, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [B, L], padded on the left to one length."""
     width = max(map(len, openings.ids()), default=0)
     input_ids_BL = np.full((len(openings), width), PAD_ID, np.int64)
     mask_BL = np.zeros_like(input_ids_BL)
     for line, ids in enumerate(openings.ids()):
         input_ids_BL[line, width - len(ids) :] = ids
         mask_BL[line, width - len(ids) :] = 1
-    return input_ids_BL, mask_BL
+    return torch.from_numpy(input_ids_BL).to(device), torch.from_numpy(mask_BL).to(device)
 
 
 def _until(ids: Sequence[int], stop_ids: tuple[int, ...]) -> int:

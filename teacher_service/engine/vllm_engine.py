@@ -131,6 +131,11 @@ class VllmEngine:
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """See `Engine`. Draws come from a seed of each opening, so they depend on no other."""
         refuse_openings(openings, spec, vocab=self._vocab, limit=self._limit)
+        if openings.are_forced:
+            raise ConfigError(
+                "a teacher with engine vllm is asked to go on from texts that are given in part, "
+                "which it does not; leave source.teacher_mix out, or set its engine to transformers"
+            )
         if not draws_in_vllm(spec.temperature):
             least, most = VLLM_DRAWS_AT
             raise ConfigError(

@@ -35,6 +35,7 @@ ROLLOUTS = "student_trainer/sources/test_rollouts.py"
 WEIGHER = "student_trainer/weighing/test_weigher.py"
 TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut"
 ADAPTIVE = "student_trainer/sources/test_adaptive.py"
+PARTNERS = "student_trainer/sources/test_partners.py"
 TEXTS = "student_trainer/sources/test_teacher_texts.py"
 COPIES = "cluster/launch/test_copies.py"
 ONLINE = "student_trainer/sources/test_online_teacher.py"
@@ -195,6 +196,9 @@ KNOBS = {
     "source.min_new_tokens": f"{ROLLOUTS}::test_lengths_are_as_asked",
     "source.temperature": f"{ROLLOUTS}::{WRITTEN}",
     "source.top_p": f"{ROLLOUTS}::{WRITTEN}",
+    "source.teacher_mix": (
+        f"{PARTNERS}::test_weights_are_kept_with_the_rollouts_and_bounded_by_the_share"
+    ),
     "source.draws": f"{TEXTS}::test_draws_take_turns_from_epoch_to_epoch",
     "source.lag": f"{ROLLOUTS}::test_step_s_learns_what_version_s_minus_lag_wrote",
     "source.updates": f"{ROLLOUTS}::test_a_block_is_written_once_for_several_updates",

@@ -85,6 +85,33 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
             )
             for name, value in (("top_p", 0.9), ("min_new_tokens", 1))
         ),
+        ({"teacher_mix": 0.2}, {}, "teacher_mix is 0.2, .* but source has student 0; give the"),
+        ({"student": 1, "teacher_mix": 1.2}, {}, "less than or equal to 1"),
+        ({"student": 1, "teacher_mix": -0.1}, {}, "greater than or equal to 0"),
+        (
+            {"student": 1, "teacher_mix": 0.2, "temperature": 0},
+            {},
+            "teacher_mix is 0.2, but source.temperature is 0, at which",
+        ),
+        (
+            {"student": 1, "teacher_mix": 0.2},
+            {"rollouts": {"replicas": 2}},
+            "teacher_mix is 0.2, .* but rollouts.replicas is 2, whose copies ask nobody",
+        ),
+        (
+            {"student": 1, "teacher_mix": 0.2},
+            {
+                "teachers": {"a": {"model": "a"}, "b": {"model": "b"}},
+                "domains": {"d": {"train": "d.jsonl", "teacher": {"a": 1, "b": 2}}},
+                "targets": {"exact": "last_hidden"},
+            },
+            "teacher_mix is 0.2, but domains.d.teacher averages a and b, and a token",
+        ),
+        (
+            {"student": 1, "teacher_mix": 0.2},
+            {"teachers": {"t": {"model": "t", "engine": "vllm", "python": "/p"}}},
+            "engine is vllm, .* but source.teacher_mix has it write token by token",
+        ),
         (
             {"student": 1, "max_new_tokens": 512},
             {},

@@ -54,7 +54,7 @@ def unit(reward_N: list[float], version_R: list[int]) -> SimpleNamespace:
     """A unit of rows of two tokens each, by this version, at rewards of these."""
     size = len(reward_N)
     rows = SimpleNamespace(
-        versions=lambda: np.array(version_R), behaviour=lambda: np.zeros(size, np.float32)
+        versions=lambda: np.array(version_R), own_logprobs=lambda: np.zeros(size, np.float32)
     )
     place_N = np.arange(size) // 2
     layout = SimpleNamespace(row_N=place_N, document_N=place_N)

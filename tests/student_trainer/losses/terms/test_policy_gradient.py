@@ -44,17 +44,31 @@ def token_kl(student: Tensor, teacher: Tensor) -> Tensor:
     return (reached * kl).sum()
 
 
+def mixture(student: Tensor, teacher: Tensor, share: float) -> Tensor:
+    """Logits of what is drawn where the teacher has a share in every token."""
+    q, p = student.softmax(-1), teacher.softmax(-1)
+    return (share * p + (1 - share) * q).log()
+
+
 def expected_gradient(
-    student: Tensor, teacher: Tensor, *, behaviour: Tensor | None = None, constant=None, **options
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    behaviour: Tensor | None = None,
+    writer: Tensor | None = None,
+    constant=None,
+    **options,
 ) -> Tensor:
-    """Of the term, over texts drawn from `behaviour`, by default the student itself."""
+    """Of the term, over texts drawn from `behaviour`, by default the student itself; rewards are
+    against the student that wrote, by default `behaviour`."""
     live = student.clone().requires_grad_(True)
     behaviour = student if behaviour is None else behaviour
+    writer = behaviour if writer is None else writer
     section = Section(**options)
     total = torch.zeros((), dtype=torch.float64)
     for text in product(range(V), repeat=2):
         drawn = logprobs(behaviour, text).detach()
-        reward = (logprobs(teacher, text) - drawn).numpy()
+        reward = (logprobs(teacher, text) - logprobs(writer, text)).numpy()
         found = advantages(reward, credit=section.credit, discount=section.discount)
         advantage = torch.from_numpy(found) if constant is None else torch.full((2,), constant)
         chunk = SimpleNamespace(
@@ -139,6 +153,42 @@ def test_importance_ratios_make_up_for_older_weights():
     reached = torch.cat([torch.ones(1, dtype=q.dtype), drawn[0].exp()])
     surrogate = (reached * (q.exp() * (drawn - p)).sum(-1)).sum()
     torch.testing.assert_close(found, torch.autograd.grad(surrogate, live)[0])
+
+
+def reached_kl(student: Tensor, drawn: Tensor, teacher: Tensor) -> Tensor:
+    """The token's own KL where a text that is drawn comes to."""
+    q, p = student.log_softmax(-1), teacher.log_softmax(-1)
+    kl = (q.exp() * (q - p)).sum(-1)
+    return (torch.cat([torch.ones(1, dtype=q.dtype), drawn.softmax(-1)[0]]) * kl).sum()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_a_share_of_the_teacher_changes_where_texts_come_to_and_no_gradient_there(share):
+    """MiniLLM's Eq. 5: the weight of a token makes up for who drew it, that of the way to it is
+    left out."""
+    student, teacher = model(1), model(2)
+    drawn = mixture(student, teacher, share)
+    options = {"behaviour": drawn, "writer": student, "credit": "token"}
+    found = expected_gradient(student, teacher, **options)
+    numerical = finite_difference(reached_kl, student, drawn, teacher)
+    torch.testing.assert_close(found, numerical, atol=1e-8, rtol=1e-6)
+    alone = expected_gradient(student, teacher, credit="token")
+    assert ((found - alone).abs().max() < 1e-12) == (share == 0)
+    torch.testing.assert_close(found[0], alone[0])  # nothing leads to the first token
+
+
+@pytest.mark.parametrize("credit", ["token", "later_mean", "return"])
+def test_a_share_leaves_a_teacher_told_apart(credit):
+    student, teacher = model(1), model(2)
+    drawn = mixture(student, teacher, 0.2)
+    options = {"behaviour": drawn, "writer": student, "credit": credit}
+    found = expected_gradient(student, teacher, **options)
+    assert expected_gradient(student, teacher, constant=-0.7, **options).abs().max() < 1e-12
+    assert found.abs().max() > 0.01
+    other = expected_gradient(student, model(3), **options)
+    assert (found - other).abs().max() > 0.01
+    itself = {"behaviour": mixture(student, student, 0.2), "writer": student, "credit": credit}
+    assert expected_gradient(student, student, **itself).abs().max() < 1e-12
 
 
 def test_a_clip_bounds_what_a_ratio_counts():
