@@ -96,9 +96,9 @@ class Rollouts:
     plan: RunPlan
     ranks: Ranks
     writer: Writer | None  # where the student writes
-    teachers: Mapping[str, RemoteGenerator]  # that are asked to write, by name
-    texts: TeacherTexts | None  # where the teacher writes
-    partners: Partners | None  # where it has a share in what the student writes
+    teachers: Mapping[str, RemoteGenerator] = field(default_factory=dict)  # asked to write, by name
+    texts: TeacherTexts | None = None  # where the teacher writes
+    partners: Partners | None = None  # where it has a share in what the student writes
     adaptive: Adaptive | None = None  # where the student's share moves
     # What this rank did since it was last taken, as `EFFORT` has it.
     effort: np.ndarray = field(default_factory=lambda: np.zeros(len(EFFORT)))

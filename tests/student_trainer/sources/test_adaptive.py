@@ -115,7 +115,7 @@ def test_nothing_is_forgotten_that_a_damaged_checkpoint_may_need(tmp_path: Path)
     plan = SimpleNamespace(
         run_dir=str(tmp_path), config=SimpleNamespace(source=SimpleNamespace(updates=1))
     )
-    rollouts = Rollouts(None, plan, None, None, None, adaptive)  # type: ignore[arg-type]
+    rollouts = Rollouts(None, plan, None, None, adaptive=adaptive)  # type: ignore[arg-type]
     state = tmp_path / "checkpoints" / "step-000005" / "state.json"
     state.parent.mkdir(parents=True)
     for damage in (None, "{", "{}"):
