@@ -189,19 +189,9 @@ def test_a_cell_of_the_students_own_text_is_measured_by_what_it_writes(tiny_root
             ]
             (tiny_root / "data" / name / f"pairs.{part}.jsonl").write_text("\n".join(lines))
     small = ["steps=3", "data.validation_rows=2", "student.model=models/student-base-1m"]
-    methods(
-        "run",
-        "--to",
-        tmp_path,
-        "--root",
-        tiny_root,
-        "--cells",
-        "own-gkd-50",
-        "--seeds",
-        0,
-        "--set",
-        *small,
-    )
+    small.append("evaluation.far_student=say")  # a pair of random weights
+    place = ["--to", tmp_path, "--root", tiny_root]
+    methods("run", *place, "--cells", "own-gkd-50", "--seeds", 0, "--set", *small)
     (found,) = publishing.read_records(tmp_path)
     for model in ("student", "before", "teacher"):
         for domain in found["written"][model].values():
