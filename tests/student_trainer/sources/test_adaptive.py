@@ -86,6 +86,22 @@ def test_a_full_buffer_is_learnt_from_more_and_more():
         assert abs(again[step] - ROWS * step / 100) <= 1
 
 
+def test_every_step_and_seed_deals_otherwise():
+    def dealt(step: int, seed: int = 0) -> list[int]:
+        return deal(Adaptive(AdaptiveShare(start=0.5), seed, 100), step).who_R.tolist()
+
+    assert dealt(3) == dealt(3)
+    assert dealt(3) != dealt(4)
+    assert dealt(3) != dealt(3, seed=1)
+
+
+def test_all_is_written_anew_while_a_buffer_is_not_full():
+    adaptive = scheduler(start=1.0, replay_rows=30)
+    assert (deal(adaptive, 99).who_R == STUDENT).all()  # 20 rows of each domain
+    assert not deal(adaptive, 99).replayed  # 40 by then, as they are there for the next step
+    assert deal(adaptive, 99).replayed
+
+
 def test_what_is_replayed_is_of_the_rows_own_domain():
     adaptive = scheduler(start=1.0, replay_rows=5)
     for step in range(90):
