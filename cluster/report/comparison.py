@@ -12,6 +12,8 @@ from cluster.report.page import template
 from cluster.report.plots import Series
 from cluster.report.record import RunRecord, finite, read_json, read_record
 from cluster.report.text import shortened
+from shared.config.paths import JOB_FOLDERS
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.changes import leaves
 from shared.run.metrics import DomainEvaluation, StepMetrics
@@ -48,7 +50,7 @@ class Compared:
 
     def differing(self) -> dict[str, list[str]]:
         """Options that are not alike in all runs, with each run's value as text."""
-        options = [dict(leaves(r.config.model_dump(mode="json"))) for r in self.runs.values()]
+        options = [dict(leaves(told)) for told in _alike([r.config for r in self.runs.values()])]
         names = dict.fromkeys(name for of_run in options for name in of_run)
         told = {name: [_value(of_run, name) for of_run in options] for name in names}
         return {
@@ -94,6 +96,22 @@ class Compared:
             points = ((line.step, finite(value(line))) for line in record.lines)
             found.append(Series(name, tuple((x, y) for x, y in points if y is not None), colour))
         return found
+
+
+def _alike(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    """The options of configs; beside those of a job, whose root was a folder that Ray made, paths
+    are as they are below the root of each."""
+    in_a_job = any(JOB_FOLDERS in config.paths.root for config in configs)
+
+    def below(value: Any, root: str) -> Any:
+        if isinstance(value, dict):
+            return {name: below(one, root) for name, one in value.items()}
+        if isinstance(value, list):
+            return [below(one, root) for one in value]
+        return value.removeprefix(f"{root}/") if isinstance(value, str) else value
+
+    told = [(config.model_dump(mode="json"), config.paths.root) for config in configs]
+    return [below(options, root) if in_a_job else options for options, root in told]
 
 
 def compare(folders: Sequence[Path]) -> Compared:

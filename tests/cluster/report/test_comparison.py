@@ -38,6 +38,18 @@ def test_options_that_differ_are_named_with_their_values_and_no_others(runs):
     assert "'temperature': 2.0" in warm
 
 
+def test_a_job_and_a_run_from_the_same_folder_name_the_same_models(tmp_path):
+    copy = str(tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1")
+    runs = []
+    for name, root in (("job", copy), ("own", str(tmp_path))):
+        runs.append(made(tmp_path, name, paths={"root": root}))
+        path = runs[-1] / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["student"]["model"] = f"{root}/models/student"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+    assert compare(runs).differing() == {}
+
+
 def test_each_number_is_that_of_its_run(runs, capsys):
     assert main(["report", *runs]) == 0
     lines = capsys.readouterr().out.splitlines()
