@@ -8,6 +8,7 @@ from cluster.commands.runs import config_of
 from cluster.commands.tasks import is_model
 from cluster.evaluation.results import Results, compared, results_of
 from cluster.evaluation.table import table
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
 
@@ -33,6 +34,7 @@ def evaluate(
         )
     run_dir = RunDir(run.absolute())
     config = config_of(run_dir)
+    _refuse_elsewhere(run_dir, config)
     other = None if compare is None else compared(compare, run_dir, config.domains)
     from cluster.launch import driver
     from cluster.launch.generating import Asked, student_tokenizer
@@ -47,3 +49,15 @@ def evaluate(
     if not as_json and run_dir.generations.exists():
         print(f"Texts     {run_dir.generations}\nPage      tutelage report {run}")
     return results
+
+
+def _refuse_elsewhere(run_dir: RunDir, config: Config) -> None:
+    """Raise ConfigError where a job's models are looked for in another folder than its own."""
+    if config.paths.root == run_dir.recorded_config().paths.root:
+        return
+    for model in (config.student.model, *(teacher.model for teacher in config.teachers.values())):
+        if Path(model).is_absolute() and not Path(model).is_dir():
+            raise ConfigError(
+                f"{run_dir.path} was a job, whose folder Ray has removed, and there is no {model}; "
+                "call this in the folder that the job was submitted from"
+            )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from cluster.sizing.alive import Alive
+from cluster.sizing.alive import Alive, held
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Followed(Alive):
         self.widest = 0
         self._unwritten = unwritten
         self._chunks = chunks
-        self._lasting = {tensor.untyped_storage()._cdata for tensor in known}
+        self._lasting = {held(tensor).untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.dim() > 1:
-                self._look_at(tensor)
+                self._look_at(held(tensor))
         return result
 
     def _see(self, storage: torch.UntypedStorage) -> None:

@@ -10,6 +10,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from cluster.sizing.alive import held
+
 STATUS = Path("/proc/self/status")
 POLL_S = 0.01
 
@@ -58,5 +60,5 @@ def live_tensors(device: torch.device) -> list[Tensor]:
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of what tensors lie in, each storage once."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
+    storages = [held(tensor).untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -6,9 +6,11 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from cluster.probing.following import Chunks, Followed
 from cluster.probing.memory import ResidentPeak, live_tensors, resident_bytes, storage_bytes
@@ -36,7 +38,8 @@ def probed_engine(
     """The engine that a config asks for, counted; what it takes is written to `folder`."""
     engine = load_engine(teacher, cache=cache, context=context)
     device = torch.device("cuda" if teacher.gpus > 0 else "cpu")
-    return ProbedEngine(engine, device, chunks, folder / f"teacher-{name}-{os.getpid()}.json")
+    kept = folder / f"teacher-{name}-{gethostname()}-{os.getpid()}.json"
+    return ProbedEngine(engine, device, chunks, kept)
 
 
 @dataclass(slots=True)
@@ -62,6 +65,11 @@ class ProbedEngine:
         self._libraries = GPU_LIBRARIES if self._on_gpu else resident_bytes() - self._weights
         self._step, self._by_question = 0, dict[str, Asked]()
         self._resident = ResidentPeak().__enter__()  # as long as the process
+
+    @property
+    def head(self) -> Any:
+        """What `HFEngine` ships, of which a process of a spread replica has a part."""
+        return self._engine.head  # type: ignore[attr-defined]
 
     def describe(self) -> TeacherDescription:
         """See `Engine`."""
@@ -119,5 +127,6 @@ class ProbedEngine:
             seconds=training.seconds,
             timed=training.timed,
             followed=training.followed,
+            leads=not dist.is_initialized() or dist.get_rank() == 0,
         )
         write(self._path, found)

@@ -10,6 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+def held(tensor: Tensor) -> Tensor:
+    """The tensor of this process that one stands for: its part of one that is spread over several,
+    whether or not a collective has filled it."""
+    part = getattr(tensor, "_local_tensor", tensor)  # of a DTensor
+    return getattr(part, "elem", part)  # of an AsyncCollectiveTensor
+
+
 class Alive(TorchDispatchMode):
     """Bytes of the storages that came into being inside and live, and the most there were; those of
     `known` do not count."""
@@ -19,13 +26,13 @@ class Alive(TorchDispatchMode):
         self.bytes, self.most = 0, 0
         # Recomputed activations without numbers lie in reference cycles, those with numbers do not.
         self.collects = False
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._known = {held(tensor).untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                self._see(held(tensor).untyped_storage())
         return result
 
     def _see(self, storage: torch.UntypedStorage) -> None:

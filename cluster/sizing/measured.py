@@ -58,7 +58,7 @@ class StudentProbe:
 
 @dataclass(frozen=True, slots=True)
 class TeacherProbe:
-    """One replica."""
+    """One process of a replica, which has several where it is spread."""
 
     memory: ProcessMemory
     logits: Logits | None
@@ -66,6 +66,7 @@ class TeacherProbe:
     seconds: float  # of these
     timed: int  # units
     followed: int  # units of training that were not timed
+    leads: bool = True  # its replica: the other processes work on the same units
 
     @property
     def tokens_per_s(self) -> float:
@@ -86,9 +87,13 @@ class Probe:
         found: Iterable[Any] = self.student if side == "student" else self.teachers[side]
         return max((one.memory for one in found), key=lambda memory: memory.total)
 
+    def replicas(self, name: str) -> list[TeacherProbe]:
+        """The process of each replica of a teacher that answers for it."""
+        return [one for one in self.teachers[name] if one.leads]
+
     def teacher_s(self, name: str) -> float:
         """Seconds that one replica would work for a step."""
-        found = self.teachers[name]
+        found = self.replicas(name)
         timed, seconds = sum(one.timed for one in found), sum(one.seconds for one in found)
         units = timed + sum(one.followed for one in found)
         return seconds / max(1, timed) * units / self.num_steps

@@ -62,7 +62,8 @@ def speeds(found: Estimate) -> Iterator[str]:
     )
     busy = step["seconds"] - step["wait"]
     yield f"student {step['tokens'] / workers / busy:,.0f} loss tokens/s a worker"
-    for name, replicas in found.probe.teachers.items():
+    for name in found.probe.teachers:
+        replicas = found.probe.replicas(name)
         rate = sum(one.tokens_per_s for one in replicas) / len(replicas)
         yield f"{name} {rate:,.0f} tokens/s a replica"
 

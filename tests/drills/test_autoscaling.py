@@ -2,6 +2,7 @@
 fake of a cloud does on one machine."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ray.util import get_node_ip_address
 from tests.cluster.jobs import write_job
 from tests.drills.commands import Home, reached, wait_until
 from tests.drills.nodes import actors, free_ports, listed, start_head, start_node
+from tests.drills.test_elastic import QUICK, assert_learnt_alike, job_of, lines
 
 pytestmark = pytest.mark.drill
 
@@ -25,14 +27,16 @@ COMMANDS = (
 )
 
 
-def start_autoscaling_head(home: Home) -> tuple[str, str]:
-    """A head for students that may have two nodes for teachers, each until it has been idle for six
+def start_autoscaling_head(
+    home: Home, *, role: str = "student", comes: str = "teacher"
+) -> tuple[str, str]:
+    """A head of one role that may have two nodes of the other, each until it has been idle for six
     seconds; returns its address and that of its dashboard."""
     port, dashboard_port, client_port = free_ports(3)
     address = f"{get_node_ip_address()}:{port}"
-    head = {"resources": {"CPU": 2, "student": 4}, "node_config": {}, "max_workers": 0}
-    teacher = {
-        "resources": {"CPU": 1, "teacher": 4, "object_store_memory": 10**8},
+    head = {"resources": {"CPU": 2, role: 4}, "node_config": {}, "max_workers": 0}
+    other = {
+        "resources": {"CPU": 1, comes: 4, "object_store_memory": 10**8},
         "node_config": {},
         "min_workers": 0,
         "max_workers": 2,
@@ -50,7 +54,7 @@ def start_autoscaling_head(home: Home) -> tuple[str, str]:
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
         },
-        "available_node_types": {"ray.head.default": head, "teacher": teacher},
+        "available_node_types": {"ray.head.default": head, comes: other},
         "head_node_type": "ray.head.default",
         "upscaling_speed": 1.0,
         **{key: {} for key in ("auth", "docker", "file_mounts")},
@@ -66,20 +70,20 @@ def start_autoscaling_head(home: Home) -> tuple[str, str]:
         f"--dashboard-port={dashboard_port}",
         f"--ray-client-server-port={client_port}",
         f"--autoscaling-config={file}",
-        role="student",
+        role=role,
         **OPEN,
         **FAKE,
     )
     return address, f"http://127.0.0.1:{dashboard_port}"
 
 
+def alive(home: Home, dashboard: str) -> int:
+    """How many nodes there are."""
+    return sum(n["state"] == "ALIVE" for n in listed(home, dashboard, "nodes", **OPEN))
+
+
 def test_nodes_come_for_a_run_and_the_teachers_go_after_it(home: Home, tiny_pair, tmp_path: Path):
     address, dashboard = start_autoscaling_head(home)
-
-    def alive() -> int:
-        nodes = listed(home, dashboard, "nodes", **OPEN)
-        return sum(node["state"] == "ALIVE" for node in nodes)
-
     teachers = {"tiny": {"model": str(tiny_pair.teacher), "cpus": 1, "replicas": {"max": 2}}}
     job = write_job(tmp_path, tiny_pair, steps=60, teachers=teachers)
     command = home.start("run", str(job), "--address", address, **OPEN)
@@ -92,7 +96,28 @@ def test_nodes_come_for_a_run_and_the_teachers_go_after_it(home: Home, tiny_pair
     assert HEAD not in teacher
     assert {name: on for name, on in nodes.items() if on != {HEAD}} == {}
     assert command.wait() == 0, command.output
-    wait_until(lambda: alive() == 1)
+    wait_until(lambda: alive(home, dashboard) == 1)
+
+
+def test_elastic_workers_grow_onto_nodes_that_come_for_them_and_go_after_them(
+    home: Home, tiny_pair, tmp_path: Path
+):
+    address, dashboard = start_autoscaling_head(home, role="teacher", comes="student")
+    job = job_of(tmp_path, tiny_pair, steps=150, checkpoints={"every": 10})
+    asked = ("run", str(job), "student.workers={min: 1, max: 2}", "--address", address)
+    command = home.execute(sys.executable, "-c", QUICK, *asked, **OPEN)
+    run = tmp_path / "runs" / "job"
+    wait_until(reached(run, 5), doing=command)
+    assert "no room for the student's workers" in command.output
+    assert "its autoscaler is asked for nodes" in command.output
+    assert "student: 1 worker, from 1 to 2" in command.output
+    wait_until(lambda: "student: 1 -> 2 workers" in command.output, doing=command)
+    assert len(actors(home, dashboard, **OPEN)["RayTrainWorker"] - {HEAD}) == 2
+    assert command.wait() == 0, command.output
+    assert [line.workers for line in lines(run)][-1] == 2
+    wait_until(lambda: alive(home, dashboard) == 1)
+    home.run("run", str(job), "name=whole", "student.workers=1", "--address", address, **OPEN)
+    assert_learnt_alike(run, tmp_path / "runs" / "whole")
 
 
 def test_what_no_type_of_node_has_is_refused_while_others_would_come(home, tiny_pair, tmp_path):

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.drills.commands import Command, Home, reached, titled, wait_until
-from tests.drills.evidence import assert_same
-from tests.drills.nodes import TOKEN, actors, start_head, start_node
+from tests.drills.evidence import assert_same, failures
+from tests.drills.nodes import TOKEN, actors, listed, start_head, start_node
 
 pytestmark = pytest.mark.drill
 
@@ -73,3 +73,37 @@ def test_a_submitted_job_has_teacher_and_student_on_different_nodes(home, job, t
     assert "Unauthenticated" not in said
     assert "2 nodes" in said
     assert "job: finished" in said
+
+
+def test_a_teachers_node_that_is_lost_is_one_line_and_restarts_no_student(home, job, tmp_path):
+    address, _ = start_head(home, role="student", **OPEN)
+    leaves = start_node(home, f"--address={address}", role="teacher", **OPEN)
+    runs = f"paths.runs={tmp_path}"
+    command = home.start("run", str(job.config), runs, "--address", address, **OPEN)
+    wait_until(reached(tmp_path / "job", 14), doing=command)
+    leaves.kill_everything()
+    start_node(home, f"--address={address}", role="teacher", **OPEN)
+    assert command.wait() == 0, command.output
+    said = command.output.splitlines()
+    assert len([line for line in said if "the cluster lost the node" in line]) == 1
+    assert "raylet" not in command.output
+    assert failures(tmp_path / "job")["student_restarts"] == 0
+    assert_same(tmp_path / "job", job.reference)
+
+
+def test_two_runs_on_one_cluster_share_nothing_but_what_they_should(home, job, tmp_path):
+    address, dashboard = start_head(home, **OPEN)
+    runs, names = f"paths.runs={tmp_path}", ("one", "two")
+    commands = {
+        name: home.start("run", str(job.config), f"name={name}", runs, "--address", address, **OPEN)
+        for name in names
+    }
+    for name, command in commands.items():
+        wait_until(reached(tmp_path / name, 1), doing=command)
+    alive = [a for a in listed(home, dashboard, "actors", **OPEN) if a["state"] == "ALIVE"]
+    for kind, number in (("TeacherRegistry", 2), ("ControllerActor", 2), ("TeacherReplica", 4)):
+        named = {(a["name"], a["ray_namespace"]) for a in alive if a["class_name"] == kind}
+        assert len(named) == number
+    for name, command in commands.items():
+        assert command.wait() == 0, command.output
+        assert_same(tmp_path / name, job.reference)
