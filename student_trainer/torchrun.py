@@ -21,7 +21,8 @@ from shared.data.prepared import PreparedDomain
 from shared.errors import ConfigError, TutelageError
 from shared.mixture.decisions import decision_index, first_entry, next_entry
 from shared.mixture.weight_log import DomainReport, WeightEntry, WeightLog, read_log, write_entry
-from shared.prompts.prefix import Opening, PromptedReader
+from shared.prompts.prefix import PromptedReader
+from shared.prompts.row_prompts import openings_from_json
 from shared.run.plan import OpenRunReader, RunPlan, open_routing
 from shared.run.run_dir import RunDir
 from shared.store.readers import StoreReader
@@ -88,7 +89,7 @@ def write_plan(path: Path, plan: RunPlan) -> None:
 
 
 def _fields(plan: RunPlan) -> dict[str, Any]:
-    openings = {name: opening.to_lists() for name, opening in plan.openings.items()}
+    openings = {name: opening.to_json() for name, opening in plan.openings.items()}
     config = plan.config.model_dump(mode="json")
     parts = {name: _fields(part) | {"config": None} for name, part in plan.parts.items()}
     questions = {name: getattr(plan, name) for name in QUESTIONS}
@@ -113,7 +114,7 @@ def read_plan(path: Path) -> RunPlan:
 
 def _plan(config: Config, fields: dict[str, Any], *, parts: dict[str, RunPlan]) -> RunPlan:
     domains = tuple(PreparedDomain(**domain) for domain in fields["domains"])
-    openings = {name: Opening.from_lists(*lists) for name, lists in fields["openings"].items()}
+    openings = {name: openings_from_json(one) for name, one in fields["openings"].items()}
     specs = {name: fields[name] and Question.from_dict(fields[name]) for name in QUESTIONS}
     found: dict[str, Any] = {
         "config": config,

@@ -22,7 +22,7 @@ from cluster.prompt_search.teacher import ROOM, UNIT, answer_in, asked_of
 from shared.config.run import Config, Teacher
 from shared.config.student import LoRATraining
 from shared.errors import ConfigError
-from shared.prompts.prefix import Opening, shown
+from shared.prompts.prefix import DocumentOpenings, Opening, shown
 from shared.run.plan import RunPlan
 from shared.targets.generation import GenerationSpec, Openings
 from shared.text.chat import chosen_template
@@ -97,7 +97,7 @@ class Generating:
                 self._student.tokenizer,
                 teacher.model,
                 {"revision": teacher.revision or "main"},
-                launch.prepared.showing.openings,
+                _of_domains(launch.prepared.showing.openings),
             )
             texts |= self._written(writer, items, settings)
         self._texts["teacher"] = [texts[item.domain, item.key] for item in self._items]
@@ -157,8 +157,8 @@ class Generating:
 
     def _fitting(self, items: Sequence[Item], domain: str) -> Iterator[Item]:
         """Items that leave every model the room to answer."""
-        showing, room = self._launch.prepared.showing.openings, self._room[domain]
-        before = len(showing[domain].shown_ids) if domain in showing else 0
+        showing = _of_domains(self._launch.prepared.showing.openings)
+        before, room = showing[domain].longest if domain in showing else 0, self._room[domain]
         limits = {
             "teacher": self._launch.prepared.teachers[
                 self._launch.config.teacher_of(domain)
@@ -283,3 +283,9 @@ def _room_for(items: Sequence[Item]) -> int:
 
 def _units(items: Sequence[Item]) -> list[Sequence[Item]]:
     return [items[first : first + UNIT] for first in range(0, len(items), UNIT)]
+
+
+def _of_domains(openings: Mapping[str, DocumentOpenings]) -> dict[str, Opening]:
+    """What a teacher is shown in an evaluation: the prompts of domains. Those of rows hold what
+    the others are to do without, as right answers, and would make it another task."""
+    return {name: own for name, own in openings.items() if isinstance(own, Opening)}

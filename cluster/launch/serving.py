@@ -20,7 +20,7 @@ from shared.config.run import Config, Teacher
 from shared.config.student import QLoRATraining
 from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError, StorageError
-from shared.prompts.prefix import Opening, PromptedReader
+from shared.prompts.prefix import DocumentOpenings, PromptedReader
 from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing
 from shared.run.run_dir import append_progress
 from shared.store.readers import RecordingReader, StoreReader
@@ -132,7 +132,7 @@ def _begun(launch: Launch, name: str) -> service.Starting:
     more = f"; {in_words(teacher.replicas)}" if isinstance(teacher.replicas, Autoscaling) else ""
     model = without_job_folder(teacher.model)
     print(f"loading the teacher, {copies}{model}{more}", flush=True)
-    shown = [len(opening.shown_ids) for opening in launch.prepared.showing.openings.values()]
+    shown = [opening.longest for opening in launch.prepared.showing.openings.values()]
     cache, context = launch.config.paths.cache, launch.config.data.context + max(shown, default=0)
     (load,) = (launch.engines.get(own) for own in launch.config.teachers)
     make_engine = partial(load or service.default_engine, teacher, cache, context)
@@ -230,7 +230,7 @@ def _prompted(launch: Launch, open_reader: OpenReader) -> OpenReader:
 
 
 def _open_prompted(
-    rank: int, *, open_plain: OpenReader, openings: Mapping[str, Opening]
+    rank: int, *, open_plain: OpenReader, openings: Mapping[str, DocumentOpenings]
 ) -> TargetReader:
     return PromptedReader(open_plain(rank), openings)
 

@@ -1,16 +1,21 @@
 """What the teacher of a run is shown: the prompts of its domains, and whether they fit."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import xxhash
+
 from cluster.planning.handshake import Handshake
+from cluster.planning.row_prompting import row_openings_of
 from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.errors import ConfigError, HandshakeError
-from shared.prompts.prefix import Opening, opening
+from shared.prompts.prefix import DocumentOpenings, Opening, opening
 from shared.prompts.prompts import read_prompts
+from shared.prompts.row_prompts import RowOpenings, overlong
 from shared.text.sources import kinds_of
 
 LEAST_CONTEXT = 32  # tokens of a row that is worth training on
@@ -21,15 +26,33 @@ class Showing:
     """What the teacher is shown and the student is not; empty without prompts."""
 
     prompts: str = ""  # digest
-    openings: Mapping[str, Opening] = field(default_factory=dict)  # by domain
+    openings: Mapping[str, DocumentOpenings] = field(default_factory=dict)  # by domain
 
 
 def showing_of(config: Config, hands: Handshake) -> Showing:
-    """The prompts of a config as what documents begin with.
+    """The prompts of a config, by domain and by row, as what documents begin with.
 
     Raises ConfigError for a file that cannot be used and for a domain whose documents begin in
     more than one way, DataError for a chat template that has no place for a prompt.
     """
+    whole = _of_domains(config, hands)
+    digests, openings = {}, dict(whole.openings)
+    for name, domain in config.domains.items():
+        if "teacher_prompt" not in domain.columns:
+            continue
+        if name in openings:
+            raise ConfigError(
+                f"prompts has one for domain {name}, which has domains.{name}.columns."
+                "teacher_prompt for each row too; take it out of the file, or leave the column out"
+            )
+        digests[name], openings[name] = row_openings_of(name, domain, config, hands)
+    if not digests:
+        return whole
+    named = json.dumps([whole.prompts, digests], sort_keys=True)
+    return Showing(xxhash.xxh3_128_hexdigest(named.encode()), openings)
+
+
+def _of_domains(config: Config, hands: Handshake) -> Showing:
     if config.prompts is None:
         return Showing()
     prompts = read_prompts(config.prompts, domains=config.domains)
@@ -52,15 +75,20 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
 
 
 def refuse_overlong(
-    showing: Showing, domain: PreparedDomain, *, teacher_context: int | None
+    showing: Showing, domain: PreparedDomain, *, teacher_context: int | None, written: int = 0
 ) -> None:
-    """Refuse a prompt that does not fit its teacher's context before a domain's longest document.
+    """Refuse a prompt that does not fit its teacher's context before a domain's longest document,
+    or before a row's, to whose prompt models may write so many tokens.
 
     Raises HandshakeError.
     """
     if teacher_context is None or domain.name not in showing.openings:
         return
-    prompt = len(showing.openings[domain.name].shown_ids)
+    openings = showing.openings[domain.name]
+    if isinstance(openings, RowOpenings):
+        _refuse_overlong_row(openings, domain.name, context=teacher_context, written=written)
+        return
+    prompt = openings.longest
     paths = (domain.train_path, domain.validation_path)
     longest = max(RowStore.open(path).longest_document() for path in paths)
     if (room := teacher_context - prompt) < longest:
@@ -69,6 +97,17 @@ def refuse_overlong(
             f"the prompt of domain {domain.name} has {prompt} tokens and its longest document "
             f"{longest}, together more than the {teacher_context} that the teacher reads; "
             f"shorten the prompt{lower}"
+        )
+
+
+def _refuse_overlong_row(openings: RowOpenings, domain: str, *, context: int, written: int) -> None:
+    found = overlong(openings, context=context, written=written)
+    if found is not None:
+        where, needed = found
+        raise HandshakeError(
+            f"{where} has {needed} tokens with what domains.{domain}.columns.teacher_prompt shows "
+            f"before it, more than the {context} that the teacher reads; shorten what is shown, or "
+            "leave the row out"
         )
 
 

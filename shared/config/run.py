@@ -52,8 +52,15 @@ class Domain(Section):
     train: Source | list[Source]
     validation: Source | list[Source] | None = None
     columns: dict[
-        Literal["text", "prompt", "response", "messages", "input", "system", "tools"], str
-    ] = Field(default_factory=dict, description="our name -> the column's name in the source")
+        Literal[
+            "text", "prompt", "response", "messages", "input", "system", "tools", "teacher_prompt"
+        ],
+        str,
+    ] = Field(
+        default_factory=dict,
+        description="our name -> the column's name in the source; teacher_prompt: what the teacher "
+        "alone is shown before the row",
+    )
     teacher: str | dict[str, Positive] | None = Field(
         default=None,
         description="the one of `teachers` it is learnt from; default: the only one; NAME: WEIGHT "

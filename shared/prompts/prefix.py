@@ -9,6 +9,7 @@ T tokens of a document
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -24,20 +25,47 @@ from shared.text.framing import Tokenizer, encode
 PROBES = ("Which way is north?", "7 x 8\n  is it?")  # a user's first words
 
 
+class DocumentOpenings(Protocol):
+    """What the documents of a domain begin with, for the student and for the teacher."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens by which a document is longer for the teacher at most."""
+        ...
+
+    def of(self, ids_T: np.ndarray, mask_T: np.ndarray, name: str) -> "Opening":
+        """The opening of a document with this loss mask, of the row of a name."""
+        ...
+
+    def to_json(self) -> object:
+        """What JSON takes, for `row_prompts.openings_from_json`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The token ids that documents of a domain begin with."""
+    """The token ids that a document begins with, or all of a domain; satisfies
+    `DocumentOpenings`."""
 
     plain_ids: np.ndarray  # int32; in the student's rows
     shown_ids: np.ndarray  # int32; the same with the prompt, in the teacher's
 
-    def to_lists(self) -> tuple[list[int], list[int]]:
+    @property
+    def longest(self) -> int:
+        """See `DocumentOpenings`."""
+        return len(self.shown_ids)
+
+    def of(self, ids_T: np.ndarray, mask_T: np.ndarray, name: str) -> "Opening":
+        """See `DocumentOpenings`."""
+        return self
+
+    def to_json(self) -> tuple[list[int], list[int]]:
         """Both parts as JSON takes them."""
         return self.plain_ids.tolist(), self.shown_ids.tolist()
 
     @staticmethod
     def from_lists(plain_ids: list[int], shown_ids: list[int]) -> "Opening":
-        """The inverse of `to_lists`."""
+        """The inverse of `to_json`."""
         return Opening(np.array(plain_ids, np.int32), np.array(shown_ids, np.int32))
 
 
@@ -62,7 +90,7 @@ def opening(prompt: Prompt, tokenizer: Tokenizer, kind: Kind) -> Opening:
     return first
 
 
-def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
+def shown(rows: Rows, openings: Mapping[str, DocumentOpenings]) -> Rows:
     """What the teacher is sent in place of rows: every document of a domain with an opening
     begins with the shown ids instead of the plain ones.
 
@@ -81,10 +109,7 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
     for row, (ids, starts, mask) in enumerate(zip(*columns, strict=True)):
         whole = _Line(ids, starts, mask)
         instead = openings.get(domains[row])
-        if instead is None or _same(instead.plain_ids, instead.shown_ids):
-            parts = [whole]
-        else:
-            parts = _reopened(whole, instead, names[row])
+        parts = [whole] if instead is None else _reopened(whole, instead, names[row])
         lines += [(domains[row], indices[row], part) for part in parts]
         line_draws += [draws[row]] * len(parts)
     sent = Rows.build(
@@ -105,7 +130,9 @@ def shown(rows: Rows, openings: Mapping[str, Opening]) -> Rows:
 
 
 def shown_prompts(
-    prompts: Sequence[np.ndarray], domains: Sequence[str], openings: Mapping[str, Opening]
+    prompts: Sequence[np.ndarray],
+    domains: Sequence[str],
+    openings: Mapping[str, DocumentOpenings],
 ) -> list[np.ndarray]:
     """What the teacher goes on from in place of prompts of these domains, int32 [T] each."""
     rows = Rows.build(
@@ -124,7 +151,7 @@ class PromptedReader:
     unit's loss positions after them, in order."""
 
     reader: TargetReader
-    openings: Mapping[str, Opening]  # by domain
+    openings: Mapping[str, DocumentOpenings]  # by domain
 
     @property
     def stats(self) -> ReaderStats:
@@ -156,9 +183,12 @@ class _Line:
         yield from zip(np.split(self.ids, cuts), np.split(self.mask, cuts), strict=True)
 
 
-def _reopened(row: _Line, opening: Opening, name: str) -> list[_Line]:
-    """The row's documents with their new opening, as many to a line as fit beside each other."""
-    documents = [_reopened_document(ids, mask, opening, name) for ids, mask in row.documents()]
+def _reopened(row: _Line, openings: DocumentOpenings, name: str) -> list[_Line]:
+    """The row's documents with their new openings, as many to a line as fit beside each other."""
+    found = [(ids, mask, openings.of(ids, mask, name)) for ids, mask in row.documents()]
+    if all(_same(own.plain_ids, own.shown_ids) for _, _, own in found):
+        return [row]
+    documents = [_reopened_document(ids, mask, own, name) for ids, mask, own in found]
     room = max(len(row.ids), *(len(ids) for ids, _ in documents))
     lines: list[list[tuple[np.ndarray, np.ndarray]]] = []
     taken = room
@@ -175,6 +205,8 @@ def _reopened_document(
     ids: np.ndarray, mask: np.ndarray, opening: Opening, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     plain, shown_ids = opening.plain_ids, opening.shown_ids
+    if _same(plain, shown_ids):
+        return ids, mask
     size = len(plain) if _same(ids[: len(plain)], plain) else 0
     if mask[: max(0, size - 1)].any():
         raise DataError(

@@ -8,7 +8,7 @@ from shared.config.run import Config
 from shared.data.passes import TOGETHER, Passes
 from shared.data.prepared import PreparedDomain
 from shared.mixture.weight_log import ControllerClient
-from shared.prompts.prefix import Opening
+from shared.prompts.prefix import DocumentOpenings
 from shared.run.start import StartClock
 from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.lessons import OpenModules
@@ -34,7 +34,7 @@ class RunPlan:
     replays: bool = False  # weights come from another run's log, and nobody asks for reports
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
     # By domain; what the teacher is shown and the student is not. Readers do it.
-    openings: Mapping[str, Opening] = field(default_factory=dict)
+    openings: Mapping[str, DocumentOpenings] = field(default_factory=dict)
     ends: tuple[int, ...] = ()  # ids that end what models write to learn from, where any do
     # By teacher, where there are several: the plan of what each teaches alone. Each is asked the
     # questions of its part in place of the run's.

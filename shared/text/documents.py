@@ -17,7 +17,9 @@ from typing import Any, Literal
 from shared.errors import DataError
 from shared.text.masks import message_is_learnt, row_is_learnt
 
-Field = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
+Field = Literal[
+    "text", "prompt", "response", "messages", "input", "system", "tools", "teacher_prompt"
+]
 Columns = Mapping[Field, str]
 Kind = Literal["text", "pair", "messages"]
 FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", "system", "tools")
@@ -91,6 +93,7 @@ class Document:
     tools: tuple[Any, ...] = ()  # of a conversation: what its template offers the assistant
     unread: tuple[str, ...] = field(default=(), compare=False)  # fields of the row left aside
     learnt: bool = True  # False: the row says that nothing of it is
+    teacher_prompt: str = field(default="", compare=False)  # what the teacher alone is shown
 
     @property
     def strings(self) -> tuple[str, ...]:
@@ -125,6 +128,10 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
     else:
         raise DataError(_no_fields(where, row, names, columns))
     read = {names[field] for field in FIELDS if field in used and field in names}
+    shown = columns.get("teacher_prompt")  # read where it is named alone
+    if shown is not None:
+        read.add(shown)
+        document = replace(document, teacher_prompt=_optional(row.get(shown), where, shown))
     told = {n: row_is_learnt(n, row[n]) for n in row if n not in read}
     unread = (n for n, said in told.items() if said is None and not _is_spare(row[n], n, names))
     learnt = all(said is not False for said in told.values())

@@ -22,6 +22,7 @@ from shared.config.modules import TrainedModules
 from shared.config.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import TutelageError
+from shared.prompts.prefix import PromptedReader
 from shared.run.plan import OpenController, OpenRunReader, RunPlan, open_routing
 from shared.run.run_dir import RunDir
 from shared.targets.generation import (
@@ -33,7 +34,7 @@ from shared.targets.generation import (
 )
 from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
-from shared.targets.reader import ReaderStats
+from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.weights import ModuleFiles
 from student_trainer.accelerator import join, this_device
@@ -176,10 +177,16 @@ def hosted(plan: RunPlan) -> OpenGenerator:
     return opened
 
 
+def local_reader(plan: RunPlan, asked: Teacher) -> TargetReader:
+    """A teacher in this process, shown the plan's prompts where it has any."""
+    reader = LocalTeacher(*replicas_of(plan, asked))
+    return PromptedReader(reader, plan.openings) if plan.openings else reader
+
+
 def reader_of(plan: RunPlan) -> OpenRunReader | None:
     """A way to a plan's teachers in this process, None where no loss asks any."""
     readers = {
-        name: (lambda rank, asked=asked: LocalTeacher(*replicas_of(plan, asked)))
+        name: (lambda rank, asked=asked: local_reader(plan, asked))
         for name, asked in plan.config.teachers.items()
     }
     needs_teacher = plan.config.needs_teacher

@@ -46,7 +46,7 @@ def test_a_plan_survives_its_file(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     prompted = replace(plan, openings={"code": Opening.from_lists([1], [1, 7, 9])})
     write_plan(tmp_path / "plan.json", prompted)
     read = read_plan(tmp_path / "plan.json")
-    assert {name: o.to_lists() for name, o in read.openings.items()} == {"code": ([1], [1, 7, 9])}
+    assert {name: o.to_json() for name, o in read.openings.items()} == {"code": ([1], [1, 7, 9])}
     assert replace(read, openings={}) == plan
 
 

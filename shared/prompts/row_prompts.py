@@ -1,0 +1,148 @@
+"""What the teacher alone is shown before the documents of a domain, to each its own: privileged
+context by row.
+
+A document is known by its prompt, all tokens up to the first that is learnt, which is the same
+where a model wrote the answer. What is shown lies in an Arrow file, a row for every prompt.
+
+T tokens of a document
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from shared.errors import DataError
+from shared.prompts.prefix import DocumentOpenings, Opening
+
+SCHEMA = pa.schema(
+    {
+        "key": pa.binary(16),
+        "where": pa.string(),  # file:line
+        "plain_ids": pa.list_(pa.int32()),  # see `Opening`
+        "shown_ids": pa.list_(pa.int32()),
+        "prompt": pa.int32(),  # tokens of it
+        "length": pa.int32(),  # tokens of the document
+    }
+)
+FILES_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RowPrompt:
+    """What is shown with one row of a source."""
+
+    where: str
+    opening: Opening
+    prompt_ids: np.ndarray  # int32
+    length: int  # tokens of the document
+
+    @property
+    def grows(self) -> int:
+        """Tokens by which the teacher's document is longer than the student's."""
+        return len(self.opening.shown_ids) - len(self.opening.plain_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class RowOpenings:
+    """The openings of a domain's documents; satisfies `DocumentOpenings`. Read where it is used."""
+
+    path: str
+    longest: int  # tokens by which a document grows at most
+
+    def of(self, ids_T: np.ndarray, mask_T: np.ndarray, name: str) -> Opening:
+        """See `DocumentOpenings`. Raises DataError for a prompt that no row of the sources has."""
+        table, line_of = _read(self.path)
+        line = line_of.get(key_of(ids_T, mask_T))
+        if line is None:
+            raise DataError(
+                f"row {name} holds a document whose prompt no row of the domain's sources has, so "
+                "that nothing is known to show the teacher with it; remove paths.cache and run "
+                "the same command again"
+            )
+        plain, shown_ids = (
+            table.column(part)[line].values.to_numpy() for part in ("plain_ids", "shown_ids")
+        )
+        return Opening(plain, shown_ids)
+
+    def to_json(self) -> Any:
+        """See `DocumentOpenings`."""
+        return {"path": self.path, "longest": self.longest}
+
+
+def openings_from_json(value: Any) -> DocumentOpenings:
+    """The inverse of `DocumentOpenings.to_json`."""
+    return RowOpenings(**value) if isinstance(value, dict) else Opening.from_lists(*value)
+
+
+def key_of(ids_T: np.ndarray, mask_T: np.ndarray) -> bytes:
+    """16 bytes over a document's tokens up to the first that is learnt, over all where none is."""
+    learnt = np.flatnonzero(mask_T)
+    stop = int(learnt[0]) + 1 if len(learnt) else len(ids_T)
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(ids_T[:stop], np.int32).tobytes())
+
+
+def write_row_prompts(path: Path, prompts: Iterable[RowPrompt]) -> None:
+    """Write what is shown with the rows of a domain. Raises DataError for rows of one prompt with
+    which different things are shown."""
+    kept: dict[bytes, RowPrompt] = {}
+    for one in prompts:
+        key = key_of(one.prompt_ids, np.zeros(0))
+        first = kept.setdefault(key, one)
+        if not np.array_equal(first.opening.shown_ids, one.opening.shown_ids):
+            raise DataError(
+                f"{first.where} and {one.where} have the same prompt and different "
+                "teacher_prompts, and the student cannot tell them apart; leave one of them out"
+            )
+        if one.length > first.length:
+            kept[key] = one
+    columns = {
+        "key": list(kept),
+        "where": [one.where for one in kept.values()],
+        "plain_ids": [one.opening.plain_ids for one in kept.values()],
+        "shown_ids": [one.opening.shown_ids for one in kept.values()],
+        "prompt": [len(one.prompt_ids) for one in kept.values()],
+        "length": [one.length for one in kept.values()],
+    }
+    table = pa.table(columns, schema=SCHEMA)
+    draft = path.with_name(f".{path.name}.draft")
+    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(table)
+    draft.replace(path)
+
+
+def read_row_prompts(path: Path) -> RowOpenings:
+    """The openings that a file of `write_row_prompts` holds. Raises OSError or pa.ArrowException
+    for one that is damaged or not there."""
+    table, _ = _read(str(path))
+    grows = (
+        len(shown.values) - len(plain.values)
+        for plain, shown in zip(table.column("plain_ids"), table.column("shown_ids"), strict=True)
+    )
+    return RowOpenings(str(path), longest=max(grows, default=0))
+
+
+def overlong(openings: RowOpenings, *, context: int, written: int) -> tuple[str, int] | None:
+    """The first row that the teacher cannot read whole, and how many tokens it would have; None
+    where it reads all. `written` is how many tokens a model may write after a prompt."""
+    table, _ = _read(openings.path)
+    names = ("where", "plain_ids", "shown_ids", "prompt", "length")
+    for where, plain, shown, prompt, length in zip(*(table.column(n) for n in names), strict=True):
+        grows = len(shown.values) - len(plain.values)
+        needed = grows + max(length.as_py(), prompt.as_py() + written)
+        if needed > context:
+            return where.as_py(), needed
+    return None
+
+
+@lru_cache(maxsize=FILES_KEPT)
+def _read(path: str) -> tuple[pa.Table, dict[bytes, int]]:
+    with pa.memory_map(path) as source:
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
+    keys = table.column("key").to_pylist()
+    return table, {key: line for line, key in enumerate(keys)}

@@ -1,0 +1,186 @@
+"""What the teacher alone is shown with each row of a domain, and which rows cannot have it.
+
+N positions with loss   V vocabulary
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.planning.prompting import refuse_overlong, showing_of
+from shared.config.run import Config
+from shared.data.row_store import RowStore
+from shared.data.tokenise import prepare
+from shared.errors import ConfigError, DataError, HandshakeError
+from shared.prompts.prefix import PromptedReader, shown_prompts
+from shared.prompts.row_prompts import openings_from_json
+from teacher_service.engine.hf import HFEngine
+from tests import tiny
+from tests.answers import question_of
+from tests.laws.test_context_distillation import InProcess
+
+ROWS = [
+    {
+        "prompt": f"inspect {n}",
+        "response": f"no source for {n}",
+        "hint": f"the class {n} " * (n % 3),
+    }
+    for n in range(24)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_pair: tiny.Pair):
+    return AutoTokenizer.from_pretrained(tiny_pair.teacher)
+
+
+def config_of(folder: Path, rows: list[dict], **options) -> Config:
+    folder.mkdir(exist_ok=True)
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domain = {"train": "d.jsonl", "columns": {"teacher_prompt": "hint"}}
+    fields = {
+        "name": "a",
+        "steps": 4,
+        "paths": {"root": str(folder), "cache": str(folder / "cache")},
+        "teachers": {"t": {"model": "t"}},
+        "student": {"model": "s"},
+        "domains": {"d": domain},
+        "data": {"context": 64},
+    }
+    return Config.model_validate(fields | options)
+
+
+def shown_by(config: Config, tokenizer):
+    hands = SimpleNamespace(load_tokenizer=lambda: tokenizer, rows_digest="one")
+    return showing_of(config, hands)  # type: ignore[arg-type]
+
+
+def prepared(config: Config, tokenizer):
+    cache = Path(config.paths.cache)
+    (domain,) = prepare(config, tokenizer=lambda: tokenizer, tokenizer_digest="one", cache=cache)
+    return domain
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, tokenizer):
+    """A config, what its teacher is shown, and its training rows."""
+    config = config_of(tmp_path_factory.mktemp("rows"), ROWS)
+    domain = prepared(config, tokenizer)
+    return config, shown_by(config, tokenizer), RowStore.open(domain.train_path).take(range(2))
+
+
+def test_the_teacher_answers_as_if_it_had_read_each_rows_own_text(
+    material, tiny_pair: tiny.Pair, tokenizer
+):
+    """Golden: its log-probabilities of every answer after hint, prompt and what stands before,
+    position for position those of the student."""
+    _, showing, rows = material
+    engine = HFEngine.load(str(tiny_pair.teacher))
+    spec = question_of(tiny.VOCAB, tiny.VOCAB, encoding="fp32", prompts="some")
+    reader = PromptedReader(InProcess(engine), showing.openings)
+    reader.submit(rows, spec)
+    found_N = reader.next().arrays().label_logprob_N
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval()
+    hints = {f"{row['prompt']}\n{row['response']}": row["hint"] for row in ROWS}
+    expected, seen = [], 0
+    documents = rows.documents()
+    for ids, mask in zip(documents.column("input_ids"), documents.column("loss_mask"), strict=True):
+        hint = hints[tokenizer.decode(ids, skip_special_tokens=True)]
+        before = tokenizer(f"{hint}\n\n", add_special_tokens=False)["input_ids"] if hint else []
+        has_bos = int(ids[0] == tokenizer.bos_token_id)
+        whole = torch.tensor([*ids[:has_bos], *before, *ids[has_bos:]])
+        with torch.no_grad():
+            log_p = model(whole[None]).logits[0].log_softmax(-1)
+        at = np.flatnonzero(mask) + len(before)
+        expected += log_p[at, whole[at + 1]].tolist()
+        seen += bool(hint)
+    assert seen > 3
+    assert len(expected) == len(found_N) == rows.num_loss_tokens().sum()
+    np.testing.assert_allclose(found_N, expected, atol=2e-4)
+
+
+def test_a_prompt_is_known_alone_and_with_any_answer(material):
+    """As it stands before what a model writes."""
+    _, showing, rows = material
+    documents = rows.documents()
+    ids, mask = documents.column("input_ids")[0], documents.column("loss_mask")[0]
+    prompt = ids[: int(np.argmax(mask)) + 1]
+    own = showing.openings["d"].of(ids, mask, "d/0")
+    (alone,) = shown_prompts([prompt], ["d"], showing.openings)
+    assert alone.tolist() == [*own.shown_ids, *prompt[len(own.plain_ids) :]]
+    rolled = np.concatenate([prompt, [7, 8, 9]])
+    its_mask = np.zeros(len(rolled), np.uint8)
+    its_mask[len(prompt) - 1 : -1] = 1
+    again = showing.openings["d"].of(rolled, its_mask, "d/0")
+    assert again.shown_ids.tolist() == own.shown_ids.tolist()
+    with pytest.raises(DataError, match="row d/9 holds a document whose prompt no row"):
+        showing.openings["d"].of(np.array([5, 6]), np.zeros(2), "d/9")
+
+
+def test_what_is_shown_is_built_once_and_travels_as_json(material, tokenizer):
+    config, showing, _ = material
+    again = shown_by(config, None)  # from the cache, without a tokenizer
+    assert again == showing
+    sent = openings_from_json(json.loads(json.dumps(showing.openings["d"].to_json())))
+    assert sent == showing.openings["d"]
+    assert sent.longest > 3
+    other = config_of(Path(config.paths.root) / "other", [ROWS[0] | {"hint": "x"}, *ROWS[1:]])
+    assert shown_by(other, tokenizer).prompts != showing.prompts
+
+
+def test_a_row_that_would_not_fit_the_teachers_context_is_named(material):
+    _, showing, _ = material
+    domain = SimpleNamespace(name="d")
+    refuse_overlong(showing, domain, teacher_context=200, written=9)  # type: ignore[arg-type]
+    with pytest.raises(
+        HandshakeError, match=r"d.jsonl:\d+ has \d+ tokens with what .* the 30 that"
+    ):
+        refuse_overlong(showing, domain, teacher_context=30)  # type: ignore[arg-type]
+    with pytest.raises(HandshakeError, match=r"has \d{3} tokens with what"):
+        refuse_overlong(showing, domain, teacher_context=100, written=90)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "said"),
+    [
+        ({"text": "plain", "hint": "h"}, {}, r"d.jsonl:1 is text without a prompt"),
+        ({"prompt": "p", "response": "r", "hint": 5}, {}, "d.jsonl:1: hint is int 5, not a string"),
+        (
+            {"prompt": "inspect 1", "response": "another", "hint": "other"},
+            {},
+            r"d.jsonl:1 and .*d.jsonl:3 have the same prompt and different teacher_prompts",
+        ),
+        (
+            {"prompt": "p", "response": "long " * 70, "hint": "h"},
+            {},
+            r"d.jsonl:1 has \d+ tokens, more than data.context 64, and would be split",
+        ),
+    ],
+)
+def test_rows_that_cannot_have_one_are_named(tmp_path, tokenizer, row, options, said):
+    with pytest.raises(DataError, match=said):
+        shown_by(config_of(tmp_path, [row, *ROWS], **options), tokenizer)
+
+
+def test_a_column_that_no_row_has_is_refused(tmp_path, tokenizer):
+    plain = [{"prompt": row["prompt"], "response": row["response"]} for row in ROWS]
+    with pytest.raises(DataError, match="teacher_prompt is hint, but no row of the domain has"):
+        shown_by(config_of(tmp_path, plain), tokenizer)
+
+
+def test_options_that_leave_no_prompt_are_refused(tmp_path, tokenizer):
+    config = config_of(tmp_path, ROWS, data={"context": 64, "loss_on": "everything"})
+    with pytest.raises(ConfigError, match="domain d would learn its prompts"):
+        shown_by(config, tokenizer)
+    prompts = tmp_path / "prompts.json"
+    from shared.prompts.prompts import Prompt, PromptSet
+
+    prompts.write_text(json.dumps(PromptSet({"d": Prompt("Be brief.")}).to_dict()))
+    config = config_of(tmp_path, ROWS, prompts=str(prompts))
+    with pytest.raises(ConfigError, match="prompts has one for domain d, which has"):
+        shown_by(config, tokenizer)
