@@ -82,10 +82,13 @@ def lines(run: Path) -> list[StepMetrics]:
     return read_metrics(run / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("name", ["rows", "own-text"])
-def test_a_student_learns_what_its_teacher_says_with_what_it_is_shown(runs: Path, name: str):
-    """The student is the teacher itself: without anything shown there is nothing to learn."""
+@pytest.mark.parametrize(("name", "left"), [("rows", 0.8), ("own-text", 0.95)])
+def test_a_student_learns_what_its_teacher_says_with_what_it_is_shown(
+    runs: Path, name: str, left: float
+):
+    """The student is the teacher itself: without anything shown there is nothing to learn. Text of
+    its own is new at every step, and less of it is learnt."""
     found = lines(runs / name)
     assert lines(runs / "blind")[0].loss < 1e-5 < 0.01 < found[0].loss
     first, last = (np.mean([line.loss for line in part]) for part in (found[:3], found[-3:]))
-    assert last < 0.8 * first
+    assert last < left * first
