@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shared.config.modules import TrainedModules, unserved
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.run.run_dir import append_progress
 from shared.targets.lessons import ModuleTrainer, OpenModules
 from teacher_service.engine.description import Engine, MakeEngine
 
@@ -49,7 +50,7 @@ def modules_of(launch: "Launch", plan: "RunPlan") -> OpenModules | None:
     (service,) = own_services(launch).values()
     client, teacher = str(launch.run_dir.path), plan.teacher or {}
     settings = pool_settings(launch.config, service, teacher=teacher, client=client, own=True)
-    return partial(_open_modules, settings)
+    return partial(_open_modules, settings | {"say": partial(append_progress, launch.run_dir)})
 
 
 def _open_modules(settings: dict) -> ModuleTrainer:

@@ -8,6 +8,7 @@ r rank   I input width of a layer   O output width
 
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from shared.targets.weights import BEGINNING, ModuleFiles, WeightsRef, digest_of
 
 PLAIN = (nn.Linear.forward, Conv1D.forward)
 BETAS, EPS = (0.9, 0.95), 1e-8
+ARRIVAL_S = 30.0  # within which a file that was written is seen on another node
+POLL_S = 0.2
 WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
 
 
@@ -148,8 +151,10 @@ class LoraModules:
 
 
 def _read(files: ModuleFiles, ref: WeightsRef) -> dict[str, Tensor]:
-    """The tensors of a version's file."""
-    path = files.path(ref)
+    """The tensors of a version's file, once it is seen here."""
+    path, deadline = files.path(ref), time.monotonic() + ARRIVAL_S
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
     try:
         is_whole = digest_of(path) == ref.digest
         found = load_file(path) if is_whole else {}

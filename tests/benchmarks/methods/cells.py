@@ -195,6 +195,11 @@ ON_POLICY = (
         losses="[{kind: skew_forward_kl, alpha: 0.1}, {kind: skew_reverse_kl, alpha: 0.1}]",
         source="{adaptive: {every: 10, tolerance: 0.02, replay_rows: 480}, max_new_tokens: 8}",
     ),
+    OWN.but(
+        "own-okd",
+        "OKD (forward KL, eta .5), text of the data set",
+        teachers__adept__online_modules="{lr: 3e-4, eta: 0.5}",
+    ),
 )
 
 ON_POLICY_COMPARISONS = (
@@ -202,7 +207,7 @@ ON_POLICY_COMPARISONS = (
         (cell, "own-kl")
         for cell in (
             *("own-ce", "own-seqkd", "own-gkd-50", "own-gkd-100", "own-opd-dense"),
-            *("own-minillm", "own-distillm"),
+            *("own-minillm", "own-distillm", "own-okd"),
         )
     ),
     ("own-opd-dense", "own-reverse"),

@@ -51,7 +51,7 @@ from tests.benchmarks.methods.cells import (
     described,
 )
 from tests.benchmarks.methods.making import write_examples, write_random, write_tasks
-from tests.benchmarks.methods.workplace import TimedTeacher, Workplace
+from tests.benchmarks.methods.workplace import TimedModules, TimedTeacher, Workplace
 from tests.benchmarks.methods.writing import items_by_domain, written
 from tests.student_trainer.runs import mark_exported
 
@@ -159,7 +159,8 @@ def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
     folder = place.folder / "runs" / f"{cell.name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    reader, teacher = place.reader(prepared)
+    learning = place.learning(prepared, folder)
+    reader, teacher = place.reader(prepared, learning)
     plan = _plan(prepared, folder, place)
     seconds = Seconds()
     run = open_run(
@@ -168,6 +169,7 @@ def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
         _controller(plan),
         open_generator=open_generator,
         open_teachers=lambda rank: place.writers(plan),
+        open_modules=lambda: TimedModules(teacher, learning),
     )
     run.validation = TimedValidation(run.validation, seconds)  # type: ignore[assignment]
     try:

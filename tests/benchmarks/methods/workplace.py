@@ -16,19 +16,24 @@ from cluster.planning.preparation import Prepared
 from shared.data.rows import Rows
 from shared.prompts.prefix import PromptedReader
 from shared.run.plan import RunPlan
+from shared.run.run_dir import RunDir
 from shared.store.readers import RecordingReader
 from shared.targets.kept_ids import KeptIds
+from shared.targets.lessons import Learnt
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
+from shared.targets.weights import ModuleFiles
+from teacher_service.engine.description import Engine
 from teacher_service.engine.hf import HFEngine
-from tests.student_trainer.processes import LocalTeacher, LocalWriter
+from teacher_service.engine.learning import LearningEngine
+from tests.student_trainer.processes import LocalModules, LocalTeacher, LocalWriter
 
 
 class TimedTeacher(LocalTeacher):
     """The teacher in this process; `cpu_s` and `tokens` are of what it scored."""
 
-    def __init__(self, engine: HFEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.cpu_s, self.tokens = 0.0, 0
 
@@ -39,6 +44,21 @@ class TimedTeacher(LocalTeacher):
         self.cpu_s += time.process_time() - start
         self.tokens += int(rows.num_loss_tokens().sum())
         return targets
+
+
+class TimedModules(LocalModules):
+    """Modules of that teacher; what they take counts as its own."""
+
+    def __init__(self, teacher: TimedTeacher, engine: LearningEngine | None) -> None:
+        super().__init__([engine])
+        self._teacher = teacher
+
+    def next(self) -> Learnt:
+        """The oldest lesson, learnt now."""
+        start = time.process_time()
+        learnt = super().next()
+        self._teacher.cpu_s += time.process_time() - start
+        return learnt
 
 
 @dataclass(slots=True)
@@ -121,12 +141,25 @@ class Workplace:
             self._engines[model].cache = str(self.folder / "cache")
         return self._engines[model]
 
-    def reader(self, prepared: Prepared) -> tuple[TargetReader, TimedTeacher]:
-        """A reader of a run's own, and the teacher behind its store. The store's answers are to
-        the teacher shown the run's prompts, whole vocabularies to the teacher without."""
+    def learning(self, prepared: Prepared, folder: Path) -> LearningEngine | None:
+        """The teacher with the modules that learn beside a run's student, whose versions lie in its
+        folder; None where none do."""
+        asked, seed = prepared.config.modules, prepared.config.seed
+        if asked is None:
+            return None
+        engine, files = self.engine(prepared.teacher.model), ModuleFiles(RunDir(folder).modules)
+        return LearningEngine(engine, asked, seed=seed, files=files)
+
+    def reader(
+        self, prepared: Prepared, learning: LearningEngine | None = None
+    ) -> tuple[TargetReader, TimedTeacher]:
+        """A reader of a run's own, and the teacher behind its store, which one that is `learning`
+        has not. The store's answers are to the teacher shown the run's prompts, whole vocabularies
+        to the teacher without."""
         engine = self.engine(prepared.teacher.model)
-        teacher, comparing = TimedTeacher(engine), LocalTeacher(engine)
-        stored = RecordingReader(teacher, self.folder / "targets", teacher=engine.fingerprint)
+        teacher, comparing = TimedTeacher(learning or engine), LocalTeacher(engine)
+        folder, named = self.folder / "targets", engine.fingerprint
+        stored = teacher if learning else RecordingReader(teacher, folder, teacher=named)
         whole = Remembered(comparing, self._whole)
         reader = SharedTargets(
             _prompted(stored, prepared), whole, vocabulary=prepared.facts.shared_vocab

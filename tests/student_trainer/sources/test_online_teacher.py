@@ -39,7 +39,6 @@ RESUMED = {
     },
     "lag-1": {"modules": {"lag": 1}},
     "lag-2": {"modules": {"lag": 2}, "student": LORA | {"zero": 3}},
-    "moving-weights": {"mixture": {"policy": "odm", "interval": 2, "lag_steps": 1}},
 }
 ALONE = {"student": {"workers": 1}, "checkpoints": {"every": 100}}
 # On one rank, as the reference, but for what is named.
@@ -80,7 +79,7 @@ def runs(folder: Path, material) -> Path:
     jobs, alone = [], []
     for name, options in RESUMED.items():
         plan = taught_plan(folder / name, *material, **options)
-        jobs.append(as_job("decided" if "mixture" in options else "resumed", plan, at=2))
+        jobs.append(as_job("resumed", plan, at=2))
     for name, options in VARIANTS.items():
         options = ALONE | options
         alone.append(as_job("train", taught_plan(folder / name, *material, **options)))

@@ -21,6 +21,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError, DamagedError, NonFiniteLossError, StorageError, TeacherError
 from shared.targets.lessons import Learnt, Lesson
 from shared.targets.weights import BEGINNING, ModuleFiles, WeightsRef
+from teacher_service.engine import lora
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.learning import LearningEngine
 from teacher_service.scoring import module_losses
@@ -218,7 +219,8 @@ def test_any_replica_takes_any_update_also_again(made):
     np.testing.assert_array_equal(answer(made(), expected[2]), answer(one, expected[2]))
 
 
-def test_a_version_that_is_not_what_was_written_answers_nothing(made, tmp_path):
+def test_a_version_that_is_not_what_was_written_answers_nothing(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(lora, "ARRIVAL_S", 0.0)
     ref = taught(made(), 1)[0].modules
     path = ModuleFiles(tmp_path / "modules").path(ref)
     whole = path.read_bytes()
@@ -228,6 +230,14 @@ def test_a_version_that_is_not_what_was_written_answers_nothing(made, tmp_path):
     path.unlink()
     with pytest.raises(TeacherError, match=r"version 1 .* cannot be read .* no such file"):
         made().learn(ROWS, LESSON(ref))
+
+
+def test_a_version_that_is_seen_late_is_waited_for(made, tmp_path, monkeypatch):
+    ref, aside = taught(made(), 1)[0].modules, tmp_path / "aside"
+    path = ModuleFiles(tmp_path / "modules").path(ref)
+    path.rename(aside)
+    monkeypatch.setattr(lora.time, "sleep", lambda _: aside.exists() and aside.rename(path))
+    assert taught(made(), 1, ref=ref) == taught(made(), 2)[1:]
 
 
 def test_an_update_that_cannot_be_kept_says_so_and_can_be_taken_again(made, tmp_path):
