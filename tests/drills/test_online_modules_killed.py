@@ -36,10 +36,10 @@ def test_driver_trainer_and_teachers_killed_change_nothing(home, config, tmp_pat
     for title, steps in (
         ("RayTrainWorker", range(STEPS // 4, STEPS // 3)),
         ("TeacherReplica", range(STEPS // 3, STEPS // 2)),
-        ("TeacherReplica", range(STEPS // 2, LATE - 5)),  # the other one, of the older process
+        ("TeacherReplica", range(STEPS // 2, LATE - 5)),  # the one that was not started again
     ):
         wait_until(reached(run, random.Random(str(steps)).choice(steps)), doing=second)
-        titled(second.family(), title)[0].kill()
+        min(titled(second.family(), title), key=lambda found: found.create_time()).kill()
     assert second.wait() == 0, second.output
     assert_same(run, runs[0] / "job")
     assert last_version(run) == last_version(runs[0] / "job")
