@@ -20,7 +20,7 @@ import torch
 from shared.config.modules import TrainedModules, unserved
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TutelageError
-from shared.prompts.prefix import Opening, shown
+from shared.prompts.prefix import DocumentOpenings, shown
 from shared.run.metrics import ModulesMetrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
@@ -47,7 +47,7 @@ class OnlineTeacher:
     layouts: Layouts
     ranks: Ranks
     files: RunDir
-    openings: Mapping[str, Opening]  # what the teacher is shown, by domain
+    openings: Mapping[str, DocumentOpenings]  # what the teacher is shown, by domain
     trainer: ModuleTrainer | None  # on rank 0, in training
     _known: dict[int, WeightsRef] = field(default_factory=lambda: {0: BEGINNING})
     _taught: int = 0  # lessons given, those under way among them
