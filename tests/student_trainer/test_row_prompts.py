@@ -24,7 +24,7 @@ from tests.student_trainer.runs import DOMAINS, prepared_domains
 from tests.student_trainer.sources.test_rollouts import written_plan
 
 STEPS = 12
-OWN_TEXT = {"max_new_tokens": 10, "prompt_tokens": 6}
+OWN_TEXT = TokenSources(max_new_tokens=10, prompt_tokens=6)  # as `written_plan` has it
 RUNS = {
     "rows": {"source": {"student": 0.0, "dataset": 1.0}},
     "own-text": {"source": {"student": 0.5, "dataset": 0.5, "teacher_mix": 0.2, "lag": 1}},
@@ -40,7 +40,7 @@ def hints(path: Path, domains) -> None:
             rows = next(RowStore.open(file).units(10_000))
             documents = rows.documents()
             parts = zip(documents.column("input_ids"), documents.column("loss_mask"), strict=True)
-            written = prompts_of(rows, TokenSources(**OWN_TEXT), context=64)
+            written = prompts_of(rows, OWN_TEXT, context=64)
             begun = ((one.input_ids, np.zeros(len(one.input_ids))) for one in written)
             for ids, mask in (*parts, *begun):
                 key = key_of(ids, mask)
