@@ -24,6 +24,12 @@ class Ranks:
         self._group: Any = None if cpu else dist.new_group(backend="gloo")
 
     @property
+    def patience_s(self) -> float:
+        """Seconds that ranks wait for each other before they fail."""
+        group: Any = self._group or dist.group.WORLD
+        return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+    @property
     def leads(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0

@@ -1,9 +1,12 @@
 """Run: the parts that a rank trains with, built once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
+
+from torch import nn
 
 from shared.config.run import Config
 from shared.data.row_store import RowStore
@@ -26,7 +29,7 @@ from student_trainer.evaluate import Validation
 from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
 from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import TeacherHeads, load_teacher_heads
-from student_trainer.models.writing import copied_for_writing
+from student_trainer.models.writing import Writer, copied_for_writing
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
@@ -93,6 +96,12 @@ class Run:
         """Whether training ends after `step` updates; all ranks ask together."""
         return self.weight_log.is_over(step)
 
+    def settle(self) -> None:
+        """Wait until what is drawn is written, on all ranks together, and count what that took."""
+        self.loader.settle()
+        if isinstance(self.source, Rollouts):
+            self.rollouts.effort += self.source.take_effort()
+
     def due(self, every: int, step: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now."""
         return step % every == 0 or self.is_over(step)
@@ -123,8 +132,7 @@ def open_run(
 
     `open_reader` is None where nothing is asked of a teacher, `open_generator` where the student
     does not write, `open_teachers` where no teacher does and `open_modules` where none has modules
-    that learn. Raises what `Task.load` raises, on all
-    ranks together.
+    that learn. Raises what `Task.load` raises, on all ranks together.
     """
     device = this_device()
     join(device)
@@ -137,20 +145,22 @@ def open_run(
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     base = ranks.from_leader(base_digest(student) if ranks.leads else None)
-    writes = config.source.writes and plan.mode == "train"
-    own = writes and not config.rollouts.serves
-    written_by = copied_for_writing(student.saved, zero=config.student.zero) if own else None
+    written_by = _written_by(plan, student)
     engine = open_engine(objective, config)
     weight_log = FollowedLog(config, ranks, controller)
-    source = open_source(plan, ranks, weight_log)
-    if plan.mode == "train" and not config.source.is_dataset:
-        parts: dict[str, Any] = {"student": student, "engine": engine, "ranks": ranks}
-        writer = open_writer(plan, open_generator, model=written_by, **parts) if writes else None
-        source = open_rollouts(source, plan, ranks, writer=writer, open_teachers=open_teachers)
-    validation = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
+    writer = partial(
+        open_writer,
+        plan,
+        open_generator,
+        student=student,
+        engine=engine,
+        ranks=ranks,
+        model=written_by,
+    )
+    rows = open_source(plan, ranks, weight_log)
+    source = _written(rows, plan, ranks, open_writer=writer, open_teachers=open_teachers)
     online = open_online_teacher(plan, engine, layouts, ranks, open_modules=open_modules)
-    for folder in (RunDir(Path(plan.run_dir)).logs, RunDir(Path(plan.run_dir)).checkpoints):
-        folder.mkdir(parents=True, exist_ok=True)
+    _make_folders(RunDir(Path(plan.run_dir)))
     num_teachers = len(plan.parts) if reader else 0
     measured = _measured(plan, ranks, objective.loss_head.layout, num_teachers=num_teachers)
     return Run(
@@ -164,23 +174,71 @@ def open_run(
         layouts=layouts,
         weight_log=weight_log,
         source=source,
-        loader=Loader(
-            source,
-            weight_log,
-            ranks=ranks,
-            domains=tuple(config.domains),
-            reader=reader,
-            question=plan.training_question,
-            student_ids=_student_ids(plan, engine, layouts),
-            online=online,
-        ),
-        validation=Validation(validation, layouts, ranks, config.batch.micro_batch),
+        loader=_loader(plan, source, weight_log, ranks, reader, layouts, engine, online),
+        validation=_validation(plan, layouts, ranks),
         **measured,
         online=online,
         stateful=_stateful(measured, config, source, online),
         reader=reader,
         controller=controller,
     )
+
+
+def _loader(
+    plan: RunPlan,
+    source: TokenSource,
+    weight_log: FollowedLog,
+    ranks: Ranks,
+    reader: RunReader | None,
+    layouts: Layouts,
+    engine: Any,
+    online: OnlineTeacher | None,
+) -> Loader:
+    return Loader(
+        source,
+        weight_log,
+        ranks=ranks,
+        domains=tuple(plan.config.domains),
+        reader=reader,
+        question=plan.training_question,
+        student_ids=_student_ids(plan, engine, layouts),
+        online=online,
+        waiting=source.waiting if isinstance(source, Rollouts) else None,
+    )
+
+
+def _validation(plan: RunPlan, layouts: Layouts, ranks: Ranks) -> Validation:
+    stores = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
+    return Validation(stores, layouts, ranks, plan.config.batch.micro_batch)
+
+
+def _make_folders(files: RunDir) -> None:
+    for folder in (files.logs, files.checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _written_by(plan: RunPlan, student: Student) -> nn.Module | None:
+    """What this rank writes with, made before the student is sharded; None where others write."""
+    config = plan.config
+    if plan.mode != "train" or not config.source.writes or config.rollouts.serves:
+        return None
+    return copied_for_writing(student.saved, zero=config.student.zero)
+
+
+def _written(
+    rows: TokenSource,
+    plan: RunPlan,
+    ranks: Ranks,
+    *,
+    open_writer: Callable[[], Writer],
+    open_teachers: OpenTeachers | None,
+) -> TokenSource:
+    """Rows as they are, or with what models answer to some where they write."""
+    source = plan.config.source
+    if plan.mode != "train" or source.is_dataset:
+        return rows
+    writer = open_writer() if source.writes else None
+    return open_rollouts(rows, plan, ranks, writer=writer, open_teachers=open_teachers)
 
 
 def _measured(plan: RunPlan, ranks: Ranks, layout: SumLayout, *, num_teachers: int) -> _Measured:
@@ -218,11 +276,11 @@ def _student_ids(plan: RunPlan, engine: Any, layouts: Layouts) -> StudentIds | N
 
 
 def close_run(run: Run) -> None:
-    """Let go of the teacher and the engine."""
+    """Let go of the teacher, of those who write, and of the engine."""
     if run.reader is not None:
         run.reader.close()
     written = run.source if isinstance(run.source, Rollouts) else None
-    for part in (run.reloader, run.trackers, written, run.online):
+    for part in (run.reloader, run.trackers, written, run.loader, run.online):
         if part is not None:
             part.close()
     run.engine.destroy()

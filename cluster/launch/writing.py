@@ -2,6 +2,7 @@
 service, around their own model, and a way to the teachers' replicas."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,10 @@ class Replicas:
             self.pool.submit(openings.at(range(start, stop)), spec)
         return Continuations.joined([self.pool.next() for _ in starts])
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """See `RemoteGenerator`."""
+        return self.pool.waiting()
+
     def close(self) -> None:
         """Drop what is under way."""
         self.pool.close()
@@ -73,6 +78,6 @@ def _open_teachers(
     from teacher_service.service.pool import GenerationPool
 
     return {
-        name: Replicas(GenerationPool(rank, **asked), batch_rows)
+        name: Replicas(GenerationPool(rank, apart=True, **asked), batch_rows)
         for name, asked in settings.items()
     }

@@ -10,14 +10,23 @@ from cluster.report.plots import Series, Style
 from cluster.report.record import RunRecord, finite
 from shared.run.metrics import StepMetrics
 
-WRITING = "the student writing"
+WRITING = "waiting for text"
+
+
+def _text_wait(line: StepMetrics) -> float:
+    """Seconds in which nothing was done but wait for text to be written."""
+    if line.writing_wait_s is None:
+        return line.writing_s + line.teacher_writing_s
+    return line.writing_wait_s
+
+
 # Where the time of training goes, in the order of a step: seconds of a line.
 PARTS: dict[str, Callable[[StepMetrics], float]] = {
     "waiting for the teacher": lambda m: m.teacher_wait_s,
     "forward and backward": lambda m: m.compute_s,
     "optimiser": lambda m: m.optimiser_s,
-    WRITING: lambda m: m.writing_s,
-    "rest": lambda m: max(0.0, m.rest_s - m.writing_s),
+    WRITING: _text_wait,
+    "rest": lambda m: max(0.0, m.rest_s - _text_wait(m)),
 }
 
 
@@ -141,7 +150,7 @@ def _machine_curves(record: RunRecord) -> list[Curve]:
         plot = _plot("Waiting for the teacher", waits, format_y=plots.percent)
         curves.append(Curve("Waiting for the teacher", "share of training time", plot))
     if any(m.compute_s for m in record.lines):
-        names = tuple(n for n in PARTS if n != WRITING or any(m.writing_s for m in record.lines))
+        names = tuple(n for n in PARTS if n != WRITING or any(map(_text_wait, record.lines)))
         parts = [
             _series(record, n, lambda m, spent=PARTS[n]: _share(spent(m), m.seconds), colour=i)
             for i, n in enumerate(names)

@@ -1,6 +1,7 @@
 """How a worker asks the student's copies to write: batches of openings, answered by the replicas of
 a service."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from teacher_service.service.pool import RolloutPool
 
 
 class Copies:
-    """Copies of the student behind a service; satisfies `Generator`.
+    """Copies of the student behind a service; satisfies `RemoteGenerator`.
 
     At most `batch_rows` openings, of like lengths, are one unit, which a copy continues at once:
     cut as a worker's own generator cuts them, whatever the number of copies.
@@ -30,6 +31,14 @@ class Copies:
         answers = [self._pool.next() for _ in units]
         return Continuations.joined(answers).at(np.argsort(np.concatenate(units)).tolist())
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """See `RemoteGenerator`."""
+        return self._pool.waiting()
+
+    def close(self) -> None:
+        """Drop what is under way; who waits for it hears that."""
+        self._pool.close()
+
 
 def open_copies(
     model: None, *, device: Any, dtype: str, batch_rows: int, settings: dict[str, Any]
@@ -38,4 +47,4 @@ def open_copies(
     pool, an `OpenGenerator`."""
     import torch.distributed as dist  # slow, and the driver writes nothing
 
-    return Copies(RolloutPool(dist.get_rank(), **settings), batch_rows=batch_rows)
+    return Copies(RolloutPool(dist.get_rank(), apart=True, **settings), batch_rows=batch_rows)

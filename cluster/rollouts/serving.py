@@ -48,9 +48,11 @@ def writing(launch: Launch) -> Iterator[Writes]:
         with using([name], launch.run_dir, gone=AGAIN, what="rollout service", roll=roll):
             yield partial(_opened, launch, starting)
     finally:
-        restarts = restarts_of(name)
-        service.stop(name)
-        shutil.rmtree(weights, ignore_errors=True)
+        try:
+            restarts = restarts_of(name)
+        finally:
+            service.stop(name)
+            shutil.rmtree(weights, ignore_errors=True)
         with suppress(StorageError):  # a full disk must not hide what stopped the run
             count(launch.run_dir, "rollout_restarts", restarts)
 

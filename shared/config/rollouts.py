@@ -50,7 +50,15 @@ class RolloutService(Section):
 
 
 def check_rollouts(rollouts: RolloutService, source: TokenSources) -> None:
-    """Raise ValueError for copies of a student that writes nothing."""
+    """Raise ValueError for copies of a student that writes nothing, or parts of copies that are
+    none."""
+    for part in ("gpus", "cpus"):
+        asked = getattr(rollouts, part)
+        if asked is not None and not rollouts.serves:
+            raise ValueError(
+                f"rollouts.{part} is {asked:g}, but rollouts.replicas is 0, so that the student's "
+                "workers write themselves; set rollouts.replicas=1, or leave it out"
+            )
     if rollouts.serves and not source.writes:
         raise ValueError(
             f"rollouts.replicas is {rollouts.most}, but source has student 0, so that nothing is "

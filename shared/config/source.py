@@ -170,6 +170,16 @@ def check_source(
             f"source.updates is {source.updates}, but the student writes nothing that could be "
             "learnt more than once; give it a share, or leave it out"
         )
+    if source.draws > 1 and not source.teacher:
+        raise ValueError(
+            f"source.draws is {source.draws}, but source has teacher 0, so that no teacher writes "
+            "texts that could take turns; give it a share, or leave it out"
+        )
+    if source.lag is not None and not source.writes:
+        raise ValueError(
+            f"source.lag is {source.lag}, but the student writes nothing whose weights could be "
+            "old; give it a share, or leave it out"
+        )
     if source.is_dataset:
         return
     share = f"source has {source.written_in_words}"

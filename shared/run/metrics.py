@@ -109,9 +109,12 @@ class StepMetrics:
     optimiser_s: float = 0.0  # mean over ranks
     writing_s: float = 0.0  # in which the student wrote; mean over ranks
     tokens_written: int = 0  # in that time, by all ranks, for these steps or later ones
-    teacher_writing_s: float = 0.0  # in which teachers' texts were waited for; mean over ranks
+    teacher_writing_s: float = 0.0  # in which teachers wrote; mean over ranks
     teacher_tokens_written: int = 0  # in that time, for all ranks, for these steps or later ones
     pushed_bytes: int = 0  # of weights in that time, to copies of the student that write
+    # In which texts of either were waited for, since ranks wrote them or they were not there yet;
+    # mean over ranks. None in lines written without it: all the time that writing took.
+    writing_wait_s: float | None = None
     units: int = 0  # scoring units answered
     wire_bytes: int = 0  # serialised Tables, all ranks
     retried_units: int = 0
@@ -141,6 +144,7 @@ MACHINE_FIELDS = (
     "teacher_writing_s",
     "teacher_tokens_written",
     "pushed_bytes",
+    "writing_wait_s",
     "units",
     "wire_bytes",
     "retried_units",

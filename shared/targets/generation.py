@@ -7,6 +7,7 @@ T tokens of an opening   U tokens of its continuation   W the same and the id th
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -306,7 +307,11 @@ class MixedGenerator(Generator, Protocol):
 
 
 class RemoteGenerator(Generator, Protocol):
-    """A generator in other processes."""
+    """A generator in other processes, asked by a thread beside the one that learns."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Report the time of a `with` as waited for their answers."""
+        ...
 
     def close(self) -> None:
         """Let go of them."""

@@ -3,7 +3,7 @@ collective per token."""
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,13 +17,31 @@ from student_trainer.accelerator import deepspeed
 class Writer(Protocol):
     """Who writes what the student of a moment would: its workers, or copies apart from them."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether the workers may learn while it writes."""
+        ...
+
+    def prepare(self, version: int) -> None:
+        """Take over the weights of the moment, behind which are `version` updates; all ranks
+        together."""
+        ...
+
     def at(self, version: int) -> AbstractContextManager[Generator]:
-        """What writes with the weights of the moment, behind which are `version` updates, for the
-        length of a `with`; all ranks together."""
+        """What writes with the version prepared last, for the length of a `with`; without a word
+        to other ranks."""
         ...
 
     def take_bytes(self) -> int:
         """Bytes of weights that this rank has pushed since the last call."""
+        ...
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Report the time of a `with` as waited for what it writes."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is under way."""
         ...
 
 
@@ -40,14 +58,18 @@ class OwnRanks:
     model: nn.Module  # what writes: the student's own module, or the copy of it
     trained: nn.Module  # the student's own
     engine: Any  # a DeepSpeed engine
+    apart: bool = False
+
+    def prepare(self, version: int) -> None:
+        """See `Writer`."""
+        if self.model is not self.trained:
+            self._gather()
 
     @contextmanager
     def at(self, version: int) -> Iterator[Generator]:
         """See `Writer`."""
         was_training = self.engine.module.training
         self.engine.eval()
-        if self.model is not self.trained:
-            self._gather()
         try:
             yield self.generator
         finally:
@@ -57,6 +79,13 @@ class OwnRanks:
     def take_bytes(self) -> int:
         """See `Writer`."""
         return 0
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """See `Writer`: nobody is told."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """See `Writer`: nothing is under way."""
 
     @torch.no_grad()
     def _gather(self) -> None:

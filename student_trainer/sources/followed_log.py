@@ -39,6 +39,11 @@ class FollowedLog:
             pass
         return min(step + ahead, self._end() - 1, self._settled())
 
+    def ruled_beyond(self, step: int, *, ahead: int) -> int:
+        """The last step, at most `ahead` later, whose weights are settled now, be it beyond the end
+        of this run: one that is to take more steps later would draw it now."""
+        return step if self._stops else min(step + ahead, self._settled())
+
     def is_over(self, step: int) -> bool:
         """Whether training ends after `step` updates. All ranks ask together.
 

@@ -3,13 +3,18 @@
 Units are asked about up to the source's depth ahead of the step under way, but never beyond the
 last step whose weights are settled, so that neither prefetch nor a slow controller can change what
 is drawn. Where the student names ids to ask about, that depth is 0; where a teacher's modules
-learn, at most the lag of those that answer.
+learn, at most the lag of those that answer. Where others write a block, the ranks learn an earlier
+one meanwhile, and its units are asked about once it is written.
 
 D domains in config order   R rows of a unit
 """
 
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 
@@ -19,19 +24,22 @@ from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
 from student_trainer.ranks import Ranks
+from student_trainer.sources.apart import Apart
 from student_trainer.sources.batches import Step
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.online_teacher import OnlineTeacher
-from student_trainer.sources.source import DomainCounts, Drawn, TokenSource
+from student_trainer.sources.source import DomainCounts, Drawn, FinishDrawn, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 
 Answers = Iterator[tuple[Rows, Answer]]
+Asked = tuple[Drawn, Answers | None]
 
 
 class Loader:
     """Steps in order, from any first one on; the reader is asked ahead and answers in order.
 
-    Without a reader or a question no answers are there.
+    Without a reader or a question no answers are there. What waits until a block is written does so
+    `waiting` for its step.
     """
 
     def __init__(
@@ -45,27 +53,35 @@ class Loader:
         question: Question | None = None,
         student_ids: StudentIds | None = None,
         online: OnlineTeacher | None = None,
+        waiting: Callable[[int], AbstractContextManager[None]] | None = None,
     ) -> None:
         assert student_ids is None or source.ahead == 0, "its weights would be old"
         self._source, self._weight_log, self._ranks = source, weight_log, ranks
         self._domains, self._student_ids = tuple(domains), student_ids
         self._reader, self._question, self._online = reader, question, online
         self._ahead = source.ahead if online is None else min(source.ahead, online.lag)
-        self._drawn: deque[tuple[Drawn, Answers | None]] = deque()
+        self._drawn: deque[tuple[int, Future[Asked]]] = deque()
         self._answers: Answers | None = None  # of the step returned last
+        self._apart, self._waiting = Apart[Asked](ranks), waiting
+        self._writing = 0  # the step whose block is under way
+        self._asking = threading.Lock()  # the reader is asked by one thread at a time
 
     def step(self, index: int) -> Step:
-        """Step `index`; draws it and the steps ahead and asks about them.
+        """Step `index`; draws it and the steps ahead and asks about them. Where steps are drawn on
+        time alone, those beyond the end are drawn too, so that a run can take more steps later.
 
         Waits for the weights of the step itself where the controller has not decided them yet.
         """
         source = self._source
         through = self._weight_log.settle(index, ahead=self._ahead, wait=source.fixed)
-        first = self._drawn[-1][0].index + 1 if self._drawn else index
-        for ahead in range(first, through + 1):
-            drawn = self._source.draw(ahead)
-            self._drawn.append((drawn, self._asked(drawn)))
-        drawn, self._answers = self._drawn.popleft()
+        beyond = self._weight_log.ruled_beyond(index, ahead=self._ahead) if source.fixed else 0
+        first = self._drawn[-1][0] + 1 if self._drawn else index
+        for ahead in range(first, max(through, beyond) + 1):
+            self._drawn.append((ahead, self._begun(ahead, is_asked=ahead <= through)))
+        if len(self._drawn) == 1:  # which may be under way
+            self.settle()
+        _, block = self._drawn.popleft()
+        drawn, self._answers = block.result()
         counts = drawn.counts or self._added_up(drawn.units)
         phase = self._weight_log.ruling(index).phase
         return Step(index, drawn.units, counts.tokens_D, counts.rows_D, phase)
@@ -79,21 +95,55 @@ class Loader:
         for _ in step.units:
             yield None if self._answers is None else self._taken(self._answers)
 
-    def _asked(self, drawn: Drawn) -> Answers | None:
-        if self._reader is None or self._question is None:
+    def settle(self) -> None:
+        """Wait until what is drawn is written, on all ranks together."""
+        if self._apart.is_under_way:
+            with self._waiting(self._writing) if self._waiting else nullcontext():
+                self._apart.settle()
+
+    def close(self) -> None:
+        """Wait for nothing any more; the source and the reader are closed."""
+        self._apart.close()
+
+    def _begun(self, step: int, *, is_asked: bool) -> Future[Asked]:
+        """Block `step` and what is asked about it, at once or when it is written."""
+        self.settle()
+        question = self._question_at(step) if is_asked else None
+        drawn = self._source.draw(step)
+        if not callable(drawn):
+            return _known((drawn, self._asked(drawn, question)))
+        self._writing = step
+        if self._student_ids is None:
+            return self._apart.begin(partial(self._finished, drawn, question))
+        block = self._apart.begin(partial(self._finished, drawn, None))
+        self.settle()  # the ranks name ids together
+        written, _ = block.result()
+        return _known((written, self._asked(written, question)))
+
+    def _finished(self, finish: FinishDrawn, question: Question | None) -> Asked:
+        drawn = finish()
+        return drawn, self._asked(drawn, question)
+
+    def _question_at(self, step: int) -> Question | None:
+        """What is asked about the rows of a step; waits for a teacher's modules that learn."""
+        if self._reader is None or self._question is None or self._online is None:
+            return self._question
+        return self._online.question(self._question, step)
+
+    def _asked(self, drawn: Drawn, question: Question | None) -> Answers | None:
+        if self._reader is None or question is None:
             return None
         own = self._student_ids
         units = [rows.as_asked() for rows in drawn.units]
         units = units if own is None else own.named(units)
-        question = self._question
-        if self._online is not None:
-            question = self._online.question(question, drawn.index)
-        return answered(self._reader, units, question, ahead=len(units))
+        with self._asking:
+            return answered(self._reader, units, question, ahead=len(units))
 
     def _taken(self, answers: Answers) -> Answer:
         targets, error = None, None
         try:
-            _, targets = next(answers)
+            with self._asking:
+                _, targets = next(answers)
         except TutelageError as failure:
             error = failure
         self._ranks.agree(error)
@@ -109,3 +159,10 @@ class Loader:
                 own_D += np.bincount(domain_R, weights=weight_R, minlength=len(own_D))
         tokens_D, rows_D = self._ranks.sum(own_2D).astype(np.int64)
         return DomainCounts(tokens_D, rows_D)
+
+
+def _known(asked: Asked) -> Future[Asked]:
+    """A block that is there."""
+    block = Future[Asked]()
+    block.set_result(asked)
+    return block

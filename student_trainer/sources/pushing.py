@@ -10,7 +10,7 @@ T tokens of the fixed text   V vocabulary
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,13 @@ from shared.targets.canary import (
     refuse_not_finite,
     refuse_other,
 )
-from shared.targets.generation import Continuations, GenerationSpec, Generator, Openings
+from shared.targets.generation import (
+    Continuations,
+    GenerationSpec,
+    Generator,
+    Openings,
+    RemoteGenerator,
+)
 from shared.targets.weights import CANARY_IDS, WeightFiles, WeightsRef
 from student_trainer.engine import gather_weights
 from student_trainer.models.probing import label_logprobs
@@ -66,27 +72,41 @@ class Versioned:
 class Pusher:
     """Has copies of the student write with its weights of the moment; a `Writer`."""
 
-    generator: Generator  # asks the copies
+    generator: RemoteGenerator  # asks the copies
     student: Student
     engine: Any  # a DeepSpeed engine
     ranks: Ranks
     run_dir: RunDir
     dtype: Dtype
     lag: int  # steps between a version and the step that learns what it wrote
+    apart: bool = True
     _pushed: Versioned | None = field(default=None)
     _bytes: int = field(default=0)
 
-    @contextmanager
-    def at(self, version: int) -> Iterator[Generator]:
+    def prepare(self, version: int) -> None:
         """See `Writer`; a version is pushed once."""
         if self._pushed is None or self._pushed.weights.version != version:
             self._pushed = self._push(version)
+
+    @contextmanager
+    def at(self, version: int) -> Iterator[Generator]:
+        """See `Writer`."""
+        assert self._pushed is not None, "a version is prepared"
+        assert self._pushed.weights.version == version, "the one that writes"
         yield self._pushed
 
     def take_bytes(self) -> int:
         """See `Writer`."""
         found, self._bytes = self._bytes, 0
         return found
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """See `Writer`."""
+        return self.generator.waiting()
+
+    def close(self) -> None:
+        """See `Writer`."""
+        self.generator.close()
 
     def _push(self, version: int) -> Versioned:
         """Write a version's file; all ranks together. Raises StorageError, or EngineError for a

@@ -75,9 +75,9 @@ class RolloutFiles:
         if whole is None:
             raise _lost(
                 step,
-                f"{len(wanted)} of {len(wanted)} are not in {self.folder} (a run that has taken "
-                "all its steps leaves none for further ones: with a source.lag, steps cannot be "
-                "raised after its end)",
+                f"{len(wanted)} of {len(wanted)} are not in {self.folder} (where weights of the "
+                "mixture were not decided yet, a run that has taken all its steps leaves none for "
+                "further ones)",
             )
         if None in wanted:
             raise _lost(step, f"{wanted.count(None)} of {len(wanted)} are not in {self.folder}")

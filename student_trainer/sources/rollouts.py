@@ -12,8 +12,11 @@ R rows of a rank for a step   D domains in config order
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError, TutelageError
 from shared.mixture.blocks import Block
 from shared.run.plan import RunPlan
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, append_progress
 from shared.targets.generation import (
     GenerationSpec,
     Generator,
@@ -50,9 +53,10 @@ from student_trainer.sources.adaptive import Adaptive, Dealt, oldest_step
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.partners import Partners
 from student_trainer.sources.rollout_files import RolloutFiles
-from student_trainer.sources.source import EFFORT, Drawn, TokenSource
+from student_trainer.sources.source import EFFORT, Drawn, FinishDrawn, TokenSource
 from student_trainer.sources.teacher_texts import TeacherPrompt, TeacherTexts, TextFiles
 from student_trainer.state.checkpoint import all_checkpoints, read_state, step_of
+from student_trainer.waiting import waiting
 
 # Options that checkpoints name only where they are not at their defaults.
 LATER_OPTIONS = ("teacher", "draws", "adaptive", "updates", "teacher_mix")
@@ -87,6 +91,19 @@ def open_rollouts(
     return Rollouts(source, plan, ranks, writer, teachers, texts, partners, adaptive)
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A block that all ranks have begun."""
+
+    step: int
+    written_at: int  # the first step that learns it
+    version: int  # of the weights that write it
+    dealt: Dealt | None  # None: it was written before, and is read
+    rows: Rows  # of this rank
+    place_R: np.ndarray  # where in the block they stand
+    epoch_R: np.ndarray
+
+
 @dataclass(slots=True)
 class Rollouts:
     """Blocks of the data set in which student and teacher answer their shares of the rows; a
@@ -100,8 +117,8 @@ class Rollouts:
     texts: TeacherTexts | None = None  # where the teacher writes
     partners: Partners | None = None  # where it has a share in what the student writes
     adaptive: Adaptive | None = None  # where the student's share moves
-    # What this rank did since it was last taken, as `EFFORT` has it.
-    effort: np.ndarray = field(default_factory=lambda: np.zeros(len(EFFORT)))
+    # What this rank did since it was last taken, as `EFFORT` has it, by whatever thread.
+    effort: deque[np.ndarray] = field(default_factory=deque)
     _began: int | None = field(default=None)  # the step that this process drew first
     # The oldest checkpoint, and the first step whose rows a run that goes on from it needs.
     _needed: tuple[int, int] | None = field(default=None)
@@ -116,48 +133,84 @@ class Rollouts:
         """See `TokenSource`."""
         return self.plan.config.source.writes
 
-    def draw(self, step: int) -> Drawn:
+    def draw(self, step: int) -> Drawn | FinishDrawn:
         """Block `step` with its shares written: by the student with the weights of this moment, or
         read again where those that wrote it lie behind the checkpoint that this run went on
         from."""
+        finish = partial(self._finished, self._begun(step))
+        if self.writer is None or self.writer.apart:
+            return finish
+        found, error = None, None
+        with self.waiting(step):
+            try:
+                found = finish()
+            except TutelageError as failure:
+                error = failure
+            self.ranks.agree(error)
+        assert found is not None, "an error would have been raised"
+        return found
+
+    @contextmanager
+    def waiting(self, step: int) -> Iterator[None]:
+        """Count, and say where it is long, that a `with` waits for the texts of a step, on all
+        ranks."""
+        start = time.perf_counter()
+        what = (
+            f"rank {self.ranks.rank} waits until all ranks have what is written for step "
+            f"{step + 1}, at most {self.ranks.patience_s:g} s for another one, and has waited"
+        )
+        with ExitStack() as stack:
+            stack.enter_context(waiting(what, partial(append_progress, self._folder)))
+            for teacher in self.teachers.values():
+                stack.enter_context(teacher.waiting())
+            if self.writer is not None:
+                stack.enter_context(self.writer.waiting())
+            yield
+        self._spent(writing_wait_s=time.perf_counter() - start)
+
+    def _begun(self, step: int) -> _Begun:
+        """What all ranks decide together about a block, and the weights that write it."""
         files = RolloutFiles(self._folder.rollouts)
         if self._began is None:
             self._began = step
             if self.ranks.leads:
                 files.forget(since=step + self.ahead if step else 0)
             self.ranks.wait()
+        elif self.ranks.leads:
+            files.forget(before=self._oldest_resumed())
         block, whole = self.data_set.block(step // self._updates)
         slices = self.data_set.shard.units(len(whole))
         place_R = np.concatenate([np.arange(len(whole))[unit] for unit in slices])
-        own = Rows(whole.table.take(pa.array(place_R)))
-        found, error = None, None
-        try:
-            found = self._drawn(files, step, block, own, place_R=place_R)
-        except TutelageError as failure:
-            error = failure
-        self.ranks.agree(error)
-        assert found is not None, "an error would have been raised"
-        if self.ranks.leads:
-            files.forget(before=self._oldest_resumed())
+        first = step - step % self._updates  # of those that learn this block
+        version = max(0, first - self.ahead)
+        is_kept = self.fixed and (first < step or version < self._began)
+        if self.writer is not None and not is_kept:
+            self.writer.prepare(version)
+        return _Begun(
+            step=step,
+            written_at=first,
+            version=version,
+            dealt=None if is_kept else self._dealt(step, block),
+            rows=Rows(whole.table.take(pa.array(place_R))),
+            place_R=place_R,
+            epoch_R=block.epoch_R[place_R],
+        )
+
+    def _finished(self, begun: _Begun) -> Drawn:
+        """A rank's rows of a step; what the student wrote lies on disk when this returns."""
+        step, version, place_R = begun.step, begun.version, begun.place_R
+        files = RolloutFiles(self._folder.rollouts)
+        if begun.dealt is None:
+            # others stand in for some
+            names = begun.rows.names() if self.adaptive is None else None
+            found = files.read(begun.written_at, names, place_R=place_R, version=version)
+        else:
+            found = self._written(begun, begun.dealt)
+            if self.fixed:
+                files.keep(step, self.ranks.rank, found, place_R=place_R, version=version)
         size = self.plan.config.batch.micro_batch
         units = tuple(found.part(slice(at, at + size)) for at in range(0, len(found), size))
         return Drawn(step, units, None)
-
-    def _drawn(
-        self, files: RolloutFiles, step: int, block: Block, rows: Rows, *, place_R: np.ndarray
-    ) -> Rows:
-        """A rank's rows of a step; what the student wrote lies on disk when this returns."""
-        first = step - step % self._updates  # of those that learn this block
-        version = max(0, first - self.ahead)
-        if not self.fixed:
-            return self._written(step, block, rows, place_R=place_R, version=version)
-        assert self._began is not None, "a step is drawn"
-        if first < step or version < self._began:
-            names = rows.names() if self.adaptive is None else None  # others stand in for some
-            return files.read(first, names, place_R=place_R, version=version)
-        found = self._written(step, block, rows, place_R=place_R, version=version)
-        files.keep(step, self.ranks.rank, found, place_R=place_R, version=version)
-        return found
 
     def epochs(self, steps: int) -> tuple[float, ...]:
         """See `TokenSource`."""
@@ -173,13 +226,17 @@ class Rollouts:
 
     def take_effort(self) -> np.ndarray:
         """What this rank did since the last call, as `EFFORT` has it."""
-        found, self.effort = self.effort, np.zeros(len(EFFORT))
+        found = np.zeros(len(EFFORT))
+        while self.effort:
+            found += self.effort.popleft()
         return found
 
     def close(self) -> None:
-        """Let go of the teachers."""
+        """Let go of those who write."""
         for teacher in self.teachers.values():
             teacher.close()
+        if self.writer is not None:
+            self.writer.close()
 
     @property
     def _updates(self) -> int:
@@ -234,22 +291,18 @@ class Rollouts:
             who_R[own] = writers(student, share - student, counted)
         return who_R
 
-    def _written(
-        self, step: int, block: Block, rows: Rows, *, place_R: np.ndarray, version: int
-    ) -> Rows:
+    def _written(self, begun: _Begun, dealt: Dealt) -> Rows:
         """A rank's rows with what student and teacher write now."""
-        dealt = self._dealt(step, block)
+        rows, place_R = begun.rows, begun.place_R
         who_R = dealt.who_R[place_R]
         config = self.plan.config
         prompts = list(prompts_of(rows, config.source, context=config.data.context))
-        epoch_R = block.epoch_R[place_R]
         own, taught = (
             [prompt for prompt in prompts if who_R[prompt.row] == writer]
             for writer in (STUDENT, TEACHER)
         )
-        rollouts = self._by_student(step, own, rows, epoch_R, version=version)
-        rollouts += self._by_teacher(step, taught, rows, epoch_R)
-        version_R = np.where(who_R == STUDENT, version, who_R)
+        rollouts = self._by_student(begun, own) + self._by_teacher(begun, taught)
+        version_R = np.where(who_R == STUDENT, begun.version, who_R)
         mixed = self.partners is not None
         found = with_rollouts(rows, rollouts, version_R=version_R, mixed=mixed)
         files, again = RolloutFiles(self._folder.rollouts), {}
@@ -259,37 +312,30 @@ class Rollouts:
                 again[line] = files.read(written, None, place_R=np.array([place]))
         return with_others(found, again)
 
-    def _by_student(
-        self,
-        step: int,
-        prompts: Sequence[RowPrompt],
-        rows: Rows,
-        epoch_R: np.ndarray,
-        *,
-        version: int,
-    ) -> list[Rollout]:
-        """What the student writes after prompts; all ranks together."""
+    def _by_student(self, begun: _Begun, prompts: Sequence[RowPrompt]) -> list[Rollout]:
+        """What the student writes after prompts."""
         if self.writer is None:
             return []
-        start = time.perf_counter()
+        start, names = time.perf_counter(), begun.rows.names()
         drawn_R = [
-            f"{row}/{epoch}/{step}" for row, epoch in zip(rows.names(), epoch_R, strict=True)
+            f"{row}/{epoch}/{begun.step}" for row, epoch in zip(names, begun.epoch_R, strict=True)
         ]
-        with self.writer.at(version) as generator:
-            rollouts = self._rollouts(generator, prompts, rows, drawn_R)
+        with self.writer.at(begun.version) as generator:
+            rollouts = self._rollouts(generator, prompts, begun.rows, drawn_R)
         tokens = sum(len(rollout.output_ids) for rollout in rollouts)
-        self.effort[:2] += (time.perf_counter() - start, tokens)
-        self.effort[4] += self.writer.take_bytes()
+        self._spent(
+            writing_s=time.perf_counter() - start,
+            tokens_written=tokens,
+            pushed_bytes=self.writer.take_bytes(),
+        )
         return rollouts
 
-    def _by_teacher(
-        self, step: int, prompts: Sequence[RowPrompt], rows: Rows, epoch_R: np.ndarray
-    ) -> list[Rollout]:
+    def _by_teacher(self, begun: _Begun, prompts: Sequence[RowPrompt]) -> list[Rollout]:
         """What teachers write after prompts, or wrote before: each draw of a row once."""
         if self.texts is None:
             return []
         start, draws = time.perf_counter(), self.plan.config.source.draws
-        names, domains = rows.names(), rows.domains()
+        names, domains, epoch_R = begun.rows.names(), begun.rows.domains(), begun.epoch_R
         asked = [
             TeacherPrompt(
                 prompt,
@@ -300,9 +346,16 @@ class Rollouts:
             )
             for prompt in prompts
         ]
-        rollouts = self.texts.written(step, asked)
-        self.effort[2:4] += (time.perf_counter() - start, self.texts.take_tokens())
+        rollouts = self.texts.written(begun.step, asked)
+        self._spent(
+            teacher_writing_s=time.perf_counter() - start,
+            teacher_tokens_written=self.texts.take_tokens(),
+        )
         return rollouts
+
+    def _spent(self, **effort: float) -> None:
+        """Count what this rank did, by the names of `EFFORT`."""
+        self.effort.append(np.array([effort.get(name, 0.0) for name in EFFORT]))
 
     def _vocab_of(self, domain: str) -> int:
         """Ids that both the student and a domain's teacher know."""

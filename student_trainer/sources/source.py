@@ -15,13 +15,15 @@ from student_trainer.ranks import Ranks
 from student_trainer.sources.followed_log import FollowedLog
 
 # What is counted of writing: seconds that the student wrote and its tokens, seconds that texts of
-# the teacher took and the tokens that were not there before, and bytes of weights that were pushed.
+# the teacher took and the tokens that were not there before, bytes of weights that were pushed, and
+# seconds in which nothing else was done.
 EFFORT = (
     "writing_s",
     "tokens_written",
     "teacher_writing_s",
     "teacher_tokens_written",
     "pushed_bytes",
+    "writing_wait_s",
 )
 
 
@@ -42,6 +44,9 @@ class Drawn:
     counts: DomainCounts | None  # None: nobody knows before all ranks' own are added up
 
 
+FinishDrawn = Callable[[], Drawn]
+
+
 class TokenSource(Protocol):
     """Draws the rows of every step. The order is a pure function of what checkpoints keep."""
 
@@ -57,9 +62,12 @@ class TokenSource(Protocol):
         on the weights of then; False: as early as the mixture's weights are known."""
         ...
 
-    def draw(self, step: int) -> Drawn:
+    def draw(self, step: int) -> Drawn | FinishDrawn:
         """The rows of step `step`, counted from 0. Steps are drawn in order, from any first one
-        on, once the weight log settles them; all ranks draw together."""
+        on, once the weight log settles them; all ranks draw together.
+
+        Where others write them, what waits for that: to be called once, by any thread, without a
+        word to other ranks, who have all finished one step before the next is drawn."""
         ...
 
     def epochs(self, steps: int) -> tuple[float, ...]:

@@ -1,14 +1,14 @@
 """Who writes for a run: its own ranks, or copies of the student that a service hosts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from shared.errors import ConfigError
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.generation import OpenGenerator
+from shared.targets.generation import OpenGenerator, RemoteGenerator
 from student_trainer.accelerator import this_device
 from student_trainer.models.student import Student
 from student_trainer.models.writing import OwnRanks, Writer
@@ -39,7 +39,7 @@ def open_writer(
     if model is not None:
         return OwnRanks(generator, model, student.saved, engine)
     return Pusher(
-        generator=generator,
+        generator=cast(RemoteGenerator, generator),  # copies are in other processes
         student=student,
         engine=engine,
         ranks=ranks,

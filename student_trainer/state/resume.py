@@ -56,7 +56,9 @@ def restore(run: Run) -> int:
 
 
 def save(run: Run, step: int) -> None:
-    """Write the checkpoint of `step`, unless it is there; the weight log is as far by then."""
+    """Write the checkpoint of `step`, unless it is there; the weight log is as far by then, and
+    what is drawn for later steps lies on disk."""
+    run.settle()
     run.weight_log.learn_decisions(before=step)
     state = {
         "step": step,

@@ -11,20 +11,22 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shared.config.teachers import Teacher
-from shared.errors import TeacherError
+from shared.errors import TeacherError, reason_of
 from teacher_service.engine import vllm_worker
 from teacher_service.engine.environment import refuse_environment
 
 log = logging.getLogger(__name__)
 
+DEADLINE_S = 3600.0  # of one answer, the first of which is loading; who asks gives up before
+
 
 class Worker:
-    """The process of an engine, in an environment of its own. One that dies ends the process that
-    asks it, which Ray starts again with another."""
+    """The process of an engine, in an environment of its own. One that dies, or does not answer,
+    ends the process that asks it, which Ray starts again with another."""
 
     def __init__(self, teacher: Teacher) -> None:
         """Raises ConfigError where the environment is none for it."""
@@ -43,19 +45,19 @@ class Worker:
         }
         if (group := ray.util.get_current_placement_group()) is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, 0)
-        self._actor = ray.remote(vllm_worker.VllmWorker).options(**options).remote()
+        self._actor: Any = ray.remote(vllm_worker.VllmWorker).options(**options).remote()
 
     def __call__(self, method: str, *args: Any) -> Any:
         """What a method of it gives. Raises TeacherError with what it raises."""
         try:
-            return ray.get(getattr(self._actor, method).remote(*args))
+            return ray.get(getattr(self._actor, method).remote(*args), timeout=DEADLINE_S)
         except RayTaskError as error:
             raise TeacherError(str(error.cause)) from None
         except RayActorError as error:
-            log.error("the engine's process died: %s", error)
-            if _in_replica():
-                os._exit(1)
-            raise TeacherError("the engine's process died; start it again") from None
+            raise _lost(f"died ({reason_of(error)})") from None
+        except GetTimeoutError:
+            ray.kill(self._actor)
+            raise _lost(f"did not answer within {DEADLINE_S:g} s") from None
 
 
 def load_vllm(teacher: Teacher, *, context: int | None = None) -> Any:
@@ -79,5 +81,9 @@ def _variables(teacher: Teacher) -> dict[str, str]:
     return found
 
 
-def _in_replica() -> bool:
-    return ray.get_runtime_context().get_actor_id() is not None
+def _lost(how: str) -> TeacherError:
+    """The sentence about an engine's process that answers nothing any more; ends a replica."""
+    if ray.get_runtime_context().get_actor_id() is not None:
+        log.error("the engine's process %s", how)
+        os._exit(1)
+    return TeacherError(f"the engine's process {how}; start it again")

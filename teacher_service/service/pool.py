@@ -8,7 +8,8 @@ that and from the check of every answer against its rows.
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +32,7 @@ SETTLE_S = 1.0
 PUMP_S = 0.5
 SAY_S = 30.0  # waited before it is said, and said again after twice as long
 AGAIN = "this command started it and ends; the same command starts it again"
+_CLOSED = "nobody waits for answers any more; the run has ended"
 
 Asked = TypeVar("Asked", Rows, Openings)
 Spec = TypeVar("Spec", Question, GenerationSpec, Lesson)
@@ -75,6 +77,8 @@ class Pool(Generic[Asked, Spec, Answer]):
     `rank` decide which replicas are preferred, so that clients spread. A service that is gone is
     waited for, unless it is the `own` one of its client, which nobody starts again. Raises
     ConfigError where there is no such service. `say` takes a line for people about a long wait.
+    With `apart`, answers are taken by a thread whose time is nobody's, and only that which
+    `waiting` is told of is reported as waited.
     """
 
     _method: str  # of TeacherReplica
@@ -93,15 +97,16 @@ class Pool(Generic[Asked, Spec, Answer]):
         unit_deadline_s: float = 600.0,
         max_unit_failures: int = 3,
         own: bool = False,
+        apart: bool = False,
         say: Callable[[str], object] | None = None,
     ) -> None:
-        self._say = say
+        self._say, self._is_apart = say, apart
         self._service, self._teacher, self._in_flight = service, teacher, in_flight
         self._own = own
         self._unit_deadline_s, self._max_unit_failures = unit_deadline_s, max_unit_failures
         self._roster = Roster(service, f"{run}/{rank}", in_flight + 1)
         self._units: deque[_Unit[Asked, Spec, Answer]] = deque()
-        self._turns = self._most_units = 0
+        self._turns, self._most_units, self._closed = 0, 0, False
         self._stats = ReaderStats()
         self._run, self._client = run, uuid.uuid4().hex
         self._waited_s = 0.0  # since the first answer
@@ -114,24 +119,19 @@ class Pool(Generic[Asked, Spec, Answer]):
         return self._stats
 
     def submit(self, asked: Asked, spec: Spec) -> None:
-        """Ask for a unit; at most `in_flight` are under way, further ones wait here."""
+        """Ask for a unit; at most `in_flight` are under way, further ones wait here. Raises
+        TeacherError once the pool is closed."""
+        if self._closed:
+            raise TeacherError(_CLOSED)
         self._units.append(_Unit(asked, spec))
         self._pump(0.0)
 
     def next(self) -> Answer:
         """The oldest answer. Raises UserError or TeacherError, naming the rows."""
         unit, started = self._units[0], time.monotonic()
-        if self._stats.units:
-            self._waits_since = started
-        patience_s = SAY_S
-        while not unit.settled:
-            self._pump(PUMP_S)
-            if not unit.settled and time.monotonic() - started > patience_s:
-                patience_s *= 2
-                self._say_wait(unit, time.monotonic() - started)
-        waited_s, self._waits_since = time.monotonic() - started, None
-        self._stats.wait_s += waited_s
-        self._waited_s += waited_s if self._stats.units else 0.0
+        with nullcontext() if self._is_apart else self.waiting():
+            self._wait(unit, started)
+        self._stats.wait_s += time.monotonic() - started
         if unit.error is not None:
             raise unit.error
         assert unit.answer is not None
@@ -140,6 +140,26 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._stats.wire_bytes += unit.answer.num_bytes
         self._pump(0.0)
         return unit.answer
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Report the time of a `with` as waited, once a first answer has come."""
+        started = time.monotonic()
+        self._waits_since = started if self._stats.units else None
+        try:
+            yield
+        finally:
+            since, self._waits_since = self._waits_since, None
+            self._waited_s += 0.0 if since is None else time.monotonic() - since
+
+    def _wait(self, unit: _Unit[Asked, Spec, Answer], started: float) -> None:
+        """Wait until a unit is settled."""
+        patience_s = SAY_S
+        while not unit.settled:
+            self._pump(PUMP_S)
+            if not unit.settled and time.monotonic() - started > patience_s:
+                patience_s *= 2
+                self._say_wait(unit, time.monotonic() - started)
 
     def _say_wait(self, unit: _Unit, waited_s: float) -> None:
         if self._say is None:
@@ -152,9 +172,13 @@ class Pool(Generic[Asked, Spec, Answer]):
         )
 
     def close(self) -> None:
-        """Drop what is under way; what a replica has not begun is cancelled."""
-        for unit in self._under_way():
-            ray.cancel(unit.ref)
+        """Drop what is under way; what a replica has not begun is cancelled. A thread that waits
+        for an answer meanwhile gets an error."""
+        self._closed = True
+        for unit in tuple(self._units):
+            if unit.ref is not None and not unit.settled:
+                ray.cancel(unit.ref)
+            unit.error = unit.error or TeacherError(_CLOSED)
         self._units.clear()
         export = exporter.current()
         export.leave(self._export)

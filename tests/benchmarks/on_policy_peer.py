@@ -4,9 +4,11 @@
     python -m tests.benchmarks.on_policy_peer [--steps 60] [--models FOLDER]
 
 The same pair, prompts, length of what is written, divergence (reverse KL over the whole
-vocabulary), rows of a step, rate, float32, and as many threads of a CPU in all: the product has a
-process of one thread for each side, TRL's trainer both models in one process with two threads. The
-first steps are not timed. Both students are then measured by plain `transformers` on the same text.
+vocabulary), rows of a step, rate and float32. TRL's trainer has both models in one process with two
+threads; the product has a process of one thread for each side, and, where a copy of the student
+writes while its worker learns, one for that, all on the same CPUs (`taskset -c 0,1` where there are
+more). The first steps are not timed. All students are then measured by plain `transformers` on the
+same text.
 
 N positions with loss   V vocabulary
 """
@@ -34,6 +36,12 @@ ROWS, NEW_TOKENS, LR, CONTEXT = 8, 64, 1e-4, 256
 THREADS = 2  # of each side's whole
 UNTIMED = 10  # steps
 MEASURED_ROWS = 32  # of each domain
+# Who writes, and how old the weights are that do.
+WAYS: dict[str, dict[str, Any]] = {
+    "workers": {"source": {"lag": 1}},
+    "copy-lag-1": {"source": {"lag": 1}, "rollouts": {"replicas": 1, "cpus": 0.5}},
+    "copy-lag-2": {"source": {"lag": 2}, "rollouts": {"replicas": 1, "cpus": 0.5}},
+}
 
 
 @dataclass(frozen=True)
@@ -46,38 +54,39 @@ class Trained:
     wall_s: float  # of the command
 
 
-def product(steps: int, *, models: Path, folder: Path) -> Trained:
-    """`tutelage run` with a student that writes all of its text."""
+def product(steps: int, *, models: Path, folder: Path, way: str) -> Trained:
+    """`tutelage run` with a student that writes all of its text, in one of `WAYS`."""
     domains = {
         name: {part: f"data/{name}/*.{end}.jsonl" for part, end in PARTS.items()}
         for name in DOMAINS
     }
     config = {
-        "name": "product",
+        "name": way,
         "steps": steps,
         "log_every": 1,
         "paths": {"root": str(models), "runs": str(folder)},
-        "teachers": {"teacher-6m": {"model": TEACHER, "cpus": 1}},
-        "student": {"model": STUDENT, "cpus": 1, "zero": 0},
+        "teachers": {"teacher-6m": {"model": TEACHER, "cpus": 0.5}},
+        "student": {"model": STUDENT, "cpus": 0.5, "zero": 0},
         "domains": domains,
         "data": {"context": CONTEXT, "validation_rows": 4},
         "batch": {"rows_per_step": ROWS, "micro_batch": ROWS},
-        "source": {"student": 1.0, "max_new_tokens": NEW_TOKENS},
+        "source": {"student": 1.0, "max_new_tokens": NEW_TOKENS} | WAYS[way]["source"],
+        **{name: asked for name, asked in WAYS[way].items() if name != "source"},
         "targets": {"exact": "last_hidden"},
         "losses": [{"kind": "reverse_kl"}],
         "optimiser": {"lr": LR, "schedule": "constant", "weight_decay": 0.0},
         "checkpoints": {"every": 1_000_000},
     }
-    path = folder / "product.yaml"
+    path = folder / f"{way}.yaml"
     path.write_text(json.dumps(config))
     wall_s = _timed([sys.executable, "-m", "cluster.cli", "run", str(path)], threads=1)
-    lines = list(read_metrics(folder / "product" / "metrics.jsonl"))
+    lines = list(read_metrics(folder / way / "metrics.jsonl"))
     timed = lines[UNTIMED:]
     rollouts = [line.rollouts for line in timed if line.rollouts is not None]
     tokens = sum(one.tokens for one in rollouts)
     return Trained(
         tokens_per_s=tokens / sum(line.seconds for line in timed),
-        kl=divergences(folder / "product" / "export", models),
+        kl=divergences(folder / way / "export", models),
         mean_length=tokens / sum(one.rollouts for one in rollouts),
         wall_s=wall_s,
     )
@@ -209,15 +218,16 @@ def divergences(student: Path, models: Path) -> dict[str, float]:
 
 
 def compare(steps: int, models: Path) -> dict[str, Any]:
-    """Both, one after the other, and their ratio."""
-    found = {}
+    """All, one after the other, and the ratio of each of `WAYS` to the peer."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, train in (("product", product), ("peer", peer)):
-            found[name] = train(steps, models=models, folder=Path(folder))
+        places = {"models": models, "folder": Path(folder)}
+        theirs = peer(steps, **places)
+        ours = {way: product(steps, **places, way=way) for way in WAYS}
     return {
-        **{name: asdict(one) for name, one in found.items()},
+        "peer": asdict(theirs),
         "untrained": {"kl": divergences(models / STUDENT, models)},
-        "ratio": found["product"].tokens_per_s / found["peer"].tokens_per_s,
+        **{way: asdict(one) for way, one in ours.items()},
+        "ratios": {way: one.tokens_per_s / theirs.tokens_per_s for way, one in ours.items()},
         "load": os.getloadavg()[0],
     }
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
@@ -151,11 +152,14 @@ def run(
 class LocalWriter:
     """A `RemoteGenerator` around an engine in this process."""
 
-    def __init__(self, engine: HFEngine) -> None:
+    def __init__(self, engine: Generator) -> None:
         self._engine = engine
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         return self._engine.generate(openings, spec)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing is under way."""
@@ -172,7 +176,7 @@ def hosted(plan: RunPlan) -> OpenGenerator:
 
     def opened(model: None, *, device: object, dtype: str, batch_rows: int) -> Generator:
         assert model is None, "a worker whose copies write has nothing to write with"
-        return load_engine(plan.config, weights)
+        return LocalWriter(load_engine(plan.config, weights))
 
     return opened
 

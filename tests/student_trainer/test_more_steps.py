@@ -19,6 +19,15 @@ SHORT, LONG = 6, 12
 # One decision of the longer run lies before the end of the shorter one, which has no use for them.
 POLICIES = ("doremi", "odm", "sheared")
 INTERVAL, LAG = 2, 2
+# What a student writes that is older than its weights, by its workers or by a copy of it.
+WRITTEN: dict[str, dict[str, object]] = {
+    f"{who}-{lag}": {
+        "source": {"student": 0.5, "dataset": 0.5, "max_new_tokens": 6, "lag": lag} | more,
+        "losses": [{"kind": "jsd"}],
+        "rollouts": {"replicas": int(who == "copy")},
+    }
+    for who, lag, more in (("own", 1, {}), ("own", 2, {"updates": 5}), ("copy", 2, {}))
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         policy: {"mixture": {"policy": policy, "interval": INTERVAL, "lag_steps": LAG}}
         for policy in POLICIES
     }
-    jobs = [as_job("train", plan("long", steps=LONG)), as_job("train", plan("grown", steps=SHORT))]
+    several = {"": {}} | WRITTEN
+    jobs = [as_job("train", plan(f"long{n}", steps=LONG, **o)) for n, o in several.items()]
+    jobs += [as_job("train", plan(f"grown{n}", steps=SHORT, **o)) for n, o in several.items()]
     jobs += [as_job("controlled", plan(p, steps=SHORT, **o)) for p, o in adaptive.items()]
     run_jobs(jobs, folder / "jobs-short")
     evaluations = json.loads((folder / "doremi" / "evaluations.json").read_text())
@@ -52,7 +63,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "after.json").write_text((folder / "grown" / "evaluations.json").read_text())
     for policy in POLICIES:  # as if their export was of fewer steps
         (folder / policy / "evaluations.json").write_text(before)
-    jobs = [as_job("train", plan("grown", steps=LONG, exported=SHORT))]
+    jobs = [
+        as_job("train", plan(f"grown{n}", steps=LONG, exported=SHORT, **o))
+        for n, o in several.items()
+    ]
     jobs += [as_job("controlled", plan(p, steps=LONG, **o)) for p, o in adaptive.items()]
     run_jobs(jobs, folder / "jobs-long")
     jobs = [as_job("train", plan("grown", steps=SHORT, exported=LONG))]
@@ -61,10 +75,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_finished_run_that_takes_more_steps_is_the_longer_run(runs: Path) -> None:
-    weights, expected = weights_after(runs / "grown", LONG), weights_after(runs / "long", LONG)
+@pytest.mark.parametrize("name", ["", *WRITTEN])
+def test_a_finished_run_that_takes_more_steps_is_the_longer_run(runs: Path, name: str) -> None:
+    grown, long = runs / f"grown{name}", runs / f"long{name}"
+    weights, expected = weights_after(grown, LONG), weights_after(long, LONG)
     assert all((weights[name] == weight).all() for name, weight in expected.items())
-    assert comparable_lines(runs / "grown") == comparable_lines(runs / "long")
+    assert comparable_lines(grown) == comparable_lines(long)
 
 
 def test_the_export_is_of_the_last_step(runs: Path) -> None:

@@ -19,8 +19,8 @@ OWN = {"student": 0.5, "dataset": 0.5, "max_new_tokens": 8, "prompt_tokens": 4, 
 
 def run_of(folder: Path, pair: Pair, replicas: int) -> RunDir:
     """A run of which so many copies of the student write a half, or its workers."""
-    copies = {"replicas": replicas, "cpus": 0.25}
-    job = write_job(folder, pair, source=OWN, rollouts=copies)
+    copies = {"rollouts": {"replicas": replicas, "cpus": 0.25}} if replicas else {}
+    job = write_job(folder, pair, source=OWN, **copies)
     assert main(["run", str(job), f"name=by-{replicas}"]) == 0
     return RunDir(folder / "runs" / f"by-{replicas}")
 
@@ -36,9 +36,11 @@ def test_copies_write_are_listed_and_leave_nothing_behind(ray_cluster, tmp_path,
 
     looking = threading.Thread(target=look)
     looking.start()
-    run = run_of(tmp_path, tiny_pair, 2)
-    ended.set()
-    looking.join()
+    try:
+        run = run_of(tmp_path, tiny_pair, 2)
+    finally:
+        ended.set()
+        looking.join()
     said = capsys.readouterr().out
     assert "loading the student to write, 2 x " in said
     assert "weights are pushed to the student's copies, " in said

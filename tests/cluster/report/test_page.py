@@ -142,7 +142,7 @@ def test_a_student_that_writes_adds_its_curves_and_its_time(tmp_path: Path):
     added = {"rollouts": written | {"unanswered": 0}, "writing_s": 0.1, "tokens_written": 40}
     path.write_text("".join(json.dumps(line | added) + "\n" for line in lines))
     text = write_report(tmp_path / "run").read_text()
-    for said in ("Text of its own", "ended by itself", "Importance ratio", "the student writing"):
+    for said in ("Text of its own", "ended by itself", "Importance ratio", "waiting for text"):
         assert said not in plain
         assert said in text
 

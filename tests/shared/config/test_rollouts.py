@@ -56,6 +56,11 @@ def test_copies_are_served_as_asked():
         ({"rollouts": {"replicas": {"max": 3}}}, "rollouts.replicas is 3, but source has student"),
         ({"rollouts": {"replicas": -1}, "source": "student"}, "greater than or equal to 0"),
         ({"rollouts": {"gpus": -1}, "source": "student"}, "greater than or equal to 0"),
+        (
+            {"rollouts": {"gpus": 0}, "source": "student"},
+            "rollouts.gpus is 0, but rollouts",
+        ),
+        ({"rollouts": {"cpus": 0.5}}, "rollouts.cpus is 0.5, but rollouts.replicas is 0"),
         ({"rollouts": {"replicas": {"min": 3, "max": 2}}, "source": "student"}, "raise max"),
     ],
 )

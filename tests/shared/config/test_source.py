@@ -61,6 +61,10 @@ def test_the_lag_is_one_step_where_steps_are_asked_ahead(options, lag):
             "is 'tutor'; take dataset, student, teacher, adaptive, or shares of the first three",
         ),
         ({"updates": 2}, {}, "source.updates is 2, but the student writes nothing"),
+        ({"draws": 2}, {}, "source.draws is 2, but source has teacher 0"),
+        ({"student": 1, "draws": 3}, {}, "source.draws is 3, but source has teacher 0"),
+        ({"lag": 1}, {}, "source.lag is 1, but the student writes nothing"),
+        ({"teacher": 1, "lag": 0}, {}, "source.lag is 0, but the student writes nothing"),
         (
             {"student": 1, "updates": 2},
             {"mixture": {"policy": "odm", "interval": 2, "lag_steps": 1}},

@@ -193,7 +193,7 @@ def test_a_resume_without_what_was_written_says_so(resumed: Path, tmp_path: Path
     first.unlink()
     with pytest.raises(CheckpointError, match=r"4 of 8 are not in .*--fresh"):
         kept.read(2, names, place_R=place_R, version=1)
-    with pytest.raises(CheckpointError, match=r"8 of 8 are not in .*steps cannot be raised"):
+    with pytest.raises(CheckpointError, match=r"8 of 8 are not in .*were not decided"):
         kept.read(3, names, place_R=place_R, version=2)
 
 

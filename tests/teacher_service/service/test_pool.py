@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from uuid import uuid4
@@ -229,3 +230,25 @@ def test_a_closed_pool_leaves_the_replica_to_others(name):
     other.submit(asked[0], SPEC)
     np.testing.assert_array_equal(decoded(other.next()).ids_NK, decoded(invented(asked[0], SPEC)).ids_NK)  # fmt: skip  # noqa: E501
     assert time.monotonic() - before < 3
+
+
+def test_a_pool_asked_apart_reports_what_it_is_told_of_as_waited(name):
+    """A thread that waits for answers while others work keeps nobody waiting."""
+    pool, asked = started(name, Scripted(delay_s=0.2), apart=True), units(3)
+    for rows in asked:
+        pool.submit(rows, SPEC)
+    assert_all_once_and_in_order(pool, asked)
+    assert pool.report().wait_s == 0
+    with pool.waiting():
+        time.sleep(0.1)
+    assert 0.1 <= pool.report().wait_s < pool.stats.wait_s
+
+
+def test_who_waits_for_a_pool_that_is_closed_hears_it(name):
+    pool = started(name, Scripted(delay_s=30.0))
+    pool.submit(units(1)[0], SPEC)
+    threading.Timer(0.2, pool.close).start()
+    with pytest.raises(TeacherError, match="nobody waits for answers any more"):
+        pool.next()
+    with pytest.raises(TeacherError, match="the run has ended"):
+        pool.submit(units(1)[0], SPEC)
