@@ -2,10 +2,12 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster import api
@@ -102,3 +104,87 @@ def test_nothing_is_written_where_nothing_is_asked(run, tmp_path) -> None:
     api.Run(run).evaluate(generate=0)
     assert not (run / "generations.jsonl").exists()
     assert json.loads((run / "eval.json").read_text())["domains"]["asked"]["prompts"] == 0
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}\\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant\\n{% endif %}"
+)
+
+
+def templated(folder: Path, model: Path) -> str:
+    """A copy of a model whose tokenizer has a chat template."""
+    copy = folder / model.name
+    shutil.copytree(model, copy)
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(copy)
+    return str(copy)
+
+
+def conversation(domain: str, number: int) -> str:
+    messages = [
+        {"role": "user", "content": f"{domain} {number}"},
+        {"role": "assistant", "content": f"it is {number}"},
+    ]
+    return json.dumps({"messages": messages}) + "\n"
+
+
+def test_adapters_of_two_teachers_answer_in_the_frame_of_their_template(
+    ray_cluster, tiny_pair, tmp_path
+) -> None:
+    """LoRA, a teacher for each domain, messages: each model answers as its user would have it."""
+    teacher, student = (templated(tmp_path, m) for m in (tiny_pair.teacher, tiny_pair.student))
+    for domain in ("one", "two"):
+        (tmp_path / f"{domain}.jsonl").write_text(
+            "".join(conversation(domain, number) for number in range(60))
+        )
+        (tmp_path / f"{domain}.held").mkdir()
+        (tmp_path / f"{domain}.held" / "rows.jsonl").write_text(
+            "".join(conversation(domain, number) for number in range(60, 80))
+        )
+    taught = {"model": teacher, "cpus": 0.5}
+    job = write_job(
+        tmp_path,
+        tiny_pair,
+        teachers={"one": taught, "two": taught | {"dtype": "bfloat16"}},
+        domains={
+            name: {"train": f"{name}.jsonl", "validation": f"{name}.held", "teacher": name}
+            for name in ("one", "two")
+        },
+        student={"model": student, "cpus": 0.5, "zero": 0, "train": {"kind": "lora"}},
+        data={"context": 64, "validation_rows": 12},
+        optimiser={"lr": 3e-2},
+        mixture={"policy": "fixed"},
+    )
+    assert main(["run", str(job), "steps=8"]) == 0
+    run = tmp_path / "runs" / "job"
+    options = ["--generate", str(PROMPTS), "--max-new-tokens", str(LIMIT)]
+    assert main(["eval", str(run), *options]) == 0
+    table = json.loads((run / "eval.json").read_text())["domains"]
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    models = {
+        "before": AutoModelForCausalLM.from_pretrained(student),
+        "after": AutoPeftModelForCausalLM.from_pretrained(run / "export"),
+        ("teacher", "one"): AutoModelForCausalLM.from_pretrained(teacher),
+    }
+    found = read_generations(run / "generations.jsonl")
+    for domain in ("one", "two"):
+        asked = [g for g in found if g.domain == domain]
+        assert len(asked) == table[domain]["prompts"] == PROMPTS
+        for generation in asked[:2]:
+            number = generation.right.removeprefix("it is ").strip()
+            turn = [{"role": "user", "content": f"{domain} {number}"}]
+            told = tokenizer.apply_chat_template(
+                turn, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+            for name in ("teacher", "before", "after"):
+                if (model := models.get(name, models.get((name, domain)))) is None:
+                    continue  # a bfloat16 teacher's products depend on what is multiplied at once
+                with torch.no_grad():
+                    ids = model.eval().generate(**told, max_new_tokens=LIMIT, do_sample=False)
+                text = tokenizer.decode(ids[0, told["input_ids"].shape[1] :])
+                written = generation.models[name].text
+                assert text.removesuffix(tokenizer.eos_token or "") == written
+    for name in ("teacher", "before", "after"):
+        assert table["two"]["models"][name]["token_f1"] is not None
