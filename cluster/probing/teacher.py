@@ -1,6 +1,7 @@
 """What a teacher's replica does in a probe: it answers as ever, and its memory and time are
 counted."""
 
+import gc
 import json
 import os
 import time
@@ -60,6 +61,7 @@ class ProbedEngine:
 
     def __init__(self, engine: Engine, device: torch.device, chunks: Chunks, path: Path) -> None:
         self._engine, self._device, self._chunks, self._path = engine, device, chunks, path
+        gc.collect()  # what loading left
         self._weights = storage_bytes(live_tensors(device))
         self._on_gpu = device.type == "cuda"
         self._libraries = GPU_LIBRARIES if self._on_gpu else resident_bytes() - self._weights

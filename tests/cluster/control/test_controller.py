@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 
 from cluster.control.controller import (
     Controller,
@@ -169,17 +170,9 @@ def _start(plan: ControllerPlan, name: str) -> Any:
     return start_controller(plan, name=name, namespace="controllers", deadline_s=120)
 
 
-def _actor_processes() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if _title(child).startswith("ray::ControllerActor")]
-
-
-def _title(process: psutil.Process) -> str:
-    """What a process calls itself; nothing where it has just ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # a zombie is one too
-        return ""
+def _process_of(handle: Any) -> psutil.Process:
+    """The process in which a controller lives."""
+    return psutil.Process(ray.get(handle.__ray_call__.remote(lambda actor: os.getpid())))
 
 
 def test_the_actor_survives_a_kill_between_reports_and_decides_as_if_undisturbed(
@@ -191,14 +184,13 @@ def test_the_actor_survives_a_kill_between_reports_and_decides_as_if_undisturbed
     client.observe(_report(0))
     client.observe(_report(10))
     assert client.entry(1).decided_at == 10
-    (process,) = _actor_processes()
+    process = _process_of(handle)
     os.kill(process.pid, signal.SIGKILL)
     client.observe(_report(10, shift=0.1))
     client.observe(_report(20))
     alone = _undisturbed(tmp_path, steps=(0, 10, 20))
     assert tuple(client.entry(i) for i in range(3)) == alone == _entries(plan)
-    assert [p.pid for p in _actor_processes()] != [process.pid]
-    del handle
+    assert _process_of(handle) != process
 
 
 def test_a_waiting_student_gets_its_entry_as_soon_as_it_is_decided(
@@ -235,7 +227,7 @@ def test_a_look_at_an_entry_never_waits_and_finds_what_is_decided(
         time.sleep(0.01)
     assert statistics.median(looked_ms) < IMMEDIATELY_MS
     assert found == client.entry(0)
-    (process,) = _actor_processes()
+    process = _process_of(handle)
     process.suspend()
     try:
         assert _hand_over(client, _report(10)) < IMMEDIATELY_MS
@@ -256,7 +248,7 @@ def test_a_student_that_waits_through_a_kill_still_gets_its_entry(
     waiting = threading.Thread(target=lambda: got.append(client.entry(1)))
     waiting.start()
     time.sleep(0.5)
-    (process,) = _actor_processes()
+    process = _process_of(handle)
     os.kill(process.pid, signal.SIGKILL)
     client.observe(_report(10))
     waiting.join(timeout=120)
@@ -288,7 +280,7 @@ def test_a_report_to_a_killed_controller_costs_nothing_and_is_decided_once_it_is
     client = _client(name)
     assert _hand_over(client, _report(0)) < IMMEDIATELY_MS
     assert client.entry(0).weights == pytest.approx(NATURAL, abs=1e-15)
-    (process,) = _actor_processes()
+    process = _process_of(handle)
     os.kill(process.pid, signal.SIGKILL)
     assert _hand_over(client, _report(10)) < IMMEDIATELY_MS
     assert _hand_over(client, _report(20)) < IMMEDIATELY_MS
@@ -321,7 +313,7 @@ def test_a_controller_that_hangs_for_a_while_costs_the_student_only_its_wait_for
 ) -> None:
     handle = _start(_plan(tmp_path), name)
     client = _client(name)
-    (process,) = _actor_processes()
+    process = _process_of(handle)
     process.suspend()
     wake = threading.Timer(2.0, process.resume)
     wake.start()
@@ -336,7 +328,7 @@ def test_a_controller_that_hangs_for_a_while_costs_the_student_only_its_wait_for
 def test_a_hanging_controller_is_a_sentence_after_the_deadline(name: str, tmp_path: Path) -> None:
     handle = _start(_plan(tmp_path), name)
     client = _client(name, deadline_s=1.0)
-    (process,) = _actor_processes()
+    process = _process_of(handle)
     process.suspend()
     try:
         client.observe(_report(0))

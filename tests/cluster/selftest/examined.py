@@ -20,7 +20,7 @@ class Altered(LocalTeacher):
 
     def __init__(self, engine: HFEngine, change: Change) -> None:
         super().__init__(engine)
-        self._change = change
+        self._engine, self._change = engine, change
 
     def next(self) -> SoftTargets:
         rows, spec = self._asked.popleft()
