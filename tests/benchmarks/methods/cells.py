@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 NATURAL = "{policy: fixed, weights: natural}"
 KL, CE, ATKD = "{kind: forward_kl}", "{kind: cross_entropy}", "{kind: atkd}"
 JSD, REVERSE, SAMPLED = "{kind: jsd}", "{kind: reverse_kl}", "{kind: policy_gradient}"
+WHITENED = "{kind: policy_gradient, whiten: true}"
 LONG_TERM = "{kind: policy_gradient, credit: later_mean, clip: 0.2}"  # MiniLLM, Eq. 9
 MADE = "made/"  # of paths in the folder of records
 PROMPTS, EVEN, RANDOM = "made/prompts.json", "made/even", "made/random"
@@ -182,6 +183,7 @@ ON_POLICY = (
     OWN.but("own-gkd-50", "GKD (JSD .5), own share .5", losses=f"[{JSD}]", source=own(0.5)),
     OWN.but("own-gkd-100", "GKD (JSD .5), own share 1", losses=f"[{JSD}]", source=own(1.0)),
     OWN.but("own-opd", "OPD, sampled", losses=f"[{SAMPLED}]", source=own(1.0)),
+    OWN.but("own-opd-white", "OPD, sampled, whitened", losses=f"[{WHITENED}]", source=own(1.0)),
     OWN.but("own-opd-dense", "OPD, dense (reverse KL)", losses=f"[{REVERSE}]", source=own(1.0)),
     OWN.but(
         "own-minillm",
@@ -215,6 +217,7 @@ ON_POLICY_COMPARISONS = (
     ("own-gkd-50", "own-gkd-0"),
     ("own-gkd-100", "own-gkd-0"),
     ("own-opd", "own-opd-dense"),
+    ("own-opd-white", "own-opd"),
 )
 
 SWEEPS: dict[str, Sequence[Cell]] = {
