@@ -59,7 +59,7 @@ class Domain(Section):
     ] = Field(
         default_factory=dict,
         description="our name -> the column's name in the source; teacher_prompt: what the teacher "
-        "alone is shown before the row",
+        "alone is shown before the row, which may be another field's too",
     )
     teacher: str | dict[str, Positive] | None = Field(
         default=None,
@@ -69,9 +69,10 @@ class Domain(Section):
 
     @model_validator(mode="after")
     def _each_column_is_one_field(self) -> "Domain":
-        for name in (found := list(self.columns.values())):
+        learnt = {ours: name for ours, name in self.columns.items() if ours != "teacher_prompt"}
+        for name in (found := list(learnt.values())):
             if found.count(name) > 1:
-                ours = " and ".join(field for field, value in self.columns.items() if value == name)
+                ours = " and ".join(field for field, value in learnt.items() if value == name)
                 raise ValueError(f"columns gives {ours} the same column, {name}; name one for each")
         return self
 

@@ -53,6 +53,12 @@ def test_two_fields_have_no_column_in_common() -> None:
         Domain(train="a.jsonl", columns={"prompt": "a", "response": "a"})
 
 
+def test_what_the_teacher_alone_is_shown_may_be_a_field_of_the_row() -> None:
+    columns = Domain(train="a.jsonl", columns={"response": "r", "teacher_prompt": "r"}).columns
+    found = document({"prompt": "p", "r": "answer"}, **columns)
+    assert (found.response, found.teacher_prompt, found.unread) == ("answer", "answer", ())
+
+
 def test_a_system_column_is_kept_beside_a_prompt_and_before_messages() -> None:
     assert document({"system": "Be kind.", "prompt": "p", "response": "r"}).system == "Be kind."
     found = document({"system": "Be kind.", "messages": [USER, ANSWER]}).messages
