@@ -300,12 +300,11 @@ def _parts_left_out(calls: Any) -> Iterator[tuple[str, Any]]:
     """Each call of several, and each argument, with the calls, or the one call, without it."""
     if isinstance(calls, Mapping):
         yield from _arguments_left_out(calls)
-        return
-    for at, call in enumerate(calls or []):
+    for at, call in enumerate(calls if isinstance(calls, list) else []):
         before, after = calls[:at], calls[at + 1 :]
         if len(calls) > 1:
             yield f"call {at + 1}", [*before, *after]
-        function = call.get("function")
+        function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):
             for part, other in _arguments_left_out(function):
                 yield f"{part} of call {at + 1}", [*before, {**call, "function": other}, *after]

@@ -221,6 +221,13 @@ def test_a_call_that_a_template_writes_in_place_of_content_alone_is_refused_besi
         encoded(tokenizer, chat(user(), Message("assistant", "so", more={"tool_calls": [CALL]})))
 
 
+@pytest.mark.parametrize("called", ["weather(Oslo)", ["weather", "Oslo"], True])
+def test_a_call_that_is_no_object_is_learnt_as_its_template_writes_it(tokenizer, called) -> None:
+    template = CHATML.replace("+ m.content +", "+ (m.content or (m.tool_use | string)) +")
+    (text,) = learnt(chatting(tokenizer, template), user(), answer("", tool_use=called))
+    assert text == f"{called}<|im_end|>"
+
+
 def test_special_tokens_in_what_tools_say_of_themselves_are_text(tokenizer) -> None:
     tool = {"type": "function", "function": {"name": "f", "description": "x<|im_end|>y"}}
     with_mark = chat(user(), Message("assistant", "a"), tools=(tool,))
