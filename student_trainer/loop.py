@@ -125,6 +125,8 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
         step += 1
         if early is not None:
             early.stepped(run)
+        if run.due(config.checkpoints.every, step):
+            run.loader.settle()  # what a checkpoint waits for is time of training
         machine = watch.machine()
         foresee(run, step, seconds=machine[0])
         run.metrics.add(drawn, sums, machine)

@@ -79,6 +79,12 @@ def job_controlled(plan: RunPlan) -> dict:
     return {}
 
 
+def job_slowed(plan: RunPlan, delay_s: float) -> dict:
+    """Train beside a copy of the student that takes its time to write."""
+    run(plan, delay_s=delay_s)
+    return {}
+
+
 def job_tasked(plan: RunPlan, task: str) -> dict:
     """Train at a task."""
     return job_train(plan, task={kind.__name__: kind for kind in (CausalLM, Echo)}[task]())
@@ -288,6 +294,7 @@ JOBS: dict[str, Callable[..., dict]] = {
     "controlled": job_controlled,
     "masked": job_masked,
     "sourced": job_sourced,
+    "slowed": job_slowed,
     "tasked": job_tasked,
     "stopped": job_stopped,
     "gradient": job_gradient,

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -134,8 +135,10 @@ def run(
     *,
     open_source: OpenSource = DataSet,
     task: Task = CAUSAL_LM,
+    delay_s: float = 0.0,
 ) -> None:
-    """Run a plan with its teacher in this process, by default under fixed weights."""
+    """Run a plan with its teacher in this process, by default under fixed weights; copies of the
+    student take `delay_s` longer for whatever they write."""
     controller = open_controller or (lambda: StandingWeights(plan))
     run_plan(
         plan,
@@ -143,7 +146,7 @@ def run(
         controller,
         open_source=open_source,
         task=task,
-        open_generator=hosted(plan) if plan.config.rollouts.serves else open_generator,
+        open_generator=hosted(plan, delay_s) if plan.config.rollouts.serves else open_generator,
         open_teachers=partial(teachers_of, plan=plan),
         open_modules=partial(modules_of, plan),
     )
@@ -152,10 +155,11 @@ def run(
 class LocalWriter:
     """A `RemoteGenerator` around an engine in this process."""
 
-    def __init__(self, engine: Generator) -> None:
-        self._engine = engine
+    def __init__(self, engine: Generator, delay_s: float = 0.0) -> None:
+        self._engine, self._delay_s = engine, delay_s
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
+        time.sleep(self._delay_s)
         return self._engine.generate(openings, spec)
 
     def waiting(self) -> AbstractContextManager[None]:
@@ -170,13 +174,13 @@ def teachers_of(rank: int, *, plan: RunPlan) -> dict[str, LocalWriter]:
     return {n: LocalWriter(teacher(asked.model)) for n, asked in plan.config.teachers.items()}
 
 
-def hosted(plan: RunPlan) -> OpenGenerator:
+def hosted(plan: RunPlan, delay_s: float) -> OpenGenerator:
     """What a service of the student's copies would open, with one copy in this process."""
     weights = str(RunDir(Path(plan.run_dir)).weights)
 
     def opened(model: None, *, device: object, dtype: str, batch_rows: int) -> Generator:
         assert model is None, "a worker whose copies write has nothing to write with"
-        return LocalWriter(load_engine(plan.config, weights))
+        return LocalWriter(load_engine(plan.config, weights), delay_s)
 
     return opened
 

@@ -106,6 +106,16 @@ def test_as_many_versions_are_kept_as_steps_under_way_name(runs: Path, name: str
     assert versions == list(range(3 - lag, 4))
 
 
+def test_what_a_checkpoint_waits_for_is_time_of_training(folder: Path, material):  # noqa: F811
+    options: dict = {"source": {"lag": 1}, "checkpoints": {"every": 1}, "steps": 3, **ONE}
+    plan = written_plan(folder / "slow", *material, **options)
+    run_jobs([as_job("slowed", plan, delay_s=1.0)], folder / "jobs-slow")
+    waited = [(line.writing_wait_s or 0.0, line.seconds) for line in lines(folder / "slow")]
+    assert len(waited) == 3
+    assert waited[0][0] >= 1.0  # nothing is learnt before the first block
+    assert all(wait_s <= seconds for wait_s, seconds in waited), waited
+
+
 @pytest.fixture(scope="module")
 def copy(runs: Path, material) -> tuple[StudentEngine, WeightsRef]:  # noqa: F811
     """A copy of the strict run's student, and the last version that was pushed to it."""
