@@ -5,11 +5,12 @@ retries: a unit is resent whole, to another replica where there is one. Exactly 
 that and from the check of every answer against its rows.
 """
 
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -77,8 +78,8 @@ class Pool(Generic[Asked, Spec, Answer]):
     `rank` decide which replicas are preferred, so that clients spread. A service that is gone is
     waited for, unless it is the `own` one of its client, which nobody starts again. Raises
     ConfigError where there is no such service. `say` takes a line for people about a long wait.
-    With `apart`, answers are taken by a thread whose time is nobody's, and only that which
-    `waiting` is told of is reported as waited.
+    With `apart`, answers are taken by a thread whose time is nobody's: what it waits for them is
+    reported as waited only while others are `waiting` for it.
     """
 
     _method: str  # of TeacherReplica
@@ -111,6 +112,7 @@ class Pool(Generic[Asked, Spec, Answer]):
         self._run, self._client = run, uuid.uuid4().hex
         self._waited_s = 0.0  # since the first answer
         self._waits_since: float | None = None
+        self._waiters, self._counting = 0, threading.Lock()
         exporter.current().sample(self._export)
 
     @property
@@ -129,7 +131,7 @@ class Pool(Generic[Asked, Spec, Answer]):
     def next(self) -> Answer:
         """The oldest answer. Raises UserError or TeacherError, naming the rows."""
         unit, started = self._units[0], time.monotonic()
-        with nullcontext() if self._is_apart else self.waiting():
+        with self.waiting():
             self._wait(unit, started)
         self._stats.wait_s += time.monotonic() - started
         if unit.error is not None:
@@ -143,14 +145,22 @@ class Pool(Generic[Asked, Spec, Answer]):
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Report the time of a `with` as waited, once a first answer has come."""
-        started = time.monotonic()
-        self._waits_since = started if self._stats.units else None
+        """Report as waited what a `with` waits for answers, once a first one has come."""
+        self._count(1)
         try:
             yield
         finally:
-            since, self._waits_since = self._waits_since, None
-            self._waited_s += 0.0 if since is None else time.monotonic() - since
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        """Count who waits: one that takes answers and, where that is apart, one for whom it
+        does."""
+        with self._counting:
+            now, since = time.monotonic(), self._waits_since
+            self._waited_s += 0.0 if since is None else now - since
+            self._waiters += change
+            is_waited = self._waiters > self._is_apart and self._stats.units
+            self._waits_since = now if is_waited else None
 
     def _wait(self, unit: _Unit[Asked, Spec, Answer], started: float) -> None:
         """Wait until a unit is settled."""
@@ -197,12 +207,14 @@ class Pool(Generic[Asked, Spec, Answer]):
             exporter.current().set(metric, value, service=self._service)
 
     def _standing(self) -> Report:
-        units, since, now = tuple(self._units), self._waits_since, time.monotonic()
+        units, now = tuple(self._units), time.monotonic()
+        with self._counting:
+            since, waited_s = self._waits_since, self._waited_s
         unanswered = [unit for unit in units if not unit.settled]
         return Report(
             run=self._run,
             client=self._client,
-            wait_s=self._waited_s + (now - since if since is not None else 0.0),
+            wait_s=waited_s + (max(0.0, now - since) if since is not None else 0.0),
             queue_age_s=max((now - unit.asked_at for unit in unanswered), default=0.0),
             units=sum(unit.ref is not None for unit in unanswered),
             most_units=self._most_units,

@@ -232,15 +232,19 @@ def test_a_closed_pool_leaves_the_replica_to_others(name):
     assert time.monotonic() - before < 3
 
 
-def test_a_pool_asked_apart_reports_what_it_is_told_of_as_waited(name):
-    """A thread that waits for answers while others work keeps nobody waiting."""
-    pool, asked = started(name, Scripted(delay_s=0.2), apart=True), units(3)
-    for rows in asked:
+def test_a_pool_asked_apart_reports_what_others_wait_for_its_answers(name):
+    """A thread that waits for answers while others work keeps nobody waiting, and those who wait
+    for a thread that does something else do not wait for this service."""
+    pool, asked = started(name, Scripted(delay_s=0.2), apart=True), units(4)
+    for rows in asked[:3]:
         pool.submit(rows, SPEC)
-    assert_all_once_and_in_order(pool, asked)
-    assert pool.report().wait_s == 0
+    assert_all_once_and_in_order(pool, asked[:3])
     with pool.waiting():
         time.sleep(0.1)
+    assert pool.report().wait_s == 0
+    pool.submit(asked[3], SPEC)
+    with pool.waiting():
+        pool.next()
     assert 0.1 <= pool.report().wait_s < pool.stats.wait_s
 
 
