@@ -65,26 +65,30 @@ def serve(path: str) -> None:
             with contextlib.suppress(TimeoutError):
                 connection, _ = listener.accept()
                 connection.settimeout(None)
-                arguments, folder, files = _asked(connection)
-                _import()
-                if os.fork() == 0:
-                    listener.close()
-                    return _become(connection, arguments, folder, files)
+                asked, files = _asked(connection)
+                if asked is not None:
+                    _import()
+                    if os.fork() == 0:
+                        listener.close()
+                        return _become(connection, *asked, files)
                 for file in (connection.detach(), *files):
                     os.close(file)
     return None
 
 
-def _asked(connection: socket.socket) -> tuple[list[str], str, list[int]]:
-    """Arguments, folder and outputs of the process that asks; its environment is taken over."""
+def _asked(connection: socket.socket) -> tuple[tuple[list[str], str] | None, list[int]]:
+    """Arguments and folder of the process that asks, None where it ended meanwhile, and its
+    outputs; its environment is taken over."""
     size, files, *_ = socket.recv_fds(connection, 8, 3)
     asked = b""
-    while len(asked) < int.from_bytes(size, "big"):
-        asked += connection.recv(1 << 16)
+    while len(asked) < int.from_bytes(size, "big") and (more := connection.recv(1 << 16)):
+        asked += more
+    if not size or len(asked) < int.from_bytes(size, "big"):
+        return None, files
     arguments, environment, folder = json.loads(asked)
     os.environ.clear()
     os.environ.update(environment)
-    return arguments, folder, files
+    return (arguments, folder), files
 
 
 def _import() -> None:
