@@ -271,7 +271,17 @@ def _message(turn: object, name: str, where: str) -> Message:
 
 
 def _is_unsaid(key: object, value: object) -> bool:
-    return value is None or (key in CALLS and not value)
+    return value is None or (key in CALLS and _calls_nothing(value))
+
+
+def _calls_nothing(value: object) -> bool:
+    """Whether a value holds no call, as that of a row without one in a table that has the column:
+    nulls in every field, or none as JSON."""
+    if isinstance(value, str):
+        return value.strip() in ("", "null", "[]", "{}")
+    if isinstance(value, Mapping):
+        return all(map(_calls_nothing, value.values()))
+    return all(map(_calls_nothing, value)) if isinstance(value, list) else not value
 
 
 def _content(value: object, where: str, name: str) -> str:

@@ -153,6 +153,24 @@ def test_tool_calls_tools_and_thoughts_are_kept_for_the_template() -> None:
     assert not none.more
 
 
+NULLS = {"name": None, "arguments": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("tool_calls", value) for value in ("null", "[]", [None], [{"function": NULLS}])),
+        *(("function_call", value) for value in (NULLS, {"name": "", "arguments": "{}"}, "{}")),
+        *(("tool_use", value) for value in (False, 0, [[]])),
+    ],
+)
+def test_a_call_of_nulls_as_tables_hold_them_is_none(key: str, value: object) -> None:
+    _, answer = messages(USER, ANSWER | {key: value})
+    assert not answer.more
+    with pytest.raises(DataError, match="content of message 2 is null; write a string"):
+        messages(USER, {"role": "assistant", "content": None, key: value})
+
+
 def test_the_texts_of_parts_are_joined() -> None:
     (found,) = messages(
         {"role": "user", "content": [{"type": "text", "text": "a "}, {"text": "b"}, "c"]}
