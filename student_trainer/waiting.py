@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SAY_S = 30.0  # waited before it is said, and said again after twice as long
 
@@ -16,7 +16,8 @@ def waiting(what: str, say: Callable[[str], object]) -> Iterator[None]:
     def watch() -> None:
         patience_s = SAY_S
         while not ended.wait(started + patience_s - time.monotonic()):
-            say(f"{what} for {patience_s:.0f} s")
+            with suppress(OSError):  # a full disk ends no wait
+                say(f"{what} for {patience_s:.0f} s")
             patience_s *= 2
 
     watching = threading.Thread(target=watch, daemon=True)

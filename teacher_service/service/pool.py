@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -175,11 +175,12 @@ class Pool(Generic[Asked, Spec, Answer]):
         if self._say is None:
             return
         failed = f"; last {unit.failures[-1]}" if unit.failures else ""
-        self._say(
-            f"{self._what} {self._service} has not answered for rows {unit.names} for "
-            f"{waited_s:.0f} s, {counted(len(self._roster.usable()), 'replica')} at work; it is "
-            f"waited for up to {self._unit_deadline_s:g} s{failed}"
-        )
+        with suppress(OSError):  # a full disk ends no wait
+            self._say(
+                f"{self._what} {self._service} has not answered for rows {unit.names} for "
+                f"{waited_s:.0f} s, {counted(len(self._roster.usable()), 'replica')} at work; it "
+                f"is waited for up to {self._unit_deadline_s:g} s{failed}"
+            )
 
     def close(self) -> None:
         """Drop what is under way; what a replica has not begun is cancelled. A thread that waits

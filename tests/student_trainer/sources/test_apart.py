@@ -103,6 +103,7 @@ def test_a_long_wait_is_said_again_and_again(monkeypatch):
         said.append(line)
         if len(said) == 2:
             twice.set()
+        raise OSError("no space left")
 
     with waiting("the test waits", say):
         assert twice.wait(PATIENCE_S)

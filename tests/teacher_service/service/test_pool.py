@@ -76,7 +76,12 @@ def test_submitting_never_blocks_and_answers_keep_their_order(name):
 def test_a_long_wait_is_said_with_what_is_waited_for(name, monkeypatch):
     monkeypatch.setattr(pools, "SAY_S", 0.1)
     said: list[str] = []
-    pool, asked = started(name, Scripted(delay_s=1.0), say=said.append), units(1)
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise OSError("no space left")
+
+    pool, asked = started(name, Scripted(delay_s=1.0), say=say), units(1)
     pool.submit(asked[0], SPEC)
     assert_all_once_and_in_order(pool, asked)
     names = ", ".join(asked[0].names())
