@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.data.rows import Rows
+from shared.data.rows import DRAW, Rows
 from shared.errors import DataError
 from shared.prompts.prompts import Prompt
 from shared.targets.question import Question
@@ -119,7 +119,7 @@ def shown(rows: Rows, openings: Mapping[str, DocumentOpenings]) -> Rows:
         doc_starts=[line.starts for _, _, line in lines],
         loss_masks=[line.mask for _, _, line in lines],
     )
-    if any(line_draws):
+    if DRAW in rows.table.column_names:  # whatever the draws, so that units can be joined
         sent = sent.with_draws(np.array(line_draws))
     asked_NM, logprob_NX = rows.student_ids(), rows.student_logprobs()
     if asked_NM is None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shared.config.modules import TrainedModules
 from shared.data.rows import Rows
 from shared.errors import CheckpointError, TeacherError, TutelageError
+from shared.prompts.prefix import Opening
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
@@ -242,6 +244,16 @@ def test_step_s_is_answered_by_version_s_minus_lag_and_no_lesson_is_waited_for_e
     for step in range(6, 7 + lag):
         assert resumed.question(question, step) == teacher.question(question, step)
     assert resumed.take_line() == teacher.take_line()
+
+
+def test_units_of_several_draws_are_one_lesson_after_prompts_too(tmp_path: Path):
+    """As where an epoch ends within a step."""
+    teacher, rows = online(tmp_path, Recorded(), 0), make_rows([[5]])
+    opening = Opening(np.zeros(0, np.int32), np.array([7, 8], np.int32))
+    teacher.openings = dict.fromkeys(rows.domains(), opening)
+    units = tuple(rows.with_draws(np.array([draw])) for draw in (0, 1))
+    teacher.teach(Step(0, units, rows, rows))  # type: ignore[arg-type]
+    assert teacher.question(Question(LikeliestIds(4, 100)), 1).modules == WeightsRef(1, f"{1:032x}")
 
 
 def test_a_lesson_that_fails_ends_the_run_with_its_cause(tmp_path: Path):
