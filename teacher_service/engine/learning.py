@@ -70,10 +70,11 @@ class LearningEngine:
             for size in lesson.units:
                 unit_nll, unit_kl = self._form(rows.part(slice(first, first + size)), tokens)
                 nll, kl, first = nll + unit_nll, kl + unit_kl, first + size
-        if not math.isfinite(nll + kl):
+        if not (math.isfinite(nll + kl) and self.modules.gradient_is_finite()):
             raise NonFiniteLossError(
-                f"the teacher's modules have a loss that is not finite on rows {rows.named()}; "
-                "lower teachers.NAME.online_modules.lr, or look at these rows"
+                "the teacher's modules have a loss, or a gradient, that is not finite on rows "
+                f"{rows.named()}; lower teachers.NAME.online_modules.lr or eta, or look at these "
+                "rows"
             )
         written = self.modules.update()
         means = {"nll": nll / tokens, "kl": kl / tokens}

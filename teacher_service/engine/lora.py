@@ -76,6 +76,11 @@ class LoraModules:
         with self.on(ref):
             yield
 
+    def gradient_is_finite(self) -> bool:
+        """Whether the gradient formed in `learning` is."""
+        gradients = (parameter.grad for parameter in self.parameters.values())
+        return all(bool(g.isfinite().all()) for g in gradients if g is not None)
+
     def update(self) -> WeightsRef:
         """Take one step of the optimiser by the gradient formed in `learning`, and keep what came
         of it as the next version. Raises StorageError."""

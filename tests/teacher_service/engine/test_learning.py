@@ -260,6 +260,15 @@ def test_a_loss_that_is_none_is_learnt_by_nobody(made):
     assert taught(engine, 1) == taught(made(), 1)
 
 
+def test_a_gradient_that_is_none_is_learnt_by_nobody(made, tmp_path):
+    """Of a loss that is finite before its weight."""
+    engine = made(eta=1e39)
+    with pytest.raises(NonFiniteLossError, match=r"or a gradient, .*online_modules\.lr or eta"):
+        taught(engine, 1)
+    assert not [*(tmp_path / "modules").glob("*")]
+    np.testing.assert_array_equal(answer(engine, BEGINNING), answer(engine, None))
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
