@@ -25,11 +25,13 @@ def up(
     address: str | None = None,
 ) -> None:
     """`tutelage teacher up`: start the config's teachers and leave them serving."""
+    from cluster.launch.modules import refuse_shared_service
     from cluster.planning.folders import refuse_incomplete_teacher
     from cluster.planning.handshake import describe_teacher, refuse_attention
     from cluster.planning.loading import load
 
     config = load(path, overrides)
+    refuse_shared_service(config)
     names = services_of(config, service) or named_services(config)
     for key, teacher in config.teachers.items():
         refuse_incomplete_teacher(key, teacher)

@@ -32,6 +32,7 @@ def test_modules_of_replicas_learn_beside_the_student(ray_cluster, tmp_path, tin
     ("verb", "options", "said"),
     [
         ("train", [], "online_modules learn beside the student of one run"),
+        ("teacher up", [], "online_modules learn beside the student of one run"),
         ("run", ["losses=[{kind: cross_entropy}]"], "online_modules is set, but no loss asks"),
         ("run", ["targets.store=answers"], "which keeps answers for any"),
         ("run", ["teachers.tiny.quantisation=int8"], "quantisation is int8"),
@@ -42,7 +43,7 @@ def test_modules_of_replicas_learn_beside_the_student(ray_cluster, tmp_path, tin
 def test_what_cannot_be_is_refused_before_anything_starts(
     tmp_path, tiny_pair, capsys, verb, options, said
 ):
-    assert main([verb, str(job_of(tmp_path, tiny_pair)), *options]) == 2
+    assert main([*verb.split(), str(job_of(tmp_path, tiny_pair)), *options]) == 2
     err = capsys.readouterr().err
     assert said in err
     assert len(err.strip().splitlines()) == 1
