@@ -44,6 +44,7 @@ def optimise(
     found = load(path, overrides)
     found = found.model_copy(update={"prompts": None})
     refuse_unknown_instructions(found)
+    refuse_prompts_by_row(found)
     to, services = target_of(found), services_of(found, service)
     with reached(address, services):
         for key in found.teachers if services is None else ():
@@ -126,6 +127,18 @@ def optimise_domain(task: Task, config: Config, teacher: Teacher) -> Outcome:
             seed=config.seed,
             report=report,
         )
+
+
+def refuse_prompts_by_row(config: Config) -> None:
+    """Refuse a domain whose rows have prompts of their own, so that no run takes what is found.
+    Raises ConfigError."""
+    for name, domain in config.domains.items():
+        if "teacher_prompt" in domain.columns:
+            raise ConfigError(
+                f"domains.{name}.columns has a teacher_prompt for each row, and a run shows its "
+                "teacher none for the domain beside them; leave the column out, or search without "
+                "the domain"
+            )
 
 
 def refuse_unknown_instructions(config: Config) -> None:

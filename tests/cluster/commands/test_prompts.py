@@ -131,6 +131,7 @@ def test_too_little_text_and_a_metric_without_right_answers_are_refused(job):
             "more than the 128 that the teacher reads; shorten it, or lower data.context",
         ),
         ("prompt_search.max_new_tokens=120", "tokens and an answer of up to 120, "),
+        ("domains.pairs.columns={teacher_prompt: hint}", "has a teacher_prompt for each row"),
     ],
 )
 def test_bad_input_is_a_sentence_before_anything_starts(job, override, said, capsys, monkeypatch):
