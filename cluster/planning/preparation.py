@@ -204,6 +204,13 @@ def refuse_unasked(config: Config) -> None:
             f"prompts is {config.prompts}, but no loss asks a teacher, who would be shown them; "
             "leave prompts out, add a loss that learns from the teacher, or let it write (source)"
         )
+    for name, domain in config.domains.items():
+        if "teacher_prompt" in domain.columns and not config.source.teacher:
+            raise ConfigError(
+                f"domains.{name}.columns has a teacher_prompt, but no loss asks a teacher, who "
+                "would be shown it; leave the column out, add a loss that learns from the teacher, "
+                "or let it write (source)"
+            )
     for name, teacher in config.teachers.items():
         if teacher.online_modules is not None:
             raise ConfigError(

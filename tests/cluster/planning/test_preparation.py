@@ -60,6 +60,16 @@ def test_a_policy_on_training_text_needs_a_loss_that_asks_the_teacher(tmp_path, 
         refuse_unasked(hard)
 
 
+def test_what_a_teacher_would_be_shown_by_row_needs_one_that_is_asked(tmp_path, tiny_pair):
+    job = write_job(tmp_path, tiny_pair)
+    shown = ["domains.letters.columns={teacher_prompt: hint}"]
+    refuse_unasked(load_config(job, shown))
+    hard = [*shown, "losses=[{kind: cross_entropy}]"]
+    refuse_unasked(load_config(job, [*hard, "source={teacher: 1.0, max_new_tokens: 8}"]))
+    with pytest.raises(ConfigError, match=r"letters.columns has a teacher_prompt, but no loss"):
+        refuse_unasked(load_config(job, hard))
+
+
 def test_more_ids_than_both_models_share_are_refused(tmp_path, tiny_pair):
     job = write_job(tmp_path, tiny_pair, losses=[{"kind": "reverse_kl"}])
     check(load_config(job, ["targets.top_k=500", "targets.student_ids=12"]))
