@@ -145,7 +145,8 @@ def prepare_run(config: Config) -> Prepared:
         for name in config.teachers_of(domain.name):
             known = hands.teachers[name]
             written = 0 if config.source.is_dataset else config.source.max_new_tokens
-            refuse_overlong(showing, domain, teacher_context=known.context, written=written)
+            bounds = {"context": config.data.context, "written": written}
+            refuse_overlong(showing, domain, teacher_context=known.context, **bounds)
             refuse_unknown_ids(hands, domain, known=known)
 
     return Prepared(

@@ -45,7 +45,8 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
                 f"prompts has one for domain {name}, which has domains.{name}.columns."
                 "teacher_prompt for each row too; take it out of the file, or leave the column out"
             )
-        digests[name], openings[name] = row_openings_of(name, domain, config, hands)
+        by_row = row_openings_of(name, domain, config, hands)
+        digests[name], openings[name] = by_row.digest, by_row
     if not digests:
         return whole
     named = json.dumps([whole.prompts, digests], sort_keys=True)
@@ -75,10 +76,15 @@ def _of_domains(config: Config, hands: Handshake) -> Showing:
 
 
 def refuse_overlong(
-    showing: Showing, domain: PreparedDomain, *, teacher_context: int | None, written: int = 0
+    showing: Showing,
+    domain: PreparedDomain,
+    *,
+    teacher_context: int | None,
+    context: int,
+    written: int = 0,
 ) -> None:
     """Refuse a prompt that does not fit its teacher's context before a domain's longest document,
-    or before a row's, to whose prompt models may write so many tokens.
+    or before a row's, to whose prompt models may write so many tokens within `data.context`.
 
     Raises HandshakeError.
     """
@@ -86,7 +92,9 @@ def refuse_overlong(
         return
     openings = showing.openings[domain.name]
     if isinstance(openings, RowOpenings):
-        _refuse_overlong_row(openings, domain.name, context=teacher_context, written=written)
+        bounds = {"teacher_context": teacher_context, "context": context, "written": written}
+        if (found := overlong(openings, **bounds)) is not None:
+            _refuse_row(*found, domain.name, teacher_context=teacher_context)
         return
     prompt = openings.longest
     paths = (domain.train_path, domain.validation_path)
@@ -100,15 +108,12 @@ def refuse_overlong(
         )
 
 
-def _refuse_overlong_row(openings: RowOpenings, domain: str, *, context: int, written: int) -> None:
-    found = overlong(openings, context=context, written=written)
-    if found is not None:
-        where, needed = found
-        raise HandshakeError(
-            f"{where} has {needed} tokens with what domains.{domain}.columns.teacher_prompt shows "
-            f"before it, more than the {context} that the teacher reads; shorten what is shown, or "
-            "leave the row out"
-        )
+def _refuse_row(where: str, needed: int, domain: str, *, teacher_context: int) -> None:
+    raise HandshakeError(
+        f"{where} has {needed} tokens with what domains.{domain}.columns.teacher_prompt shows "
+        f"before it, more than the {teacher_context} that the teacher reads; shorten what is "
+        "shown, or leave the row out"
+    )
 
 
 def _only(openings: list[Opening], domain: str) -> Opening:

@@ -35,11 +35,8 @@ NOTHING = Opening(np.zeros(0, np.int32), np.zeros(0, np.int32))
 SPLITS = ("split", "split_with_prompt")
 
 
-def row_openings_of(
-    name: str, domain: Domain, config: Config, hands: "Handshake"
-) -> tuple[str, RowOpenings]:
-    """The openings of a domain with `columns.teacher_prompt`, from the cache or built, and a digest
-    of what decides them.
+def row_openings_of(name: str, domain: Domain, config: Config, hands: "Handshake") -> RowOpenings:
+    """The openings of a domain with `columns.teacher_prompt`, from the cache or built.
 
     Raises ConfigError for an option that leaves a document without its prompt, DataError for a row
     that cannot have one, StorageError where the cache is full.
@@ -57,11 +54,11 @@ def row_openings_of(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{digest}.lock"):
             try:
-                return digest, read_row_prompts(path)
+                return read_row_prompts(path)
             except (OSError, pa.ArrowException):
                 prompts = list(_prompts(name, domain, config, hands.load_tokenizer()))
                 write_row_prompts(path, prompts)
-            return digest, read_row_prompts(path)
+            return read_row_prompts(path)
 
 
 def _digest(domain: Domain, config: Config, hands: "Handshake") -> str:
@@ -93,7 +90,8 @@ def _prompts(name: str, domain: Domain, config: Config, tokenizer: Any) -> Itera
                 continue  # no row holds it
             any_shown |= bool(document.teacher_prompt)
             _refuse_unfit(document, encoded, config.data)
-            yield _prompt(document, encoded, tokenizer)
+            if encoded.loss_mask[: config.data.context - 1].any():
+                yield _prompt(document, encoded, tokenizer, context=config.data.context)
     if not any_shown:
         raise DataError(
             f"domains.{name}.columns.teacher_prompt is {column}, but no row of the domain has "
@@ -101,12 +99,16 @@ def _prompts(name: str, domain: Domain, config: Config, tokenizer: Any) -> Itera
         )
 
 
-def _prompt(document: Document, encoded: Encoded, tokenizer: Any) -> RowPrompt:
-    instead = NOTHING
+def _prompt(document: Document, encoded: Encoded, tokenizer: Any, *, context: int) -> RowPrompt:
+    """What is shown with a document; one that begins otherwise than its kind does, as with a system
+    message of its own, keeps its beginning after it."""
+    ids, instead = encoded.input_ids, NOTHING
     if document.teacher_prompt:
         instead = opening(Prompt(document.teacher_prompt), tokenizer, document.kind)
+        if not np.array_equal(ids[: len(instead.plain_ids)], instead.plain_ids):
+            instead = Opening(NOTHING.plain_ids, instead.shown_ids)
     stop = int(np.argmax(encoded.loss_mask)) + 1
-    return RowPrompt(document.where, instead, encoded.input_ids[:stop], len(encoded.input_ids))
+    return RowPrompt(document.where, instead, ids[:stop], min(context, len(ids)))
 
 
 def _refuse_unfit(document: Document, encoded: Encoded, data: Data) -> None:

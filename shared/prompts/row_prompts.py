@@ -8,7 +8,7 @@ T tokens of a document
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,7 @@ class RowPrompt:
     where: str
     opening: Opening
     prompt_ids: np.ndarray  # int32
-    length: int  # tokens of the document
-
-    @property
-    def grows(self) -> int:
-        """Tokens by which the teacher's document is longer than the student's."""
-        return len(self.opening.shown_ids) - len(self.opening.plain_ids)
+    length: int  # tokens of the document, as far as a row holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +49,7 @@ class RowOpenings:
 
     path: str
     longest: int  # tokens by which a document grows at most
+    digest: str  # of what is shown with which prompt
 
     def of(self, ids_T: np.ndarray, mask_T: np.ndarray, name: str) -> Opening:
         """See `DocumentOpenings`. Raises DataError for a prompt that no row of the sources has."""
@@ -72,7 +68,7 @@ class RowOpenings:
 
     def to_json(self) -> Any:
         """See `DocumentOpenings`."""
-        return {"path": self.path, "longest": self.longest}
+        return asdict(self)
 
 
 def openings_from_json(value: Any) -> DocumentOpenings:
@@ -120,22 +116,29 @@ def read_row_prompts(path: Path) -> RowOpenings:
     """The openings that a file of `write_row_prompts` holds. Raises OSError or pa.ArrowException
     for one that is damaged or not there."""
     table, _ = _read(str(path))
-    grows = (
-        len(shown.values) - len(plain.values)
-        for plain, shown in zip(table.column("plain_ids"), table.column("shown_ids"), strict=True)
-    )
-    return RowOpenings(str(path), longest=max(grows, default=0))
+    longest, state = 0, xxhash.xxh3_128()
+    names = ("key", "plain_ids", "shown_ids")
+    for key, *parts in zip(*(table.column(name) for name in names), strict=True):
+        plain, shown = (part.values.to_numpy() for part in parts)
+        longest = max(longest, len(shown) - len(plain))
+        state.update(key.as_py())
+        for ids in (plain, shown):
+            state.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    return RowOpenings(str(path), longest=longest, digest=state.hexdigest())
 
 
-def overlong(openings: RowOpenings, *, context: int, written: int) -> tuple[str, int] | None:
+def overlong(
+    openings: RowOpenings, *, teacher_context: int, context: int, written: int
+) -> tuple[str, int] | None:
     """The first row that the teacher cannot read whole, and how many tokens it would have; None
-    where it reads all. `written` is how many tokens a model may write after a prompt."""
+    where it reads all. `written` is how many tokens a model may write after a prompt, within the
+    `context` of a student's row."""
     table, _ = _read(openings.path)
     names = ("where", "plain_ids", "shown_ids", "prompt", "length")
     for where, plain, shown, prompt, length in zip(*(table.column(n) for n in names), strict=True):
         grows = len(shown.values) - len(plain.values)
-        needed = grows + max(length.as_py(), prompt.as_py() + written)
-        if needed > context:
+        needed = grows + max(length.as_py(), min(context, prompt.as_py() + written))
+        if needed > teacher_context:
             return where.as_py(), needed
     return None
 

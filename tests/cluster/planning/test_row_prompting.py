@@ -17,12 +17,13 @@ from shared.config.run import Config
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
 from shared.errors import ConfigError, DataError, HandshakeError
-from shared.prompts.prefix import PromptedReader, shown_prompts
+from shared.prompts.prefix import PromptedReader, shown, shown_prompts
 from shared.prompts.row_prompts import openings_from_json
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.answers import question_of
 from tests.laws.test_context_distillation import InProcess
+from tests.shared.text.test_framing import CHATML, chatting
 
 ROWS = [
     {
@@ -136,13 +137,69 @@ def test_what_is_shown_is_built_once_and_travels_as_json(material, tokenizer):
 def test_a_row_that_would_not_fit_the_teachers_context_is_named(material):
     _, showing, _ = material
     domain = SimpleNamespace(name="d")
-    refuse_overlong(showing, domain, teacher_context=200, written=9)  # type: ignore[arg-type]
+    refuse_overlong(showing, domain, teacher_context=200, context=64, written=9)  # type: ignore[arg-type]
     with pytest.raises(
         HandshakeError, match=r"d.jsonl:\d+ has \d+ tokens with what .* the 30 that"
     ):
-        refuse_overlong(showing, domain, teacher_context=30)  # type: ignore[arg-type]
+        refuse_overlong(showing, domain, teacher_context=30, context=64)  # type: ignore[arg-type]
     with pytest.raises(HandshakeError, match=r"has \d{3} tokens with what"):
-        refuse_overlong(showing, domain, teacher_context=100, written=90)  # type: ignore[arg-type]
+        refuse_overlong(showing, domain, teacher_context=100, context=128, written=90)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("written", [0, 500])
+def test_a_row_counts_as_far_as_a_student_reads_it(tmp_path, tokenizer, written):
+    """Its document is cut at the context, and so is what a model writes."""
+    rows = [{"prompt": "p", "response": "long " * 70, "hint": "of the class"}, *ROWS]
+    config = config_of(tmp_path, rows, data={"context": 64, "too_long": "cut"})
+    showing = shown_by(config, tokenizer)
+    store = RowStore.open(prepared(config, tokenizer).train_path)
+    sent = shown(store.take(range(len(store))), showing.openings)
+    longest = max(len(ids) for ids in sent.documents().column("input_ids"))
+    assert longest > 64
+    bounds = {"context": 64, "written": written}
+    fits, short = 64 + showing.openings["d"].longest, longest - 1
+    refuse_overlong(showing, SimpleNamespace(name="d"), teacher_context=fits, **bounds)  # type: ignore[arg-type]
+    with pytest.raises(HandshakeError, match="tokens with what"):
+        refuse_overlong(showing, SimpleNamespace(name="d"), teacher_context=short, **bounds)  # type: ignore[arg-type]
+
+
+def test_a_conversation_that_begins_otherwise_is_counted_with_its_beginning(tmp_path, tokenizer):
+    """One with a system message of its own keeps that after what is shown."""
+    chats = [
+        [
+            {"role": "system", "content": "Be kind. " * 4},
+            {"role": "user", "content": f"inspect {n}"},
+            {"role": "assistant", "content": f"no source for {n}"},
+        ]
+        for n in range(24)
+    ]
+    rows = [{"messages": chat, "hint": f"class {n}"} for n, chat in enumerate(chats)]
+    config = config_of(tmp_path, rows, data={"context": 96})
+    template = chatting(tokenizer, CHATML)
+    showing, domain = shown_by(config, template), SimpleNamespace(name="d")
+    found = prepared(config, template)
+    before, after = [], []
+    for path in (found.train_path, found.validation_path):
+        store = RowStore.open(path)
+        own = store.take(range(len(store)))
+        before += own.documents().column("input_ids")
+        after += shown(own, showing.openings).documents().column("input_ids")
+    assert all(a[-len(b) :].tolist() == b.tolist() for a, b in zip(after, before, strict=True))
+    grown = [len(a) - len(b) for a, b in zip(after, before, strict=True)]
+    assert showing.openings["d"].longest == max(grown)
+    most = max(map(len, after))
+    refuse_overlong(showing, domain, teacher_context=most, context=96)  # type: ignore[arg-type]
+    with pytest.raises(HandshakeError, match=f"has {most} tokens with what"):
+        refuse_overlong(showing, domain, teacher_context=most - 1, context=96)  # type: ignore[arg-type]
+
+
+def test_what_is_shown_is_named_by_what_it_says(tmp_path, tokenizer):
+    """Not by the files and the options from which it comes."""
+    one = config_of(tmp_path / "one", ROWS)
+    longer = config_of(tmp_path / "two", [*ROWS, ROWS[3]], data={"context": 60})
+    other = config_of(tmp_path / "three", [ROWS[0], ROWS[1] | {"hint": "x"}, *ROWS[2:]])
+    first, second, third = (shown_by(config, tokenizer) for config in (one, longer, other))
+    assert first.prompts == second.prompts != third.prompts
 
 
 @pytest.mark.parametrize(
