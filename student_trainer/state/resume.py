@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import TutelageError
+from shared.prompts.row_prompts import RowOpenings
 from student_trainer.models.census import census
 from student_trainer.run import Run
 from student_trainer.state.checkpoint import (
@@ -107,6 +108,9 @@ def _facts(run: Run) -> dict[str, Any]:
     }
     if (modules := run.config.modules) is not None:
         facts["the teacher's modules"] = modules.model_dump(mode="json")
+    openings = run.plan.openings.items()
+    if shown := {name: one.digest for name, one in openings if isinstance(one, RowOpenings)}:
+        facts["what the teacher is shown with each row"] = shown
     base: dict[str, Any] = {}
     if run.frozen is not None:
         base = {PLACED: run.frozen.digest, BASE: run.base}

@@ -1,5 +1,6 @@
 """Context distillation by row: a student learns to answer without what its teacher is shown."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from shared.config.source import TokenSources
 from shared.data.rollouts import prompts_of
 from shared.data.row_store import RowStore
+from shared.errors import CheckpointError
 from shared.prompts.prefix import Opening
 from shared.prompts.row_prompts import (
+    RowOpenings,
     RowPrompt,
     key_of,
     read_row_prompts,
@@ -20,7 +23,7 @@ from shared.run.metrics import StepMetrics, read_metrics
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import DOMAINS, prepared_domains
+from tests.student_trainer.runs import DOMAINS, mark_exported, prepared_domains
 from tests.student_trainer.sources.test_rollouts import written_plan
 
 STEPS = 12
@@ -32,7 +35,7 @@ RUNS = {
 }
 
 
-def hints(path: Path, domains) -> None:
+def hints(path: Path, domains, *, salt: int = 0) -> None:
     """Something of its own before each document of the rows of both splits."""
     found: dict[bytes, RowPrompt] = {}
     for prepared in domains:
@@ -45,7 +48,8 @@ def hints(path: Path, domains) -> None:
             for ids, mask in (*parts, *begun):
                 key = key_of(ids, mask)
                 seed = int.from_bytes(key[:4], "little")
-                shown = np.random.default_rng(seed).integers(3, tiny.VOCAB, 6).astype(np.int32)
+                draw = np.random.default_rng(seed + salt)
+                shown = draw.integers(3, tiny.VOCAB, 6).astype(np.int32)
                 opening = Opening(np.zeros(0, np.int32), shown)
                 prompt = ids[: int(np.argmax(mask)) + 1] if mask.any() else ids
                 found[key] = RowPrompt("a:1", opening, prompt, len(ids))
@@ -57,25 +61,36 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("row-prompts")
     pair, domains = tiny.save_pair(folder / "pair"), prepared_domains(folder)
     hints(folder / "hints.arrow", domains)
-    shown = read_row_prompts(folder / "hints.arrow")
+    hints(folder / "others.arrow", domains, salt=1)
+    shown, others = (read_row_prompts(folder / f"{name}.arrow") for name in ("hints", "others"))
     itself = replace(pair, student=pair.teacher)
-    jobs = []
-    for name, options in RUNS.items():
+
+    def job(name: str, openings: RowOpenings | None, steps: int = STEPS) -> dict:
         plan = written_plan(
             folder / "runs" / name,
             itself,
             domains,
-            steps=STEPS,
+            steps=steps,
             checkpoints={"every": 100},
             losses=[{"kind": "forward_kl"}],
             student={"workers": 1},
-            **options,
+            **RUNS[name],
         )
-        if name != "blind":
-            plan = replace(plan, openings=dict.fromkeys(DOMAINS, shown))
-        jobs.append(as_job("train", plan))
+        mark_exported(plan, step=STEPS)
+        if openings is not None:
+            plan = replace(plan, openings=dict.fromkeys(DOMAINS, openings))
+        return as_job("train", plan)
+
+    jobs = [job(name, None if name == "blind" else shown) for name in RUNS]
     run_jobs(jobs, folder / "jobs", ranks=1)
+    run_jobs([job("rows", others, STEPS + 1)], folder / "jobs-other", ranks=1)
     return folder / "runs"
+
+
+def test_a_run_does_not_go_on_with_a_teacher_that_is_shown_something_else(runs: Path):
+    (result,) = json.loads((runs.parent / "jobs-other" / "results.json").read_text())
+    assert result["error"] == CheckpointError.__name__
+    assert "was written with what the teacher is shown with each row" in result["message"]
 
 
 def lines(run: Path) -> list[StepMetrics]:
