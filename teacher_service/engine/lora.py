@@ -181,9 +181,7 @@ def _chosen(
     decoder: nn.Module, asked: Literal["all-linear"] | Sequence[str]
 ) -> list[tuple[str, Any]]:
     """The linear layers that are asked for, by name. Raises ConfigError for a name of none."""
-    layers: dict[str, Any] = {
-        name: module for name, module in decoder.named_modules() if type(module).forward in PLAIN
-    }
+    layers = _linear(decoder)
     if asked == "all-linear":
         asked = tuple(layers)
     found = {}
@@ -202,6 +200,18 @@ def _chosen(
             "that they could stand beside; leave them out"
         )
     return [(name, layer) for name, layer in layers.items() if name in found]
+
+
+def _linear(decoder: nn.Module) -> dict[str, Any]:
+    """The linear layers of a decoder by name. One under an adapter of the teacher's own counts as
+    the layer that it is, the adapter's parts as none."""
+    adapted = {name for name, module in decoder.named_modules() if hasattr(module, "base_layer")}
+    found: dict[str, Any] = {}
+    for name, module in decoder.named_modules():
+        owner = next((one for one in adapted if name.startswith(f"{one}.")), None)
+        if type(module).forward in PLAIN and (owner is None or name == f"{owner}.base_layer"):
+            found[name if owner is None else owner] = module
+    return found
 
 
 def _widths(layer: Any) -> tuple[int, int]:

@@ -7,11 +7,13 @@ R rows   N positions with loss   V vocabulary   M ids that the student names   X
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xxhash
+from peft import LoraConfig, get_peft_model
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -279,6 +281,30 @@ def test_a_gradient_that_is_none_is_learnt_by_nobody(made, tmp_path):
 def test_layers_that_are_not_there_are_refused(made, asked, said):
     with pytest.raises(ConfigError, match=said):
         made(**asked)
+
+
+def test_an_adapter_of_the_teachers_own_stays_as_it_is(llama, tmp_path):
+    """Its layers go by the names that they have without it."""
+    plain = AutoModelForCausalLM.from_pretrained(llama)
+    adapted: Any = get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    engine = HFEngine.load(str(llama), adapter=str(tmp_path / "adapter"))
+    expected = decoded(engine.score(ROWS, FULL)).logprobs_NK
+    files = ModuleFiles(tmp_path / "modules")
+    named = TrainedModules(target_modules=["q_proj", "o_proj"], lr=0.03)
+    one = LearningEngine(engine, named, seed=0, files=files)
+    layers = {name.rpartition(".lora_")[0] for name in one.modules.parameters}
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "o_proj"}
+    last = taught(one, 2)[-1].modules
+    assert np.abs(answer(one, last) - expected).max() > 0.01
+    np.testing.assert_array_equal(answer(one, None), expected)
+    whole = LearningEngine(HFEngine.load(str(llama)), TrainedModules(), seed=0, files=files)
+    again = HFEngine.load(str(llama), adapter=str(tmp_path / "adapter"))
+    every = LearningEngine(again, TrainedModules(), seed=0, files=files)
+    assert every.modules.parameters.keys() == whole.modules.parameters.keys()
 
 
 def test_an_engine_without_gradients_is_refused(tmp_path):
