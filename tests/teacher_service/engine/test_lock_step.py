@@ -19,6 +19,7 @@ from shared.targets.generation import Continuations, GenerationSpec, Openings, P
 from teacher_service.engine import lock_step
 from teacher_service.engine.generating import ModelGenerator, open_generator
 from teacher_service.engine.hf import HFEngine
+from tests.families.making import save_family
 from tests.teacher_service.engine.test_generating import RWKV, openings
 from tests.teacher_service.engine.test_sampling import CPU, STOPS, after, law
 from tests.teacher_service.engine.test_trust import LEAKY, saved
@@ -155,6 +156,17 @@ def test_a_model_that_cannot_read_on_is_asked_all_the_same(family, tmp_path):
     asked = openings((3, 9, 9), vocab=90)
     whole, steps = engine.generate(asked, spec), step_by_step(engine, asked, spec)
     assert [ids.tolist() for ids in whole.written()] == [ids.tolist() for ids in steps.written()]
+    for one, other in zip(whole.logprobs(), steps.logprobs(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["recurrent_gemma", "openai-gpt"])
+def test_a_model_that_keeps_its_states_in_itself_or_takes_none_is_not_believed(family, tmp_path):
+    """Whatever it reads between two questions about a text."""
+    engine = HFEngine.load(str(save_family(family, tmp_path, seed=3)))
+    spec = replace(SPEC, stop_ids=(), max_new_tokens=4)
+    asked = openings((3, 9, 5), vocab=VOCAB).with_draws("abc")
+    whole, steps = engine.generate(asked, spec), step_by_step(engine, asked, spec)
     for one, other in zip(whole.logprobs(), steps.logprobs(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
