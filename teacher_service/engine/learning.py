@@ -11,6 +11,7 @@ X those ids and all others together
 import math
 
 import torch
+from torch import Tensor
 
 from shared.config.modules import TrainedModules
 from shared.data.rows import Rows
@@ -61,8 +62,8 @@ class LearningEngine:
         return self._engine.generate(openings, spec)
 
     def learn(self, rows: Rows, lesson: Lesson) -> Learnt:
-        """Take one update. Raises NonFiniteLossError before any weight changes, and what
-        `LoraModules` raises."""
+        """Take one update. Raises NonFiniteLossError before any weight changes, ConfigError for
+        modules that change nothing, and what `LoraModules` raises."""
         tokens = max(1, int(rows.num_loss_tokens().sum()))
         nll = kl = 0.0
         with self.modules.learning(lesson.modules), torch.enable_grad():
@@ -91,7 +92,7 @@ class LearningEngine:
         )
         found = [
             backward(
-                hidden_MD,
+                self._reached(hidden_MD),
                 self._engine.head,
                 lessons.at(entry_M, torch.device("cpu")),
                 eta=self._asked.eta,
@@ -101,3 +102,13 @@ class LearningEngine:
             for entry_M, hidden_MD in self._engine.last_states(layout)
         ]
         return sum(nll for nll, _ in found), sum(kl for _, kl in found)
+
+    def _reached(self, hidden_MD: Tensor) -> Tensor:
+        """The same, which depends on the modules. Raises ConfigError where it does not."""
+        if not hidden_MD.requires_grad:
+            raise ConfigError(
+                "teachers.NAME.online_modules.target_modules is "
+                f"{self._asked.target_modules}, layers whose weights the teacher reads past them, "
+                "so that modules beside them change nothing; name others, or all-linear"
+            )
+        return hidden_MD

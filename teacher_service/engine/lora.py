@@ -209,9 +209,26 @@ def _linear(decoder: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in decoder.named_modules():
         owner = next((one for one in adapted if name.startswith(f"{one}.")), None)
-        if type(module).forward in PLAIN and (owner is None or name == f"{owner}.base_layer"):
+        if (owner is None or name == f"{owner}.base_layer") and _is_product(module):
             found[name if owner is None else owner] = module
     return found
+
+
+@torch.no_grad()
+def _is_product(layer: Any) -> bool:
+    """Whether a layer gives the product with its weight; one of a model's own code is tried."""
+    if type(layer).forward in PLAIN:
+        return True
+    if not isinstance(layer, nn.Linear):
+        return False
+    states_1I = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
+    product_1O = nn.functional.linear(states_1I, layer.weight, layer.bias)
+    try:
+        found = layer(states_1I)
+    except Exception:  # of that code, as where it takes other shapes
+        return False
+    plain = isinstance(found, Tensor) and found.shape == product_1O.shape
+    return plain and torch.allclose(found, product_1O, rtol=1e-2, atol=1e-3)
 
 
 def _widths(layer: Any) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from teacher_service.engine.learning import LearningEngine
 from teacher_service.scoring import module_losses
 from tests.allocations import largest_tensor
 from tests.answers import changed, decoded, question_of
+from tests.families.making import save_family as saved_by_name
 from tests.teacher_service.scripted import VOCAB, Scripted, make_rows
 from tests.teacher_service.teachers import documents, save_family
 
@@ -281,6 +282,17 @@ def test_a_gradient_that_is_none_is_learnt_by_nobody(made, tmp_path):
 def test_layers_that_are_not_there_are_refused(made, asked, said):
     with pytest.raises(ConfigError, match=said):
         made(**asked)
+
+
+def test_modules_stand_beside_linear_layers_of_a_models_own(made, tmp_path):
+    """Falcon's have a `forward` of their own; a mixer of Mamba reads some as plain weights."""
+    engine = made(saved_by_name("falcon", tmp_path / "falcon", seed=3))
+    assert any(name.endswith("query_key_value.lora_A") for name in engine.modules.parameters)
+    last = taught(engine, 2)[-1].modules
+    assert np.abs(answer(engine, last) - answer(engine, None)).max() > 0.01
+    beside = made(saved_by_name("mamba", tmp_path / "mamba", seed=3), target_modules=["dt_proj"])
+    with pytest.raises(ConfigError, match=r"is \['dt_proj'\], layers whose weights .* name others"):
+        taught(beside, 1)
 
 
 def test_an_adapter_of_the_teachers_own_stays_as_it_is(llama, tmp_path):
