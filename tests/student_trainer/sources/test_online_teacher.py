@@ -26,8 +26,8 @@ from student_trainer.sources.online_teacher import OnlineTeacher
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains, with_states
-from tests.student_trainer.test_matrix import comparable_lines, final_weights
+from tests.student_trainer.runs import mark_exported, plan_of, with_states
+from tests.student_trainer.test_matrix import comparable_lines, final_weights, same_weights
 from tests.teacher_service.scripted import make_rows
 
 FAST = {"r": 4, "lr": 0.01, "eta": 0.5, "top_k": 8}
@@ -67,16 +67,6 @@ def taught_plan(folder: Path, pair: tiny.Pair, domains, **options: Any) -> RunPl
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("online")
-
-
-@pytest.fixture(scope="module")
-def material(folder: Path):
-    return tiny.save_pair(folder / "pair"), prepared_domains(folder)
-
-
-@pytest.fixture(scope="module")
 def runs(folder: Path, material) -> Path:
     jobs, alone = [], []
     for name, options in RESUMED.items():
@@ -90,12 +80,6 @@ def runs(folder: Path, material) -> Path:
     run_jobs(jobs, folder / "jobs")
     run_jobs(alone, folder / "jobs-alone", ranks=1)
     return folder
-
-
-def same_weights(run: Path, other: Path) -> bool:
-    weights, others = final_weights(run), final_weights(other)
-    assert weights.keys() == others.keys()
-    return all(bool((weights[key] == others[key]).all()) for key in weights)
 
 
 def versions(run: Path) -> list[int]:

@@ -12,12 +12,10 @@ from shared.prompts.prefix import Opening
 from shared.run.plan import RunPlan
 from shared.targets.generation import Continuations, GenerationSpec, Openings, Partner
 from student_trainer.sources.partners import Partners
-from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import LocalWriter, as_job, teacher
-from tests.student_trainer.runs import prepared_domains
 from tests.student_trainer.sources.test_rollouts import LORA, files, lines, texts, written_plan
-from tests.student_trainer.test_matrix import comparable_lines, final_weights
+from tests.student_trainer.test_matrix import comparable_lines, same_weights
 
 SHARE = 0.4
 MIXED = {"teacher_mix": SHARE}
@@ -32,16 +30,6 @@ RESUMED = {
     "cut-law": {"source": MIXED | {"temperature": 0.7, "top_p": 0.8, "min_new_tokens": 3}},
     "adapters": {"source": MIXED, "student": LORA | {"zero": 3}},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("partners")
-
-
-@pytest.fixture(scope="module")
-def material(folder: Path):
-    return tiny.save_pair(folder / "pair"), prepared_domains(folder)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +68,7 @@ def weights_of(rows: Rows) -> np.ndarray:
 def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
     run = resumed / name
     again = run.with_name(f"{run.name}-resumed")
-    weights, others = final_weights(run), final_weights(again)
-    assert weights.keys() == others.keys()
-    assert all((weights[key] == others[key]).all() for key in weights)
+    assert same_weights(run, again)
     assert comparable_lines(run)[2:] == comparable_lines(again)[-2:]
 
 

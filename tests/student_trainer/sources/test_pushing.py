@@ -24,11 +24,10 @@ from tests.student_trainer.sources.test_rollouts import (
     LORA,
     files,
     lines,
-    material,  # noqa: F401
     texts,
     written_plan,
 )
-from tests.student_trainer.test_matrix import comparable_lines, final_weights
+from tests.student_trainer.test_matrix import comparable_lines, same_weights
 
 ONE = {"rollouts": {"replicas": 1}}
 # Killed after the checkpoint at step 2 of 4, and gone on from there, with a copy that writes.
@@ -44,12 +43,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pushing")
-
-
-@pytest.fixture(scope="module")
-def runs(folder: Path, material) -> Path:  # noqa: F811
+def runs(folder: Path, material) -> Path:
     jobs = []
     for name, options in RUNS.items():
         jobs.append(as_job("train", written_plan(folder / "own" / name, *material, **options)))
@@ -62,11 +56,8 @@ def runs(folder: Path, material) -> Path:  # noqa: F811
 @pytest.mark.parametrize("name", RUNS)
 def test_a_copy_that_writes_gives_the_run_of_ranks_that_write(runs: Path, name: str):
     own = runs / "own" / name
-    weights = final_weights(own)
     for other in (runs / "copies" / name, runs / "copies" / f"{name}-resumed"):
-        others = final_weights(other)
-        assert weights.keys() == others.keys()
-        assert all((weights[key] == others[key]).all() for key in weights)
+        assert same_weights(own, other)
     for step in (2, 3):
         assert texts(own, step) == texts(runs / "copies" / name, step)
     assert len(files(runs / "copies" / name, 3)) == 2
@@ -106,7 +97,7 @@ def test_as_many_versions_are_kept_as_steps_under_way_name(runs: Path, name: str
     assert versions == list(range(3 - lag, 4))
 
 
-def test_what_a_checkpoint_waits_for_is_time_of_training(folder: Path, material):  # noqa: F811
+def test_what_a_checkpoint_waits_for_is_time_of_training(folder: Path, material):
     options: dict = {"source": {"lag": 1}, "checkpoints": {"every": 1}, "steps": 3, **ONE}
     plan = written_plan(folder / "slow", *material, **options)
     run_jobs([as_job("slowed", plan, delay_s=1.0)], folder / "jobs-slow")
@@ -117,7 +108,7 @@ def test_what_a_checkpoint_waits_for_is_time_of_training(folder: Path, material)
 
 
 @pytest.fixture(scope="module")
-def copy(runs: Path, material) -> tuple[StudentEngine, WeightsRef]:  # noqa: F811
+def copy(runs: Path, material) -> tuple[StudentEngine, WeightsRef]:
     """A copy of the strict run's student, and the last version that was pushed to it."""
     plan = written_plan(runs / "other", *material, **RUNS["strict"], **ONE)
     folder = RunDir(runs / "copies" / "strict").weights

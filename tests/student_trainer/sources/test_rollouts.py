@@ -17,8 +17,8 @@ from student_trainer.sources.rollout_files import RolloutFiles
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines, final_weights
+from tests.student_trainer.runs import mark_exported, plan_of
+from tests.student_trainer.test_matrix import comparable_lines, same_weights
 
 ENDS = tuple(
     range(3, tiny.VOCAB // 6)
@@ -69,16 +69,6 @@ def written_plan(folder: Path, pair: tiny.Pair, domains, **options) -> RunPlan:
     plan = replace(plan_of(folder, pair, domains, source=source, **options), ends=ENDS)
     mark_exported(plan)
     return plan
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rollouts")
-
-
-@pytest.fixture(scope="module")
-def material(folder: Path):
-    return tiny.save_pair(folder / "pair"), prepared_domains(folder)
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +124,7 @@ def lines(run: Path) -> list[StepMetrics]:
 def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
     run = resumed / name
     again = run.with_name(f"{run.name}-resumed")
-    weights, others = final_weights(run), final_weights(again)
-    assert weights.keys() == others.keys()
-    assert all((weights[key] == others[key]).all() for key in weights)
+    assert same_weights(run, again)
     assert comparable_lines(run)[2:] == comparable_lines(again)[-2:]
     assert any(line.rollouts and line.rollouts.tokens for line in lines(again))
 

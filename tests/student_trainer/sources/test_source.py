@@ -12,7 +12,7 @@ from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines, final_weights
+from tests.student_trainer.test_matrix import comparable_lines, same_weights
 
 RANKS, STEPS, ROWS = 2, 4, 8
 SOURCES = ("DataSet", "Uncounted", "Alternating")
@@ -40,9 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_counted_by_all_ranks_together_train_the_same_bits(runs: Path) -> None:
     known, added_up = runs / "DataSet", runs / "Uncounted"
-    weights, others = final_weights(known), final_weights(added_up)
-    assert weights.keys() == others.keys()
-    assert all((weights[name] == others[name]).all() for name in weights)
+    assert same_weights(known, added_up)
     assert comparable_lines(known) == comparable_lines(added_up)
     assert (known / "weight_log.jsonl").read_text() == (added_up / "weight_log.jsonl").read_text()
 

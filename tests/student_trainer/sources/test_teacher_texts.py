@@ -19,9 +19,9 @@ from student_trainer.sources.teacher_texts import TeacherPrompt, TeacherTexts, T
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import LocalWriter, as_job, teacher
-from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.student_trainer.runs import plan_of
 from tests.student_trainer.sources.test_rollouts import ENDS, files, texts, written_plan
-from tests.student_trainer.test_matrix import comparable_lines, final_weights
+from tests.student_trainer.test_matrix import comparable_lines, same_weights
 
 THIRDS = {"teacher": 0.5, "student": 0.25, "dataset": 0.25}
 ALONE = {"teacher": 1.0, "student": 0.0, "dataset": 0.0}
@@ -31,16 +31,6 @@ RESUMED = {
     "hard-labels-alone": {"source": ALONE, "losses": [{"kind": "cross_entropy"}]},
     "divergence": {"source": {**ALONE, "temperature": 0.5}, "losses": [{"kind": "forward_kl"}]},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("teacher-texts")
-
-
-@pytest.fixture(scope="module")
-def material(folder: Path):
-    return tiny.save_pair(folder / "pair"), prepared_domains(folder)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +57,7 @@ def resumed(folder: Path, material) -> Path:
 def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
     run = resumed / name
     again = run.with_name(f"{name}-resumed")
-    weights, others = final_weights(run), final_weights(again)
-    assert weights.keys() == others.keys()
-    assert all((weights[key] == others[key]).all() for key in weights)
+    assert same_weights(run, again)
     assert comparable_lines(run)[2:] == comparable_lines(again)[-2:]
     assert all(line.texts.tokens for line in read_metrics(again / "metrics.jsonl"))
 
