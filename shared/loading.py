@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from shared.config.attention import Attention, attend
+from shared.config.models.attention import Attention, attend
 
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
 # weights refuse to; ours are always plain.

@@ -1,7 +1,7 @@
 """How the losses read a teacher's answers: its arrays in a batch, and the view of each kind.
 
-A batch names the arrays of an answer as its ask decodes them (`shared.targets.ask`), so that they
-tell of what kind it is.
+A batch names the arrays of an answer as its ask decodes them (`shared.targets.asks.ask`), so that
+they tell of what kind it is.
 
 N positions with loss   K ids kept per position   S temperatures   E teacher width
 """

@@ -8,8 +8,8 @@ from shared.config.run import Config
 from shared.errors import TutelageError
 from shared.run.start import StartClock, write_start
 from student_trainer.accelerator import this_device
+from student_trainer.metrics.progress import say
 from student_trainer.models.student import Student, load_student
-from student_trainer.progress import say
 from student_trainer.run import Run
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 

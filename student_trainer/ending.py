@@ -12,9 +12,9 @@ from shared.mixture.weight_log import read_log
 from shared.run.metrics import drop_metrics_after
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from student_trainer.evaluations import read_evaluations
+from student_trainer.evaluation.evaluations import read_evaluations
+from student_trainer.metrics.progress import say
 from student_trainer.models.frozen import refuse_changed
-from student_trainer.progress import say
 from student_trainer.run import Run
 from student_trainer.state.checkpoint import (
     all_checkpoints,

@@ -12,7 +12,6 @@ from shared.errors import NonFiniteLossError
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.lessons import OpenModules
-from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
 from student_trainer.ending import (
     end_to_grow,
@@ -25,14 +24,15 @@ from student_trainer.ending import (
     stop_if_asked,
 )
 from student_trainer.engine import backward, take_step
-from student_trainer.evaluations import evaluate, evaluate_only, forget_after
-from student_trainer.progress import introduce, write_line
-from student_trainer.reports import catch_up, report
+from student_trainer.evaluation.evaluations import evaluate, evaluate_only, forget_after
+from student_trainer.evaluation.reports import catch_up, report
+from student_trainer.metrics.accumulator import Stopwatch
+from student_trainer.metrics.progress import introduce, write_line
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.sources.batches import Batch, Step
 from student_trainer.sources.data_set import DataSet
-from student_trainer.sources.rollouts import Rollouts
+from student_trainer.sources.generated.rollouts import Rollouts
 from student_trainer.sources.source import OpenSource
 from student_trainer.state.resume import restore, save
 from student_trainer.tasks.causal_lm import CAUSAL_LM

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.config.run import Config
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of
 from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
@@ -37,10 +37,10 @@ from student_trainer.losses.token_losses import (
     token_losses,
     weighted,
 )
+from student_trainer.metrics.sums import ROLLOUTS, SumLayout
 from student_trainer.models.decoding import decode
 from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
-from student_trainer.sums import ROLLOUTS, SumLayout
 
 Mode = Literal["train", "evaluate", "measure", "logits", "likeliest", "spread", "look"]
 

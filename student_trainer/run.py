@@ -14,18 +14,19 @@ from shared.errors import TutelageError
 from shared.mixture.weight_log import ControllerClient
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.generation import OpenGenerator, OpenTeachers
-from shared.targets.kept_ids import LikeliestIds
 from shared.targets.lessons import OpenModules
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
-from student_trainer.accumulator import (
+from student_trainer.engine import open_engine
+from student_trainer.evaluation.validation import Validation
+from student_trainer.metrics.accumulator import (
     MetricsAccumulator,
     ReportAccumulator,
     RolloutAccumulator,
 )
-from student_trainer.engine import open_engine
-from student_trainer.evaluate import Validation
+from student_trainer.metrics.sums import SumLayout
 from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
 from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import TeacherHeads, load_teacher_heads
@@ -35,15 +36,14 @@ from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.followed_log import FollowedLog
+from student_trainer.sources.generated.rollouts import ADAPTIVE, Rollouts, open_rollouts
+from student_trainer.sources.generated.writers import open_writer
 from student_trainer.sources.loader import Loader
 from student_trainer.sources.online_teacher import MODULES, OnlineTeacher, open_online_teacher
-from student_trainer.sources.rollouts import ADAPTIVE, Rollouts, open_rollouts
 from student_trainer.sources.source import OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
-from student_trainer.sources.writers import open_writer
 from student_trainer.state.export import Reloader
 from student_trainer.state.stateful import Stateful
-from student_trainer.sums import SumLayout
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.tracking.trackers import Trackers

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.data.rows import Rows
-from shared.targets.drawn_ids import DrawnIds
+from shared.targets.asks.drawn_ids import DrawnIds
 from shared.targets.draws import uniforms
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets

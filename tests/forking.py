@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 IMPORTED = (
     *("ray._private.workers", "ray.train.v2.api.data_parallel_trainer"),
-    *("student_trainer.worker", "student_trainer.run", "teacher_service.service.actor"),
+    *("student_trainer.worker", "student_trainer.run", "teacher_service.service.replicas.actor"),
     *("teacher_service.engine.hf", "transformers.models.llama.modeling_llama"),
 )
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +12,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shared", "teacher_service", "student_trainer", "cluster")
 RAY = {
-    "teacher_service/service/actor.py",
-    "teacher_service/service/environments.py",
-    "teacher_service/service/ranks.py",
+    "teacher_service/service/replicas/actor.py",
+    "teacher_service/service/replicas/environments.py",
+    "teacher_service/service/replicas/ranks.py",
     "teacher_service/service/registry.py",
     "teacher_service/service/pool.py",
     "teacher_service/service/roster.py",
-    "teacher_service/service/placing.py",
-    "teacher_service/service/naming.py",
-    "teacher_service/service/nodes.py",
+    "teacher_service/service/replicas/placing.py",
+    "teacher_service/service/replicas/naming.py",
+    "teacher_service/service/replicas/nodes.py",
     "teacher_service/service/kept.py",
-    "teacher_service/service/launching.py",
+    "teacher_service/service/replicas/launching.py",
     "teacher_service/service/scaler.py",
     "teacher_service/service/service.py",
     "student_trainer/worker.py",
 }
+MOST_MODULES = 15  # of a folder
 HEAVY = {"torch", "ray", "transformers", "datasets", "deepspeed", "peft", "bitsandbytes"}
 
 # Imports the named modules while others are barred.
@@ -53,6 +55,12 @@ print(*{name.partition(".")[0] for name in sys.modules})
 
 def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_folder_holds_few_enough_modules_to_look_through(package):
+    held = Counter(p.parent for p in sources(package) if p.name != "__init__.py")
+    assert {str(folder): n for folder, n in held.items() if n > MOST_MODULES} == {}
 
 
 def imported(path: Path, *, module_level: bool = False) -> Iterator[str]:
@@ -92,7 +100,7 @@ def test_ray_is_imported_in_its_few_places_alone():
 
 
 def test_what_runs_in_an_environment_of_its_own_imports_nothing_of_ours():
-    worker = ROOT / "teacher_service/engine/vllm_worker.py"
+    worker = ROOT / "teacher_service/engine/vllm/worker.py"
     assert tops(worker, module_level=True) & {"numpy", "pyarrow"}
     assert not tops(worker) & {*PACKAGES}
     assert not tops(worker, module_level=True) & (HEAVY | {"vllm", "pydantic", "xxhash"})
@@ -147,7 +155,8 @@ STARTED = {
         "teacher_service.service.registry",
         "student_trainer.worker",
     ): HEAVY - {"ray"},
-    ("cluster.launch.serving", "cluster.launch.training"): HEAVY - {"ray"},  # of the driver
+    ("cluster.launch.teachers.serving", "cluster.launch.students.training"): HEAVY
+    - {"ray"},  # of the driver
     ("teacher_service.engine.audit", "student_trainer.loop", "student_trainer.state.reload"): {
         "peft",
         "bitsandbytes",

@@ -227,7 +227,7 @@ def _entry(task: Task, outcome: Outcome) -> dict[str, Any]:
 
 
 def _asked(config: Config, service: str, description: TeacherDescription, *, own: bool) -> Teacher:
-    from cluster.launch.serving import pool_settings
+    from cluster.launch.teachers.serving import pool_settings
     from teacher_service.service.pool import GenerationPool, TeacherPool
 
     client, found = config.prompt_search.to, description.fingerprint
@@ -238,7 +238,7 @@ def _asked(config: Config, service: str, description: TeacherDescription, *, own
 @contextmanager
 def _serving(part: Config, service: str | None) -> Iterator[tuple[str, TeacherDescription]]:
     """A running service of a part's teacher, or one for the length of a `with`."""
-    from cluster.launch.serving import refuse_other_teacher
+    from cluster.launch.teachers.serving import refuse_other_teacher
     from teacher_service.service import service as services
 
     ((key, teacher),) = part.teachers.items()

@@ -91,7 +91,7 @@ def _examined(
 
 def _failed(launch: Launch) -> list[str]:
     """Examine one teacher with the student; the names of the checks that failed."""
-    from cluster.launch.serving import asking
+    from cluster.launch.teachers.serving import asking
     from cluster.planning.room import refuse_unplaceable
 
     refuse_unplaceable(launch)

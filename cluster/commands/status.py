@@ -8,8 +8,8 @@ from pathlib import Path
 from cluster.report.standing import Standing, in_use, read_standing
 from cluster.session import ray_head
 from cluster.session.session import attached, find_address
+from shared.config.models.teachers import Autoscaling
 from shared.config.paths import without_job_folder
-from shared.config.teachers import Autoscaling
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
 

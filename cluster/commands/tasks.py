@@ -53,7 +53,7 @@ def _of_run(run_dir: RunDir, also: Sequence[str]) -> Mapping[str, Teacher]:
     """The models of a run by name. Raises ConfigError for a run that has learnt nothing yet."""
     config = config_of(run_dir)
     from cluster.launch.generating import exported_student
-    from cluster.launch.serving import served_student
+    from cluster.launch.teachers.serving import served_student
     from student_trainer.state.export import newest_export
     from student_trainer.tasks.causal_lm import CAUSAL_LM
 

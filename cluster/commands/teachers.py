@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from cluster.session import ray_head
 from cluster.session.services import find_service, named_services, reached, services_of
 from cluster.session.session import attached, connected, find_address, is_connected
+from shared.config.models.teachers import Autoscaling
 from shared.config.paths import without_job_folder
 from shared.config.run import Teacher
-from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def up(
     address: str | None = None,
 ) -> None:
     """`tutelage teacher up`: start the config's teachers and leave them serving."""
-    from cluster.launch.modules import refuse_shared_service
+    from cluster.launch.teachers.modules import refuse_shared_service
     from cluster.planning.folders import refuse_incomplete_teacher
     from cluster.planning.handshake import describe_teacher, refuse_attention
     from cluster.planning.loading import load
@@ -79,7 +79,7 @@ def _resized(name: str, asked: int | Autoscaling, *, only: bool) -> str:
     """Give a service the number or the bounds of replicas that a config asks for; returns what it
     has."""
     from teacher_service.service import service as services
-    from teacher_service.service.scaling import in_words
+    from teacher_service.service.scaling.policy import in_words
 
     scale = services.status(name).scale
     bounds = scale.bounds if scale else None
@@ -167,7 +167,7 @@ def down(
 
 def _scaling(found: "ServiceStatus") -> str:
     """How many replicas a service wants and, where it scales itself, between which bounds."""
-    from teacher_service.service.scaling import in_words
+    from teacher_service.service.scaling.policy import in_words
 
     if (scale := found.scale) is None:
         return ""

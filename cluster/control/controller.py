@@ -23,7 +23,7 @@ from shared.errors import ControllerError, TutelageError
 from shared.mixture.decisions import decision_index, first_entry, next_entry
 from shared.mixture.weight_log import DomainReport, WeightEntry, read_log, write_entry
 from shared.run import exported, exporter
-from teacher_service.service.nodes import of_the_head
+from teacher_service.service.replicas.nodes import of_the_head
 
 _POLL_S = 5.0  # one long poll
 _GRACE_S = 2.0  # an answer's way back after the last long poll

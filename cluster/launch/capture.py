@@ -19,7 +19,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from cluster.launch.repeating import Again, Widest
-from cluster.launch.serving import asking
+from cluster.launch.teachers.serving import asking
 from cluster.planning.keeping import budget_note, kept_in_store
 from cluster.planning.preparation import Launch, prepare_run
 from cluster.report.text import text_lines, text_of
@@ -41,7 +41,7 @@ from shared.store.answer_files import Holding
 from shared.store.target_store import TargetStore
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
-from student_trainer.evaluate import unit_size
+from student_trainer.evaluation.validation import unit_size
 from student_trainer.sources.data_set import empty_curriculum, whole_domains
 
 UNITS_PER_REPLICA = 2  # under way, so that a replica never waits for the next

@@ -2,8 +2,8 @@
 
 import json
 
+from shared.config.models.student import Elastic
 from shared.config.run import Config
-from shared.config.student import Elastic
 from shared.errors import CheckpointError
 from shared.mixture.weight_log import read_log
 from shared.run.changes import changed_options, differing_options

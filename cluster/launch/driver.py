@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.launch.continuing import changes_in_words, has_ended
-from cluster.launch.modules import modules_of, refuse_shared_service
+from cluster.launch.teachers.modules import modules_of, refuse_shared_service
 from cluster.launch.writing import teachers_of
 from cluster.planning.preparation import (
     Launch,
@@ -31,8 +31,8 @@ from cluster.session.services import named_services, reached, services_of
 from cluster.session.session import connected, prepare_environment
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy, RouterBalance
-from shared.config.modules import without_modules
-from shared.config.rollouts import RolloutService
+from shared.config.models.modules import without_modules
+from shared.config.models.rollouts import RolloutService
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
 from shared.errors import StoppedError, StorageError
@@ -47,7 +47,7 @@ from student_trainer.tracking.services import refuse_unready
 
 if TYPE_CHECKING:
     from cluster.launch.generating import Asked
-    from cluster.launch.training import Students
+    from cluster.launch.students.training import Students
 
 CONTROLLER_DEADLINE_S = 120.0
 
@@ -98,7 +98,7 @@ def evaluate(
     what was prepared. A run without either is evaluated as it begins. Teacher, student before and
     after write what is `asked`, as the run's generations have it."""
     from cluster.launch.generating import Generating
-    from cluster.launch.serving import teaching
+    from cluster.launch.teachers.serving import teaching
     from student_trainer.state.export import newest_export  # slow, as transformers is
     from student_trainer.tasks.causal_lm import CAUSAL_LM
 
@@ -191,7 +191,7 @@ def _distil(launch: Launch) -> None:
     import ray
     import ray.util.metrics
 
-    from cluster.launch.serving import teaching
+    from cluster.launch.teachers.serving import teaching
 
     refuse_unplaceable(launch)
     write_environment(launch.run_dir, cluster=ray.cluster_resources())
@@ -306,8 +306,8 @@ def _students(
 ) -> Iterator["Students"]:
     """Workers of a run, or of its baseline, that come up at once and wait for their assignment;
     with `export` they hold the student in that folder."""
-    from cluster.launch.tracking import keeper_of
-    from cluster.launch.training import Training, students
+    from cluster.launch.students.tracking import keeper_of
+    from cluster.launch.students.training import Training, students
     from cluster.session.placement import declared, student_bundle
 
     config = baseline or launch.config

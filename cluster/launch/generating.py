@@ -15,12 +15,17 @@ from typing import Any
 from cluster.evaluation.generations import Generation, Written, write_generations
 from cluster.evaluation.items import FOLLOWING, Item, framed_by, items_of, rows_of
 from cluster.evaluation.scores import WITHOUT_ROUGE, has_rouge, scores
-from cluster.launch.serving import own_services, pool_settings, served_student, student_served
+from cluster.launch.teachers.serving import (
+    own_services,
+    pool_settings,
+    served_student,
+    student_served,
+)
 from cluster.planning.description import describe
 from cluster.planning.preparation import Launch
 from cluster.prompt_search.teacher import ROOM, UNIT, answer_in, asked_of
+from shared.config.models.student import LoRATraining
 from shared.config.run import Config, Teacher
-from shared.config.student import LoRATraining
 from shared.errors import ConfigError
 from shared.prompts.prefix import DocumentOpenings, Opening, shown
 from shared.run.plan import RunPlan

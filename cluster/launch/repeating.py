@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.config.teachers import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import HandshakeError
 from shared.store.target_store import TargetStore

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def open_generator(model: Any, *, device: Any, dtype: str, batch_rows: int) -> Generator:
     """A generator in a worker's process; satisfies `OpenGenerator`."""
-    from teacher_service.engine import generating  # slow, and the driver writes nothing
+    from teacher_service.engine.generation import generating  # slow, and the driver writes nothing
 
     return generating.open_generator(model, device=device, dtype=dtype, batch_rows=batch_rows)
 
@@ -56,7 +56,10 @@ class Replicas:
 
 def teachers_of(launch: "Launch", plan: "RunPlan") -> OpenTeachers:
     """A way to the replicas of every teacher of a plan, for a rank to let them write."""
-    from cluster.launch.serving import own_services, pool_settings  # slow, and workers import this
+    from cluster.launch.teachers.serving import (  # slow, and workers import this
+        own_services,
+        pool_settings,
+    )
 
     services = launch.services or own_services(launch)
     settings = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from shared.config.attention import offered_by
+from shared.config.models.attention import offered_by
 from shared.config.run import Config
 from shared.data.passes import Passes
 from shared.data.trust import Trust

@@ -29,7 +29,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.soft_targets import SoftTargets

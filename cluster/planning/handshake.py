@@ -17,13 +17,13 @@ from cluster.planning.folders import (
     refuse_quantised,
 )
 from cluster.planning.pair_notes import pair_notes
-from shared.config.attention import INSTALLED_BY, refusal
 from shared.config.losses import RouterBalance
+from shared.config.models.attention import INSTALLED_BY, refusal
 from shared.config.run import Config, Student, Teacher
 from shared.errors import ConfigError, HandshakeError
-from shared.targets.head_location import ShippedHead
-from shared.targets.kept_ids import LikeliestIds
-from shared.targets.last_states import LastStates
+from shared.targets.asks.head_location import ShippedHead
+from shared.targets.asks.kept_ids import LikeliestIds
+from shared.targets.asks.last_states import LastStates
 from shared.targets.question import ASKED_BY, HiddenAsk, Question
 from shared.text.chat import chosen_template
 from shared.text.sources import kinds_of

@@ -31,10 +31,10 @@ from shared.locations import Location
 from shared.run.plan import RunPlan, Work
 from shared.run.run_dir import RunDir
 from shared.run.start import StartClock
-from shared.targets.head_location import ShippedHead
+from shared.targets.asks.head_location import ShippedHead
 from shared.text.ends import ends_of
 from teacher_service.engine.description import LoadEngine, TeacherDescription
-from teacher_service.engine.environment import refuse_environment
+from teacher_service.engine.vllm.environment import refuse_environment
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.reader import TargetReader, answered
 from teacher_service.scoring.projection import (

@@ -17,7 +17,7 @@ from cluster.sizing.estimate import Estimate, Side
 from cluster.sizing.fitting import machine_total
 from cluster.sizing.measured import Probe, read
 from shared.config.mixture import FixedMixture
-from shared.config.modules import without_modules
+from shared.config.models.modules import without_modules
 from shared.config.run import Config
 from shared.errors import ConfigError, TutelageError
 from shared.in_words import in_bytes
@@ -137,7 +137,7 @@ def _removed_on_interrupt(folder: Path) -> Iterator[None]:
 
 def _run(found: Estimate, folder: Path, *, steps: int, address: str | None) -> None:
     from cluster.launch.driver import learners, run_dir_of
-    from cluster.launch.serving import teaching
+    from cluster.launch.teachers.serving import teaching
     from cluster.planning.preparation import Launch, prepare_run
     from cluster.planning.room import refuse_unplaceable, refuse_unplaceable_early
     from cluster.probing.following import Chunks

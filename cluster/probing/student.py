@@ -19,12 +19,12 @@ from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.lessons import OpenModules
 from shared.targets.reader import answered
 from student_trainer.accelerator import this_device
-from student_trainer.accumulator import Stopwatch
 from student_trainer.early import Early
 from student_trainer.engine import take_step
-from student_trainer.evaluate import unit_size
+from student_trainer.evaluation.reports import report
+from student_trainer.evaluation.validation import unit_size
 from student_trainer.loop import learn, reseed
-from student_trainer.reports import report
+from student_trainer.metrics.accumulator import Stopwatch
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.state.resume import save

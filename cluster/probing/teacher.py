@@ -17,10 +17,10 @@ from cluster.probing.following import Chunks, Followed
 from cluster.probing.memory import ResidentPeak, live_tensors, resident_bytes, storage_bytes
 from cluster.sizing.fitting import GPU_LIBRARIES
 from cluster.sizing.measured import STEP_PART, Logits, ProcessMemory, TeacherProbe, write
-from shared.config.teachers import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
+from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
-from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.audit import load_engine

@@ -19,8 +19,8 @@ from shared.data.rows import Rows
 from shared.errors import HandshakeError
 from shared.prompts.prefix import Opening, opening, shown
 from shared.prompts.prompts import Example, Prompt
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.generation import GenerationSpec, Openings
-from shared.targets.kept_ids import LikeliestIds
 from shared.targets.question import Question
 from shared.text.documents import Document
 from shared.text.framing import encode

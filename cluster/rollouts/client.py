@@ -23,7 +23,9 @@ class Copies:
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """See `Generator`. Raises TeacherError where no copy answers in time."""
-        from teacher_service.engine.generating import batches  # slow, and the driver writes nothing
+        from teacher_service.engine.generation.generating import (
+            batches,  # slow, and the driver writes nothing
+        )
 
         units = batches(openings, TOGETHER, most=self._batch_rows)
         for lines in units:

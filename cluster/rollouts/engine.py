@@ -18,8 +18,8 @@ from shared.config.run import Config
 from shared.data.rows import Rows
 from shared.errors import ConfigError, DamagedError, TeacherError, reason_of
 from shared.model_parts import longest_context
+from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
-from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from shared.targets.weights import CANARY_IDS, WeightFiles, WeightsRef
@@ -29,7 +29,7 @@ from student_trainer.models.probing import label_logprobs
 from student_trainer.models.student import load_student
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.description import TeacherDescription
-from teacher_service.engine.generating import open_generator
+from teacher_service.engine.generation.generating import open_generator
 from teacher_service.engine.weights import load_weights
 
 ARRIVAL_S = 30.0  # within which a file that was written is seen on another node

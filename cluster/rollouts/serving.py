@@ -5,21 +5,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from cluster.launch.watch import restarts_of, using
+from cluster.launch.teachers.watch import restarts_of, using
 from cluster.launch.writing import open_generator
 from cluster.planning.preparation import Launch
 from cluster.report.outcome import count
 from cluster.rollouts.client import open_copies
 from cluster.session.placement import declared, rollouts_role
+from shared.config.models.teachers import Autoscaling
 from shared.config.run import Config
-from shared.config.teachers import Autoscaling
 from shared.errors import StorageError
 from shared.run.run_dir import append_progress
 from shared.targets.generation import OpenGenerator
 from teacher_service.engine.description import Engine
 from teacher_service.service import service
 from teacher_service.service.pool import AGAIN
-from teacher_service.service.scaling import in_words
+from teacher_service.service.scaling.policy import in_words
 
 Writes = Callable[[], OpenGenerator | None]  # waits until what it gives can write
 

@@ -18,12 +18,12 @@ import torch
 
 from cluster.selftest.subject import FINE, Subject, answers, subject_of
 from shared.config.losses import ForwardKL, Loss, ReverseKL
+from shared.config.models.student import FullTraining
 from shared.config.run import Student as StudentConfig
-from shared.config.student import FullTraining
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader, RunPlan
-from shared.targets.drawn_ids import DrawnIds
+from shared.targets.asks.drawn_ids import DrawnIds
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import TeacherTargets

@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shared.config.run import Config, Teacher
 from shared.errors import PlacementError
 from shared.in_words import counted
-from teacher_service.service.naming import Role
-from teacher_service.service.nodes import ADDED_S, ROLES, added, autoscales, declares
+from teacher_service.service.replicas.naming import Role
+from teacher_service.service.replicas.nodes import ADDED_S, ROLES, added, autoscales, declares
 
 Bundle = dict[str, float]
 Demand = tuple[str, Bundle]  # with whose it is, in words

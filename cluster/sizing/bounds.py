@@ -2,9 +2,9 @@
 
 from cluster.sizing.memory import Bounds, ModelSizes
 from shared.config.run import Config
-from shared.targets.ask import Ask
-from shared.targets.kept_ids import KeptIds
-from shared.targets.last_states import LastStates
+from shared.targets.asks.ask import Ask
+from shared.targets.asks.kept_ids import KeptIds
+from shared.targets.asks.last_states import LastStates
 from student_trainer.engine import SMALLEST_SHARDED, deepspeed_config
 from student_trainer.losses.kernel.fused import ACCELERATOR_PART_BYTES, PART_BYTES
 from student_trainer.losses.kernel.primitive import default_chunk_rows

@@ -29,16 +29,16 @@ from cluster.sizing.rates import (
     payloads,
 )
 from cluster.sizing.tracing import student_sizes, teacher_sizes
+from shared.config.models.teachers import Teacher
 from shared.config.run import Config
-from shared.config.teachers import Teacher
 from shared.data.layout import padded_length
 from shared.errors import UserError
 from shared.in_words import in_bytes
-from shared.targets.ask import Ask
-from shared.targets.drawn_ids import DrawnIds
-from shared.targets.head_location import ShippedHead, StatesEncoding
-from shared.targets.kept_ids import KeptIds
-from shared.targets.last_states import LastStates
+from shared.targets.asks.ask import Ask
+from shared.targets.asks.drawn_ids import DrawnIds
+from shared.targets.asks.head_location import ShippedHead, StatesEncoding
+from shared.targets.asks.kept_ids import KeptIds
+from shared.targets.asks.last_states import LastStates
 from shared.targets.payload import BYTES, bytes_per_token
 from shared.targets.question import Question
 from student_trainer.weighing.weighed import weighers_of

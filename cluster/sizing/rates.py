@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from cluster.sizing.measured import Probe
 from shared.config.run import Config
-from shared.targets.kept_ids import LikeliestIds
-from shared.targets.last_states import LastStates
+from shared.targets.asks.kept_ids import LikeliestIds
+from shared.targets.asks.last_states import LastStates
 from shared.targets.payload import BYTES, bytes_per_token
 from shared.targets.question import ASKED_BY, HiddenAsk, Question
 

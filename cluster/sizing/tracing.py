@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cluster.sizing.alive import Alive
 from cluster.sizing.memory import Activations, ModelSizes, int8_bytes, nf4_bytes
-from shared.config.student import LoRATraining, QLoRATraining, Student
-from shared.config.teachers import Teacher
+from shared.config.models.student import LoRATraining, QLoRATraining, Student
+from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from shared.loading import first_line, read_config, untrusted
 from shared.model_parts import decoder_of, logit_formulas, takes

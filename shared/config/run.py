@@ -11,17 +11,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
-from shared.config.engines import check_engines
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
-from shared.config.modules import TrainedModules, check_modules
+from shared.config.models.engines import check_engines
+from shared.config.models.modules import TrainedModules, check_modules
+from shared.config.models.rollouts import RolloutService, check_rollouts
+from shared.config.models.student import Student, check_workers
+from shared.config.models.teachers import Teacher, check_teachers, shares_of
 from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
-from shared.config.rollouts import RolloutService, check_rollouts
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
-from shared.config.student import Student, check_workers
-from shared.config.teachers import Teacher, check_teachers, shares_of
 from shared.mixture.phases import check_progressive
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared.data.rows import Rows
 from shared.store.target_store import TargetStore, stored_teacher
-from shared.targets.ask import IdsEncoding
+from shared.targets.asks.ask import IdsEncoding
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets

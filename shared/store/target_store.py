@@ -39,7 +39,7 @@ from shared.store.answer_files import (
     write_file,
 )
 from shared.store.leases import Lease
-from shared.targets.ask import IdsEncoding
+from shared.targets.asks.ask import IdsEncoding
 from shared.targets.question import Question
 from shared.targets.soft_targets import METADATA_KEY, SoftTargets
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from shared.data.rows import Rows
 from shared.errors import EngineError
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 

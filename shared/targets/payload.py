@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from shared.config.base import Dtype
-from shared.targets.kept_ids import LikeliestIds
-from shared.targets.last_states import LastStates
+from shared.targets.asks.kept_ids import LikeliestIds
+from shared.targets.asks.last_states import LastStates
 from shared.targets.question import Question
 
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from shared.targets.ask import MASSES, Ask, listed
-from shared.targets.columns import STATE_TYPES, Column, Columns
-from shared.targets.drawn_ids import SampledIds, ThresholdIds
-from shared.targets.kept_ids import KeptIds, LikeliestIds
-from shared.targets.last_states import LastStates
+from shared.targets.asks.ask import MASSES, Ask, listed
+from shared.targets.asks.drawn_ids import SampledIds, ThresholdIds
+from shared.targets.asks.kept_ids import KeptIds, LikeliestIds
+from shared.targets.asks.last_states import LastStates
+from shared.targets.codec.columns import STATE_TYPES, Column, Columns
 from shared.targets.weights import WeightsRef
 
 if TYPE_CHECKING:

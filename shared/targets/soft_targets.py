@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from shared.data.rows import Rows
 from shared.errors import TeacherError
-from shared.targets.ask import Arrays, IdsEncoding
-from shared.targets.columns import Column, Columns, entries_of, list_arrays
+from shared.targets.asks.ask import Arrays, IdsEncoding
+from shared.targets.codec.columns import Column, Columns, entries_of, list_arrays
 from shared.targets.question import Question
 
 SCHEMA_VERSION = 3

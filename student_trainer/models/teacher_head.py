@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from shared.run.plan import RunPlan
-from shared.targets.head_location import find_head
-from shared.targets.last_states import LastStates
+from shared.targets.asks.head_location import find_head
+from shared.targets.asks.last_states import LastStates
 from shared.targets.routing import among, called
 from student_trainer.losses.kernel.averaged import AveragedHeads
 from student_trainer.losses.kernel.primitive import Head

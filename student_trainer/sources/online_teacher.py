@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from shared.config.modules import TrainedModules, unserved
+from shared.config.models.modules import TrainedModules, unserved
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TutelageError
 from shared.prompts.prefix import DocumentOpenings, shown
 from shared.run.metrics import ModulesMetrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.lessons import Lesson, ModuleTrainer, OpenModules
 from shared.targets.question import Question
 from shared.targets.weights import BEGINNING, ModuleFiles, WeightsRef

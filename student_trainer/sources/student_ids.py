@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shared.data.rows import Rows
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from student_trainer.sources.batches import Layouts
 
 

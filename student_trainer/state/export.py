@@ -14,9 +14,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from shared.config.models.student import LoRATraining, QLoRATraining, Student
 from shared.config.paths import without_job_folder
 from shared.config.run import Config
-from shared.config.student import LoRATraining, QLoRATraining, Student
 from shared.errors import CheckpointError, StorageError
 from shared.files import obey_umask
 from shared.run.run_dir import RunDir

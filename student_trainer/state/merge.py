@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from shared.config.models.student import LoRATraining, QLoRATraining
 from shared.config.run import Config
-from shared.config.student import LoRATraining, QLoRATraining
 from shared.errors import CheckpointError, ConfigError, StorageError
 from shared.loading import first_line
 from shared.run.run_dir import RunDir

@@ -57,7 +57,7 @@ class CausalLM:
 
     def evaluate(self, run: "Run") -> Evaluation:
         """Nats per token of student and teacher, and KL(teacher || student)."""
-        from student_trainer.documents import DocumentAccumulator  # slow, as torch is
+        from student_trainer.evaluation.documents import DocumentAccumulator  # slow, as torch is
 
         spec, documents = run.plan.validation_question, DocumentAccumulator()
         sums = run.validation.sums(run.engine, run.reader, spec, documents=documents)

@@ -18,7 +18,7 @@ from shared.errors import StorageError
 from shared.run.changes import leaves
 from shared.run.metrics import StepMetrics, read_metrics
 from shared.run.run_dir import RunDir, run_label, write_atomically
-from student_trainer.exported import measured
+from student_trainer.metrics.exported import measured
 from student_trainer.tracking.background import CLOSE_S, Background, Point, masked
 from student_trainer.tracking.services import SERVICES
 from student_trainer.tracking.tensorboard import EventFiles

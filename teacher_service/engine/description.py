@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from shared.config.teachers import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
+from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
-from shared.targets.head_location import ShippedHead
 from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets

@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from shared.config.attention import Attention
 from shared.config.base import Dtype
+from shared.config.models.attention import Attention
 from shared.data.layout import Layout, lay_out
 from shared.data.passes import Passes, switches_of
 from shared.data.rows import Rows
@@ -21,12 +21,12 @@ from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
 from shared.loading import first_line
 from shared.model_parts import longest_context
+from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
-from shared.targets.head_location import ShippedHead
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.description import TeacherDescription
-from teacher_service.engine.generating import ModelGenerator
+from teacher_service.engine.generation.generating import ModelGenerator
 from teacher_service.engine.identity import name_of, tokenizer_digest
 from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
 from teacher_service.engine.model_parts import (

@@ -13,11 +13,11 @@ import math
 import torch
 from torch import Tensor
 
-from shared.config.modules import TrainedModules
+from shared.config.models.modules import TrainedModules
 from shared.data.rows import Rows
 from shared.errors import ConfigError, NonFiniteLossError
+from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
-from shared.targets.head_location import ShippedHead
 from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets

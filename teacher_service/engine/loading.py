@@ -15,7 +15,7 @@ from torch import nn
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.hub import cached_file
 
-from shared.config.attention import INSTALLED_BY, Attention
+from shared.config.models.attention import INSTALLED_BY, Attention
 from shared.errors import ConfigError
 from shared.loading import first_line, read_config, stored_as, why_unloadable
 from shared.model_parts import not_finite, why_incomplete

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shared.config.modules import TrainedModules
+from shared.config.models.modules import TrainedModules
 from shared.errors import ConfigError, DamagedError, StorageError, TeacherError, reason_of
 from shared.files import obey_umask
 from shared.targets.weights import BEGINNING, ModuleFiles, WeightsRef, digest_of

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from shared.data.rows import Rows
 from shared.errors import ConfigError, HandshakeError, TeacherError
-from shared.targets.ask import Ask
-from shared.targets.decoding import EXACT, LOGPROBS, RANGE
-from shared.targets.drawn_ids import DrawnIds, SampledIds, ThresholdIds
+from shared.targets.asks.ask import Ask
+from shared.targets.asks.drawn_ids import DrawnIds, SampledIds, ThresholdIds
+from shared.targets.asks.kept_ids import KeptIds, LikeliestIds
+from shared.targets.asks.last_states import LastStates
+from shared.targets.codec.decoding import EXACT, LOGPROBS, RANGE
 from shared.targets.draws import uniforms
-from shared.targets.kept_ids import KeptIds, LikeliestIds
-from shared.targets.last_states import LastStates
 from shared.targets.question import Question
 from teacher_service.scoring.drawing import draw
 from teacher_service.scoring.encoding import (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from shared.errors import TeacherError
-from shared.targets.decoding import LOGPROB_STEPS
-from shared.targets.elias_fano import EliasFano
-from shared.targets.kept_ids import KeptIds
+from shared.targets.asks.kept_ids import KeptIds
+from shared.targets.codec.decoding import LOGPROB_STEPS
+from shared.targets.codec.elias_fano import EliasFano
 from shared.targets.question import HiddenAsk, hidden_column, scale_column
 from teacher_service.scoring.scoring import Selection
 

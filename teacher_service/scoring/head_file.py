@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from shared.errors import ConfigError, StorageError
 from shared.files import obey_umask
-from shared.targets.head_location import ShippedHead, StatesEncoding, head_path
+from shared.targets.asks.head_location import ShippedHead, StatesEncoding, head_path
 from shared.text.digests import digest_file
 from teacher_service.scoring.scoring import ScoringHead
 

@@ -5,7 +5,7 @@ import json
 
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
-from shared.config.teachers import Autoscaling
+from shared.config.models.teachers import Autoscaling
 
 NAMESPACE = b"tutelage"
 

@@ -26,8 +26,8 @@ from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets
-from teacher_service.service.demand import Report
 from teacher_service.service.roster import Roster
+from teacher_service.service.scaling.demand import Report
 
 SETTLE_S = 1.0
 PUMP_S = 0.5

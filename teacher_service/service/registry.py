@@ -15,15 +15,15 @@ import ray
 import ray.util.metrics
 from ray.exceptions import RayError
 
-from shared.config.teachers import Autoscaling
+from shared.config.models.teachers import Autoscaling
 from shared.run import exported, exporter
-from teacher_service.service.actor import Health
-from teacher_service.service.demand import Demand, Report
 from teacher_service.service.kept import keep_replicas, kept_replicas
-from teacher_service.service.naming import Request, replica_names, short_name
+from teacher_service.service.replicas.actor import Health
+from teacher_service.service.replicas.naming import Request, replica_names, short_name
+from teacher_service.service.replicas.views import ReplicaView, ScaleView, ServiceView
 from teacher_service.service.scaler import Scaler
-from teacher_service.service.scaling import in_words, replicas
-from teacher_service.service.views import ReplicaView, ScaleView, ServiceView
+from teacher_service.service.scaling.demand import Demand, Report
+from teacher_service.service.scaling.policy import in_words, replicas
 
 USE_S = 15.0  # a user that has not been heard of for so long is dead
 POLL_S = 0.5

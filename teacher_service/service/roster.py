@@ -9,9 +9,9 @@ import xxhash
 from ray.exceptions import RayError
 
 from shared.errors import ConfigError
-from teacher_service.service.demand import Report
-from teacher_service.service.naming import REGISTRY
-from teacher_service.service.views import ReplicaView, ServiceView
+from teacher_service.service.replicas.naming import REGISTRY
+from teacher_service.service.replicas.views import ReplicaView, ServiceView
+from teacher_service.service.scaling.demand import Report
 
 LONG_POLL_S = 60.0
 SUSPEND_S = 10.0

@@ -12,14 +12,21 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayError, RayTaskError
 
-from shared.config.teachers import Autoscaling
+from shared.config.models.teachers import Autoscaling
 from shared.errors import PlacementError, TeacherError
-from teacher_service.service.demand import Demand
-from teacher_service.service.launching import launch, remove
-from teacher_service.service.naming import Request, find_actor, index_of, replica_name
-from teacher_service.service.placing import ask_for_place, group_name, groups_of
-from teacher_service.service.scaling import Decision, Observation, Phase, Replica, State, decide
-from teacher_service.service.views import ReplicaView
+from teacher_service.service.replicas.launching import launch, remove
+from teacher_service.service.replicas.naming import Request, find_actor, index_of, replica_name
+from teacher_service.service.replicas.placing import ask_for_place, group_name, groups_of
+from teacher_service.service.replicas.views import ReplicaView
+from teacher_service.service.scaling.demand import Demand
+from teacher_service.service.scaling.policy import (
+    Decision,
+    Observation,
+    Phase,
+    Replica,
+    State,
+    decide,
+)
 
 TICK_S = 1.0
 DRAIN_GRACE_S = 1.0  # until every client has heard that a replica drains

@@ -15,14 +15,15 @@ from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 
+from shared.config.models.teachers import Autoscaling
 from shared.config.run import Teacher
-from shared.config.teachers import Autoscaling
 from shared.errors import ConfigError, TeacherError, TutelageError
-from shared.targets.head_location import ShippedHead
+from shared.targets.asks.head_location import ShippedHead
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
 from teacher_service.service.kept import forget_replicas
-from teacher_service.service.launching import disown, launch, own, remove
-from teacher_service.service.naming import (
+from teacher_service.service.registry import TeacherRegistry
+from teacher_service.service.replicas.launching import disown, launch, own, remove
+from teacher_service.service.replicas.naming import (
     REGISTRY,
     Request,
     Role,
@@ -33,12 +34,11 @@ from teacher_service.service.naming import (
     replica_name,
     replica_names,
 )
-from teacher_service.service.nodes import of_the_head
-from teacher_service.service.placing import groups_of, place
-from teacher_service.service.registry import TeacherRegistry
+from teacher_service.service.replicas.nodes import of_the_head
+from teacher_service.service.replicas.placing import groups_of, place
+from teacher_service.service.replicas.views import ReplicaView, ScaleView
 from teacher_service.service.scaler import DRAIN_GRACE_S
-from teacher_service.service.scaling import Pace
-from teacher_service.service.views import ReplicaView, ScaleView
+from teacher_service.service.scaling.policy import Pace
 
 ANSWER_S = 30.0
 HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
@@ -90,7 +90,7 @@ class Starting:
 def default_engine(teacher: Teacher, cache: str | None, context: int | None) -> Engine:
     """The engine a replica loads; imported there, so that a driver needs no torch."""
     if teacher.engine == "vllm":
-        from teacher_service.service.environments import load_vllm
+        from teacher_service.service.replicas.environments import load_vllm
 
         return load_vllm(teacher, context=context)
     from teacher_service.engine.audit import load_engine

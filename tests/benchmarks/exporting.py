@@ -18,7 +18,7 @@ from shared.config.mixture import FixedMixture
 from shared.config.run import Config
 from shared.run.exporter import EVERY_S, Exporter, current, exporting
 from shared.run.metrics import DomainMetrics, StepMetrics
-from student_trainer.exported import export_line
+from student_trainer.metrics.exported import export_line
 from tests.cluster.run_dirs import controlled
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.targets.ask import IdsEncoding
+from shared.targets.asks.ask import IdsEncoding
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution

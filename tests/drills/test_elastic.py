@@ -18,7 +18,7 @@ pytestmark = pytest.mark.drill
 
 QUICK = """
 from cluster.launch import training, workforce
-from cluster.launch.elastic import Pace
+from cluster.launch.students.elastic import Pace
 training.PACE = workforce.PACE = Pace(look_s=0.5, steady_s=2.0, settle_s=4.0)
 from cluster.cli import main
 raise SystemExit(main())

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.config.teachers import Teacher
+from shared.config.models.teachers import Teacher
 from shared.targets.canary import LEVELS, Canary, canary_rows
 from shared.targets.generation import NO_END, Continuations, GenerationSpec, Openings
 from teacher_service.engine.hf import HFEngine
-from teacher_service.service.environments import load_vllm
+from teacher_service.service.replicas.environments import load_vllm
 from tests.answers import decoded, question_of
 from tests.engines.subjects import CONTEXT, STOPS, VOCAB, Plain, openings, save_model, weights_file
 from tests.teacher_service.scripted import make_rows

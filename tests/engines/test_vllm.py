@@ -15,13 +15,13 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from shared.config.teachers import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.generation import GenerationSpec
 from teacher_service.engine.hf import HFEngine
-from teacher_service.engine.vllm_engine import VllmEngine
-from teacher_service.engine.vllm_worker import IDS, INPUT_IDS, LABEL, LOGPROBS
+from teacher_service.engine.vllm.engine import VllmEngine
+from teacher_service.engine.vllm.worker import IDS, INPUT_IDS, LABEL, LOGPROBS
 from teacher_service.service import service
 from teacher_service.service.pool import TeacherPool
 from tests.answers import decoded, question_of

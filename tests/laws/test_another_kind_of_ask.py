@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from shared.errors import TeacherError
 from shared.store.readers import RecordingReader, StoreReader
 from shared.store.target_store import stored_answers
-from shared.targets.ask import MASSES, Arrays, Ask
-from shared.targets.columns import Column, Columns
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.ask import MASSES, Arrays, Ask
+from shared.targets.asks.kept_ids import LikeliestIds
+from shared.targets.codec.columns import Column, Columns
 from shared.targets.payload import bytes_per_token
 from shared.targets.question import ASKS, Question
 from shared.targets.soft_targets import SoftTargets

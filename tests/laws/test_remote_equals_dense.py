@@ -16,7 +16,7 @@ from shared.config.losses import ForwardKL
 from shared.config.run import Teacher
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
-from shared.targets.head_location import find_head
+from shared.targets.asks.head_location import find_head
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from student_trainer.losses.kernel.primitive import Head

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from shared.config.losses import TAID, Loss
+from shared.config.models.student import LoRATraining
 from shared.config.run import Config
-from shared.config.student import LoRATraining
 from shared.data.row_store import RaggedRows
 
 

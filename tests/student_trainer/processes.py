@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.rollouts.engine import load_engine
-from shared.config.modules import TrainedModules
-from shared.config.teachers import Teacher
+from shared.config.models.modules import TrainedModules
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import TutelageError
 from shared.prompts.prefix import PromptedReader
@@ -48,7 +48,7 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
 from teacher_service.engine.description import Engine
-from teacher_service.engine.generating import open_generator
+from teacher_service.engine.generation.generating import open_generator
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.learning import LearningEngine
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from student_trainer.reports import report
+from student_trainer.evaluation.reports import report
 from tests import tiny
 from tests.student_trainer.runs import plan_of, prepared_domains
 

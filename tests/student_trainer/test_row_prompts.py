@@ -24,7 +24,7 @@ from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, prepared_domains
-from tests.student_trainer.sources.test_rollouts import written_plan
+from tests.student_trainer.sources.generated.test_rollouts import written_plan
 
 STEPS = 12
 OWN_TEXT = TokenSources(max_new_tokens=10, prompt_tokens=6)  # as `written_plan` has it

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import torch
 
-from student_trainer.accumulator import ReportAccumulator
+from student_trainer.metrics.accumulator import ReportAccumulator
+from student_trainer.metrics.sums import SumLayout
 from student_trainer.sources.batches import Step
-from student_trainer.sums import SumLayout
 
 LAYOUT = SumLayout(losses=("atkd", "jsd"), reports=("hard_share", "tkd"), num_domains=2)
 SUMS = {

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from shared.data.row_store import write_rows
 from shared.run.plan import RunPlan
+from student_trainer.metrics.sums import SumLayout
 from student_trainer.state.checkpoint import damage_of, latest_checkpoint
-from student_trainer.sums import SumLayout
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job

@@ -9,7 +9,7 @@ import pytest
 from shared.config.mixture import FixedMixture
 from shared.errors import HandshakeError
 from shared.run.metrics import DomainEvaluation
-from student_trainer.evaluations import refuse_far_student, starting_kl, weak_teachers
+from student_trainer.evaluation.evaluations import refuse_far_student, starting_kl, weak_teachers
 from tests.answers import question_of
 from tests.cluster.run_dirs import controlled
 

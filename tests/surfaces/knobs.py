@@ -30,18 +30,18 @@ PLACEMENT = "cluster/session/test_placement.py"
 QUESTION = "cluster/planning/test_question.py"
 DECISIONS = "shared/mixture/test_decisions.py"
 DIAGNOSTICS = "student_trainer/test_diagnostics.py"
-SCALING = "teacher_service/service/test_scaling.py"
-ROLLOUTS = "student_trainer/sources/test_rollouts.py"
+SCALING = "teacher_service/service/scaling/test_policy.py"
+ROLLOUTS = "student_trainer/sources/generated/test_rollouts.py"
 WEIGHER = "student_trainer/weighing/test_weigher.py"
 TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut"
-ADAPTIVE = "student_trainer/sources/test_adaptive.py"
-PARTNERS = "student_trainer/sources/test_partners.py"
-TEXTS = "student_trainer/sources/test_teacher_texts.py"
+ADAPTIVE = "student_trainer/sources/generated/test_adaptive.py"
+PARTNERS = "student_trainer/sources/generated/test_partners.py"
+TEXTS = "student_trainer/sources/generated/test_teacher_texts.py"
 COPIES = "cluster/launch/test_copies.py"
 ONLINE = "student_trainer/sources/test_online_teacher.py"
 MOVES = "test_what_modules_learn_changes_what_the_student_learns"
 LEARNING = "teacher_service/engine/test_learning.py::test_every_option_changes_what_is_learnt"
-SERVED = "shared/config/test_rollouts.py"
+SERVED = "shared/config/models/test_rollouts.py"
 ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
@@ -76,7 +76,7 @@ KNOBS = {
     "teachers.NAME.engine": ENGINES,
     "teachers.NAME.python": ENGINES,
     "teachers.NAME.replicas": (
-        "teacher_service/engine/test_generating.py"
+        "teacher_service/engine/generation/test_generating.py"
         "::test_two_replicas_answer_in_order_with_the_bits_of_one"
     ),
     "teachers.NAME.replicas.min": f"{SCALING}::test_a_service_that_nobody_asks_has_its_fewest",
@@ -85,7 +85,7 @@ KNOBS = {
     "teachers.NAME.gpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
     "teachers.NAME.cpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
     "teachers.NAME.tensor_parallel": (
-        "teacher_service/service/test_ranks.py"
+        "teacher_service/service/replicas/test_ranks.py"
         "::test_a_replica_of_two_ranks_answers_as_one_and_starts_again_as_one"
     ),
     "teachers.NAME.online_modules.r": LEARNING,

@@ -12,9 +12,9 @@ import numpy as np
 from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.targets import canary
-from shared.targets.elias_fano import EliasFano
+from shared.targets.asks.head_location import ShippedHead
+from shared.targets.codec.elias_fano import EliasFano
 from shared.targets.generation import Continuations, GenerationSpec, Openings
-from shared.targets.head_location import ShippedHead
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.description import TeacherDescription

@@ -26,9 +26,9 @@ def encoded(encoding: Encoding, sizes: Sizes, device: torch.device) -> Numbers:
     """Seconds to encode and to decode, bytes of a position, and that what was chosen comes back:
     its ids, and its log-probabilities within what the encoding rounds, in nats."""
     # Here, since these need pyarrow and xxhash, which other sections do without.
-    from shared.targets.decoding import logprobs_from_int8
-    from shared.targets.elias_fano import EliasFano
-    from shared.targets.kept_ids import LikeliestIds
+    from shared.targets.asks.kept_ids import LikeliestIds
+    from shared.targets.codec.decoding import logprobs_from_int8
+    from shared.targets.codec.elias_fano import EliasFano
     from shared.targets.question import Question
     from teacher_service.scoring.answering import encode
     from teacher_service.scoring.scoring import ScoringHead, select

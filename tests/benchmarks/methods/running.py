@@ -31,10 +31,10 @@ from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir, write_atomically
 from shared.text.ends import ends_of
-from student_trainer.evaluate import Validation, ValidationSums
-from student_trainer.evaluations import EVALUATIONS, evaluate
+from student_trainer.evaluation.evaluations import EVALUATIONS, evaluate
+from student_trainer.evaluation.reports import report
+from student_trainer.evaluation.validation import Validation, ValidationSums
 from student_trainer.loop import learn, reseed, train
-from student_trainer.reports import report
 from student_trainer.run import Run, close_run, open_run
 from tests.benchmarks.methods.calibration import student_calibration_error
 from tests.benchmarks.methods.cells import (

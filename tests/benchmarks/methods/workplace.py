@@ -18,7 +18,7 @@ from shared.prompts.prefix import PromptedReader
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
 from shared.store.readers import RecordingReader
-from shared.targets.kept_ids import KeptIds
+from shared.targets.asks.kept_ids import KeptIds
 from shared.targets.lessons import Learnt
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader

@@ -18,7 +18,7 @@ from cluster.launch.capture import Capture, training_units
 from cluster.launch.repeating import Again, Widest, refuse_unsound
 from cluster.planning.handshake import training_question
 from shared.config.mixture import DDKMixture
-from shared.config.teachers import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.errors import HandshakeError, TeacherError

@@ -10,7 +10,7 @@ from cluster.cli import main
 from cluster.report.services import read_roll, read_scaling
 from shared.run.run_dir import RunDir
 from teacher_service.service import service
-from teacher_service.service.scaling import Pace
+from teacher_service.service.scaling.policy import Pace
 from tests.cluster.jobs import write_job
 
 TIMED = {"seconds", "wait_s", "teacher_wait_s", "compute_s", "optimiser_s", "tokens_per_s"}

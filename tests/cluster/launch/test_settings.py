@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 from ray.train import TrainingFailedError
 
-from cluster.launch import serving, training
+from cluster.launch.students import training
+from cluster.launch.teachers import serving
 from shared.config.run import Config, Teacher
 from shared.errors import TeacherError, TutelageError
 from shared.run.run_dir import RunDir

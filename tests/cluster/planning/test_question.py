@@ -11,7 +11,7 @@ from cluster.planning.handshake import (
 )
 from shared.config.run import Config
 from shared.errors import ConfigError
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.question import HiddenAsk, Question
 
 

@@ -18,7 +18,7 @@ from cluster.planning.preparation import Prepared, prepare_run, run_plan
 from cluster.selftest import checks
 from cluster.selftest.subject import Subject, subject_of
 from shared.data.rows import Rows
-from shared.targets import drawn_ids
+from shared.targets.asks import drawn_ids
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring import drawing
 from tests.answers import Given, question_of

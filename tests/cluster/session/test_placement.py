@@ -27,8 +27,8 @@ from cluster.session.placement import (
 from shared.config.file import load_config
 from shared.config.run import Teacher
 from shared.errors import PlacementError
-from teacher_service.service import nodes
-from teacher_service.service.nodes import Awaited, Outlook, autoscales, second_generation
+from teacher_service.service.replicas import nodes
+from teacher_service.service.replicas.nodes import Awaited, Outlook, autoscales, second_generation
 from tests.cluster.jobs import write_job
 
 ALL_CPUS = 8  # of the cluster of the tests

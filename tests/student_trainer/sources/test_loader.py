@@ -12,7 +12,7 @@ from shared.config.mixture import DDKMixture, FixedMixture
 from shared.data.rows import Rows
 from shared.mixture.weight_log import DomainReport, WeightEntry
 from shared.run.plan import RunPlan
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats
 from shared.targets.soft_targets import SoftTargets

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.config.modules import TrainedModules
+from shared.config.models.modules import TrainedModules
 from shared.data.rows import Rows
 from shared.errors import CheckpointError, TeacherError, TutelageError
 from shared.prompts.prefix import Opening
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
-from shared.targets.kept_ids import LikeliestIds
+from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.lessons import Learnt, Lesson
 from shared.targets.question import Question
 from shared.targets.weights import WeightsRef

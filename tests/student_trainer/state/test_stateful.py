@@ -8,7 +8,8 @@ import pytest
 
 from shared.config.losses import TAID
 from shared.errors import CheckpointError
-from student_trainer.accumulator import MetricsAccumulator, ReportAccumulator
+from student_trainer.metrics.accumulator import MetricsAccumulator, ReportAccumulator
+from student_trainer.metrics.sums import LISTED, TOTALS, SumLayout
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Step
 from student_trainer.state.stateful import (
@@ -17,7 +18,6 @@ from student_trainer.state.stateful import (
     restore_states,
     states_of,
 )
-from student_trainer.sums import LISTED, TOTALS, SumLayout
 from student_trainer.weighing.taid import TAIDState
 
 LAYOUT = SumLayout(losses=("taid", "jsd"), reports=(), num_domains=2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared.config.teachers import Teacher
+from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from teacher_service.engine.audit import load_engine
 from tests.answers import decoded, question_of

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from shared.config.modules import TrainedModules
+from shared.config.models.modules import TrainedModules
 from shared.data.rows import Rows
 from shared.errors import ConfigError, DamagedError, NonFiniteLossError, StorageError, TeacherError
 from shared.targets.lessons import Learnt, Lesson

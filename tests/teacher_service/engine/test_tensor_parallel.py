@@ -10,8 +10,8 @@ import torch.distributed as dist
 from transformers import AutoConfig
 
 from shared.errors import ConfigError
+from shared.targets.asks.last_states import LastStates
 from shared.targets.generation import GenerationSpec, Openings
-from shared.targets.last_states import LastStates
 from shared.targets.question import Question
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.loading import refuse_unloadable

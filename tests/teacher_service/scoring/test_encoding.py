@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from shared.errors import TeacherError
-from shared.targets.decoding import logprobs_from_int8
-from shared.targets.elias_fano import EliasFano
+from shared.targets.codec.decoding import logprobs_from_int8
+from shared.targets.codec.elias_fano import EliasFano
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.scoring import encoding
@@ -16,7 +16,7 @@ from teacher_service.scoring.answering import encode
 from teacher_service.scoring.encoding import ids_in_bytes, in_float16, logprobs_in_int8
 from teacher_service.scoring.scoring import Selection
 from tests.answers import decoded, question_of
-from tests.shared.targets.test_elias_fano import VOCABS, selections, sizes
+from tests.shared.targets.codec.test_elias_fano import VOCABS, selections, sizes
 
 # N positions   K ids   D width of the states
 N, K, D, V = 40, 16, 12, 70_000

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from shared.errors import ConfigError
-from shared.targets.head_location import find_head
+from shared.targets.asks.head_location import find_head
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.head_file import save_head
 from teacher_service.scoring.scoring import ScoringHead

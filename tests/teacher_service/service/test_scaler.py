@@ -14,11 +14,11 @@ import ray
 
 from cluster.cli import main
 from cluster.commands import status
-from shared.config.teachers import Autoscaling, Teacher
+from shared.config.models.teachers import Autoscaling, Teacher
 from teacher_service.service import service
-from teacher_service.service.naming import REGISTRY
 from teacher_service.service.pool import open_pool
-from teacher_service.service.scaling import Pace
+from teacher_service.service.replicas.naming import REGISTRY
+from teacher_service.service.scaling.policy import Pace
 from tests.answers import question_of
 from tests.teacher_service.scripted import Scripted, invented, is_first, make_rows
 

@@ -10,15 +10,15 @@ import pytest
 import ray
 
 from cluster.cli import main
-from cluster.launch.watch import using
+from cluster.launch.teachers.watch import using
 from shared.config.run import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
 from shared.run.run_dir import RunDir
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import service
-from teacher_service.service.naming import replica_name
 from teacher_service.service.pool import open_pool
+from teacher_service.service.replicas.naming import replica_name
 from tests.answers import question_of
 from tests.teacher_service.scripted import Scripted, Threaded, invented, make_rows
 from tests.tiny import VOCAB

@@ -1,0 +1,62 @@
+"""Modules of a teacher that learn beside a run's student: in its replicas, and a way for the
+student's workers to teach them."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from shared.config.models.modules import TrainedModules, unserved
+from shared.config.run import Config
+from shared.errors import ConfigError
+from shared.run.run_dir import append_progress
+from shared.targets.lessons import ModuleTrainer, OpenModules
+from teacher_service.engine.description import Engine, MakeEngine
+
+if TYPE_CHECKING:
+    from cluster.planning.preparation import Launch
+    from shared.run.plan import RunPlan
+
+
+def with_modules(launch: "Launch", make_engine: MakeEngine) -> MakeEngine:
+    """What makes the engine of a run's own teacher, with modules on it where some learn."""
+    config = launch.config
+    if config.modules is None:
+        return make_engine
+    folder = str(launch.run_dir.modules)
+    return partial(_on, make_engine, config.modules, seed=config.seed, folder=folder)
+
+
+def _on(make_engine: MakeEngine, asked: TrainedModules, *, seed: int, folder: str) -> Engine:
+    """An engine with modules; imported there, so that a driver needs no torch."""
+    from pathlib import Path
+
+    from shared.targets.weights import ModuleFiles
+    from teacher_service.engine.learning import LearningEngine
+
+    return LearningEngine(make_engine(), asked, seed=seed, files=ModuleFiles(Path(folder)))
+
+
+def refuse_shared_service(config: Config) -> None:
+    """Raise ConfigError where modules would learn in a service that others may ask."""
+    if config.modules is not None:
+        raise ConfigError(unserved(config.teachers))
+
+
+def modules_of(launch: "Launch", plan: "RunPlan") -> OpenModules | None:
+    """A way to the replicas of the teacher whose modules learn; None where none do."""
+    if plan.config.modules is None:
+        return None
+    from cluster.launch.teachers.serving import (  # slow, and workers import this
+        own_services,
+        pool_settings,
+    )
+
+    (service,) = own_services(launch).values()
+    client, teacher = str(launch.run_dir.path), plan.teacher or {}
+    settings = pool_settings(launch.config, service, teacher=teacher, client=client, own=True)
+    return partial(_open_modules, settings | {"say": partial(append_progress, launch.run_dir)})
+
+
+def _open_modules(settings: dict) -> ModuleTrainer:
+    from teacher_service.service.pool import LessonPool
+
+    return LessonPool(0, **settings)

@@ -1,0 +1,63 @@
+"""What an engine other than transformers is not asked for: a config that needs it is refused before
+anything starts."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from shared.config.selectors import DRAWN
+
+if TYPE_CHECKING:
+    from shared.config.models.teachers import Teacher
+    from shared.config.run import Targets
+
+
+VLLM_DRAWS_AT = (0.01, 2.0)  # least and most temperature; a lower one it would raise to the least
+
+
+def draws_in_vllm(temperature: float) -> bool:
+    """Whether vLLM draws at a temperature as it is asked; 0 is the likeliest token."""
+    least, most = VLLM_DRAWS_AT
+    return temperature == 0 or least <= temperature <= most
+
+
+def check_engines(
+    teachers: "Mapping[str, Teacher]",
+    targets: "Targets",
+    *,
+    temperatures: Collection[float],
+    hidden_layers: Collection[int],
+    difficulty: str | None,
+    writes_at: float | None,
+    mixes: bool,
+) -> None:
+    """Raise ValueError where a teacher with engine vllm is asked for more than its likeliest ids at
+    temperature 1, or to write at a temperature where it does not draw. `difficulty` is what orders
+    rows, `writes_at` the temperature at which teachers write, if anything or any does; `mixes` says
+    that they have a share in every token of the student's."""
+    name = next((name for name, teacher in teachers.items() if teacher.engine == "vllm"), None)
+    if name is None:
+        return
+    others = " and ".join(f"{t:g}" for t in temperatures if t != 1)
+    asked = {
+        f"losses have temperature {others}": bool(others),
+        f"targets.selector is {targets.selector}, which draws ids": targets.selector in DRAWN,
+        f"targets.exact is {targets.exact}": targets.exact is not None,
+        f"targets.student_ids is {targets.student_ids}": targets.student_ids > 0,
+        "losses has a hidden_states": bool(hidden_layers),
+        f"progressive.difficulty is {difficulty}": difficulty == "teacher_entropy",
+        "source.teacher_mix has it write token by token": mixes,
+    }
+    for said, is_asked in asked.items():
+        if is_asked:
+            raise ValueError(
+                f"teachers.{name}.engine is vllm, which gives the likeliest ids and the label at "
+                f"temperature 1 and nothing else, but {said}; change that, or set "
+                f"teachers.{name}.engine=transformers"
+            )
+    if writes_at is not None and not draws_in_vllm(writes_at):
+        least, most = VLLM_DRAWS_AT
+        raise ValueError(
+            f"teachers.{name}.engine is vllm, which draws at temperatures from {least:g} to "
+            f"{most:g}, or 0 for the likeliest, but source.temperature is {writes_at:g}; change "
+            f"that, or set teachers.{name}.engine=transformers"
+        )
