@@ -21,8 +21,9 @@ from filelock import FileLock
 from cluster.builtin.corpus import DOMAINS, build_corpus, corpus_folder
 from cluster.report.stages import begin
 from cluster.session.session import with_variables
+from shared.config.domains import Domain, HubDataset, Source
 from shared.config.paths import BUILTIN
-from shared.config.run import Config, Domain, HubDataset, Source
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.files import obey_umask
 

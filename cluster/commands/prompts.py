@@ -13,9 +13,9 @@ from tqdm import tqdm
 from cluster.prompt_search.search import Material, Outcome, search
 from cluster.prompt_search.splits import Task, task_of
 from cluster.prompt_search.teacher import Teacher, refuse_unfit, rewrite, scorer_for
+from shared.config.models.teachers import Teacher as TeacherConfig
 from shared.config.paths import without_job_folder
 from shared.config.run import Config
-from shared.config.run import Teacher as TeacherConfig
 from shared.errors import ConfigError
 from shared.prompts.prompts import FORMAT
 from shared.run.run_dir import write_atomically

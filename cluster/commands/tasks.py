@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cluster.commands.runs import config_of
 from cluster.evaluation.harness import TaskResults, run_tasks
-from shared.config.run import Config, Teacher
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir, locked
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from cluster.session import ray_head
 from cluster.session.services import find_service, named_services, reached, services_of
 from cluster.session.session import attached, connected, find_address, is_connected
-from shared.config.models.teachers import Autoscaling
+from shared.config.models.teachers import Autoscaling, Teacher
 from shared.config.paths import without_job_folder
-from shared.config.run import Teacher
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.evaluation.statistics import Estimate
 from cluster.report.text import shortened
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from shared.loading import first_line
 from shared.run.run_dir import write_atomically

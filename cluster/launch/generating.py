@@ -25,7 +25,8 @@ from cluster.planning.description import describe
 from cluster.planning.preparation import Launch
 from cluster.prompt_search.teacher import ROOM, UNIT, answer_in, asked_of
 from shared.config.models.student import LoRATraining
-from shared.config.run import Config, Teacher
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.prompts.prefix import DocumentOpenings, Opening, shown
 from shared.run.plan import RunPlan

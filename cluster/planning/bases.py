@@ -14,8 +14,10 @@ from filelock import FileLock
 from cluster.builtin.models import renamed_into_place
 from cluster.planning.description import READERS, files_of
 from cluster.planning.folders import refuse_incomplete_adapter
+from shared.config.models.student import Student
+from shared.config.models.teachers import Teacher
 from shared.config.paths import BUILTIN, located
-from shared.config.run import Config, Student, Teacher
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.loading import MERGED, first_line, stored_as
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.planning.description import ModelDescription
-from shared.config.run import Config, Teacher
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.text.formats import LFS_POINTER
 

@@ -19,7 +19,9 @@ from cluster.planning.folders import (
 from cluster.planning.pair_notes import pair_notes
 from shared.config.losses import RouterBalance
 from shared.config.models.attention import INSTALLED_BY, refusal
-from shared.config.run import Config, Student, Teacher
+from shared.config.models.student import Student
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
 from shared.errors import ConfigError, HandshakeError
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.asks.kept_ids import LikeliestIds

@@ -20,8 +20,9 @@ from cluster.planning.prompting import Showing, refuse_overlong, showing_of
 from cluster.planning.revisions import revision_notes
 from shared.config.losses import RouterBalance
 from shared.config.mixture import AdaptiveMixture, FixedMixture
+from shared.config.models.teachers import Teacher
 from shared.config.paths import refuse_unwritable
-from shared.config.run import Config, Teacher
+from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare

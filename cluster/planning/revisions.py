@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.config.run import Config, HubDataset
+from shared.config.domains import HubDataset
+from shared.config.run import Config
 from shared.text.sources import sources_of
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import xxhash
 from filelock import FileLock
 
-from shared.config.run import Config, Data, Domain
+from shared.config.domains import Data, Domain
+from shared.config.run import Config
 from shared.data.row_cache import makers, storage_errors
 from shared.errors import ConfigError, DataError
 from shared.prompts.prefix import Opening, opening

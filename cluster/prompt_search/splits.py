@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from shared.config.run import Config, Data, Domain
+from shared.config.domains import Data, Domain
+from shared.config.run import Config
 from shared.data.rows import Rows
 from shared.data.tokenise import HELD_OUT
 from shared.errors import ConfigError, DataError

@@ -19,7 +19,7 @@ import torch
 from cluster.selftest.subject import FINE, Subject, answers, subject_of
 from shared.config.losses import ForwardKL, Loss, ReverseKL
 from shared.config.models.student import FullTraining
-from shared.config.run import Student as StudentConfig
+from shared.config.models.student import Student as StudentConfig
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.run.plan import OpenReader, RunPlan

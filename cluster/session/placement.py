@@ -14,7 +14,8 @@ from ray._private.state import available_resources_per_node
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from shared.config.run import Config, Teacher
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
 from shared.errors import PlacementError
 from shared.in_words import counted
 from teacher_service.service.replicas.naming import Role

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.config.run import Config, HubDataset, Source
+from shared.config.domains import HubDataset, Source
+from shared.config.run import Config
 from shared.errors import ConfigError, reason_of
 from shared.locations import refuse_credentials
 

@@ -1,4 +1,4 @@
-"""The whole run in one frozen tree: every option, its default and its meaning.
+"""The whole run in one frozen tree: every section, and that they fit together.
 
 Defaults stand on the fields and nowhere else; an unknown key is refused. Reading YAML,
 overrides and suggestions for misspelt keys live in `shared.config.file`.
@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
+from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.models.engines import check_engines
@@ -22,6 +23,7 @@ from shared.config.progressive import Progressive
 from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
+from shared.config.targets import Targets
 from shared.mixture.phases import check_progressive
 
 
@@ -33,169 +35,11 @@ class Paths(Section):
     cache: str = "~/.cache/tutelage"
 
 
-class HubDataset(Section):
-    """A Hugging Face dataset by hub name or local path."""
-
-    dataset: str
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-
-Source = str | HubDataset
-
-
-class Domain(Section):
-    """Text of one kind. A string source is a file, folder or glob of rows (.jsonl, .json, .csv,
-    .parquet) or text."""
-
-    train: Source | list[Source]
-    validation: Source | list[Source] | None = None
-    columns: dict[
-        Literal[
-            "text", "prompt", "response", "messages", "input", "system", "tools", "teacher_prompt"
-        ],
-        str,
-    ] = Field(
-        default_factory=dict,
-        description="our name -> the column's name in the source; teacher_prompt: what the teacher "
-        "alone is shown before the row, which may be another field's too",
-    )
-    teacher: str | dict[str, Positive] | None = Field(
-        default=None,
-        description="the one of `teachers` it is learnt from; default: the only one; NAME: WEIGHT "
-        "for several, whose distributions are averaged with `targets.exact`",
-    )
-
-    @model_validator(mode="after")
-    def _each_column_is_one_field(self) -> "Domain":
-        learnt = {ours: name for ours, name in self.columns.items() if ours != "teacher_prompt"}
-        for name in (found := list(learnt.values())):
-            if found.count(name) > 1:
-                ours = " and ".join(field for field, value in learnt.items() if value == name)
-                raise ValueError(f"columns gives {ours} the same column, {name}; name one for each")
-        return self
-
-
-class Data(Section):
-    """How text becomes rows."""
-
-    context: int = Field(default=512, ge=8, description="tokens in a row, at most")
-    loss_on: Literal["responses", "everything"] = "responses"
-    too_long: Literal["split", "split_with_prompt", "cut", "refuse"] = Field(
-        default="split",
-        description="what becomes of a document longer than the context; cut loses its end, "
-        "split_with_prompt repeats what comes before the answer with every piece",
-    )
-    special_tokens: Literal["auto", "text", "control"] = Field(
-        default="auto",
-        description="what special tokens written in a row are; auto: control tokens in a text "
-        "that they frame, as a rendered conversation, plain text elsewhere",
-    )
-    chat_template: str | None = Field(
-        default=None,
-        description="the template of a tokenizer that has several; default: `default`, or "
-        "`tool_use` for rows with tools",
-    )
-    validation_rows: int = Field(
-        default=24, ge=1, description="rows per domain; training never sees them"
-    )
-
-
 class Batch(Section):
     """Rows of one optimiser step over all workers, and rows of one forward pass."""
 
     rows_per_step: int = Field(default=8, ge=1)
     micro_batch: int = Field(default=4, ge=1)
-
-
-class HiddenPayload(Section):
-    """How hidden states travel, where a loss asks for some."""
-
-    width: int = Field(
-        default=512, ge=1, description="the teacher projects wider states down to this"
-    )
-    projection: Literal["pca", "random"] = "pca"
-    raw: bool = Field(default=False, description="ship them whole, whatever their width")
-    encoding: Literal["bf16", "int8", "fp32"] = "bf16"
-    calibration_rows: int = Field(default=32, ge=1, description="rows per domain a PCA is fit on")
-
-
-class Targets(Section):
-    """What the teacher ships per position (design: SoftTargets)."""
-
-    selector: Literal["auto", "top_k", "renormalised", "threshold", "sampled"] = Field(
-        default="auto",
-        description="top_k, renormalised, threshold or sampled; auto takes what fits the losses",
-    )
-    top_k: int = Field(
-        default=64, ge=1, description="ids the teacher ships per position, whatever the selector"
-    )
-    student_ids: int = Field(
-        default=0,
-        ge=0,
-        description="likeliest ids of the student that the teacher ships too; no step is then "
-        "asked ahead",
-    )
-    draws: int = Field(
-        default=4,
-        ge=1,
-        description="draws of a row that take turns, one an epoch, if ids are drawn",
-    )
-    seed: Seed = Field(
-        default=0, description="of the draws; runs of any seed share those of a store"
-    )
-    encoding: Literal["fp16", "int8", "fp32"] = "fp16"
-    ids: Literal["elias_fano", "plain"] = Field(
-        default="elias_fano",
-        description="elias_fano, the fewest bytes, or plain integers for any Arrow tool",
-    )
-    exact: Literal["last_hidden"] | None = Field(
-        default=None,
-        description="last_hidden: the last hidden state in place of ids, and the head once",
-    )
-    hidden: HiddenPayload = HiddenPayload()
-    store: str | None = Field(
-        default=None,
-        description="folder, or address as s3://BUCKET/FOLDER, that answers are written to and "
-        "read from",
-    )
-    store_ids: Literal["elias_fano", "plain"] | None = Field(
-        default=None, description="the same in `store`, if not as they came"
-    )
-    teacher_free: bool = Field(
-        default=False, description="train from `store` with no teacher alive"
-    )
-
-    @property
-    def renormalised(self) -> bool:
-        """Whether losses leave out the mass of ids that are not kept."""
-        return self.selector == "renormalised"
-
-    @model_validator(mode="after")
-    def _nothing_is_asked_twice(self) -> "Targets":
-        """Compared with the defaults, which a recorded config names too."""
-        if self.exact is None:
-            return self
-        fields = type(self).model_fields
-        ids = ("selector", "top_k", "student_ids", "draws", "seed", "encoding", "ids", "store_ids")
-        for option in ids:
-            if getattr(self, option) != fields[option].default:
-                raise ValueError(
-                    f"targets.exact is {self.exact}, which ships no ids, so targets.{option} has "
-                    "no meaning; remove one of the two"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _what_is_stored_depends_on_no_student(self) -> "Targets":
-        if self.student_ids and self.store is not None:
-            raise ValueError(
-                f"targets.student_ids is {self.student_ids}, whose answers depend on the student "
-                f"of the moment, but targets.store is {self.store}, which keeps answers for any; "
-                "remove one of the two"
-            )
-        return self
 
 
 class Optimiser(Section):
@@ -464,6 +308,10 @@ class Config(Section):
         check_modules(self.teachers, self.targets, self.source, most_ahead=self.prefetch_steps)
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
         self._phases_fit()
+        self._nothing_contradicts()
+        return self
+
+    def _nothing_contradicts(self) -> None:
         if self.targets.exact and self.evaluation.kl == "bucketed":
             raise ValueError(
                 f"targets.exact is {self.targets.exact}, with which every KL is over the full "
@@ -474,7 +322,6 @@ class Config(Section):
         for name in self.trackers:
             if self.trackers.count(name) > 1:
                 raise ValueError(f"trackers has {name} twice; name each once")
-        return self
 
     def _phases_fit(self) -> None:
         if self.progressive is not None:

@@ -165,21 +165,7 @@ def check_source(
     """Raise ValueError where the student cannot write as asked, or nothing would learn from it.
     `most_ahead` is how many steps are drawn before the one under way."""
     _refuse_unfit_rollouts(source, losses)
-    if source.updates > 1 and not source.writes:
-        raise ValueError(
-            f"source.updates is {source.updates}, but the student writes nothing that could be "
-            "learnt more than once; give it a share, or leave it out"
-        )
-    if source.draws > 1 and not source.teacher:
-        raise ValueError(
-            f"source.draws is {source.draws}, but source has teacher 0, so that no teacher writes "
-            "texts that could take turns; give it a share, or leave it out"
-        )
-    if source.lag is not None and not source.writes:
-        raise ValueError(
-            f"source.lag is {source.lag}, but the student writes nothing whose weights could be "
-            "old; give it a share, or leave it out"
-        )
+    _refuse_idle_options(source)
     if source.is_dataset:
         return
     share = f"source has {source.written_in_words}"
@@ -209,6 +195,25 @@ def check_source(
         raise ValueError(
             f"{share}, but targets.teacher_free leaves no teacher to write, or to ask about what "
             "is written; remove one of the two"
+        )
+
+
+def _refuse_idle_options(source: TokenSources) -> None:
+    """What is said of how models write needs a share that they write."""
+    if source.updates > 1 and not source.writes:
+        raise ValueError(
+            f"source.updates is {source.updates}, but the student writes nothing that could be "
+            "learnt more than once; give it a share, or leave it out"
+        )
+    if source.draws > 1 and not source.teacher:
+        raise ValueError(
+            f"source.draws is {source.draws}, but source has teacher 0, so that no teacher writes "
+            "texts that could take turns; give it a share, or leave it out"
+        )
+    if source.lag is not None and not source.writes:
+        raise ValueError(
+            f"source.lag is {source.lag}, but the student writes nothing whose weights could be "
+            "old; give it a share, or leave it out"
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from shared.config.run import Data
+from shared.config.domains import Data
 from shared.data.account import Account, Tally
 from shared.data.packing import Fit
 from shared.data.row_store import RaggedRows, write_rows

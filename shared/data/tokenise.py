@@ -15,7 +15,8 @@ import xxhash
 from filelock import FileLock
 from tqdm import tqdm
 
-from shared.config.run import Config, Data, Domain, Source
+from shared.config.domains import Data, Domain, Source
+from shared.config.run import Config
 from shared.data.account import Account, listed
 from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of
 from shared.data.prepared import PreparedDomain

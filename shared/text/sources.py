@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shared.config.run import Domain, HubDataset, Source
+from shared.config.domains import Domain, HubDataset, Source
 from shared.errors import DataError
 from shared.loading import first_line
 from shared.text.digests import digest_file

@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shared.config.models.student import LoRATraining, QLoRATraining
-from shared.config.run import Student as StudentConfig
+from shared.config.models.student import Student as StudentConfig
 from shared.errors import ConfigError
 from shared.loading import first_line
 from student_trainer.tasks.task import ModelKind

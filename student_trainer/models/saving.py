@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from shared.config.run import Student as StudentConfig
+from shared.config.models.student import Student as StudentConfig
 from shared.errors import ConfigError
 from shared.loading import first_line
 from student_trainer.tasks.task import ModelKind

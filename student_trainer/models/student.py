@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shared.config.models.student import LoRATraining
+from shared.config.models.student import Student as StudentConfig
 from shared.config.run import Config
-from shared.config.run import Student as StudentConfig
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, switches_of
 from shared.data.trust import Trust, probe, reach_of

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from shared.config.losses import Loss
 from shared.config.models.student import LoRATraining, QLoRATraining
-from shared.config.run import Config, Loss
+from shared.config.run import Config
 from shared.loading import merged_of, stored_as
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics

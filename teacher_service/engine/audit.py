@@ -18,7 +18,7 @@ import transformers
 import xxhash
 from torch import Tensor, nn
 
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import StorageError
 from shared.loading import stored_as

@@ -15,8 +15,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 
-from shared.config.models.teachers import Autoscaling
-from shared.config.run import Teacher
+from shared.config.models.teachers import Autoscaling, Teacher
 from shared.errors import ConfigError, TeacherError, TutelageError
 from shared.targets.asks.head_location import ShippedHead
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription

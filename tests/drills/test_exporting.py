@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.run import exported
 from teacher_service.service import service
 from tests.drills.commands import ROOT, wait_until

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cluster.cli import main
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets

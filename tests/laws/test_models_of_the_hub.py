@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.config.run import Student, Teacher
+from shared.config.models.student import Student
+from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from student_trainer.models.student import load_model
 from student_trainer.tasks.causal_lm import CAUSAL_LM

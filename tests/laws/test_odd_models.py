@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.config.run import Student
+from shared.config.models.student import Student
 from shared.errors import ConfigError
 from student_trainer.models.student import load_model
 from student_trainer.tasks.causal_lm import CAUSAL_LM

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from shared.config.losses import ForwardKL
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.layout import lay_out
 from shared.data.rows import Rows
 from shared.targets.asks.head_location import find_head

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cluster.planning.handshake import training_question
-from shared.config.run import Config, Targets
+from shared.config.run import Config
+from shared.config.targets import Targets
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RaggedRows, write_rows
 from shared.mixture.curriculum import write_order

@@ -16,9 +16,9 @@ from cluster.planning.preparation import Launch, refuse_unfit, run_plan
 from cluster.planning.projecting import projection_of
 from cluster.report.outcome import count
 from shared.config.models.student import QLoRATraining
-from shared.config.models.teachers import Autoscaling
+from shared.config.models.teachers import Autoscaling, Teacher
 from shared.config.paths import without_job_folder
-from shared.config.run import Config, Teacher
+from shared.config.run import Config
 from shared.errors import ConfigError, StorageError
 from shared.prompts.prefix import DocumentOpenings, PromptedReader
 from shared.run.plan import OpenReader, OpenRunReader, RunPlan, open_routing

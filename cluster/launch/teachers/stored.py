@@ -7,7 +7,8 @@ from pathlib import Path
 from cluster.planning.keeping import bucketed
 from cluster.planning.preparation import Launch, run_plan
 from cluster.planning.projecting import passes_projection
-from shared.config.run import Config, Teacher
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.plan import RunPlan
 from shared.store.target_store import StoredAnswers, stored_teacher

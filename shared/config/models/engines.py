@@ -8,7 +8,7 @@ from shared.config.selectors import DRAWN
 
 if TYPE_CHECKING:
     from shared.config.models.teachers import Teacher
-    from shared.config.run import Targets
+    from shared.config.targets import Targets
 
 
 VLLM_DRAWS_AT = (0.01, 2.0)  # least and most temperature; a lower one it would raise to the least

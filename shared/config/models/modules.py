@@ -9,8 +9,8 @@ from shared.config.base import Positive, Section
 
 if TYPE_CHECKING:
     from shared.config.models.teachers import Teacher
-    from shared.config.run import Targets
     from shared.config.source import TokenSources
+    from shared.config.targets import Targets
 
 
 class TrainedModules(Section):

@@ -18,7 +18,7 @@ from shared.targets.codec.columns import Column, Columns
 from shared.targets.codec.decoding import EXACT, LOGPROBS, RANGE, equal_log_weights, log_weights
 
 if TYPE_CHECKING:
-    from shared.config.run import Targets
+    from shared.config.targets import Targets
 
 EXACT_SHARE = 0.25  # about, of the ids of `threshold` that are kept with their log-probabilities
 

@@ -18,7 +18,7 @@ from shared.targets.codec.decoding import logprobs_from_int8
 from shared.targets.codec.elias_fano import EliasFano
 
 if TYPE_CHECKING:
-    from shared.config.run import Targets
+    from shared.config.targets import Targets
 
 Encoding = Literal["fp16", "int8", "fp32"]
 

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import ray
 
-from shared.config.models.teachers import Autoscaling
-from shared.config.run import Teacher
+from shared.config.models.teachers import Autoscaling, Teacher
 from teacher_service.service.scaling.policy import Pace
 
 REGISTRY = "tutelage-registry"

@@ -9,7 +9,8 @@ from ray.train import TrainingFailedError
 
 from cluster.launch.students import training
 from cluster.launch.teachers import serving
-from shared.config.run import Config, Teacher
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
 from shared.errors import TeacherError, TutelageError
 from shared.run.run_dir import RunDir
 from teacher_service.service import service

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from cluster.planning.handshake import shake_hands
 from cluster.planning.preparation import prepare_run
 from shared.config.file import load_config
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError, HandshakeError
 from shared.run.run_dir import RunDir
 from student_trainer.state.model_card import model_card

@@ -25,7 +25,7 @@ from cluster.session.placement import (
     teachers_demands,
 )
 from shared.config.file import load_config
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.errors import PlacementError
 from teacher_service.service.replicas import nodes
 from teacher_service.service.replicas.nodes import Awaited, Outlook, autoscales, second_generation

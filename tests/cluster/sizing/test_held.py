@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from cluster.sizing.memory import StudentSetting, gradient_bytes, optimiser_bytes
 from cluster.sizing.tracing import student_sizes
-from shared.config.run import Student
+from shared.config.models.student import Student
 from tests.cluster.sizing.held import DTYPES, STAGES
 from tests.cluster.sizing.small import SMALL
 

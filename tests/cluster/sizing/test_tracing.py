@@ -11,8 +11,8 @@ from torch import nn
 
 from cluster.sizing.memory import ModelSizes
 from cluster.sizing.tracing import student_sizes, teacher_sizes
+from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
-from shared.config.run import Student
 from shared.errors import ConfigError
 from shared.model_parts import decoder_of
 from student_trainer.models.student import load_student

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cluster.report.text import COLUMNS, text_lines, text_of
-from shared.config.run import Config, Data, Domain
+from shared.config.domains import Data, Domain
+from shared.config.run import Config
 from shared.data.row_cache import facts_of
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from shared.config.run import Config, Data, Domain
+from shared.config.domains import Data, Domain
+from shared.config.run import Config
 from shared.data import row_store
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore

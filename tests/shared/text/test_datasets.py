@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.config.run import Domain
+from shared.config.domains import Domain
 from shared.errors import DataError
 from shared.text.sources import read_documents, sources_of
 

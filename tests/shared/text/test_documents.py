@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shared.config.run import Domain
+from shared.config.domains import Domain
 from shared.errors import DataError
 from shared.text.documents import Document, Message, document_of
 

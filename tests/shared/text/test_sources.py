@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.config.run import HubDataset
+from shared.config.domains import HubDataset
 from shared.errors import DataError
 from shared.text.documents import Document, Message
 from shared.text.files import source_files

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from shared.config.run import Student
+from shared.config.models.student import Student
 from shared.errors import ConfigError
 from student_trainer.models.saving import _save_hollow, refuse_unsaveable
 from student_trainer.models.student import load_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from teacher_service.engine import audit
 from teacher_service.engine.hf import HFEngine
 from tests.answers import question_of

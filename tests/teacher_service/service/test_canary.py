@@ -8,7 +8,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pytest
 
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import EngineError
 from shared.targets.canary import INTERVAL

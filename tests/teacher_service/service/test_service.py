@@ -11,7 +11,7 @@ import ray
 
 from cluster.cli import main
 from cluster.launch.teachers.watch import using
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, PlacementError, TeacherError, TutelageError
 from shared.run.run_dir import RunDir

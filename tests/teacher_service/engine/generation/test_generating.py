@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, GenerationConfig, RwkvConfig
 
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError, HandshakeError, TeacherError
 from shared.targets.generation import GenerationSpec, Openings
 from teacher_service.engine.hf import HFEngine

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from shared.config.run import Teacher
+from shared.config.models.teachers import Teacher
 from shared.errors import HandshakeError, PlacementError
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import service
