@@ -50,6 +50,7 @@ CALLS = (
     *("tool_calls", "function_call", "tool_call", "function_calls", "toolCalls", "functionCall"),
     *("tool_use", "tool_uses"),
 )
+NO_CALL = frozenset(("", "null", "[]", "{}", "none", "nan", "false", "no", "0", "0.0", "n/a"))
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -120,7 +121,7 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
         document = _conversation(found, where, _asked_and_answered(found, where))
     elif _is_pair(found):
         used, document = ("prompt", "response", "input", "system", "tools"), _pair(found, where)
-    elif found.get("text") is not None:
+    elif _is_text(found):
         text = _string(found["text"], where, names["text"])
         used, document = ("text",), Document("text", where, text=text)
     elif found.get("messages") == []:
@@ -174,6 +175,11 @@ def _is_conversation(value: object) -> bool:
 def _is_pair(found: Mapping[Field, Any]) -> bool:
     prompt, response, text = (found.get(field) for field in ("prompt", "response", "text"))
     return prompt is not None and response is not None and bool(prompt or response or text is None)
+
+
+def _is_text(found: Mapping[Field, Any]) -> bool:
+    text, *pair = (found.get(field) for field in ("text", "prompt", "response"))
+    return text is not None and bool(text or not any(pair))
 
 
 def _is_spare(value: object, name: str, names: Mapping[Field, str]) -> bool:
@@ -276,9 +282,9 @@ def _is_unsaid(key: object, value: object) -> bool:
 
 def _calls_nothing(value: object) -> bool:
     """Whether a value holds no call, as that of a row without one in a table that has the column:
-    nulls in every field, or none as JSON."""
+    nulls in every field, or the word for none or no."""
     if isinstance(value, str):
-        return value.strip() in ("", "null", "[]", "{}")
+        return value.strip().lower() in NO_CALL
     if isinstance(value, Mapping):
         return all(map(_calls_nothing, value.values()))
     return all(map(_calls_nothing, value)) if isinstance(value, list) else not value
@@ -341,7 +347,10 @@ def _no_fields(
 ) -> str:
     nulls = [name for field, name in names.items() if row[name] is None and field in _SHAPED]
     if nulls:
-        return f"{where}: {' and '.join(nulls)} is null; write a string, or leave the row out"
+        return (
+            f"{where}: {' and '.join(nulls)} is null; write a string, or leave the row out (in a "
+            "table NaN, null and None are null, in .jsonl words)"
+        )
     has = f"it has {_listed(row)}" if row else "it is empty"
     absent = [name for name in columns.values() if name not in row]
     if absent:

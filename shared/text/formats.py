@@ -26,6 +26,8 @@ COMPRESSIONS = {
 LINES, PARQUET = (".jsonl", ".ndjson", ".jsonlines"), (".parquet", ".pq")
 TABLES = {".csv": ",", ".tsv": "\t"}
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+# How programs write that a cell of a table is missing, beside leaving it empty.
+MISSING = frozenset(("NaN", "nan", "NAN", "null", "NULL", "Null", "None", "<NA>", "\\N", "#N/A"))
 ROWS = (*LINES, ".json", *TABLES, *PARQUET)
 BEGINNINGS = {  # of files that are not what their names say
     b"\xff\xfe\0\0": "UTF-32",
@@ -262,7 +264,7 @@ def _twice(names: list[str]) -> str:
 
 
 def _table_rows(path: Path, format_: str) -> Iterator[tuple[str, Any]]:
-    """Rows under a header."""
+    """Rows under a header; cells that programs write for missing ones are null."""
     lines = enumerate(_lines(path), start=1)
     text = (decoded(line, f"{path}:{number}") for number, line in lines)
     reader = csv.reader(text, delimiter=TABLES[format_], strict=True)
@@ -277,7 +279,8 @@ def _table_rows(path: Path, format_: str) -> Iterator[tuple[str, Any]]:
                     "holds a separator or a line end"
                 )
             if row:
-                yield where, dict(zip(names, row, strict=True))
+                cells = (None if cell.strip() in MISSING else cell for cell in row)
+                yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise DataError(
             f"{path}:{reader.line_num} is no row of a table ({error}); write the file again"

@@ -1,5 +1,6 @@
 """What rows and messages say of their own loss, under the names that are in use."""
 
+import re
 from typing import Any
 
 from shared.errors import DataError
@@ -7,32 +8,44 @@ from shared.errors import DataError
 LEARNT_KEYS = (
     *("weight", "train", "training", "trainable", "is_trainable", "train_on_turn"),
     *("loss", "loss_mask", "loss_weight", "loss_scale", "learn", "compute_loss", "calculate_loss"),
-    *("is_train", "should_train", "include_in_loss"),
+    *("is_train", "should_train", "include_in_loss", "supervised", "is_supervised", "supervise"),
 )
-MASKED_KEYS = ("masked", "is_masked", "ignore", "no_loss", "ignore_loss", "skip_loss")
+MASKED_KEYS = (
+    *("masked", "is_masked", "ignore", "no_loss", "ignore_loss", "skip_loss"),
+    *("unsupervised", "exclude_from_loss", "exclude_from_training", "no_train"),
+)
 UNCLEAR_KEYS = ("mask", "train_detail", "training_detail")  # of parts, or of either meaning
 UNSET_KEYS = ("skip", "exclude")  # clear where they are not set
 ALL_MASKS = frozenset((*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS, *UNSET_KEYS))
 # Of a whole row: what says clearly that nothing of it is learnt. `loss` may be a measured one.
 ROW_LEARNT = frozenset(LEARNT_KEYS) - {"loss", "loss_mask", "train_on_turn"}
-ROW_MASKED = frozenset(("no_loss", "ignore_loss", "skip_loss"))
+ROW_MASKED = frozenset(MASKED_KEYS) - {"masked", "is_masked", "ignore", "unsupervised"}
 ROW_MASKS = ROW_LEARNT | ROW_MASKED
+# Words of which other names of a message's fields are made, as `computeLoss` and `no_backprop`.
+WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+LEARNING = re.compile("(un)?(loss|train|learn|supervis|backprop|gradient)(e|ed|t|ing|able|ion|s)?")
+DENYING = frozenset(
+    (
+        *("no", "not", "non", "dont", "never", "without", "skip", "skipped", "ignore", "ignored"),
+        *("exclude", "excluded", "omit", "mask", "masked", "disable", "stop", "freeze", "frozen"),
+    )
+)
 
 
 def message_is_learnt(more: dict[str, Any], role: str, where: str, name: str) -> bool | None:
     """What a message says of its own loss, taken out of `more`; None where it says nothing, or an
     assistant's that it is learnt."""
     told = set()
-    for key in [key for key in more if key in ALL_MASKS]:
-        value = more.pop(key)
-        if key in UNSET_KEYS and not value:
+    for key in [key for key in more if _is_mask(key, more[key])]:
+        value, known = more.pop(key), _snake(key)
+        if known in UNSET_KEYS and not value:
             continue
-        if key in (*UNCLEAR_KEYS, *UNSET_KEYS) or value not in (0, 1):
+        if known in (*UNCLEAR_KEYS, *UNSET_KEYS) or value not in (0, 1):
             raise DataError(
                 f"{where}: {name} has {key}: {value!r:.40}, which says not clearly whether it is "
                 "learnt; write train: true or train: false"
             )
-        told.add(bool(value) != (key in MASKED_KEYS))
+        told.add(bool(value) != _denies(key))
     if len(told) > 1:
         raise DataError(f"{where}: {name} says both that it is learnt and that it is not")
     learnt = told.pop() if told else None
@@ -46,3 +59,27 @@ def row_is_learnt(name: object, value: object) -> bool | None:
     known = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
     said = known.get(str(value).lower())  # a table holds text
     return said if said is None else said != (name in ROW_MASKED)
+
+
+def _is_mask(key: str, value: object) -> bool:
+    """Whether a message's field is about its loss: of a known name, or of one made of such words
+    where it is yes or no."""
+    if _snake(key) in ALL_MASKS:
+        return True
+    is_told = isinstance(value, bool) or str(value).lower() in ("true", "false")
+    return is_told and any(map(LEARNING.fullmatch, _words(key)))
+
+
+def _denies(key: str) -> bool:
+    """Whether a field that is set says that its message is not learnt."""
+    if (name := _snake(key)) in ALL_MASKS:
+        return name in MASKED_KEYS
+    return any(word in DENYING or word.startswith("un") for word in _words(key))
+
+
+def _snake(key: str) -> str:
+    return "_".join(_words(key))
+
+
+def _words(key: str) -> list[str]:
+    return [word.lower() for word in WORDS.findall(key)]

@@ -107,6 +107,12 @@ def test_of_fields_that_hold_nothing_another_is_read(nothing: object) -> None:
     assert (both.messages[0].content, both.unread) == ("hi", ("conversations",))
 
 
+def test_a_prompt_without_its_response_is_no_empty_text() -> None:
+    with pytest.raises(DataError, match="a:1: response is null; write a string"):
+        document({"prompt": "p", "response": None, "text": ""})
+    assert document({"prompt": "", "response": None, "text": ""}).kind == "text"
+
+
 @pytest.mark.parametrize("completion", [[ANSWER], "ho"])
 def test_a_prompt_of_messages_is_followed_by_its_response_alone_learnt(completion: object) -> None:
     row = {"prompt": [USER, ANSWER, USER], "completion": completion, "input": "x", "system": "s"}
@@ -161,7 +167,7 @@ NULLS = {"name": None, "arguments": None}
     [
         *(("tool_calls", value) for value in ("null", "[]", [None], [{"function": NULLS}])),
         *(("function_call", value) for value in (NULLS, {"name": "", "arguments": "{}"}, "{}")),
-        *(("tool_use", value) for value in (False, 0, [[]])),
+        *(("tool_use", value) for value in (False, 0, [[]], "false", "No", "None", "nan", "0")),
     ],
 )
 def test_a_call_of_nulls_as_tables_hold_them_is_none(key: str, value: object) -> None:
@@ -192,12 +198,41 @@ def test_the_texts_of_parts_are_joined() -> None:
         *((("masked", True, False), ("masked", False, None), ("loss_mask", 0, False))),
         *((("loss_scale", 0.0, False), ("is_trainable", False, False), ("skip_loss", 1, False))),
         *((("skip", False, None), ("exclude", 0, None), ("loss_scale", 1.0, None))),
+        *(
+            (key, False, False)
+            for key in ("supervised", "computeLoss", "use_for_training", "learned", "Train")
+        ),
+        *((key, True, False) for key in ("no_backprop", "skipTraining", "unlearnable", "noLoss")),
+        *((("supervised", 1, None), ("train_on_this", True, None), ("no_gradient", False, None))),
     ],
 )
 def test_a_message_says_whether_it_is_learnt(key: str, value: object, learnt: bool | None) -> None:
     _, answer = messages(USER, ANSWER | {key: value})
     assert answer.learnt is learnt
     assert not answer.more
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*(("training_step", value) for value in (0, 1)), ("train_loss", 0.0), ("trainer", False)],
+)
+def test_a_number_beside_training_is_no_mask(key: str, value: object) -> None:
+    _, answer = messages(USER, ANSWER | {key: value})
+    assert (answer.learnt, dict(answer.more)) == (None, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("supervised", "false"),
+        ("use_for_training", "False"),
+        ("supervised", 0.5),
+        ("lossMask", [0]),
+    ],
+)
+def test_a_message_that_says_it_in_no_clear_way_is_refused(key: str, value: object) -> None:
+    with pytest.raises(DataError, match=f"message 2 has {key}: .* write train: true or train"):
+        messages(USER, ANSWER | {key: value})
 
 
 def test_a_users_message_is_learnt_where_it_says_so_alone() -> None:

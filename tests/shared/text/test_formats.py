@@ -127,3 +127,18 @@ def test_long_names_of_compressions_are_read_too(tmp_path: Path, end: str, codec
     content = pa.compress(b'{"text": "a"}\n', codec=codec, asbytes=True)
     (document,) = read(tmp_path, f"a.JSONL{end}", content)
     assert document.text == "a"
+
+
+@pytest.mark.parametrize("mark", ["NaN", "nan", "null", "NULL", "None", "<NA>", "\\N", " nan "])
+def test_a_cell_that_a_program_writes_for_a_missing_one_is_no_text(tmp_path, mark: str) -> None:
+    """In a table; as a string of JSON it is what it says."""
+    header, row = b"prompt,input,response,text\n", f"a,{mark},b,{mark}\n".encode()
+    (found,) = read(tmp_path, "a.csv", header + row)
+    assert (found.prompt, found.response, found.unread) == ("a", "b", ())
+    with pytest.raises(DataError, match=r"a\.csv:3: response is null; .* \.jsonl words"):
+        read(tmp_path, "a.csv", header + row + f"a,,{mark},\n".encode())
+    with pytest.raises(DataError, match=r"b\.tsv:2: text is null"):
+        read(tmp_path, "b.tsv", f"id\ttext\n1\t{mark}\n".encode())
+    line = json.dumps({"prompt": "a", "response": mark})
+    assert read(tmp_path, "a.jsonl", line.encode())[0].response == mark
+    assert read(tmp_path, "c.csv", f"text\nis {mark} a number\n".encode())[0].text.startswith("is")
