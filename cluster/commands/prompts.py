@@ -135,9 +135,9 @@ def refuse_prompts_by_row(config: Config) -> None:
     for name, domain in config.domains.items():
         if "teacher_prompt" in domain.columns:
             raise ConfigError(
-                f"domains.{name}.columns has a teacher_prompt for each row, and a run shows its "
-                "teacher none for the domain beside them; leave the column out, or search without "
-                "the domain"
+                f"domains.{name}.columns has a teacher_prompt for each row, which the search shows "
+                "with none, so that it would find a prompt for another task; leave the column out "
+                "while searching, or search without the domain"
             )
 
 

@@ -28,7 +28,7 @@ from shared.config.models.student import LoRATraining
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.errors import ConfigError
-from shared.prompts.prefix import DocumentOpenings, Opening, shown
+from shared.prompts.prefix import Opening, shown
 from shared.run.plan import RunPlan
 from shared.targets.generation import GenerationSpec, Openings
 from shared.text.chat import chosen_template
@@ -103,7 +103,7 @@ class Generating:
                 self._student.tokenizer,
                 teacher.model,
                 {"revision": teacher.revision or "main"},
-                _of_domains(launch.prepared.showing.openings),
+                launch.prepared.showing.of_domains,
             )
             texts |= self._written(writer, items, settings)
         self._texts["teacher"] = [texts[item.domain, item.key] for item in self._items]
@@ -163,7 +163,7 @@ class Generating:
 
     def _fitting(self, items: Sequence[Item], domain: str) -> Iterator[Item]:
         """Items that leave every model the room to answer."""
-        showing = _of_domains(self._launch.prepared.showing.openings)
+        showing = self._launch.prepared.showing.of_domains
         before, room = showing[domain].longest if domain in showing else 0, self._room[domain]
         limits = {
             "teacher": self._launch.prepared.teachers[
@@ -289,9 +289,3 @@ def _room_for(items: Sequence[Item]) -> int:
 
 def _units(items: Sequence[Item]) -> list[Sequence[Item]]:
     return [items[first : first + UNIT] for first in range(0, len(items), UNIT)]
-
-
-def _of_domains(openings: Mapping[str, DocumentOpenings]) -> dict[str, Opening]:
-    """What a teacher is shown in an evaluation: the prompts of domains. Those of rows hold what
-    the others are to do without, as right answers, and would make it another task."""
-    return {name: own for name, own in openings.items() if isinstance(own, Opening)}

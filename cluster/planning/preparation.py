@@ -141,6 +141,7 @@ def prepare_run(config: Config) -> Prepared:
         tokenizer=hands.load_tokenizer,
         tokenizer_digest=hands.rows_digest,
         cache=Path(config.paths.cache),
+        left_out=showing.left_out,
     )
     for domain in domains:
         for name in config.teachers_of(domain.name):

@@ -8,15 +8,15 @@ from pathlib import Path
 import xxhash
 
 from cluster.planning.handshake import Handshake
-from cluster.planning.row_prompting import row_openings_of
+from cluster.planning.row_prompting import by_row_of
 from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.errors import ConfigError, HandshakeError
 from shared.prompts.prefix import DocumentOpenings, Opening, opening
-from shared.prompts.prompts import read_prompts
+from shared.prompts.prompts import Prompt, PromptSet, read_prompts
 from shared.prompts.row_prompts import RowOpenings, overlong
-from shared.text.sources import kinds_of
+from shared.text.sources import LeftOut, kinds_of
 
 LEAST_CONTEXT = 32  # tokens of a row that is worth training on
 
@@ -26,7 +26,14 @@ class Showing:
     """What the teacher is shown and the student is not; empty without prompts."""
 
     prompts: str = ""  # digest
-    openings: Mapping[str, DocumentOpenings] = field(default_factory=dict)  # by domain
+    of_domains: Mapping[str, Opening] = field(default_factory=dict)
+    by_row: Mapping[str, RowOpenings] = field(default_factory=dict)  # after the domain's prompt
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)  # rows that are not read
+
+    @property
+    def openings(self) -> Mapping[str, DocumentOpenings]:
+        """What the documents of each domain begin with."""
+        return {**self.of_domains, **self.by_row}
 
 
 def showing_of(config: Config, hands: Handshake) -> Showing:
@@ -35,44 +42,40 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
     Raises ConfigError for a file that cannot be used and for a domain whose documents begin in
     more than one way, DataError for a chat template that has no place for a prompt.
     """
-    whole = _of_domains(config, hands)
-    digests, openings = {}, dict(whole.openings)
-    for name, domain in config.domains.items():
-        if "teacher_prompt" not in domain.columns:
-            continue
-        if name in openings:
-            raise ConfigError(
-                f"prompts has one for domain {name}, which has domains.{name}.columns."
-                "teacher_prompt for each row too; take it out of the file, or leave the column out"
-            )
-        by_row = row_openings_of(name, domain, config, hands)
-        digests[name], openings[name] = by_row.digest, by_row
-    if not digests:
-        return whole
-    named = json.dumps([whole.prompts, digests], sort_keys=True)
-    return Showing(xxhash.xxh3_128_hexdigest(named.encode()), openings)
+    prompts = PromptSet({})
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts, domains=config.domains)
+    of_domains = {
+        name: _of_domain(name, prompts.of(name), config, hands)
+        for name in config.domains
+        if prompts.of(name)
+    }
+    found = {
+        name: by_row_of(name, domain, config, hands, prompt=prompts.of(name))
+        for name, domain in config.domains.items()
+        if "teacher_prompt" in domain.columns
+    }
+    by_row = {name: own.openings for name, own in found.items()}
+    digest = prompts.id
+    if by_row:
+        named = [digest, {name: own.digest for name, own in by_row.items()}]
+        digest = xxhash.xxh3_128_hexdigest(json.dumps(named, sort_keys=True).encode())
+    left_out = {name: own.left_out for name, own in found.items()}
+    return Showing(digest, of_domains, by_row, left_out)
 
 
-def _of_domains(config: Config, hands: Handshake) -> Showing:
-    if config.prompts is None:
-        return Showing()
-    prompts = read_prompts(config.prompts, domains=config.domains)
-    root = Path(config.paths.root)
-    openings = {}
-    for name, domain in config.domains.items():
-        if prompt := prompts.of(name):
-            found = [
-                opening(prompt, hands.load_tokenizer(), kind)
-                for kind in kinds_of(domain, root=root)
-            ]
-            openings[name] = _only(found, name)
-            if config.data.loss_on == "everything" and len(openings[name].plain_ids) > 1:
-                raise ConfigError(
-                    f"data.loss_on is everything, so domain {name} would learn what the chat "
-                    "template puts before its text, which the teacher sees after a prompt; set "
-                    "data.loss_on=responses"
-                )
-    return Showing(prompts.id, openings)
+def _of_domain(name: str, prompt: Prompt, config: Config, hands: Handshake) -> Opening:
+    """What every document of a domain begins with after its prompt."""
+    tokenizer = hands.load_tokenizer()
+    kinds = kinds_of(config.domains[name], root=Path(config.paths.root))
+    found = _only([opening(prompt, tokenizer, kind) for kind in kinds], name)
+    if config.data.loss_on == "everything" and len(found.plain_ids) > 1:
+        raise ConfigError(
+            f"data.loss_on is everything, so domain {name} would learn what the chat "
+            "template puts before its text, which the teacher sees after a prompt; set "
+            "data.loss_on=responses"
+        )
+    return found
 
 
 def refuse_overlong(
@@ -112,7 +115,7 @@ def _refuse_row(where: str, needed: int, domain: str, *, teacher_context: int) -
     raise HandshakeError(
         f"{where} has {needed} tokens with what domains.{domain}.columns.teacher_prompt shows "
         f"before it, more than the {teacher_context} that the teacher reads; shorten what is "
-        "shown, or leave the row out"
+        "shown, leave the row out, or set data.unfit=drop"
     )
 
 

@@ -23,6 +23,7 @@ MARKUP = frozenset(
         *(".conf", ".css", ".svg", ".log", ".properties", ".tex", ".bib"),
     )
 )
+SPLITS = ("split", "split_with_prompt")
 HELD_OUT_WORDS = {"test", "tests", "valid", "validation", "val", "dev", "eval"}
 NAME_WIDTH = 18  # of a domain or a teacher in a table
 
@@ -97,15 +98,15 @@ def _summary(name: str, facts: Facts, config: Config) -> TextSummary:
 
 def _split_text(facts: SplitFacts, config: Config, notes: list[str]) -> SplitText:
     """The counts of a split; `notes` is what they do not tell."""
-    fit, is_cut = facts.account.fit, config.data.too_long == "cut"
+    fit, too_long = facts.account.fit, config.data.too_long
     return SplitText(
         documents=fit.documents,
         rows=facts.num_rows,
         tokens=facts.num_tokens,
         with_loss=facts.num_loss_tokens,
         dropped=fit.without_loss,
-        cut=fit.too_long if is_cut else 0,
-        split=0 if is_cut else fit.too_long,
+        cut=fit.too_long if too_long == "cut" else 0,
+        split=fit.too_long if too_long in SPLITS else 0,
         duplicate=fit.duplicates,
         notes=[*_notes(facts.account, config), *notes],
     )
@@ -187,6 +188,16 @@ def _notes(account: Account, config: Config) -> list[str]:
             fit.too_long and too_long == "cut",
             f"the ends of {fit.too_long:,} documents are cut off and not learnt; "
             "data.too_long=split learns them",
+        ),
+        (
+            fit.too_long and too_long == "drop",
+            f"{fit.too_long:,} documents are dropped, since they are longer than data.context "
+            "(data.too_long)",
+        ),
+        (
+            tally.unfit,
+            "rows that are dropped, since their teacher_prompt cannot be shown with them "
+            f"(data.unfit): {listed(tally.unfit)}",
         ),
         (
             fit.beyond_context,

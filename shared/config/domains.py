@@ -56,10 +56,15 @@ class Data(Section):
 
     context: int = Field(default=512, ge=8, description="tokens in a row, at most")
     loss_on: Literal["responses", "everything"] = "responses"
-    too_long: Literal["split", "split_with_prompt", "cut", "refuse"] = Field(
+    too_long: Literal["split", "split_with_prompt", "cut", "drop", "refuse"] = Field(
         default="split",
-        description="what becomes of a document longer than the context; cut loses its end, "
-        "split_with_prompt repeats what comes before the answer with every piece",
+        description="what becomes of a document longer than the context; cut loses its end, drop "
+        "leaves it out, split_with_prompt repeats what comes before the answer with every piece",
+    )
+    unfit: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="what becomes of a row with which its `teacher_prompt` cannot be shown; drop "
+        "leaves it out and counts it",
     )
     special_tokens: Literal["auto", "text", "control"] = Field(
         default="auto",

@@ -28,12 +28,17 @@ class Tally:
     other_openings: int = 0
     not_learnt: int = 0  # documents that say so themselves
     empty_answers: int = 0
+    unfit: dict[str, int] = field(default_factory=dict)  # rows left out before, by the reason
 
     def over(self, documents: Iterator[Encoded]) -> Iterator[Encoded]:
         """The same documents, counted as they pass."""
         for document in documents:
             self._add(document.remarks, has_loss=bool(document.loss_mask.any()))
             yield document
+
+    def leave_out(self, reason: str) -> None:
+        """Count a row that is left out."""
+        _count(self.unfit, (reason,))
 
     def _add(self, remarks: Remarks, *, has_loss: bool) -> None:
         _count(self.kinds, (remarks.kind,))

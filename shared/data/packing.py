@@ -15,7 +15,7 @@ from shared.text.framing import Encoded
 
 OPEN_ROWS = 64  # a piece goes into the fullest of these that has room
 LEAST_ROOM = 4  # a prompt stands with every piece where it leaves a quarter of the context
-TooLong = Literal["split", "split_with_prompt", "cut", "refuse"]
+TooLong = Literal["split", "split_with_prompt", "cut", "drop", "refuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Fit:
     """What fitting documents into the context did to them."""
 
     documents: int = 0
-    too_long: int = 0  # split or cut
+    too_long: int = 0  # split, cut or dropped
     without_loss: int = 0  # dropped
     beyond_context: int = 0  # of those, documents that would be learnt in a longer context alone
     duplicates: int = 0  # of documents that came before; they are learnt again
@@ -57,11 +57,12 @@ def pieces_of(
         if length > context and too_long == "refuse":
             raise DataError(
                 f"{document.where} has {length:,} tokens, more than data.context {context:,}; "
-                "raise the context, or set data.too_long to split or cut"
+                "raise the context, or set data.too_long to split, cut or drop"
             )
         kept = [p for p in _pieces(document, context, too_long) if p.loss_mask.any()]
         fit.without_loss += not kept
-        fit.beyond_context += not kept and bool(document.loss_mask.any())
+        is_dropped = too_long == "drop" and length > context
+        fit.beyond_context += not kept and not is_dropped and bool(document.loss_mask.any())
         fit.without_prompt += _loses_prompt(document, kept)
         yield from kept
 
@@ -70,6 +71,8 @@ def _pieces(document: Encoded, context: int, too_long: TooLong) -> list[Piece]:
     length, opening = len(document.input_ids), document.opening
     if length <= context or too_long == "cut":
         return [_piece(document, 0, min(context, length))]
+    if too_long == "drop":
+        return []
     if too_long == "split_with_prompt" and context - opening >= context // LEAST_ROOM:
         return _with_prompt(document, context)
     starts = list(range(0, length, context))

@@ -6,7 +6,7 @@ Training never sees a validation document.
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,25 +24,39 @@ from shared.data.row_cache import TRAIN, VALIDATION, Built, intact, publish, sto
 from shared.data.row_store import RowStore
 from shared.data.rows import SCHEMA
 from shared.errors import DataError
+from shared.text.documents import Document
 from shared.text.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
-from shared.text.sources import digest_sources, num_bytes, read_documents, sources_of
+from shared.text.sources import (
+    LeftOut,
+    Split,
+    digest_sources,
+    num_bytes,
+    read_documents,
+    sources_of,
+)
 
 log = logging.getLogger(__name__)
 
 HELD_OUT = 0.05  # of the documents, at most, where a domain names no validation text
 # Defaults of options that came after the first corpora were named: only other values are in a name.
-LATER_OPTIONS = {"special_tokens": "auto", "chat_template": None}
+LATER_OPTIONS = {"special_tokens": "auto", "chat_template": None, "unfit": "refuse"}
 FEWEST_DOCUMENTS = 20  # with fewer, pieces of documents are held out instead
 FEWEST_VALIDATION_ROWS = 2  # of a domain whose weight is decided from them
 
 
 def prepare(
-    config: Config, *, tokenizer: Callable[[], Tokenizer], tokenizer_digest: str, cache: Path
+    config: Config,
+    *,
+    tokenizer: Callable[[], Tokenizer],
+    tokenizer_digest: str,
+    cache: Path,
+    left_out: Mapping[str, LeftOut] | None = None,
 ) -> tuple[PreparedDomain, ...]:
     """All domains of a run in config order, with natural weights: shares of all loss tokens.
 
-    `tokenizer` is called where a domain is not in the cache. Raises DataError for text that cannot
-    be used, StorageError where the cache is full.
+    `tokenizer` is called where a domain is not in the cache. `left_out` has rows, by domain, that
+    are counted and not read. Raises DataError for text that cannot be used, StorageError where the
+    cache is full.
     """
     prepared = [
         prepare_domain(
@@ -53,6 +67,7 @@ def prepare(
             cache=cache,
             tokenizer=tokenizer,
             tokenizer_digest=tokenizer_digest,
+            left_out=(left_out or {}).get(name),
         )
         for name, domain in config.domains.items()
     ]
@@ -80,13 +95,15 @@ def prepare_domain(
     cache: Path,
     tokenizer: Callable[[], Tokenizer],
     tokenizer_digest: str,
+    left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> PreparedDomain:
     """Tokenise one domain, or find it in the cache; safe with several processes at once.
 
     `natural_weight` is the domain's own number of loss tokens, for `prepare` to divide.
     """
-    digest = _digest(name, domain, data=data, root=root, tokenizer_digest=tokenizer_digest)
+    named = {"data": data, "root": root, "tokenizer_digest": tokenizer_digest}
+    digest = _digest(name, domain, left_out=left_out or {}, **named)
     rows = cache.expanduser().absolute() / "rows"
     folder = rows / digest
     with storage_errors(rows):
@@ -94,7 +111,7 @@ def prepare_domain(
     with FileLock(rows / f"{digest}.lock"):
         facts = found = intact(folder)
         if facts is None:
-            text = _Text(name, domain, data, root, tokenizer, progress)
+            text = _Text(name, domain, data, root, tokenizer, progress, left_out or {})
             facts = publish(folder, domain=name, built=_build(text))
     log.info("%s: %s%s", name, facts.sentence(data), " (from the cache)" if found else "")
     return PreparedDomain(
@@ -115,10 +132,12 @@ class _Text:
     root: Path
     tokenizer: Callable[[], Tokenizer]
     progress: bool
+    left_out: LeftOut
 
-    def pieces(self, sources: Sequence[Source], account: Account) -> list[Piece]:
-        """Everything the sources hold, tokenised, cut to the context and counted."""
-        documents = read_documents(sources, root=self.root, columns=self.domain.columns)
+    def pieces(self, split: Split, account: Account) -> list[Piece]:
+        """Everything a split's sources hold, tokenised, cut to the context and counted."""
+        sources = sources_of(self.domain, split)
+        documents = self._kept(split, sources, account)
         encoded = encode(
             documents,
             tokenizer=self.tokenizer(),
@@ -130,10 +149,24 @@ class _Text:
         context, too_long = self.data.context, self.data.too_long
         return list(pieces_of(bar, context=context, too_long=too_long, fit=account.fit))
 
+    def _kept(
+        self, split: Split, sources: Sequence[Source], account: Account
+    ) -> Iterator[Document]:
+        """The documents of a split that are not left out."""
+        out = self.left_out.get(split, {})
+        documents = read_documents(sources, root=self.root, columns=self.domain.columns)
+        for number, document in enumerate(documents):
+            if number not in out:
+                yield document
+                continue
+            account.tally.leave_out(out[number])
+            account.fit.documents += 1
+            account.fit.without_loss += 1
+
 
 def _build(text: _Text) -> Built:
     account, name, domain = Account(), text.name, text.domain
-    pieces = text.pieces(sources_of(domain, "train"), account)
+    pieces = text.pieces("train", account)
     if not pieces:
         raise DataError(
             f"domain {name} is empty: {_seen(account, text.data)}; check domains.{name}.train"
@@ -143,7 +176,7 @@ def _build(text: _Text) -> Built:
         dropped = 0
     else:
         held_account = Account()
-        validation = text.pieces(sources_of(domain, "validation"), held_account)
+        validation = text.pieces("validation", held_account)
         if not validation:
             raise DataError(
                 f"the validation text of domain {name} is empty: {_seen(held_account, text.data)}; "
@@ -183,6 +216,8 @@ def _seen(account: Account, data: Data) -> str:
             f"{documents:,} documents, of {fit.beyond_context:,} of which what is learnt begins "
             f"beyond data.context {data.context:,} (data.too_long={data.too_long}); {way_out}"
         )
+    if account.tally.unfit:
+        return f"{documents:,} documents; data.unfit drops: {listed(account.tally.unfit)}"
     told = f" (roles: {listed(roles)}; the assistant's messages are learnt)" if roles else ""
     if account.tally.not_learnt:
         told += f" ({account.tally.not_learnt:,} say so themselves, as by weight: 0)"
@@ -279,7 +314,15 @@ def _with_bar(
         bar.refresh()
 
 
-def _digest(name: str, domain: Domain, *, data: Data, root: Path, tokenizer_digest: str) -> str:
+def _digest(
+    name: str,
+    domain: Domain,
+    *,
+    data: Data,
+    root: Path,
+    tokenizer_digest: str,
+    left_out: LeftOut,
+) -> str:
     decides = {
         "framing": FRAMING_VERSION,
         "schema": str(SCHEMA),
@@ -294,4 +337,6 @@ def _digest(name: str, domain: Domain, *, data: Data, root: Path, tokenizer_dige
         },
         "tokenizer": tokenizer_digest,
     }
+    if any(left_out.values()):
+        decides["left_out"] = left_out
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())

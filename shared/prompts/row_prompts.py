@@ -7,6 +7,7 @@ where a model wrote the answer. What is shown lies in an Arrow file, a row for e
 T tokens of a document
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,7 +20,12 @@ import xxhash
 
 from shared.errors import DataError
 from shared.prompts.prefix import DocumentOpenings, Opening
+from shared.text.sources import Split
 
+Splits = dict[Split, dict[int, str]]
+LEFT_OUT = b"left_out"  # in a file's metadata: rows that are not read, JSON
+SAME_PROMPT = "one prompt with other teacher_prompts"
+BEYOND_TEACHER = "longer than the teacher's context"
 SCHEMA = pa.schema(
     {
         "key": pa.binary(16),
@@ -41,6 +47,14 @@ class RowPrompt:
     opening: Opening
     prompt_ids: np.ndarray  # int32
     length: int  # tokens of the document, as far as a row holds it
+    place: tuple[Split, int] = ("train", 0)  # split, and number among its documents
+
+    def needs(self, *, context: int, written: int) -> int:
+        """Tokens that a teacher reads at most, where a model writes `written` after the prompt
+        within the `context` of a student's row."""
+        shown, plain = self.opening.shown_ids, self.opening.plain_ids
+        whole = _whole(len(self.prompt_ids), self.length, context=context, written=written)
+        return len(shown) - len(plain) + whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +97,26 @@ def key_of(ids_T: np.ndarray, mask_T: np.ndarray) -> bytes:
     return xxhash.xxh3_128_digest(np.ascontiguousarray(ids_T[:stop], np.int32).tobytes())
 
 
-def write_row_prompts(path: Path, prompts: Iterable[RowPrompt]) -> None:
-    """Write what is shown with the rows of a domain. Raises DataError for rows of one prompt with
-    which different things are shown."""
+def write_row_prompts(
+    path: Path, prompts: Iterable[RowPrompt], left_out: Splits | None = None
+) -> None:
+    """Write what is shown with the rows of a domain, and which rows are left out, to which those
+    are added that share a prompt with one before and are shown something else. None: raises
+    DataError for such rows."""
     kept: dict[bytes, RowPrompt] = {}
     for one in prompts:
         key = key_of(one.prompt_ids, np.zeros(0))
         first = kept.setdefault(key, one)
         if not np.array_equal(first.opening.shown_ids, one.opening.shown_ids):
-            raise DataError(
-                f"{first.where} and {one.where} have the same prompt and different "
-                "teacher_prompts, and the student cannot tell them apart; leave one of them out"
-            )
-        if one.length > first.length:
+            if left_out is None:
+                raise DataError(
+                    f"{first.where} and {one.where} have the same prompt and different "
+                    "teacher_prompts, and the student cannot tell them apart; leave one of them "
+                    "out, or set data.unfit=drop"
+                )
+            split, number = one.place
+            left_out.setdefault(split, {})[number] = SAME_PROMPT
+        elif one.length > first.length:
             kept[key] = one
     columns = {
         "key": list(kept),
@@ -105,9 +126,10 @@ def write_row_prompts(path: Path, prompts: Iterable[RowPrompt]) -> None:
         "prompt": [len(one.prompt_ids) for one in kept.values()],
         "length": [one.length for one in kept.values()],
     }
-    table = pa.table(columns, schema=SCHEMA)
+    schema = SCHEMA.with_metadata({LEFT_OUT: json.dumps(left_out or {}).encode()})
+    table = pa.table(columns, schema=schema)
     draft = path.with_name(f".{path.name}.draft")
-    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(table)
     draft.replace(path)
 
@@ -127,6 +149,16 @@ def read_row_prompts(path: Path) -> RowOpenings:
     return RowOpenings(str(path), longest=longest, digest=state.hexdigest())
 
 
+def read_left_out(path: Path) -> Splits:
+    """The rows that `write_row_prompts` was told, or found, to be left out."""
+    table, _ = _read(str(path))
+    told = json.loads(table.schema.metadata[LEFT_OUT])
+    return {
+        split: {int(number): reason for number, reason in rows.items()}
+        for split, rows in told.items()
+    }
+
+
 def overlong(
     openings: RowOpenings, *, teacher_context: int, context: int, written: int
 ) -> tuple[str, int] | None:
@@ -137,10 +169,16 @@ def overlong(
     names = ("where", "plain_ids", "shown_ids", "prompt", "length")
     for where, plain, shown, prompt, length in zip(*(table.column(n) for n in names), strict=True):
         grows = len(shown.values) - len(plain.values)
-        needed = grows + max(length.as_py(), min(context, prompt.as_py() + written))
+        whole = _whole(prompt.as_py(), length.as_py(), context=context, written=written)
+        needed = grows + whole
         if needed > teacher_context:
             return where.as_py(), needed
     return None
+
+
+def _whole(prompt: int, length: int, *, context: int, written: int) -> int:
+    """Tokens of a document at most, of its own answer or of one that a model writes."""
+    return max(length, min(context, prompt + written))
 
 
 @lru_cache(maxsize=FILES_KEPT)

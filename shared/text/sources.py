@@ -20,8 +20,12 @@ from shared.text.masks import ROW_MASKS
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Split = Literal["train", "validation"]
+# Rows that are not read: by split, number in the order of `read_documents`, and reason.
+LeftOut = Mapping[Split, Mapping[int, str]]
 
-def sources_of(domain: Domain, split: Literal["train", "validation"]) -> list[Source]:
+
+def sources_of(domain: Domain, split: Split) -> list[Source]:
     """The sources of a split; empty where the domain names no validation text."""
     sources = getattr(domain, split)
     if sources is None:

@@ -171,6 +171,10 @@ KNOBS = {
     "data.too_long": (
         "shared/data/test_tokenise.py::test_long_text_is_counted_and_treated_as_configured"
     ),
+    "data.unfit": (
+        "cluster/planning/test_row_prompting.py"
+        "::test_a_conversation_with_several_answers_is_dropped_too"
+    ),
     "data.special_tokens": f"{ROWS}::test_options_decide_what_special_tokens_and_templates_become",
     "data.chat_template": f"{ROWS}::test_options_decide_what_special_tokens_and_templates_become",
     "data.validation_rows": (

@@ -4,6 +4,7 @@ N positions with loss   V vocabulary
 """
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.planning.prompting import refuse_overlong, showing_of
+from cluster.planning.prompting import Showing, refuse_overlong, showing_of
+from cluster.report.text import text_of
 from shared.config.run import Config
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
 from shared.errors import ConfigError, DataError, HandshakeError
 from shared.prompts.prefix import PromptedReader, shown, shown_prompts
+from shared.prompts.prompts import Example, Prompt, PromptSet
 from shared.prompts.row_prompts import openings_from_json
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
@@ -56,14 +59,16 @@ def config_of(folder: Path, rows: list[dict], **options) -> Config:
     return Config.model_validate(fields | options)
 
 
-def shown_by(config: Config, tokenizer):
-    hands = SimpleNamespace(load_tokenizer=lambda: tokenizer, rows_digest="one")
+def shown_by(config: Config, tokenizer, *, teacher_context: int | None = None):
+    teachers = {"t": SimpleNamespace(context=teacher_context)}
+    hands = SimpleNamespace(load_tokenizer=lambda: tokenizer, rows_digest="one", teachers=teachers)
     return showing_of(config, hands)  # type: ignore[arg-type]
 
 
-def prepared(config: Config, tokenizer):
-    cache = Path(config.paths.cache)
-    (domain,) = prepare(config, tokenizer=lambda: tokenizer, tokenizer_digest="one", cache=cache)
+def prepared(config: Config, tokenizer, showing: Showing | None = None):
+    asked = {"tokenizer": lambda: tokenizer, "tokenizer_digest": "one"}
+    left_out = showing.left_out if showing else None
+    (domain,) = prepare(config, **asked, cache=Path(config.paths.cache), left_out=left_out)
     return domain
 
 
@@ -175,7 +180,7 @@ def test_a_conversation_that_begins_otherwise_is_counted_with_its_beginning(tmp_
     ]
     rows = [{"messages": chat, "hint": f"class {n}"} for n, chat in enumerate(chats)]
     config = config_of(tmp_path, rows, data={"context": 96})
-    template = chatting(tokenizer, CHATML)
+    template = chatting(deepcopy(tokenizer), CHATML)
     showing, domain = shown_by(config, template), SimpleNamespace(name="d")
     found = prepared(config, template)
     before, after = [], []
@@ -234,10 +239,117 @@ def test_options_that_leave_no_prompt_are_refused(tmp_path, tokenizer):
     config = config_of(tmp_path, ROWS, data={"context": 64, "loss_on": "everything"})
     with pytest.raises(ConfigError, match="domain d would learn its prompts"):
         shown_by(config, tokenizer)
-    prompts = tmp_path / "prompts.json"
-    from shared.prompts.prompts import Prompt, PromptSet
 
-    prompts.write_text(json.dumps(PromptSet({"d": Prompt("Be brief.")}).to_dict()))
-    config = config_of(tmp_path, ROWS, prompts=str(prompts))
-    with pytest.raises(ConfigError, match="prompts has one for domain d, which has"):
-        shown_by(config, tokenizer)
+
+def texts_of(config: Config, tokenizer, showing: Showing) -> tuple[set[str], dict]:
+    """The documents that the rows of a domain hold, and the account of it."""
+    domain = prepared(config, tokenizer, showing)
+    found = set()
+    for path in (domain.train_path, domain.validation_path):
+        store = RowStore.open(path)
+        rows = store.take(range(len(store)))
+        shown(rows, showing.openings)  # whatever is drawn has what is shown with it
+        found |= set(tokenizer.batch_decode(rows.documents().column("input_ids")))
+    return found, dict(text_of(config, (domain,))["d"])
+
+
+UNFIT = {
+    "text without a prompt": {"text": "plain", "hint": "h"},
+    "longer than data.context": {"prompt": "p", "response": "long " * 70, "hint": "h"},
+    "one prompt with other teacher_prompts": ROWS[1] | {"response": "another", "hint": "other"},
+    "longer than the teacher's context": {"prompt": "q", "response": "r", "hint": "h " * 300},
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_rows_that_cannot_have_one_are_dropped_and_counted_where_that_is_asked(
+    tmp_path, tokenizer, reason
+):
+    """The others are as if they had not been there, and none is shown what is another's."""
+    data = {"context": 64, "unfit": "drop"}
+    plain = config_of(tmp_path / "plain", ROWS, data=data)
+    showing = shown_by(plain, tokenizer)
+    expected, account = texts_of(plain, tokenizer, showing)
+    assert (account["documents"], account["dropped"], account["notes"]) == (24, 0, [])
+
+    more = config_of(tmp_path / "more", [*ROWS, UNFIT[reason]], data=data)
+    found = shown_by(more, tokenizer, teacher_context=200)
+    assert found.left_out == {"d": {"train": {24: reason}}}
+    assert found.openings["d"].digest == showing.openings["d"].digest
+    texts, account = texts_of(more, tokenizer, found)
+    assert texts == expected
+    assert (account["documents"], account["dropped"]) == (25, 1)
+    assert account["notes"] == [
+        "rows that are dropped, since their teacher_prompt cannot be shown with them "
+        f"(data.unfit): {reason} 1"
+    ]
+    assert shown_by(more, None, teacher_context=200) == found  # from the cache
+
+
+def test_a_conversation_with_several_answers_is_dropped_too(tmp_path, tokenizer):
+    turns = [
+        {"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")
+    ]
+    rows = [{"messages": turns, "hint": "h"}, *ROWS]
+    found = shown_by(
+        config_of(tmp_path, rows, data={"unfit": "drop"}), chatting(deepcopy(tokenizer), CHATML)
+    )
+    assert found.left_out == {"d": {"train": {0: "several answers"}}}
+    with pytest.raises(DataError, match=r"several answers are learnt.* or set data.unfit=drop"):
+        shown_by(config_of(tmp_path, rows), chatting(deepcopy(tokenizer), CHATML))
+
+
+def test_a_domain_of_which_every_row_is_dropped_says_why(tmp_path, tokenizer):
+    texts = [{"text": f"plain {n}", "hint": "h"} for n in range(3)]
+    config = config_of(tmp_path, texts, data={"unfit": "drop"})
+    showing = shown_by(config, tokenizer)
+    with pytest.raises(DataError, match=r"data.unfit drops: text without a prompt 3; check"):
+        prepared(config, tokenizer, showing)
+
+
+def test_validation_rows_are_dropped_by_their_own_numbers(tmp_path, tokenizer):
+    (tmp_path / "v.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (ROWS[5], UNFIT["text without a prompt"]))
+    )
+    domain = {"train": "d.jsonl", "validation": "v.jsonl", "columns": {"teacher_prompt": "hint"}}
+    config = config_of(tmp_path, ROWS[:4], data={"unfit": "drop"}, domains={"d": domain})
+    showing = shown_by(config, tokenizer)
+    assert showing.left_out == {"d": {"validation": {1: "text without a prompt"}}}
+    texts, account = texts_of(config, tokenizer, showing)
+    assert len(texts) == 5
+    assert (account["documents"], account["validation"]["dropped"]) == (4, 1)
+
+
+def test_a_row_too_long_may_be_dropped_as_any_other_is(tmp_path, tokenizer):
+    rows = [UNFIT["longer than data.context"], *ROWS]
+    config = config_of(tmp_path, rows, data={"context": 64, "too_long": "drop"})
+    texts, account = texts_of(config, tokenizer, shown_by(config, tokenizer))
+    assert len(texts) == len(ROWS)
+    assert (account["dropped"], account["cut"], account["split"]) == (1, 0, 0)
+    assert account["notes"] == [
+        "1 documents are dropped, since they are longer than data.context (data.too_long)"
+    ]
+
+
+def test_a_domains_prompt_stands_before_what_is_shown_with_each_row(tmp_path, tokenizer):
+    """Also before a row of which nothing is told."""
+    path = tmp_path / "prompts.json"
+    examples = (Example("inspect x", "no source for x"),)
+    path.write_text(json.dumps(PromptSet({"d": Prompt("Be brief.", examples)}).to_dict()))
+    config = config_of(tmp_path, ROWS, prompts=str(path))
+    showing = shown_by(config, tokenizer)
+    assert showing.prompts != shown_by(config_of(tmp_path, ROWS), tokenizer).prompts
+    domain = prepared(config, tokenizer, showing)
+    documents = RowStore.open(domain.train_path).take(range(2)).documents()
+    hints = {f"{row['prompt']}\n{row['response']}": row["hint"] for row in ROWS}
+    seen = set()
+    for ids, mask in zip(documents.column("input_ids"), documents.column("loss_mask"), strict=True):
+        own = showing.openings["d"].of(ids, mask, "d/0")
+        hint = hints[tokenizer.decode(ids, skip_special_tokens=True)]
+        told = "\n\n".join(filter(None, ("Be brief.", hint, "inspect x\nno source for x", "")))
+        text = tokenizer.decode(own.shown_ids, skip_special_tokens=True)
+        assert text == tokenizer.decode(
+            tokenizer(told + "\n\n", add_special_tokens=False)["input_ids"]
+        )
+        seen.add(bool(hint))
+    assert seen == {True, False}
