@@ -4,6 +4,7 @@ import json
 import logging
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -165,10 +166,17 @@ def local_folder(name: str, *, revision: str | None, marker: str) -> Path:
 
 
 def weights_digest(folder: Path) -> str:
-    """Hash over the content of the weights and configs of a folder."""
-    state = xxhash.xxh3_128()
+    """Hash over the content of the weights and configs of a folder, which a process reads once."""
     files = {path for pattern in IDENTIFYING_FILES for path in folder.glob(pattern)}
-    for path in sorted(files):
+    found = ((path, path.stat()) for path in sorted(files))
+    return _content_digest(tuple((path, told.st_size, told.st_mtime_ns) for path, told in found))
+
+
+@lru_cache(maxsize=16)
+def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash over names and content of files; size and time say that they are as they were."""
+    state = xxhash.xxh3_128()
+    for path, _, _ in files:
         state.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):

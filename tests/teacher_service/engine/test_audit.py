@@ -1,5 +1,6 @@
 """What a quantised teacher reports about itself."""
 
+import os
 import re
 import shutil
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from shared.config.models.teachers import Teacher
 from teacher_service.engine import audit
 from teacher_service.engine.hf import HFEngine
+from teacher_service.engine.loading import weights_digest
 from tests.answers import question_of
 from tests.student_trainer.models.test_adapters import save as save_mixture
 from tests.teacher_service.scripted import make_rows
@@ -106,3 +108,17 @@ def test_a_trained_teacher_survives_quantisation(reference, quantisation, most_k
     kl, agreement = re.search(r"KL of (\S+) nats .* at (\S+)%", note).groups()
     assert 0 < float(kl) < most_kl
     assert float(agreement) > least
+
+
+def test_a_process_reads_a_models_files_once_for_their_digest(tmp_path):
+    """While size and time say that they are as they were."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"one")
+    first, told = weights_digest(tmp_path), path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns))
+    assert weights_digest(tmp_path) == first
+    os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns + 1))
+    second = weights_digest(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert len({first, second, weights_digest(tmp_path)}) == 3
