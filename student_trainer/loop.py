@@ -111,6 +111,8 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
             report(run, step)
         follow_validation(run, step)
         watch = Stopwatch(run.reader)
+        if run.followed is not None:
+            run.followed.follow(step)
         drawn = run.loader.step(step)
         if run.online is not None:
             run.online.teach(drawn)

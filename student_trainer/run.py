@@ -36,11 +36,12 @@ from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.followed_log import FollowedLog
+from student_trainer.sources.followed_student import FOLLOWED, FollowedVersions, open_followed
 from student_trainer.sources.generated.rollouts import ADAPTIVE, Rollouts, open_rollouts
 from student_trainer.sources.generated.writers import open_writer
 from student_trainer.sources.loader import Loader
 from student_trainer.sources.online_teacher import MODULES, OnlineTeacher, open_online_teacher
-from student_trainer.sources.source import OpenSource, TokenSource
+from student_trainer.sources.source import MovingTeacher, OpenSource, TokenSource
 from student_trainer.sources.student_ids import StudentIds
 from student_trainer.state.export import Reloader
 from student_trainer.state.stateful import Stateful
@@ -71,6 +72,7 @@ class Run:
     rollouts: RolloutAccumulator
     taid: TAIDState
     online: OnlineTeacher | None  # whose modules learn beside the student
+    followed: FollowedVersions | None  # of the student, which its teacher is
     stateful: Mapping[str, Stateful]  # by the name under which checkpoints keep it
     reader: RunReader | None
     controller: ControllerClient | None  # on rank 0
@@ -160,6 +162,7 @@ def open_run(
     rows = open_source(plan, ranks, weight_log)
     source = _written(rows, plan, ranks, open_writer=writer, open_teachers=open_teachers)
     online = open_online_teacher(plan, engine, layouts, ranks, open_modules=open_modules)
+    followed = open_followed(plan, student, engine, ranks)
     _make_folders(RunDir(Path(plan.run_dir)))
     num_teachers = len(plan.parts) if reader else 0
     measured = _measured(plan, ranks, objective.loss_head.layout, num_teachers=num_teachers)
@@ -174,11 +177,14 @@ def open_run(
         layouts=layouts,
         weight_log=weight_log,
         source=source,
-        loader=_loader(plan, source, weight_log, ranks, reader, layouts, engine, online),
+        loader=_loader(
+            plan, source, weight_log, ranks, reader, layouts, engine, online or followed
+        ),
         validation=_validation(plan, layouts, ranks),
         **measured,
         online=online,
-        stateful=_stateful(measured, config, source, online),
+        followed=followed,
+        stateful=_stateful(measured, config, source, online, followed),
         reader=reader,
         controller=controller,
     )
@@ -192,7 +198,7 @@ def _loader(
     reader: RunReader | None,
     layouts: Layouts,
     engine: Any,
-    online: OnlineTeacher | None,
+    moving: MovingTeacher | None,
 ) -> Loader:
     return Loader(
         source,
@@ -202,8 +208,9 @@ def _loader(
         reader=reader,
         question=plan.training_question,
         student_ids=_student_ids(plan, engine, layouts),
-        online=online,
+        moving=moving,
         waiting=source.waiting if isinstance(source, Rollouts) else None,
+        in_turn=isinstance(source, Rollouts) and source.in_turn,
     )
 
 
@@ -252,7 +259,11 @@ def _measured(plan: RunPlan, ranks: Ranks, layout: SumLayout, *, num_teachers: i
 
 
 def _stateful(
-    measured: _Measured, config: Config, source: TokenSource, online: OnlineTeacher | None
+    measured: _Measured,
+    config: Config,
+    source: TokenSource,
+    online: OnlineTeacher | None,
+    followed: FollowedVersions | None,
 ) -> dict[str, Stateful]:
     """The parts that checkpoints keep, by the names that they have there."""
     written: dict[str, Stateful] = {"rollouts": measured["rollouts"]}
@@ -264,6 +275,7 @@ def _stateful(
         "interpolation": measured["taid"],
         **({} if config.source.is_dataset else written),
         **({} if online is None else {MODULES: online}),
+        **({} if followed is None else {FOLLOWED: followed}),
     }
 
 

@@ -31,7 +31,7 @@ from cluster.session.services import named_services, reached, services_of
 from cluster.session.session import connected, prepare_environment
 from shared.config.file import dump
 from shared.config.losses import CrossEntropy, RouterBalance
-from shared.config.models.modules import without_modules
+from shared.config.models.modules import as_loaded
 from shared.config.models.rollouts import RolloutService
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
@@ -361,7 +361,7 @@ def on_hard_labels(config: Config) -> Config:
     targets = config.targets.model_copy(update={"student_ids": 0})
     routed = [loss for loss in config.losses if isinstance(loss, RouterBalance)]
     alone = {"losses": [CrossEntropy(), *routed], "targets": targets, "baseline": False}
-    teachers = without_modules(config.teachers)
+    teachers = as_loaded(config.teachers)
     return config.model_copy(update={**alone, "teachers": teachers})
 
 

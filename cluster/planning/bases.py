@@ -137,6 +137,12 @@ def _on_base(name: str, teacher: Teacher, config: Config) -> Teacher:
             f"{option} is {found.name}, a PEFT adapter, and teachers.{name}.adapter is "
             f"{teacher.adapter}; set {option} to a whole model, as {found.base}, which is its base"
         )
+    if teacher.follow_student is not None:
+        raise ConfigError(
+            f"{option} is {found.name}, a PEFT adapter, and follow_student is set, with which it "
+            "is laid out as the student that trains; merge the adapter into its base and set "
+            f"student.model and {option} to that"
+        )
     print(
         f"{option} is {found.name}, a PEFT adapter: it goes on {found.base}, its base", flush=True
     )

@@ -220,6 +220,11 @@ def refuse_unasked(config: Config) -> None:
                 f"teachers.{name}.online_modules is set, but no loss asks a teacher, so that "
                 "nobody learns from them; leave them out, or add a loss that learns from it"
             )
+        if teacher.follow_student is not None:
+            raise ConfigError(
+                f"teachers.{name}.follow_student is set, but no loss asks a teacher, so that "
+                "nobody learns from it; leave it out, or add a loss that learns from it"
+            )
     if isinstance(config.mixture, AdaptiveMixture) and not config.mixture.needs_validation:
         raise ConfigError(
             f"mixture.policy is {config.mixture.policy}, which compares with the teacher on "

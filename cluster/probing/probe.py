@@ -17,7 +17,7 @@ from cluster.sizing.estimate import Estimate, Side
 from cluster.sizing.fitting import machine_total
 from cluster.sizing.measured import Probe, read
 from shared.config.mixture import FixedMixture
-from shared.config.models.modules import without_modules
+from shared.config.models.modules import as_loaded
 from shared.config.run import Config
 from shared.errors import ConfigError, TutelageError
 from shared.in_words import in_bytes
@@ -105,7 +105,7 @@ def probed(config: Config, folder: Path, *, steps: int) -> Config:
             "steps": steps,
             "paths": config.paths.model_copy(update={"runs": str(folder)}),
             "targets": targets,
-            "teachers": without_modules(config.teachers),
+            "teachers": as_loaded(config.teachers),
             "mixture": mixture,
             "progressive": None,
             "baseline": False,

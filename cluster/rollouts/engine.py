@@ -4,25 +4,22 @@ names.
 T tokens of a fixed text   V vocabulary
 """
 
-import json
-import time
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import transformers
-from safetensors import safe_open
 
 from shared.config.run import Config
 from shared.data.rows import Rows
-from shared.errors import ConfigError, DamagedError, TeacherError, reason_of
+from shared.errors import ConfigError
 from shared.model_parts import longest_context
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from shared.targets.weights import CANARY_IDS, WeightFiles, WeightsRef
+from shared.targets.weights import WeightFiles, WeightsRef
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.decoding import decode
 from student_trainer.models.probing import label_logprobs
@@ -30,7 +27,7 @@ from student_trainer.models.student import load_student
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generation.generating import open_generator
-from teacher_service.engine.weights import load_weights
+from teacher_service.engine.weights import arrived, load_weights
 
 ARRIVAL_S = 30.0  # within which a file that was written is seen on another node
 POLL_S = 0.2
@@ -97,37 +94,11 @@ class StudentEngine:
 
     def load_weights(self, weights: WeightsRef) -> None:
         """Hold the weights of a version from here on. Raises as `generate` does."""
-        path = self._arrived(weights.version)
-        try:
-            digest = self._files.digest(weights.version)
-            if digest != weights.digest:
-                raise DamagedError(
-                    f"{path} is not what was pushed as version {weights.version} of the student's "
-                    f"weights: its digest is {digest}, not {weights.digest}; look at the disk, "
-                    "and run the same command again, it resumes from the last checkpoint"
-                )
-            with safe_open(path, framework="pt") as file:
-                self._canary_ids_T = torch.tensor(json.loads(file.metadata()[CANARY_IDS]))
-        except OSError as error:
-            raise TeacherError(
-                f"version {weights.version} of the student's weights cannot be read from {path}: "
-                f"{reason_of(error)}"
-            ) from None
+        path, canary = arrived(self._files, weights)
+        self._canary_ids_T = torch.tensor(canary["ids"])
         self._weights = None  # a load that fails half way holds no version
         load_weights(self._model, path)
         self._weights = weights
-
-    def _arrived(self, version: int) -> Path:
-        """The file of a version, once it is seen here."""
-        path, deadline = self._files.path(version), time.monotonic() + ARRIVAL_S
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise TeacherError(
-                    f"version {version} of the student's weights was not seen in {path.parent} "
-                    f"within {ARRIVAL_S:g} s; a rollout is written with no other version"
-                )
-            time.sleep(POLL_S)
-        return path
 
     @torch.no_grad()
     def _canary(self) -> np.ndarray:

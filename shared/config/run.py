@@ -15,6 +15,7 @@ from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
 from shared.config.models.engines import check_engines
+from shared.config.models.following import FollowedStudent, check_following
 from shared.config.models.modules import TrainedModules, check_modules
 from shared.config.models.rollouts import RolloutService, check_rollouts
 from shared.config.models.student import Student, check_workers
@@ -225,6 +226,12 @@ class Config(Section):
         return next(found, None)
 
     @property
+    def followed(self) -> FollowedStudent | None:
+        """Which student of the steps before is the teacher, where a loss asks the teacher."""
+        found = (teacher.follow_student for teacher in self.teachers.values() if self.needs_teacher)
+        return next(found, None)
+
+    @property
     def modules_lag(self) -> int:
         """Steps between the modules that answer and the step that learns from them."""
         asked = self.modules and self.modules.lag
@@ -306,6 +313,9 @@ class Config(Section):
         )
         check_rollouts(self.rollouts, self.source)
         check_modules(self.teachers, self.targets, self.source, most_ahead=self.prefetch_steps)
+        check_following(
+            self.teachers, self.student, self.targets, self.source, rollout_lag=self.rollout_lag
+        )
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
         self._phases_fit()
         self._nothing_contradicts()

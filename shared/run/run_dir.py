@@ -120,6 +120,12 @@ class RunDir:
         return self.path / "weights"
 
     @property
+    def followed(self) -> Path:
+        """Versions of the student's weights for a teacher that follows it, which checkpoints
+        name."""
+        return self.path / "followed"
+
+    @property
     def export(self) -> Path:
         """The student as a plain Hugging Face or PEFT folder."""
         return self.path / "export"

@@ -52,7 +52,7 @@ STORED: dict[str, Any] = {
     "states_width": 0,
     "student_ids": 0,
     "ids": "elias_fano",
-    "modules": None,
+    "weights": None,
 }
 # Those that are named whatever their values; the others only where they differ, so that answers are
 # called what they were called before there were others.
@@ -117,8 +117,8 @@ class Question:
     ask: Ask
     hidden: HiddenAsk = field(default=HiddenAsk(), kw_only=True)
     prefix: str = field(default="", kw_only=True)  # digest of the prompts shown; "": none
-    # The version of a teacher's modules that answers; None: the teacher without any.
-    modules: WeightsRef | None = field(default=None, kw_only=True)
+    # The version of a teacher's weights, or of modules on it, that answers; None: it as loaded.
+    weights: WeightsRef | None = field(default=None, kw_only=True)
 
     def columns(self, hidden_width: int) -> dict[str, Column]:
         """What every column of an answer holds, in the order of a Table; hidden states are as wide
@@ -137,7 +137,7 @@ class Question:
             "hidden_encoding": hidden.encoding,
             "projection": hidden.projection,
             "prompts": self.prefix,
-            "modules": self.modules and asdict(self.modules),
+            "weights": self.weights and asdict(self.weights),
             **self.ask.stored(),
         }
         return {
@@ -162,13 +162,13 @@ class Question:
                 tuple(fields["hidden_layers"]), fields["hidden_encoding"], fields["projection"]
             ),
             prefix=fields["prompts"],
-            modules=fields["modules"] and WeightsRef(**fields["modules"]),
+            weights=fields["weights"] and WeightsRef(**fields["weights"]),
         )
 
     def in_words(self) -> str:
         """The question as a message names it."""
         shown = f"shown prompts {self.prefix[:8]}" if self.prefix else ""
-        of = f"of modules of version {self.modules.version}" if self.modules else ""
+        of = f"of weights of version {self.weights.version}" if self.weights else ""
         return ", ".join(filter(None, (self.ask.in_words(), self.hidden.in_words(), shown, of)))
 
 

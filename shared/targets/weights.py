@@ -1,6 +1,6 @@
 """Versions of weights as files, and how a request names one.
 
-    weights/
+    weights/ and followed/
       version-000012.safetensors             a student's trained weights after 12 updates
     modules/
       version-000012.DIGEST.safetensors      a teacher's modules and their optimiser's moments
@@ -9,6 +9,7 @@ The version is the number of updates behind the weights.
 """
 
 import re
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from pathlib import Path
 import xxhash
 
 BLOCK_BYTES = 2**24
-CANARY_IDS = "canary_ids"  # in a file's metadata: the token ids of a fixed text, JSON
+CANARY = "canary"  # in a file's metadata: a fixed text and what its owner makes of it, JSON
 _NAME = re.compile(r"version-(\d{6,})\.safetensors")
+_DRAFT_NAME = re.compile(r"\.version-(\d{6,})\.[0-9a-f]{32}\.draft")
 _MODULES_NAME = re.compile(r"version-(\d{6,})\.[0-9a-f]{32}\.safetensors")
 
 
@@ -74,6 +76,10 @@ class ModuleFiles:
         """Where a version lies, or would."""
         return self.folder / f"version-{ref.version:06d}.{ref.digest}.safetensors"
 
+    def draft(self, version: int) -> Path:
+        """A file that nobody else writes, to be published."""
+        return self.folder / f".version-{version:06d}.{uuid.uuid4().hex}.draft"
+
     def publish(self, draft: Path, version: int) -> WeightsRef:
         """Give a complete file of this folder its name. Raises OSError."""
         ref = WeightsRef(version, digest_of(draft))
@@ -81,8 +87,9 @@ class ModuleFiles:
         return ref
 
     def forget(self, is_needed: Callable[[int], bool]) -> None:
-        """Remove the versions that nobody needs any more."""
-        for path in self.folder.glob("version-*.safetensors"):
-            match = _MODULES_NAME.fullmatch(path.name)
+        """Remove the versions that nobody needs any more, and what writers of theirs that were
+        killed left."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            match = _MODULES_NAME.fullmatch(path.name) or _DRAFT_NAME.fullmatch(path.name)
             if match is not None and not is_needed(int(match[1])):
                 path.unlink(missing_ok=True)

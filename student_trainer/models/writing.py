@@ -28,8 +28,8 @@ class Writer(Protocol):
         ...
 
     def at(self, version: int) -> AbstractContextManager[Generator]:
-        """What writes with the version prepared last, for the length of a `with`; without a word
-        to other ranks."""
+        """What writes with a version that was prepared, the last one or, apart, one that a step to
+        come names; for the length of a `with`, without a word to other ranks."""
         ...
 
     def take_bytes(self) -> int:

@@ -2,9 +2,9 @@
 
 Units are asked about up to the source's depth ahead of the step under way, but never beyond the
 last step whose weights are settled, so that neither prefetch nor a slow controller can change what
-is drawn. Where the student names ids to ask about, that depth is 0; where a teacher's modules
-learn, at most the lag of those that answer. Where others write a block, the ranks learn an earlier
-one meanwhile, and its units are asked about once it is written.
+is drawn. Where the student names ids to ask about, that depth is 0; where a teacher changes in
+training, at most the lag of the version that answers. Where others write blocks, the ranks learn
+an earlier one meanwhile, and the units of each are asked about once it is written.
 
 D domains in config order   R rows of a unit
 """
@@ -27,8 +27,13 @@ from student_trainer.ranks import Ranks
 from student_trainer.sources.apart import Apart
 from student_trainer.sources.batches import Step
 from student_trainer.sources.followed_log import FollowedLog
-from student_trainer.sources.online_teacher import OnlineTeacher
-from student_trainer.sources.source import DomainCounts, Drawn, FinishDrawn, TokenSource
+from student_trainer.sources.source import (
+    DomainCounts,
+    Drawn,
+    FinishDrawn,
+    MovingTeacher,
+    TokenSource,
+)
 from student_trainer.sources.student_ids import StudentIds
 
 Answers = Iterator[tuple[Rows, Answer]]
@@ -39,7 +44,8 @@ class Loader:
     """Steps in order, from any first one on; the reader is asked ahead and answers in order.
 
     Without a reader or a question no answers are there. What waits until a block is written does so
-    `waiting` for its step.
+    `waiting` for its step. Blocks that are written `in_turn` are begun when those before them are
+    written on all ranks.
     """
 
     def __init__(
@@ -52,18 +58,19 @@ class Loader:
         reader: RunReader | None = None,
         question: Question | None = None,
         student_ids: StudentIds | None = None,
-        online: OnlineTeacher | None = None,
+        moving: MovingTeacher | None = None,
         waiting: Callable[[int], AbstractContextManager[None]] | None = None,
+        in_turn: bool = False,
     ) -> None:
         assert student_ids is None or source.ahead == 0, "its weights would be old"
         self._source, self._weight_log, self._ranks = source, weight_log, ranks
         self._domains, self._student_ids = tuple(domains), student_ids
-        self._reader, self._question, self._online = reader, question, online
-        self._ahead = source.ahead if online is None else min(source.ahead, online.lag)
+        self._reader, self._question, self._moving = reader, question, moving
+        self._ahead = source.ahead if moving is None else min(source.ahead, moving.lag)
         self._drawn: deque[tuple[int, Future[Asked]]] = deque()
         self._answers: Answers | None = None  # of the step returned last
         self._apart, self._waiting = Apart[Asked](ranks), waiting
-        self._writing = 0  # the step whose block is under way
+        self._in_turn = in_turn
         self._asking = threading.Lock()  # the reader is asked by one thread at a time
 
     def step(self, index: int) -> Step:
@@ -78,8 +85,7 @@ class Loader:
         first = self._drawn[-1][0] + 1 if self._drawn else index
         for ahead in range(first, max(through, beyond) + 1):
             self._drawn.append((ahead, self._begun(ahead, is_asked=ahead <= through)))
-        if len(self._drawn) == 1:  # which may be under way
-            self.settle()
+        self._settle(through=index)
         _, block = self._drawn.popleft()
         drawn, self._answers = block.result()
         counts = drawn.counts or self._added_up(drawn.units)
@@ -96,10 +102,9 @@ class Loader:
             yield None if self._answers is None else self._taken(self._answers)
 
     def settle(self) -> None:
-        """Wait until what is drawn is written, on all ranks together."""
-        if self._apart.is_under_way:
-            with self._waiting(self._writing) if self._waiting else nullcontext():
-                self._apart.settle()
+        """Wait until all that is drawn is written, on all ranks together."""
+        if self._apart.unsettled:
+            self._settle(through=self._apart.unsettled[-1])
 
     def close(self) -> None:
         """Wait for nothing any more; the source and the reader are closed."""
@@ -107,28 +112,34 @@ class Loader:
 
     def _begun(self, step: int, *, is_asked: bool) -> Future[Asked]:
         """Block `step` and what is asked about it, at once or when it is written."""
-        self.settle()
+        if self._in_turn:
+            self.settle()
         question = self._question_at(step) if is_asked else None
         drawn = self._source.draw(step)
         if not callable(drawn):
             return _known((drawn, self._asked(drawn, question)))
-        self._writing = step
         if self._student_ids is None:
-            return self._apart.begin(partial(self._finished, drawn, question))
-        block = self._apart.begin(partial(self._finished, drawn, None))
+            return self._apart.begin(step, partial(self._finished, drawn, question))
+        block = self._apart.begin(step, partial(self._finished, drawn, None))
         self.settle()  # the ranks name ids together
         written, _ = block.result()
         return _known((written, self._asked(written, question)))
+
+    def _settle(self, *, through: int) -> None:
+        """Wait until blocks are written up to the one of a step, on all ranks together."""
+        while (steps := self._apart.unsettled) and steps[0] <= through:
+            with self._waiting(steps[0]) if self._waiting else nullcontext():
+                self._apart.settle()
 
     def _finished(self, finish: FinishDrawn, question: Question | None) -> Asked:
         drawn = finish()
         return drawn, self._asked(drawn, question)
 
     def _question_at(self, step: int) -> Question | None:
-        """What is asked about the rows of a step; waits for a teacher's modules that learn."""
-        if self._reader is None or self._question is None or self._online is None:
+        """What is asked about the rows of a step; waits for the version that answers."""
+        if self._reader is None or self._question is None or self._moving is None:
             return self._question
-        return self._online.question(self._question, step)
+        return self._moving.question(self._question, step)
 
     def _asked(self, drawn: Drawn, question: Question | None) -> Answers | None:
         if self._reader is None or question is None:

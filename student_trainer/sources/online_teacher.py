@@ -58,7 +58,7 @@ class OnlineTeacher:
         TeacherError, or a UserError, on all ranks."""
         version = max(0, step - self.lag)
         self._learn(through=version)
-        return replace(question, modules=self._known[version])
+        return replace(question, weights=self._known[version])
 
     def teach(self, step: Step) -> None:
         """Give the lesson of a step that is not learnt yet; nothing waits for what comes of it."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from shared.data.rows import Rows
 from shared.run.plan import RunPlan
+from shared.targets.question import Question
 from student_trainer.ranks import Ranks
 from student_trainer.sources.followed_log import FollowedLog
 
@@ -66,8 +67,8 @@ class TokenSource(Protocol):
         """The rows of step `step`, counted from 0. Steps are drawn in order, from any first one
         on, once the weight log settles them; all ranks draw together.
 
-        Where others write them, what waits for that: to be called once, by any thread, without a
-        word to other ranks, who have all finished one step before the next is drawn."""
+        Where others write them, what waits for that: to be called once, by any thread, after those
+        of the steps before and without a word to other ranks."""
         ...
 
     def epochs(self, steps: int) -> tuple[float, ...]:
@@ -77,6 +78,20 @@ class TokenSource(Protocol):
     def facts(self) -> dict[str, Any]:
         """What a checkpoint can only be resumed with, by its name in a sentence, as JSON takes
         it."""
+        ...
+
+
+class MovingTeacher(Protocol):
+    """A teacher that changes in training: which version of it answers a step."""
+
+    @property
+    def lag(self) -> int:
+        """How many steps ahead of the one under way may be asked about."""
+        ...
+
+    def question(self, question: Question, step: int) -> Question:
+        """The question as it is asked about the rows of a step. Waits for the version; all ranks
+        together. Raises TeacherError, or a UserError, on all ranks."""
         ...
 
 

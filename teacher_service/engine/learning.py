@@ -50,7 +50,7 @@ class LearningEngine:
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:
         """See `Engine`; as the modules of the question's version have it."""
-        with self.modules.on(question.modules):
+        with self.modules.on(question.weights):
             return self._engine.score(rows, question)
 
     def ship_head(self) -> ShippedHead:

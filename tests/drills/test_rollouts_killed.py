@@ -91,3 +91,54 @@ def test_a_copy_of_the_student_killed_changes_no_weight(home, config, tmp_path, 
     assert counted["rollout_restarts"] == 1
     assert counted["student_restarts"] == 0
     assert not home.processes()
+
+
+COPY = "rollouts={replicas: 1, cpus: 0.25}"
+TEXTS = "max_new_tokens: 12, prompt_tokens: 6"
+# What a run is asked, and with whom that writes; the run that nobody disturbed has no copies.
+WAYS = {
+    "updates": [
+        f"source={{student: 0.5, dataset: 0.5, updates: 3, lag: 2, {TEXTS}}}",
+        "mixture={policy: fixed, lag_steps: 2}",
+        "losses=[{kind: policy_gradient, credit: return, clip: 0.2}]",
+        COPY,
+    ],
+    "adaptive": [
+        "source={adaptive: {every: 5, start: 0.4, growth: 0.2, tolerance: 0.0, replay_rows: 8}, "
+        f"lag: 2, {TEXTS}}}",
+        COPY,
+    ],
+    "mixed": [f"source={{student: 0.5, dataset: 0.5, teacher_mix: 0.3, {TEXTS}}}"],
+    "followed": [
+        f"source={{student: 0.5, dataset: 0.5, lag: 1, {TEXTS}}}",
+        "teachers.tiny.follow_student={lag: 3, every: 2}",
+        COPY,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_driver_trainer_and_all_who_answer_killed_change_no_weight(
+    home, config, tiny_pair, tmp_path, name
+):
+    """Whatever way a student writes, and where its teacher is itself."""
+    asked = [*WAYS[name], "steps=30", "checkpoints.every=6", "baseline=false"]
+    if name == "followed":
+        asked.append(f"teachers.tiny.model={tiny_pair.student}")
+    runs = tmp_path / "undisturbed", tmp_path / "killed"
+    for ready in homes():
+        alone = [option for option in asked if option != COPY]
+        ready.run("run", str(config), f"paths.runs={runs[0]}", *alone)
+    run, killed = runs[1] / "job", ("run", str(config), f"paths.runs={runs[1]}", *asked)
+    first = home.start(*killed)
+    kill_at_a_random_step(run, first, range(EARLY, 9), kill=Command.kill_everything)
+    second = home.start(*killed)
+    for step, title in ((12, "TeacherReplica"), (16, "RayTrainWorker"), (20, "TeacherReplica")):
+        wait_until(reached(run, step), doing=second)
+        max(titled(second.family(), title), key=lambda found: found.create_time()).kill()
+    assert second.wait() == 0, second.output
+    assert_same(run, runs[0] / "job")
+    counted = failures(run)
+    assert counted["student_restarts"] == 1
+    assert counted["teacher_restarts"] + counted["rollout_restarts"] == 2
+    assert not home.processes()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.launch.teachers.following import follow
 from cluster.rollouts.engine import load_engine
 from shared.config.models.modules import TrainedModules
 from shared.config.models.teachers import Teacher
@@ -89,8 +90,19 @@ def learners(plan_folder: str, *, asked: str, folder: str, number: int) -> list[
     return [LearningEngine(engine, settings, seed=0, files=files) for engine in engines]
 
 
+def followers(plan: RunPlan, number: int) -> list[Engine]:
+    """As many replicas of a teacher that follows a plan's student."""
+    (section,) = plan.config.teachers.values()
+    settings = {"dtype": section.dtype, "quantisation": section.quantisation}
+    load = partial(HFEngine.load, section.model, **settings)
+    folder = str(RunDir(Path(plan.run_dir)).followed)
+    return [follow(load, plan.config, folder=folder) for _ in range(number)]
+
+
 def replicas_of(plan: RunPlan, teacher_section: Teacher) -> list[Engine]:
     """The engines of a plan's teacher in this process."""
+    if teacher_section.follow_student is not None:
+        return [*followers(plan, teacher_section.fewest)]
     if teacher_section.online_modules is None:
         return [teacher(teacher_section.model)]
     asked = teacher_section.online_modules.model_dump_json()

@@ -40,6 +40,8 @@ TEXTS = "student_trainer/sources/generated/test_teacher_texts.py"
 COPIES = "cluster/launch/test_copies.py"
 ONLINE = "student_trainer/sources/test_online_teacher.py"
 MOVES = "test_what_modules_learn_changes_what_the_student_learns"
+FOLLOWED = "student_trainer/sources/test_followed_student.py"
+DIFFERS = "test_a_student_differs_from_what_it_was_and_not_from_what_it_is"
 LEARNING = "teacher_service/engine/test_learning.py::test_every_option_changes_what_is_learnt"
 SERVED = "shared/config/models/test_rollouts.py"
 ADVANTAGES = "student_trainer/weighing/test_advantages.py"
@@ -97,6 +99,9 @@ KNOBS = {
     "teachers.NAME.online_modules.top_k": f"{ONLINE}::{MOVES}",
     "teachers.NAME.online_modules.lag": f"{ONLINE}::{MOVES}",
     "teachers.NAME.online_modules": f"{ONLINE}::{MOVES}",
+    "teachers.NAME.follow_student.lag": f"{FOLLOWED}::{DIFFERS}",
+    "teachers.NAME.follow_student.every": f"{FOLLOWED}::{DIFFERS}",
+    "teachers.NAME.follow_student": f"{FOLLOWED}::{DIFFERS}",
     "student.model": LEAVES,
     "student.revision": f"{HUB}::test_a_student_is_the_one_of_its_revision",
     "student.trust_remote_code": f"{HUB}::test_a_models_own_code_runs_where_the_config_trusts_it",

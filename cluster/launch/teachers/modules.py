@@ -36,8 +36,8 @@ def _on(make_engine: MakeEngine, asked: TrainedModules, *, seed: int, folder: st
 
 
 def refuse_shared_service(config: Config) -> None:
-    """Raise ConfigError where modules would learn in a service that others may ask."""
-    if config.modules is not None:
+    """Raise ConfigError where a teacher would change in a service that others may ask."""
+    if config.modules is not None or config.followed is not None:
         raise ConfigError(unserved(config.teachers))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cluster.launch.teachers.following import following
 from cluster.launch.teachers.modules import with_modules
 from cluster.launch.teachers.stored import no_validation_answers, stored_part
 from cluster.launch.teachers.watch import restarts_of, using, when_gone
@@ -142,7 +143,7 @@ def _begun(launch: Launch, name: str) -> service.Starting:
         detached=False,
         cache=cache,
         context=context,
-        make_engine=with_modules(launch, make_engine),
+        make_engine=following(launch, with_modules(launch, make_engine)),
     )
 
 

@@ -100,17 +100,22 @@ def why_untrainable(teacher: "Teacher") -> str | None:
     return None
 
 
-def without_modules(teachers: "Mapping[str, Teacher]") -> "dict[str, Teacher]":
-    """The same teachers, as they are before anything teaches them."""
-    return {
-        n: teacher.model_copy(update={"online_modules": None}) for n, teacher in teachers.items()
-    }
+def as_loaded(teachers: "Mapping[str, Teacher]") -> "dict[str, Teacher]":
+    """The same teachers, none of which changes while a student learns."""
+    plain = {"online_modules": None, "follow_student": None}
+    return {name: teacher.model_copy(update=plain) for name, teacher in teachers.items()}
 
 
 def unserved(teachers: "Mapping[str, Teacher]") -> str:
     """The sentence for a command whose teacher others may ask too, or is not there."""
-    name = next(name for name, teacher in teachers.items() if teacher.online_modules)
+    for name, teacher in teachers.items():
+        if teacher.online_modules:
+            return (
+                f"teachers.{name}.online_modules learn beside the student of one run, in replicas "
+                "of its own, and nowhere else; use `tutelage run`, or leave them out"
+            )
+    (name,) = teachers
     return (
-        f"teachers.{name}.online_modules learn beside the student of one run, in replicas of "
-        "its own, and nowhere else; use `tutelage run`, or leave them out"
+        f"teachers.{name}.follow_student gives it the weights of one run's student, in replicas of "
+        "its own, and nowhere else; use `tutelage run`, or leave it out"
     )

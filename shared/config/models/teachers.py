@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.config.base import Dtype, Section
 from shared.config.models.attention import Attention
+from shared.config.models.following import FollowedStudent, why_unfollowing
 from shared.config.models.modules import TrainedModules, why_untrainable
 
 LEAST_SHARE = 1e-7  # of an average of teachers
@@ -68,6 +69,9 @@ class Teacher(Section):
     online_modules: TrainedModules | None = Field(
         default=None, description="LoRA modules on it that learn beside the student (OKD)"
     )
+    follow_student: FollowedStudent | None = Field(
+        default=None, description="it is the student itself, some steps ago (self-distillation)"
+    )
 
     @model_validator(mode="after")
     def _spread(self) -> "Teacher":
@@ -120,9 +124,11 @@ class Teacher(Section):
         return self
 
     @model_validator(mode="after")
-    def _modules_train(self) -> "Teacher":
+    def _weights_move(self) -> "Teacher":
         if self.online_modules is not None and (why := why_untrainable(self)) is not None:
             raise ValueError(f"online_modules is set, and {why}, or leave them out")
+        if self.follow_student is not None and (why := why_unfollowing(self)) is not None:
+            raise ValueError(f"follow_student is set, but {why}; leave one of them out")
         return self
 
     @property

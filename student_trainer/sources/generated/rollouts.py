@@ -133,6 +133,12 @@ class Rollouts:
         """See `TokenSource`."""
         return self.plan.config.source.writes
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether a block is begun when all ranks have finished those before it, which it reads
+        of."""
+        return self.texts is not None or self.adaptive is not None
+
     def draw(self, step: int) -> Drawn | FinishDrawn:
         """Block `step` with its shares written: by the student with the weights of this moment, or
         read again where those that wrote it lie behind the checkpoint that this run went on
@@ -186,6 +192,7 @@ class Rollouts:
         is_kept = self.fixed and (first < step or version < self._began)
         if self.writer is not None and not is_kept:
             self.writer.prepare(version)
+            self._spent(pushed_bytes=self.writer.take_bytes())
         return _Begun(
             step=step,
             written_at=first,
@@ -326,7 +333,6 @@ class Rollouts:
         self._spent(
             writing_s=time.perf_counter() - start,
             tokens_written=tokens,
-            pushed_bytes=self.writer.take_bytes(),
         )
         return rollouts
 

@@ -9,11 +9,13 @@ from shared.errors import ConfigError
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir
 from shared.targets.generation import OpenGenerator, RemoteGenerator
+from shared.targets.weights import WeightFiles
 from student_trainer.accelerator import this_device
 from student_trainer.models.student import Student
 from student_trainer.models.writing import OwnRanks, Writer
 from student_trainer.ranks import Ranks
 from student_trainer.sources.generated.pushing import Pusher
+from student_trainer.state.versions import Versions
 
 
 def open_writer(
@@ -38,12 +40,17 @@ def open_writer(
     )
     if model is not None:
         return OwnRanks(generator, model, student.saved, engine)
+    run_dir = RunDir(Path(plan.run_dir))
     return Pusher(
         generator=cast(RemoteGenerator, generator),  # copies are in other processes
-        student=student,
-        engine=engine,
-        ranks=ranks,
-        run_dir=RunDir(Path(plan.run_dir)),
-        dtype=config.student.dtype,
+        versions=Versions(
+            student,
+            engine,
+            ranks,
+            run_dir,
+            WeightFiles(run_dir.weights),
+            config.student.dtype,
+            "the student's copies",
+        ),
         lag=config.rollout_lag,
     )

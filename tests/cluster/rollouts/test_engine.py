@@ -12,7 +12,7 @@ from cluster.rollouts.engine import load_engine
 from shared.config.file import load_config, resolve
 from shared.targets.canary import COARSE_LEVEL
 from shared.targets.generation import GenerationSpec, Openings
-from shared.targets.weights import CANARY_IDS, WeightFiles, WeightsRef
+from shared.targets.weights import CANARY, WeightFiles, WeightsRef
 from student_trainer.models.probing import label_logprobs
 from student_trainer.models.student import load_student
 from student_trainer.objective import Objective
@@ -48,7 +48,7 @@ def test_a_student_in_16_bits_that_is_sure_is_answered_for_as_its_workers_do(tmp
     files = WeightFiles(tmp_path / "weights")
     files.folder.mkdir()
     head = {"model.norm.weight": worker.saved.state_dict()["model.norm.weight"]}
-    save_file(head, files.path(0), metadata={CANARY_IDS: json.dumps(IDS.tolist())})
+    save_file(head, files.path(0), metadata={CANARY: json.dumps({"ids": IDS.tolist()})})
     spec = GenerationSpec(2, weights=WeightsRef(0, files.digest(0)))
     openings = Openings.build(names=["a"], input_ids=[IDS[:4].numpy()])
     answer = load_engine(config, str(files.folder)).generate(openings, spec)

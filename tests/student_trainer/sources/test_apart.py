@@ -29,9 +29,12 @@ PATIENCE_S = 20.0
 class Written:
     """The data set, as text that others write from the moment that a step is learnt."""
 
-    ahead, fixed = 1, True
+    fixed = True
 
-    def __init__(self, plan: RunPlan, ranks: Ranks, weight_log: FollowedLog) -> None:
+    def __init__(
+        self, plan: RunPlan, ranks: Ranks, weight_log: FollowedLog, *, lag: int = 1
+    ) -> None:
+        self.ahead = lag
         self.data_set = DataSet(plan, ranks, weight_log)
         self.learnt = [threading.Event() for _ in range(plan.config.steps)]
         self.written: list[int] = []
@@ -40,8 +43,9 @@ class Written:
         drawn = replace(self.data_set.draw(step), counts=None)
 
         def finish() -> Drawn:
-            if step and not self.learnt[step - 1].wait(PATIENCE_S):
-                raise TeacherError(f"step {step} is not learnt while {step + 1} is written")
+            before = step - self.ahead
+            if before >= 0 and not self.learnt[before].wait(PATIENCE_S):
+                raise TeacherError(f"step {before + 1} is not learnt while {step + 1} is written")
             self.written.append(step)
             return drawn
 
@@ -60,9 +64,9 @@ def plan(tiny_pair: tiny.Pair, tmp_path: Path) -> RunPlan:
     return plan_of(tmp_path / "run", tiny_pair, domains, steps=4, student={"workers": 1})
 
 
-def opened(plan: RunPlan, ranks: Ranks, **options) -> tuple[Written, Loader]:
+def opened(plan: RunPlan, ranks: Ranks, *, lag: int = 1, **options) -> tuple[Written, Loader]:
     log = FollowedLog(plan.config, ranks, StandingWeights(plan))
-    source = Written(plan, ranks, log)
+    source = Written(plan, ranks, log, lag=lag)
     return source, Loader(source, log, ranks=ranks, domains=DOMAINS, **options)
 
 
@@ -81,6 +85,28 @@ def test_a_step_is_learnt_while_the_next_is_written_and_asked_about(ranks: Ranks
         assert source.written == [*range(step + 2)]
         assert len(reader.units) == asked + (len(drawn.units) if step < 3 else 0)
     assert waited == [0, 1, 2, 3, 4]
+
+
+def test_a_step_waits_for_its_own_block_and_not_for_those_after_it(ranks: Ranks, plan: RunPlan):
+    """Blocks of as many steps as the lag has are under way, and are written in their order."""
+    source, loader = opened(plan, ranks, lag=2)
+    loader.step(0)
+    loader.step(1)  # block 2 waits until step 0 is learnt, and block 3 for block 2
+    assert source.written == [0, 1]
+    source.learnt[1].set()
+    source.learnt[0].set()
+    loader.settle()
+    assert source.written == [0, 1, 2, 3]
+
+
+def test_blocks_in_turn_are_begun_when_those_before_them_are_written(
+    ranks: Ranks, plan: RunPlan, monkeypatch
+):
+    monkeypatch.setattr("tests.student_trainer.sources.test_apart.PATIENCE_S", 0.0)
+    _, loader = opened(plan, ranks, lag=2, in_turn=True)
+    loader.step(0)
+    with pytest.raises(TeacherError, match="step 1 is not learnt while 3 is written"):
+        loader.step(1)
 
 
 def test_what_fails_fails_where_its_step_is_waited_for(ranks: Ranks, plan: RunPlan, monkeypatch):

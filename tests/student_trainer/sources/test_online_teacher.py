@@ -214,7 +214,7 @@ def test_step_s_is_answered_by_version_s_minus_lag_and_no_lesson_is_waited_for_e
     asked = 0
     for step in range(6):
         for ahead in range(asked, step + lag + 1):
-            found = teacher.question(question, ahead).modules
+            found = teacher.question(question, ahead).weights
             assert found is not None
             assert found.version == max(0, ahead - lag)
             asked = ahead + 1
@@ -237,7 +237,32 @@ def test_units_of_several_draws_are_one_lesson_after_prompts_too(tmp_path: Path)
     teacher.openings = dict.fromkeys(rows.domains(), opening)
     units = tuple(rows.with_draws(np.array([draw])) for draw in (0, 1))
     teacher.teach(Step(0, units, rows, rows))  # type: ignore[arg-type]
-    assert teacher.question(Question(LikeliestIds(4, 100)), 1).modules == WeightsRef(1, f"{1:032x}")
+    assert teacher.question(Question(LikeliestIds(4, 100)), 1).weights == WeightsRef(1, f"{1:032x}")
+
+
+class Broken:
+    """An engine whose student gives no numbers, for its likeliest id and all others."""
+
+    training = True
+
+    def eval(self) -> None: ...
+
+    def train(self, mode: bool) -> None: ...
+
+    def __call__(self, rows: Rows, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        size = int(rows.num_loss_tokens().sum())
+        return torch.zeros(size, 1, dtype=torch.int64), torch.full((size, 2), torch.nan)
+
+
+def test_a_student_without_numbers_is_named_before_it_teaches(tmp_path: Path):
+    """And not the modules, which would have a loss that is none."""
+    trainer = Recorded()
+    teacher, rows = online(tmp_path, trainer, 0), make_rows([[5]])
+    teacher.asked, teacher.engine = TrainedModules(eta=0.5), Broken()
+    teacher.layouts = SimpleNamespace(batch=lambda rows: rows)  # type: ignore[assignment]
+    with pytest.raises(NonFiniteLossError, match="student's log-probabilities before step 1"):
+        teacher.teach(Step(0, (rows,), rows, rows))  # type: ignore[arg-type]
+    assert not trainer.lessons
 
 
 def test_a_lesson_that_fails_ends_the_run_with_its_cause(tmp_path: Path):

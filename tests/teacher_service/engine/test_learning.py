@@ -87,7 +87,7 @@ def taught(engine: LearningEngine, times: int, ref: WeightsRef = BEGINNING) -> l
 
 def answer(engine: LearningEngine, ref: WeightsRef | None, rows: Rows = ROWS) -> np.ndarray:
     fields = ref and {"version": ref.version, "digest": ref.digest}
-    question = changed(FULL, modules=fields)
+    question = changed(FULL, weights=fields)
     found = engine.score(rows, question)
     found.check(rows, question, engine.describe().fingerprint)
     return decoded(found).logprobs_NK

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.rollouts import engine as engines
 from cluster.rollouts.engine import StudentEngine, load_engine
 from shared.errors import ConfigError, DamagedError, EngineError, TeacherError
 from shared.run.run_dir import RunDir
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.weights import WeightFiles, WeightsRef
 from student_trainer.sources.generated.pushing import Versioned
+from teacher_service.engine import weights
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
@@ -122,7 +122,7 @@ OPENINGS = Openings.build(names=["a", "b"], input_ids=[[5, 9, 11], [7, 30, 31, 3
 
 
 def test_a_rollout_for_another_version_is_refused(copy, monkeypatch):
-    monkeypatch.setattr(engines, "ARRIVAL_S", 0.0)
+    monkeypatch.setattr(weights, "ARRIVAL_S", 0.0)
     engine, ref = copy
     answer = engine.generate(OPENINGS, replace(SPEC, weights=ref))
     answer.check(OPENINGS, replace(SPEC, weights=ref), engine.describe().fingerprint)
