@@ -146,9 +146,13 @@ def prepare_run(config: Config) -> Prepared:
     for domain in domains:
         for name in config.teachers_of(domain.name):
             known = hands.teachers[name]
-            written = 0 if config.source.is_dataset else config.source.max_new_tokens
-            bounds = {"context": config.data.context, "written": written}
-            refuse_overlong(showing, domain, teacher_context=known.context, **bounds)
+            refuse_overlong(
+                showing,
+                domain,
+                teacher_context=known.context,
+                context=config.data.context,
+                source=None if config.source.is_dataset else config.source,
+            )
             refuse_unknown_ids(hands, domain, known=known)
 
     return Prepared(

@@ -10,7 +10,9 @@ import xxhash
 from cluster.planning.handshake import Handshake
 from cluster.planning.row_prompting import by_row_of
 from shared.config.run import Config
+from shared.config.source import TokenSources
 from shared.data.prepared import PreparedDomain
+from shared.data.rollouts import longest_text
 from shared.data.row_store import RowStore
 from shared.errors import ConfigError, HandshakeError
 from shared.prompts.prefix import DocumentOpenings, Opening, opening
@@ -84,10 +86,10 @@ def refuse_overlong(
     *,
     teacher_context: int | None,
     context: int,
-    written: int = 0,
+    source: TokenSources | None = None,
 ) -> None:
     """Refuse a prompt that does not fit its teacher's context before a domain's longest document,
-    or before a row's, to whose prompt models may write so many tokens within `data.context`.
+    or before a row's, or before what models of a `source` may write within `data.context`.
 
     Raises HandshakeError.
     """
@@ -95,6 +97,7 @@ def refuse_overlong(
         return
     openings = showing.openings[domain.name]
     if isinstance(openings, RowOpenings):
+        written = 0 if source is None else source.max_new_tokens
         bounds = {"teacher_context": teacher_context, "context": context, "written": written}
         if (found := overlong(openings, **bounds)) is not None:
             _refuse_row(*found, domain.name, teacher_context=teacher_context)
@@ -108,6 +111,15 @@ def refuse_overlong(
             f"the prompt of domain {domain.name} has {prompt} tokens and its longest document "
             f"{longest}, together more than the {teacher_context} that the teacher reads; "
             f"shorten the prompt{lower}"
+        )
+    if source is None or room >= min(context, longest + source.max_new_tokens):
+        return
+    written = longest_text(RowStore.open(domain.train_path), source, context=context)
+    if written > room:
+        raise HandshakeError(
+            f"the prompt of domain {domain.name} has {prompt} tokens, and a text that models write "
+            f"up to {written} with its own, together more than the {teacher_context} that the "
+            "teacher reads; shorten the prompt, or lower source.max_new_tokens or data.context"
         )
 
 

@@ -86,6 +86,14 @@ def _split(
         yield own[: last[0] + 1], len(last)
 
 
+def longest_text(store: RowStore, source: TokenSources, *, context: int) -> int:
+    """Tokens of the longest text that a model may write, its prompt among them; all rows are
+    read."""
+    units = store.units(MOST_LOOKED_AT)
+    prompts = (one for rows in units for one in prompts_of(rows, source, context=context))
+    return max((len(one.input_ids) + one.room for one in prompts), default=0)
+
+
 def expected_tokens(store: RowStore, source: TokenSources, *, context: int) -> float:
     """Loss tokens of a row that a model writes, as if it wrote as much as the data set has, in the
     mean over the first rows of a domain."""

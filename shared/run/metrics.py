@@ -45,9 +45,10 @@ class TeacherMetrics:
 
 @dataclass(slots=True)
 class RolloutMetrics:
-    """What the student wrote and learnt from over the steps of a line, all ranks."""
+    """What the student wrote and learnt from over the steps of a line, all ranks; what several
+    steps learn (`source.updates`) counts in each of them."""
 
-    rollouts: int  # texts
+    rollouts: int  # texts that were learnt
     tokens: int  # of them, all with loss
     ended: float | None  # share that came to an end by itself; None without any
     lag: float | None  # steps between the weights that wrote and the step that learnt, mean

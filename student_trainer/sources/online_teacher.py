@@ -19,7 +19,7 @@ import torch
 
 from shared.config.models.modules import TrainedModules, unserved
 from shared.data.rows import Rows
-from shared.errors import ConfigError, TutelageError
+from shared.errors import ConfigError, NonFiniteLossError, TutelageError
 from shared.prompts.prefix import DocumentOpenings, shown
 from shared.run.metrics import ModulesMetrics
 from shared.run.plan import RunPlan
@@ -62,7 +62,13 @@ class OnlineTeacher:
 
     def teach(self, step: Step) -> None:
         """Give the lesson of a step that is not learnt yet; nothing waits for what comes of it."""
-        units = self._as_asked(self._said(step))
+        said, error = [], None
+        try:
+            said = self._said(step)
+        except TutelageError as failure:
+            error = failure
+        self.ranks.agree(error)
+        units = self._as_asked(said)
         gathered = [table for tables in self.ranks.gather(units) for table in tables]
         self._learn(through=step.index)
         error = None
@@ -105,7 +111,8 @@ class OnlineTeacher:
             self.trainer.close()
 
     def _said(self, step: Step) -> list[Rows]:
-        """The units with what the student says of them, one forward pass each, without dropout."""
+        """The units with what the student says of them, one forward pass each, without dropout.
+        Raises NonFiniteLossError where that is no number."""
         if not self.asked.eta:
             return list(step.units)
         training, said = self.engine.training, []
@@ -117,6 +124,13 @@ class OnlineTeacher:
             arrays = ids_NM.cpu().numpy(), logprob_NX.float().cpu().numpy()
             said.append(rows.with_student_logprobs(*arrays))
         self.engine.train(training)
+        if bad := [rows for rows in said if not _is_finite(rows)]:
+            raise NonFiniteLossError(
+                f"the student's log-probabilities before step {step.index + 1}, which the "
+                "teacher's modules would learn from, are not finite on rows "
+                f"{', '.join(rows.named() for rows in bad)}; lower optimiser.lr or look at these "
+                "rows, then run the same command again: it resumes from the last checkpoint"
+            )
         return said
 
     def _as_asked(self, units: list[Rows]) -> list[pa.Table]:
@@ -151,6 +165,12 @@ class OnlineTeacher:
     def _trainer(self) -> ModuleTrainer:
         assert self.trainer is not None, "rank 0 has a way to the teacher in training"
         return self.trainer
+
+
+def _is_finite(rows: Rows) -> bool:
+    """Whether what the student says of rows are numbers; -inf is that of no other ids."""
+    logprob_NX = rows.student_logprobs()
+    return logprob_NX is None or not np.isnan(logprob_NX).any()
 
 
 def open_online_teacher(

@@ -7,7 +7,6 @@ r rank   I input width of a layer   O output width
 """
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -139,7 +138,7 @@ class LoraModules:
             named = {WEIGHTS: parameter.detach(), **{key: state[key] for key in MOMENTS}}
             tensors |= {f"{key}.{name}": value.cpu() for key, value in named.items()}
         folder = self._files.folder
-        draft = folder / f".version-{version:06d}.{os.getpid()}.draft"
+        draft = self._files.draft(version)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, draft)

@@ -22,7 +22,7 @@ from torch import Tensor
 from shared.targets.generation import GenerationSpec, Openings, Partner
 from teacher_service.engine.generation.sampler import Sampler, logprob_of, only
 
-MOST_KEPT = 8  # batches of which states are kept; more of them at a time are read anew each time
+MOST_BETWEEN = 64  # steps of other batches, after which the states of one are kept no longer
 STATES = ("cache", "past_key_values")  # under one of these names a model gives them and takes them
 DRAWN = -1  # in place of a token that is not given
 
@@ -57,6 +57,7 @@ class _Batch:
     width: int  # of the openings
     logprobs_S: list[Tensor] = field(default_factory=list)
     states: dict[str, Any] = field(default_factory=dict)  # after all but the last token
+    asked_at: int = 0  # how many steps were asked for until then, of all batches
 
     @property
     def written_BS(self) -> Tensor:
@@ -66,7 +67,8 @@ class _Batch:
 
 class LockStep:
     """Goes on from openings whose continuations are given in part, and keeps the states of the
-    batches that it was asked about last.
+    batches that it was asked about lately: of as many as are written side by side, and of few that
+    are finished, as a batch is asked about once a token.
 
     `keeps_states` says whether this model reads on from states that it gave as if it read all.
     Whether states of a batch are there changes no bit: without them it is read again in the same
@@ -75,7 +77,8 @@ class LockStep:
 
     def __init__(self, model: Any, *, keeps_states: bool) -> None:
         self._model, self._keeps_states = model, keeps_states
-        self._kept: OrderedDict[bytes, _Batch] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Batch] = OrderedDict()  # asked about last, last
+        self._asked = 0
 
     def written(
         self, padded: tuple[Tensor, Tensor], openings: Openings, spec: GenerationSpec
@@ -89,8 +92,9 @@ class LockStep:
             batch = _Batch(*padded, width=padded[0].shape[1])
         for position in range(batch.written_BS.shape[1], spec.max_new_tokens):
             self._step(batch, openings, spec, given_BS[:, position])
-        self._kept[key] = batch
-        while len(self._kept) > MOST_KEPT:
+        self._asked += 1
+        batch.asked_at, self._kept[key] = self._asked, batch
+        while self._asked - next(iter(self._kept.values())).asked_at > MOST_BETWEEN:
             self._kept.popitem(last=False)
         return batch.written_BS, torch.stack(batch.logprobs_S, 1)
 

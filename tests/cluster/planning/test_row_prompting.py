@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
 from cluster.report.text import text_of
 from shared.config.run import Config
+from shared.config.source import TokenSources
+from shared.data.rollouts import longest_text
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
 from shared.errors import ConfigError, DataError, HandshakeError
-from shared.prompts.prefix import PromptedReader, shown, shown_prompts
+from shared.prompts.prefix import Opening, PromptedReader, shown, shown_prompts
 from shared.prompts.prompts import Example, Prompt, PromptSet
 from shared.prompts.row_prompts import openings_from_json
 from teacher_service.engine.hf import HFEngine
@@ -57,6 +59,10 @@ def config_of(folder: Path, rows: list[dict], **options) -> Config:
         "data": {"context": 64},
     }
     return Config.model_validate(fields | options)
+
+
+def writes(most: int) -> TokenSources:
+    return TokenSources(student=1.0, dataset=0.0, max_new_tokens=most, prompt_tokens=8)
 
 
 def shown_by(config: Config, tokenizer, *, teacher_context: int | None = None):
@@ -142,13 +148,13 @@ def test_what_is_shown_is_built_once_and_travels_as_json(material, tokenizer):
 def test_a_row_that_would_not_fit_the_teachers_context_is_named(material):
     _, showing, _ = material
     domain = SimpleNamespace(name="d")
-    refuse_overlong(showing, domain, teacher_context=200, context=64, written=9)  # type: ignore[arg-type]
+    refuse_overlong(showing, domain, teacher_context=200, context=64, source=writes(9))  # type: ignore[arg-type]
     with pytest.raises(
         HandshakeError, match=r"d.jsonl:\d+ has \d+ tokens with what .* the 30 that"
     ):
         refuse_overlong(showing, domain, teacher_context=30, context=64)  # type: ignore[arg-type]
     with pytest.raises(HandshakeError, match=r"has \d{3} tokens with what"):
-        refuse_overlong(showing, domain, teacher_context=100, context=128, written=90)  # type: ignore[arg-type]
+        refuse_overlong(showing, domain, teacher_context=100, context=128, source=writes(90))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("written", [0, 500])
@@ -161,7 +167,7 @@ def test_a_row_counts_as_far_as_a_student_reads_it(tmp_path, tokenizer, written)
     sent = shown(store.take(range(len(store))), showing.openings)
     longest = max(len(ids) for ids in sent.documents().column("input_ids"))
     assert longest > 64
-    bounds = {"context": 64, "written": written}
+    bounds = {"context": 64, "source": writes(written) if written else None}
     fits, short = 64 + showing.openings["d"].longest, longest - 1
     refuse_overlong(showing, SimpleNamespace(name="d"), teacher_context=fits, **bounds)  # type: ignore[arg-type]
     with pytest.raises(HandshakeError, match="tokens with what"):
@@ -353,3 +359,20 @@ def test_a_domains_prompt_stands_before_what_is_shown_with_each_row(tmp_path, to
         )
         seen.add(bool(hint))
     assert seen == {True, False}
+
+
+def test_what_models_write_has_room_after_the_prompt_of_a_domain(tmp_path, tokenizer):
+    """As the longest of its texts needs, and not the longest that a context has room for."""
+    domain = prepared(config_of(tmp_path, ROWS), tokenizer)
+    opening = Opening(np.zeros(0, np.int32), np.arange(10, dtype=np.int32))
+    showing, source = Showing("p", {"d": opening}), writes(24)
+    stores = [RowStore.open(path) for path in (domain.train_path, domain.validation_path)]
+    longest = max(store.longest_document() for store in stores)
+    text = longest_text(stores[0], source, context=64)
+    assert longest < text < min(64, longest + 24)
+    fits = {"teacher_context": text + 10, "context": 64}
+    refuse_overlong(showing, domain, source=source, **fits)
+    short = fits | {"teacher_context": text + 9}
+    refuse_overlong(showing, domain, **short)
+    with pytest.raises(HandshakeError, match=f"has 10 tokens, and a text .* up to {text} with its"):
+        refuse_overlong(showing, domain, source=source, **short)

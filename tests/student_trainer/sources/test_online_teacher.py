@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shared.config.models.modules import TrainedModules
 from shared.data.rows import Rows
-from shared.errors import CheckpointError, TeacherError, TutelageError
+from shared.errors import CheckpointError, NonFiniteLossError, TeacherError, TutelageError
 from shared.prompts.prefix import Opening
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan

@@ -105,15 +105,32 @@ def test_whoever_has_lost_the_states_answers_the_same_bits(models):
     assert bits(step_by_step(Forgetful(), ASKED, SPEC)) == whole
 
 
-def test_states_of_some_batches_are_kept(models, monkeypatch):
-    monkeypatch.setattr(lock_step, "MOST_KEPT", 2)
+def test_states_of_batches_that_are_asked_about_no_longer_are_dropped(models, monkeypatch):
+    monkeypatch.setattr(lock_step, "MOST_BETWEEN", 2)
     generator = way(models[0])
     batches = [PLAIN.with_draws([f"{n}{d}" for d in "abcd"]) for n in range(4)]
-    for asked in batches:
-        generator.generate(asked.with_forced([[]] * 4), replace(SPEC, max_new_tokens=1))
+    for number in (0, 1, 2, 0, 3):
+        asked = batches[number].with_forced([[]] * 4)
+        generator.generate(asked, replace(SPEC, max_new_tokens=1))
     kept = generator._in_steps()._kept
-    assert len(kept) == 2
-    assert all(batches[-1].hashes()[0] in key or batches[-2].hashes()[0] in key for key in kept)
+    assert [n for n in range(4) if any(batches[n].hashes()[0] in key for key in kept)] == [0, 2, 3]
+
+
+def test_many_workers_who_write_side_by_side_read_each_token_once(models):
+    spec = replace(SPEC, max_new_tokens=3, stop_ids=())
+    batches = [PLAIN.with_draws([f"{n}{d}" for d in "abcd"]) for n in range(24)]
+    counted, given = Counted(models[0]), [[[]] * 4 for _ in batches]
+    try:
+        for count in range(1, spec.max_new_tokens + 1):
+            for n, asked in enumerate(batches):
+                step = replace(spec, max_new_tokens=count)
+                answer = counted.generate(asked.with_forced(given[n]), step)
+                given[n] = [ids.tolist() for ids in answer.written()]
+            if count == 1:
+                after_first = counted.read
+        assert counted.read - after_first == len(batches) * 4 * (spec.max_new_tokens - 1)
+    finally:
+        counted.close()
 
 
 def test_what_is_given_is_taken_and_told_its_logprob(models):
