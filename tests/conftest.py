@@ -1,6 +1,8 @@
 """Parts shared by the tests: tiny real models, the reference folder, a Ray cluster."""
 
 import os
+import tempfile
+from contextlib import ExitStack
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
-from tests.forking import forked_workers
+from tests import forking, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared"
+FORKS = ExitStack()
 
 
 # Files that take longest, the longest first: so the processes of `make test` end together.
@@ -60,6 +62,14 @@ LONGEST = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One process of a run of tests serves forks to all."""
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(FORKS.close)
+        folder = FORKS.enter_context(tempfile.TemporaryDirectory(prefix="forking-"))
+        FORKS.enter_context(forking.serving(folder))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first."""
     place = {f"tests/{file}": index for index, file in enumerate(LONGEST)}
@@ -81,19 +91,24 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process's own, for its whole session."""
     import ray
 
-    with forked_workers(str(tmp_path_factory.mktemp("ray"))) as environment:
-        ray.init(
-            address="local",
-            num_cpus=8,
-            resources={"teacher": 8, "student": 8},
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=512 * 2**20,
-            runtime_env=environment,
-        )
-        yield
-        ray.shutdown()
+    ray.init(
+        address="local",
+        num_cpus=8,
+        resources={"teacher": 8, "student": 8},
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=512 * 2**20,
+        runtime_env={"py_executable": " ".join(forking.python("ray"))},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reloads() -> None:
+    """Exports are loaded by forks; `test_torchrun.py` and the drills have new processes do it."""
+    forking.reload_in_forks()

@@ -26,7 +26,8 @@ from student_trainer.state.usage import save_usage
 from student_trainer.tasks.task import ModelKind
 
 FACTS, ADAPTER_CONFIG = "tutelage.json", "adapter_config.json"
-RELOAD = Path(__file__).parent / "reload.py"
+# A process without any of our code that loads a folder.
+FRESH: tuple[str, ...] = (sys.executable, "-I", str(Path(__file__).parent / "reload.py"))
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest logit
 
 
@@ -35,7 +36,7 @@ class Reloader:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(RELOAD)],
+            FRESH,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

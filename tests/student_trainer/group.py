@@ -7,13 +7,13 @@ The launcher itself is tested in `test_torchrun.py`.
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from tests.forking import python
 from tests.student_trainer.runs import ROOT
 
 POLL_S = 0.05
@@ -53,7 +53,7 @@ class _Group:
         meeting = f"file://{self._folder}/rendezvous"
         with self._said(rank).open("w") as said:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.student_trainer.processes", meeting],
+                [*python("ranks"), "-m", "tests.student_trainer.processes", meeting],
                 cwd=ROOT,
                 env=os.environ | environment,
                 stdin=subprocess.PIPE,
@@ -82,7 +82,7 @@ class _Group:
     def close(self) -> None:
         """End the processes, whatever they do."""
         for process in self._processes:
-            process.kill()
+            process.terminate()
             process.wait()
 
 
