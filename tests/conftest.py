@@ -92,18 +92,22 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tiny.Pair:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray cluster of this process's own, for its whole session."""
+    """A Ray cluster of this process's own, for its whole session, with the processes that a run's
+    own cluster has."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=8,
-        resources={"teacher": 8, "student": 8},
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 * 2**20,
-        runtime_env={"py_executable": " ".join(forking.python("ray"))},
-    )
+    from cluster.session.session import NONE_AHEAD, with_variables, without_needless
+
+    with without_needless(), with_variables(NONE_AHEAD):
+        ray.init(
+            address="local",
+            num_cpus=8,
+            resources={"teacher": 8, "student": 8},
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=512 * 2**20,
+            runtime_env={"py_executable": " ".join(forking.python("ray"))},
+        )
     yield
     ray.shutdown()
 

@@ -279,7 +279,7 @@ def _start_private() -> None:
 
     ahead = {} if (os.cpu_count() or 1) <= FEW_CORES else NONE_AHEAD
     try:
-        with kept(), _without_needless(), with_variables(JOB_ENVIRONMENT | ahead):
+        with kept(), without_needless(), with_variables(JOB_ENVIRONMENT | ahead):
             ray.init(
                 address="local",
                 resources=ray_head.ROLE_RESOURCES,
@@ -293,7 +293,7 @@ def _start_private() -> None:
 
 
 @contextmanager
-def _without_needless() -> Iterator[None]:
+def without_needless() -> Iterator[None]:
     """Let Ray start no needless process of a head in a `with`: each takes half a second of a core
     or more, before anything else begins. Ray has switches for some, in `ray start` alone; where
     it starts them otherwise, they are there."""

@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig
 
-from cluster.sizing.memory import StudentSetting, gradient_bytes, optimiser_bytes
+from cluster.sizing.memory import ModelSizes, StudentSetting, gradient_bytes, optimiser_bytes
 from cluster.sizing.tracing import student_sizes
 from shared.config.models.student import Student
 from tests.cluster.sizing.held import DTYPES, STAGES
@@ -42,13 +43,18 @@ def held(workers: int) -> dict[str, dict[str, int]]:
     return json.loads(told[0].splitlines()[-1])
 
 
+@cache
+def estimated(dtype: str) -> ModelSizes:
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaConfig(**SMALL).save_pretrained(folder)
+        return student_sizes(Student(model=folder, dtype=dtype), lines=1, tokens=32, seed=0)[0]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("zero", STAGES)
-def test_weights_optimiser_and_gradients_are_those_of_a_real_engine(zero, dtype, workers, tmp_path):
-    LlamaConfig(**SMALL).save_pretrained(tmp_path)
-    sizes, _ = student_sizes(Student(model=str(tmp_path), dtype=dtype), lines=1, tokens=32, seed=0)
-    width = {"float32": 4, "bfloat16": 2}[dtype]
+def test_weights_optimiser_and_gradients_are_those_of_a_real_engine(zero, dtype, workers):
+    sizes, width = estimated(dtype), {"float32": 4, "bfloat16": 2}[dtype]
     setting = StudentSetting(zero, workers, width, 1, 0, 1, on_gpu=False)
     found = held(workers)[f"{zero} {dtype}"]
     weights = sizes.weight_bytes / (workers if zero == 3 else 1)

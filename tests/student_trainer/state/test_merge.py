@@ -23,7 +23,7 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.student_trainer.runs import asked, plan_of, prepared_domains
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
 RUNS = {
@@ -33,17 +33,28 @@ RUNS = {
     "qlora-bfloat16": {"train": LORA | {"kind": "qlora"}, "zero": 0, "dtype": "bfloat16"},
     "full": {"train": {"kind": "full"}, "zero": 0},
 }
-ADAPTED = [name for name in RUNS if name != "full"]
+DRILL = "lora-bfloat16"  # lora has its steps, and qlora-bfloat16 its type
+ADAPTED = [
+    pytest.param(name, marks=[pytest.mark.drill] * (name == DRILL))
+    for name in RUNS
+    if name != "full"
+]
 IDS_1T = torch.arange(3, 43)[None]
 
 
+def needed(request: pytest.FixtureRequest) -> set[str]:
+    """Runs that the tests of this session look at."""
+    return {*asked(request, "name"), *(name for name in RUNS if name != DRILL)}
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained run of every kind; LoRA's heads are tied."""
     folder = tmp_path_factory.mktemp("merge")
     domains, jobs = prepared_domains(folder), []
     pairs = {tied: tiny.save_pair(folder / f"tied-{tied}", tied=tied) for tied in (True, False)}
-    for name, student in RUNS.items():
+    for name in needed(request):
+        student = RUNS[name]
         plan = plan_of(
             folder / name,
             pairs[name.startswith("lora")],
@@ -59,8 +70,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def merged(runs: Path) -> Path:
-    for name in ADAPTED:
+def merged(request: pytest.FixtureRequest, runs: Path) -> Path:
+    for name in needed(request) - {"full"}:
         assert main(["export", str(runs / name), "--merge"]) == 0
     return runs
 
@@ -83,7 +94,7 @@ def logits(model) -> torch.Tensor:
     return model(input_ids=IDS_1T, use_cache=False).logits.float()
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*ADAPTED, "full"])
 def test_the_trainer_evaluates_what_an_export_holds(runs: Path, name: str) -> None:
     config = RunDir(runs / name).recorded_config()
     export, cpu = runs / name / "export", torch.device("cpu")

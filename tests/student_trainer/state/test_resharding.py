@@ -20,7 +20,7 @@ from student_trainer.state.resume import BASE
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
+from tests.student_trainer.runs import asked, mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines, weights_after
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
@@ -158,13 +158,7 @@ def age(run: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Those that are asked for."""
-    asked = [
-        change
-        for item in request.session.items
-        if (case := getattr(item, "callspec", None))
-        and isinstance(change := case.params.get("change"), Change)
-    ]
-    return Runs(tmp_path_factory.mktemp("resharding"), list(dict.fromkeys(asked)))
+    return Runs(tmp_path_factory.mktemp("resharding"), asked(request, "change"))
 
 
 @every_change
