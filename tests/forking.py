@@ -20,7 +20,11 @@ LLAMA = "transformers.models.llama.modeling_llama"
 IMPORTED = {
     "ray": (
         *("ray._private.workers", "ray.train.v2.api.data_parallel_trainer"),
-        *("student_trainer.worker", "student_trainer.run", "teacher_service.service.replicas.actor"),
+        *(
+            "student_trainer.worker",
+            "student_trainer.run",
+            "teacher_service.service.replicas.actor",
+        ),
         *("teacher_service.engine.hf", LLAMA),
     ),
     "ranks": ("tests.student_trainer.jobs", "peft", LLAMA),

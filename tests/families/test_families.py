@@ -20,15 +20,10 @@ DIVERSE = (
     "bert",
     "bloom",
     "gemma2",
-    "gemma3n_text",
     "gpt_oss",
     "hyperclovax",
-    "llama4_text",
     "mamba2",
     "minicpm3",
-    "opt",
-    "recurrent_gemma",
-    "xlnet",
 )
 OTHERS = tuple(family for family in FAMILIES if family not in {*DIVERSE, *APART})
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from shared.prompts.prefix import Opening
 from shared.run.plan import RunPlan
+from student_trainer.state.export import exported_step
 from student_trainer.torchrun import read_plan, write_plan
 from tests import tiny
-from tests.student_trainer.runs import ROOT, mark_exported, plan_of, prepared_domains
+from tests.student_trainer.runs import ROOT, plan_of, prepared_domains
 
 
 def launched(plan: RunPlan, file: Path) -> subprocess.CompletedProcess:
@@ -53,8 +54,8 @@ def test_a_plan_survives_its_file(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
 def test_a_run_on_text_alone_trains_ends_and_can_be_evaluated(
     tmp_path: Path, tiny_pair: tiny.Pair
 ) -> None:
+    """Its export is loaded by a new Python."""
     plan = text_alone(tmp_path, tiny_pair)
-    mark_exported(plan)
     done = launched(plan, tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 2/2 | loss " in done.stderr
@@ -62,6 +63,7 @@ def test_a_run_on_text_alone_trains_ends_and_can_be_evaluated(
     assert (
         evaluations["after"]["code"]["student_nll"] != evaluations["before"]["code"]["student_nll"]
     )
+    assert exported_step(tmp_path / "run" / "export") == 2
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     done = launched(replace(plan, mode="evaluate"), tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr[-3000:]

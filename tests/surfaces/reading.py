@@ -54,6 +54,16 @@ def exists(test: str) -> bool:
     return path.is_file() and name.startswith("test_") and name in _definitions(path)
 
 
+def is_drill(test: str) -> bool:
+    """Whether a test, or its whole file, is left out of `make test`."""
+    file, _, name = test.partition("::")
+    definitions = _definitions(ROOT / "tests" / file)
+    marks = [mark for found in definitions[name] for mark in getattr(found, "decorator_list", ())]
+    return any(
+        "mark.drill" in ast.unparse(node) for node in (*marks, *definitions.get("pytestmark", []))
+    )
+
+
 def nodes_of(test: str) -> Iterator[tuple[ast.AST, str]]:
     """Every node of a test and of what it names, in its own module and in others of `tests`, and
     the section of a config that it is written in, "" for none."""

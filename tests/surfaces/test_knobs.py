@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from shared.config.messages import option_paths
 from shared.config.run import Config
 from tests.surfaces.knobs import KNOBS
-from tests.surfaces.reading import exists, is_set_by
+from tests.surfaces.reading import exists, is_drill, is_set_by
 
 
 def defaults() -> dict[str, list[Any]]:
@@ -49,6 +49,7 @@ def test_every_option_has_a_test():
 def test_its_test_gives_an_option_another_value_than_its_default(option):
     test = KNOBS[option]
     assert exists(test), f"there is no {test}"
+    assert not is_drill(test), f"{test} is a drill"
     assert is_set_by(test, option, defaults=DEFAULTS[option]), f"{test} does not set {option}"
 
 

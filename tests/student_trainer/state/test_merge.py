@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from shared.config.file import dump
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
 from student_trainer.models.student import load_student
+from student_trainer.state import export as exports
 from student_trainer.state.checkpoint import latest_checkpoint
-from student_trainer.state.export import TOLERANCE
+from student_trainer.state.export import TOLERANCE, exported_step
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.group import run_jobs
@@ -225,6 +227,15 @@ def test_a_base_that_has_changed_is_refused(runs: Path, tmp_path: Path, capsys, 
     said = capsys.readouterr().err
     assert f"Is {base} what it was in training?" in said
     assert sorted(p.name for p in run.iterdir() if "merged" in p.name) == []
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+def test_a_new_python_loads_adapters(runs: Path, monkeypatch, name: str) -> None:
+    monkeypatch.setattr(exports, "FRESH", (sys.executable, "-I", exports.FRESH[-1]))
+    shutil.rmtree(runs / name / "export")
+    assert main(["export", str(runs / name)]) == 0
+    assert exported_step(runs / name / "export") == 4
 
 
 def test_a_damaged_checkpoint_is_refused(runs: Path, tmp_path: Path, capsys) -> None:
