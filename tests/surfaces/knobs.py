@@ -88,7 +88,7 @@ KNOBS = {
     "teachers.NAME.cpus": f"{PLACEMENT}::test_a_replica_asks_for_what_its_config_says",
     "teachers.NAME.tensor_parallel": (
         "teacher_service/service/replicas/test_ranks.py"
-        "::test_a_replica_of_two_ranks_answers_as_one_and_starts_again_as_one"
+        "::test_more_ranks_than_there_is_room_for_are_refused"
     ),
     "teachers.NAME.online_modules.r": LEARNING,
     "teachers.NAME.online_modules.alpha": LEARNING,
