@@ -3,6 +3,8 @@
 All take a single string, so that they survive pickling between Ray processes.
 """
 
+from pathlib import Path
+
 
 def reason_of(error: Exception) -> str:
     """What the operating system says, for the middle of a sentence."""
@@ -93,3 +95,11 @@ class JobError(TutelageError, RuntimeError):
 
 class SelftestError(TutelageError, RuntimeError):
     """A check of `tutelage selftest` failed."""
+
+
+def not_kept(what: str, folder: Path, error: Exception) -> StorageError:
+    """That a part of a run cannot be written, which goes on from its last checkpoint later."""
+    return StorageError(
+        f"{what} cannot be kept in {folder}: {reason_of(error)}; free some space and run the same "
+        "command again, it resumes from the last checkpoint"
+    )

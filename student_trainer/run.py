@@ -1,11 +1,11 @@
 """Run: the parts that a rank trains with, built once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from torch import nn
 
 from shared.config.run import Config
@@ -26,11 +26,10 @@ from student_trainer.metrics.accumulator import (
     ReportAccumulator,
     RolloutAccumulator,
 )
-from student_trainer.metrics.sums import SumLayout
 from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
 from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import TeacherHeads, load_teacher_heads
-from student_trainer.models.writing import Writer, copied_for_writing
+from student_trainer.models.writing import copied_for_writing
 from student_trainer.objective import Objective
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Layouts
@@ -136,43 +135,25 @@ def open_run(
     does not write, `open_teachers` where no teacher does and `open_modules` where none has modules
     that learn. Raises what `Task.load` raises, on all ranks together.
     """
-    device = this_device()
-    join(device)
-    ranks = Ranks()
-    config = plan.config
-    student, heads = _load_together(plan, device, ranks, load or task.load)
-    objective = Objective(student, config, teacher_width=plan.teacher_width, teacher_heads=heads)
-    objective = objective.to(device)
-    layouts = Layouts(tuple(config.domains), plan.packed, device, task, plan.passes)
+    config, loaded = plan.config, _loaded(plan, load or task.load)
+    student, ranks = loaded.student, loaded.ranks
+    layouts = Layouts(tuple(config.domains), plan.packed, loaded.device, task, plan.passes)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
-    base = ranks.from_leader(base_digest(student) if ranks.leads else None)
-    written_by = _written_by(plan, student)
-    engine = open_engine(objective, config)
+    engine = open_engine(loaded.objective, config)
     weight_log = FollowedLog(config, ranks, controller)
-    writer = partial(
-        open_writer,
-        plan,
-        open_generator,
-        student=student,
-        engine=engine,
-        ranks=ranks,
-        model=written_by,
-    )
     rows = open_source(plan, ranks, weight_log)
-    source = _written(rows, plan, ranks, open_writer=writer, open_teachers=open_teachers)
+    source = _written(rows, plan, loaded, engine, open_generator, open_teachers)
     online = open_online_teacher(plan, engine, layouts, ranks, open_modules=open_modules)
     followed = open_followed(plan, student, engine, ranks)
-    _make_folders(RunDir(Path(plan.run_dir)))
-    num_teachers = len(plan.parts) if reader else 0
-    measured = _measured(plan, ranks, objective.loss_head.layout, num_teachers=num_teachers)
+    measured = _measured(plan, loaded, num_teachers=len(plan.parts) if reader else 0)
     return Run(
         plan=plan,
         task=task,
         ranks=ranks,
         student=student,
         engine=engine,
-        base=base,
+        base=loaded.base,
         frozen=frozen_weights(student, engine.module, ranks),
         layouts=layouts,
         weight_log=weight_log,
@@ -188,6 +169,31 @@ def open_run(
         reader=reader,
         controller=controller,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a rank has before the student is sharded."""
+
+    device: torch.device
+    ranks: Ranks
+    student: Student
+    objective: Objective
+    base: str | None  # see `Run`
+    written_by: nn.Module | None  # what this rank writes with; None where others write
+
+
+def _loaded(plan: RunPlan, load: LoadStudent) -> _Loaded:
+    """Join the other ranks and load the student; makes the run's folders."""
+    device = this_device()
+    join(device)
+    ranks = Ranks()
+    student, heads = _load_together(plan, device, ranks, load)
+    width = plan.teacher_width
+    objective = Objective(student, plan.config, teacher_width=width, teacher_heads=heads).to(device)
+    base = ranks.from_leader(base_digest(student) if ranks.leads else None)
+    _make_folders(RunDir(Path(plan.run_dir)))
+    return _Loaded(device, ranks, student, objective, base, _written_by(plan, student))
 
 
 def _loader(
@@ -225,7 +231,7 @@ def _make_folders(files: RunDir) -> None:
 
 
 def _written_by(plan: RunPlan, student: Student) -> nn.Module | None:
-    """What this rank writes with, made before the student is sharded; None where others write."""
+    """See `_Loaded`."""
     config = plan.config
     if plan.mode != "train" or not config.source.writes or config.rollouts.serves:
         return None
@@ -235,21 +241,31 @@ def _written_by(plan: RunPlan, student: Student) -> nn.Module | None:
 def _written(
     rows: TokenSource,
     plan: RunPlan,
-    ranks: Ranks,
-    *,
-    open_writer: Callable[[], Writer],
+    loaded: _Loaded,
+    engine: Any,
+    open_generator: OpenGenerator | None,
     open_teachers: OpenTeachers | None,
 ) -> TokenSource:
     """Rows as they are, or with what models answer to some where they write."""
     source = plan.config.source
     if plan.mode != "train" or source.is_dataset:
         return rows
-    writer = open_writer() if source.writes else None
-    return open_rollouts(rows, plan, ranks, writer=writer, open_teachers=open_teachers)
+    writer = None
+    if source.writes:
+        writer = open_writer(
+            plan,
+            open_generator,
+            student=loaded.student,
+            engine=engine,
+            ranks=loaded.ranks,
+            model=loaded.written_by,
+        )
+    return open_rollouts(rows, plan, loaded.ranks, writer=writer, open_teachers=open_teachers)
 
 
-def _measured(plan: RunPlan, ranks: Ranks, layout: SumLayout, *, num_teachers: int) -> _Measured:
+def _measured(plan: RunPlan, loaded: _Loaded, *, num_teachers: int) -> _Measured:
     """Everything at its beginning."""
+    ranks, layout = loaded.ranks, loaded.objective.loss_head.layout
     return _Measured(
         metrics=MetricsAccumulator(ranks, layout, num_teachers=num_teachers),
         since_report=ReportAccumulator(layout),

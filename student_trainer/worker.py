@@ -59,14 +59,19 @@ def train_worker(
         )
     except TutelageError as error:
         if leads:
-            described = {
-                "type": type(error).__name__,
-                "message": str(error),
-                "exit_code": error.exit_code,
-            }
-            try:
-                write_atomically(path, json.dumps(described))
-            except StorageError:  # then Ray carries it
-                raise error from None
+            _leave(error, path)
     finally:
         exporter.stop()
+
+
+def _leave(error: TutelageError, path: Path) -> None:
+    """Write an error where the driver looks for it, or raise it, so that Ray carries it."""
+    described = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "exit_code": error.exit_code,
+    }
+    try:
+        write_atomically(path, json.dumps(described))
+    except StorageError:
+        raise error from None

@@ -15,6 +15,7 @@ RAY = {
     "teacher_service/service/replicas/actor.py",
     "teacher_service/service/replicas/environments.py",
     "teacher_service/service/replicas/ranks.py",
+    "teacher_service/service/asking.py",
     "teacher_service/service/registry.py",
     "teacher_service/service/pool.py",
     "teacher_service/service/roster.py",

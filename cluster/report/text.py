@@ -168,10 +168,15 @@ def _texts_beside_rows(source: str, root: Path) -> list[Path]:
 
 
 def _notes(account: Account, config: Config) -> list[str]:
+    told = (*_on_documents(account, config), *_on_tokens(account))
+    return [note for count, note in told if count]
+
+
+def _on_documents(account: Account, config: Config) -> tuple[tuple[object, str], ...]:
+    """What becomes of whole documents: how much of it there is, and the sentence on it."""
     tally, fit, too_long = account.tally, account.fit, config.data.too_long
     dropped = listed(tally.roles_without_loss)
-    special = "special tokens written in the text are"
-    told = (
+    return (
         (len(tally.kinds) > 1, f"kinds of rows: {listed(tally.kinds)}"),
         (fit.without_loss and dropped, f"roles of the dropped documents: {dropped}"),
         (
@@ -213,6 +218,13 @@ def _notes(account: Account, config: Config) -> list[str]:
                 else "data.too_long=split_with_prompt repeats it"
             ),
         ),
+    )
+
+
+def _on_tokens(account: Account) -> tuple[tuple[object, str], ...]:
+    """The same of special tokens, the chat template and fields."""
+    tally, special = account.tally, "special tokens written in the text are"
+    return (
         (
             tally.special_as_text,
             f"{tally.special_as_text:,} {special} plain text (data.special_tokens)",
@@ -236,7 +248,6 @@ def _notes(account: Account, config: Config) -> list[str]:
         ),
         (tally.unread, f"fields that are not read: {listed(tally.unread)}"),
     )
-    return [note for count, note in told if count]
 
 
 def _named(files: list[Path], most: int = 6) -> str:

@@ -125,20 +125,8 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
     tokens = padded_length(tokens or config.data.context)
     micro_batch, student = config.batch.micro_batch, config.student
     own, learning = student_sizes(student, lines=micro_batch, tokens=tokens, seed=config.seed)
-    asked, sides, teaching = {}, [], 0.0
-    taught = {} if config.targets.teacher_free else config.teachers
-    for name, teacher in taught.items():
-        sizes, scoring = teacher_sizes(name, teacher, lines=micro_batch, tokens=tokens)
-        asked[name] = _asked(config.taught_by(name), sizes, own)
-        unit = micro_batch * tokens * _price(asked[name])
-        ask, rows = _ask(asked[name]), sizes.vocabulary
-        bounds = bounds_of(config, ask, own, teacher_rows=rows, on_gpu=teacher.gpus > 0)
-        memory = teacher_memory(sizes, scoring, bounds, answer_bytes=unit)
-        copies, gpus = teacher.most, teacher.gpus
-        chunk = None if asked[name].is_whole else bounds.scoring_rows
-        sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory, chunk))
-        teaching += (scoring.flops + scoring.head_flops) / len(config.teachers)
-    dearest = max(asked.values(), key=_price, default=None)
+    sides, asked, teaching = _of_teachers(config, own, tokens)
+    dearest = max(asked, key=_price, default=None)
     units = config.accumulation * config.most_workers
     products = HEAD_PRODUCTS[own.trains_head]
     work = Work(
@@ -175,6 +163,28 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
         checkpoint_bytes=checkpoint_bytes(weight_bytes=own.weight_bytes, trained=own.trained),
         notes=(*_notes(config, own, learning, sides), *_with_fewest(config, with_fewest, memory)),
     )
+
+
+def _of_teachers(
+    config: Config, own: ModelSizes, tokens: int
+) -> tuple[list[Side], list[_Asked], float]:
+    """The teachers' processes, what each is asked, and the operations of a unit in their mean."""
+    micro_batch = config.batch.micro_batch
+    sides, questions, teaching = [], [], 0.0
+    taught = {} if config.targets.teacher_free else config.teachers
+    for name, teacher in taught.items():
+        sizes, scoring = teacher_sizes(name, teacher, lines=micro_batch, tokens=tokens)
+        asked = _asked(config.taught_by(name), sizes, own)
+        unit = micro_batch * tokens * _price(asked)
+        ask, rows = _ask(asked), sizes.vocabulary
+        bounds = bounds_of(config, ask, own, teacher_rows=rows, on_gpu=teacher.gpus > 0)
+        memory = teacher_memory(sizes, scoring, bounds, answer_bytes=unit)
+        copies, gpus = teacher.most, teacher.gpus
+        chunk = None if asked.is_whole else bounds.scoring_rows
+        sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory, chunk))
+        questions.append(asked)
+        teaching += (scoring.flops + scoring.head_flops) / len(config.teachers)
+    return sides, questions, teaching
 
 
 def with_speed(found: Estimate, speed: Speed) -> Estimate:

@@ -11,10 +11,15 @@ The version is the number of updates behind the weights.
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
+from safetensors import SafetensorError
+
+from shared.errors import not_kept
+from shared.files import obey_umask
 
 BLOCK_BYTES = 2**24
 CANARY = "canary"  # in a file's metadata: a fixed text and what its owner makes of it, JSON
@@ -43,9 +48,31 @@ def digest_of(path: Path) -> str:
     return state.hexdigest()
 
 
+def _write(
+    draft: Path,
+    version: int,
+    save: Callable[[Path], None],
+    path_of: Callable[[WeightsRef], Path],
+    what: str,
+) -> WeightsRef:
+    """Give what `save` writes its name, once it is complete. Raises StorageError, and leaves no
+    draft then."""
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        save(draft)
+        obey_umask(draft)
+        ref = WeightsRef(version, digest_of(draft))
+        draft.replace(path_of(ref))
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise not_kept(f"version {version} of {what}", draft.parent, error) from None
+    return ref
+
+
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """A folder of versions, written by one process and read by many."""
+    """A folder of versions of a student, written by one process and read by many."""
 
     folder: Path
 
@@ -57,6 +84,12 @@ class WeightFiles:
         """Hash over the content of a version's file. Raises OSError."""
         return digest_of(self.path(version))
 
+    def write(self, version: int, save: Callable[[Path], None]) -> WeightsRef:
+        """Write a version by `save`, whole or not at all. Raises StorageError."""
+        path = self.path(version)
+        draft = path.with_name(f".{path.name}.draft")
+        return _write(draft, version, save, lambda _: path, "the student's weights")
+
     def forget(self, *, before: int) -> None:
         """Remove older versions."""
         for path in self.folder.glob("version-*.safetensors"):
@@ -67,8 +100,8 @@ class WeightFiles:
 
 @dataclass(frozen=True, slots=True)
 class ModuleFiles:
-    """A folder of versions whose names hold their digests: written by whichever replica takes an
-    update, also twice, and read by all."""
+    """A folder of versions of a teacher's modules, whose names hold their digests: written by
+    whichever replica takes an update, also twice, and read by all."""
 
     folder: Path
 
@@ -76,15 +109,10 @@ class ModuleFiles:
         """Where a version lies, or would."""
         return self.folder / f"version-{ref.version:06d}.{ref.digest}.safetensors"
 
-    def draft(self, version: int) -> Path:
-        """A file that nobody else writes, to be published."""
-        return self.folder / f".version-{version:06d}.{uuid.uuid4().hex}.draft"
-
-    def publish(self, draft: Path, version: int) -> WeightsRef:
-        """Give a complete file of this folder its name. Raises OSError."""
-        ref = WeightsRef(version, digest_of(draft))
-        draft.replace(self.path(ref))
-        return ref
+    def write(self, version: int, save: Callable[[Path], None]) -> WeightsRef:
+        """Write a version by `save`, whole or not at all. Raises StorageError."""
+        draft = self.folder / f".version-{version:06d}.{uuid.uuid4().hex}.draft"  # nobody else's
+        return _write(draft, version, save, self.path, "the teacher's modules")
 
     def forget(self, is_needed: Callable[[int], bool]) -> None:
         """Remove the versions that nobody needs any more, and what writers of theirs that were

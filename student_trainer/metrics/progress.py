@@ -8,7 +8,8 @@ import numpy as np
 
 from shared.config.models.student import QLoRATraining
 from shared.config.run import Config
-from shared.errors import StorageError
+from shared.config.source import TokenSources
+from shared.errors import not_kept
 from shared.in_words import duration, thousands
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import (
@@ -63,11 +64,7 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
             append_metrics(run.files.metrics, line)
             say(run, progress_line(line, run.config, steps_in_line=done))
         except OSError as failure:
-            error = StorageError(
-                f"the line of step {step} cannot be written in {run.files.path}: "
-                f"{failure.strerror}; free some space and run the same command again, it "
-                "resumes from the last checkpoint"
-            )
+            error = not_kept(f"the line of step {step}", run.files.path, failure)
     run.ranks.agree(error)
     run.metrics.clear()
     run.rollouts.clear()
@@ -109,16 +106,7 @@ def metrics_line(
     tokens = int(measured.tokens_D.sum())
     layout, means = measured.layout, measured.sums / max(1, tokens)
     totals = layout.totals_in(means)
-    domains = {
-        name: DomainMetrics(
-            tokens=int(measured.tokens_D[d]),
-            sequences=int(measured.rows_D[d]),
-            weight=entry.weights[d],
-            epochs=epochs[d],
-            **_token_means(measured, config, d),
-        )
-        for d, name in enumerate(config.domains)
-    }
+    domains = _by_domain(measured, config, entry, epochs)
     seconds, wait_s, units, wire_bytes, retried, hits = machine[: 1 + COUNTERS].tolist()
     compute_s, optimiser_s = machine[-len(PARTS) :].tolist()
     return StepMetrics(
@@ -134,10 +122,8 @@ def metrics_line(
         terms=layout.losses_in(means),
         domains=domains,
         phase=entry.phase if config.progressive else None,
-        rollouts=_rollouts(measured, written) if written and config.source.writes else None,
-        texts=_texts(written) if written and config.source.teacher else None,
         modules=modules,
-        **({} if written is None else _effort(written)),
+        **({} if written is None else _writing(measured, config.source, written)),
         seconds=seconds,
         teacher_wait_s=wait_s,
         compute_s=compute_s,
@@ -151,10 +137,36 @@ def metrics_line(
     )
 
 
+def _by_domain(
+    measured: MetricsAccumulator, config: Config, entry: WeightEntry, epochs: tuple[float, ...]
+) -> dict[str, DomainMetrics]:
+    return {
+        name: DomainMetrics(
+            tokens=int(measured.tokens_D[d]),
+            sequences=int(measured.rows_D[d]),
+            weight=entry.weights[d],
+            epochs=epochs[d],
+            **_token_means(measured, config, d),
+        )
+        for d, name in enumerate(config.domains)
+    }
+
+
 def _student_share(run: Run) -> float | None:
     """What the student is to write of the steps to come, where that moves."""
     adaptive = run.source.adaptive if isinstance(run.source, Rollouts) else None
     return None if adaptive is None else adaptive.phi
+
+
+def _writing(
+    measured: MetricsAccumulator, source: TokenSources, written: Mapping[str, float]
+) -> dict[str, Any]:
+    """What models wrote, and what it took, by the names of `StepMetrics`."""
+    return {
+        "rollouts": _rollouts(measured, written) if source.writes else None,
+        "texts": _texts(written) if source.teacher else None,
+        **_effort(written),
+    }
 
 
 def _rollouts(measured: MetricsAccumulator, written: Mapping[str, float]) -> RolloutMetrics:

@@ -14,7 +14,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from safetensors import SafetensorError
 
-from shared.errors import StorageError
+from shared.errors import StorageError, reason_of
 from shared.files import obey_umask
 from student_trainer.engine import gather_weights
 from student_trainer.models.saving import buffers_of
@@ -79,13 +79,6 @@ def save_weights(student: Student, draft: Path, *, ranks: Ranks) -> str | None:
     if not ranks.leads:
         return None
     return _failure(lambda: _write_folder(student, draft / WEIGHTS, gathered))
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of what went wrong."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error).strip().splitlines()[0]
 
 
 def _write_folder(student: Student, folder: Path, weights: dict[str, torch.Tensor]) -> None:

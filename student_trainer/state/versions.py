@@ -8,18 +8,16 @@ T tokens of the fixed text   V vocabulary
 """
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.config.base import Dtype
-from shared.errors import StorageError, TutelageError
-from shared.files import obey_umask
+from shared.errors import TutelageError
 from shared.in_words import in_bytes
 from shared.run.run_dir import RunDir, append_progress
 from shared.targets.canary import COARSE_LEVEL, LEVELS, refuse_not_finite
@@ -28,7 +26,7 @@ from student_trainer.engine import gather_weights
 from student_trainer.models.probing import label_logprobs
 from student_trainer.models.student import Student
 from student_trainer.ranks import Ranks
-from student_trainer.state.shards import probe_logits, reason_of
+from student_trainer.state.shards import probe_logits
 
 
 @dataclass(slots=True)
@@ -77,27 +75,13 @@ class Versions:
     def _written(
         self, version: int, weights: dict[str, Tensor], metadata: dict[str, str]
     ) -> WeightsRef:
-        path = self.files.path(version)
-        draft = path.with_name(f".{path.name}.draft")
-        try:
-            self.files.folder.mkdir(exist_ok=True)
-            plain = {name: tensor.contiguous() for name, tensor in weights.items()}
-            save_file(plain, draft, metadata=metadata)
-            obey_umask(draft)
-            draft.replace(path)
-            size, digest = path.stat().st_size, self.files.digest(version)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise StorageError(
-                f"version {version} of the student's weights cannot be pushed to "
-                f"{self.files.folder}: {reason_of(error)}; free some space and run the same "
-                "command again, it resumes from the last checkpoint"
-            ) from None
+        plain = {name: tensor.contiguous() for name, tensor in weights.items()}
+        ref = self.files.write(version, partial(save_file, plain, metadata=metadata))
+        size = self.files.path(version).stat().st_size
         if not self._said:
             number = sum(tensor.numel() for tensor in weights.values())
             said = f"{in_bytes(size)} a version: {number:,} that train"
             append_progress(self.run_dir, f"weights are pushed to {self.goes_to}, {said}")
         self._said = True
         self._bytes += size
-        return WeightsRef(version, digest)
+        return ref

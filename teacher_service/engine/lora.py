@@ -9,7 +9,8 @@ r rank   I input width of a layer   O output width
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,8 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shared.config.models.modules import TrainedModules
-from shared.errors import ConfigError, DamagedError, StorageError, TeacherError, reason_of
-from shared.files import obey_umask
+from shared.errors import ConfigError, DamagedError, TeacherError, reason_of
 from shared.targets.weights import BEGINNING, ModuleFiles, WeightsRef, digest_of
 
 PLAIN = (nn.Linear.forward, Conv1D.forward)
@@ -137,21 +137,7 @@ class LoraModules:
             state = self._optimiser.state[parameter]
             named = {WEIGHTS: parameter.detach(), **{key: state[key] for key in MOMENTS}}
             tensors |= {f"{key}.{name}": value.cpu() for key, value in named.items()}
-        folder = self._files.folder
-        draft = self._files.draft(version)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, draft)
-            obey_umask(draft)
-            return self._files.publish(draft, version)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise StorageError(
-                f"version {version} of the teacher's modules cannot be kept in {folder}: "
-                f"{reason_of(error)}; free some space and run the same command again, it resumes "
-                "from the last checkpoint"
-            ) from None
+        return self._files.write(version, partial(save_file, tensors))
 
 
 def _read(files: ModuleFiles, ref: WeightsRef) -> dict[str, Tensor]:

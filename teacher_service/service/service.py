@@ -12,13 +12,13 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import remove_placement_group
 
 from shared.config.models.teachers import Autoscaling, Teacher
-from shared.errors import ConfigError, TeacherError, TutelageError
+from shared.errors import ConfigError, TeacherError
 from shared.targets.asks.head_location import ShippedHead
 from teacher_service.engine.description import Engine, MakeEngine, TeacherDescription
+from teacher_service.service.asking import ANSWER_S, answer, request_of, tell
 from teacher_service.service.kept import forget_replicas
 from teacher_service.service.registry import TeacherRegistry
 from teacher_service.service.replicas.launching import disown, launch, own, remove
@@ -39,7 +39,6 @@ from teacher_service.service.replicas.views import ReplicaView, ScaleView
 from teacher_service.service.scaler import DRAIN_GRACE_S
 from teacher_service.service.scaling.policy import Pace
 
-ANSWER_S = 30.0
 HEAD_S = 600.0  # a head of some GB onto a shared disk, after the unit under way
 END_S = 1.0
 BY_HAND = "as asked for"
@@ -72,9 +71,7 @@ class Starting:
         try:
             description = _described(self.service, self.names, self.deadline_s)
             if self.undo is not None:
-                _answer(
-                    find_actor(self.service, REGISTRY).add.remote([*self.names]), "the registry"
-                )
+                answer(find_actor(self.service, REGISTRY).add.remote([*self.names]), "the registry")
         except BaseException:
             self.give_up()
             raise
@@ -141,7 +138,7 @@ def start(
     nothing is left behind then. `role` "student" serves a student's model where the cluster has
     students' workers. `context` is the length of the longest rows that will be asked about.
     """
-    if (request := _request(service)) is not None:
+    if (request := request_of(service)) is not None:
         if not request.same_teacher(teacher):
             raise ConfigError(
                 f"teacher service {service} already serves {request.teacher.model} with other "
@@ -161,18 +158,22 @@ def start(
         role=role,
     )
     try:
-        options = {
-            "name": REGISTRY,
-            "namespace": service,
-            "lifetime": lifetime_of(detached),
-            "resources": of_the_head(),
-        }
-        own(service, TeacherRegistry.options(**options).remote(service, request))  # type: ignore[attr-defined]
+        own(service, _registry(service, request))
         names = _launched(service, request, range(teacher.fewest))
     except BaseException:
         stop(service)
         raise
     return Starting(service, names, deadline_s, undo=partial(stop, service))
+
+
+def _registry(service: str, request: Request) -> Any:
+    options = {
+        "name": REGISTRY,
+        "namespace": service,
+        "lifetime": lifetime_of(request.detached),
+        "resources": of_the_head(),
+    }
+    return TeacherRegistry.options(**options).remote(service, request)  # type: ignore[attr-defined]
 
 
 def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
@@ -206,29 +207,29 @@ def scale(service: str, replicas: int, *, deadline_s: float = 1800.0) -> int:
 def rescale(service: str, replicas: int | Autoscaling) -> None:
     """Let a running service scale itself by other bounds, or with a number not at all."""
     _to_be_scaled(service)
-    _answer(find_actor(service, REGISTRY).rescale.remote(replicas), "the registry")
+    answer(find_actor(service, REGISTRY).rescale.remote(replicas), "the registry")
 
 
 def scaling_since(service: str, told: int) -> ScaleView | None:
     """How a service scales, with its lines after so many; None where it does not answer."""
     try:
         registry = find_actor(service, REGISTRY)
-        return registry and _answer(registry.scale_view.remote(told), "the registry")
+        return registry and answer(registry.scale_view.remote(told), "the registry")
     except TeacherError:
         return None
 
 
 def status(service: str) -> ServiceStatus:
     """What the registry knows, or what is left where it is gone. Raises ConfigError if nothing."""
-    request, names = _request(service), replica_names(service)
+    request, names = request_of(service), replica_names(service)
     if request is None:
         if service not in list_services():
             raise ConfigError(f"no teacher service named {service} is running")
         down = tuple(ReplicaView(name, "down") for name in names)
         return ServiceStatus(service, None, False, down, None)
     registry = find_actor(service, REGISTRY)
-    view = _answer(registry.view.remote(), "the registry")
-    scale = _answer(registry.scale_view.remote(), "the registry")
+    view = answer(registry.view.remote(), "the registry")
+    scale = answer(registry.scale_view.remote(), "the registry")
     return ServiceStatus(service, request.teacher, request.detached, view.replicas, scale)
 
 
@@ -244,24 +245,24 @@ def ship_head(service: str, *, deadline_s: float = HEAD_S) -> ShippedHead:
     """
     first = _running(service)[0]
     call = find_actor(service, first).ship_head.remote()
-    return _answer(call, f"{first} of teacher service {service}", deadline_s)
+    return answer(call, f"{first} of teacher service {service}", deadline_s)
 
 
 def use(service: str, user: str) -> bool:
     """Tell a service that a command uses it; whether it is there. Call it again and again."""
-    return _told(service, "use", user)
+    return tell(service, "use", user)
 
 
 def leave(service: str, user: str) -> None:
     """Tell a service that a command uses it no longer."""
-    _told(service, "leave", user)
+    tell(service, "leave", user)
 
 
 def users(service: str) -> list[str]:
     """The commands that use a service."""
     registry = find_actor(service, REGISTRY)
     try:
-        return [] if registry is None else _answer(registry.users.remote(), "the registry")
+        return [] if registry is None else answer(registry.users.remote(), "the registry")
     except TeacherError:
         return []  # it is half dead, and so are its clients
 
@@ -321,7 +322,7 @@ def _described(service: str, names: Iterable[str], deadline_s: float) -> Teacher
                 f"{len(waiting)} replicas of teacher service {service} were not loaded within "
                 f"{deadline_s:g} s; see their logs, or allow more time"
             )
-        descriptions.append(_answer(ready[0], waiting.pop(ready[0])))
+        descriptions.append(answer(ready[0], waiting.pop(ready[0])))
     if any(d.fingerprint != descriptions[0].fingerprint for d in descriptions):
         raise TeacherError(
             f"the replicas of teacher service {service} are not the same teacher: their nodes "
@@ -333,16 +334,16 @@ def _described(service: str, names: Iterable[str], deadline_s: float) -> Teacher
 def _drain(service: str, names: list[str], deadline_s: float) -> None:
     """Take replicas off the list, let them finish, then remove them."""
     registry = find_actor(service, REGISTRY)
-    _answer(registry.drain.remote(names), "the registry")
+    answer(registry.drain.remote(names), "the registry")
     time.sleep(DRAIN_GRACE_S)
     flushes = [actor.flush.remote() for name in names if (actor := find_actor(service, name))]
     ray.wait(flushes, num_returns=len(flushes), timeout=deadline_s)
     remove(service, names)
-    _answer(registry.forget.remote(names), "the registry")
+    answer(registry.forget.remote(names), "the registry")
 
 
 def _want(service: str, replicas: int, why: str) -> None:
-    _answer(find_actor(service, REGISTRY).want.remote(replicas, why), "the registry")
+    answer(find_actor(service, REGISTRY).want.remote(replicas, why), "the registry")
 
 
 def _shrink(service: str, names: Iterable[str]) -> None:
@@ -352,7 +353,7 @@ def _shrink(service: str, names: Iterable[str]) -> None:
 
 def _to_be_scaled(service: str) -> Request:
     """What a service was started with. Raises ConfigError where it cannot be scaled from here."""
-    if (request := _request(service)) is None:
+    if (request := request_of(service)) is None:
         raise ConfigError(f"no teacher service named {service} is running; see `tutelage status`")
     if not request.detached and request.job != ray.get_runtime_context().get_job_id():
         raise ConfigError(
@@ -366,42 +367,3 @@ def _namespaces() -> set[str]:
     named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
     ours = (actor for actor in named if actor["name"] == REGISTRY or is_part(actor))
     return {actor["namespace"] for actor in ours}
-
-
-def _request(service: str) -> Request | None:
-    registry = find_actor(service, REGISTRY)
-    if registry is None:
-        return None
-    try:
-        return _answer(registry.request.remote(), "the registry")
-    except TeacherError:
-        return None
-
-
-def _told(service: str, what: str, user: str) -> bool:
-    """Whether the registry is there; one that is too busy to answer is."""
-    registry = find_actor(service, REGISTRY)
-    if registry is None:
-        return False
-    try:
-        ray.get(getattr(registry, what).remote(user), timeout=ANSWER_S)
-    except (GetTimeoutError, ActorUnavailableError):
-        return True
-    except RayError:
-        return False
-    return True
-
-
-def _answer(ref: Any, who: str, deadline_s: float = ANSWER_S) -> Any:
-    """An actor's answer, its own errors as they were raised, Ray's as sentences."""
-    try:
-        return ray.get(ref, timeout=deadline_s)
-    except RayTaskError as error:
-        if isinstance(error.cause, TutelageError):
-            raise error.cause from None
-        raise TeacherError(f"{who} failed: {error.cause}") from error
-    except GetTimeoutError as error:
-        raise TeacherError(f"{who} did not answer within {deadline_s:g} s") from error
-    except RayError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise TeacherError(f"{who} died: {reason}") from error

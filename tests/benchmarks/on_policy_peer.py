@@ -120,7 +120,7 @@ def train_peer(steps: int, *, models: Path, folder: Path) -> None:
     """What `--peer` does: train, and leave the student and the tokens and seconds of each step."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import DistillationConfig, DistillationTrainer
+    from trl import DistillationTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(models / STUDENT, padding_side="left")
     texts = [f"{tokenizer.bos_token}{row['prompt']}\n" for row in _rows(models, "train", steps)]
@@ -144,26 +144,7 @@ def train_peer(steps: int, *, models: Path, folder: Path) -> None:
     trainer = DistillationTrainer(
         model=str(models / STUDENT),
         teacher_model=str(models / TEACHER),
-        args=DistillationConfig(
-            output_dir=str(folder / "peer-runs"),
-            max_steps=steps,
-            per_device_train_batch_size=ROWS,
-            gradient_accumulation_steps=1,
-            max_completion_length=NEW_TOKENS,
-            beta=1.0,
-            learning_rate=LR,
-            lr_scheduler_type="constant",
-            warmup_steps=0,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            shuffle_dataset=False,
-            model_init_kwargs={"dtype": "float32"},
-            teacher_model_init_kwargs={"dtype": "float32"},
-        ),
+        args=_peer_config(steps, folder / "peer-runs"),
         train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=tokenizer,
         callbacks=[Steps()],
@@ -171,6 +152,32 @@ def train_peer(steps: int, *, models: Path, folder: Path) -> None:
     trainer.train()
     trainer.save_model(str(folder / "peer"))
     (folder / "peer.json").write_text(json.dumps(told))
+
+
+def _peer_config(steps: int, folder: Path) -> Any:
+    """The settings of its trainer that are those of the run here."""
+    from trl import DistillationConfig
+
+    return DistillationConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=ROWS,
+        gradient_accumulation_steps=1,
+        max_completion_length=NEW_TOKENS,
+        beta=1.0,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        model_init_kwargs={"dtype": "float32"},
+        teacher_model_init_kwargs={"dtype": "float32"},
+    )
 
 
 def _rows(models: Path, part: str, steps: int) -> Iterator[dict[str, str]]:

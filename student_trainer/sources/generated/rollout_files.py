@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from shared.data.rows import Rows
-from shared.errors import CheckpointError, StorageError, reason_of
+from shared.errors import CheckpointError, not_kept, reason_of
 from student_trainer.sources.generated.arrow_files import write_table
 
 PLACE = "place"  # a further column: where in its step a row stands
@@ -39,11 +39,8 @@ class RolloutFiles:
         try:
             write_table(path, table)
         except OSError as error:
-            raise StorageError(
-                f"what the student wrote for step {step + 1} cannot be kept in {self.folder}: "
-                f"{reason_of(error)}; free some space and run the same command again, it resumes "
-                "from the last checkpoint"
-            ) from None
+            wrote = f"what the student wrote for step {step + 1}"
+            raise not_kept(wrote, self.folder, error) from None
 
     def read(
         self,

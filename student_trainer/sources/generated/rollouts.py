@@ -40,17 +40,12 @@ from shared.errors import ConfigError, TutelageError
 from shared.mixture.blocks import Block
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir, append_progress
-from shared.targets.generation import (
-    GenerationSpec,
-    Generator,
-    Openings,
-    OpenTeachers,
-    RemoteGenerator,
-)
+from shared.targets.generation import OpenTeachers, RemoteGenerator
 from student_trainer.models.writing import Writer
 from student_trainer.ranks import Ranks
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.generated.adaptive import Adaptive, Dealt, oldest_step
+from student_trainer.sources.generated.continuing import continued, spec_of
 from student_trainer.sources.generated.partners import Partners
 from student_trainer.sources.generated.rollout_files import RolloutFiles
 from student_trainer.sources.generated.teacher_texts import TeacherPrompt, TeacherTexts, TextFiles
@@ -328,7 +323,15 @@ class Rollouts:
             f"{row}/{epoch}/{begun.step}" for row, epoch in zip(names, begun.epoch_R, strict=True)
         ]
         with self.writer.at(begun.version) as generator:
-            rollouts = self._rollouts(generator, prompts, begun.rows, drawn_R)
+            rollouts = continued(
+                generator,
+                prompts,
+                begun.rows,
+                drawn_R,
+                plan=self.plan,
+                vocab=self._shared_vocab,
+                partners=self.partners,
+            )
         tokens = sum(len(rollout.output_ids) for rollout in rollouts)
         self._spent(
             writing_s=time.perf_counter() - start,
@@ -348,7 +351,7 @@ class Rollouts:
                 name=names[prompt.row],
                 domain=domains[prompt.row],
                 draw=f"{names[prompt.row]}/{epoch_R[prompt.row] % draws}/{prompt.document}",
-                spec=self._spec(prompt.room, vocab=self._vocab_of(domains[prompt.row])),
+                spec=spec_of(self.plan, prompt.room, vocab=self._vocab_of(domains[prompt.row])),
             )
             for prompt in prompts
         ]
@@ -369,52 +372,3 @@ class Rollouts:
         question = part.training_question or part.validation_question
         assert question is not None, "a live teacher is asked on validation text"
         return question.ask.shared_vocab
-
-    def _rollouts(
-        self,
-        generator: Generator,
-        prompts: Sequence[RowPrompt],
-        rows: Rows,
-        drawn_R: Sequence[str],
-    ) -> list[Rollout]:
-        """What the student writes after prompts, in their order; those of one room, and of one
-        teacher that has a share in it, together."""
-        name_R, domain_R, partners = rows.names(), rows.domains(), self.partners
-        groups: dict[tuple[int, str], list[int]] = {}
-        for line, prompt in enumerate(prompts):
-            beside = partners.teacher_of(domain_R[prompt.row]) if partners else ""
-            groups.setdefault((prompt.room, beside), []).append(line)
-        found: dict[int, Rollout] = {}
-        for (room, _), lines in sorted(groups.items()):
-            asked = [prompts[line] for line in lines]
-            draws = [f"{drawn_R[prompt.row]}/{prompt.document}" for prompt in asked]
-            openings = Openings.build(
-                names=[name_R[prompt.row] for prompt in asked],
-                input_ids=[prompt.input_ids for prompt in asked],
-            ).with_draws(draws)
-            spec = self._spec(room, vocab=self._shared_vocab)
-            if partners is None:
-                answer = generator.generate(openings, spec)
-            else:
-                domains = [domain_R[prompt.row] for prompt in asked]
-                answer = partners.generate(generator, openings, spec, domains=domains, draws=draws)
-            own = answer.own_logprobs() or [None] * len(asked)
-            parts = zip(answer.written(), answer.logprobs(), answer.stopped(), own, strict=True)
-            found |= {
-                line: Rollout(prompt, *part)
-                for line, prompt, part in zip(lines, asked, parts, strict=True)
-            }
-        return [found[line] for line in range(len(prompts))]
-
-    def _spec(self, room: int, *, vocab: int) -> GenerationSpec:
-        source = self.plan.config.source
-        return GenerationSpec(
-            room,
-            stop_ids=self.plan.ends,
-            temperature=source.temperature,
-            seed=self.plan.config.seed,
-            top_p=source.top_p,
-            min_new_tokens=min(source.min_new_tokens, room),
-            vocab=vocab,
-            logprobs=True,
-        )

@@ -24,7 +24,7 @@ import pyarrow as pa
 import xxhash
 
 from shared.data.rollouts import Rollout, RowPrompt
-from shared.errors import StorageError, reason_of
+from shared.errors import StorageError, not_kept, reason_of
 from shared.prompts.prefix import shown_prompts
 from shared.run.plan import RunPlan
 from shared.targets.generation import (
@@ -55,11 +55,8 @@ class TextFiles:
         try:
             write_table(path, answer.table)
         except OSError as error:
-            raise StorageError(
-                f"what the teacher wrote for step {step + 1} cannot be kept in {self.folder}: "
-                f"{reason_of(error)}; free some space and run the same command again, it resumes "
-                "from the last checkpoint"
-            ) from None
+            wrote = f"what the teacher wrote for step {step + 1}"
+            raise not_kept(wrote, self.folder, error) from None
         return _read(path)
 
     def of(self, steps: range, rank: int | None = None) -> list[tuple[str, Continuations]]:

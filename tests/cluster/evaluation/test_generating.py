@@ -130,19 +130,31 @@ def conversation(domain: str, number: int) -> str:
     return json.dumps({"messages": messages}) + "\n"
 
 
+def write_conversations(folder: Path, domain: str) -> None:
+    """Training text of a domain, and validation text beside it."""
+    (folder / f"{domain}.held").mkdir()
+    parts = {f"{domain}.jsonl": range(60), f"{domain}.held/rows.jsonl": range(60, 80)}
+    for name, numbers in parts.items():
+        (folder / name).write_text("".join(conversation(domain, number) for number in numbers))
+
+
+def answered(model, tokenizer, turn: list[dict[str, str]]) -> str:
+    """What transformers writes after a turn in its template."""
+    told = tokenizer.apply_chat_template(
+        turn, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        ids = model.eval().generate(**told, max_new_tokens=LIMIT, do_sample=False)
+    return tokenizer.decode(ids[0, told["input_ids"].shape[1] :])
+
+
 def test_adapters_of_two_teachers_answer_in_the_frame_of_their_template(
     ray_cluster, tiny_pair, tmp_path
 ) -> None:
     """LoRA, a teacher for each domain, messages: each model answers as its user would have it."""
     teacher, student = (templated(tmp_path, m) for m in (tiny_pair.teacher, tiny_pair.student))
     for domain in ("one", "two"):
-        (tmp_path / f"{domain}.jsonl").write_text(
-            "".join(conversation(domain, number) for number in range(60))
-        )
-        (tmp_path / f"{domain}.held").mkdir()
-        (tmp_path / f"{domain}.held" / "rows.jsonl").write_text(
-            "".join(conversation(domain, number) for number in range(60, 80))
-        )
+        write_conversations(tmp_path, domain)
     taught = {"model": teacher, "cpus": 0.5}
     job = write_job(
         tmp_path,
@@ -175,15 +187,10 @@ def test_adapters_of_two_teachers_answer_in_the_frame_of_their_template(
         for generation in asked[:2]:
             number = generation.right.removeprefix("it is ").strip()
             turn = [{"role": "user", "content": f"{domain} {number}"}]
-            told = tokenizer.apply_chat_template(
-                turn, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
             for name in ("teacher", "before", "after"):
                 if (model := models.get(name, models.get((name, domain)))) is None:
                     continue  # a bfloat16 teacher's products depend on what is multiplied at once
-                with torch.no_grad():
-                    ids = model.eval().generate(**told, max_new_tokens=LIMIT, do_sample=False)
-                text = tokenizer.decode(ids[0, told["input_ids"].shape[1] :])
+                text = answered(model, tokenizer, turn)
                 written = generation.models[name].text
                 assert text.removesuffix(tokenizer.eos_token or "") == written
     for name in ("teacher", "before", "after"):

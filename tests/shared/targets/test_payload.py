@@ -5,7 +5,7 @@ import pytest
 from shared.targets.payload import Pair, bytes_per_token, payload_note
 from tests.answers import question_of
 from tests.shared.data.test_rows import rows
-from tests.shared.targets.test_soft_targets import answer
+from tests.shared.targets.made_up import answer
 
 WIDTH = 6  # of the states that `answer` makes up
 QWEN = Pair(teacher_width=3584, teacher_rows=152_064, dtype="bfloat16")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import TeacherTargets
@@ -150,3 +150,36 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of the expected."""
     found, expected = found.detach().double(), expected.detach().double()
     return float((found - expected).norm() / expected.norm())
+
+
+MIXES = [
+    [forward_kl_term()],
+    [cross_entropy_term()],
+    [forward_kl_term(temperature=2.0)],
+    [forward_kl_term(weight=0.7, temperature=2.0), cross_entropy_term(weight=0.3)],
+    [
+        forward_kl_term(weight=0.2),
+        forward_kl_term(weight=0.5, temperature=4.0, squared=False),
+        forward_kl_term(weight=0.1, temperature=0.5),
+        cross_entropy_term(weight=0.3),
+    ],
+]
+ALL_TEMPERATURES = (1.0, 0.5, 2.0, 4.0)
+
+
+def dense_loss(case: Case, terms: list, k: int) -> torch.Tensor:
+    """Weighted sum of the terms over all positions from full logits."""
+    student_NV = case.head.logits(case.hidden_ND)
+    ids_NK = case.teacher_NV.topk(k).indices
+    total = torch.zeros((), dtype=student_NV.dtype)
+    for term in terms:
+        if term.kind == "cross_entropy":
+            value = nn.functional.cross_entropy(student_NV, case.label_N, reduction="sum")
+        else:
+            value = bucketed_kl(
+                case.teacher_NV, student_NV, ids_NK, temperature=term.temperature
+            ).sum()
+            if term.times_temperature_squared:
+                value = value * term.temperature**2
+        total = total + term.weight * value
+    return total

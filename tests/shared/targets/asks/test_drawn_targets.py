@@ -16,7 +16,7 @@ from shared.targets.soft_targets import METADATA_KEY, SoftTargets
 from tests.answers import decoded, question_of
 from tests.drawn import dense_weights, drawn_answer, drawn_spec, row_of
 from tests.shared.data.test_rows import rows
-from tests.shared.targets.test_soft_targets import shipped
+from tests.shared.targets.made_up import shipped
 from tests.teacher_service.scoring.test_drawing import zipf
 
 SELECTORS = ("threshold", "sampled")

@@ -12,7 +12,7 @@ from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from tests.answers import Given, changed, decoded, encoded, question_of
 from tests.shared.config.test_run import config
-from tests.shared.targets.test_soft_targets import TEACHER, UNIT, shipped
+from tests.shared.targets.made_up import TEACHER, UNIT, shipped
 
 WIDTH = 6
 TYPES = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
