@@ -52,7 +52,7 @@ LONGEST = (
     "teacher_service/service/test_service.py",
     "teacher_service/service/test_pool.py",
     "student_trainer/test_plain_loop.py",
-    "student_trainer/test_evaluate.py",
+    "student_trainer/evaluation/test_validation.py",
     "cluster/builtin/test_models.py",
     "student_trainer/test_decisions.py",
     "student_trainer/test_teachers.py",

@@ -29,7 +29,7 @@ LAUNCH = "cluster/launch/test_settings.py"
 PLACEMENT = "cluster/session/test_placement.py"
 QUESTION = "cluster/planning/test_question.py"
 DECISIONS = "shared/mixture/test_decisions.py"
-DIAGNOSTICS = "student_trainer/test_diagnostics.py"
+DIAGNOSTICS = "student_trainer/metrics/test_diagnostics.py"
 SCALING = "teacher_service/service/scaling/test_policy.py"
 ROLLOUTS = "student_trainer/sources/generated/test_rollouts.py"
 WEIGHER = "student_trainer/weighing/test_weigher.py"
@@ -361,7 +361,7 @@ KNOBS = {
         "::test_validation_answers_beyond_the_budget_are_kept_over_the_likeliest_ids"
     ),
     "evaluation.far_student": (
-        "student_trainer/test_weak_teachers.py"
+        "student_trainer/evaluation/test_weak_teachers.py"
         "::test_a_student_that_is_far_away_learns_where_the_config_says_so_but_not_from_no_number"
     ),
     "checkpoints.every": MATRIX,

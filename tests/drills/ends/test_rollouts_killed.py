@@ -11,8 +11,8 @@ import pytest
 from shared.run.metrics import read_metrics
 from tests.drills.commands import Command, Home, reached, titled, wait_until
 from tests.drills.conftest import STEPS, homes
+from tests.drills.ends.test_kills import EARLY, LATE, kill_at_a_random_step
 from tests.drills.evidence import assert_same, failures
-from tests.drills.test_kills import EARLY, LATE, kill_at_a_random_step
 
 pytestmark = pytest.mark.drill
 

@@ -10,9 +10,9 @@ import pytest
 from ray.util import get_node_ip_address
 
 from tests.cluster.jobs import write_job
+from tests.drills.clusters.test_elastic import QUICK, assert_learnt_alike, job_of, lines
 from tests.drills.commands import Home, reached, wait_until
 from tests.drills.nodes import actors, free_ports, listed, start_head, start_node
-from tests.drills.test_elastic import QUICK, assert_learnt_alike, job_of, lines
 
 pytestmark = pytest.mark.drill
 
