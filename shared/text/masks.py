@@ -24,6 +24,12 @@ ROW_MASKS = ROW_LEARNT | ROW_MASKED
 # Words of which other names of a message's fields are made, as `computeLoss` and `no_backprop`.
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 LEARNING = re.compile("(un)?(loss|train|learn|supervis|backprop|gradient)(e|ed|t|ing|able|ion|s)?")
+ASKING = frozenset(
+    (
+        *("is", "has", "do", "should", "use", "apply", "compute", "calc", "calculate", "include"),
+        *("with", "for", "on", "keep", "enable", "count"),
+    )
+)
 DENYING = frozenset(
     (
         *("no", "not", "non", "dont", "never", "without", "skip", "skipped", "ignore", "ignored"),
@@ -66,8 +72,10 @@ def _is_mask(key: str, value: object) -> bool:
     where it is yes or no."""
     if _snake(key) in ALL_MASKS:
         return True
-    is_told = isinstance(value, bool) or str(value).lower() in ("true", "false")
-    return is_told and any(map(LEARNING.fullmatch, _words(key)))
+    words = _words(key)
+    is_asked = value in (0, 1) and bool((ASKING | DENYING) & set(words))  # a count is no mask
+    is_told = isinstance(value, bool) or str(value).lower() in ("true", "false") or is_asked
+    return is_told and any(map(LEARNING.fullmatch, words))
 
 
 def _denies(key: str) -> bool:

@@ -21,11 +21,19 @@ from shared.errors import ConfigError, HandshakeError
 from shared.targets.generation import GenerationSpec
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.vllm.engine import VllmEngine
-from teacher_service.engine.vllm.worker import IDS, INPUT_IDS, LABEL, LOGPROBS
+from teacher_service.engine.vllm.worker import (
+    END,
+    IDS,
+    INPUT_IDS,
+    LABEL,
+    LOGPROBS,
+    SEED,
+    WRITTEN,
+)
 from teacher_service.service import service
 from teacher_service.service.pool import TeacherPool
 from tests.answers import decoded, question_of
-from tests.engines.subjects import CONTEXT, VOCAB, Plain, openings, save_model
+from tests.engines.subjects import CONTEXT, STOPS, VOCAB, Plain, openings, save_model
 from tests.teacher_service.scripted import make_rows
 
 LEVEL = 2e-5
@@ -41,11 +49,13 @@ class PlainWorker:
 
     def __init__(self, folder: Path) -> None:
         self._plain, self.asked = Plain(folder), list[int]()
+        self.seeds: list[int] = []
 
     def __call__(self, method: str, *args: Any) -> Any:
         return getattr(self, method)(*args)
 
     def open(self, settings: dict[str, Any]) -> dict[str, Any]:
+        self._longest = settings["max_model_len"]
         return {"engine": "plain", "device": "cpu", "threads": "1", "vocab": VOCAB}
 
     def logprobs(self, texts: pa.Table, num_ids: int) -> pa.Table:
@@ -53,6 +63,7 @@ class PlainWorker:
         labels, ids, logprobs = [], [], []
         for text in texts.column(INPUT_IDS).to_pylist():
             ids_T = np.array(text)
+            assert len(ids_T) < self._longest, "it writes a token after each text"
             found_TV = self._plain.logits(ids_T)[:-1].log_softmax(-1)
             values_TK, ids_TK = found_TV.topk(num_ids)
             labels.append(found_TV.numpy()[np.arange(len(ids_T) - 1), ids_T[1:]])
@@ -65,6 +76,38 @@ class PlainWorker:
                 LOGPROBS: pa.array(logprobs, pa.list_(pa.float32())),
             }
         )
+
+    def write(self, texts: pa.Table, sampling: dict[str, Any]) -> pa.Table:
+        self.seeds = texts.column(SEED).to_pylist()
+        pairs = zip(texts.column(INPUT_IDS).to_pylist(), self.seeds, strict=True)
+        found = [self._written(np.array(text), seed, **sampling) for text, seed in pairs]
+        written, logprobs, ends = zip(*found, strict=True)
+        return pa.table(
+            {
+                WRITTEN: pa.array(written, pa.list_(pa.int32())),
+                LOGPROBS: pa.array(logprobs, pa.list_(pa.float32())),
+                END: pa.array(ends, pa.int32()),
+            }
+        )
+
+    def _written(self, ids_T: np.ndarray, seed: int, **asked: Any) -> tuple[list, list, int]:
+        """By the words of vLLM's sampling; each id is the largest of its logit and noise."""
+        assert asked["ignore_eos"]
+        noise, stops = np.random.default_rng(seed), asked["stop_token_ids"]
+        allowed, opening = asked.get("allowed_token_ids", [*range(VOCAB)]), len(ids_T)
+        logprobs: list[float] = []
+        while len(ids_T) - opening < asked["max_tokens"]:
+            logits_V = np.full(VOCAB, -np.inf)
+            logits_V[allowed] = self._plain.logits(ids_T)[-1].numpy()[allowed]
+            if len(logprobs) < asked["min_tokens"]:
+                logits_V[stops] = -np.inf
+            warmth = asked["temperature"] or 1.0
+            scores_V = logits_V / warmth + bool(asked["temperature"]) * noise.gumbel(size=VOCAB)
+            ids_T = np.append(ids_T, scores_V.argmax())
+            logprobs.append(-1.0)
+            if ids_T[-1] in stops:
+                return ids_T[opening:].tolist(), logprobs, int(ids_T[-1])
+        return ids_T[opening:].tolist(), logprobs, -1
 
 
 @pytest.fixture
@@ -139,6 +182,54 @@ def test_a_unit_without_loss_is_answered_without_the_worker(engine, worker):
 def test_what_it_cannot_answer_is_refused(engine, stored):
     with pytest.raises(ConfigError, match=r"at temperature 1 and nothing else, and is ask"):
         engine.score(ROWS, question_of(8, VOCAB, **stored))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"stop_ids": STOPS},
+        {"stop_ids": STOPS, "min_new_tokens": 5},
+        {"stop_ids": (*STOPS, VOCAB + 7), "vocab": 100},
+        {"logprobs": True, "stop_ids": STOPS},
+    ],
+)
+def test_what_it_writes_at_temperature_0_is_what_our_own_engine_writes(engine, folder, asked):
+    """The end is left out, no id beyond those shared is written, and what is certain has
+    log-probability 0."""
+    texts, spec = openings(4, 30, 9, 17, 60), GenerationSpec(12, **asked)
+    found, own = engine.generate(texts, spec), HFEngine.load(str(folder)).generate(texts, spec)
+    found.check(texts, spec, engine.describe().fingerprint)
+    assert [ids.tolist() for ids in found.ids()] == [ids.tolist() for ids in own.ids()]
+    assert found.stopped() == own.stopped()
+    assert len(set(found.stopped())) == 2 or "min_new_tokens" in asked or "vocab" in asked
+    if "logprobs" in asked:
+        assert [ids.tolist() for ids in found.written()] == [ids.tolist() for ids in own.written()]
+        assert [each.tolist() for each in found.logprobs()] == [
+            each.tolist() for each in own.logprobs()
+        ]
+
+
+def test_a_draw_has_a_seed_of_its_own_opening_and_of_the_spec(engine, worker):
+    texts, seeds = openings(4, 9), {}
+    for seed in (0, 1):
+        spec = GenerationSpec(3, temperature=1.0, seed=seed)
+        engine.generate(texts, spec)
+        seeds[seed] = list(worker.seeds)
+        engine.generate(texts.at([1]), spec)
+        assert worker.seeds == seeds[seed][1:]
+    assert len({*seeds[0], *seeds[1]}) == 4
+    assert all(0 <= each < 2**63 for own in seeds.values() for each in own)
+
+
+@pytest.mark.parametrize(("context", "longest"), [(None, CONTEXT), (999, CONTEXT), (40, 40)])
+def test_a_text_may_be_as_long_as_model_and_rows_are(worker, folder, context, longest):
+    teacher = Teacher(model=str(folder), engine="vllm", python="~/vllm/bin/python")
+    engine = VllmEngine(worker, teacher, context=context)
+    assert engine.describe().max_context == longest
+    question = question_of(8, VOCAB)
+    engine.score(make_rows([[longest]], vocab=VOCAB), question)
+    with pytest.raises(HandshakeError, match=f"context is {longest}"):
+        engine.score(make_rows([[longest + 1]], vocab=VOCAB), question)
 
 
 def test_what_no_engine_can_answer_is_refused_as_by_ours(engine):

@@ -202,6 +202,7 @@ def test_the_texts_of_parts_are_joined() -> None:
             (key, False, False)
             for key in ("supervised", "computeLoss", "use_for_training", "learned", "Train")
         ),
+        *((key, 0, False) for key in ("apply_loss", "isTrained")),
         *((key, True, False) for key in ("no_backprop", "skipTraining", "unlearnable", "noLoss")),
         *((("supervised", 1, None), ("train_on_this", True, None), ("no_gradient", False, None))),
     ],
