@@ -137,6 +137,20 @@ def test_each_teacher_is_summed_up_over_its_domains(tmp_path: Path):
     assert lines[-1].split()[-1] == "law"
 
 
+def test_a_teachers_kl_is_over_the_tokens_of_all_its_domains_or_none(tmp_path: Path):
+    """Domains of unlike size count by their tokens; one that was not compared leaves no mean."""
+    run_dir = tmp_path / "run"
+    write_run(run_dir, domains=("code", "law", "maths"), teachers=("big", "small"))
+    path = run_dir / "evaluations.json"
+    told = json.loads(path.read_text())
+    told["after"]["code"] |= {"tokens": 100, "kl": 1.0}
+    told["after"]["maths"] |= {"tokens": 300, "kl": 2.0}
+    told["before"]["maths"]["kl"] = None
+    path.write_text(json.dumps(told))
+    big = summarise(run_dir, status="finished", failures=NONE)["teachers"]["big"]
+    assert (big["kl_before"], big["kl_after"]) == (None, 1.75)
+
+
 def test_a_teacher_of_many_domains_has_a_line_of_100_columns(tmp_path: Path):
     domains = tuple(f"domain-number-{i}" for i in range(12))
     write_run(tmp_path / "run", domains=domains, teachers=("a-teacher-of-a-long-name", "b"))
