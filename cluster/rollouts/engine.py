@@ -29,9 +29,6 @@ from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generation.generating import open_generator
 from teacher_service.engine.weights import arrived, load_weights
 
-ARRIVAL_S = 30.0  # within which a file that was written is seen on another node
-POLL_S = 0.2
-
 
 def load_engine(config: Config, folder: str) -> "StudentEngine":
     """The student of a config, as its workers load it, with versions out of a folder. Raises

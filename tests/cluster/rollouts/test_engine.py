@@ -73,7 +73,7 @@ def test_a_version_is_waited_for_and_a_damaged_one_is_not_held(tmp_path, tiny_pa
     files.path(1).write_bytes(files.path(0).read_bytes() + b" ")
     with pytest.raises(DamagedError, match="is not what was pushed as version 1"):
         engine.generate(OPENINGS, GenerationSpec(2, weights=other))
-    monkeypatch.setattr("cluster.rollouts.engine.ARRIVAL_S", 0.3)
+    monkeypatch.setattr("teacher_service.engine.weights.ARRIVAL_S", 0.3)
     with pytest.raises(TeacherError, match=r"version 2 .* was not seen in .* within 0.3 s"):
         engine.generate(OPENINGS, GenerationSpec(2, weights=WeightsRef(2, ref.digest)))
     assert engine.generate(OPENINGS, spec).ids()[0].tolist() == first.ids()[0].tolist()

@@ -47,8 +47,11 @@ def test_modules_that_nobody_needs_go_and_nothing_else(tmp_path, beside):
             draft.write_bytes(content + bytes([version]))
             refs.append(files.publish(draft, version))
             assert not draft.exists()
+    stale, at_work = files.draft(2), files.draft(3)
+    for draft in (stale, at_work):
+        draft.write_bytes(b"")
     files.forget(lambda version: version in (1, 3))
-    kept = [files.path(ref) for ref in refs if ref.version in (1, 3)]
+    kept = [at_work] + [files.path(ref) for ref in refs if ref.version in (1, 3)]
     assert sorted(tmp_path.iterdir()) == sorted([*kept, *beside])
 
 
