@@ -99,7 +99,7 @@ TEXTS = "max_new_tokens: 12, prompt_tokens: 6"
 WAYS = {
     "updates": [
         f"source={{student: 0.5, dataset: 0.5, updates: 3, lag: 2, {TEXTS}}}",
-        "mixture={policy: fixed, lag_steps: 2}",
+        "mixture={policy: fixed}",
         "losses=[{kind: policy_gradient, credit: return, clip: 0.2}]",
         COPY,
     ],
