@@ -57,6 +57,10 @@ class NonFiniteLossError(UserError):
     """A loss became NaN or infinite; names the step, the domains and the rows."""
 
 
+class WeightingError(UserError):
+    """A step of which the weighting leaves nothing to learn."""
+
+
 class TeacherError(TutelageError, RuntimeError):
     """The teacher service cannot answer, or answers something that must not be learnt from."""
 

@@ -38,6 +38,7 @@ from student_trainer.state.resume import restore, save
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.weighing.weighed import weighed_batches, weighers_of
+from student_trainer.weighing.weightings import follow_step, reports_of_weighting
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
         reseed(config.seed, step=step, rank=run.ranks.rank)
         with watch.timed("compute"):
             sums = learn(run, drawn)
+        follow_weighting(run, drawn, sums)
         lr = learning_rate(config.optimiser, step=step, steps=config.steps)
         with watch.timed("optimiser"):
             grad_norm = take_step(run.engine, config, lr=lr)
@@ -159,6 +161,7 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
             multiplier=multiplier,
             phase=drawn.phase,
             teacher_share=run.taid.teacher_share,
+            weighting=run.weighting,
         )
         backward(run.engine, loss, last=number == len(drawn.units))
         sums = sums.to(unit_sums.device) + unit_sums
@@ -200,6 +203,17 @@ def follow_taid(run: Run, drawn: Step, sums: np.ndarray) -> None:
     name = layout.losses[run.config.losses.index(term)]
     loss = layout.losses_in(sums)[name] / drawn.tokens
     run.taid.follow(loss, term, step=drawn.index, steps=run.config.steps)
+
+
+def follow_weighting(run: Run, drawn: Step, sums: np.ndarray) -> None:
+    """Let the weighting, where there is one, follow a step's sums, those of all ranks; raises
+    WeightingError, on every rank, where it left nothing of the step."""
+    if run.weighting is None:
+        return
+    layout = run.metrics.layout
+    found = {n: sums[layout.place(n)] for n in reports_of_weighting(run.config.weighting)}
+    steps, tokens_D = run.config.steps, drawn.domain_tokens_D
+    follow_step(run.weighting, found, tokens_D, step=drawn.index, steps=steps)
 
 
 def follow_validation(run: Run, step: int) -> None:

@@ -8,6 +8,7 @@ M ids that the student names
 G domains in config order
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -41,6 +42,7 @@ from student_trainer.metrics.sums import ROLLOUTS, SumLayout
 from student_trainer.models.decoding import decode
 from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
+from student_trainer.weighing.weighting import PositionWeights, Seen, Weighting
 
 Mode = Literal["train", "evaluate", "measure", "logits", "likeliest", "spread", "look"]
 
@@ -83,12 +85,13 @@ class Objective(nn.Module):
         multiplier: float = 1.0,
         phase: int = 0,
         teacher_share: float = 1.0,
+        weighting: Weighting | None = None,
         asked: LikeliestIds | None = None,
         looks: tuple[str, ...] = (),
     ) -> tuple[Tensor, ...]:
         """`train`: the loss of the unit times `multiplier`, sums to report float64 as `SumLayout`
         has them, and the weighted loss of each position [N]. `phase` decides the weights of losses,
-        `teacher_share` is the t of TAID.
+        `teacher_share` is the t of TAID; `weighting` says what each position counts.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
         `measure`: the same, and the `MEASURED` of each position, float64 [6, N].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
@@ -111,6 +114,7 @@ class Objective(nn.Module):
             multiplier=multiplier,
             phase=phase,
             teacher_share=teacher_share,
+            weighting=weighting,
             asked=asked,
             looks=looks,
         )
@@ -121,9 +125,24 @@ class PhaseLosses:
 
     def __init__(self, config: Config, phase: int, projections: nn.ModuleDict) -> None:
         sections = config.losses_in(phase)
-        self.weights = dict(zip(loss_names(sections), (s.weight for s in sections), strict=True))
+        named = dict(zip(loss_names(sections), sections, strict=True))
+        self.weights = {name: section.weight for name, section in named.items()}
         self.terms = terms_of(sections)
         self.auxiliaries = auxiliaries_of(sections, projections)
+        self._taught = {name for name, section in named.items() if section.asks_teacher}
+        self._of_text = {name for name, term in self.terms.items() if term.needs.text}
+
+    def counts(self, weight_N: Tensor | None, counted: PositionWeights | None) -> dict[str, Tensor]:
+        """What each position counts in a loss [N], by its name; absent: 1 each. `weight_N` is that
+        of a weigher, `counted` that of a weighting."""
+        found = {}
+        for name in self.weights:
+            kind = {"asks_teacher": name in self._taught, "text": name in self._of_text}
+            own_N = None if counted is None else counted.in_loss(**kind)
+            factors = [factor_N for factor_N in (weight_N, own_N) if factor_N is not None]
+            if factors:
+                found[name] = math.prod(factors[1:], start=factors[0])
+        return found
 
 
 class LossHead(nn.Module):
@@ -164,6 +183,7 @@ class LossHead(nn.Module):
         multiplier: float,
         phase: int,
         teacher_share: float,
+        weighting: Weighting | None,
         asked: LikeliestIds | None,
         looks: tuple[str, ...],
     ) -> tuple[Tensor, ...]:
@@ -189,14 +209,14 @@ class LossHead(nn.Module):
             tops_4N = self._tops(hidden_ND, head, batch)
             return self._summed(nll_kl_2N, batch), torch.cat([nll_kl_2N.double(), tops_4N])
         losses, parts = self.losses_in[phase], parts_of(batch)
-        moving = {"teacher_share": teacher_share}
-        each = [
-            self._learnt(part, hidden_ND, head, losses, multiplier=multiplier, moving=moving)
-            for part in parts
-        ]
+        counted = weighting and self._counted(weighting, hidden_ND, head, batch)
+        counts = losses.counts(batch.get("weight_N"), counted)
+        scaled = {"multiplier": multiplier, "moving": {"teacher_share": teacher_share}}
+        each = [self._learnt(part, hidden_ND, head, losses, counts, **scaled) for part in parts]
         found = put_together(parts, each)
-        weighted_N = _weighted(found, losses.weights, batch.get("weight_N"))
-        return found.loss, self._sums(found, weighted_N, batch), weighted_N
+        weighted_N = _weighted(found, losses.weights, counts)
+        reports = found.reports | (counted.reported_with(counts) if counted else {})
+        return found.loss, self._sums(found, reports, weighted_N, batch), weighted_N
 
     def _learnt(
         self,
@@ -204,25 +224,48 @@ class LossHead(nn.Module):
         hidden_ND: Tensor,
         head: Head,
         losses: PhaseLosses,
+        counts: Mapping[str, Tensor],
         *,
         multiplier: float,
         moving: Mapping[str, float],
     ) -> TokenLosses:
         """The losses of a part of the batch."""
-        weight_P = part.batch.get("weight_N")
+        weights = {name: part.of(weight_N) for name, weight_N in counts.items()}
         found = token_losses(
             part.of(hidden_ND),
             head,
             label_N=part.batch["label_N"],
             terms=losses.terms,
             multiplier=multiplier,
-            weight_N=weight_P,
+            weights=weights,
             targets=self._targets(part, self.temperatures, renormalised=self._renormalised),
             columns=part.batch,
             moving=moving,
         )
         return with_auxiliaries(
-            found, losses.auxiliaries, part.batch, multiplier=multiplier, weight_N=weight_P
+            found, losses.auxiliaries, part.batch, multiplier=multiplier, weights=weights
+        )
+
+    @torch.no_grad()
+    def _counted(
+        self, weighting: Weighting, hidden_ND: Tensor, head: Head, batch: Batch
+    ) -> PositionWeights:
+        """What the positions of a batch count; the student's states are those that it learns
+        from."""
+        parts = parts_of(batch)
+        views = [self._targets(part, self.temperatures) for part in parts]
+        masses = [view.captured_mass() for view in views if view is not None]
+        entropies = [part.batch["entropy_N"] for part in parts if "entropy_N" in part.batch]
+        return weighting.weights(
+            Seen(
+                label_logprob_N=batch["label_logprob_N"],
+                captured_mass_N=in_order(parts, masses) if len(masses) == len(parts) else None,
+                entropy_N=in_order(parts, entropies) if len(entropies) == len(parts) else None,
+                student={n: self._look(n, hidden_ND, head, batch) for n in sorted(weighting.looks)},
+                domain_N=batch["domain_N"],
+                document_N=batch["document_N"],
+                vocabulary=head.vocabulary,
+            )
         )
 
     def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
@@ -279,7 +322,9 @@ class LossHead(nn.Module):
         return in_order(parts, found)
 
     @torch.no_grad()
-    def _sums(self, found: TokenLosses, weighted_N: Tensor, batch: Batch) -> Tensor:
+    def _sums(
+        self, found: TokenLosses, reports: Mapping[str, Tensor], weighted_N: Tensor, batch: Batch
+    ) -> Tensor:
         absent_N = torch.zeros_like(weighted_N)
         excess_N = absent_N
         if "label_logprob_N" in batch:
@@ -294,7 +339,8 @@ class LossHead(nn.Module):
             **{f"losses.{name}": found.terms[name] for name in self.layout.losses},
             **self._rollout_sums(found.label_nll_N, batch),
         }
-        by_domain = {"kl": found.kl_N, "excess": excess_N, **found.reports}
+        by_domain = dict.fromkeys(self.layout.reports, absent_N) | dict(reports)
+        by_domain |= {"kl": found.kl_N, "excess": excess_N}
         present = {name: absent_N if v is None else v for name, v in (totals | by_domain).items()}
         return self.layout.joined(
             {
@@ -327,8 +373,10 @@ class LossHead(nn.Module):
 
 
 @torch.no_grad()
-def _weighted(found: TokenLosses, weights: dict[str, float], weight_N: Tensor | None) -> Tensor:
+def _weighted(
+    found: TokenLosses, weights: Mapping[str, float], counts: Mapping[str, Tensor]
+) -> Tensor:
     weighted_N = torch.zeros_like(found.label_nll_N)
     for name, weight in weights.items():
-        weighted_N = weighted_N + weight * weighted(found.terms[name], weight_N)
+        weighted_N = weighted_N + weight * weighted(found.terms[name], counts.get(name))
     return weighted_N

@@ -48,6 +48,8 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.tracking.trackers import Trackers
 from student_trainer.weighing.taid import TAIDState
+from student_trainer.weighing.weighting import Weighting
+from student_trainer.weighing.weightings import weighting_of
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class Run:
     since_report: ReportAccumulator
     rollouts: RolloutAccumulator
     taid: TAIDState
+    weighting: Weighting | None  # what positions count, where not all count alike
     online: OnlineTeacher | None  # whose modules learn beside the student
     followed: FollowedVersions | None  # of the student, which its teacher is
     stateful: Mapping[str, Stateful]  # by the name under which checkpoints keep it
@@ -115,6 +118,7 @@ class _Measured(TypedDict):
     since_report: ReportAccumulator
     rollouts: RolloutAccumulator
     taid: TAIDState
+    weighting: Weighting | None
 
 
 def open_run(
@@ -271,6 +275,7 @@ def _measured(plan: RunPlan, loaded: _Loaded, *, num_teachers: int) -> _Measured
         since_report=ReportAccumulator(layout),
         rollouts=RolloutAccumulator(ranks, plan.ends),
         taid=TAIDState.start(plan.config.taid),
+        weighting=weighting_of(plan.config.weighting, num_domains=layout.num_domains),
     )
 
 
@@ -285,10 +290,12 @@ def _stateful(
     written: dict[str, Stateful] = {"rollouts": measured["rollouts"]}
     if isinstance(source, Rollouts) and source.adaptive is not None:
         written[ADAPTIVE] = source.adaptive
+    weighting = measured["weighting"]
     return {
         "interval": measured["metrics"],
         "since_report": measured["since_report"],
         "interpolation": measured["taid"],
+        **({} if weighting is None else {"weighting": weighting}),
         **({} if config.source.is_dataset else written),
         **({} if online is None else {MODULES: online}),
         **({} if followed is None else {FOLLOWED: followed}),

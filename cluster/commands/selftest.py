@@ -13,6 +13,7 @@ from cluster.selftest.models import tiny_config
 from shared.config.losses import ForwardKL
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config, Paths
+from shared.config.weighting import Uniform
 from shared.errors import SelftestError, TutelageError
 from shared.run.plan import OpenReader, RunPlan
 from shared.run.run_dir import RunDir
@@ -60,6 +61,7 @@ def plain(config: Config) -> Config:
                 for name, teacher in config.teachers.items()
             },
             "targets": config.targets.model_copy(update={"store": None, "teacher_free": False}),
+            "weighting": Uniform(),
             "mixture": FixedMixture(),
             "progressive": None,
             "prompts": None,

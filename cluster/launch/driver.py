@@ -35,6 +35,7 @@ from shared.config.models.modules import as_loaded
 from shared.config.models.rollouts import RolloutService
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
+from shared.config.weighting import Uniform
 from shared.errors import StoppedError, StorageError
 from shared.run.exporter import exporting
 from shared.run.plan import Assignment, OpenController, OpenRunReader, RunPlan
@@ -360,9 +361,14 @@ def on_hard_labels(config: Config) -> Config:
     """The config of a copy that asks no teacher in training."""
     targets = config.targets.model_copy(update={"student_ids": 0})
     routed = [loss for loss in config.losses if isinstance(loss, RouterBalance)]
-    alone = {"losses": [CrossEntropy(), *routed], "targets": targets, "baseline": False}
-    teachers = as_loaded(config.teachers)
-    return config.model_copy(update={**alone, "teachers": teachers})
+    alone = {
+        "losses": [CrossEntropy(), *routed],
+        "weighting": Uniform(),
+        "targets": targets,
+        "teachers": as_loaded(config.teachers),
+        "baseline": False,
+    }
+    return config.model_copy(update=alone)
 
 
 def _at(run_dir: RunDir, config: Config) -> Config:

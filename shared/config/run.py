@@ -25,6 +25,7 @@ from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.targets import Targets
+from shared.config.weighting import Uniform, Weighting, check_weighting
 from shared.mixture.phases import check_progressive
 
 
@@ -117,6 +118,9 @@ class Config(Section):
     rollouts: RolloutService = RolloutService()
     targets: Targets = Targets()
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
+    weighting: Weighting = Field(
+        default=Uniform(), description="what each token counts in the losses"
+    )
     optimiser: Optimiser = Optimiser()
     mixture: Mixture = FixedMixture()
     progressive: Progressive | None = Field(
@@ -289,6 +293,7 @@ class Config(Section):
         if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
             _check_weights(self.mixture.weights, self.domains)
         check_single(self.losses)
+        check_weighting(self.weighting, self.losses)
         check_selector(self.targets.selector, self.losses)
         check_engines(
             self.teachers,

@@ -108,6 +108,13 @@ KL = _define(
 WEIGHT = _define(
     "domain_weight", "0 to 1", "target share of loss tokens, in force", "trainer", _OF_DOMAIN
 )
+SELECTED = _define(
+    "domain_selected",
+    "0 to 1",
+    "share of loss tokens that a weighting lets count",
+    "trainer",
+    _OF_DOMAIN,
+)
 TOKENS = _define(
     "loss_tokens", "tokens", "loss tokens learnt from", "trainer", _OF_DOMAIN, "counter", "sum"
 )

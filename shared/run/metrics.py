@@ -28,6 +28,12 @@ class DomainMetrics:
     uncertainty: float | None = None  # 1 - probability of the label
     tkd: float | None = None  # nats
     dkd: float | None = None  # nats; counts as 0 where uncertainty < 1e-5
+    # Of a weighting, means per loss token; None without one.
+    selected_share: float | None = None  # 0 to 1: those that count in any loss
+    mean_weight: float | None = None  # in losses that ask the teacher; 0 of those left out
+    teacher_confidence: float | None = None  # LLKD's c, 0 to 1
+    student_uncertainty: float | None = None  # LLKD's u, 0 to 1
+    teacher_nll: float | None = None  # that of instance weights, nats
 
 
 @dataclass(slots=True)
@@ -127,6 +133,13 @@ class StepMetrics:
     def tokens_per_s(self) -> float:
         """Loss tokens per second of training wall time."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def selected_share(self) -> float | None:
+        """Share of loss tokens that a weighting lets count; None without one."""
+        shares = [(d.selected_share, d.tokens) for d in self.domains.values()]
+        known = [share * tokens for share, tokens in shares if share is not None]
+        return sum(known) / max(1, self.tokens) if known else None
 
     @property
     def rest_s(self) -> float:

@@ -53,7 +53,7 @@ def token_losses(
     label_N: Tensor,
     terms: Mapping[str, Term],
     multiplier: float = 1.0,
-    weight_N: Tensor | None = None,
+    weights: Mapping[str, Tensor] = NOTHING,
     targets: Targets | None = None,
     columns: Mapping[str, Tensor] = NOTHING,
     moving: Mapping[str, float] = NOTHING,
@@ -61,17 +61,17 @@ def token_losses(
 ) -> TokenLosses:
     """Evaluate all terms on the states at the positions with loss.
 
-    Every position counts `weight_N` times, 1 by default, negative allowed. Terms that compare with
-    the teacher's ids need `targets`; `columns` [N] and `moving` hold what terms read of the step by
-    name, and `written_N` where the student wrote labels. The gradient is that of the weighted sum
-    of the terms, for hidden states and head.
+    `weights` [N] says by name of a term how often each position counts in it, 1 by default,
+    negative allowed. Terms that compare with the teacher's ids need `targets`; `columns` [N] and
+    `moving` hold what terms read of the step by name, and `written_N` where the student wrote
+    labels. The gradient is that of the weighted sum of the terms, for hidden states and head.
     """
     objective = WeightedTerms(
         terms,
         label_N=label_N,
         targets=targets,
         multiplier=multiplier,
-        weight_N=weight_N,
+        weights=weights,
         vocabulary=head.vocabulary,
         columns=columns,
         moving=moving,
@@ -128,7 +128,7 @@ class WeightedTerms:
     label_N: Tensor
     targets: Targets | None
     multiplier: float
-    weight_N: Tensor | None
+    weights: Mapping[str, Tensor]
     vocabulary: int  # V
     columns: Mapping[str, Tensor]
     moving: Mapping[str, float]
@@ -196,10 +196,11 @@ class WeightedTerms:
     ) -> tuple[Tensor, Tensor]:
         """Weighted loss and unweighted values of a chunk, or a part of it."""
         chunk = self._view(rows, student, teacher_logits)
-        weight_n = None if self.weight_N is None else self.weight_N[rows]
         loss_n, found = torch.zeros_like(chunk.label_logprob_n), {}
         for name, term in self.terms.items():
             found[name] = self._of_text(term, term.evaluate(chunk), rows)
+            weight_N = self.weights.get(name)
+            weight_n = None if weight_N is None else weight_N[rows]
             values_n = weighted(found[name].values_n, weight_n)
             loss_n = loss_n + self.multiplier * term.weight * values_n
         values = [one.values_n for one in found.values()]

@@ -45,6 +45,7 @@ def measured(
     for name, domain in line.domains.items():
         yield exported.KL, {"domain": name}, domain.kl
         yield exported.WEIGHT, {"domain": name}, domain.weight
+        yield exported.SELECTED, {"domain": name}, domain.selected_share
 
 
 def seconds_left(line: StepMetrics, config: Config, steps_in_line: int) -> float:

@@ -237,6 +237,8 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
         parts.append("kl " + " ".join(kls))
     parts.append("mix " + " ".join(_short(d.weight) for d in line.domains.values()))
     parts.append(f"{thousands(line.tokens_per_s)} tok/s")
+    if (selected := line.selected_share) is not None:
+        parts.append(f"{selected:.0%} of tokens learnt")
     if line.rollouts is not None and line.rollouts.ended is not None:
         rate = thousands(line.tokens_written / max(line.writing_s, 1e-9))
         own = line.rollouts.tokens / max(1, line.tokens)

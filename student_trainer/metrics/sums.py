@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shared.config.run import Config
 from student_trainer.losses.registry import loss_names, reports_of, terms_of
+from student_trainer.weighing.weightings import reports_of_weighting
 
 # Over all domains, before the losses: the weighted loss in nats, the teacher's mass on the kept ids
 # (of drawn ones, what is not estimated), and the student's outside them, both at the temperature of
@@ -32,7 +33,8 @@ LISTED = (*BY_DOMAIN, "hard_share", "uncertainty", "tkd", "dkd")
 
 @dataclass(frozen=True, slots=True)
 class SumLayout:
-    """`TOTALS`, each loss unweighted, then `BY_DOMAIN` and what losses report, by domain."""
+    """`TOTALS`, each loss unweighted, then `BY_DOMAIN` and what losses and a weighting report, by
+    domain."""
 
     losses: tuple[str, ...]
     reports: tuple[str, ...]
@@ -42,7 +44,7 @@ class SumLayout:
     @staticmethod
     def of(config: Config) -> "SumLayout":
         """That of a run."""
-        reports = reports_of(terms_of(config.losses))
+        reports = reports_of(terms_of(config.losses)) + reports_of_weighting(config.weighting)
         names, writes = tuple(loss_names(config.losses)), config.source.writes
         return SumLayout(names, reports, len(config.domains), writes)
 

@@ -34,6 +34,13 @@ SCALING = "teacher_service/service/scaling/test_policy.py"
 ROLLOUTS = "student_trainer/sources/generated/test_rollouts.py"
 WEIGHER = "student_trainer/weighing/test_weigher.py"
 TEMPERATURES = "test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut"
+EQUATIONS = (
+    "student_trainer/weighing/test_llkd.py"
+    "::test_what_is_learnt_and_what_it_counts_follow_the_equations"
+)
+INSTANCES = "student_trainer/weighing/test_instance_weights.py"
+LINE = "test_the_steepness_falls_on_a_line_to_the_last_step"
+CENTRE = "test_the_centre_is_a_number_or_the_running_mean_of_the_steps_before"
 ADAPTIVE = "student_trainer/sources/generated/test_adaptive.py"
 PARTNERS = "student_trainer/sources/generated/test_partners.py"
 TEXTS = "student_trainer/sources/generated/test_teacher_texts.py"
@@ -296,6 +303,18 @@ KNOBS = {
         "student_trainer/losses/auxiliary/test_router_balance.py"
         "::test_the_loss_of_a_step_is_that_of_a_plain_step"
     ),
+    "weighting.policy": (
+        "student_trainer/weighing/test_weighting.py"
+        "::test_a_weighted_run_resumes_bit_for_bit_with_its_state"
+    ),
+    "weighting.decay": EQUATIONS,
+    "weighting.unit": EQUATIONS,
+    "weighting.confidence": EQUATIONS,
+    "weighting.uncertainty": EQUATIONS,
+    "weighting.by_domain": EQUATIONS,
+    "weighting.steepness": f"{INSTANCES}::{LINE}",
+    "weighting.final_steepness": f"{INSTANCES}::{LINE}",
+    "weighting.centre": f"{INSTANCES}::{CENTRE}",
     "optimiser.lr": LOOP,
     "optimiser.betas": LOOP,
     "optimiser.eps": LOOP,

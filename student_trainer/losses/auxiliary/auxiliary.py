@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from student_trainer.losses.token_losses import TokenLosses, weighted
+from student_trainer.losses.token_losses import NOTHING, TokenLosses, weighted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ def with_auxiliaries(
     batch: Mapping[str, Tensor],
     *,
     multiplier: float,
-    weight_N: Tensor | None = None,
+    weights: Mapping[str, Tensor] = NOTHING,
 ) -> TokenLosses:
     """A micro-batch's losses with the auxiliaries' added to the weighted sum, by their names;
-    `multiplier` and `weight_N` as `token_losses` has them."""
+    `multiplier` and `weights` as `token_losses` has them."""
     loss, values = found.loss, dict(found.terms)
     for name, auxiliary in auxiliaries.items():
         value_N = auxiliary.values(batch)
-        loss = loss + multiplier * auxiliary.weight * weighted(value_N, weight_N).sum()
+        loss = loss + multiplier * auxiliary.weight * weighted(value_N, weights.get(name)).sum()
         values[name] = value_N.detach()
     return replace(found, loss=loss, terms=values)

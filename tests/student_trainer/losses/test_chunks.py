@@ -7,6 +7,7 @@ import torch
 
 from student_trainer.losses.kernel import fused
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.losses.registry import loss_names
 from tests.allocations import largest_tensor, peak_bytes
 from tests.student_trainer.losses.dense import (
     ALL_TEMPERATURES,
@@ -128,12 +129,13 @@ def test_parts_of_a_chunk_change_nothing_but_rounding(monkeypatch):
 
 @pytest.mark.parametrize("terms", MIXES)
 @pytest.mark.parametrize("chunk_rows", [1, 10, 37])
-def test_weights_per_position_equal_dense_float64_in_any_number_of_chunks(terms, chunk_rows):
+def test_weights_by_loss_equal_dense_float64_in_any_number_of_chunks(terms, chunk_rows):
     case = Case.random(bias=True, soft_cap=3.0)
     weight_N = torch.linspace(-1, 2, 37, dtype=torch.float64)
     targets = case.targets(8, temperatures=ALL_TEMPERATURES)
     options = {"terms": terms, "targets": targets, "multiplier": 1 / 37}
-    found = case.losses(weight_N=weight_N, chunk_rows=chunk_rows, **options)
+    weights = {n: weight_N + i for i, n in enumerate(loss_names(terms))}
+    found = case.losses(weights=weights, chunk_rows=chunk_rows, **options)
     parts = []
     for place, weight in enumerate(weight_N):
         one = slice(place, place + 1)
@@ -143,7 +145,7 @@ def test_weights_per_position_equal_dense_float64_in_any_number_of_chunks(terms,
             teacher_NV=case.teacher_NV[one],
             label_N=case.label_N[one],
         )
-        parts.append(weight / 37 * dense_loss(alone, terms, 8))
+        parts += [(weight + i) / 37 * dense_loss(alone, [t], 8) for i, t in enumerate(terms)]
     expected = torch.stack(parts).sum()
     torch.testing.assert_close(found.loss, expected, atol=1e-12, rtol=1e-12)
     pairs = zip(gradients(found.loss, case), gradients(expected, case), strict=True)
@@ -156,7 +158,8 @@ def test_equal_weights_give_the_bits_of_none():
     case, terms = Case.random(kind=torch.float32), MIXES[-1]
     options = {"terms": terms, "multiplier": 1 / 37, "chunk_rows": 7}
     options["targets"] = case.targets(8, temperatures=ALL_TEMPERATURES)
-    one, other = (case.losses(weight_N=w, **options).loss for w in (None, torch.ones(37)))
+    equal = dict.fromkeys(loss_names(terms), torch.ones(37))
+    one, other = (case.losses(weights=w, **options).loss for w in ({}, equal))
     assert torch.equal(one, other)
     pairs = zip(gradients(one, case), gradients(other, case), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)

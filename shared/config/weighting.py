@@ -1,0 +1,91 @@
+"""What each token counts, from what teacher and student know of it: the policies that weigh."""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from shared.config.base import Momentum, Positive, Section
+from shared.config.losses import Loss
+
+
+class Uniform(Section):
+    """Every token counts alike."""
+
+    weighs: ClassVar[bool] = False
+
+    policy: Literal["uniform"] = "uniform"
+
+
+class WeighingPolicy(Section):
+    """What all policies share that weigh by what the teacher says of the text."""
+
+    weighs: ClassVar[bool] = True
+
+    decay: Momentum = Field(default=0.9, description="of the running means, by step")
+
+
+class LLKD(WeighingPolicy):
+    """Learn where the teacher is confident and the student uncertain (LLKD, arXiv 2411.08028).
+
+    `student_trainer.weighing.llkd` has the equations; both thresholds follow running means, over
+    all text and by domain.
+    """
+
+    policy: Literal["llkd"] = "llkd"
+    unit: Literal["token", "document"] = Field(
+        default="token", description="what is learnt or left out: tokens, or whole documents"
+    )
+    confidence: float = Field(
+        default=1.0,
+        ge=0,
+        description="the teacher's threshold over its running mean; 0: none",
+    )
+    uncertainty: float = Field(
+        default=1.0,
+        ge=0,
+        description="the student's threshold over its running mean; 0: none",
+    )
+    by_domain: bool = Field(
+        default=True, description="scale both thresholds by each domain's running means"
+    )
+
+
+class InstanceWeights(WeighingPolicy):
+    """What is easy for the teacher is learnt from it, what is hard from the labels, less so as
+    training goes on (arXiv 2405.08019; "AdaKD" to its authors, as `token_temperature` to others).
+
+    `student_trainer.weighing.instance_weights` has the equations.
+    """
+
+    policy: Literal["instance_weights"] = "instance_weights"
+    unit: Literal["document", "token"] = Field(
+        default="document", description="what has a weight of its own: documents, or tokens"
+    )
+    steepness: float = Field(default=3.0, ge=0, description="k at the first step")
+    final_steepness: float = Field(default=0.0, ge=0, description="k at the last, on a line")
+    centre: Literal["running"] | Positive = Field(
+        default="running",
+        description="t, nats per token of the teacher's NLL, or its running mean",
+    )
+
+
+Weighting = Annotated[Uniform | LLKD | InstanceWeights, Field(discriminator="policy")]
+
+
+def check_weighting(weighting: Weighting, losses: Sequence[Loss]) -> None:
+    """Raise ValueError where a policy has nothing to weigh by, or a loss that it would bias."""
+    if not weighting.weighs:
+        return
+    if not any(loss.asks_teacher for loss in losses):
+        raise ValueError(
+            f"weighting.policy is {weighting.policy}, which reads what a teacher says of each "
+            "token, but no loss asks one; add a divergence to losses, or leave weighting out"
+        )
+    for loss in losses:
+        if loss.of_rollouts:
+            raise ValueError(
+                f"weighting.policy is {weighting.policy}, but losses has a {loss.kind}, whose "
+                "gradient is a mean over all tokens that the student wrote; leave one of the two "
+                "out"
+            )

@@ -1,0 +1,82 @@
+"""Instance weights with an annealed steepness (arXiv 2405.08019).
+
+Its authors call it AdaKD, as others call the method of `token_temperature`. A document that is easy
+for the teacher is learnt from it, a hard one from its labels: with x the teacher's mean NLL on it,
+
+    a = exp(-1 / sqrt(d)),   d = exp(-k (x - t))
+
+is what it counts in losses that ask the teacher, and 1 - a what it counts in the cross-entropy with
+the text. k falls on a line from `steepness` to `final_steepness`, where it is 0: then a is 1/e for
+all. t is a number, or the running mean of x over the tokens of the steps before; at the first step
+x itself, so that a is 1/e. Of single tokens, x is the NLL of each.
+
+The paper takes t from one pass over the training set, and tells no values of k.
+
+N positions with loss of a unit
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from shared.config.weighting import InstanceWeights
+from student_trainer.weighing.weigher import Look
+from student_trainer.weighing.weighting import PositionWeights, RunningMeans, Seen, StepMeans
+
+
+def instance_weight(nll_N: Tensor, *, centre: Tensor | float, steepness: float) -> Tensor:
+    """a of each NLL, from 0 to 1, [N]."""
+    return (-(steepness * (nll_N - centre) / 2).exp()).exp()
+
+
+class AnnealedWeights:
+    """The policy with its running mean and how far the run is; satisfies `Weighting`."""
+
+    reported: ClassVar[tuple[str, ...]] = ("teacher_nll",)
+    looks: ClassVar[frozenset[Look]] = frozenset()
+    way_out: ClassVar[str] = "lower weighting.steepness, or add a cross_entropy to losses"
+
+    def __init__(self, section: InstanceWeights, *, num_domains: int) -> None:
+        self._section = section
+        self._means = RunningMeans(section.decay, num_domains=num_domains)
+        self._done = 0.0
+
+    def weights(self, seen: Seen) -> PositionWeights:
+        """a, and 1 - a in the cross-entropy with the text."""
+        nll_N = -seen.label_logprob_N.double()
+        if self._section.unit == "document":
+            nll_N = seen.mean_by_document(nll_N)
+        centre = self.centre
+        known = nll_N if centre is None else torch.full_like(nll_N, centre)
+        weight_N = instance_weight(nll_N, centre=known, steepness=self.steepness)
+        return PositionWeights(weight_N, 1 - weight_N, {"teacher_nll": nll_N})
+
+    @property
+    def steepness(self) -> float:
+        """k."""
+        first, last = self._section.steepness, self._section.final_steepness
+        return first + (last - first) * self._done
+
+    @property
+    def centre(self) -> float | None:
+        """t; None before anything is known of it."""
+        if self._section.centre != "running":
+            return self._section.centre
+        mean = float(self._means.values[-1])
+        return None if math.isnan(mean) else mean
+
+    def follow(self, step: StepMeans) -> None:
+        """See `Weighting`."""
+        self._means.follow(step.means("teacher_nll"))
+        self._done = step.done
+
+    def state(self) -> dict[str, Any]:
+        """See `Stateful`."""
+        return {"teacher_nll": self._means.state(), "done": self._done}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Stateful`."""
+        self._means.restore(state["teacher_nll"])
+        self._done = state["done"]

@@ -1,0 +1,53 @@
+"""The weighting of a run: by its policy, and how it follows a step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from shared.config.weighting import Weighting as Section
+from shared.errors import WeightingError
+from student_trainer.weighing.instance_weights import AnnealedWeights
+from student_trainer.weighing.llkd import LLKDWeighting
+from student_trainer.weighing.weighting import REPORTED, StepMeans, Weighting
+
+# What weighs, by policy; made from a section and the number of domains.
+POLICIES: dict[str, Any] = {"instance_weights": AnnealedWeights, "llkd": LLKDWeighting}
+
+
+def weighting_of(section: Section, *, num_domains: int) -> Weighting | None:
+    """The weighting of a run before its first step; None where every position counts alike."""
+    if not section.weighs:
+        return None
+    return POLICIES[section.policy](section, num_domains=num_domains)
+
+
+def reports_of_weighting(section: Section) -> tuple[str, ...]:
+    """Names of what is reported of a weighting by domain."""
+    return (*REPORTED, *POLICIES[section.policy].reported) if section.weighs else ()
+
+
+def follow_step(
+    weighting: Weighting,
+    sums: Mapping[str, np.ndarray],
+    tokens_D: np.ndarray,
+    *,
+    step: int,
+    steps: int,
+) -> None:
+    """Let a weighting follow step `step`, counted from 0, of `steps`, before any weight changes.
+
+    `sums` are those of all ranks by the names of `reports_of_weighting`, [D]. Raises WeightingError
+    on every rank where no token is left to learn from.
+    """
+    num_tokens = int(tokens_D.sum())
+    if not num_tokens:
+        return
+    if not sums["selected_share"].sum():
+        raise WeightingError(
+            f"weighting leaves none of the {num_tokens:,} tokens of step {step + 1} to learn from; "
+            f"{weighting.way_out}, or raise batch.rows_per_step, and start over with --fresh; "
+            "checkpoints before this step stay"
+        )
+    done = min(1.0, (step + 1) / max(1, steps - 1))
+    weighting.follow(StepMeans(sums, tokens_D, done))
