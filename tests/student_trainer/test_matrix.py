@@ -46,6 +46,7 @@ class Cell:
     states: bool = False
     drawn: bool = False
     naming: bool = False
+    weighing: str = ""  # a policy
 
     @property
     def name(self) -> str:
@@ -53,7 +54,7 @@ class Cell:
         parts = [self.kind, f"zero{self.zero}", "tied" if self.tied else "untied", *extras]
         for extra in ("hidden", "taid", "states", "drawn", "naming"):
             parts += [extra] * getattr(self, extra)
-        return "-".join(parts)
+        return "-".join([*parts, *([self.weighing] if self.weighing else [])])
 
 
 CELLS = [
@@ -74,6 +75,11 @@ CELLS = [
     Cell("full", 3, tied=False, naming=True),
     Cell("lora", 0, tied=True, naming=True),
     Cell("qlora", 2, tied=False, dtype="bfloat16", naming=True),
+    Cell("full", 0, tied=True, weighing="llkd"),
+    Cell("lora", 1, tied=False, dtype="bfloat16", weighing="instance_weights"),
+    Cell("qlora", 2, tied=True, drawn=True, weighing="llkd"),
+    Cell("full", 3, tied=False, hidden=True, weighing="instance_weights"),
+    Cell("full", 3, tied=True, dtype="bfloat16", states=True, weighing="llkd"),
 ]
 EXPORTED = (
     *("full-zero3-untied-naming", "lora-zero3-tied-hidden", "qlora-zero2-tied"),
@@ -122,6 +128,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, cells: list[Cell]) -> Path:
                 "selector": "threshold" if cell.drawn else "top_k",
                 "student_ids": 8 * cell.naming,
             },
+            weighting={"policy": cell.weighing or "uniform"},
             optimiser={"lr": 1e-2 if cell.kind == "full" else 5e-2},
         )
         if cell.states:

@@ -12,6 +12,7 @@ import torch
 
 from shared.config.weighting import LLKD
 from shared.run.metrics import read_metrics
+from shared.run.run_dir import RunDir
 from student_trainer.weighing.llkd import LLKDWeighting
 from student_trainer.weighing.weigher import Look
 from student_trainer.weighing.weighting import PositionWeights, Seen, StepMeans, Weighting
@@ -215,4 +216,4 @@ def test_a_step_without_a_token_left_ends_the_run_with_a_sentence(runs) -> None:
 
 def said(run: Path) -> str:
     """What a run has told people."""
-    return (run / "progress.log").read_text()
+    return RunDir(run).progress.read_text()
