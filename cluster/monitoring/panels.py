@@ -28,6 +28,7 @@ SECTIONS = {
         Panel("KL by domain", (exported.KL,)),
         Panel("Mixture", (exported.WEIGHT,), stacked=True),
         Panel("Mixture last decided", (exported.DECIDED_WEIGHT,), stacked=True),
+        Panel("Tokens that a weighting lets count", (exported.SELECTED,)),
         Panel("Decisions", (exported.DECISIONS,)),
         Panel("Gradient norm", (exported.GRAD_NORM,)),
         Panel("Learning rate", (exported.LEARNING_RATE,)),
