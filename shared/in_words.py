@@ -27,3 +27,8 @@ def in_bytes(size_bytes: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things such as 1 worker, or 4 workers."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def those(number: int, one: str, many: str) -> str:
+    """A number of things with what is said of them, as 1 text is cut, or 4,000 texts are cut."""
+    return f"{number:,} {one if number == 1 else many}"

@@ -53,7 +53,7 @@ def refuse_unbounded(measured: Probe) -> None:
 
 def refuse_unprobed(found: Estimate) -> None:
     """Refuse what cannot be run here: models without weights, more memory than is free, models that
-    write, and a teacher in a process apart. Raises ConfigError."""
+    write, modules that learn, and a teacher in a process apart. Raises ConfigError."""
     config = found.config
     if not config.source.is_dataset:
         raise ConfigError(
@@ -65,6 +65,12 @@ def refuse_unprobed(found: Estimate) -> None:
             raise ConfigError(
                 f"teachers.{name}.engine is {teacher.engine}, whose process a probe does not look "
                 "into; plan without --probe, or probe with engine=transformers"
+            )
+        if teacher.online_modules is not None:
+            raise ConfigError(
+                f"teachers.{name}.online_modules learn beside the student, and a probe takes steps "
+                f"without them; plan without --probe, or probe with "
+                f"teachers.{name}.online_modules=null"
             )
     models = {f"teachers.{name}.model": t.model for name, t in config.teachers.items()}
     for option, model in {**models, "student.model": config.student.model}.items():

@@ -10,6 +10,7 @@ from shared.config.run import Config
 from shared.data.account import Account, listed
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import Facts, SplitFacts, facts_of
+from shared.in_words import those
 from shared.run.run_dir import RunDir, write_atomically
 from shared.text.files import left_out, source_files
 from shared.text.formats import is_text
@@ -25,6 +26,17 @@ MARKUP = frozenset(
 )
 SPLITS = ("split", "split_with_prompt")
 HELD_OUT_WORDS = {"test", "tests", "valid", "validation", "val", "dev", "eval"}
+NOT_LEARNT = (
+    "document is not learnt, as it says itself",
+    "documents are not learnt, as they say themselves",
+)
+GO_ON = ("document goes on without its prompt", "documents go on without their prompts")
+EMPTY = ("answer is empty: it teaches", "answers are empty: they teach")
+REPEATS = {
+    True: "it leaves less than a quarter of data.context",
+    False: "data.too_long=split_with_prompt repeats it",
+}
+SPECIAL = ("special token written in the text is", "special tokens written in the text are")
 NAME_WIDTH = 18  # of a domain or a teacher in a table
 
 
@@ -114,7 +126,10 @@ def _split_text(facts: SplitFacts, config: Config, notes: list[str]) -> SplitTex
 
 def _kept_apart(facts: Facts) -> list[str]:
     count = facts.also_in_validation
-    return [f"{count:,} pieces are dropped, since the validation text has them"] if count else []
+    if not count:
+        return []
+    dropped = those(count, "piece is dropped", "pieces are dropped")
+    return [f"{dropped}, since the validation text has it too"]
 
 
 def _unused_rows(facts: Facts) -> list[str]:
@@ -186,13 +201,12 @@ def _on_documents(account: Account, config: Config) -> tuple[tuple[object, str],
         ),
         (
             tally.not_learnt,
-            f"{tally.not_learnt:,} documents are not learnt, as they say themselves (weight: 0, "
-            "train: false or the like)",
+            those(tally.not_learnt, *NOT_LEARNT) + " (weight: 0, train: false or the like)",
         ),
         (
             fit.too_long and too_long == "cut",
-            f"the ends of {fit.too_long:,} documents are cut off and not learnt; "
-            "data.too_long=split learns them",
+            those(fit.too_long, "document loses its end", "documents lose their ends")
+            + ", cut off and not learnt; data.too_long=split learns it",
         ),
         (
             fit.too_long and too_long == "drop",
@@ -206,45 +220,43 @@ def _on_documents(account: Account, config: Config) -> tuple[tuple[object, str],
         ),
         (
             fit.beyond_context,
-            f"{fit.beyond_context:,} documents are dropped, since what is learnt of them begins "
-            "beyond data.context",
+            those(fit.beyond_context, "document is", "documents are")
+            + " dropped, since what is learnt of it begins beyond data.context",
         ),
         (
             fit.without_prompt,
-            f"{fit.without_prompt:,} documents go on without their prompt in a later piece; "
-            + (
-                "it leaves less than a quarter of data.context"
-                if too_long == "split_with_prompt"
-                else "data.too_long=split_with_prompt repeats it"
-            ),
+            those(fit.without_prompt, *GO_ON)
+            + " in a later piece; "
+            + REPEATS[too_long == "split_with_prompt"],
         ),
     )
 
 
 def _on_tokens(account: Account) -> tuple[tuple[object, str], ...]:
     """The same of special tokens, the chat template and fields."""
-    tally, special = account.tally, "special tokens written in the text are"
+    tally = account.tally
     return (
         (
             tally.special_as_text,
-            f"{tally.special_as_text:,} {special} plain text (data.special_tokens)",
+            those(tally.special_as_text, *SPECIAL) + " plain text (data.special_tokens)",
         ),
         (
             tally.special_as_control,
-            f"{tally.special_as_control:,} {special} control tokens (data.special_tokens)",
+            those(tally.special_as_control, *SPECIAL) + " control tokens (data.special_tokens)",
         ),
         (
             tally.changed_messages,
-            f"{tally.changed_messages:,} messages are left out or changed by the chat template",
+            those(tally.changed_messages, "message is", "messages are")
+            + " left out or changed by the chat template",
         ),
         (
             tally.other_openings,
-            f"{tally.other_openings:,} answers do not begin as the chat template's generation "
-            "prompt says",
+            those(tally.other_openings, "answer does", "answers do")
+            + " not begin as the chat template's generation prompt says",
         ),
         (
             tally.empty_answers,
-            f"{tally.empty_answers:,} answers are empty: they teach to end where an answer begins",
+            those(tally.empty_answers, *EMPTY) + " to end where an answer begins",
         ),
         (tally.unread, f"fields that are not read: {listed(tally.unread)}"),
     )

@@ -49,12 +49,11 @@ def writing(launch: Launch) -> Iterator[Writes]:
             yield partial(_opened, launch, starting)
     finally:
         try:
-            restarts = restarts_of(name)
+            with suppress(StorageError):  # a full disk must not hide what stopped the run
+                count(launch.run_dir, "rollout_restarts", restarts_of(name))
         finally:
             service.stop(name)
             shutil.rmtree(weights, ignore_errors=True)
-        with suppress(StorageError):  # a full disk must not hide what stopped the run
-            count(launch.run_dir, "rollout_restarts", restarts)
 
 
 def load_engine(config: Config, weights: str) -> Engine:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from cluster.planning.handshake import describe_teacher, training_question
+from cluster.sizing.asked import Asked, ask_of, asked_of, decoded, price
 from cluster.sizing.bounds import bounds_of
 from cluster.sizing.measured import Probe
 from cluster.sizing.memory import (
@@ -13,6 +12,7 @@ from cluster.sizing.memory import (
     Memory,
     ModelSizes,
     StudentSetting,
+    Writing,
     student_memory,
     teacher_memory,
 )
@@ -28,31 +28,27 @@ from cluster.sizing.rates import (
     pace,
     payloads,
 )
-from cluster.sizing.tracing import student_sizes, teacher_sizes
-from shared.config.models.teachers import Teacher
+from cluster.sizing.tracing import module_sizes, student_sizes, teacher_sizes
+from cluster.sizing.writers import (
+    COPIES,
+    copies_memory,
+    in_words,
+    kept_batches,
+    students_writing,
+    teachers_writing,
+)
 from shared.config.run import Config
 from shared.data.layout import padded_length
-from shared.errors import UserError
 from shared.in_words import in_bytes
-from shared.targets.asks.ask import Ask
-from shared.targets.asks.drawn_ids import DrawnIds
-from shared.targets.asks.head_location import ShippedHead, StatesEncoding
-from shared.targets.asks.kept_ids import KeptIds
-from shared.targets.asks.last_states import LastStates
 from shared.targets.payload import BYTES, bytes_per_token
-from shared.targets.question import Question
 from student_trainer.weighing.weighed import weighers_of
-
-LAYOUT_BYTES = 56  # of a position in a batch: seven whole numbers of 8 bytes
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-STATES: dict[str, StatesEncoding] = {"bfloat16": "bf16", "float32": "fp32"}
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
     """The processes of one kind."""
 
-    name: str  # "student" or the teacher's
+    name: str  # "student", "rollouts" or the teacher's
     model: str
     processes: int
     gpus: float  # of each
@@ -93,28 +89,13 @@ class Estimate:
     checkpoint_bytes: int
     pace: Pace | None = None  # None: no speed is known
     probe: Probe | None = None  # None: nothing is measured
+    copies: Side | None = None  # of the student, that write; None: its workers do, or nobody
     notes: tuple[str, ...] = field(default=())
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """Student and teachers."""
-        return (self.student, *self.teachers)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What one teacher is asked."""
-
-    question: Question | None
-    shared_vocab: int
-    is_known: bool
-    hidden_width: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether answers name every id of every position."""
-        ask = None if self.question is None else self.question.ask
-        return isinstance(ask, KeptIds) and ask.num_ids >= self.shared_vocab
+        """Student, its copies that write, and teachers."""
+        return (self.student, *([self.copies] if self.copies else []), *self.teachers)
 
 
 def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
@@ -125,66 +106,46 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
     tokens = padded_length(tokens or config.data.context)
     micro_batch, student = config.batch.micro_batch, config.student
     own, learning = student_sizes(student, lines=micro_batch, tokens=tokens, seed=config.seed)
-    sides, asked, teaching = _of_teachers(config, own, tokens)
-    dearest = max(asked, key=_price, default=None)
-    units = config.accumulation * config.most_workers
+    names = [] if config.targets.teacher_free else [*config.teachers]
+    taught = [_taught(config, name, own, tokens) for name in names]
+    sides = [one.side for one in taught]
+    dearest = max((one.asked for one in taught), key=price, default=None)
     products = HEAD_PRODUCTS[own.trains_head]
+    teaching = sum(one.flops for one in taught) / len(config.teachers)
+    units = config.accumulation * config.most_workers
     work = Work(
         student=config.accumulation * (learning.flops + products * learning.head_flops),
         teacher=units * teaching if config.needs_teacher else 0.0,
         update_bytes=own.trained * MASTER_AND_MOMENTS,
     )
+    writing = students_writing(config)
     rows = max((side.sizes.vocabulary for side in sides), default=own.vocabulary)
     on_gpu = student.gpus > 0
-    bounds = bounds_of(config, _ask(dearest), own, teacher_rows=rows, on_gpu=on_gpu)
+    bounds = bounds_of(config, ask_of(dearest), own, teacher_rows=rows, on_gpu=on_gpu)
     memory, with_fewest = (
-        _student_memory(_of_workers(config, n), own, learning, bounds, dearest, sides, tokens)
+        _student_memory(
+            _of_workers(config, n), own, learning, bounds, dearest, sides, tokens, writing
+        )
         for n in (config.most_workers, config.fewest_workers)
     )
     chunk = None if dearest is not None and dearest.is_whole else bounds.chunk_rows
-    chosen = _payloads(config, dearest, sides)
+    count, model = config.most_workers, student.model
     return Estimate(
         config=config,
         tokens=tokens,
-        student=Side(
-            "student",
-            student.model,
-            config.most_workers,
-            student.gpus,
-            own,
-            learning,
-            memory,
-            chunk,
-        ),
+        student=Side("student", model, count, student.gpus, own, learning, memory, chunk),
         teachers=tuple(sides),
+        copies=_copies(config, own, learning, writing),
         wire=_wire(config, dearest, tokens),
-        payloads=tuple(chosen),
+        payloads=tuple(_payloads(config, dearest, sides)),
         work=work,
         checkpoint_bytes=checkpoint_bytes(weight_bytes=own.weight_bytes, trained=own.trained),
-        notes=(*_notes(config, own, learning, sides), *_with_fewest(config, with_fewest, memory)),
+        notes=(
+            *_with_fewest(config, with_fewest, memory),
+            *_of_writing(config, own, writing, taught),
+            *_untraced([("student", learning), *((s.name, s.activations) for s in sides)]),
+        ),
     )
-
-
-def _of_teachers(
-    config: Config, own: ModelSizes, tokens: int
-) -> tuple[list[Side], list[_Asked], float]:
-    """The teachers' processes, what each is asked, and the operations of a unit in their mean."""
-    micro_batch = config.batch.micro_batch
-    sides, questions, teaching = [], [], 0.0
-    taught = {} if config.targets.teacher_free else config.teachers
-    for name, teacher in taught.items():
-        sizes, scoring = teacher_sizes(name, teacher, lines=micro_batch, tokens=tokens)
-        asked = _asked(config.taught_by(name), sizes, own)
-        unit = micro_batch * tokens * _price(asked)
-        ask, rows = _ask(asked), sizes.vocabulary
-        bounds = bounds_of(config, ask, own, teacher_rows=rows, on_gpu=teacher.gpus > 0)
-        memory = teacher_memory(sizes, scoring, bounds, answer_bytes=unit)
-        copies, gpus = teacher.most, teacher.gpus
-        chunk = None if asked.is_whole else bounds.scoring_rows
-        sides.append(Side(name, teacher.model, copies, gpus, sizes, scoring, memory, chunk))
-        questions.append(asked)
-        teaching += (scoring.flops + scoring.head_flops) / len(config.teachers)
-    return sides, questions, teaching
 
 
 def with_speed(found: Estimate, speed: Speed) -> Estimate:
@@ -208,57 +169,52 @@ def seconds_of(found: Estimate) -> float | None:
     return found.pace.step_s * found.config.steps + beside
 
 
-def _asked(config: Config, teacher: ModelSizes, student: ModelSizes) -> _Asked:
-    """The question that training asks of the one teacher of `config`."""
-    ((name, section),) = config.teachers.items()
-    found = _named_ids(config, name, section)
-    rows = min(teacher.vocabulary, student.vocabulary)
-    vocabulary = rows if found is None else min(found, rows)
-    head = None
-    if config.targets.exact is not None:
-        states = STATES[section.dtype]
-        head_bytes = teacher.vocabulary * teacher.width * BYTES[section.dtype]
-        head = ShippedHead("to be shipped", states, teacher.width, head_bytes)
-    payload = config.targets.hidden
-    width = teacher.width if payload.raw else min(teacher.width, payload.width)
-    question = training_question(config, vocabulary, head=head)
-    return _Asked(question, vocabulary, found is not None, width)
+@dataclass(frozen=True, slots=True)
+class _Taught:
+    """What one teacher takes."""
+
+    side: Side
+    asked: Asked
+    writing: Writing | None
+    flops: float  # of one scoring unit, and of what its modules learn from it
 
 
-def _named_ids(config: Config, name: str, teacher: Teacher) -> int | None:
-    """Ids that a pair's tokenizer names; None where a folder holds no tokenizer."""
-    for folder in (Path(teacher.model), Path(config.student.model)):
-        if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
-            return None
-    try:
-        return describe_teacher(name, teacher, cache=Path(config.paths.cache)).identity.num_ids
-    except UserError:
+def _taught(config: Config, name: str, own: ModelSizes, tokens: int) -> _Taught:
+    teacher, lines = config.teachers[name], config.batch.micro_batch
+    sizes, scoring = teacher_sizes(name, teacher, lines=lines, tokens=tokens)
+    flops, count = scoring.flops + scoring.head_flops, 0
+    if teacher.online_modules is not None:
+        modules = teacher.online_modules
+        count, learning = module_sizes(name, teacher, modules, lines=lines, tokens=tokens)
+        flops += learning.flops + HEAD_PRODUCTS[False] * learning.head_flops
+        scoring = max(scoring, learning, key=lambda one: one.most_bytes)
+    asked = asked_of(config.taught_by(name), sizes, own)
+    on_gpu, rows = teacher.gpus > 0, sizes.vocabulary
+    bounds = bounds_of(config, ask_of(asked), own, teacher_rows=rows, on_gpu=on_gpu)
+    writing = teachers_writing(name, teacher, config)
+    memory = teacher_memory(
+        sizes,
+        scoring,
+        bounds,
+        answer_bytes=lines * tokens * price(asked),
+        writing=writing,
+        kept_batches=kept_batches(config),
+        modules=count,
+    )
+    chunk = None if asked.is_whole else bounds.scoring_rows
+    side = Side(name, teacher.model, teacher.most, teacher.gpus, sizes, scoring, memory, chunk)
+    return _Taught(side, asked, writing, flops)
+
+
+def _copies(
+    config: Config, own: ModelSizes, learning: Activations, writing: Writing | None
+) -> Side | None:
+    """The copies of the student that write."""
+    memory = copies_memory(config, own, writing)
+    if memory is None:
         return None
-
-
-def _ask(asked: _Asked | None) -> Ask | None:
-    return None if asked is None or asked.question is None else asked.question.ask
-
-
-def _price(asked: _Asked) -> float:
-    """Bytes of a token's answer."""
-    if asked.question is None:
-        return 0.0
-    return sum(bytes_per_token(asked.question, hidden_width=asked.hidden_width).values())
-
-
-def _decoded(asked: _Asked | None) -> float:
-    """Bytes of a position's answer in a batch."""
-    if asked is None or asked.question is None:
-        return LAYOUT_BYTES
-    ask, hidden = asked.question.ask, asked.question.hidden
-    size = LAYOUT_BYTES + 4.0 * (1 + asked.question.ask.with_entropy)
-    if isinstance(ask, KeptIds):
-        masses = 1 if isinstance(ask, DrawnIds) else 4
-        size += ask.num_ids * (8 + 4) + 4 * masses
-    elif isinstance(ask, LastStates):
-        size += ask.width * (2 if ask.states == "bf16" else 4)
-    return size + len(hidden.layers) * asked.hidden_width * (2 if hidden.encoding == "bf16" else 4)
+    served = config.rollouts.served(config.student)
+    return Side(COPIES, served.model, served.most, served.gpus, own, learning, memory, None)
 
 
 def _student_memory(
@@ -266,9 +222,10 @@ def _student_memory(
     own: ModelSizes,
     learning: Activations,
     bounds: Bounds,
-    asked: _Asked | None,
+    asked: Asked | None,
     teachers: list[Side],
     tokens: int,
+    writing: Writing | None,
 ) -> Memory:
     student = config.student
     heads = 0
@@ -283,15 +240,16 @@ def _student_memory(
         workers=config.most_workers,
         dtype_bytes=BYTES[student.dtype],
         positions=positions,
-        answer_bytes=_decoded(asked),
+        answer_bytes=decoded(asked),
         answers=config.accumulation if weighers_of(config.losses) else 1,
         on_gpu=student.gpus > 0,
         teacher_head_bytes=heads,
+        writing=None if config.rollouts.serves else writing,
     )
     return student_memory(own, learning, setting, bounds)
 
 
-def _wire(config: Config, asked: _Asked | None, tokens: int) -> Wire | None:
+def _wire(config: Config, asked: Asked | None, tokens: int) -> Wire | None:
     if asked is None or asked.question is None:
         return None
     found = bytes_per_token(asked.question, hidden_width=asked.hidden_width)
@@ -307,7 +265,7 @@ def _wire(config: Config, asked: _Asked | None, tokens: int) -> Wire | None:
     )
 
 
-def _payloads(config: Config, asked: _Asked | None, teachers: list[Side]) -> list[Payload]:
+def _payloads(config: Config, asked: Asked | None, teachers: list[Side]) -> list[Payload]:
     if asked is None or asked.question is None:
         return []
     teacher = max((side.sizes for side in teachers), key=lambda sizes: sizes.width)
@@ -338,28 +296,31 @@ def _with_fewest(config: Config, fewest: Memory, most: Memory) -> Iterator[str]:
         )
 
 
-def _copies(config: Config, own: ModelSizes) -> str:
-    """What copies of the student that write hold, and are sent."""
-    served = config.rollouts.served(config.student)
-    return (
-        f"{served.most} x {served.gpus:g} GPUs and {served.cpus:g} CPUs for copies of the student "
-        f"that write, each with {in_bytes(own.weight_bytes)} of weights; every step pushes "
-        f"{in_bytes(own.trained_bytes)} to them, the weights that train"
+def _of_writing(
+    config: Config, own: ModelSizes, writing: Writing | None, taught: list[_Taught]
+) -> Iterator[str]:
+    """What is not in parts and rates where models write what is learnt."""
+    if config.source.is_dataset:
+        return
+    yield (
+        "what models write to learn from is counted as rows of full length; the time of writing "
+        "it is not"
     )
-
-
-def _notes(
-    config: Config, own: ModelSizes, learning: Activations, teachers: list[Side]
-) -> list[str]:
-    uncounted = (
-        "what models write to learn from is counted as rows of full length; the time and the "
-        "memory of writing it are not"
-    )
-    written = [] if config.source.is_dataset else [uncounted]
+    yield from in_words("the student", writing)
+    batches = max(1, kept_batches(config))
+    for one in taught:
+        yield from in_words(one.side.name, one.writing, batches=batches)
     if config.rollouts.serves:
-        written.append(_copies(config, own))
-    pairs = [("student", learning), *((side.name, side.activations) for side in teachers)]
-    return written + [
+        served = config.rollouts.served(config.student)
+        yield (
+            f"{served.most} x {served.gpus:g} GPUs and {served.cpus:g} CPUs for copies of the "
+            f"student that write, each with {in_bytes(own.weight_bytes)} of weights; every step "
+            f"pushes {in_bytes(own.trained_bytes)} to them, the weights that train"
+        )
+
+
+def _untraced(pairs: list[tuple[str, Activations]]) -> list[str]:
+    return [
         f"the code of {name} cannot be followed without numbers; its activations are those of a "
         "plain transformer of its size"
         for name, activations in pairs

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cluster.sizing.estimate import Estimate, Side
 from cluster.sizing.hardware import GIB, Device
+from cluster.sizing.writers import COPIES
 from shared.errors import ConfigError
 from shared.in_words import in_bytes
 
@@ -12,6 +13,8 @@ from shared.in_words import in_bytes
 # context and NCCL's buffers.
 CPU_LIBRARIES = {"student": 600 * 10**6, "teacher": 550 * 10**6}
 GPU_LIBRARIES = 10**9
+LASTING = ("weights", "optimiser", "gradients", "update", "teacher's head", "modules")
+WRITTEN = ("keys and values", "kept batches", "reading", "drawing")  # of models that write
 RAY_BYTES = 10**9  # Ray's own processes of a node and the command
 USABLE = 0.95  # Ray ends processes beyond this share of a node; a GPU's allocator needs the rest
 
@@ -64,8 +67,9 @@ def _room(found: Estimate, side: Side, gpu: Device | None, machine_bytes: int) -
     taken = _taken(found, side)
     if side.gpus == 0:
         return Room(side, taken, machine_bytes, "the machine")
-    # A worker uses one GPU; a replica lays its layers out over all it has.
-    share = min(1.0, side.gpus) if side.name == "student" else side.gpus
+    # A worker uses one GPU, and so does a copy; a replica lays its layers out over all it has.
+    one_gpu = side.name in ("student", COPIES)
+    share = min(1.0, side.gpus) if one_gpu else side.gpus
     has = None if gpu is None else gpu.memory_bytes * share
     name = "GPU" if gpu is None else gpu.name
     where = f"{name} x {share:g}" if share != 1 else name
@@ -96,7 +100,8 @@ def _sentence(found: Estimate, room: Room) -> str:
 
 
 def _whose(side: Side) -> str:
-    return "a student worker" if side.name == "student" else f"a replica of {side.name}"
+    others = {"student": "a student worker", COPIES: "a copy of the student that writes"}
+    return others.get(side.name, f"a replica of {side.name}")
 
 
 def _way_out(found: Estimate, side: Side) -> str:
@@ -108,10 +113,19 @@ def _ways(found: Estimate, side: Side) -> Iterator[str]:
     """What would make the largest part smaller, the mildest first."""
     config, part = found.config, side.memory.largest
     student = config.student
-    per_token = part not in ("weights", "optimiser", "gradients", "update", "teacher's head")
+    if part in WRITTEN:
+        if config.source.batch_rows > 1:
+            yield f"set source.batch_rows={config.source.batch_rows // 2}"
+        yield f"lower source.max_new_tokens, {config.source.max_new_tokens}"
+        return
+    if part == "modules":
+        yield f"lower teachers.{side.name}.online_modules.r"
+    per_token = part not in LASTING
     if per_token and config.batch.micro_batch > 1:
         yield f"set batch.micro_batch={config.batch.micro_batch // 2}"
-    if side.name != "student":
+    if side.name == COPIES:
+        yield "give copies a GPU of their own (rollouts.gpus), or take fewer (rollouts.replicas)"
+    elif side.name != "student":
         if not per_token and config.teachers[side.name].quantisation != "nf4":
             yield f"set teachers.{side.name}.quantisation=nf4"
         if side.gpus:

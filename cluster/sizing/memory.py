@@ -45,6 +45,17 @@ class Activations:
 
 
 @dataclass(frozen=True, slots=True)
+class Writing:
+    """What a model keeps that goes on from a batch of openings."""
+
+    lines: int  # of the batch
+    tokens: int  # of a line at most, its opening included
+    states_bytes: int  # keys and values of the batch, once all of it is written
+    reading_bytes: int  # of the pass over the openings
+    logits_bytes: int  # of the law that a token is drawn from
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """Limits that the code of losses, scoring and DeepSpeed keeps, as it has them."""
 
@@ -70,6 +81,7 @@ class StudentSetting:
     answers: int  # micro-batches whose answers are decoded at one time
     on_gpu: bool
     teacher_head_bytes: int = 0  # where the teacher's states are read
+    writing: Writing | None = None  # None: its workers write nothing
 
 
 Parts = dict[str, int]  # what takes memory -> bytes
@@ -108,8 +120,8 @@ def student_memory(
 ) -> Memory:
     """The parts of a student's process, libraries apart.
 
-    They are those of the backward pass of a step's last micro-batch, or of the optimiser's update
-    where that is more.
+    They are those of the backward pass of a step's last micro-batch, of the optimiser's update, or
+    of the writing between steps, whichever is most.
     """
     lasting = {
         "weights": _weights(sizes, setting),
@@ -118,11 +130,16 @@ def student_memory(
     }
     if setting.teacher_head_bytes:
         lasting["teacher's head"] = setting.teacher_head_bytes
+    writing: list[Parts] = []
+    if setting.writing is not None:
+        if setting.zero == 3:  # a worker has a part of the weights, and writes with all
+            lasting["copy that writes"] = sizes.weight_bytes
+        writing.append(lasting | writing_parts(setting.writing))
     learning = lasting | _learning(sizes, activations, setting, bounds)
     # The update flattens the gradients it applies, and divides by roots of second moments.
     update = 2 * FLOAT32 * -(-sizes.trained // _shares(setting, from_stage=1))
     updating = lasting | {"update": update}
-    return Memory(max(learning, updating, key=lambda parts: sum(parts.values())))
+    return _most(learning, updating, *writing)
 
 
 def optimiser_bytes(sizes: ModelSizes, setting: StudentSetting) -> int:
@@ -158,17 +175,51 @@ def loss_bytes(sizes: ModelSizes, setting: StudentSetting, bounds: Bounds) -> in
 
 
 def teacher_memory(
-    sizes: ModelSizes, activations: Activations, bounds: Bounds, *, answer_bytes: float
+    sizes: ModelSizes,
+    activations: Activations,
+    bounds: Bounds,
+    *,
+    answer_bytes: float,
+    writing: Writing | None = None,
+    kept_batches: int = 0,
+    modules: int = 0,
 ) -> Memory:
-    """The parts of a replica's process, libraries apart; `answer_bytes` of a unit."""
+    """The parts of a replica's process, libraries apart; `answer_bytes` of a unit.
+
+    `kept_batches` of what it writes keep their states while others are asked for, as in lock step;
+    `modules` weights on it learn in float32, with a gradient and two moments each.
+    """
     rows = min(activations.tokens, bounds.scoring_rows)
-    parts = {
-        "weights": sizes.weight_bytes + sizes.most_quantised,
+    lasting = {"weights": sizes.weight_bytes + sizes.most_quantised}
+    if modules:
+        lasting["modules"] = 4 * FLOAT32 * modules
+    if writing is not None and kept_batches:
+        lasting["kept batches"] = kept_batches * writing.states_bytes
+    scoring = lasting | {
         "activations": activations.most_bytes,
         "logits": 2 * FLOAT32 * rows * sizes.vocabulary,
         "answers": round(2 * answer_bytes),
     }
-    return Memory(parts)
+    return _most(scoring, *([lasting | writing_parts(writing)] if writing is not None else []))
+
+
+def copy_memory(sizes: ModelSizes, writing: Writing) -> Memory:
+    """The parts of a process that hosts a copy of the student and writes with it."""
+    weights = {"weights": sizes.weight_bytes + sizes.most_quantised}
+    return Memory(weights | writing_parts(writing))
+
+
+def writing_parts(writing: Writing) -> Parts:
+    """What writing adds to weights."""
+    return {
+        "keys and values": writing.states_bytes,
+        "reading": writing.reading_bytes,
+        "drawing": writing.logits_bytes,
+    }
+
+
+def _most(*moments: Parts) -> Memory:
+    return Memory(max(moments, key=lambda parts: sum(parts.values())))
 
 
 def _weights(sizes: ModelSizes, setting: StudentSetting) -> int:

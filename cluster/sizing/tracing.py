@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cluster.sizing.alive import Alive
-from cluster.sizing.memory import Activations, ModelSizes, int8_bytes, nf4_bytes
+from cluster.sizing.memory import Activations, ModelSizes, Writing, int8_bytes, nf4_bytes
+from shared.config.models.modules import TrainedModules
 from shared.config.models.student import LoRATraining, QLoRATraining, Student
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
@@ -30,6 +31,7 @@ from student_trainer.models.adapters import adapt, freeze_bystanders
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 ATEN = torch.ops.aten
+LAWS = 4  # tensors [B, V] in float32 while tokens are drawn: logits, the law, noise, and their sum
 
 
 def student_sizes(
@@ -62,6 +64,71 @@ def teacher_sizes(
             _adapt_teacher(model, f"teachers.{name}.adapter", asked.adapter, asked.adapter_revision)
         sizes = _sizes(model, model, head, quantisation=asked.quantisation)
         return sizes, _traced(model.eval(), decoder, sizes, lines, tokens, learns=False)
+
+
+def module_sizes(
+    name: str, asked: Teacher, modules: TrainedModules, *, lines: int, tokens: int
+) -> tuple[int, Activations]:
+    """How many weights the modules on a teacher have, and what a unit that they learn from keeps
+    alive. Raises ConfigError for a config that cannot be read, and for layers that are not
+    there."""
+    import peft
+
+    with _built(f"teachers.{name}", asked) as model:
+        decoder, head = _parts(model, f"teachers.{name}.model", asked.model)
+        sizes = _sizes(model, model, head, quantisation=asked.quantisation)
+        targets = modules.target_modules
+        named = targets if targets == "all-linear" else list(targets)
+        config = peft.LoraConfig(
+            r=modules.r, lora_alpha=modules.alpha, target_modules=named, task_type="CAUSAL_LM"
+        )
+        try:
+            peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise ConfigError(
+                f"teachers.{name}.online_modules.target_modules is {targets}: "
+                f"{first_line(error).rstrip('.')}; correct it, or take all-linear"
+            ) from None
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return count, _traced(model.train(), decoder, sizes, lines, tokens, learns=True)
+
+
+def writing_of(
+    section: str, asked: Student | Teacher, *, lines: int, opening: int, tokens: int
+) -> Writing:
+    """What a model keeps that goes on from `lines` openings of so many tokens to texts of `tokens`
+    in all. Raises ConfigError for a config that cannot be read."""
+    with _built(section, asked) as model:
+        decoder, head = _parts(model, f"{section}.model", asked.model)
+        model.requires_grad_(False)
+        sizes = _sizes(model, model, head, quantisation="none")
+        scale = _followed_at(model, sizes)
+        line_bytes = _states_of_a_line(decoder, tokens)
+        if line_bytes is None:
+            line_bytes = 2 * sizes.layers * tokens * sizes.width * sizes.itemsize // scale
+        reading = _traced(model.eval(), decoder, sizes, lines, opening, learns=False)
+    return Writing(
+        lines=lines,
+        tokens=tokens,
+        states_bytes=scale * lines * line_bytes,
+        reading_bytes=reading.most_bytes,
+        logits_bytes=LAWS * 4 * lines * sizes.vocabulary,
+    )
+
+
+def _states_of_a_line(decoder: nn.Module, tokens: int) -> int | None:
+    """Bytes of the keys and values of one line; None where a model's code cannot be followed, or
+    keeps what it has read in a way of its own."""
+    ids_1T = torch.zeros(1, tokens, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            cache = decoder(input_ids=ids_1T, use_cache=True).past_key_values
+    except Exception:  # of a model's own code on tensors without numbers
+        return None
+    if not isinstance(cache, transformers.Cache):
+        return None
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    return sum({id(t): t.nbytes for t in held if isinstance(t, Tensor) and t.dim()}.values())
 
 
 @contextmanager
@@ -172,11 +239,7 @@ def _traced(
     A model whose code looks at numbers cannot be followed; it is estimated from its sizes.
     """
     counter = FlopCounterMode(display=False, custom_mapping=FLOPS)  # type: ignore[arg-type]
-    scale = 1
-    if sizes.itemsize == 4 and any(p.dim() == 3 for p in model.parameters()):
-        # Products of experts can be followed in bfloat16 alone.
-        model.to(torch.bfloat16)
-        scale = 2
+    scale = _followed_at(model, sizes)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         _on_cpu(model, mode)
@@ -194,6 +257,15 @@ def _traced(
         tokens=lines * tokens,
         traced=True,
     )
+
+
+def _followed_at(model: nn.Module, sizes: ModelSizes) -> int:
+    """Make a model one whose passes can be followed; what their numbers take then counts so many
+    times. Products of experts can be followed in bfloat16 alone."""
+    if sizes.itemsize != 4 or not any(p.dim() == 3 for p in model.parameters()):
+        return 1
+    model.to(torch.bfloat16)
+    return 2
 
 
 def _passed(

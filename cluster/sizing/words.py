@@ -6,6 +6,7 @@ from cluster.sizing.estimate import Estimate, Side, seconds_of
 from cluster.sizing.fitting import Room
 from cluster.sizing.probe_words import bounded, side_by_side, speeds
 from cluster.sizing.rates import cost, gpus_of
+from cluster.sizing.writers import COPIES
 from shared.in_words import duration, in_bytes
 
 WIDTH = 22
@@ -29,7 +30,7 @@ def lines(found: Estimate, rooms: Sequence[Room], *, price: float | None) -> Ite
 
 def _memory(found: Estimate, room: Room) -> Iterator[str]:
     side = room.side
-    kind = _how_student(found) if side.name == "student" else _how_teacher(found, side)
+    kind = _how(found, side)
     copies = f"{side.processes} x " if side.processes > 1 else ""
     weights = f"{side.sizes.num_weights / 1e6:,.1f} M weights"
     yield f"{copies}{side.name}, {side.model}: {weights}, {kind}"
@@ -46,6 +47,12 @@ def _memory(found: Estimate, room: Room) -> Iterator[str]:
         return
     said = f"with its libraries; {room.where} ({has}): {verdict}"
     yield f"  {'in all':<{WIDTH - 2}}{in_bytes(room.taken):>12}  {said}"
+
+
+def _how(found: Estimate, side: Side) -> str:
+    if side.name == COPIES:
+        return f"{found.config.student.dtype}, copies of the student that write"
+    return _how_student(found) if side.name == "student" else _how_teacher(found, side)
 
 
 def _how_student(found: Estimate) -> str:

@@ -303,6 +303,7 @@ class Config(Section):
             difficulty=self.progressive and self.progressive.difficulty,
             writes_at=self.source.temperature if self.source.teacher else None,
             mixes=self.source.teacher_mix > 0,
+            waited_s=self.service.unit_deadline_s,
         )
         check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
         check_mixture(self.mixture, num_domains=len(self.domains))

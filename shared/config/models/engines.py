@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shared.config.targets import Targets
 
 
+ANSWERS_WITHIN_S = 3600.0  # an engine's own process, or it is ended; loading is its first answer
 VLLM_DRAWS_AT = (0.01, 2.0)  # least and most temperature; a lower one it would raise to the least
 
 
@@ -29,11 +30,13 @@ def check_engines(
     difficulty: str | None,
     writes_at: float | None,
     mixes: bool,
+    waited_s: float,
 ) -> None:
     """Raise ValueError where a teacher with engine vllm is asked for more than its likeliest ids at
-    temperature 1, or to write at a temperature where it does not draw. `difficulty` is what orders
-    rows, `writes_at` the temperature at which teachers write, if anything or any does; `mixes` says
-    that they have a share in every token of the student's."""
+    temperature 1, to write at a temperature where it does not draw, or waited for longer than its
+    process is. `difficulty` is what orders rows, `writes_at` the temperature at which teachers
+    write, if anything or any does; `mixes` says that they have a share in every token of the
+    student's; a unit is waited for `waited_s`."""
     name = next((name for name, teacher in teachers.items() if teacher.engine == "vllm"), None)
     if name is None:
         return
@@ -60,4 +63,10 @@ def check_engines(
             f"teachers.{name}.engine is vllm, which draws at temperatures from {least:g} to "
             f"{most:g}, or 0 for the likeliest, but source.temperature is {writes_at:g}; change "
             f"that, or set teachers.{name}.engine=transformers"
+        )
+    if waited_s > ANSWERS_WITHIN_S:
+        raise ValueError(
+            f"service.unit_deadline_s is {waited_s:g}, but teachers.{name}.engine is vllm, whose "
+            f"process is started again when it has not answered for {ANSWERS_WITHIN_S:g} s; set "
+            f"at most {ANSWERS_WITHIN_S:g}, or teachers.{name}.engine=transformers"
         )

@@ -14,6 +14,7 @@ from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from shared.config.models.engines import ANSWERS_WITHIN_S
 from shared.config.models.teachers import Teacher
 from shared.errors import TeacherError, reason_of
 from teacher_service.engine.vllm import worker as vllm_worker
@@ -21,7 +22,7 @@ from teacher_service.engine.vllm.environment import refuse_environment
 
 log = logging.getLogger(__name__)
 
-DEADLINE_S = 3600.0  # of one answer, the first of which is loading; who asks gives up before
+DEADLINE_S = ANSWERS_WITHIN_S  # of one answer; who asks gives up before, as the config has it
 
 
 class Worker:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.exceptions import RpcError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import (
     PlacementGroup,
@@ -20,7 +21,7 @@ from ray.util.placement_group import (
 
 HEAD = "node:__internal_head__"  # what Ray lets the head declare
 HEAD_SHARE = 0.0001  # the least that Ray takes; the head has one
-ROLES = ("teacher", "student")
+ROLES = ("teacher", "student")  # of every run
 ADDED_S = 900.0  # a node of a cloud may take ten minutes to come
 STUCK_S = 30.0  # between an order for nodes and their first sign, several looks of an autoscaler
 BY_ID = re.compile("node_[0-9a-f]{56}")  # what an autoscaler that only looks calls a node
@@ -40,7 +41,7 @@ def declares(role: str) -> bool:
     """Whether processes of a role ask for its resource: where a node has it, or may come with it,
     since others have another role's."""
     there = {name for node in ray.nodes() if node["Alive"] for name in node["Resources"]}
-    return role in there or (not there.isdisjoint(ROLES) and autoscales())
+    return role in there or (not there.isdisjoint((*ROLES, "rollouts")) and autoscales())
 
 
 class Look(NamedTuple):
@@ -52,12 +53,16 @@ class Look(NamedTuple):
 
 
 def looked() -> Look | None:
-    """The last look of the cluster's autoscaler, of either generation; None before the first."""
+    """The last look of the cluster's autoscaler, of either generation; None before the first, and
+    where the head does not say."""
     if is_autoscaler_v2():
         raylet: Any = importlib.import_module("ray._raylet")  # no type stubs
         messages: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
-        gcs = raylet.GcsClient(ray.get_runtime_context().gcs_address)
-        told = gcs.get_cluster_status(timeout_s=ANSWER_S)
+        try:
+            gcs = raylet.GcsClient(ray.get_runtime_context().gcs_address)
+            told = gcs.get_cluster_status(timeout_s=ANSWER_S)
+        except RpcError:
+            return None
         return second_generation(messages.GetClusterStatusReply.FromString(told))
     return _first_generation(json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}"))
 

@@ -98,6 +98,36 @@ def test_copies_that_write_are_planned_for_at_their_most(bare, tmp_path, capsys)
     told = capsys.readouterr().out
     assert "3 x 1 GPUs and 2 CPUs for copies of the student that write, each with " in told
     assert "for 5 GPUs at 2 an hour" in told
+    found = planned(capsys, *asked, "source={student: 1, max_new_tokens: 8}", copies)
+    assert found["copies"]["processes"] == 3
+    assert found["copies"]["memory"]["parts"]["keys and values"] > 0
+    asked = (*asked, "source={student: 1, max_new_tokens: 8, batch_rows: 4096}", copies)
+    assert main(["plan", *map(str, asked), "--gpu-memory", "1.4GB"]) == 2
+    said = capsys.readouterr().err
+    assert "a copy of the student that writes takes" in said
+    assert "set source.batch_rows=2048, or lower source.max_new_tokens, 8" in said
+
+
+def test_what_a_teacher_keeps_of_texts_and_modules_is_planned_for(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare, losses=[{"kind": "policy_gradient"}])
+    source = "source={student: 1, max_new_tokens: 8, teacher_mix: 0.2}"
+    (teacher,) = planned(capsys, path, source)["teachers"]
+    parts = teacher["memory"]["parts"]
+    assert parts["kept batches"] > 0
+    assert main(["plan", str(path), source]) == 0
+    assert "tiny writes 8 batches of 32 texts of up to 64 tokens at once" in capsys.readouterr().out
+    path = write_job(tmp_path, bare)
+    (plain,) = planned(capsys, path)["teachers"]
+    (taught,) = planned(capsys, path, "teachers.tiny.online_modules={r: 4}")["teachers"]
+    assert taught["memory"]["parts"]["modules"] > 0
+    assert taught["memory"]["parts"]["activations"] > plain["memory"]["parts"]["activations"]
+
+
+def test_a_probe_of_modules_that_learn_is_refused(tiny_pair, tmp_path, capsys):
+    path = write_job(tmp_path, tiny_pair)
+    assert main(["plan", str(path), "teachers.tiny.online_modules={r: 4}", "--probe"]) == 2
+    said = capsys.readouterr().err
+    assert "or probe with teachers.tiny.online_modules=null" in said
 
 
 def test_replicas_that_follow_the_need_are_planned_for_at_their_most(bare, tmp_path, capsys):

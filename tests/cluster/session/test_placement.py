@@ -8,6 +8,7 @@ import pytest
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.core.generated import autoscaler_pb2 as messages
+from ray.exceptions import RpcError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.util.placement_group import (
     placement_group,
@@ -175,6 +176,21 @@ def test_the_second_generations_autoscaler_says_what_it_cannot_add():
     assert second_generation(told) == (7, {"headgroup"}, True)
     state.pending_instance_requests.add(ray_node_type_name="teacher")
     assert second_generation(told) == (7, {"headgroup"}, False)
+
+
+def test_a_head_that_does_not_say_what_its_autoscaler_sees_adds_no_nodes(ray_cluster, monkeypatch):
+    class Silent:
+        def __init__(self, address: str) -> None: ...
+
+        def get_cluster_status(self, timeout_s: float) -> bytes:
+            raise RpcError("Timed out while waiting for GCS to become available.")
+
+    monkeypatch.setattr(nodes, "is_autoscaler_v2", lambda: True)
+    monkeypatch.setattr("ray._raylet.GcsClient", Silent)
+    assert not autoscales()
+    outlook = Outlook()
+    outlook.follow()
+    assert not outlook.hopeless
 
 
 def test_nodes_that_may_come_are_waited_for_with_a_line(told_to_autoscale, capsys):

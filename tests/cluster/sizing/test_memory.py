@@ -10,10 +10,13 @@ from cluster.sizing.memory import (
     Bounds,
     ModelSizes,
     StudentSetting,
+    Writing,
+    copy_memory,
     gradient_bytes,
     loss_bytes,
     optimiser_bytes,
     student_memory,
+    teacher_memory,
 )
 from shared.errors import ConfigError
 
@@ -33,6 +36,7 @@ SIZES = ModelSizes(
 )
 ACTIVATIONS = Activations(10**9, 2 * 10**9, 1e12, 1e11, 8_192, traced=True)
 BOUNDS = Bounds(256, 1, 65, 0, 1_000, 5 * 10**8, 10**9, 10_000)
+WRITING = Writing(32, 512, states_bytes=10**12, reading_bytes=10**8, logits_bytes=10**7)
 SETTING = StudentSetting(2, 4, 2, 8_192, 900.0, 1, on_gpu=True)
 
 
@@ -91,3 +95,30 @@ def test_gpus_are_known_by_name_and_others_are_refused_with_the_nearest():
     assert gpu_named("h100").memory_bytes == 80 * GIB
     with pytest.raises(ConfigError, match="did you mean A100"):
         gpu_named("A1000")
+
+
+def test_a_worker_that_writes_takes_the_larger_of_writing_and_learning():
+    learning = student_memory(SIZES, ACTIVATIONS, SETTING, BOUNDS)
+    writing = student_memory(SIZES, ACTIVATIONS, replace(SETTING, writing=WRITING), BOUNDS)
+    assert writing.largest == "keys and values"
+    assert "activations" not in writing.parts
+    little = replace(SETTING, writing=replace(WRITING, states_bytes=1))
+    assert student_memory(SIZES, ACTIVATIONS, little, BOUNDS) == learning
+
+
+def test_a_worker_that_has_a_part_of_the_weights_writes_with_all_of_them():
+    sharded = replace(SETTING, zero=3, writing=WRITING)
+    parts = student_memory(SIZES, ACTIVATIONS, sharded, BOUNDS).parts
+    assert parts["copy that writes"] == SIZES.weight_bytes == SETTING.workers * parts["weights"]
+    copy = copy_memory(SIZES, WRITING)
+    assert copy.total == SIZES.weight_bytes + 10**12 + 10**8 + 10**7
+
+
+def test_a_teacher_keeps_batches_in_lock_step_and_what_its_modules_learn_with():
+    plain = teacher_memory(SIZES, ACTIVATIONS, BOUNDS, answer_bytes=0)
+    kept = teacher_memory(
+        SIZES, ACTIVATIONS, BOUNDS, answer_bytes=0, writing=WRITING, kept_batches=8
+    )
+    assert kept.parts["kept batches"] == 8 * WRITING.states_bytes
+    taught = teacher_memory(SIZES, ACTIVATIONS, BOUNDS, answer_bytes=0, modules=10**6)
+    assert taught.total - plain.total == 16 * 10**6  # weights, gradient and two moments

@@ -10,14 +10,17 @@ import transformers
 from torch import nn
 
 from cluster.sizing.memory import ModelSizes
-from cluster.sizing.tracing import student_sizes, teacher_sizes
+from cluster.sizing.tracing import module_sizes, student_sizes, teacher_sizes, writing_of
+from shared.config.models.modules import TrainedModules
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from shared.model_parts import decoder_of
+from shared.targets.weights import ModuleFiles
 from student_trainer.models.student import load_student
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.loading import load_model
+from teacher_service.engine.lora import LoraModules
 from tests.allocations import peak_bytes
 from tests.cluster.sizing.held import config_of
 from tests.cluster.sizing.small import SMALL
@@ -70,6 +73,38 @@ def test_weights_are_those_of_the_real_state_dict_to_the_byte(family, dtype, tmp
     assert found.weight_bytes == state_bytes(model)
     assert found.num_weights == sum(p.numel() for p in model.parameters())
     assert found.tied == config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_and_values_are_those_of_real_writing_to_the_byte(family, dtype, tmp_path):
+    config = FAMILIES[family]
+    student = Student(model=saved(tmp_path, config), dtype=dtype)
+    planned = writing_of("student", student, lines=3, opening=8, tokens=24)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    opening_BT = torch.full((3, 8), 7)
+    written = model.generate(
+        opening_BT, max_new_tokens=17, min_new_tokens=17, do_sample=False,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    held = [t for layer in written.past_key_values.layers for t in vars(layer).values()]
+    real = {id(t): t.nbytes for t in held if isinstance(t, torch.Tensor) and t.dim()}
+    assert planned.states_bytes == sum(real.values())  # of all but the last token
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_modules_of_a_teacher_are_those_that_it_learns_with(targets, tmp_path):
+    folder, asked = whole(tmp_path), TrainedModules(r=3, target_modules=targets)
+    teacher = Teacher(model=folder, online_modules=asked)
+    count, learning = module_sizes("t", teacher, asked, lines=2, tokens=32)
+    decoder = decoder_of(transformers.AutoModelForCausalLM.from_pretrained(folder))
+    assert decoder is not None
+    real = LoraModules(decoder, asked, seed=0, files=ModuleFiles(tmp_path / "versions"))
+    assert count == sum(p.numel() for p in real.parameters.values())
+    _, scoring = teacher_sizes("t", teacher, lines=2, tokens=32)
+    assert learning.traced
+    assert learning.most_bytes > scoring.most_bytes
+    assert learning.flops > 1.5 * scoring.flops  # backward, from the last layer to the first module
 
 
 @pytest.mark.parametrize("kind", ["lora", "qlora"])

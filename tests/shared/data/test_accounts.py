@@ -74,7 +74,7 @@ def test_a_line_per_domain_counts_what_became_of_its_documents(tmp_path: Path, t
     assert text["notes"] == [
         "kinds of rows: messages 41, text 3",
         "roles of the dropped documents: user 20, narrator 20",
-        "1 special tokens written in the text are plain text (data.special_tokens)",
+        "1 special token written in the text is plain text (data.special_tokens)",
         "fields that are not read: id 1",
         "files that are not read: README.md",
         "files that are one text each, beside rows: load.py",
@@ -189,9 +189,7 @@ def test_answers_without_a_word_are_counted(tmp_path: Path, tokenizer) -> None:
     tokenizer.chat_template = None
     rows = [{"prompt": "p", "response": ""}, {"prompt": "p", "response": "r"}]
     found, _, _ = accounted(tmp_path, tokenizer, rows)
-    assert found["chat"]["notes"] == [
-        "1 answers are empty: they teach to end where an answer begins"
-    ]
+    assert found["chat"]["notes"] == ["1 answer is empty: it teaches to end where an answer begins"]
 
 
 def test_an_empty_domain_names_the_roles_it_saw(tmp_path: Path, tokenizer) -> None:
@@ -252,7 +250,7 @@ def test_an_answer_beyond_the_context_is_said_to_be_dropped(tmp_path: Path, toke
     rows = [{"prompt": "word " * 200, "response": "yes"}, {"text": "short"}]
     found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="cut")
     assert found["chat"]["dropped"] == 1
-    said = "1 documents are dropped, since what is learnt of them begins beyond data.context"
+    said = "1 document is dropped, since what is learnt of it begins beyond data.context"
     assert said in found["chat"]["notes"]
     rows[0]["response"] = "yes " * 200
     found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="split_with_prompt")
@@ -264,7 +262,7 @@ def test_a_cut_is_said_to_lose_the_end(tmp_path: Path, tokenizer) -> None:
     rows = [{"text": "long " * 100}, {"text": "short"}]
     found, _, _ = accounted(tmp_path, tokenizer, rows, too_long="cut")
     assert (found["chat"]["cut"], found["chat"]["split"]) == (1, 0)
-    assert "the ends of 1 documents are cut off and not learnt" in found["chat"]["notes"][0]
+    assert "1 document loses its end, cut off and not learnt" in found["chat"]["notes"][0]
 
 
 def pieces(store: RowStore) -> list[tuple[list[int], list[int]]]:
@@ -294,7 +292,7 @@ def test_a_prompt_stands_with_every_piece_and_every_token_is_learnt_once(
     assert all(ids[: len(opening)] == opening and len(ids) <= 48 for ids, _ in parts)
     assert not found["chat"]["notes"]
     found, _, _ = accounted(tmp_path, tokenizer, [row], context=48)
-    assert "1 documents go on without their prompt" in found["chat"]["notes"][0]
+    assert "1 document goes on without its prompt" in found["chat"]["notes"][0]
 
 
 @pytest.mark.parametrize("count", range(8, 40))

@@ -78,6 +78,14 @@ def test_a_temperature_at_which_it_does_not_write_is_refused_with_the_config(tem
         config(source=source | {"temperature": drawn})
 
 
+def test_a_unit_is_not_waited_for_longer_than_its_process_is():
+    service = {"unit_deadline_s": 7200.0}
+    with pytest.raises(ValidationError, match=r"unit_deadline_s is 7200, but .* set at most 3600"):
+        config(service=service)
+    config(service={"unit_deadline_s": 3600.0})
+    config({"big": {"model": "m"}}, service=service)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -1,0 +1,58 @@
+"""Who writes in a run, and what it keeps for that: workers, copies of the student, teachers."""
+
+from collections.abc import Iterator
+
+from cluster.sizing.memory import Memory, ModelSizes, Writing, copy_memory
+from cluster.sizing.tracing import writing_of
+from shared.config.models.student import Student
+from shared.config.models.teachers import Teacher
+from shared.config.run import Config
+from shared.data.layout import padded_length
+from shared.in_words import in_bytes
+from teacher_service.engine.generation.lock_step import MOST_KEPT
+
+COPIES = "rollouts"  # the copies of the student that write, as the config calls them
+
+
+def students_writing(config: Config) -> Writing | None:
+    """What the student keeps where it writes, whoever hosts it."""
+    if not config.source.writes:
+        return None
+    return _writing("student", config.student, config)
+
+
+def teachers_writing(name: str, teacher: Teacher, config: Config) -> Writing | None:
+    """What a teacher keeps that writes, or has a share in every token of the student's."""
+    if not config.source.teachers_write:
+        return None
+    return _writing(f"teachers.{name}", teacher, config)
+
+
+def kept_batches(config: Config) -> int:
+    """Batches whose states a teacher keeps between two questions."""
+    return MOST_KEPT if config.source.teacher_mix else 0
+
+
+def copies_memory(config: Config, own: ModelSizes, writing: Writing | None) -> Memory | None:
+    """The parts of a copy of the student that writes; None where its workers do, or nobody."""
+    if writing is None or not config.rollouts.serves:
+        return None
+    return copy_memory(own, writing)
+
+
+def in_words(who: str, writing: Writing | None, *, batches: int = 1) -> Iterator[str]:
+    """How many texts one process writes at once, and what it keeps of them."""
+    if writing is None:
+        return
+    kept = in_bytes(batches * writing.states_bytes)
+    many = f"{batches} batches of " if batches > 1 else ""
+    yield (
+        f"{who} writes {many}{writing.lines} texts of up to {writing.tokens:,} tokens at once, "
+        f"whose keys and values are {kept}"
+    )
+
+
+def _writing(section: str, asked: Student | Teacher, config: Config) -> Writing:
+    tokens, source = padded_length(config.data.context), config.source
+    opening = max(1, config.data.context - source.max_new_tokens)
+    return writing_of(section, asked, lines=source.batch_rows, opening=opening, tokens=tokens)
