@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed
 
 $(VENV)/oracles: $(VENV)/installed
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[dev,oracles]'
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -e '.[dev,oracles,wandb,mlflow,trackio]'
 	touch $@
 
 demo: install

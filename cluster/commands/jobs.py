@@ -31,9 +31,9 @@ def submit(
     package = package_of(Path.cwd(), config)
     name = _name_in(package, path)
     refuse_left_behind(config, package)
-    from cluster.submission.dashboard import Dashboard
+    from cluster.submission.dashboard import STARTING_S, Dashboard
 
-    dashboard = Dashboard(address)
+    dashboard = Dashboard(address, patience_s=STARTING_S)
     job = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     print(f"Dashboard  {dashboard.page(job)}\nPackage    {package.in_words()}", flush=True)
     words = ["tutelage", "run", name, *overrides, *(["--fresh"] if fresh else [])]

@@ -23,18 +23,21 @@ PORT = 8265  # unless `ray start` is told another
 HERE = f"http://127.0.0.1:{PORT}"
 ANSWER_S = 5.0
 AGENT_S, AGENT_POLL_S = 60.0, 1.0  # Ray's name for what runs jobs on a node is an agent
+STARTING_S = 20.0  # `ray start` may return before the dashboard that it starts is there
+MAY_COME = SLOW, ABSENT = "it took too long", "nothing of it is there"
 VARIABLE = "RAY_API_SERVER_ADDRESS"  # as `ray job` reads it
 
 
 class Dashboard:
     """Jobs of one cluster. Methods raise UserErrors of one sentence."""
 
-    def __init__(self, address: str | None = None) -> None:
-        """Reach `address`, else RAY_API_SERVER_ADDRESS, else one on this machine. Raises
+    def __init__(self, address: str | None = None, *, patience_s: float = 0.0) -> None:
+        """Reach `address`, else RAY_API_SERVER_ADDRESS, else one on this machine, within
+        `patience_s`: that of a head that has only just started comes after it. Raises
         PlacementError where no dashboard answers, one of another Ray, or one that refuses."""
         self.url = _url(address)
         self.given = address
-        self._headers = _headers(self.url)
+        self._headers = _headers(self.url, patience_s)
 
     @cached_property
     def client(self) -> Any:
@@ -140,10 +143,10 @@ def _web_address_of_ray() -> str | None:
     return address if address.startswith(("http://", "https://")) else None
 
 
-def _headers(url: str) -> dict[str, str]:
+def _headers(url: str, patience_s: float) -> dict[str, str]:
     """What requests carry: the user's token where the dashboard asks for one. Raises
     PlacementError."""
-    answer = _version(url, {})
+    answer = _version(url, {}, patience_s)
     headers: dict[str, str] = {}
     if answer.status_code == 401:
         headers = {"Authorization": f"Bearer {_token(url)}"}
@@ -157,14 +160,19 @@ def _headers(url: str) -> dict[str, str]:
     return headers
 
 
-def _version(url: str, headers: dict[str, str]) -> requests.Response:
-    try:
-        return requests.get(f"{url}/api/version", headers=headers, timeout=ANSWER_S)
-    except requests.RequestException as error:
-        raise PlacementError(
-            f"no dashboard answers at {url}: {_why(error)}; its port is {PORT} unless `ray start` "
-            "was told another, and other machines reach it with --dashboard-host 0.0.0.0"
-        ) from None
+def _version(url: str, headers: dict[str, str], patience_s: float = 0.0) -> requests.Response:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return requests.get(f"{url}/api/version", headers=headers, timeout=ANSWER_S)
+        except requests.RequestException as error:
+            why = _why(error)
+        if why not in MAY_COME or time.monotonic() > deadline:
+            raise PlacementError(
+                f"no dashboard answers at {url}: {why}; its port is {PORT} unless `ray start` was "
+                "told another, and other machines reach it with --dashboard-host 0.0.0.0"
+            )
+        time.sleep(AGENT_POLL_S)
 
 
 def _why(error: requests.RequestException) -> str:
@@ -172,7 +180,7 @@ def _why(error: requests.RequestException) -> str:
         return "its certificate is not trusted here"
     if "resolve" in str(error) or "Name or service" in str(error):
         return "no machine of that name is known here"
-    return "it took too long" if isinstance(error, requests.Timeout) else "nothing of it is there"
+    return SLOW if isinstance(error, requests.Timeout) else ABSENT
 
 
 def _token(url: str) -> str:

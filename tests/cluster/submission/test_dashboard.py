@@ -1,6 +1,7 @@
 """Dashboards that take no job from here: one sentence each, before anything is sent."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ def serve() -> Iterator[Callable[[Answer], str]]:
     """Serve one answer on every path; returns the address."""
     servers = []
 
-    def start(answer: Answer) -> str:
+    def start(answer: Answer, port: int = 0) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 status, text = answer(self.headers["Authorization"])
@@ -34,7 +35,7 @@ def serve() -> Iterator[Callable[[Answer], str]]:
             def log_message(self, *_: object) -> None:
                 pass
 
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        servers.append(ThreadingHTTPServer(("127.0.0.1", port), Handler))
         threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
@@ -113,6 +114,19 @@ def test_a_dashboard_that_cannot_be_reached_is_named_in_seconds(command, capsys)
         in capsys.readouterr().err
     )
     assert time.monotonic() - began < 60
+
+
+def test_a_head_that_has_only_just_started_is_given_time_where_a_job_is_sent(serve):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    timer = threading.Timer(1.5, serve, [of_version(OURS)], {"port": port})
+    timer.start()
+    assert Dashboard(f"127.0.0.1:{port}", patience_s=30.0).url == f"http://127.0.0.1:{port}"
+    timer.join()
+    began = time.monotonic()
+    with pytest.raises(PlacementError, match="no machine of that name"):
+        Dashboard("http://head.invalid:8265", patience_s=30.0)
+    assert time.monotonic() - began < 20
 
 
 def test_a_host_that_nobody_knows_is_called_that():
