@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cluster.builtin.corpus import FOLDER
 from cluster.report.measurement import Failures
@@ -28,7 +29,9 @@ def two_lines(directory: Path) -> Path:
     write_entry(directory / "weight_log.jsonl", ("math", "law"), WeightEntry(1, 8, 10, (0.7, 0.3)))
     write_entry(directory / "weight_log.jsonl", ("math", "law"), WeightEntry(2, 18, 20, (0.9, 0.1)))
     for step, tokens, seconds in ((10, 100, 1.0), (20, 300, 3.0)):
-        part = DomainMetrics(kl=1.0, tokens=tokens // 2, sequences=step, weight=0.5)
+        part = DomainMetrics(
+            kl=1.0, tokens=tokens // 2, sequences=step, weight=0.5, epochs=step / 8
+        )
         line = StepMetrics(
             step=step,
             loss=1.0,
@@ -135,6 +138,19 @@ def test_each_teacher_is_summed_up_over_its_domains(tmp_path: Path):
     assert lines[0].startswith("By teacher")
     assert lines[-1].split()[:3] == ["small", f"{small['kl_before']:.3f}", f"{kls['law']:.3f}"]
     assert lines[-1].split()[-1] == "law"
+
+
+def test_epochs_are_those_of_the_last_line_and_phases_those_that_began(tmp_path: Path):
+    """The last entry of the log takes effect after the last step."""
+    run_dir, names = two_lines(tmp_path / "run"), ("math", "law")
+    assert summarise(run_dir, status="finished", failures=NONE)["domains"]["math"]["epochs"] == 2.5
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config | {"progressive": {}}))
+    (run_dir / "weight_log.jsonl").unlink()
+    for index, (at, phase) in enumerate(((0, 0), (5, 1), (10, 1), (20, 2))):
+        entry = WeightEntry(index, max(0, at - 2), at, (0.5, 0.5), phase=phase)
+        write_entry(run_dir / "weight_log.jsonl", names, entry)
+    assert summarise(run_dir, status="finished", failures=NONE)["phases"] == [0, 5]
 
 
 def test_a_teachers_kl_is_over_the_tokens_of_all_its_domains_or_none(tmp_path: Path):
