@@ -209,7 +209,7 @@ class LossHead(nn.Module):
             tops_4N = self._tops(hidden_ND, head, batch)
             return self._summed(nll_kl_2N, batch), torch.cat([nll_kl_2N.double(), tops_4N])
         losses, parts = self.losses_in[phase], parts_of(batch)
-        counted = weighting and self._counted(weighting, hidden_ND, head, batch)
+        counted = self._counted(weighting, hidden_ND, head, batch) if weighting else None
         counts = losses.counts(batch.get("weight_N"), counted)
         scaled = {"multiplier": multiplier, "moving": {"teacher_share": teacher_share}}
         each = [self._learnt(part, hidden_ND, head, losses, counts, **scaled) for part in parts]

@@ -80,7 +80,10 @@ def module_sizes(
         targets = modules.target_modules
         named = targets if targets == "all-linear" else list(targets)
         config = peft.LoraConfig(
-            r=modules.r, lora_alpha=modules.alpha, target_modules=named, task_type="CAUSAL_LM"
+            r=modules.r,
+            lora_alpha=modules.alpha,  # type: ignore[arg-type]
+            target_modules=named,
+            task_type="CAUSAL_LM",
         )
         try:
             peft.get_peft_model(model, config)

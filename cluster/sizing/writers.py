@@ -1,5 +1,6 @@
 """Who writes in a run, and what it keeps for that: workers, copies of the student, teachers."""
 
+import math
 from collections.abc import Iterator
 
 from cluster.sizing.memory import Memory, ModelSizes, Writing, copy_memory
@@ -9,7 +10,7 @@ from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.data.layout import padded_length
 from shared.in_words import in_bytes
-from teacher_service.engine.generation.lock_step import MOST_KEPT
+from teacher_service.engine.generation.lock_step import MOST_BETWEEN
 
 COPIES = "rollouts"  # the copies of the student that write, as the config calls them
 
@@ -29,8 +30,11 @@ def teachers_writing(name: str, teacher: Teacher, config: Config) -> Writing | N
 
 
 def kept_batches(config: Config) -> int:
-    """Batches whose states a teacher keeps between two questions."""
-    return MOST_KEPT if config.source.teacher_mix else 0
+    """Batches whose states a teacher keeps at most: one that each worker writes, and those that are
+    finished and have not been left alone for long enough."""
+    if not config.source.teacher_mix:
+        return 0
+    return config.most_workers + math.ceil(MOST_BETWEEN / config.source.max_new_tokens)
 
 
 def copies_memory(config: Config, own: ModelSizes, writing: Writing | None) -> Memory | None:
