@@ -81,11 +81,12 @@ def ask(path: str, arguments: list[str]) -> int:
         except OSError:
             fork = 0
         if not fork:
-            os.execv(sys.executable, [sys.executable, *arguments])
+            isolated = ["-I"] * (os.path.basename(path) == "plain")
+            os.execv(sys.executable, [sys.executable, *isolated, *arguments])
         signal.signal(signal.SIGTERM, lambda number, _: os.kill(fork, number))
         status = connection.recv(1)
         connection.recv(1)
-    return status[0] if status else 0
+    return status[0] if status else 1  # it was killed
 
 
 def serve(path: str, kind: str) -> None:
@@ -97,17 +98,19 @@ def serve(path: str, kind: str) -> None:
         listener.listen(64)
         listener.settimeout(1.0)
         while os.getppid() == parent:
-            with contextlib.suppress(TimeoutError):
+            try:
                 connection, _ = listener.accept()
-                connection.settimeout(None)
-                asked, files = _asked(connection)
-                if asked is not None:
-                    _import(kind)
-                    if os.fork() == 0:
-                        listener.close()
-                        return _become(connection, *asked, files)
-                for file in (connection.detach(), *files):
-                    os.close(file)
+            except TimeoutError:
+                continue
+            connection.settimeout(None)
+            asked, files = _asked(connection)
+            if asked is not None:
+                _import(kind)
+                if os.fork() == 0:
+                    listener.close()
+                    return _become(connection, *asked, files)
+            for file in (connection.detach(), *files):
+                os.close(file)
     return None
 
 
@@ -174,7 +177,8 @@ def _run(arguments: list[str]) -> None:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
-        sys.path[0] = os.path.dirname(arguments[0])
+        if not sys.flags.isolated:
+            sys.path[0] = os.path.dirname(arguments[0])
         runpy.run_path(arguments[0], run_name="__main__")
 
 

@@ -69,7 +69,9 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
 def _of_domain(name: str, prompt: Prompt, config: Config, hands: Handshake) -> Opening:
     """What every document of a domain begins with after its prompt."""
     tokenizer = hands.load_tokenizer()
-    kinds = kinds_of(config.domains[name], root=Path(config.paths.root))
+    kinds = [*kinds_of(config.domains[name], root=Path(config.paths.root))]
+    if config.data.unfit == "drop" and "teacher_prompt" in config.domains[name].columns:
+        kinds = [kind for kind in kinds if kind != "text"] or kinds  # which is left out
     found = _only([opening(prompt, tokenizer, kind) for kind in kinds], name)
     if config.data.loss_on == "everything" and len(found.plain_ids) > 1:
         raise ConfigError(

@@ -210,8 +210,8 @@ def _on_documents(account: Account, config: Config) -> tuple[tuple[object, str],
         ),
         (
             fit.too_long and too_long == "drop",
-            f"{fit.too_long:,} documents are dropped, since they are longer than data.context "
-            "(data.too_long)",
+            those(fit.too_long, "document is", "documents are")
+            + " dropped, longer than data.context (data.too_long)",
         ),
         (
             tally.unfit,

@@ -198,7 +198,7 @@ def _taught(config: Config, name: str, own: ModelSizes, tokens: int) -> _Taught:
         bounds,
         answer_bytes=lines * tokens * price(asked),
         writing=writing,
-        kept_batches=kept_batches(config),
+        kept_batches=kept_batches(config, teacher),
         modules=count,
     )
     chunk = None if asked.is_whole else bounds.scoring_rows
@@ -307,8 +307,8 @@ def _of_writing(
         "it is not"
     )
     yield from in_words("the student", writing)
-    batches = max(1, kept_batches(config))
     for one in taught:
+        batches = max(1, kept_batches(config, config.teachers[one.side.name]))
         yield from in_words(one.side.name, one.writing, batches=batches)
     if config.rollouts.serves:
         served = config.rollouts.served(config.student)

@@ -29,12 +29,15 @@ def teachers_writing(name: str, teacher: Teacher, config: Config) -> Writing | N
     return _writing(f"teachers.{name}", teacher, config)
 
 
-def kept_batches(config: Config) -> int:
-    """Batches whose states a teacher keeps at most: one that each worker writes, and those that are
-    finished and have not been left alone for long enough."""
+def kept_batches(config: Config, teacher: Teacher) -> int:
+    """Batches whose states a replica keeps between two questions: of every worker that it serves
+    the one under way and the one before it, and what is finished within the steps between, where
+    texts have their full length."""
     if not config.source.teacher_mix:
         return 0
-    return config.most_workers + math.ceil(MOST_BETWEEN / config.source.max_new_tokens)
+    served = math.ceil(config.most_workers / teacher.fewest)
+    finished = (MOST_BETWEEN - 1) // config.source.max_new_tokens
+    return min(MOST_BETWEEN + 1, 2 * served + finished)
 
 
 def copies_memory(config: Config, own: ModelSizes, writing: Writing | None) -> Memory | None:

@@ -161,7 +161,7 @@ def _headers(url: str, patience_s: float) -> dict[str, str]:
 
 
 def _version(url: str, headers: dict[str, str], patience_s: float = 0.0) -> requests.Response:
-    deadline = time.monotonic() + patience_s
+    deadline, told = time.monotonic() + patience_s, patience_s <= 0
     while True:
         try:
             return requests.get(f"{url}/api/version", headers=headers, timeout=ANSWER_S)
@@ -172,6 +172,9 @@ def _version(url: str, headers: dict[str, str], patience_s: float = 0.0) -> requ
                 f"no dashboard answers at {url}: {why}; its port is {PORT} unless `ray start` was "
                 "told another, and other machines reach it with --dashboard-host 0.0.0.0"
             )
+        if not told:
+            print(f"Waiting    for a dashboard at {url}, up to {patience_s:.0f} s", flush=True)
+            told = True
         time.sleep(AGENT_POLL_S)
 
 

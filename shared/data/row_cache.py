@@ -21,7 +21,7 @@ from shared.errors import DataError, StorageError
 from shared.text.digests import digest_file
 
 MAKERS = ("tokenizers", "transformers", "jinja2")
-FRAMING_REVISION = "3"  # one more where some texts are framed otherwise; their corpora keep names
+FRAMING_REVISION = "4"  # one more where some texts are framed otherwise; their corpora keep names
 TRAIN, VALIDATION, FACTS = "train.arrow", "validation.arrow", "facts.json"
 
 
@@ -65,7 +65,7 @@ class Facts:
         fill = text.num_tokens / (text.num_rows * data.context)
         counts = (
             (fit.too_long, f"longer than {data.context:,} tokens ({data.too_long})"),
-            (fit.without_loss, "without a token to learn (dropped)"),
+            (fit.without_loss, "dropped"),
             (self.also_in_validation, "also in the validation text (dropped)"),
         )
         return ", ".join(

@@ -216,6 +216,12 @@ def _seen(account: Account, data: Data) -> str:
             f"{documents:,} documents, of {fit.beyond_context:,} of which what is learnt begins "
             f"beyond data.context {data.context:,} (data.too_long={data.too_long}); {way_out}"
         )
+    if data.too_long == "drop" and fit.too_long:
+        return (
+            f"{documents:,} documents, of which {fit.too_long:,} are longer than data.context "
+            f"{data.context:,} and dropped (data.too_long=drop); raise it, or set "
+            "data.too_long=split"
+        )
     if account.tally.unfit:
         return f"{documents:,} documents; data.unfit drops: {listed(account.tally.unfit)}"
     told = f" (roles: {listed(roles)}; the assistant's messages are learnt)" if roles else ""

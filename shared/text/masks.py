@@ -27,7 +27,7 @@ LEARNING = re.compile("(un)?(loss|train|learn|supervis|backprop|gradient)(e|ed|t
 ASKING = frozenset(
     (
         *("is", "has", "do", "should", "use", "apply", "compute", "calc", "calculate", "include"),
-        *("with", "for", "on", "keep", "enable", "count"),
+        *("with", "for", "on", "keep", "enable"),
     )
 )
 DENYING = frozenset(
@@ -72,7 +72,7 @@ def _is_mask(key: str, value: object) -> bool:
     where it is yes or no."""
     if _snake(key) in ALL_MASKS:
         return True
-    words = _words(key)
+    words = [] if any(map(str.isdigit, key)) else _words(key)
     is_asked = value in (0, 1) and bool((ASKING | DENYING) & set(words))  # a count is no mask
     is_told = isinstance(value, bool) or str(value).lower() in ("true", "false") or is_asked
     return is_told and any(map(LEARNING.fullmatch, words))
@@ -82,7 +82,10 @@ def _denies(key: str) -> bool:
     """Whether a field that is set says that its message is not learnt."""
     if (name := _snake(key)) in ALL_MASKS:
         return name in MASKED_KEYS
-    return any(word in DENYING or word.startswith("un") for word in _words(key))
+    return any(
+        word in DENYING or (word.startswith("un") and LEARNING.fullmatch(word))
+        for word in _words(key)
+    )
 
 
 def _snake(key: str) -> str:

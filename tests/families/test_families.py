@@ -20,10 +20,14 @@ DIVERSE = (
     "bert",
     "bloom",
     "gemma2",
+    "gemma3n_text",
     "gpt_oss",
     "hyperclovax",
+    "llama4_text",
     "mamba2",
     "minicpm3",
+    "opt",
+    "recurrent_gemma",
 )
 OTHERS = tuple(family for family in FAMILIES if family not in {*DIVERSE, *APART})
 

@@ -117,7 +117,7 @@ def test_what_a_teacher_keeps_of_texts_and_modules_is_planned_for(bare, tmp_path
     assert main(["plan", str(path), source]) == 0
     assert "tiny writes 9 batches of 32 texts of up to 64 tokens at once" in capsys.readouterr().out
     assert main(["plan", str(path), source, "student.workers=3"]) == 0
-    assert "tiny writes 11 batches of 32 texts" in capsys.readouterr().out
+    assert "tiny writes 13 batches of 32 texts" in capsys.readouterr().out
     path = write_job(tmp_path, bare)
     (plain,) = planned(capsys, path)["teachers"]
     (taught,) = planned(capsys, path, "teachers.tiny.online_modules={r: 4}")["teachers"]

@@ -305,6 +305,19 @@ def test_a_conversation_with_several_answers_is_dropped_too(tmp_path, tokenizer)
         shown_by(config_of(tmp_path, rows), chatting(deepcopy(tokenizer), CHATML))
 
 
+def test_text_among_conversations_is_dropped_where_their_domain_has_a_prompt(tmp_path, tokenizer):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps(PromptSet({"d": Prompt("Be brief.", ())}).to_dict()))
+    rows = [*ROWS, UNFIT["text without a prompt"]]
+    template = chatting(deepcopy(tokenizer), CHATML)
+    config = config_of(tmp_path, rows, prompts=str(path), data={"unfit": "drop"})
+    left_out = {"d": {"train": {len(ROWS): "text without a prompt"}}}
+    assert shown_by(config, template).left_out == left_out
+    kept = config_of(tmp_path, rows, prompts=str(path))
+    with pytest.raises(ConfigError, match="domain d has both"):
+        shown_by(kept, template)
+
+
 def test_a_domain_of_which_every_row_is_dropped_says_why(tmp_path, tokenizer):
     texts = [{"text": f"plain {n}", "hint": "h"} for n in range(3)]
     config = config_of(tmp_path, texts, data={"unfit": "drop"})
@@ -332,9 +345,10 @@ def test_a_row_too_long_may_be_dropped_as_any_other_is(tmp_path, tokenizer):
     texts, account = texts_of(config, tokenizer, shown_by(config, tokenizer))
     assert len(texts) == len(ROWS)
     assert (account["dropped"], account["cut"], account["split"]) == (1, 0, 0)
-    assert account["notes"] == [
-        "1 documents are dropped, since they are longer than data.context (data.too_long)"
-    ]
+    alone = config_of(tmp_path / "alone", rows[:1], data={"context": 64, "too_long": "drop"})
+    with pytest.raises(DataError, match=r"1 are longer than data\.context 64 and dropped"):
+        prepared(alone, tokenizer, shown_by(alone, tokenizer))
+    assert account["notes"] == ["1 document is dropped, longer than data.context (data.too_long)"]
 
 
 def test_a_domains_prompt_stands_before_what_is_shown_with_each_row(tmp_path, tokenizer):

@@ -116,13 +116,15 @@ def test_a_dashboard_that_cannot_be_reached_is_named_in_seconds(command, capsys)
     assert time.monotonic() - began < 60
 
 
-def test_a_head_that_has_only_just_started_is_given_time_where_a_job_is_sent(serve):
+def test_a_head_that_has_only_just_started_is_given_time_where_a_job_is_sent(serve, capsys):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     timer = threading.Timer(1.5, serve, [of_version(OURS)], {"port": port})
     timer.start()
     assert Dashboard(f"127.0.0.1:{port}", patience_s=30.0).url == f"http://127.0.0.1:{port}"
     timer.join()
+    waited = f"Waiting    for a dashboard at http://127.0.0.1:{port}, up to 30 s"
+    assert capsys.readouterr().out.splitlines() == [waited]
     began = time.monotonic()
     with pytest.raises(PlacementError, match="no machine of that name"):
         Dashboard("http://head.invalid:8265", patience_s=30.0)

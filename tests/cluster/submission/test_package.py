@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from cluster.commands.jobs import submit
+from cluster.submission import dashboard
 from cluster.submission import package as packaging
 from cluster.submission.ignore_file import write_ignore_file
 from cluster.submission.package import Package, package_of, refuse_left_behind
 from shared.config.file import load_config
 from shared.config.run import Config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PlacementError
 
 CONFIG = """\
 name: x
@@ -171,3 +172,12 @@ def test_an_ignore_file_is_written_once(tmp_path):
     (tmp_path / ".gitignore").write_text("mine\n")
     assert not write_ignore_file(tmp_path)
     assert (tmp_path / ".gitignore").read_text() == "mine\n"
+
+
+def test_a_job_is_sent_after_a_wait_for_a_head_that_has_only_just_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dashboard, "STARTING_S", 0.5)
+    with pytest.raises(PlacementError, match="no dashboard answers at http"):
+        submit(Path("my.yaml"), [], address="127.0.0.1:9")
+    assert "Waiting    for a dashboard at http://127.0.0.1:9, up to" in capsys.readouterr().out

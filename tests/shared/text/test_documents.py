@@ -205,6 +205,7 @@ def test_the_texts_of_parts_are_joined() -> None:
         *((key, 0, False) for key in ("apply_loss", "isTrained")),
         *((key, True, False) for key in ("no_backprop", "skipTraining", "unlearnable", "noLoss")),
         *((("supervised", 1, None), ("train_on_this", True, None), ("no_gradient", False, None))),
+        *((("train_until_end", True, None), ("train_as_unit", False, False))),
     ],
 )
 def test_a_message_says_whether_it_is_learnt(key: str, value: object, learnt: bool | None) -> None:
@@ -215,7 +216,10 @@ def test_a_message_says_whether_it_is_learnt(key: str, value: object, learnt: bo
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [*(("training_step", value) for value in (0, 1)), ("train_loss", 0.0), ("trainer", False)],
+    [
+        *((key, value) for key in ("training_step", "train_count") for value in (0, 1)),
+        *(("train_loss", 0.0), ("trainer", False), ("loss_2", 0.3), ("loss2", True)),
+    ],
 )
 def test_a_number_beside_training_is_no_mask(key: str, value: object) -> None:
     _, answer = messages(USER, ANSWER | {key: value})

@@ -230,8 +230,7 @@ def test_a_base_that_has_changed_is_refused(runs: Path, tmp_path: Path, capsys, 
     assert sorted(p.name for p in run.iterdir() if "merged" in p.name) == []
 
 
-@pytest.mark.drill
-@pytest.mark.parametrize("name", ["lora", "qlora"])
+@pytest.mark.parametrize("name", ["qlora", pytest.param("lora", marks=pytest.mark.drill)])
 def test_a_new_python_loads_adapters(runs: Path, monkeypatch, name: str) -> None:
     monkeypatch.setattr(exports, "FRESH", (sys.executable, "-I", exports.FRESH[-1]))
     shutil.rmtree(runs / name / "export")
