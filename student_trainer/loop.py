@@ -212,8 +212,7 @@ def follow_weighting(run: Run, drawn: Step, sums: np.ndarray) -> None:
         return
     layout = run.metrics.layout
     found = {n: sums[layout.place(n)] for n in reports_of_weighting(run.config.weighting)}
-    steps, tokens_D = run.config.steps, drawn.domain_tokens_D
-    follow_step(run.weighting, found, tokens_D, step=drawn.index, steps=steps)
+    follow_step(run.weighting, found, drawn.domain_tokens_D, step=drawn.index)
 
 
 def follow_validation(run: Run, step: int) -> None:
@@ -246,8 +245,8 @@ def non_finite(what: str, drawn: Step, names_by_rank: list[list[str]]) -> NonFin
     domains = sorted({name.rpartition("/")[0] for name in names})
     return NonFiniteLossError(
         f"{what} of step {drawn.index + 1} is not finite, in {', '.join(domains)}, rows "
-        f"{', '.join(names)}; lower optimiser.lr or look at these rows, then run the same command "
-        "again: it resumes from the last checkpoint"
+        f"{', '.join(names)}; look at these rows, or lower optimiser.lr and start over with "
+        "--fresh, which moves this run aside"
     )
 
 

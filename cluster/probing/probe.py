@@ -53,7 +53,7 @@ def refuse_unbounded(measured: Probe) -> None:
 
 def refuse_unprobed(found: Estimate) -> None:
     """Refuse what cannot be run here: models without weights, more memory than is free, models that
-    write, modules that learn, and a teacher in a process apart. Raises ConfigError."""
+    write, teachers that change, and a teacher in a process apart. Raises ConfigError."""
     config = found.config
     if not config.source.is_dataset:
         raise ConfigError(
@@ -71,6 +71,12 @@ def refuse_unprobed(found: Estimate) -> None:
                 f"teachers.{name}.online_modules learn beside the student, and a probe takes steps "
                 f"without them; plan without --probe, or probe with "
                 f"teachers.{name}.online_modules=null"
+            )
+        if teacher.follow_student is not None:
+            raise ConfigError(
+                f"teachers.{name}.follow_student has the student's weights loaded beside the "
+                f"steps, and a probe takes steps with the teacher as it begins; plan without "
+                f"--probe, or probe with teachers.{name}.follow_student=null"
             )
     models = {f"teachers.{name}.model": t.model for name, t in config.teachers.items()}
     for option, model in {**models, "student.model": config.student.model}.items():

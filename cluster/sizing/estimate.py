@@ -110,7 +110,7 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
     taught = [_taught(config, name, own, tokens) for name in names]
     sides = [one.side for one in taught]
     dearest = max((one.asked for one in taught), key=price, default=None)
-    products = HEAD_PRODUCTS[own.trains_head]
+    products = HEAD_PRODUCTS[own.trains_head] + config.weighting.head_products
     teaching = sum(one.flops for one in taught) / len(config.teachers)
     units = config.accumulation * config.most_workers
     work = Work(

@@ -52,9 +52,9 @@ def in_words(who: str, writing: Writing | None, *, batches: int = 1) -> Iterator
     if writing is None:
         return
     kept = in_bytes(batches * writing.states_bytes)
-    many = f"{batches} batches of " if batches > 1 else ""
+    keeps = f", and keeps {batches} batches" if batches > 1 else ""
     yield (
-        f"{who} writes {many}{writing.lines} texts of up to {writing.tokens:,} tokens at once, "
+        f"{who} writes {writing.lines} texts of up to {writing.tokens:,} tokens at once{keeps}, "
         f"whose keys and values are {kept}"
     )
 

@@ -13,6 +13,7 @@ class Uniform(Section):
     """Every token counts alike."""
 
     weighs: ClassVar[bool] = False
+    head_products: ClassVar[int] = 0  # of all positions, beside those of the loss
 
     policy: Literal["uniform"] = "uniform"
 
@@ -21,8 +22,11 @@ class WeighingPolicy(Section):
     """What all policies share that weigh by what the teacher says of the text."""
 
     weighs: ClassVar[bool] = True
+    head_products: ClassVar[int] = 0
 
-    decay: Momentum = Field(default=0.9, description="of the running means, by step")
+    decay: Momentum = Field(
+        default=0.9, description="of running means, where there are any, by step"
+    )
 
 
 class LLKD(WeighingPolicy):
@@ -31,6 +35,8 @@ class LLKD(WeighingPolicy):
     `student_trainer.weighing.llkd` has the equations; both thresholds follow running means, over
     all text and by domain.
     """
+
+    head_products: ClassVar[int] = 1  # for the student's entropy
 
     policy: Literal["llkd"] = "llkd"
     unit: Literal["token", "document"] = Field(

@@ -90,11 +90,11 @@ class WeightFiles:
         draft = path.with_name(f".{path.name}.draft")
         return _write(draft, version, save, lambda _: path, "the student's weights")
 
-    def forget(self, *, before: int) -> None:
-        """Remove older versions."""
+    def forget(self, is_needed: Callable[[int], bool]) -> None:
+        """Remove the versions that nobody needs any more."""
         for path in self.folder.glob("version-*.safetensors"):
             match = _NAME.fullmatch(path.name)
-            if match is not None and int(match[1]) < before:
+            if match is not None and not is_needed(int(match[1])):
                 path.unlink(missing_ok=True)
 
 

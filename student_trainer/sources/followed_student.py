@@ -42,10 +42,16 @@ class FollowedVersions:
         `Versions.put` raises."""
         if step % self.asked.every or step in self._known:
             return
-        resumed = min(map(step_of, all_checkpoints(self.files.checkpoints)), default=0)
-        ref, _ = self.versions.put(step, keep=self.asked.version(min(resumed, step)))
+        ref, _ = self.versions.put(step, is_needed=self._needed(step).__contains__)
         oldest = self.asked.version(step)
         self._known = {v: kept for v, kept in self._known.items() if v >= oldest} | {step: ref}
+
+    def _needed(self, step: int) -> set[int]:
+        """The versions that teach the steps of which any is asked about before the next one, from
+        this step on and from every checkpoint on."""
+        begun = {*map(step_of, all_checkpoints(self.files.checkpoints)), step}
+        ahead = range(self.lag + 1)
+        return {self.asked.version(first + later) for first in begun for later in ahead}
 
     def question(self, question: Question, step: int) -> Question:
         """The question as it is asked about the rows of a step."""

@@ -128,8 +128,8 @@ class OnlineTeacher:
             raise NonFiniteLossError(
                 f"the student's log-probabilities before step {step.index + 1}, which the "
                 "teacher's modules would learn from, are not finite on rows "
-                f"{', '.join(rows.named() for rows in bad)}; lower optimiser.lr or look at these "
-                "rows, then run the same command again: it resumes from the last checkpoint"
+                f"{', '.join(rows.named() for rows in bad)}; look at these rows, or lower "
+                "optimiser.lr and start over with --fresh, which moves this run aside"
             )
         return said
 

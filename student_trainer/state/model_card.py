@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from shared.config.base import Section
 from shared.config.losses import Loss
 from shared.config.models.student import LoRATraining, QLoRATraining
 from shared.config.run import Config
+from shared.config.weighting import Weighting
 from shared.loading import merged_of, stored_as
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
@@ -61,6 +63,7 @@ def _facts(config: Config, *, merged: bool) -> dict:
         "zero": student.zero,
         "seed": config.seed,
         "losses": ", ".join(_loss(loss) for loss in config.losses),
+        "weighting": _weighting(config.weighting) if config.weighting.weighs else "",
         "lr": optimiser.lr,
         "schedule": optimiser.schedule,
         "warmup": optimiser.warmup_steps,
@@ -106,8 +109,15 @@ def _number(value: float | None) -> str:
 
 
 def _loss(loss: Loss) -> str:
-    settings = loss.model_dump(exclude={"kind"})
-    return f"{loss.kind} ({', '.join(f'{k} {v}' for k, v in settings.items())})"
+    return f"{loss.kind} ({_settings(loss, 'kind')})"
+
+
+def _weighting(weighting: Weighting) -> str:
+    return f"{weighting.policy} ({_settings(weighting, 'policy')})"
+
+
+def _settings(section: Section, but: str) -> str:
+    return ", ".join(f"{k} {v}" for k, v in section.model_dump(exclude={but}).items())
 
 
 def _teachers(config: Config) -> str:
@@ -119,6 +129,8 @@ def _teachers(config: Config) -> str:
             named += f" (stored {stored})"
         if teacher.adapter:
             named += f" (adapter {_short(teacher.adapter)})"
+        if (followed := teacher.follow_student) is not None:
+            named += f", the student itself at least {followed.lag} steps before"
         taught = [domain for domain in config.domains if name in config.teachers_of(domain)]
         said.append(named if len(config.teachers) == 1 else f"{named} in {', '.join(taught)}")
     return " and by ".join(said)

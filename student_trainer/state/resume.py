@@ -110,6 +110,8 @@ def _facts(run: Run) -> dict[str, Any]:
         facts["the teacher's modules"] = modules.model_dump(mode="json")
     if (followed := run.config.followed) is not None:
         facts["the student that teaches"] = followed.model_dump(mode="json")
+    if run.config.weighting.weighs:
+        facts["weighting"] = run.config.weighting.model_dump(mode="json")
     openings = run.plan.openings.items()
     if shown := {name: one.digest for name, one in openings if isinstance(one, RowOpenings)}:
         facts["what the teacher is shown with each row"] = shown

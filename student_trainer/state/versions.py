@@ -8,6 +8,7 @@ T tokens of the fixed text   V vocabulary
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.config.base import Dtype
-from shared.errors import TutelageError
+from shared.errors import TutelageError, not_kept
 from shared.in_words import in_bytes
 from shared.run.run_dir import RunDir, append_progress
 from shared.targets.canary import COARSE_LEVEL, LEVELS, refuse_not_finite
@@ -48,9 +49,11 @@ class Versions:
         """Nats that a copy may be off the student on the fixed text."""
         return LEVELS.get(self.dtype, COARSE_LEVEL)
 
-    def put(self, version: int, *, keep: int) -> tuple[WeightsRef, np.ndarray]:
-        """Write a version's file and forget those before `keep`; returns its name, and the
-        student's own log-probabilities of the fixed text [T - 1]. Raises StorageError, or
+    def put(
+        self, version: int, *, is_needed: Callable[[int], bool]
+    ) -> tuple[WeightsRef, np.ndarray]:
+        """Write a version's file and forget those that are needed no more; returns its name, and
+        the student's own log-probabilities of the fixed text [T - 1]. Raises StorageError, or
         EngineError for a student without finite numbers."""
         ids_T, logits_TV = probe_logits(self.engine)
         canary_T = label_logprobs(ids_T, logits_TV)
@@ -60,10 +63,13 @@ class Versions:
         ref, error = None, None
         if self.ranks.leads:
             try:
-                self.files.forget(before=keep)
+                self.files.forget(is_needed)
                 ref = self._written(version, gathered, {CANARY: json.dumps(text)})
             except TutelageError as failure:
                 error = failure
+            except OSError as failure:
+                what = f"version {version} of the student's weights"
+                error = not_kept(what, self.files.folder, failure)
         self.ranks.agree(error)
         return self.ranks.from_leader(ref), canary_T
 

@@ -32,16 +32,16 @@ def instance_weight(nll_N: Tensor, *, centre: Tensor | float, steepness: float) 
 
 
 class AnnealedWeights:
-    """The policy with its running mean and how far the run is; satisfies `Weighting`."""
+    """The policy of a run of `steps` with its running mean; satisfies `Weighting`."""
 
     reported: ClassVar[tuple[str, ...]] = ("teacher_nll",)
     looks: ClassVar[frozenset[Look]] = frozenset()
     way_out: ClassVar[str] = "lower weighting.steepness, or add a cross_entropy to losses"
 
-    def __init__(self, section: InstanceWeights, *, num_domains: int) -> None:
-        self._section = section
+    def __init__(self, section: InstanceWeights, *, num_domains: int, steps: int) -> None:
+        self._section, self._steps = section, steps
         self._means = RunningMeans(section.decay, num_domains=num_domains)
-        self._done = 0.0
+        self._step = 0
 
     def weights(self, seen: Seen) -> PositionWeights:
         """a, and 1 - a in the cross-entropy with the text."""
@@ -57,7 +57,7 @@ class AnnealedWeights:
     def steepness(self) -> float:
         """k."""
         first, last = self._section.steepness, self._section.final_steepness
-        return first + (last - first) * self._done
+        return first + (last - first) * min(1.0, self._step / max(1, self._steps - 1))
 
     @property
     def centre(self) -> float | None:
@@ -70,13 +70,13 @@ class AnnealedWeights:
     def follow(self, step: StepMeans) -> None:
         """See `Weighting`."""
         self._means.follow(step.means("teacher_nll"))
-        self._done = step.done
+        self._step = step.step
 
     def state(self) -> dict[str, Any]:
         """See `Stateful`."""
-        return {"teacher_nll": self._means.state(), "done": self._done}
+        return {"teacher_nll": self._means.state(), "step": self._step}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Stateful`."""
         self._means.restore(state["teacher_nll"])
-        self._done = state["done"]
+        self._step = state["step"]

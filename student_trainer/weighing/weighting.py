@@ -72,7 +72,7 @@ class StepMeans:
 
     sums: Mapping[str, np.ndarray]  # by name, float64 [D]
     tokens_D: np.ndarray  # positions that they are sums over
-    done: float  # how near the run's last step the next one is, from 0 to 1
+    step: int  # steps behind the next one
 
     def means(self, name: str) -> np.ndarray:
         """By domain and over all of them, float64 [D + 1]; NaN without tokens."""

@@ -5,21 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from shared.config.run import Config
 from shared.config.weighting import Weighting as Section
 from shared.errors import WeightingError
 from student_trainer.weighing.instance_weights import AnnealedWeights
 from student_trainer.weighing.llkd import LLKDWeighting
 from student_trainer.weighing.weighting import REPORTED, StepMeans, Weighting
 
-# What weighs, by policy; made from a section and the number of domains.
+# What weighs, by policy; made from a section, the number of domains and the run's steps.
 POLICIES: dict[str, Any] = {"instance_weights": AnnealedWeights, "llkd": LLKDWeighting}
 
 
-def weighting_of(section: Section, *, num_domains: int) -> Weighting | None:
+def weighting_of(config: Config, *, num_domains: int) -> Weighting | None:
     """The weighting of a run before its first step; None where every position counts alike."""
+    section = config.weighting
     if not section.weighs:
         return None
-    return POLICIES[section.policy](section, num_domains=num_domains)
+    return POLICIES[section.policy](section, num_domains=num_domains, steps=config.steps)
 
 
 def reports_of_weighting(section: Section) -> tuple[str, ...]:
@@ -33,9 +35,8 @@ def follow_step(
     tokens_D: np.ndarray,
     *,
     step: int,
-    steps: int,
 ) -> None:
-    """Let a weighting follow step `step`, counted from 0, of `steps`, before any weight changes.
+    """Let a weighting follow step `step`, counted from 0, before any weight changes.
 
     `sums` are those of all ranks by the names of `reports_of_weighting`, [D]. Raises WeightingError
     on every rank where no token is left to learn from.
@@ -46,8 +47,7 @@ def follow_step(
     if not sums["selected_share"].sum():
         raise WeightingError(
             f"weighting leaves none of the {num_tokens:,} tokens of step {step + 1} to learn from; "
-            f"{weighting.way_out}, or raise batch.rows_per_step, and start over with --fresh; "
-            "checkpoints before this step stay"
+            f"{weighting.way_out}, or raise batch.rows_per_step, and start over with --fresh, "
+            "which moves this run aside"
         )
-    done = min(1.0, (step + 1) / max(1, steps - 1))
-    weighting.follow(StepMeans(sums, tokens_D, done))
+    weighting.follow(StepMeans(sums, tokens_D, step + 1))

@@ -62,7 +62,7 @@ class Pusher:
         if version in self._pushed:
             return
         oldest = version - self.lag
-        ref, canary_T = self.versions.put(version, keep=oldest)
+        ref, canary_T = self.versions.put(version, is_needed=lambda v: v >= oldest)
         kept = {v: pushed for v, pushed in self._pushed.items() if v >= oldest}
         own = Versioned(self.generator, ref, canary_T, self.versions.level)
         self._pushed = kept | {version: own}

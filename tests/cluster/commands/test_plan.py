@@ -115,9 +115,10 @@ def test_what_a_teacher_keeps_of_texts_and_modules_is_planned_for(bare, tmp_path
     parts = teacher["memory"]["parts"]
     assert parts["kept batches"] > 0
     assert main(["plan", str(path), source]) == 0
-    assert "tiny writes 9 batches of 32 texts of up to 64 tokens at once" in capsys.readouterr().out
+    keeps = "tiny writes 32 texts of up to 64 tokens at once, and keeps 9 batches, whose"
+    assert keeps in capsys.readouterr().out
     assert main(["plan", str(path), source, "student.workers=3"]) == 0
-    assert "tiny writes 13 batches of 32 texts" in capsys.readouterr().out
+    assert "at once, and keeps 13 batches" in capsys.readouterr().out
     path = write_job(tmp_path, bare)
     (plain,) = planned(capsys, path)["teachers"]
     (taught,) = planned(capsys, path, "teachers.tiny.online_modules={r: 4}")["teachers"]
@@ -125,11 +126,13 @@ def test_what_a_teacher_keeps_of_texts_and_modules_is_planned_for(bare, tmp_path
     assert taught["memory"]["parts"]["activations"] > plain["memory"]["parts"]["activations"]
 
 
-def test_a_probe_of_modules_that_learn_is_refused(tiny_pair, tmp_path, capsys):
-    path = write_job(tmp_path, tiny_pair)
-    assert main(["plan", str(path), "teachers.tiny.online_modules={r: 4}", "--probe"]) == 2
+@pytest.mark.parametrize("changes", ["online_modules={r: 4}", "follow_student={lag: 2}"])
+def test_a_probe_of_a_teacher_that_changes_is_refused(tiny_pair, tmp_path, capsys, changes):
+    one = replace(tiny_pair, teacher=tiny_pair.student)  # the student's own, that it may follow it
+    path = write_job(tmp_path, one)
+    assert main(["plan", str(path), f"teachers.tiny.{changes}", "--probe"]) == 2
     said = capsys.readouterr().err
-    assert "or probe with teachers.tiny.online_modules=null" in said
+    assert f"or probe with teachers.tiny.{changes.partition('=')[0]}=null" in said
 
 
 def test_replicas_that_follow_the_need_are_planned_for_at_their_most(bare, tmp_path, capsys):

@@ -25,12 +25,12 @@ def seen_of(nll_N: list[float]) -> Seen:
     return Seen(logprob_N, None, None, {}, torch.zeros_like(document_N), document_N, 64)
 
 
-def weighting_of(*, done: float = 0.0, mean: float | None = None, **options) -> AnnealedWeights:
-    """A weighting at a share of its run, with a running mean."""
-    weighting = AnnealedWeights(InstanceWeights.model_validate(options), num_domains=1)
+def weighting_of(*, step: int = 0, mean: float | None = None, **options) -> AnnealedWeights:
+    """A weighting before a step of 5, with a running mean."""
+    weighting = AnnealedWeights(InstanceWeights.model_validate(options), num_domains=1, steps=5)
     if mean is not None:
         sums = {"teacher_nll": np.array([10 * mean])}
-        weighting.follow(StepMeans(sums, np.array([10]), done=done))
+        weighting.follow(StepMeans(sums, np.array([10]), step=step))
     return weighting
 
 
@@ -75,7 +75,7 @@ def test_a_document_has_one_weight_and_a_token_its_own(unit: str, nll_N: list[fl
 
 def test_the_steepness_falls_on_a_line_to_the_last_step():
     options = {"steepness": 4.0, "final_steepness": 1.0, "mean": 1.0}
-    found = [weighting_of(done=done, **options).steepness for done in (0.0, 0.5, 1.0)]
+    found = [weighting_of(step=step, **options).steepness for step in (0, 2, 4)]
     assert found == [4.0, 2.5, 1.0]
     assert weighting_of(steepness=4.0).steepness == 4.0
 
@@ -86,12 +86,12 @@ def test_the_centre_is_a_number_or_the_running_mean_of_the_steps_before():
     assert first.centre is None
     np.testing.assert_allclose(first.weights(seen_of([1.0, 8.0])).taught_N, NEUTRAL)
     weighting = weighting_of(decay=0.5, mean=1.0)
-    weighting.follow(StepMeans({"teacher_nll": np.array([30.0])}, np.array([10]), done=0.5))
+    weighting.follow(StepMeans({"teacher_nll": np.array([30.0])}, np.array([10]), step=2))
     assert weighting.centre == pytest.approx((0.5 * 1 + 3) / 1.5)
 
 
 def test_a_state_survives_json_bit_for_bit():
-    weighting, again = weighting_of(mean=1.7, done=0.3), weighting_of()
+    weighting, again = weighting_of(mean=1.7, step=1), weighting_of()
     again.restore(json.loads(json.dumps(weighting.state())))
     seen = seen_of([0.3, 2.0, 1.0, 5.0])
     assert torch.equal(again.weights(seen).taught_N, weighting.weights(seen).taught_N)
@@ -103,5 +103,14 @@ def test_the_last_step_has_the_last_steepness():
     sums = {"selected_share": np.array([9.0]), "teacher_nll": np.array([10.0])}
     for step in range(5):
         found.append(weighting.steepness)
-        follow_step(weighting, sums, np.array([10]), step=step, steps=5)
+        follow_step(weighting, sums, np.array([10]), step=step)
     assert found == [3.0, 2.5, 2.0, 1.5, 1.0]
+
+
+def test_a_run_that_goes_on_for_more_steps_has_the_line_of_all_of_them():
+    section = InstanceWeights(steepness=4.0, final_steepness=0.0)
+    ended = weighting_of(step=5, mean=1.0, steepness=4.0)
+    assert ended.steepness == 0.0
+    longer = AnnealedWeights(section, num_domains=1, steps=11)
+    longer.restore(ended.state())
+    assert longer.steepness == 2.0

@@ -54,12 +54,12 @@ def follow(weighting: LLKDWeighting, seen: Seen, found: PositionWeights) -> None
         for name, value_N in reported.items()
     }
     tokens_D = np.bincount(domain_N, minlength=DOMAINS)
-    weighting.follow(StepMeans(sums, tokens_D, done=0.5))
+    weighting.follow(StepMeans(sums, tokens_D, step=2))
 
 
 def after(steps: int, section: LLKD, **options: int) -> LLKDWeighting:
     """A weighting that has seen steps."""
-    weighting = LLKDWeighting(section, num_domains=DOMAINS)
+    weighting = LLKDWeighting(section, num_domains=DOMAINS, steps=9)
     for seed in range(steps):
         seen = seen_of(seed, **options)
         follow(weighting, seen, weighting.weights(seen))
@@ -91,7 +91,7 @@ def test_what_is_learnt_and_what_it_counts_follow_the_equations(
             "uncertainty": uncertainty,
         }
     )
-    weighting, means, mean_weight = LLKDWeighting(section, num_domains=DOMAINS), [], [1.0]
+    weighting, means, mean_weight = LLKDWeighting(section, num_domains=DOMAINS, steps=9), [], [1.0]
     for seed in range(3):
         seen = seen_of(seed)
         found, domain_N = weighting.weights(seen), seen.domain_N.numpy()
@@ -197,7 +197,7 @@ def test_an_empty_unit_has_no_weights():
 
 
 def test_a_state_survives_json_bit_for_bit():
-    weighting, again = after(4, LLKD()), LLKDWeighting(LLKD(), num_domains=DOMAINS)
+    weighting, again = after(4, LLKD()), LLKDWeighting(LLKD(), num_domains=DOMAINS, steps=9)
     again.restore(json.loads(json.dumps(weighting.state())))
     assert again.state() == weighting.state()
     seen = seen_of(9)
@@ -218,7 +218,7 @@ def test_a_domain_without_tokens_keeps_its_mean():
     weighting = after(1, LLKD(confidence=1))
     before = weighting.confidence_thresholds() / weighting.confidence_thresholds().max()
     sums = {n: np.array([0.0, 6.0, 0.0]) for n in ("mean_weight", *LLKDWeighting.reported)}
-    weighting.follow(StepMeans(sums, np.array([0, 10, 0]), done=0.5))
+    weighting.follow(StepMeans(sums, np.array([0, 10, 0]), step=2))
     found = weighting.confidence_thresholds()
     assert found[2] / found[0] == before[2] / before[0]
     assert found[1] != before[1]
