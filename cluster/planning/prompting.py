@@ -18,6 +18,7 @@ from shared.errors import ConfigError, HandshakeError
 from shared.prompts.prefix import DocumentOpenings, Opening, opening
 from shared.prompts.prompts import Prompt, PromptSet, read_prompts
 from shared.prompts.row_prompts import RowOpenings, overlong
+from shared.text.documents import Kind
 from shared.text.sources import LeftOut, kinds_of
 
 LEAST_CONTEXT = 32  # tokens of a row that is worth training on
@@ -69,7 +70,7 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
 def _of_domain(name: str, prompt: Prompt, config: Config, hands: Handshake) -> Opening:
     """What every document of a domain begins with after its prompt."""
     tokenizer = hands.load_tokenizer()
-    kinds = [*kinds_of(config.domains[name], root=Path(config.paths.root))]
+    kinds: list[Kind] = [*kinds_of(config.domains[name], root=Path(config.paths.root))]
     if config.data.unfit == "drop" and "teacher_prompt" in config.domains[name].columns:
         kinds = [kind for kind in kinds if kind != "text"] or kinds  # which is left out
     found = _only([opening(prompt, tokenizer, kind) for kind in kinds], name)
