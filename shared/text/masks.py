@@ -72,7 +72,7 @@ def _is_mask(key: str, value: object) -> bool:
     where it is yes or no."""
     if _snake(key) in ALL_MASKS:
         return True
-    words = [] if any(map(str.isdigit, key)) else _words(key)
+    words = _words(key)
     is_asked = value in (0, 1) and bool((ASKING | DENYING) & set(words))  # a count is no mask
     is_told = isinstance(value, bool) or str(value).lower() in ("true", "false") or is_asked
     return is_told and any(map(LEARNING.fullmatch, words))
@@ -93,4 +93,5 @@ def _snake(key: str) -> str:
 
 
 def _words(key: str) -> list[str]:
-    return [word.lower() for word in WORDS.findall(key)]
+    """The words of a name; none where it counts, as `loss_2`."""
+    return [] if any(map(str.isdigit, key)) else [word.lower() for word in WORDS.findall(key)]
