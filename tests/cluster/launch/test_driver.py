@@ -47,11 +47,12 @@ SUMMARY = {
 
 @pytest.fixture(scope="module")
 def watched(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, Scrapes]:
-    """A config whose run has finished, with a baseline and a store; what it exported meanwhile."""
+    """A config whose run has finished, with a baseline, a store and a weighting; what it exported
+    meanwhile."""
     import ray
 
-    targets = {"store": "store"}
-    job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, targets=targets)
+    parts = {"targets": {"store": "store"}, "weighting": {"policy": "instance_weights"}}
+    job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, **parts)
     with scraping(export_url(ray.nodes()[0])) as scrapes:
         assert main(["run", str(job)]) == 0
     return job, scrapes
