@@ -253,13 +253,11 @@ class LossHead(nn.Module):
         """What the positions of a batch count; the student's states are those that it learns
         from."""
         parts = parts_of(batch)
-        views = [self._targets(part, self.temperatures) for part in parts]
-        masses = [view.captured_mass() for view in views if view is not None]
         entropies = [part.batch["entropy_N"] for part in parts if "entropy_N" in part.batch]
         return weighting.weights(
             Seen(
                 label_logprob_N=batch["label_logprob_N"],
-                captured_mass_N=in_order(parts, masses) if len(masses) == len(parts) else None,
+                captured_mass=lambda: self._captured_mass(parts),
                 entropy_N=in_order(parts, entropies) if len(entropies) == len(parts) else None,
                 student={n: self._look(n, hidden_ND, head, batch) for n in sorted(weighting.looks)},
                 domain_N=batch["domain_N"],
@@ -267,6 +265,12 @@ class LossHead(nn.Module):
                 vocabulary=head.vocabulary,
             )
         )
+
+    def _captured_mass(self, parts: list[BatchPart]) -> Tensor | None:
+        """What the teachers' kept ids hold at each position [N]; None where one keeps none."""
+        views = [self._targets(part, self.temperatures) for part in parts]
+        masses = [view.captured_mass() for view in views if view is not None]
+        return in_order(parts, masses) if len(masses) == len(parts) else None
 
     def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
         parts, nlls, kls = parts_of(batch), [], []

@@ -66,6 +66,7 @@ def _named_ids(config: Config, name: str, teacher: Teacher) -> int | None:
 
 
 def ask_of(asked: Asked | None) -> Ask | None:
+    """What a teacher is asked at each position; None where nobody asks it."""
     return None if asked is None or asked.question is None else asked.question.ask
 
 

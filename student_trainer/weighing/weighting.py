@@ -7,7 +7,7 @@ before, as a weigher does. It is added by a section of the config and an entry i
 N positions with loss of a unit   D domains in config order
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -28,7 +28,7 @@ class Seen:
     """What is known of a unit's positions as they are learnt, without gradients."""
 
     label_logprob_N: Tensor  # the teacher's, nats
-    captured_mass_N: Tensor | None  # of the teacher's on the kept ids; None where none is asked
+    captured_mass: Callable[[], Tensor | None]  # on the teacher's kept ids; None: keeps none
     entropy_N: Tensor | None  # the teacher's, nats, where it ships it: with drawn ids
     student: Mapping[Look, Tensor]  # what the weighting looks at, [N]
     domain_N: Tensor  # int64

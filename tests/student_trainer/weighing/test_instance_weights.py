@@ -22,7 +22,7 @@ def seen_of(nll_N: list[float]) -> Seen:
     """A teacher's NLL of labels, two to a document."""
     document_N = torch.arange(len(nll_N)) // 2
     logprob_N = -torch.tensor(nll_N, dtype=torch.float64)
-    return Seen(logprob_N, None, None, {}, torch.zeros_like(document_N), document_N, 64)
+    return Seen(logprob_N, lambda: None, None, {}, torch.zeros_like(document_N), document_N, 64)
 
 
 def weighting_of(*, step: int = 0, mean: float | None = None, **options) -> AnnealedWeights:

@@ -25,7 +25,7 @@ def seen_of(seed: int, *, num: int = N) -> Seen:
     confidence_N = torch.rand(num, generator=generator) ** (1 + place_N // 5 % DOMAINS)
     return Seen(
         label_logprob_N=confidence_N.log(),
-        captured_mass_N=None,
+        captured_mass=lambda: None,
         entropy_N=None,
         student={"entropy": math.log(VOCABULARY) * torch.rand(num, generator=generator)},
         domain_N=place_N // 5 % DOMAINS,

@@ -99,10 +99,11 @@ class ByMass:
     way_out = ""
 
     def weights(self, seen: Seen) -> PositionWeights:
-        assert seen.captured_mass_N is not None
+        mass_N = seen.captured_mass()
+        assert mass_N is not None
         assert seen.student.keys() == self.looks
         surer_N = seen.label_logprob_N - seen.student["label_logprob"]
-        return PositionWeights(surer_N - seen.captured_mass_N, seen.student["hellinger"], {})
+        return PositionWeights(surer_N - mass_N, seen.student["hellinger"], {})
 
     def follow(self, step: StepMeans) -> None: ...
 
