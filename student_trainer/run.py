@@ -10,6 +10,7 @@ from torch import nn
 
 from shared.config.run import Config
 from shared.data.row_store import RowStore
+from shared.data.teacher_rows import TeacherRows
 from shared.errors import TutelageError
 from shared.mixture.weight_log import ControllerClient
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
@@ -141,7 +142,7 @@ def open_run(
     """
     config, loaded = plan.config, _loaded(plan, load or task.load)
     student, ranks = loaded.student, loaded.ranks
-    layouts = Layouts(tuple(config.domains), plan.packed, loaded.device, task, plan.passes)
+    layouts = _layouts(plan, loaded.device, task)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
     engine = open_engine(loaded.objective, config)
@@ -200,6 +201,11 @@ def _loaded(plan: RunPlan, load: LoadStudent) -> _Loaded:
     return _Loaded(device, ranks, student, objective, base, _written_by(plan, student))
 
 
+def _layouts(plan: RunPlan, device: torch.device, task: Task) -> Layouts:
+    names = tuple(plan.config.domains)
+    return Layouts(names, plan.packed, device, task, plan.passes, task.pairing(plan))
+
+
 def _loader(
     plan: RunPlan,
     source: TokenSource,
@@ -221,12 +227,14 @@ def _loader(
         moving=moving,
         waiting=source.waiting if isinstance(source, Rollouts) else None,
         in_turn=isinstance(source, Rollouts) and source.in_turn,
+        teacher_rows=TeacherRows.open(plan.domains, "train"),
     )
 
 
 def _validation(plan: RunPlan, layouts: Layouts, ranks: Ranks) -> Validation:
     stores = tuple(RowStore.open(domain.validation_path) for domain in plan.domains)
-    return Validation(stores, layouts, ranks, plan.config.batch.micro_batch)
+    own = TeacherRows.open(plan.domains, "validation")
+    return Validation(stores, layouts, ranks, plan.config.batch.micro_batch, own)
 
 
 def _make_folders(files: RunDir) -> None:

@@ -31,6 +31,7 @@ from shared.config.mixture import FixedMixture
 from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
+from shared.data.teacher_rows import TeacherRows
 from shared.errors import ConfigError
 from shared.mixture.curriculum import Curriculum
 from shared.mixture.decisions import first_entry
@@ -41,6 +42,7 @@ from shared.store.answer_files import Holding
 from shared.store.target_store import TargetStore
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
+from shared.text.sources import Split
 from student_trainer.evaluation.validation import unit_size
 from student_trainer.sources.data_set import empty_curriculum, whole_domains
 
@@ -195,11 +197,12 @@ class Capture:
             total = plan.draws * sum(d.num_loss_tokens for d in plan.domains)
             if not (all_rows or captures_all_rows(config)):
                 total = _drawn_tokens(self.run, plan.config.domains)
-            units = self._own(training_units(self.run, all_rows=all_rows))
+            units = self._read("train", self._own(training_units(self.run, all_rows=all_rows)))
             training = self.fill(units, plan.training_question, name="training", total=total)
         size = unit_size(config.batch.micro_batch, plan.validation_question)
         stores = [RowStore.open(d.validation_path) for d in plan.domains]
         units = (unit for store in stores for unit in store.units(size))
+        units = self._read("validation", units)
         total = sum(store.num_loss_tokens for store in stores)
         validation = self.fill(units, plan.validation_question, name="validation", total=total)
         seconds = time.monotonic() - self.started
@@ -216,6 +219,11 @@ class Capture:
         for rows in units:
             if len(own := rows.where([name in domains for name in rows.domains()])):
                 yield own
+
+    def _read(self, split: Split, units: Iterator[Rows]) -> Iterator[Rows]:
+        """The units as the teacher reads them."""
+        own = TeacherRows.open(self.plan.domains, split)
+        return units if own is None else map(own.of, units)
 
     def fill(self, units: Iterator[Rows], spec: Question, *, name: str, total: int) -> Holding:
         """Ask about the rows of units that are not stored."""

@@ -95,7 +95,8 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, n
                 print(
                     f"the {model.role} scores {domain.num_rows:,} rows of {domain.name}", flush=True
                 )
-                score = partial(_score, prepared, domain, open_reader, question)
+                path = _rows_path(domain, model)
+                score = partial(_score, prepared, path, domain.name, open_reader, question)
                 _keep(paths[domain.name], domain, score)
         print(
             f"the {model.role} scored {num_rows:,} rows for their difficulty in "
@@ -113,15 +114,19 @@ def _nothing_stored(prepared: Prepared, model: Asked, domain: PreparedDomain) ->
     )
 
 
+def _rows_path(domain: PreparedDomain, model: Asked) -> str:
+    """The training rows that a model reads."""
+    return (domain.read_by_teacher if model.role == "teacher" else domain.paths)["train"]
+
+
 def _score(
-    prepared: Prepared, domain: PreparedDomain, open_reader: OpenReader, question: Question
+    prepared: Prepared, path: str, name: str, open_reader: OpenReader, question: Question
 ) -> np.ndarray:
-    """What `question` asks about every row of a domain [R], units in file order, under a bar."""
-    config = prepared.config
-    store = RowStore.open(domain.train_path)
+    """What `question` asks about every row of a file [R], units in its order, under a bar."""
+    config, store = prepared.config, RowStore.open(path)
     bar = tqdm(
         total=len(store),
-        desc=f"scoring {domain.name}",
+        desc=f"scoring {name}",
         unit="row",
         disable=not sys.stderr.isatty(),
     )
@@ -151,7 +156,7 @@ def _path(prepared: Prepared, domain: PreparedDomain, model: Asked, question: Qu
     rounding of one forward pass only."""
     decides = {
         "format": FORMAT,
-        "rows": digest_file(Path(domain.train_path)),
+        "rows": digest_file(Path(_rows_path(domain, model))),
         "model": dict(model.identity),
         "spec": question.as_dict(),
     }

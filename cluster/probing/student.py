@@ -17,7 +17,6 @@ from cluster.sizing.measured import STEP_PART, Logits, ProcessMemory, StudentPro
 from shared.run.plan import OpenController, OpenRunReader, RunPlan
 from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.lessons import OpenModules
-from shared.targets.reader import answered
 from student_trainer.accelerator import this_device
 from student_trainer.early import Early
 from student_trainer.engine import take_step
@@ -201,7 +200,7 @@ class Steps:
                 started = time.perf_counter()
                 answer = None
                 if run.reader is not None and question is not None:
-                    ((_, answer),) = answered(run.reader, [rows], question, ahead=1)
+                    answer = run.validation.answer(run.reader, rows, question)
                 run.engine(run.layouts.batch(rows, answer), mode="measure")
                 seconds = time.perf_counter() - started
         run.engine.train()

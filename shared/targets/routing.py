@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.data.rows import Rows
+from shared.targets.paired import PairedTargets
 from shared.targets.question import Question
 from shared.targets.reader import ReaderStats, TargetReader
 from shared.targets.soft_targets import SoftTargets
@@ -116,16 +117,17 @@ class RoutingReader:
             reader.close()
 
 
-Answer = SoftTargets | MixedTargets
+WholeAnswer = SoftTargets | MixedTargets  # about the student's rows
+Answer = WholeAnswer | PairedTargets
 RunReader = TargetReader | RoutingReader
 
 
-def label_logprobs(answer: Answer) -> np.ndarray:
+def label_logprobs(answer: WholeAnswer) -> np.ndarray:
     """The teachers' log-probabilities of the labels, or their average's, float32 [N], nats."""
     return _by_position(answer, lambda targets: targets.arrays().label_logprob_N)
 
 
-def teacher_entropies(answer: Answer) -> np.ndarray:
+def teacher_entropies(answer: WholeAnswer) -> np.ndarray:
     """The entropies that teachers ship with drawn ids, float32 [N], nats."""
     return _by_position(answer, _entropy)
 
@@ -136,7 +138,7 @@ def _entropy(targets: SoftTargets) -> np.ndarray:
     return found_N
 
 
-def _by_position(answer: Answer, of: Callable[[SoftTargets], np.ndarray]) -> np.ndarray:
+def _by_position(answer: WholeAnswer, of: Callable[[SoftTargets], np.ndarray]) -> np.ndarray:
     if isinstance(answer, SoftTargets):
         return of(answer)
     size = max((int(part.index_P[-1]) + 1 for part in answer.parts if len(part.index_P)), default=0)

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
+from shared.data.teacher_rows import TeacherRows
 from shared.run.metrics import DomainEvaluation
+from shared.targets.paired import paired
 from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
@@ -63,6 +65,7 @@ class Validation:
     layouts: Layouts
     ranks: Ranks
     rows_per_unit: int
+    teacher_rows: TeacherRows | None = None  # read by the teacher in place of those of `stores`
 
     def sums(
         self,
@@ -81,7 +84,7 @@ class Validation:
         totals = np.zeros((4, num_domains))
         engine.eval()
         with torch.no_grad():
-            answers = _answers(units, reader, question)
+            answers = self._answers(units, reader, question)
             bar = tqdm(answers, total=len(units), desc="validation", leave=False, disable=None)
             for rows, targets in bar:
                 batch = self.layouts.batch(rows, targets)
@@ -107,22 +110,32 @@ class Validation:
             store, indices = chosen[position] if position < len(chosen) else (self.stores[0], ())
             yield store.take(list(indices))
 
+    def _answers(
+        self, units: Sequence[Rows], reader: RunReader | None, question: Question | None
+    ) -> Iterator[tuple[Rows, Answer | None]]:
+        """Units with the teacher's answers, a few asked for ahead; empty units are never sent."""
+        if reader is None or question is None:
+            yield from ((rows, None) for rows in units)
+            return
+        asked, own = filter(len, units), self.teacher_rows
+        sent = asked if own is None else map(own.of, asked)
+        answers = answered(reader, sent, question, ahead=UNITS_AHEAD)
+        for rows in units:
+            yield rows, self._taken(*next(answers)) if len(rows) else None
+
+    def answer(self, reader: RunReader, rows: Rows, question: Question) -> Answer:
+        """What the teacher says of one unit of validation rows."""
+        sent = rows if self.teacher_rows is None else self.teacher_rows.of(rows)
+        ((_, found),) = answered(reader, [sent], question, ahead=1)
+        return self._taken(sent, found)
+
+    def _taken(self, sent: Rows, answer: Answer) -> Answer:
+        return answer if self.teacher_rows is None else paired(sent, answer)
+
 
 def unit_size(rows_per_unit: int, question: Question | None) -> int:
     """Rows of a validation unit: one where the answers are bulky."""
     return rows_per_unit if question is None or not question.ask.is_bulky else 1
-
-
-def _answers(
-    units: Sequence[Rows], reader: RunReader | None, question: Question | None
-) -> Iterator[tuple[Rows, Answer | None]]:
-    """Units with the teacher's answers, a few asked for ahead; empty units are never sent."""
-    if reader is None or question is None:
-        yield from ((rows, None) for rows in units)
-        return
-    answers = answered(reader, filter(len, units), question, ahead=UNITS_AHEAD)
-    for rows in units:
-        yield rows, next(answers)[1] if len(rows) else None
 
 
 def _teacher_and_tokens(batch: Batch, num_domains: int) -> np.ndarray:

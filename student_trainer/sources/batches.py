@@ -14,10 +14,11 @@ import torch
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
+from shared.targets.paired import PairedTargets
 from shared.targets.routing import Answer, MixedTargets, called, label_logprobs
 from student_trainer.answers import answer_arrays, averaged_states
 from student_trainer.tasks.causal_lm import CAUSAL_LM
-from student_trainer.tasks.task import Task
+from student_trainer.tasks.task import Pairing, Task
 
 Batch = dict[str, torch.Tensor]
 
@@ -47,6 +48,7 @@ class Layouts:
     device: torch.device
     task: Task = CAUSAL_LM
     passes: Passes = TOGETHER
+    pairing: Pairing | None = None  # None: the teacher reads the student's rows
 
     def lay_out(self, rows: Rows) -> Layout:
         """The padded batch of a unit, on the host."""
@@ -81,6 +83,9 @@ class Layouts:
             arrays |= {"pass_B": layout.pass_B, "width_P": layout.width_P}
         if isinstance(targets, MixedTargets):
             arrays |= _arrays_in_parts(targets)
+        elif isinstance(targets, PairedTargets):
+            assert self.pairing is not None, "the task pairs what it has the teacher read"
+            arrays |= self.pairing.arrays(rows, layout, targets)
         elif targets is not None:
             arrays |= answer_arrays(targets)
         return {name: self._tensor(array) for name, array in arrays.items()}

@@ -19,7 +19,9 @@ from functools import partial
 import numpy as np
 
 from shared.data.rows import Rows
+from shared.data.teacher_rows import TeacherRows
 from shared.errors import TutelageError
+from shared.targets.paired import paired
 from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
@@ -43,9 +45,10 @@ Asked = tuple[Drawn, Answers | None]
 class Loader:
     """Steps in order, from any first one on; the reader is asked ahead and answers in order.
 
-    Without a reader or a question no answers are there. What waits until a block is written does so
-    `waiting` for its step. Blocks that are written `in_turn` are begun when those before them are
-    written on all ranks.
+    Without a reader or a question no answers are there. With `teacher_rows` the teacher is asked
+    about those in place of the units', and answers are `PairedTargets`. What waits until a block is
+    written does so `waiting` for its step. Blocks that are written `in_turn` are begun when those
+    before them are written on all ranks.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Loader:
         moving: MovingTeacher | None = None,
         waiting: Callable[[int], AbstractContextManager[None]] | None = None,
         in_turn: bool = False,
+        teacher_rows: TeacherRows | None = None,
     ) -> None:
         assert student_ids is None or source.ahead == 0, "its weights would be old"
         self._source, self._weight_log, self._ranks = source, weight_log, ranks
@@ -70,7 +74,7 @@ class Loader:
         self._drawn: deque[tuple[int, Future[Asked]]] = deque()
         self._answers: Answers | None = None  # of the step returned last
         self._apart, self._waiting = Apart[Asked](ranks), waiting
-        self._in_turn = in_turn
+        self._in_turn, self._teacher_rows = in_turn, teacher_rows
         self._asking = threading.Lock()  # the reader is asked by one thread at a time
 
     def step(self, index: int) -> Step:
@@ -147,19 +151,22 @@ class Loader:
         own = self._student_ids
         units = [rows.as_asked() for rows in drawn.units]
         units = units if own is None else own.named(units)
+        if self._teacher_rows is not None:
+            units = [self._teacher_rows.of(rows) for rows in units]
         with self._asking:
             return answered(self._reader, units, question, ahead=len(units))
 
     def _taken(self, answers: Answers) -> Answer:
-        targets, error = None, None
+        rows, targets, error = None, None, None
         try:
             with self._asking:
-                _, targets = next(answers)
+                rows, targets = next(answers)
         except TutelageError as failure:
             error = failure
         self._ranks.agree(error)
+        assert rows is not None, "an error would have been raised"
         assert targets is not None, "an error would have been raised"
-        return targets
+        return targets if self._teacher_rows is None else paired(rows, targets)
 
     def _added_up(self, units: Sequence[Rows]) -> DomainCounts:
         """What all ranks' units hold of each domain."""

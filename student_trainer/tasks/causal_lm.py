@@ -8,8 +8,9 @@ from shared.data.layout import Layout, lay_out
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.data.trust import Trust
+from shared.run.plan import RunPlan
 from shared.text.tokenizers import refuse_unless_same, shared_vocab
-from student_trainer.tasks.task import Evaluation, ModelKind, Side
+from student_trainer.tasks.task import Evaluation, ModelKind, Pairing, Side
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,10 @@ class CausalLM:
     def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         """A label is the next token; the teacher's rows are laid out alike."""
         return lay_out(rows, packed=packed, passes=passes)
+
+    def pairing(self, plan: RunPlan) -> Pairing | None:
+        """None: both read the same tokens."""
+        return None
 
     def evaluate(self, run: "Run") -> Evaluation:
         """Nats per token of student and teacher, and KL(teacher || student)."""

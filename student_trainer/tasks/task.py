@@ -6,6 +6,8 @@ Modules of tasks import torch and transformers late: the driver asks them for a 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from shared.config.run import Config
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, Passes
@@ -13,6 +15,8 @@ from shared.data.rows import Rows
 from shared.data.trust import Trust
 from shared.run.document_sums import DocumentSums
 from shared.run.metrics import DomainEvaluation
+from shared.run.plan import RunPlan
+from shared.targets.paired import PairedTargets
 from shared.text.tokenizers import TokenizerIdentity
 
 if TYPE_CHECKING:
@@ -47,6 +51,15 @@ class Evaluation:
     documents: DocumentSums | None = None  # None: the task has none to tell
 
 
+class Pairing(Protocol):
+    """How an answer about rows of the teacher's own becomes arrays of the student's unit."""
+
+    def arrays(self, rows: Rows, layout: Layout, answer: PairedTargets) -> dict[str, np.ndarray]:
+        """Arrays beside those of the unit `rows`, laid out as `layout`, by their names in a batch;
+        those whose shape begins with N have an entry for each of its positions with loss."""
+        ...
+
+
 class Task(Protocol):
     """What decides labels, models, agreement with the teacher, and measures of a run."""
 
@@ -71,6 +84,10 @@ class Task(Protocol):
 
     def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         """The padded batch of a unit, with the label of every position with loss."""
+        ...
+
+    def pairing(self, plan: RunPlan) -> Pairing | None:
+        """What pairs the teacher's rows with the student's; None where it reads the student's."""
         ...
 
     def evaluate(self, run: "Run") -> Evaluation:

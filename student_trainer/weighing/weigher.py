@@ -14,12 +14,13 @@ import numpy as np
 
 from shared.data.layout import Layout
 from shared.data.rows import Rows
-from shared.targets.routing import Answer, label_logprobs, teacher_entropies
+from shared.targets.paired import PairedTargets
+from shared.targets.routing import Answer, WholeAnswer, label_logprobs, teacher_entropies
 from student_trainer.sources.batches import Layouts
 
 Look = Literal["label_logprob", "entropy", "hellinger"]
 Columns = dict[str, np.ndarray]  # name -> [N]
-OF_TEACHER: dict[Look, Callable[[Answer], np.ndarray]] = {
+OF_TEACHER: dict[Look, Callable[[WholeAnswer], np.ndarray]] = {
     "label_logprob": label_logprobs,
     "entropy": teacher_entropies,
 }
@@ -43,6 +44,7 @@ class UnitView:
     def of_teacher(self, look: Look) -> np.ndarray:
         """The teacher's, as shipped, float32 nats [N]; an entropy is shipped with drawn ids."""
         assert self.teacher is not None, "a loss asks the teacher"
+        assert not isinstance(self.teacher, PairedTargets), "it reads the student's rows"
         return OF_TEACHER[look](self.teacher)
 
 

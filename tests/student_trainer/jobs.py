@@ -40,7 +40,7 @@ from student_trainer.tasks.causal_lm import CausalLM
 from student_trainer.torchrun import StandingWeights
 from tests.student_trainer.processes import job_train, reader_of, run
 from tests.student_trainer.sources.own import Alternating, Uncounted
-from tests.student_trainer.tasks.own import Echo
+from tests.student_trainer.tasks.own import Aside, Echo
 
 
 def opened(plan: RunPlan) -> Run:
@@ -87,7 +87,7 @@ def job_slowed(plan: RunPlan, delay_s: float) -> dict:
 
 def job_tasked(plan: RunPlan, task: str) -> dict:
     """Train at a task."""
-    return job_train(plan, task={kind.__name__: kind for kind in (CausalLM, Echo)}[task]())
+    return job_train(plan, task={kind.__name__: kind for kind in (CausalLM, Echo, Aside)}[task]())
 
 
 def job_masked(plan: RunPlan, umask: int) -> dict:

@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.run.metrics import DomainEvaluation
+from shared.run.plan import RunPlan
+from shared.targets.paired import PairedTargets
+from student_trainer.answers import answer_arrays
 from student_trainer.run import Run
 from student_trainer.tasks.causal_lm import CausalLM
 from student_trainer.tasks.task import Evaluation, ModelKind
@@ -30,3 +35,14 @@ class Echo(CausalLM):
                 for name, store in stores
             }
         )
+
+
+class Aside(CausalLM):
+    """Has the teacher read rows of its own, which hold the same tokens as the student's."""
+
+    def pairing(self, plan: RunPlan) -> "Aside":
+        return self
+
+    def arrays(self, rows: Rows, layout: Layout, answer: PairedTargets) -> dict[str, np.ndarray]:
+        assert answer.rows.names() == rows.names()
+        return answer_arrays(answer.targets)
