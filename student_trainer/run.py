@@ -283,7 +283,9 @@ def _measured(plan: RunPlan, loaded: _Loaded, *, num_teachers: int) -> _Measured
         since_report=ReportAccumulator(layout),
         rollouts=RolloutAccumulator(ranks, plan.ends),
         taid=TAIDState.start(plan.config.taid),
-        weighting=weighting_of(plan.config, num_domains=layout.num_domains),
+        weighting=weighting_of(
+            plan.config, num_domains=layout.num_domains, scored_centre=plan.scored_centre
+        ),
     )
 
 

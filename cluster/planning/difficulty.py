@@ -8,6 +8,7 @@ R rows of a domain in file order   N positions with loss of a unit
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -23,10 +24,11 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from cluster.planning.preparation import Prepared
+from shared.config.weighting import Statistic
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
 from shared.targets.asks.kept_ids import LikeliestIds
@@ -71,6 +73,34 @@ def scores(
     return found
 
 
+STATISTICS: Mapping[Statistic, Callable[[np.ndarray], Any]] = {
+    "mean": np.mean,
+    "lower_quartile": partial(np.quantile, q=0.25),
+    "median": np.median,
+    "upper_quartile": partial(np.quantile, q=0.75),
+}
+
+
+def centre_of(prepared: Prepared, statistic: Statistic, *, teachers: Mapping[str, Asked]) -> float:
+    """A statistic of the teachers' NLL of all training rows of all domains, each row's the mean
+    over its loss tokens, nats; says it. Raises ConfigError as `scores` does, DataError where a
+    score is no number."""
+    found = scores(prepared, "teacher_nll", teachers=teachers, student=None)
+    value_R = np.concatenate([*found.values()])
+    centre = float(STATISTICS[statistic](value_R))
+    if not math.isfinite(centre):
+        raise DataError(
+            f"the teacher's NLL of a training row is no number, so that weighting.centre "
+            f"{statistic} is none; set weighting.centre=running, or look at the teacher"
+        )
+    print(
+        f"weighting.centre: the {statistic.replace('_', ' ')} of the teacher's NLL of "
+        f"{len(value_R):,} rows is {centre:.3f} nats a token",
+        flush=True,
+    )
+    return centre
+
+
 def _lengths(domain: PreparedDomain) -> np.ndarray:
     return RowStore.open(domain.train_path).loss_tokens().astype(np.float64)
 
@@ -107,10 +137,12 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, n
 
 
 def _nothing_stored(prepared: Prepared, model: Asked, domain: PreparedDomain) -> str:
+    phases = prepared.config.progressive is not None
+    way_out = "progressive.difficulty=length" if phases else "weighting.centre=running"
     return (
         f"no scores by this {model.role} of the rows of {domain.name} are kept in paths.cache "
         f"{prepared.config.paths.cache}, and with targets.teacher_free nobody scores them; "
-        "`tutelage capture CONFIG` does, or set progressive.difficulty=length"
+        f"`tutelage capture CONFIG` does, or set {way_out}"
     )
 
 

@@ -19,6 +19,7 @@ from cluster.sizing.measured import Probe, read
 from shared.config.mixture import FixedMixture
 from shared.config.models.modules import as_loaded
 from shared.config.run import Config
+from shared.config.weighting import as_unscored
 from shared.errors import ConfigError, TutelageError
 from shared.in_words import in_bytes
 
@@ -120,6 +121,7 @@ def probed(config: Config, folder: Path, *, steps: int) -> Config:
             "teachers": as_loaded(config.teachers),
             "mixture": mixture,
             "progressive": None,
+            "weighting": as_unscored(config.weighting),
             "baseline": False,
             "trackers": [],
         }

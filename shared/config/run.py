@@ -283,7 +283,7 @@ class Config(Section):
             self.teachers,
             {name: domain.teacher for name, domain in self.domains.items()},
             exact=self.targets.exact is not None,
-            by_difficulty=self.progressive is not None and self.progressive.difficulty != "length",
+            scored=self._scored_by_one,
         )
         if len(self.teachers) > 1 and self.hidden_layers:
             raise ValueError(
@@ -326,6 +326,21 @@ class Config(Section):
         self._phases_fit()
         self._nothing_contradicts()
         return self
+
+    @property
+    def _scored_by_one(self) -> str | None:
+        """What one teacher scores rows for, and how to do without, as a sentence tells it."""
+        if self.progressive is not None and self.progressive.difficulty != "length":
+            return (
+                "progressive orders rows by what one teacher finds difficult; set "
+                "progressive.difficulty=length"
+            )
+        if self.weighting.scored_centre is not None:
+            return (
+                f"weighting.centre is the {self.weighting.centre} of what one teacher scores; set "
+                "weighting.centre=running"
+            )
+        return None
 
     def _nothing_contradicts(self) -> None:
         if self.targets.exact and self.evaluation.kl == "bucketed":

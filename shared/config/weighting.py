@@ -1,18 +1,21 @@
 """What each token counts, from what teacher and student know of it: the policies that weigh."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast, get_args
 
 from pydantic import Field
 
 from shared.config.base import Momentum, Positive, Section
 from shared.config.losses import Loss
 
+Statistic = Literal["mean", "lower_quartile", "median", "upper_quartile"]
+
 
 class Uniform(Section):
     """Every token counts alike."""
 
     weighs: ClassVar[bool] = False
+    scored_centre: ClassVar[None] = None
     head_products: ClassVar[int] = 0  # of all positions, beside those of the loss
 
     policy: Literal["uniform"] = "uniform"
@@ -23,6 +26,11 @@ class WeighingPolicy(Section):
 
     weighs: ClassVar[bool] = True
     head_products: ClassVar[int] = 0
+
+    @property
+    def scored_centre(self) -> Statistic | None:
+        """Which statistic of the teacher's NLL of all training rows it needs; None: none."""
+        return None
 
     decay: Momentum = Field(
         default=0.9, description="of running means, where there are any, by step"
@@ -70,13 +78,27 @@ class InstanceWeights(WeighingPolicy):
     )
     steepness: float = Field(default=3.0, ge=0, description="k at the first step")
     final_steepness: float = Field(default=0.0, ge=0, description="k at the last, on a line")
-    centre: Literal["running"] | Positive = Field(
+    centre: Literal["running"] | Statistic | Positive = Field(
         default="running",
-        description="t, nats per token of the teacher's NLL, or its running mean",
+        description="t, nats per token of the teacher's NLL: its running mean, or a statistic of "
+        "all training rows, scored before the first step, or a number",
     )
+
+    @property
+    def scored_centre(self) -> Statistic | None:
+        """What t is of the teacher's NLL of all training rows; None: of none."""
+        is_scored = self.centre in get_args(Statistic)
+        return cast(Statistic, self.centre) if is_scored else None
 
 
 Weighting = Annotated[Uniform | LLKD | InstanceWeights, Field(discriminator="policy")]
+
+
+def as_unscored(weighting: Weighting) -> Weighting:
+    """The same weights for a run before which no rows are scored."""
+    if weighting.scored_centre is None:
+        return weighting
+    return weighting.model_copy(update={"centre": "running"})
 
 
 def check_weighting(weighting: Weighting, losses: Sequence[Loss]) -> None:

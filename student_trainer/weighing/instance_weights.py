@@ -7,10 +7,11 @@ for the teacher is learnt from it, a hard one from its labels: with x the teache
 
 is what it counts in losses that ask the teacher, and 1 - a what it counts in the cross-entropy with
 the text. k falls on a line from `steepness` to `final_steepness`, where it is 0: then a is 1/e for
-all. t is a number, or the running mean of x over the tokens of the steps before; at the first step
-x itself, so that a is 1/e. Of single tokens, x is the NLL of each.
+all. t is a number; or a statistic of x over all training rows, found in one pass before the first
+step as in the paper; or the running mean of x over the tokens of the steps before, and at the first
+step x itself, so that a is 1/e. Of single tokens, x is the NLL of each.
 
-The paper takes t from one pass over the training set, and tells no values of k.
+The paper tells no values of k.
 
 N positions with loss of a unit
 """
@@ -38,8 +39,15 @@ class AnnealedWeights:
     looks: ClassVar[frozenset[Look]] = frozenset()
     way_out: ClassVar[str] = "lower weighting.steepness, or add a cross_entropy to losses"
 
-    def __init__(self, section: InstanceWeights, *, num_domains: int, steps: int) -> None:
-        self._section, self._steps = section, steps
+    def __init__(
+        self,
+        section: InstanceWeights,
+        *,
+        num_domains: int,
+        steps: int,
+        scored_centre: float | None = None,
+    ) -> None:
+        self._section, self._steps, self._scored_centre = section, steps, scored_centre
         self._means = RunningMeans(section.decay, num_domains=num_domains)
         self._step = 0
 
@@ -62,7 +70,10 @@ class AnnealedWeights:
     @property
     def centre(self) -> float | None:
         """t; None before anything is known of it."""
-        if self._section.centre != "running":
+        if self._section.scored_centre is not None:
+            assert self._scored_centre is not None, "the plan of a run has it"
+            return self._scored_centre
+        if not isinstance(self._section.centre, str):
             return self._section.centre
         mean = float(self._means.values[-1])
         return None if math.isnan(mean) else mean

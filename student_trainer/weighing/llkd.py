@@ -40,8 +40,7 @@ class LLKDWeighting:
     looks: ClassVar[frozenset[Look]] = frozenset({"entropy"})
     way_out: ClassVar[str] = "lower weighting.confidence or weighting.uncertainty, 0 for no gate"
 
-    def __init__(self, section: LLKD, *, num_domains: int, steps: int) -> None:
-        del steps  # at every step alike
+    def __init__(self, section: LLKD, *, num_domains: int) -> None:
         self._section = section
         self._means = {
             name: RunningMeans(section.decay, num_domains=num_domains)

@@ -6,22 +6,32 @@ from typing import Any
 import numpy as np
 
 from shared.config.run import Config
+from shared.config.weighting import InstanceWeights
 from shared.config.weighting import Weighting as Section
 from shared.errors import WeightingError
 from student_trainer.weighing.instance_weights import AnnealedWeights
 from student_trainer.weighing.llkd import LLKDWeighting
 from student_trainer.weighing.weighting import REPORTED, StepMeans, Weighting
 
-# What weighs, by policy; made from a section, the number of domains and the run's steps.
+# What weighs, by policy.
 POLICIES: dict[str, Any] = {"instance_weights": AnnealedWeights, "llkd": LLKDWeighting}
 
 
-def weighting_of(config: Config, *, num_domains: int) -> Weighting | None:
-    """The weighting of a run before its first step; None where every position counts alike."""
+def weighting_of(
+    config: Config, *, num_domains: int, scored_centre: float | None = None
+) -> Weighting | None:
+    """The weighting of a run before its first step; None where every position counts alike.
+
+    `scored_centre` is the statistic of the teacher's NLL, nats per token, that the section asks
+    for.
+    """
     section = config.weighting
     if not section.weighs:
         return None
-    return POLICIES[section.policy](section, num_domains=num_domains, steps=config.steps)
+    options: dict[str, Any] = {}
+    if isinstance(section, InstanceWeights):
+        options = {"steps": config.steps, "scored_centre": scored_centre}
+    return POLICIES[section.policy](section, num_domains=num_domains, **options)
 
 
 def reports_of_weighting(section: Section) -> tuple[str, ...]:

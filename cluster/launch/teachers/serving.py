@@ -10,7 +10,7 @@ from cluster.launch.teachers.following import following
 from cluster.launch.teachers.modules import with_modules
 from cluster.launch.teachers.stored import no_validation_answers, stored_part
 from cluster.launch.teachers.watch import restarts_of, using, when_gone
-from cluster.planning.difficulty import Asked
+from cluster.planning.difficulty import Asked, centre_of
 from cluster.planning.keeping import budget_note, exceeds_budget
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Launch, refuse_unfit, run_plan
@@ -77,7 +77,7 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
             for name, part in parts.items()
         }
         plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
-        plan = _ordered(launch, plan, teachers=scorers)
+        plan = _by_scores(launch, plan, teachers=scorers)
         before = sum(map(restarts_of, services.values()))
         try:
             yield plan, live
@@ -252,8 +252,13 @@ def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> Ta
     return StoreReader(store, teacher=teacher)
 
 
-def _ordered(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) -> RunPlan:
-    """The plan with the orders of rows that its phases need; without phases as it is."""
+def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) -> RunPlan:
+    """The plan with what the teachers' scores of all training rows decide: the orders that its
+    phases need, and the centre of its weighting."""
+    statistic = launch.config.weighting.scored_centre
+    if statistic is not None:
+        centre = centre_of(launch.prepared, statistic, teachers=teachers)
+        plan = replace(plan, scored_centre=centre)
     progressive = launch.config.progressive
     if progressive is None:
         return plan
@@ -344,7 +349,7 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenRunReader]:
     if plan.validation_question is None and launch.config.decides_from_validation:
         raise ConfigError(no_validation_answers(launch.config, store))
     scorers = {name: Asked("teacher", teacher or {}, None) for name, (_, teacher) in found.items()}
-    plan = _ordered(launch, plan, teachers=scorers)
+    plan = _by_scores(launch, plan, teachers=scorers)
     readers = {
         name: _prompted(launch, partial(_open_stored, store=store, teacher=teacher))
         for name, (_, teacher) in found.items()

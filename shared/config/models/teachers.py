@@ -187,14 +187,14 @@ def check_teachers(
     asked: Mapping[str, str | Mapping[str, float] | None],
     *,
     exact: bool,
-    by_difficulty: bool,
+    scored: str | None,
 ) -> None:
     """Raise ValueError unless every domain has a teacher, or several where the average of their
-    distributions is `exact` and no phases go `by_difficulty`, and every teacher a domain; `asked`
-    is what domains name."""
+    distributions is `exact` and nothing is `scored` by one, told as a sentence tells it, and every
+    teacher a domain; `asked` is what domains name."""
     for name, shares in asked.items():
         if isinstance(shares, Mapping):
-            _check_shares(name, shares, exact=exact, by_difficulty=by_difficulty)
+            _check_shares(name, shares, exact=exact, scored=scored)
     named = {
         (name, teacher): teacher
         for name, shares in asked.items()
@@ -220,7 +220,7 @@ def check_teachers(
 
 
 def _check_shares(
-    domain: str, shares: Mapping[str, float], *, exact: bool, by_difficulty: bool
+    domain: str, shares: Mapping[str, float], *, exact: bool, scored: str | None
 ) -> None:
     option = f"domains.{domain}.teacher"
     if not shares:
@@ -237,8 +237,7 @@ def _check_shares(
             "targets.exact=last_hidden, with which their average is over the whole vocabulary, or "
             "name one teacher"
         )
-    if len(shares) > 1 and by_difficulty:
+    if len(shares) > 1 and scored:
         raise ValueError(
-            f"{option} averages {' and '.join(shares)}, but progressive orders rows by what one "
-            "teacher finds difficult; set progressive.difficulty=length, or name one teacher"
+            f"{option} averages {' and '.join(shares)}, but {scored}, or name one teacher"
         )

@@ -1,6 +1,7 @@
 """The main job through the public path: what it leaves behind, and that it continues."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from tests.cluster.jobs import WORDS, write_job
 from tests.scraping import Scrapes, export_url, scraping
 
 ROOT = Path(__file__).resolve().parents[3]
+WEIGHTING = {"policy": "instance_weights", "centre": "mean"}
 SUMMARY = {
     "status",
     "steps",
@@ -51,7 +53,7 @@ def watched(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, Scrapes]:
     meanwhile."""
     import ray
 
-    parts = {"targets": {"store": "store"}, "weighting": {"policy": "instance_weights"}}
+    parts = {"targets": {"store": "store"}, "weighting": WEIGHTING}
     job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, **parts)
     with scraping(export_url(ray.nodes()[0])) as scrapes:
         assert main(["run", str(job)]) == 0
@@ -84,6 +86,13 @@ def test_a_run_leaves_everything_behind(run_dir):
         "baseline.json",
     }
     assert expected <= {path.name for path in run_dir.path.iterdir()}
+
+
+def test_a_centre_that_is_scored_rules_the_first_step(run_dir):
+    """A running mean knows nothing yet, and every document counts 1/e."""
+    first = read_metrics(run_dir.metrics)[0]
+    weights = [domain.mean_weight for domain in first.domains.values() if domain.tokens]
+    assert all(abs(weight - math.exp(-1)) > 1e-4 for weight in weights)
 
 
 def test_what_is_exported_is_what_metrics_jsonl_says(watched, run_dir):

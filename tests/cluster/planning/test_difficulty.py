@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.planning.difficulty import Asked, scores
+from cluster.planning.difficulty import Asked, centre_of, scores
 from cluster.planning.loading import load
 from cluster.planning.preparation import Prepared, prepare_run
 from cluster.planning.prompting import Showing
@@ -118,6 +118,26 @@ def test_scores_are_those_of_transformers_in_float64(measure, prepared, models, 
         assert by_domain[domain.name].dtype == np.float64
         np.testing.assert_allclose(by_domain[domain.name], expected, atol=2e-5)
         assert np.ptp(expected) > 1e-2
+
+
+STATISTICS = ("mean", "lower_quartile", "median", "upper_quartile")
+
+
+def test_a_weightings_centre_is_a_statistic_of_all_rows_scored_once(
+    prepared, models, tiny_pair, capsys
+):
+    rows = [dense(tiny_pair.teacher, domain.train_path)["nll"] for domain in prepared.domains]
+    value_R = np.concatenate(rows)
+    expected = [value_R.mean(), *np.percentile(value_R, [25, 50, 75])]
+    (name,) = prepared.teachers
+    asked = {name: models[0].asked}
+    for statistic, value in zip(STATISTICS, expected, strict=True):
+        centre = centre_of(prepared, statistic, teachers=asked)
+        assert centre == pytest.approx(value, abs=2e-5)
+        said = f"{statistic.replace('_', ' ')} of the teacher's NLL of {len(value_R)} rows"
+        assert said in capsys.readouterr().out
+    assert models[0].services == 1
+    assert len({round(value, 4) for value in expected}) == len(expected)
 
 
 def test_the_size_of_a_unit_moves_a_score_by_rounding_alone(prepared, models, tmp_path):

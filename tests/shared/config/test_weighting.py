@@ -36,7 +36,7 @@ def test_a_policy_beside_a_policy_gradient_is_refused(policy: str):
         ({"policy": "llkd", "unit": "row"}, "unit"),
         ({"policy": "llkd", "steepness": 1.0}, "steepness"),
         ({"policy": "instance_weights", "centre": 0}, "centre"),
-        ({"policy": "instance_weights", "centre": "median"}, "centre"),
+        ({"policy": "instance_weights", "centre": "mode"}, "centre"),
         ({"policy": "adakd"}, "policy"),
     ],
 )

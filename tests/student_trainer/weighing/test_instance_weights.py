@@ -80,6 +80,13 @@ def test_the_steepness_falls_on_a_line_to_the_last_step():
     assert weighting_of(steepness=4.0).steepness == 4.0
 
 
+def test_a_scored_centre_stands_still():
+    section = InstanceWeights(centre="median")
+    weighting = AnnealedWeights(section, num_domains=1, steps=5, scored_centre=1.5)
+    weighting.follow(StepMeans({"teacher_nll": np.array([30.0])}, np.array([10]), step=1))
+    assert weighting.centre == 1.5
+
+
 def test_the_centre_is_a_number_or_the_running_mean_of_the_steps_before():
     assert weighting_of(centre=2.0, mean=7.0).centre == 2.0
     first = weighting_of(decay=0.5)

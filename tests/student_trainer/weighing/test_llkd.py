@@ -59,7 +59,7 @@ def follow(weighting: LLKDWeighting, seen: Seen, found: PositionWeights) -> None
 
 def after(steps: int, section: LLKD, **options: int) -> LLKDWeighting:
     """A weighting that has seen steps."""
-    weighting = LLKDWeighting(section, num_domains=DOMAINS, steps=9)
+    weighting = LLKDWeighting(section, num_domains=DOMAINS)
     for seed in range(steps):
         seen = seen_of(seed, **options)
         follow(weighting, seen, weighting.weights(seen))
@@ -91,7 +91,7 @@ def test_what_is_learnt_and_what_it_counts_follow_the_equations(
             "uncertainty": uncertainty,
         }
     )
-    weighting, means, mean_weight = LLKDWeighting(section, num_domains=DOMAINS, steps=9), [], [1.0]
+    weighting, means, mean_weight = LLKDWeighting(section, num_domains=DOMAINS), [], [1.0]
     for seed in range(3):
         seen = seen_of(seed)
         found, domain_N = weighting.weights(seen), seen.domain_N.numpy()
@@ -197,7 +197,7 @@ def test_an_empty_unit_has_no_weights():
 
 
 def test_a_state_survives_json_bit_for_bit():
-    weighting, again = after(4, LLKD()), LLKDWeighting(LLKD(), num_domains=DOMAINS, steps=9)
+    weighting, again = after(4, LLKD()), LLKDWeighting(LLKD(), num_domains=DOMAINS)
     again.restore(json.loads(json.dumps(weighting.state())))
     assert again.state() == weighting.state()
     seen = seen_of(9)

@@ -59,7 +59,7 @@ def learnt(folder: Path, pair: tiny.Pair, cut: list, weighting: Weighting) -> Le
 def test_llkd_in_training_equals_dense_float64_without_a_gradient_through_weights(
     tmp_path: Path, tiny_pair: tiny.Pair, teacher: HFEngine, cut: str
 ) -> None:
-    weighting = LLKDWeighting(LLKD(confidence=0.9, uncertainty=0.999), num_domains=2, steps=9)
+    weighting = LLKDWeighting(LLKD(confidence=0.9, uncertainty=0.999), num_domains=2)
     dense = Dense.of(tiny_pair)
     p_N, q_N = (x.gather(1, dense.label_N1)[:, 0] for x in (dense.log_p_NV, dense.log_q_NV))
     confidence_N = p_N.exp()
