@@ -22,7 +22,7 @@ from shared.config.models.attention import INSTALLED_BY, refusal
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
-from shared.config.tasks import Classification
+from shared.config.tasks.task import Classification
 from shared.errors import ConfigError, HandshakeError
 from shared.prompts.verbaliser import Verbaliser
 from shared.targets.asks.classes import ClassLogProbs

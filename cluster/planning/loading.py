@@ -19,7 +19,7 @@ def made(config: Config) -> Config:
     with the classes of its rows, where they have some."""
     from cluster.builtin.models import resolve_builtin
     from cluster.planning.bases import student_merged
-    from cluster.planning.classes import with_classes
+    from cluster.planning.tasks.classes import with_classes
 
     return with_classes(student_merged(resolve_builtin(config)))
 

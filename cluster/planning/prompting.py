@@ -7,9 +7,9 @@ from pathlib import Path
 
 import xxhash
 
-from cluster.planning.classes import class_openings
 from cluster.planning.handshake import Handshake
 from cluster.planning.row_prompting import by_row_of
+from cluster.planning.tasks.classes import class_openings
 from shared.config.run import Config
 from shared.config.source import TokenSources
 from shared.data.prepared import PreparedDomain

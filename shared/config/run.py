@@ -25,7 +25,7 @@ from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.targets import Targets
-from shared.config.tasks import LanguageModel, Task, check_task
+from shared.config.tasks.task import LanguageModel, Task, check_task
 from shared.config.weighting import Uniform, Weighting, check_weighting
 from shared.mixture.phases import check_progressive
 
@@ -282,6 +282,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
+        check_task(self)
         check_workers(self.student, self.batch.rows_per_step, self.batch.micro_batch)
         check_teachers(
             self.teachers,
@@ -329,7 +330,6 @@ class Config(Section):
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
         self._phases_fit()
         self._nothing_contradicts()
-        check_task(self)
         return self
 
     def _nothing_contradicts(self) -> None:

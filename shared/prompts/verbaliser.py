@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.config.tasks import TEXT, Classification
+from shared.config.tasks.task import TEXT, Classification
 from shared.errors import ConfigError
 from shared.targets.asks.classes import ClassLogProbs, Tokens
 

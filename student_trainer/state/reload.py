@@ -4,8 +4,8 @@
 
 Runs in a process of its own with transformers and peft alone, which may be started before there is
 a question: imports come first. QUESTION is JSON: folder, probe and settings, which are auto_class,
-base, revision, dtype, quantisation, trust_remote_code and num_labels, 0 of a language model. Prints JSON: the largest difference from
-the probe's logits, relative to the largest logit.
+base, revision, dtype, quantisation, trust_remote_code and num_labels, which is 0 of a language
+model. Prints JSON: the largest difference from the probe's logits, relative to the largest logit.
 
 T tokens   V vocabulary, or classes
 """

@@ -1,7 +1,7 @@
 """The task of a config."""
 
 from shared.config.run import Config
-from shared.config.tasks import Classification as ClassificationConfig
+from shared.config.tasks.task import Classification as ClassificationConfig
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.classification import Classification
 from student_trainer.tasks.task import Task

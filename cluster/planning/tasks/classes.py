@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from filelock import FileLock
+from pydantic import ValidationError
 
 from shared.config.run import Config
-from shared.config.tasks import Classification
+from shared.config.tasks.task import Classification
 from shared.data.row_cache import makers, storage_errors
 from shared.errors import ConfigError, DataError
 from shared.prompts.prefix import Opening
@@ -50,7 +51,11 @@ def with_classes(config: Config) -> Config:
                 f"{where} has the label {label!r}, which is not among task.labels; add it there, "
                 "or leave the row out"
             )
-    named = Classification.model_validate(task.model_dump() | {"labels": labels})
+    try:
+        named = Classification.model_validate(task.model_dump() | {"labels": labels})
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ConfigError(f"task.{first['msg'].removeprefix('Value error, ')}") from None
     data = config.data
     if data.too_long == "split":  # a text has one class, and no second half
         data = data.model_copy(update={"too_long": "cut"})
