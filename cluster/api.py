@@ -138,7 +138,7 @@ class Run:
                 max_new_tokens=max_new_tokens,
             )
         found = json.loads((self.files.path / "evaluation.json").read_text())
-        return {name: DomainEvaluation(**domain) for name, domain in found.items()}
+        return {name: DomainEvaluation.from_dict(domain) for name, domain in found.items()}
 
     def evaluate_tasks(
         self, task: Sequence[str], *, also: Sequence[str] = (), limit: int | None = None

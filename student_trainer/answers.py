@@ -3,13 +3,14 @@
 A batch names the arrays of an answer as its ask decodes them (`shared.targets.asks.ask`), so that
 they tell of what kind it is.
 
-N positions with loss   K ids kept per position   S temperatures   E teacher width
+N positions with loss   K ids kept per position   S temperatures   E teacher width   C classes
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from shared.targets.soft_targets import SoftTargets
@@ -71,6 +72,19 @@ def _drawn(batch: Mapping[str, Tensor], reading: Reading) -> DrawnTargets:
     )
 
 
+def _classes(batch: Mapping[str, Tensor], reading: Reading) -> TeacherTargets:
+    """The classes are all that there is, at any temperature."""
+    logprobs_NC = batch["class_logprobs_NC"]
+    nothing_NS = logprobs_NC.new_full((len(logprobs_NC), len(reading.temperatures)), -torch.inf)
+    return TeacherTargets(
+        torch.arange(logprobs_NC.shape[1], device=logprobs_NC.device).expand(logprobs_NC.shape),
+        logprobs_NC,
+        nothing_NS,
+        reading.temperatures,
+        batch["label_logprob_N"],
+    )
+
+
 def _states(batch: Mapping[str, Tensor], reading: Reading) -> TeacherStates:
     assert isinstance(reading.teacher_head, TeacherHead), "the plan names the head of such answers"
     return TeacherStates(native_states(batch["teacher_last_NE"]), reading.teacher_head)
@@ -93,6 +107,7 @@ def _averaged(batch: Mapping[str, Tensor], reading: Reading) -> AveragedStates:
 VIEWS: dict[str, Callable[[Mapping[str, Tensor], Reading], Targets]] = {
     "logprobs_NK": _likeliest,
     "log_weights_NK": _drawn,
+    "class_logprobs_NC": _classes,
     "teacher_last_NE": _states,
     averaged_states(0): _averaged,
 }

@@ -9,9 +9,9 @@ from shared.errors import TutelageError
 from shared.run.start import StartClock, write_start
 from student_trainer.accelerator import this_device
 from student_trainer.metrics.progress import say
-from student_trainer.models.student import Student, load_student
+from student_trainer.models.student import Student
 from student_trainer.run import Run
-from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.registry import task_of
 
 
 class Early:
@@ -24,9 +24,7 @@ class Early:
         self._error: TutelageError | None = None
         self.clock, self.is_exported = clock, export is not None
         try:
-            self._student = load_student(
-                config, CAUSAL_LM.model, device=this_device(), export=export
-            )
+            self._student = task_of(config).load(config, device=this_device(), export=export)
         except TutelageError as error:
             self._error = error
         clock.mark("student")

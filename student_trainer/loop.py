@@ -35,7 +35,7 @@ from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.generated.rollouts import Rollouts
 from student_trainer.sources.source import OpenSource
 from student_trainer.state.resume import restore, save
-from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.registry import task_of
 from student_trainer.tasks.task import Task
 from student_trainer.weighing.weighed import weighed_batches, weighers_of
 from student_trainer.weighing.weightings import follow_step, reports_of_weighting
@@ -49,18 +49,19 @@ def run_plan(
     open_controller: OpenController,
     *,
     open_source: OpenSource = DataSet,
-    task: Task = CAUSAL_LM,
+    task: Task | None = None,
     early: Early | None = None,
     open_generator: OpenGenerator | None = None,
     open_teachers: OpenTeachers | None = None,
     open_modules: OpenModules | None = None,
 ) -> None:
     """Train, or evaluate, as the plan's mode says; `open_generator` is for a student that writes,
-    `open_teachers` for teachers that do, `open_modules` for one whose modules learn. A finished run
-    is left alone."""
+    `open_teachers` for teachers that do, `open_modules` for one whose modules learn; `task` is that
+    of the config where none is given. A finished run is left alone."""
     if is_finished(plan):
         log.info("%s is finished already", plan.run_dir)
         return
+    task = task or task_of(plan.config)
     load = task.load if early is None else early.load
     run = open_run(
         plan,

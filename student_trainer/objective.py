@@ -39,7 +39,6 @@ from student_trainer.losses.token_losses import (
     weighted,
 )
 from student_trainer.metrics.sums import ROLLOUTS, SumLayout
-from student_trainer.models.decoding import decode
 from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
 from student_trainer.weighing.weighting import PositionWeights, Seen, Weighting
@@ -47,14 +46,16 @@ from student_trainer.weighing.weighting import PositionWeights, Seen, Weighting
 Mode = Literal["train", "evaluate", "measure", "logits", "likeliest", "spread", "look"]
 
 # What mode `measure` tells of each position: nats, KL(teacher || student) or 0 without a teacher,
-# and of the likeliest ids their probability and whether they are the label.
+# and of the likeliest ids their probability, whether they are the label, and which they are.
 MEASURED = (
     "student_nll",
     "kl",
     "student_confidence",
     "student_right",
+    "student_choice",
     "teacher_confidence",
     "teacher_right",
+    "teacher_choice",
 )
 
 
@@ -74,8 +75,11 @@ class Objective(nn.Module):
         self.loss_head = LossHead(
             student, config, teacher_width=teacher_width, teacher_heads=teacher_heads or {}
         )
-        self.vocab_size = student.vocab_size
-        self._decoder = (student.decoder,)  # in a tuple: registered once, below `student`
+        self._student = (student,)  # in a tuple: registered once, below `student`
+
+    def probe(self, device: torch.device, *, tokens: int) -> Batch:
+        """A batch by which an export is compared with the student."""
+        return self._student[0].probe(device, tokens=tokens)
 
     def forward(
         self,
@@ -93,7 +97,7 @@ class Objective(nn.Module):
         has them, and the weighted loss of each position [N]. `phase` decides the weights of losses,
         `teacher_share` is the t of TAID; `weighting` says what each position counts.
         `evaluate`: label NLL and KL by domain, float64 [2, G].
-        `measure`: the same, and the `MEASURED` of each position, float64 [6, N].
+        `measure`: the same, and the `MEASURED` of each position, float64 [8, N].
         `logits`: the logits [N, V] at the positions with loss, for probes of a few tokens.
         `likeliest`: the ids that the student names for `asked` [N, M].
         `spread`: as many of its likeliest ids as `asked` has ids [N, M], and the log-probabilities
@@ -102,9 +106,7 @@ class Objective(nn.Module):
         """
         picking = self.loss_head.losses_in[phase].auxiliaries.values() if mode == "train" else ()
         options = {option: True for auxiliary in picking for option in auxiliary.needs.options}
-        output = decode(self._decoder[0], batch, options=options)
-        index_N = batch["loss_index_N"]
-        hidden_ND = output.last_hidden_state.flatten(0, 1)[index_N]
+        output, hidden_ND = self._student[0].outputs(batch, options)
         for auxiliary in picking:
             batch = batch | auxiliary.pick(output, batch)
         return self.loss_head(
@@ -163,7 +165,7 @@ class LossHead(nn.Module):
         self._renormalised = config.targets.renormalised
         self._student = (student,)
         self._teacher_heads = dict(teacher_heads)  # by teacher; neither trained, cast nor saved
-        for parameter in student.head.parameters():
+        for parameter in student.read_by_losses:
             deepspeed.zero.register_external_parameter(self, parameter)
         matched = config.hidden_layers
         assert not matched or teacher_width is not None, "the plan knows the teacher's width"
@@ -188,7 +190,7 @@ class LossHead(nn.Module):
         looks: tuple[str, ...],
     ) -> tuple[Tensor, ...]:
         """See `Objective.forward`."""
-        head = self._head()
+        head = self._student[0].output_head()
         if mode == "likeliest":
             assert asked is not None, "the ask says how many ids of which"
             count, vocabulary = asked.student_ids, asked.shared_vocab
@@ -206,8 +208,8 @@ class LossHead(nn.Module):
             return (self._summed(nll_kl_2N, batch),)
         if mode == "measure":
             nll_kl_2N = self._evaluated(hidden_ND, head, batch)
-            tops_4N = self._tops(hidden_ND, head, batch)
-            return self._summed(nll_kl_2N, batch), torch.cat([nll_kl_2N.double(), tops_4N])
+            tops_6N = self._tops(hidden_ND, head, batch)
+            return self._summed(nll_kl_2N, batch), torch.cat([nll_kl_2N.double(), tops_6N])
         losses, parts = self.losses_in[phase], parts_of(batch)
         counted = self._counted(weighting, hidden_ND, head, batch) if weighting else None
         counts = losses.counts(batch.get("weight_N"), counted)
@@ -287,14 +289,14 @@ class LossHead(nn.Module):
         return torch.stack([self._by_domain(v, batch["domain_N"]) for v in nll_kl_2N])
 
     def _tops(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
-        """The last four of `MEASURED`, NaN where a teacher does not say, float64 [4, N]."""
+        """The last six of `MEASURED`, NaN where a teacher does not say, float64 [6, N]."""
         parts, found = parts_of(batch), []
         for part in parts:
             label_P = part.batch["label_N"]
             own = top1(part.of(hidden_ND), head, label_P)
             targets = self._targets(part, (1.0,))
             taught = None if targets is None else targets.top1(label_P)
-            absent = (torch.full_like(own.confidence_N, torch.nan),) * 2
+            absent = (torch.full_like(own.confidence_N, torch.nan),) * len(own)
             found.append([value_P.double() for value_P in (*own, *(taught or absent))])
         return torch.stack([in_order(parts, value_P) for value_P in zip(*found, strict=True)])
 
@@ -369,11 +371,6 @@ class LossHead(nn.Module):
         size = self.layout.num_domains
         sums_G = torch.zeros(size, dtype=torch.float64, device=value_N.device)
         return sums_G.index_add_(0, domain_N, value_N.detach().double())
-
-    def _head(self) -> Head:
-        student = self._student[0]
-        linear = student.head
-        return Head(linear.weight, linear.bias, student.logit_scale, student.soft_cap)
 
 
 @torch.no_grad()

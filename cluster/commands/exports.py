@@ -28,9 +28,9 @@ def export(run: Path, *, to: Path | None = None, merge: bool = False) -> None:
 def _exported(checkpoint: Path, config: Config, run_dir: RunDir, to: Path | None) -> None:
     from student_trainer.state.checkpoint import step_of
     from student_trainer.state.export import newest_export
-    from student_trainer.tasks.causal_lm import CAUSAL_LM
+    from student_trainer.tasks.registry import task_of
 
-    newest_export(run_dir, config, CAUSAL_LM.model)
+    newest_export(run_dir, config, task_of(config).model)
     if to is not None:
         _copied(run_dir.export, to)
     print(f"step {step_of(checkpoint)} is in {to or run_dir.export}")
@@ -41,11 +41,13 @@ def _merged(checkpoint: Path, config: Config, run_dir: RunDir, to: Path | None) 
     from student_trainer.state.checkpoint import step_of
     from student_trainer.state.export import exported_step
     from student_trainer.state.merge import merge_checkpoint, refuse_whole
-    from student_trainer.tasks.causal_lm import CAUSAL_LM
+    from student_trainer.tasks.registry import task_of
 
     refuse_whole(config)
     if exported_step(run_dir.merged) != step_of(checkpoint):
-        found = merge_checkpoint(checkpoint, config=config, run_dir=run_dir, kind=CAUSAL_LM.model)
+        found = merge_checkpoint(
+            checkpoint, config=config, run_dir=run_dir, kind=task_of(config).model
+        )
         print(f"logits of base and adapter and of the merged weights differ by {found:.1e} at most")
     if to is not None:
         _copied(run_dir.merged, to)

@@ -41,6 +41,11 @@ def plan(
             "plan it after that, or name models"
         )
     config = made(config)
+    if config.task.classifies:
+        raise ConfigError(
+            "task is classification, and the estimate is of language models; `tutelage run` with "
+            "steps=10 shows what a step takes"
+        )
     device = _gpu(gpu, gpu_memory)
     machine = size_of(memory, option="--memory") if memory else machine_memory()
     found = _timed(estimate(config), device)

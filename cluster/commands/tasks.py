@@ -53,6 +53,11 @@ def is_model(folder: Path) -> bool:
 def _of_run(run_dir: RunDir, also: Sequence[str]) -> Mapping[str, Teacher]:
     """The models of a run by name. Raises ConfigError for a run that has learnt nothing yet."""
     config = config_of(run_dir)
+    if config.task.classifies:
+        raise ConfigError(
+            f"{run_dir.path} trains a classifier, and tasks are of language models; "
+            "`tutelage eval RUN` measures it"
+        )
     from cluster.launch.generating import exported_student
     from cluster.launch.teachers.serving import served_student
     from student_trainer.state.export import newest_export

@@ -41,7 +41,7 @@ from shared.run.exporter import exporting
 from shared.run.plan import Assignment, OpenController, OpenRunReader, RunPlan
 from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
 from shared.run.start import StartClock
-from shared.targets.payload import Pair, payload_note
+from shared.targets.payload import Pair, bytes_per_token, payload_note
 from shared.targets.question import Question
 from student_trainer.state.checkpoint import refuse_fewer_steps
 from student_trainer.tracking.services import refuse_unready
@@ -101,7 +101,7 @@ def evaluate(
     from cluster.launch.generating import Generating
     from cluster.launch.teachers.serving import teaching
     from student_trainer.state.export import newest_export  # slow, as transformers is
-    from student_trainer.tasks.causal_lm import CAUSAL_LM
+    from student_trainer.tasks.registry import task_of
 
     prepare_environment()
     config = config.model_copy(update={"rollouts": RolloutService()})  # only training writes
@@ -111,7 +111,7 @@ def evaluate(
         launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), services)
         with connected(address):
             refuse_unplaceable(launch)
-            export = newest_export(run_dir, config, CAUSAL_LM.model)
+            export = newest_export(run_dir, config, task_of(config).model)
             generating = Generating(launch, asked, export)
             group = _students(launch, export=export)
             with group as students, teaching(launch) as (plan, open_reader):
@@ -222,6 +222,10 @@ def _distil(launch: Launch) -> None:
 
 
 def _say_price(launch: Launch, plan: RunPlan, spec: Question) -> None:
+    if launch.config.task.classifies:
+        size = sum(bytes_per_token(spec, hidden_width=0).values())
+        print(f"a row costs {size:,.0f} bytes from the teacher: {spec.ask.in_words()}", flush=True)
+        return
     facts = launch.prepared.facts
     pair = Pair(facts.width, facts.rows, launch.prepared.teacher.dtype)
     width, top_k = plan.teacher_width or 0, min(plan.config.targets.top_k, facts.shared_vocab)

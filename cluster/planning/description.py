@@ -25,7 +25,7 @@ from shared.model_parts import longest_context
 from shared.run.run_dir import write_atomically
 from shared.text.tokenizers import TokenizerIdentity, identify, rows_digest
 from student_trainer.models.routers import router_balance_of
-from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.registry import task_of
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
 FORMAT = 5  # of what is kept
@@ -160,12 +160,13 @@ def student_trust(config: Config) -> Trust:
     """
 
     def probe() -> dict[str, Any]:
-        return asdict(CAUSAL_LM.trust(config))
+        return asdict(task_of(config).trust(config))
 
     student = config.student.model_dump(mode="json")
     asked = student | {"of": "trust", "context": config.data.context}
     routed = [loss for loss in config.losses if loss.kind == "router_balance"]
     asked |= {"router_balance": [loss.model_dump() for loss in routed]} if routed else {}
+    asked |= {"classes": config.task.classes} if config.task.classifies else {}
     found = kept(probe, config.student.model, asked, cache=Path(config.paths.cache))
     return Trust(found["packed"], Passes.from_dict(found["passes"]))
 

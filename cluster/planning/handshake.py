@@ -22,7 +22,10 @@ from shared.config.models.attention import INSTALLED_BY, refusal
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
+from shared.config.tasks.task import Classification
 from shared.errors import ConfigError, HandshakeError
+from shared.prompts.verbaliser import Verbaliser
+from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.asks.last_states import LastStates
@@ -30,7 +33,7 @@ from shared.targets.question import ASKED_BY, HiddenAsk, Question
 from shared.text.chat import chosen_template
 from shared.text.sources import kinds_of
 from shared.text.tokenizers import named_templates, same_templates, with_template
-from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.registry import task_of
 from student_trainer.tasks.task import Side
 
 LARGEST_FULL_VOCABULARY = 32_768
@@ -45,6 +48,11 @@ class TeacherFacts:
     rows: int  # of its head
     context: int | None  # tokens it reads at most; None: no limit
     differences: tuple[str, ...] = ()  # from the student, that keep nobody from learning: sentences
+    verbaliser: Verbaliser | None = None  # how it is asked about classes; None: it is not
+
+    def classes(self) -> ClassLogProbs | None:
+        """What it is asked about every row; None where rows have no classes."""
+        return None if self.verbaliser is None else self.verbaliser.ask()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,8 @@ def shake_hands(config: Config) -> Handshake:
         name: _compared(config.taught_by(name), teacher, replace(student, identity=identity))
         for name, teacher in teachers.items()
     }
-    _refuse_short_context(student, config.data.context)
+    if not config.task.classifies:  # else the class of a row is not read, and who loads it looks
+        _refuse_short_context(student, config.data.context)
 
     @once
     def load_tokenizer() -> Any:
@@ -119,11 +128,13 @@ def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescri
 
 def _compared(config: Config, teacher: ModelDescription, student: ModelDescription) -> TeacherFacts:
     """What one teacher brings to a student, for the domains of `config`."""
+    if isinstance(config.task, Classification):
+        return _asked_about_classes(config.task, teacher)
     rows, identity = teacher.vocab_size, teacher.identity
     if named_templates(identity):
         identity = with_template(identity, config.data.chat_template, model=teacher.name)
     is_same = same_templates(identity, student.identity)
-    vocabulary = CAUSAL_LM.agree(
+    vocabulary = task_of(config).agree(
         Side(teacher.name, identity, rows),
         Side(student.name, student.identity, student.vocab_size),
         chat_rows=not is_same and _uses_chat_template(config),
@@ -141,6 +152,25 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
     )
 
 
+def _asked_about_classes(task: Classification, teacher: ModelDescription) -> TeacherFacts:
+    """What a teacher brings that shares nothing with a student but the classes. Raises ConfigError
+    for classes that it cannot tell apart."""
+    verbaliser = Verbaliser(
+        task,
+        teacher.load_tokenizer,
+        teacher.name,
+        tokenizer_digest=teacher.rows_digest,
+        limit=teacher.max_context,
+    )
+    return TeacherFacts(
+        shared_vocab=verbaliser.ask().shared_vocab,
+        width=teacher.hidden_size,
+        rows=teacher.vocab_size,
+        context=teacher.max_context,
+        verbaliser=verbaliser,
+    )
+
+
 def training_question(
     config: Config,
     vocabulary: int,
@@ -148,14 +178,18 @@ def training_question(
     projection: str = "",
     prompts: str = "",
     head: ShippedHead | None = None,
+    classes: ClassLogProbs | None = None,
 ) -> Question | None:
     """What is asked of the teacher in training; None where no loss asks for anything.
 
     `projection` is the digest of the matrices that hidden states pass through, `prompts` that of
-    what the teacher is shown, `head` the shipped head whose input is asked for in place of ids.
+    what the teacher is shown, `head` the shipped head whose input is asked for in place of ids,
+    `classes` what is asked where rows have some.
     """
     if not config.needs_teacher:
         return None
+    if classes is not None:
+        return Question(classes, prefix=prompts)
     if head is None:
         selector = config.selector_for(vocabulary)
         ask = ASKED_BY[selector].asked(
@@ -168,9 +202,16 @@ def training_question(
 
 
 def validation_question(
-    config: Config, vocabulary: int, *, prompts: str = "", head: ShippedHead | None = None
+    config: Config,
+    vocabulary: int,
+    *,
+    prompts: str = "",
+    head: ShippedHead | None = None,
+    classes: ClassLogProbs | None = None,
 ) -> tuple[Question, str]:
     """What is asked in validation, and how the KL computed from it is called."""
+    if classes is not None:
+        return Question(classes, prefix=prompts), "full"
     if head is not None:
         ask = LastStates(vocabulary, head.digest, head.states, head.states_width)
         return Question(ask, prefix=prompts), "full"

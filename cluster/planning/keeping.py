@@ -19,7 +19,9 @@ def validation_bytes(prepared: Prepared) -> int:
     total = 0.0
     for name in prepared.config.teachers:
         part = prepared.taught_by(name)
-        question, _ = validation_question(part.config, part.facts.shared_vocab)
+        question, _ = validation_question(
+            part.config, part.facts.shared_vocab, classes=part.facts.classes()
+        )
         tokens = sum(RowStore.open(d.validation_path).num_loss_tokens for d in part.domains)
         total += tokens * sum(bytes_per_token(question, hidden_width=0).values())
     return round(total)

@@ -143,7 +143,7 @@ def prepare_run(config: Config) -> Prepared:
         cache=Path(config.paths.cache),
         left_out=showing.left_out,
     )
-    for domain in domains:
+    for domain in () if config.task.classifies else domains:
         for name in config.teachers_of(domain.name):
             known = hands.teachers[name]
             refuse_overlong(
@@ -258,7 +258,7 @@ def notes(prepared: Prepared) -> list[str]:
         idle_policy_note(config),
         weights_note(config),
         router_balance_note(config),
-        trust_note(prepared.trust),
+        None if config.task.classifies else trust_note(prepared.trust),
     )
     differences = [note for known in prepared.teachers.values() for note in known.differences]
     told = [*differences, *revision_notes(config)]
@@ -313,14 +313,16 @@ def run_plan(
     """What the workers are told of one teacher's part, once its fingerprint, the projection of its
     hidden states and, where it ships the last ones whole, its head are known."""
     config, prompts = prepared.config, prepared.showing.prompts
-    vocabulary = prepared.facts.shared_vocab
-    evaluation, kl_kind = validation_question(config, vocabulary, prompts=prompts, head=head)
+    vocabulary, classes = prepared.facts.shared_vocab, prepared.facts.classes()
+    evaluation, kl_kind = validation_question(
+        config, vocabulary, prompts=prompts, head=head, classes=classes
+    )
     return RunPlan(
         config=config,
         run_dir=str(run_dir),
         domains=prepared.domains,
         training_question=training_question(
-            config, vocabulary, projection=projection, prompts=prompts, head=head
+            config, vocabulary, projection=projection, prompts=prompts, head=head, classes=classes
         ),
         validation_question=evaluation if teacher else None,
         kl_kind=kl_kind if teacher else "none",
@@ -342,10 +344,11 @@ def shipped_width(prepared: Prepared) -> int:
 def refuse_unfit(config: Config, teacher: TeacherDescription, *, width: int) -> None:
     """What only a loaded teacher tells: its context and its layers, whose states are as wide as
     `width` says. Raises HandshakeError."""
-    if teacher.max_context is not None and config.data.context > teacher.max_context:
+    limit = None if config.task.classifies else teacher.max_context  # it reads rows of its own
+    if limit is not None and config.data.context > limit:
         raise HandshakeError(
-            f"data.context is {config.data.context}, but the teacher reads at most "
-            f"{teacher.max_context} tokens; set data.context={teacher.max_context} or lower"
+            f"data.context is {config.data.context}, but the teacher reads at most {limit} tokens; "
+            f"set data.context={limit} or lower"
         )
     beyond = [layer for layer in config.hidden_layers if not 0 <= layer <= teacher.num_layers]
     if beyond:

@@ -9,6 +9,7 @@ import xxhash
 
 from cluster.planning.handshake import Handshake
 from cluster.planning.row_prompting import by_row_of
+from cluster.planning.tasks.classes import class_openings
 from shared.config.run import Config
 from shared.config.source import TokenSources
 from shared.data.prepared import PreparedDomain
@@ -45,6 +46,8 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
     Raises ConfigError for a file that cannot be used and for a domain whose documents begin in
     more than one way, DataError for a chat template that has no place for a prompt.
     """
+    if config.task.classifies:
+        return _of_classes(config, hands)
     prompts = PromptSet({})
     if config.prompts is not None:
         prompts = read_prompts(config.prompts, domains=config.domains)
@@ -61,10 +64,20 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
     by_row = {name: own.openings for name, own in found.items()}
     digest = prompts.id
     if by_row:
-        named = [digest, {name: own.digest for name, own in by_row.items()}]
-        digest = xxhash.xxh3_128_hexdigest(json.dumps(named, sort_keys=True).encode())
+        digest = _digest(digest, {name: own.openings for name, own in found.items()})
     left_out = {name: own.left_out for name, own in found.items()}
     return Showing(digest, of_domains, by_row, left_out)
+
+
+def _of_classes(config: Config, hands: Handshake) -> Showing:
+    """What each teacher reads in place of a row's text."""
+    by_row = {name: class_openings(name, config, hands) for name in config.domains}
+    return Showing(_digest("", by_row), by_row=by_row)
+
+
+def _digest(prompts: str, by_row: Mapping[str, RowOpenings]) -> str:
+    named = [prompts, {name: own.digest for name, own in by_row.items()}]
+    return xxhash.xxh3_128_hexdigest(json.dumps(named, sort_keys=True).encode())
 
 
 def _of_domain(name: str, prompt: Prompt, config: Config, hands: Handshake) -> Opening:

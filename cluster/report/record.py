@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict:
 
 
 def _evaluations(fields: dict | None) -> Evaluations:
-    return {name: DomainEvaluation(**values) for name, values in (fields or {}).items()}
+    return {name: DomainEvaluation.from_dict(values) for name, values in (fields or {}).items()}
 
 
 def finite(value: float | None) -> float | None:

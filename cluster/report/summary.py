@@ -189,13 +189,17 @@ def _what_next(record: RunRecord) -> list[str]:
     files = RunDir(run)
     peft = record.config.student.train.kind != "full"
     library, loader = ("peft", "AutoPeft") if peft else ("transformers", "Auto")
-    trusted = ", trust_remote_code=True" if record.config.student.trust_remote_code else ""
+    more = ", trust_remote_code=True" if record.config.student.trust_remote_code else ""
+    model = f"{loader}ModelForCausalLM"
+    if (task := record.config.task).classifies:
+        model = f"{loader}ModelForSequenceClassification"
+        more += f", num_labels={len(task.classes)}" if peft else ""
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
         f"Evaluate  {program} eval {run}",
-        f"Use it    from {library} import {loader}ModelForCausalLM",
-        f'          model = {loader}ModelForCausalLM.from_pretrained("{files.export}"{trusted})',
+        f"Use it    from {library} import {model}",
+        f'          model = {model}.from_pretrained("{files.export}"{more})',
         *_after_demo(record, program),
         *_to_fetch(files),
     ]

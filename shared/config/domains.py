@@ -27,13 +27,22 @@ class Domain(Section):
     validation: Source | list[Source] | None = None
     columns: dict[
         Literal[
-            "text", "prompt", "response", "messages", "input", "system", "tools", "teacher_prompt"
+            "text",
+            "prompt",
+            "response",
+            "messages",
+            "input",
+            "system",
+            "tools",
+            "teacher_prompt",
+            "label",
         ],
         str,
     ] = Field(
         default_factory=dict,
         description="our name -> the column's name in the source; teacher_prompt: what the teacher "
-        "alone is shown before the row, which may be another field's too",
+        "alone is shown before the row, which may be another field's too; label: of a task that "
+        "classifies",
     )
     teacher: str | dict[str, Positive] | None = Field(
         default=None,

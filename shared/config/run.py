@@ -25,6 +25,7 @@ from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.targets import Targets
+from shared.config.tasks.task import LanguageModel, Task, check_task
 from shared.config.weighting import Uniform, Weighting, check_weighting
 from shared.mixture.phases import check_progressive
 
@@ -104,6 +105,9 @@ class Config(Section):
     paths: Paths = Paths()
     teachers: dict[str, Teacher] = Field(min_length=1)
     student: Student
+    task: Task = Field(
+        default=LanguageModel(), description="language_model, or classification of whole texts"
+    )
     domains: dict[str, Domain] = Field(min_length=1)
     data: Data = Data()
     prompts: str | None = Field(
@@ -278,6 +282,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
+        check_task(self)
         check_workers(self.student, self.batch.rows_per_step, self.batch.micro_batch)
         check_teachers(
             self.teachers,

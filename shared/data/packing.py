@@ -142,6 +142,14 @@ def pack(pieces: Iterable[Piece], *, context: int) -> RaggedRows:
     return rows
 
 
+def unpacked(pieces: Iterable[Piece]) -> RaggedRows:
+    """Each piece as a row of its own."""
+    rows = RaggedRows([], [], [])
+    for piece in pieces:
+        _close(_OpenRow(0, [piece]), [], rows)
+    return rows
+
+
 def chosen_rows(rows: RaggedRows, indices: Sequence[int]) -> RaggedRows:
     """The rows at `indices`, in that order."""
     parts = (rows.input_ids, rows.doc_starts, rows.loss_masks)

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from shared.config.domains import Data, Domain, Source
 from shared.config.run import Config
 from shared.data.account import Account, listed
-from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of
+from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of, unpacked
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import TRAIN, VALIDATION, Built, intact, publish, storage_errors
-from shared.data.row_store import RowStore
+from shared.data.row_store import RaggedRows, RowStore
 from shared.data.rows import SCHEMA
 from shared.errors import DataError
+from shared.text.classified import ClassFraming, read_classified
 from shared.text.documents import Document
 from shared.text.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
 from shared.text.sources import (
@@ -68,6 +69,7 @@ def prepare(
             tokenizer=tokenizer,
             tokenizer_digest=tokenizer_digest,
             left_out=(left_out or {}).get(name),
+            classes=ClassFraming(tuple(config.task.classes)) if config.task.classifies else None,
         )
         for name, domain in config.domains.items()
     ]
@@ -96,14 +98,16 @@ def prepare_domain(
     tokenizer: Callable[[], Tokenizer],
     tokenizer_digest: str,
     left_out: LeftOut | None = None,
+    classes: ClassFraming | None = None,
     progress: bool = True,
 ) -> PreparedDomain:
-    """Tokenise one domain, or find it in the cache; safe with several processes at once.
+    """Tokenise one domain, or find it in the cache; safe with several processes at once. With
+    `classes` its rows are texts and their classes.
 
     `natural_weight` is the domain's own number of loss tokens, for `prepare` to divide.
     """
     named = {"data": data, "root": root, "tokenizer_digest": tokenizer_digest}
-    digest = _digest(name, domain, left_out=left_out or {}, **named)
+    digest = _digest(name, domain, left_out=left_out or {}, classes=classes, **named)
     rows = cache.expanduser().absolute() / "rows"
     folder = rows / digest
     with storage_errors(rows):
@@ -111,7 +115,7 @@ def prepare_domain(
     with FileLock(rows / f"{digest}.lock"):
         facts = found = intact(folder)
         if facts is None:
-            text = _Text(name, domain, data, root, tokenizer, progress, left_out or {})
+            text = _Text(name, domain, data, root, tokenizer, progress, left_out or {}, classes)
             facts = publish(folder, domain=name, built=_build(text))
     log.info("%s: %s%s", name, facts.sentence(data), " (from the cache)" if found else "")
     return PreparedDomain(
@@ -133,21 +137,44 @@ class _Text:
     tokenizer: Callable[[], Tokenizer]
     progress: bool
     left_out: LeftOut
+    classes: ClassFraming | None
 
     def pieces(self, split: Split, account: Account) -> list[Piece]:
         """Everything a split's sources hold, tokenised, cut to the context and counted."""
         sources = sources_of(self.domain, split)
-        documents = self._kept(split, sources, account)
-        encoded = encode(
-            documents,
-            tokenizer=self.tokenizer(),
-            loss_on=self.data.loss_on,
-            special_tokens=self.data.special_tokens,
-        )
+        encoded = self._encoded(split, sources, account)
         size = num_bytes(sources, root=self.root)
         bar = _with_bar(account.tally.over(encoded), name=self.name, size=size, shown=self.progress)
         context, too_long = self.data.context, self.data.too_long
         return list(pieces_of(bar, context=context, too_long=too_long, fit=account.fit))
+
+    def rows(self, pieces: list[Piece]) -> RaggedRows:
+        """Pieces as rows: packed, or each by itself where rows have classes."""
+        if self.classes is not None:
+            return unpacked(pieces)
+        return pack(pieces, context=self.data.context)
+
+    def _encoded(
+        self, split: Split, sources: Sequence[Source], account: Account
+    ) -> Iterator[Encoded]:
+        data, tokenizer = self.data, self.tokenizer()
+        if self.classes is not None:
+
+            def count_cut() -> None:
+                account.fit.too_long += 1
+
+            return self.classes.encode(
+                read_classified(self.domain, split, root=self.root),
+                tokenizer=tokenizer,
+                context=data.context,
+                cut=count_cut if data.too_long in ("split", "cut") else None,
+            )
+        return encode(
+            self._kept(split, sources, account),
+            tokenizer=tokenizer,
+            loss_on=data.loss_on,
+            special_tokens=data.special_tokens,
+        )
 
     def _kept(
         self, split: Split, sources: Sequence[Source], account: Account
@@ -186,10 +213,10 @@ def _build(text: _Text) -> Built:
         training = [piece for piece in pieces if piece.key not in held_out]
         dropped = len(pieces) - len(training)
     _refuse_too_little(name, training, domain)
-    rows = pack(validation, context=text.data.context)
+    rows = text.rows(validation)
     num_rows = min(text.data.validation_rows, len(rows))
     spread = [(2 * i + 1) * len(rows) // (2 * num_rows) for i in range(num_rows)]
-    packed = pack(training, context=text.data.context)
+    packed = text.rows(training)
     return Built(packed, chosen_rows(rows, spread), account, held_account, dropped, len(rows))
 
 
@@ -328,6 +355,7 @@ def _digest(
     root: Path,
     tokenizer_digest: str,
     left_out: LeftOut,
+    classes: ClassFraming | None,
 ) -> str:
     decides = {
         "framing": FRAMING_VERSION,
@@ -345,4 +373,6 @@ def _digest(
     }
     if any(left_out.values()):
         decides["left_out"] = left_out
+    if classes is not None:
+        decides["classes"] = classes.labels
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())

@@ -6,8 +6,10 @@ by step; where a step occurs twice, after a resume, the last one counts.
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shared.run.run_dir import write_atomically
 
@@ -169,14 +171,32 @@ MACHINE_FIELDS = (
 
 
 @dataclass(slots=True)
+class ClassScores:
+    """How well a model tells the classes of validation rows apart."""
+
+    accuracy: float
+    macro_f1: float
+    calibration_error: float  # expected, over 15 bins of confidence
+
+
+@dataclass(slots=True)
 class DomainEvaluation:
-    """One domain's validation text, nats per loss token."""
+    """One domain's validation text, nats per loss token, of which a row with a class has one."""
 
     student_nll: float
     teacher_nll: float | None
     kl: float | None  # KL(teacher || student)
     kl_kind: str  # "full", "bucketed-K" or "none"
     tokens: int
+    student_scores: ClassScores | None = None  # None: the task has no classes
+    teacher_scores: ClassScores | None = None  # None: it has none, or there is no teacher
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> "DomainEvaluation":
+        """The inverse of `dataclasses.asdict`, through JSON too."""
+        scores = {n: fields.get(n) for n in ("student_scores", "teacher_scores")}
+        found = {name: value and ClassScores(**value) for name, value in scores.items()}
+        return DomainEvaluation(**{**fields, **found})
 
 
 def append_metrics(path: Path, line: StepMetrics) -> None:

@@ -18,7 +18,15 @@ from shared.errors import DataError
 from shared.text.masks import message_is_learnt, row_is_learnt
 
 Field = Literal[
-    "text", "prompt", "response", "messages", "input", "system", "tools", "teacher_prompt"
+    "text",
+    "prompt",
+    "response",
+    "messages",
+    "input",
+    "system",
+    "tools",
+    "teacher_prompt",
+    "label",
 ]
 Columns = Mapping[Field, str]
 Kind = Literal["text", "pair", "messages"]
@@ -141,7 +149,7 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
 
 def columns_read(columns: Columns) -> frozenset[str]:
     """Every name under which a field may stand in a source."""
-    return frozenset((*FIELDS, *columns.values(), *CONVERSATIONS))
+    return frozenset((*FIELDS, "label", *columns.values(), *CONVERSATIONS))
 
 
 def _names_in(row: Mapping[str, Any], columns: Columns) -> dict[Field, str]:

@@ -4,7 +4,7 @@ This module does not know tokenizers. Every defect is a DataError that names fil
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,10 @@ Split = Literal["train", "validation"]
 LeftOut = Mapping[Split, Mapping[int, str]]
 
 
+# A row as a document: the row, its place, and the domain's columns.
+MakeDocument = Callable[[object, str, Columns], Document]
+
+
 def sources_of(domain: Domain, split: Split) -> list[Source]:
     """The sources of a split; empty where the domain names no validation text."""
     sources = getattr(domain, split)
@@ -34,19 +38,23 @@ def sources_of(domain: Domain, split: Split) -> list[Source]:
 
 
 def read_documents(
-    sources: Sequence[Source], *, root: Path, columns: Columns
+    sources: Sequence[Source],
+    *,
+    root: Path,
+    columns: Columns,
+    make: MakeDocument = document_of,
 ) -> Iterator[Document]:
-    """Documents of all sources, in a fixed order.
+    """Documents of all sources, in a fixed order, each as `make` reads its row.
 
     `columns` maps our field names to those of the source. Raises DataError for a missing source,
     a row that is no JSON, has none of the fields or a field of the wrong type, or is not UTF-8.
     """
     for source in sources:
         if isinstance(source, HubDataset):
-            yield from _read_hub(source, root, columns)
+            yield from _read_hub(source, root, columns, make)
             continue
         for path in source_files(source, root=root):
-            yield from _read_file(path, columns)
+            yield from _read_file(path, columns, make)
 
 
 def kinds_of(domain: Domain, *, root: Path) -> Iterator[Kind]:
@@ -81,16 +89,19 @@ def num_bytes(sources: Sequence[Source], *, root: Path) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _read_file(path: Path, columns: Columns) -> Iterator[Document]:
+def _read_file(path: Path, columns: Columns, make: MakeDocument) -> Iterator[Document]:
     if is_text(path):
-        yield Document("text", f"{path}:1", text=read_text(path))
+        whole = Document("text", f"{path}:1", text=read_text(path))
+        yield whole if make is document_of else make({"text": whole.text}, whole.where, columns)
         return
     nulls, wanted = kind_of(path).startswith(PARQUET), columns_read(columns)
     for where, row in read_rows(path, wanted=wanted | ROW_MASKS if nulls else wanted):
-        yield document_of(_without_nulls(row) if nulls else row, where, columns)
+        yield make(_without_nulls(row) if nulls else row, where, columns)
 
 
-def _read_hub(source: HubDataset, root: Path, columns: Columns) -> Iterator[Document]:
+def _read_hub(
+    source: HubDataset, root: Path, columns: Columns, make: MakeDocument
+) -> Iterator[Document]:
     """The fields that are read alone: images and sounds beside them would be decoded."""
     dataset, wanted = _load_hub(source, root), columns_read(columns) | ROW_MASKS
     others = {name: None for name in dataset.column_names if name not in wanted}
@@ -98,7 +109,7 @@ def _read_hub(source: HubDataset, root: Path, columns: Columns) -> Iterator[Docu
     rows = dataset.select_columns(read) if read else itertools.repeat({}, len(dataset))
     for number, row in enumerate(rows, start=1):
         where = f"{source.dataset}[{source.split}]:{number}"
-        yield document_of(_without_nulls(others | row), where, columns)  # type: ignore[operator]
+        yield make(_without_nulls(others | row), where, columns)  # type: ignore[operator]
 
 
 def _load_hub(source: HubDataset, root: Path) -> "Dataset":

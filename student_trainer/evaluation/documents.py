@@ -23,14 +23,14 @@ class DocumentAccumulator:
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
 
-    def add(self, rows: Rows, batch: Batch, measured_6N: Tensor) -> None:
+    def add(self, rows: Rows, batch: Batch, measured_8N: Tensor) -> None:
         """Add a unit, from what mode `measure` of the objective tells of its positions."""
         document_N = batch["document_N"].cpu().numpy()
         starts = rows.column("doc_starts")
         row_D = np.repeat(np.arange(len(rows)), [len(own) for own in starts])
         number_D = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(own)) for own in starts)])
         value_N: dict[str, np.ndarray] = {}
-        value_N |= zip(MEASURED, measured_6N.cpu().numpy(), strict=True)
+        value_N |= zip(MEASURED, measured_8N.cpu().numpy(), strict=True)
         if "label_logprob_N" in batch:
             value_N["teacher_nll"] = -batch["label_logprob_N"].double().cpu().numpy()
         else:

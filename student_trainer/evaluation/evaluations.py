@@ -34,7 +34,8 @@ def evaluate(run: Run, when: str) -> None:
     if when == "before" and run.plan.training_question is not None:
         if run.ranks.leads and (sentence := starting_kl(found.domains)):
             say(run, sentence)
-        refuse_far_student(run.plan, found.domains)
+        if not run.config.task.classifies:  # a new head may be surely wrong
+            refuse_far_student(run.plan, found.domains)
     if run.ranks.leads:
         _write_documents(run, found, when)
         written[when] = {name: asdict(value) for name, value in found.domains.items()}

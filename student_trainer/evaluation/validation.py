@@ -9,7 +9,7 @@ G domains in config order
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +23,18 @@ from shared.targets.paired import paired
 from shared.targets.question import Question
 from shared.targets.reader import answered
 from shared.targets.routing import Answer, RunReader
-from student_trainer.evaluation.documents import DocumentAccumulator
 from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Batch, Layouts
 
 UNITS_AHEAD = 2
+
+
+class Measuring(Protocol):
+    """What is told how a student does on each unit."""
+
+    def add(self, rows: Rows, batch: Batch, measured_8N: torch.Tensor, /) -> None:
+        """Add a unit, from what mode `measure` of the objective tells of its positions."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class Validation:
         reader: RunReader | None = None,
         question: Question | None = None,
         *,
-        documents: DocumentAccumulator | None = None,
+        documents: "Measuring | None" = None,
     ) -> ValidationSums:
         """Run over all validation rows; with a reader also against the teacher. What each document
         adds is told to `documents`."""

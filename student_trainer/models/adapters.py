@@ -56,12 +56,13 @@ def adapt(
     kind: ModelKind,
     *,
     decoder: nn.Module,
-    head: nn.Linear,
+    head: nn.Module,
     seed: int,
 ) -> nn.Module:
     """Put adapters on a frozen base; a fully trained student is returned as it is.
 
-    Only the decoder is adapted; of it "all-linear" leaves out what no adapter reaches.
+    Only the decoder is adapted; of it "all-linear" leaves out what no adapter reaches. The head of
+    a classifier trains whole beside them, as peft has it for its task.
     Raises ConfigError if a name in `target_modules` is that of no layer, or of the output head.
     """
     train = asked.train
@@ -70,6 +71,7 @@ def adapt(
     from peft import LoraConfig, TaskType, get_peft_model  # slow, and only adapters need it
 
     torch.manual_seed(seed)
+    output = model.get_output_embeddings()
     left_out = set(_bystanders(model, decoder, head))
     if train.target_modules == ALL_LINEAR:
         left_out |= set(_beyond_reach(model))
@@ -88,7 +90,7 @@ def adapt(
             f"student.train.target_modules is {train.target_modules!r}: {first_line(error)}"
         ) from error
     _refuse_unmatched(train.target_modules, adapted)
-    if model.get_output_embeddings() is not head:
+    if model.get_output_embeddings() is not output:
         raise ConfigError(
             f"student.train.target_modules is {train.target_modules!r}, which adapts the output "
             'head; leave the head out or use "all-linear"'

@@ -14,7 +14,8 @@ from shared.errors import FrozenWeightsError
 from student_trainer.models.student import Student
 from student_trainer.ranks import Ranks
 
-ADAPTER = "lora_"  # in the name of every weight that peft adds
+# In the names of weights that peft adds: of adapters, and of what trains whole beside them.
+ADDED = ("lora_", "modules_to_save")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,9 @@ def refuse_changed(student: Student, frozen: FrozenWeights | None, ranks: Ranks)
 def _base(student: Student) -> Iterator[tuple[str, nn.Parameter]]:
     """By name and not by `requires_grad`: a weight that was unfrozen by mistake counts too."""
     named = student.saved.named_parameters()
-    return ((name, parameter) for name, parameter in named if ADAPTER not in name)
+    return (
+        (name, parameter) for name, parameter in named if not any(part in name for part in ADDED)
+    )
 
 
 def _hashes(student: Student) -> dict[str, str]:

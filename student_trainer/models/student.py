@@ -6,6 +6,7 @@ be all there is between hidden states and logits; that is probed, never assumed.
 B lines of the batch   T padded length   V vocabulary
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shared.config.models.student import LoRATraining
@@ -42,6 +43,7 @@ from student_trainer.models.adapters import (
     refuse_lost_adapters,
     with_adapters,
 )
+from student_trainer.models.classes import is_of_head, name_classes
 from student_trainer.models.decoding import decode
 from student_trainer.models.probing import empties_padding, evaluating, probe_ids
 from student_trainer.models.routers import refuse_other_balance
@@ -72,6 +74,38 @@ class Student:
     def vocab_size(self) -> int:
         """Rows of the output head, padding rows included."""
         return self.head.out_features
+
+    @property
+    def read_by_losses(self) -> Iterable[nn.Parameter]:
+        """Weights that losses read outside the modules that hold them."""
+        return self.head.parameters()
+
+    def outputs(
+        self, batch: Mapping[str, Tensor], options: Mapping[str, bool]
+    ) -> tuple[Any, Tensor]:
+        """What the model gives for a batch, `options` as of `decode`, and the head's input at the
+        positions with loss [N, D]."""
+        output = decode(self.decoder, batch, options=options)
+        return output, output.last_hidden_state.flatten(0, 1)[batch["loss_index_N"]]
+
+    def output_head(self) -> Head:
+        """From that input to logits."""
+        return Head(self.head.weight, self.head.bias, self.logit_scale, self.soft_cap)
+
+    def probe(self, device: torch.device, *, tokens: int) -> dict[str, Tensor]:
+        """A batch of a few fixed tokens, all with loss."""
+        ids_T, place_T = probe_tokens(self.vocab_size, tokens, device), torch.arange(tokens)
+        place_T = place_T.to(device)
+        return {
+            "input_ids_BT": ids_T[None],
+            "position_ids_BT": place_T[None],
+            "loss_index_N": place_T,
+        }
+
+
+def probe_tokens(vocabulary: int, tokens: int, device: torch.device) -> Tensor:
+    """Fixed ids [T] of a vocabulary."""
+    return (3 + torch.arange(tokens, device=device) * 5) % vocabulary
 
 
 class LoadStudent(Protocol):
@@ -136,24 +170,30 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
         "trust_remote_code": asked.trust_remote_code,
     }
     try:
+        config = read_config(asked.model, **named, attention=asked.attention)
+        if kind.labels:
+            name_classes(config, kind.labels, model=asked.model)
         model, found = auto_model.from_pretrained(
             asked.model,
-            config=read_config(asked.model, **named, attention=asked.attention),
+            config=config,
             **named,
             dtype=DTYPES[asked.dtype],
             use_safetensors=True,
             quantization_config=quantisation(asked, DTYPES[asked.dtype]),
             output_loading_info=True,
         )
-    except torch.OutOfMemoryError:
+    except (ConfigError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of a model's own code and of every library it needs
         reason = why_unloadable(error, section="student", attention=asked.attention)
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {reason}") from error
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(found["missing_keys"])
+    if kind.labels:
+        missing = [name for name in missing if not is_of_head(name, model)]
+    if missing:
         raise ConfigError(
             f"student.model: {asked.model} lacks weights for {', '.join(missing[:3])}; "
-            "name the folder of a whole causal language model"
+            "name the folder of a whole model"
         )
     if why := why_incomplete(model, found["unexpected_keys"]):
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {why}")
@@ -170,7 +210,7 @@ class Parts:
     logit_scale: float
     soft_cap: float | None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Logits in float32 as the loss has them, for probes only: they are as wide as the
         vocabulary."""
         weight, bias = self.head.weight, self.head.bias
@@ -221,7 +261,7 @@ def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
     )
 
 
-def _agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     """Whether logits, or states, are the same but for the rounding of a dtype."""
     if found.shape != expected.shape:
         return False

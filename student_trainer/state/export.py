@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -77,7 +78,7 @@ def export_checkpoint(
     refuse_damaged(checkpoint)
     with publishing(run_dir.export) as draft:
         shutil.copytree(checkpoint / "weights", draft)
-        describe(draft, checkpoint, config=config, run_dir=run_dir)
+        describe(draft, checkpoint, config=config, run_dir=run_dir, labels=kind.labels)
         _refuse_empty_tensors(draft)
         with closing(reloader or Reloader()) as fresh:
             _refuse_other_logits(draft, checkpoint, config, kind, fresh)
@@ -137,17 +138,26 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def describe(
-    draft: Path, checkpoint: Path, *, config: Config, run_dir: RunDir, merged: bool = False
+    draft: Path,
+    checkpoint: Path,
+    *,
+    config: Config,
+    run_dir: RunDir,
+    merged: bool = False,
+    labels: tuple[str, ...] = (),
 ) -> None:
     """Put into a folder with weights what else an export has: tokenizer, generation config, card,
-    and facts. `merged` says that adapters lie in the base's weights."""
+    and facts. `merged` says that adapters lie in the base's weights, `labels` are those of a
+    classifier."""
     name_base(draft)
     usage = save_usage(draft, config)
     step = step_of(checkpoint)
     frozen = read_state(checkpoint).get("frozen_weights")
     card = model_card(config, run_dir=run_dir, step=step, frozen=frozen, usage=usage, merged=merged)
     (draft / "README.md").write_text(card)
-    facts = {"run": config.name, "step": step, "checkpoint": checkpoint.name}
+    facts: dict[str, Any] = {"run": config.name, "step": step, "checkpoint": checkpoint.name}
+    if labels:
+        facts["labels"] = labels
     facts["files"] = _sizes(draft)
     (draft / FACTS).write_text(json.dumps(facts, indent=1))
     obey_umask(draft)
@@ -162,6 +172,7 @@ def whole_settings(student: Student, kind: ModelKind) -> dict:
         "dtype": student.dtype,
         "quantisation": "none",
         "trust_remote_code": student.trust_remote_code,
+        "num_labels": len(kind.labels),
     }
 
 

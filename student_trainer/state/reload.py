@@ -4,10 +4,10 @@
 
 Runs in a process of its own with transformers and peft alone, which may be started before there is
 a question: imports come first. QUESTION is JSON: folder, probe and settings, which are auto_class,
-base, revision, dtype, quantisation and trust_remote_code. Prints JSON: the largest difference from
-the probe's logits, relative to the largest logit.
+base, revision, dtype, quantisation, trust_remote_code and num_labels, which is 0 of a language
+model. Prints JSON: the largest difference from the probe's logits, relative to the largest logit.
 
-T tokens   V vocabulary
+T tokens   V vocabulary, or classes
 """
 
 import json
@@ -31,6 +31,8 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
     dtype = getattr(torch, settings["dtype"])
     options = {"dtype": dtype, "trust_remote_code": settings["trust_remote_code"]}
     options |= {"return_dict": True}  # an adapter's base may say otherwise
+    if settings["num_labels"]:
+        options["num_labels"] = settings["num_labels"]
     if settings["quantisation"] == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
@@ -49,14 +51,18 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
 
 
 def answer(question: dict) -> dict:
-    """How far the exported model's logits [T, V] are from the probe's, and what of ours ran."""
+    """How far the exported model's logits, [T, V] or those of the classes [1, V], are from the
+    probe's, and what of ours ran."""
     folder, expected = question["folder"], np.load(question["probe"])
     settings = question["settings"]
     AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"])
     model = load(Path(folder), settings).eval()
     with torch.no_grad():
         ids = torch.from_numpy(expected["ids"])[None]
-        logits = model(input_ids=ids, use_cache=False).logits[0]  # as training has it
+        if settings["num_labels"]:
+            logits = model(input_ids=ids).logits
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits[0]  # as training has it
     difference = np.abs(logits.float().numpy() - expected["logits"]).max()
     ours = sorted(OURS & {name.partition(".")[0] for name in sys.modules})
     largest = np.abs(expected["logits"]).max()

@@ -113,7 +113,7 @@ def write_checkpoint(
     Raises StorageError on every rank where the disk did not take it on any; nothing is lost.
     """
     draft, final = draft_of(folder, step), folder / checkpoint_name(step)
-    ids_T, logits_TV = probe_logits(engine)
+    ids_T, logits_NV = probe_logits(engine)
 
     def agreed(failure: str | None) -> None:
         try:
@@ -128,7 +128,7 @@ def write_checkpoint(
     agreed(save_weights(student, draft, ranks=ranks))
 
     def seal() -> None:
-        np.savez(draft / PROBE, ids=ids_T.cpu().numpy(), logits=logits_TV.float().cpu().numpy())
+        np.savez(draft / PROBE, ids=ids_T.cpu().numpy(), logits=logits_NV.float().cpu().numpy())
         write_state(draft, state)
         publish(draft, step=step, keep=keep)
 
@@ -137,19 +137,13 @@ def write_checkpoint(
 
 
 def probe_logits(engine: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The engine's own logits [T, V] on fixed token ids [T]; what an export must reproduce."""
-    vocabulary = engine.module.vocab_size
-    ids_T = (3 + torch.arange(PROBE_TOKENS, device=engine.device) * 5) % vocabulary
-    batch = {
-        "input_ids_BT": ids_T[None],
-        "position_ids_BT": torch.arange(PROBE_TOKENS, device=engine.device)[None],
-        "loss_index_N": torch.arange(PROBE_TOKENS, device=engine.device),
-    }
+    """The engine's own logits [N, V] on fixed token ids [T]; what an export must reproduce."""
+    batch = engine.module.probe(engine.device, tokens=PROBE_TOKENS)
     engine.eval()
     with torch.no_grad():
-        (logits_TV,) = engine(batch, mode="logits")
+        (logits_NV,) = engine(batch, mode="logits")
     engine.train()
-    return ids_T, logits_TV
+    return batch["input_ids_BT"][0], logits_NV
 
 
 def _prepare(draft: Path) -> str | None:

@@ -31,6 +31,7 @@ class Usage:
     opens: bool  # whether `tokenizer(text)` puts it there
     is_framed: bool  # whether `tokenizer(text)` puts there what opens a text, and nothing else
     chats: bool  # whether prompts pass through a chat template
+    classifies: bool = False  # whether it tells classes of texts, framed as its tokenizer does
 
     @property
     def framed(self) -> str:
@@ -52,6 +53,8 @@ def save_usage(draft: Path, config: Config) -> Usage:
     tokenizer = AutoTokenizer.from_pretrained(
         student.model, **asked, trust_remote_code=student.trust_remote_code
     )
+    if config.task.classifies:  # texts were framed as the tokenizer does by itself
+        return _save_of_classifier(draft, tokenizer)
     tokenizer.chat_template = chosen_template(
         tokenizer.chat_template, config.data.chat_template, model=student.model
     )
@@ -71,6 +74,13 @@ def save_usage(draft: Path, config: Config) -> Usage:
         opens=_frame(tokenizer)[0] == [tokenizer.bos_token_id],
         chats=bool(tokenizer.chat_template),
     )
+
+
+def _save_of_classifier(draft: Path, tokenizer: Any) -> Usage:
+    tokenizer.save_pretrained(draft)
+    frame = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
+    flags = {"opens": False, "is_framed": True, "chats": False, "classifies": True}
+    return Usage(ends=(), **frame, **flags)
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -1,6 +1,7 @@
 """The causal language model as a task: every position predicts the next token of its document."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config.run import Config
@@ -46,11 +47,13 @@ class CausalLM:
 
         return student_trust(config, self.model)
 
-    def load(self, config: Config, *, device: "torch.device") -> "Student":
+    def load(
+        self, config: Config, *, device: "torch.device", export: Path | None = None
+    ) -> "Student":
         """A decoder and the linear output head over it."""
         from student_trainer.models.student import load_student  # slow, as torch is
 
-        return load_student(config, self.model, device=device)
+        return load_student(config, self.model, device=device, export=export)
 
     def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         """A label is the next token; the teacher's rows are laid out alike."""

@@ -4,6 +4,7 @@ Modules of tasks import torch and transformers late: the driver asks them for a 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ class ModelKind:
 
     auto_class: str  # of transformers; loads the student, and its export
     peft_task: str  # of peft's `TaskType`; stands in an adapter's config
+    labels: tuple[str, ...] = ()  # of a classifier of texts, in the order of its outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,11 @@ class Task(Protocol):
         that cannot be trained as asked."""
         ...
 
-    def load(self, config: Config, *, device: "torch.device") -> "Student":
-        """The student of a config, adapted and ready to train. Raises ConfigError."""
+    def load(
+        self, config: Config, *, device: "torch.device", export: Path | None = None
+    ) -> "Student":
+        """The student of a config, adapted and ready to train, or that in an exported folder.
+        Raises ConfigError."""
         ...
 
     def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:

@@ -21,6 +21,7 @@ from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
 from shared.loading import first_line
 from shared.model_parts import longest_context
+from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import HiddenAsk, Question
@@ -44,6 +45,7 @@ from teacher_service.engine.tensor_parallel import (
     layout,
     leads,
 )
+from teacher_service.engine.verbaliser import class_columns
 from teacher_service.engine.weights import load_weights
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
@@ -155,6 +157,9 @@ class HFEngine:
     def score(self, rows: Rows, question: Question) -> SoftTargets:
         """Answer one unit in one forward pass. Raises UserError for what can never be answered."""
         self._refuse(rows, question)
+        if isinstance(question.ask, ClassLogProbs):
+            return self._classified(rows, question, question.ask)
+        refuse(question, rows)
         layout = self.lay_out(rows)
         hidden = self._hidden(layout, question.hidden.layers)
         last_ND, label_N = hidden[self.decoder.num_layers], torch.from_numpy(layout.label_N)
@@ -167,6 +172,19 @@ class HFEngine:
             columns=encode(
                 found, question, hidden=self._projected(hidden, question.hidden), last_ND=last_ND
             ),
+        )
+
+    def _classified(self, rows: Rows, question: Question, ask: ClassLogProbs) -> SoftTargets:
+        """Answer about the classes of whole rows."""
+        longest = max(map(len, rows.column("input_ids")), default=0)
+        self._refuse_unprobed(longest + max(map(len, ask.classes)))
+        options = {"read": self.last_hidden, "head": self.head, "limit": self.max_context}
+        return SoftTargets.build(
+            question=question,
+            teacher=self.fingerprint,
+            row_hashes=rows.hashes(),
+            num_targets_R=rows.num_loss_tokens(),
+            columns=class_columns(rows, ask, **options),
         )
 
     def ship_head(self) -> ShippedHead:
@@ -275,7 +293,6 @@ class HFEngine:
                 )
         refuse_rows(rows, vocab=vocab_rows, limit=self.max_context)
         self._refuse_unprobed(max(map(len, rows.column("input_ids")), default=0))
-        refuse(question, rows)
 
 
 def _proven_parts(

@@ -67,7 +67,7 @@ def plain_loop(
     bucket for all others; None: the whole vocabulary."""
     model = _student(config)
     teacher = _load(config.teachers["t"].model)
-    optimiser, rates = _adamw(model, config), _rates(config)
+    optimiser, rates = adamw(model, config), rates_of(config)
     documents, out, target = documents_of(train), Outcome(), Target.start(config)
     with torch.no_grad():
         teachers = [_logits(teacher, document) for document in documents]
@@ -193,12 +193,12 @@ def _logits(model: nn.Module, document: Document) -> Tensor:
     return whole_TV[document.index_N].double()
 
 
-def _adamw(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Biases and norms do not decay."""
+def adamw(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimiser of a config over what trains. Biases and norms do not decay."""
     options = config.optimiser
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if "norm" in name or name.endswith("bias")]
-    decayed = [p for name, p in named if not ("norm" in name or name.endswith("bias"))]
+    plain = [p for name, p in named if "norm" in name.lower() or name.endswith("bias")]
+    decayed = [p for _, p in named if all(p is not other for other in plain)]
     groups = [
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -206,7 +206,7 @@ def _adamw(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps)
 
 
-def _rates(config: Config) -> list[float]:
+def rates_of(config: Config) -> list[float]:
     """The rate of every step. `transformers` starts its warm-up at 0 and reaches the floor after
     the last step; here the first step moves already, and the last is taken at the floor."""
     options, steps = config.optimiser, config.steps

@@ -45,7 +45,6 @@ from student_trainer.loop import run_plan
 from student_trainer.ranks import Ranks
 from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.source import OpenSource
-from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Task
 from student_trainer.torchrun import StandingWeights, read_plan, write_plan
 from teacher_service.engine.description import Engine
@@ -146,7 +145,7 @@ def run(
     open_controller: OpenController | None = None,
     *,
     open_source: OpenSource = DataSet,
-    task: Task = CAUSAL_LM,
+    task: Task | None = None,
     delay_s: float = 0.0,
 ) -> None:
     """Run a plan with its teacher in this process, by default under fixed weights; copies of the
@@ -213,7 +212,7 @@ def reader_of(plan: RunPlan) -> OpenRunReader | None:
     return partial(open_routing, plan=plan, readers=readers) if needs_teacher else None
 
 
-def job_train(plan: RunPlan, *, task: Task = CAUSAL_LM) -> dict:
+def job_train(plan: RunPlan, *, task: Task | None = None) -> dict:
     """Train; a refusal is a result, and so are the seeds that all ranks were left with."""
     try:
         run(plan, task=task)

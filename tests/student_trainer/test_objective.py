@@ -181,7 +181,7 @@ def test_positions_without_loss_get_exactly_no_gradient(
         hidden.retain_grad()
         kept.append(hidden)
 
-    objective._decoder[0].register_forward_hook(keep)
+    objective._student[0].decoder.register_forward_hook(keep)
     objective(batch)[0].backward()
     gradient = kept[0].grad
     assert gradient is not None

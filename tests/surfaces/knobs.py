@@ -55,6 +55,10 @@ ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
 
+STEPS = "test_steps_are_those_of_a_plain_loop"
+CLASSES = "cluster/planning/tasks/test_classes.py"
+READS = "test_the_teacher_reads_the_template_and_writes_the_words_of_the_classes"
+
 WORKERS = "shared/config/test_run.py::test_workers_are_numbers_within_bounds_that_divide_a_step"
 
 KNOBS = {
@@ -136,6 +140,12 @@ KNOBS = {
     "student.gpus": f"{PLACEMENT}::test_a_worker_asks_for_what_its_config_says",
     "student.cpus": f"{PLACEMENT}::test_a_worker_asks_for_what_its_config_says",
     "student.max_restarts": f"{LAUNCH}::test_workers_are_restarted_as_often_as_the_config_says",
+    "task.kind": f"student_trainer/tasks/test_classification.py::{STEPS}",
+    "task.labels": f"{CLASSES}::test_classes_are_in_the_order_that_is_asked_for",
+    "task.template": f"{CLASSES}::{READS}",
+    "task.verbaliser": f"{CLASSES}::{READS}",
+    "task.calibration": f"{CLASSES}::{READS}",
+    "task.content_free": f"{CLASSES}::{READS}",
     "domains.NAME.train": LEAVES,
     "domains.NAME.train.dataset": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",
     "domains.NAME.train.config": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",

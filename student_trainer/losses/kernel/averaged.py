@@ -112,7 +112,7 @@ class AveragedStates:
         for rows in chunks(len(label_N), rows_per_chunk=size):
             asked = {"vocabulary": 0, "temperatures": (1.0,)}
             highest_n, id_n = self.at(rows, self.logits(rows), **asked)(1.0).kept_NK.max(-1)
-            found.append((highest_n.exp(), id_n == label_N[rows]))
+            found.append((highest_n.exp(), id_n == label_N[rows], id_n))
         return Top1(*(torch.cat(values) for values in zip(*found, strict=True)))
 
     @property

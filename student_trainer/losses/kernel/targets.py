@@ -151,4 +151,4 @@ class TeacherTargets(IdsPerPosition):
         """Its first choice, which is always kept."""
         highest_N, rank_N = self.logprobs_NK.max(-1)
         id_N = self.ids_NK.gather(1, rank_N[:, None])[:, 0]
-        return Top1(highest_N.exp(), id_N == label_N)
+        return Top1(highest_N.exp(), id_N == label_N, id_N)

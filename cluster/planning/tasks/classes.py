@@ -1,0 +1,117 @@
+"""The classes of a run, and what its teachers read of each row."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from filelock import FileLock
+from pydantic import ValidationError
+
+from shared.config.run import Config
+from shared.config.tasks.task import Classification
+from shared.data.row_cache import makers, storage_errors
+from shared.errors import ConfigError, DataError
+from shared.prompts.prefix import Opening
+from shared.prompts.row_prompts import RowOpenings, RowPrompt, read_row_prompts, write_row_prompts
+from shared.prompts.verbaliser import Verbaliser
+from shared.text.classified import ClassFraming, labels_in, read_classified
+from shared.text.framing import DOCUMENTS_PER_CALL
+from shared.text.sources import Split, digest_sources, sources_of
+
+if TYPE_CHECKING:
+    from cluster.planning.handshake import Handshake
+
+FOLDER = "class_prompts"
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+def with_classes(config: Config) -> Config:
+    """The config with the classes of its training rows, where its task has some, and texts that
+    are too long cut. Raises ConfigError for a class without rows, DataError for a row of a class
+    that is not named."""
+    task = config.task
+    if not isinstance(task, Classification):
+        return config
+    found = labels_in(config.domains, root=Path(config.paths.root))
+    labels = sorted(found) if task.labels is None else task.labels
+    for label in labels:
+        if label not in found:
+            raise ConfigError(
+                f"task.labels names {label}, which no training row has; add rows of it, or take it "
+                "out"
+            )
+    for label, where in found.items():
+        if label not in labels:
+            raise DataError(
+                f"{where} has the label {label!r}, which is not among task.labels; add it there, "
+                "or leave the row out"
+            )
+    try:
+        named = Classification.model_validate(task.model_dump() | {"labels": labels})
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ConfigError(f"task.{first['msg'].removeprefix('Value error, ')}") from None
+    data = config.data
+    if data.too_long == "split":  # a text has one class, and no second half
+        data = data.model_copy(update={"too_long": "cut"})
+    return config.model_copy(update={"task": named, "data": data})
+
+
+def class_openings(name: str, config: Config, hands: "Handshake") -> RowOpenings:
+    """What the teacher of a domain reads in place of each row's text, from the cache or built.
+    Raises StorageError where the cache is full."""
+    verbaliser = hands.teachers[config.teacher_of(name)].verbaliser
+    assert verbaliser is not None, "the task has classes"
+    folder = Path(config.paths.cache).expanduser().absolute() / FOLDER
+    digest = _digest(name, config, hands, verbaliser)
+    path = folder / f"{digest}.arrow"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{digest}.lock"):
+            try:
+                return read_row_prompts(path)
+            except (OSError, pa.ArrowException):
+                prompts = {}
+                for prompt in _prompts(name, config, hands, verbaliser):
+                    prompts.setdefault(prompt.prompt_ids.tobytes(), prompt)
+                write_row_prompts(path, prompts.values())
+            return read_row_prompts(path)
+
+
+def _digest(name: str, config: Config, hands: "Handshake", verbaliser: Verbaliser) -> str:
+    domain, root = config.domains[name], Path(config.paths.root)
+    decides = {
+        "sources": [digest_sources(sources_of(domain, split), root=root) for split in SPLITS],
+        "columns": dict(domain.columns),
+        "data": config.data.model_dump(),
+        "task": config.task.model_dump(),
+        "student": hands.rows_digest,
+        "teacher": verbaliser.identity,
+        "made_by": makers(),
+    }
+    return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
+
+
+def _prompts(
+    name: str, config: Config, hands: "Handshake", verbaliser: Verbaliser
+) -> Iterator[RowPrompt]:
+    """What the teacher reads of each text, with the student's tokens of it; texts that the student
+    reads alike are shown as the first of them."""
+    framing = ClassFraming(tuple(config.task.classes))
+    domain, root = config.domains[name], Path(config.paths.root)
+    tokenizer, classes = hands.load_tokenizer(), verbaliser.ask().classes
+    cut = (lambda: None) if config.data.too_long == "cut" else None
+    for split in SPLITS:
+        documents = read_classified(domain, split, root=root)
+        while batch := list(islice(documents, DOCUMENTS_PER_CALL)):
+            shown = verbaliser.prompts([one.prompt for one in batch], room_of=classes)
+            framed = {"tokenizer": tokenizer, "context": config.data.context, "cut": cut}
+            for ids, encoded in zip(shown, framing.encode(batch, **framed), strict=True):
+                own = encoded.input_ids[:-1]
+                instead = Opening(own, np.array(ids, np.int32))
+                yield RowPrompt(encoded.where, instead, own, len(own) + 1)

@@ -1,0 +1,64 @@
+"""What a model of transformers is told of the classes of a run, and which of its weights tell them
+apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from shared.errors import ConfigError
+
+# In names of weights that some families keep below their body and make anew with a head.
+OF_HEAD = ("pooler", "summary")
+
+
+def name_classes(config: Any, labels: Sequence[str], *, model: str) -> None:
+    """Tell a model's config of transformers its classes. Raises ConfigError for a model that has
+    learnt others, or these in another order."""
+    known = _learnt(config)
+    if known and known != list(labels):
+        alike = sorted(known) == sorted(labels)
+        what = "the same classes in another order" if alike else f"other classes, as {known[0]}"
+        way_out = f"set task.labels to {known}" if alike else "name a model without a head"
+        raise ConfigError(
+            f"student.model: {model} tells {what} apart, and not {list(labels)!s:.80} in this "
+            f"order; {way_out}"
+        )
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+
+
+def _learnt(config: Any) -> list[str]:
+    """The classes of a model that has a head for some; empty where it has none, or does not name
+    them."""
+    kinds = getattr(config, "architectures", None) or ()
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return []
+    named = [config.id2label[number] for number in sorted(config.id2label)]
+    is_unnamed = named == [f"LABEL_{number}" for number in range(len(named))]
+    return [] if is_unnamed else named
+
+
+def is_of_head(name: str, model: PreTrainedModel) -> bool:
+    """Whether a weight is one that tells classes apart, which a model without a head lacks."""
+    below_body = name.startswith(f"{model.base_model_prefix}.")
+    return not below_body or any(part in name for part in OF_HEAD)
+
+
+def pad_with(model: PreTrainedModel, tokenizer: Any) -> int:
+    """Let a model that reads a text's last token know what is none, and return that id: its own
+    padding token, its tokenizer's, or what ends a text."""
+    text = model.config.get_text_config()
+    choices = (
+        getattr(text, "pad_token_id", None),
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        0,
+    )
+    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,assignment]
+    found = next(id_ for id_ in choices if id_ is not None and 0 <= id_ < rows)
+    for part in (model.config, text):
+        part.pad_token_id = found
+    return found

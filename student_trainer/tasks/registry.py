@@ -1,0 +1,14 @@
+"""The task of a config."""
+
+from shared.config.run import Config
+from shared.config.tasks.task import Classification as ClassificationConfig
+from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.classification import Classification
+from student_trainer.tasks.task import Task
+
+
+def task_of(config: Config) -> Task:
+    """What a config's student is trained to do."""
+    if isinstance(config.task, ClassificationConfig):
+        return Classification(tuple(config.task.classes))
+    return CAUSAL_LM

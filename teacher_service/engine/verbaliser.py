@@ -1,0 +1,126 @@
+"""A causal language model as a classifier of whole rows, by what it would write after each.
+
+P rows   S paths of the tree   T tokens of a row's text   C classes   D hidden width
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.data.rows import Rows
+from shared.errors import ConfigError
+from shared.targets.asks.classes import COLUMN, ClassLogProbs, Tokens
+from teacher_service.scoring.scoring import ScoringHead
+from teacher_service.scoring.verbalising import Tree, continuation_logprobs
+
+TOKENS_AT_ONCE = 2**14  # that a forward pass reads, of texts and the paths after them
+
+# States [N, D] at the positions with loss of rows, in their order.
+ReadStates = Callable[[Rows], Tensor]
+
+
+@lru_cache(maxsize=16)
+def _tree(classes: tuple[Tokens, ...]) -> Tree:
+    return Tree.of(classes)
+
+
+def class_columns(
+    rows: Rows,
+    ask: ClassLogProbs,
+    *,
+    read: ReadStates,
+    head: ScoringHead,
+    limit: int | None,
+) -> dict[str, np.ndarray]:
+    """The columns of an answer: log-probabilities of the classes [P, C] and of each row's own,
+    float32. Raises ConfigError for a text that leaves a model of `limit` tokens no room for the
+    classes."""
+    texts = texts_of(rows)
+    _refuse_overlong(rows, texts, ask, limit=limit)
+    logprobs_PC = _continued(texts, ask, read, head)
+    if ask.content_free:
+        logprobs_PC = logprobs_PC - _continued([np.array(ask.content_free)], ask, read, head)
+    found_PC = logprobs_PC.log_softmax(1).float().numpy()
+    label_P = np.array([ids[len(text)] for ids, text in zip(_ids(rows), texts, strict=True)])
+    return {COLUMN: found_PC, "label_logprob": found_PC[np.arange(len(rows)), label_P]}
+
+
+def texts_of(rows: Rows) -> list[np.ndarray]:
+    """The tokens of each row before its class, which its one position with loss predicts."""
+    masks = rows.column("loss_mask")
+    return [ids[: int(mask.argmax()) + 1] for ids, mask in zip(_ids(rows), masks, strict=True)]
+
+
+def _ids(rows: Rows) -> list[np.ndarray]:
+    return rows.column("input_ids")
+
+
+def _continued(
+    texts: Sequence[np.ndarray], ask: ClassLogProbs, read: ReadStates, head: ScoringHead
+) -> Tensor:
+    """Log-probabilities of the classes' tokens after each text, float64 [P, C]."""
+    tree = _tree(ask.classes)
+    found = [
+        continuation_logprobs(_states(part, tree, read), head, tree) for part in _parts(texts, tree)
+    ]
+    return torch.cat(found)
+
+
+def _parts(texts: Sequence[np.ndarray], tree: Tree) -> list[list[np.ndarray]]:
+    """Texts that are read together."""
+    parts: list[list[np.ndarray]] = []
+    taken = TOKENS_AT_ONCE
+    for text in texts:
+        size = sum(len(text) + len(leaf) for leaf in tree.leaves)
+        if taken + size > TOKENS_AT_ONCE:
+            parts.append([])
+            taken = 0
+        parts[-1].append(text)
+        taken += size
+    return parts
+
+
+def _states(texts: Sequence[np.ndarray], tree: Tree, read: ReadStates) -> Tensor:
+    """What the head reads after each path of each text [P, S, D]: each leaf is read with the text
+    before it, and has a state after the text and each of its tokens."""
+    place = {path: number for number, path in enumerate(tree.paths)}
+    after = [place[leaf[:n]] for leaf in tree.leaves for n in range(len(leaf) + 1)]
+    first_S = np.unique(after, return_index=True)[1]  # where each path is read first
+    rows = [_row(text, leaf) for text in texts for leaf in tree.leaves]
+    states_ND = read(
+        Rows.build(
+            domains=["classes"] * len(rows),
+            indices=range(len(rows)),
+            input_ids=[ids for ids, _ in rows],
+            doc_starts=[np.zeros(1)] * len(rows),
+            loss_masks=[mask for _, mask in rows],
+        )
+    )
+    return states_ND.view(len(texts), len(after), -1)[:, torch.from_numpy(first_S)]
+
+
+def _row(text: np.ndarray, leaf: Tokens) -> tuple[np.ndarray, np.ndarray]:
+    """A text and a path after it, with loss at the last token of the text and at each of the
+    path; one more token, which nobody reads, stands for what they predict."""
+    ids = np.array([*text, *leaf, 0])
+    mask = np.zeros(len(ids), np.uint8)
+    mask[len(text) - 1 : -1] = 1
+    return ids, mask
+
+
+def _refuse_overlong(
+    rows: Rows, texts: Sequence[np.ndarray], ask: ClassLogProbs, *, limit: int | None
+) -> None:
+    if limit is None:
+        return
+    longest = max(map(len, ask.classes))
+    for name, text in zip(rows.names(), texts, strict=True):
+        if len(text) + longest > limit:
+            raise ConfigError(
+                f"row {name} has {len(text)} tokens as the teacher reads it, and a class up to "
+                f"{longest}, together more than the {limit} that it reads; shorten task.template, "
+                "or set data.too_long=drop and a lower data.context"
+            )

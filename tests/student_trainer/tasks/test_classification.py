@@ -1,0 +1,150 @@
+"""A classifier learns what a plain loop of transformers teaches it, and its run is like any other.
+
+N rows   C classes
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from shared.config.run import Config
+from shared.run.metrics import read_metrics
+from shared.run.plan import RunPlan
+from tests.student_trainer.group import run_jobs
+from tests.student_trainer.plain_loop import adamw, rates_of
+from tests.student_trainer.processes import as_job
+from tests.student_trainer.tasks import classified
+from tests.student_trainer.tasks.classified import LABELS, TEMPLATE, config_of, plan_of
+from tests.student_trainer.test_matrix import weights_after
+
+STEPS = 4
+LOSSES = [
+    {"kind": "forward_kl", "temperature": 2.0, "weight": 0.7},
+    {"kind": "cross_entropy", "weight": 0.4},
+]
+OPTIMISER = {
+    "lr": 5e-3,
+    "betas": (0.7, 0.8),
+    "eps": 1e-3,  # large beside rounding, which Adam would make steps of
+    "weight_decay": 0.3,
+    "warmup_steps": 2,
+    "clip_norm": 0.1,
+}
+EVERY = {"rows_per_step": 24, "micro_batch": 4}  # all rows are drawn at every step
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    classified.save_models(folder)
+    return folder
+
+
+def rows_in(config: Config, part: str) -> list[dict[str, str]]:
+    paths = [Path(getattr(domain, part)) for domain in config.domains.values()]
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def logits_of(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    """Text by text, unpadded [N, C]."""
+    return torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+
+
+def plain_loop(config: Config, models: Path) -> tuple[list[dict], dict[str, Tensor], dict]:
+    """Losses and KL of each step, the weights after them, and the evaluation of validation rows."""
+    rows, held_out = rows_in(config, "train"), rows_in(config, "validation")
+    tokenizer = AutoTokenizer.from_pretrained(config.student.model)
+    model, out = classified.classifier(config), []
+    optimiser, rates = adamw(model, config), rates_of(config)
+    p_NC, own_NC = (taught(models, part) for part in (rows, held_out))
+    label_N = torch.tensor([LABELS.index(row["label"]) for row in rows])
+    for step in range(config.steps):
+        logits_NC = logits_of(model, tokenizer, [row["text"] for row in rows])
+        q_NC = logits_NC.log_softmax(-1)
+        tempered = [x.div(2.0).log_softmax(-1) for x in (p_NC, logits_NC)]
+        soft = 4 * F.kl_div(tempered[1], tempered[0], log_target=True, reduction="sum") / len(rows)
+        hard = F.cross_entropy(logits_NC, label_N)
+        loss = 0.7 * soft + 0.4 * hard
+        optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip_norm or 0)
+        for group in optimiser.param_groups:
+            group["lr"] = rates[step]
+        optimiser.step()
+        kl = float((p_NC.exp() * (p_NC - q_NC)).sum(-1).mean())
+        out.append({"loss": float(loss), "norm": float(norm), "kl": kl})
+    with torch.no_grad():
+        q_NC = logits_of(model, tokenizer, [row["text"] for row in held_out]).log_softmax(-1)
+    label_N = torch.tensor([LABELS.index(row["label"]) for row in held_out])
+    return out, dict(model.named_parameters()), scores(p_NC=own_NC, q_NC=q_NC, label_N=label_N)
+
+
+def taught(models: Path, rows: list[dict[str, str]]) -> Tensor:
+    """What the teacher says of rows [N, C]."""
+    prompts = [TEMPLATE.replace("{text}", row["text"]) + "\n" for row in rows]
+    found = [classified.class_logprobs(models / "teacher", prompt) for prompt in prompts]
+    return torch.stack(found).log_softmax(-1)
+
+
+def scores(*, p_NC: Tensor, q_NC: Tensor, label_N: Tensor) -> dict[str, float]:
+    right_N = q_NC.argmax(-1) == label_N
+    f1 = []
+    for label in range(len(LABELS)):
+        hits = int((right_N & (label_N == label)).sum())
+        both = int((label_N == label).sum() + (q_NC.argmax(-1) == label).sum())
+        f1 += [2 * hits / both] if both else []
+    return {
+        "nll": float(F.nll_loss(q_NC, label_N)),
+        "kl": float((p_NC.exp() * (p_NC - q_NC)).sum(-1).mean()),
+        "accuracy": float(right_N.double().mean()),
+        "macro_f1": sum(f1) / len(f1),
+        "teacher_accuracy": float((p_NC.argmax(-1) == label_N).double().mean()),
+    }
+
+
+def trained(plans: list[RunPlan], folder: Path, *, ranks: int) -> None:
+    for found in run_jobs([as_job("train", plan) for plan in plans], folder, ranks=ranks):
+        assert found["error"] is None, found
+
+
+def pooled(run: Path, name: str) -> float:
+    """A mean over both domains, which have as many validation rows."""
+    after = json.loads((run / "evaluations.json").read_text())["after"]
+    model, _, score = name.partition(".")
+    return sum(v[model][score] if score else v[model] for v in after.values()) / len(after)
+
+
+@pytest.mark.parametrize(("student", "zero"), [("bert", 2), ("student", 3)])
+def test_steps_are_those_of_a_plain_loop(tmp_path, models, student, zero):
+    options = {"steps": STEPS, "batch": EVERY, "losses": LOSSES, "optimiser": OPTIMISER}
+    asked = {"model": str(models / student), "zero": zero, "workers": 2}
+    config = config_of(tmp_path, "run", models=models, student=asked, **options)
+    trained([plan_of(config)], tmp_path / "jobs", ranks=2)
+    steps, weights, after = plain_loop(config, models)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(lines) == len(steps) == STEPS
+    for line, step in zip(lines, steps, strict=True):
+        assert line.tokens == 24
+        assert line.loss == pytest.approx(step["loss"], rel=1e-6)
+        assert line.grad_norm == pytest.approx(step["norm"], rel=3e-6)
+        kl = sum(domain.kl or 0 for domain in line.domains.values()) / len(line.domains)
+        assert kl == pytest.approx(step["kl"], rel=1e-5)
+    found = weights_after(tmp_path / "run", STEPS)
+    assert {name: weight.shape for name, weight in found.items()} == {
+        name: weight.shape for name, weight in weights.items()
+    }
+    for name, weight in weights.items():
+        assert (found[name].double() - weight).abs().max() <= 1e-6, name
+    run = tmp_path / "run"
+    assert pooled(run, "student_nll") == pytest.approx(after["nll"], rel=1e-6)
+    assert pooled(run, "kl") == pytest.approx(after["kl"], rel=1e-5)
+    assert pooled(run, "student_scores.accuracy") == pytest.approx(after["accuracy"])
+    assert pooled(run, "teacher_scores.accuracy") == pytest.approx(after["teacher_accuracy"])
+    exported = AutoModelForSequenceClassification.from_pretrained(run / "export")
+    assert exported.config.id2label == dict(enumerate(LABELS))
