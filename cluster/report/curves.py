@@ -43,9 +43,13 @@ class Curve:
 
 def curves(record: RunRecord) -> list[Curve]:
     """Everything measured over steps; neighbours share a line of the page."""
-    norms = [_series(record, "gradient norm", lambda m: m.grad_norm)]
+    norms, unit = [_series(record, "gradient norm", lambda m: m.grad_norm)], record.config.task.unit
     return [
-        Curve("Loss", "nats per token", _plot("Loss", _losses(record), from_zero=False)),
+        Curve(
+            "Loss",
+            f"nats per {unit}",
+            _plot("Loss", _losses(record), from_zero=False),
+        ),
         Curve("Gradient norm", "before clipping", _plot("Gradient norm", norms)),
         *_domain_curves(record),
         *_adaptive_curves(record),

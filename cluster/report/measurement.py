@@ -5,6 +5,7 @@ NLL and KL are nats per loss token of validation text; times are seconds, sizes 
 
 from typing import NotRequired, TypedDict
 
+from cluster.report.classes import ClassSummary, class_summary
 from cluster.report.record import Evaluations, RunRecord, finite, read_json
 from cluster.report.text import TextSummary
 from shared.run.metrics import DomainEvaluation, StepMetrics
@@ -34,6 +35,8 @@ class DomainSummary(TypedDict):
     sequences: int  # rows trained on
     epochs: float | None  # rows trained on over the domain's rows
     text: TextSummary | None  # what became of its text
+    # Accuracy, macro F1 and calibration error on validation rows, where these have classes.
+    classes: NotRequired[dict[str, ClassSummary]]
 
 
 class TeacherSummary(TypedDict):
@@ -121,7 +124,7 @@ def domain_summary(record: RunRecord, name: str) -> DomainSummary:
     """One domain of `summary.json`."""
     before, after = record.before.get(name), record.after.get(name)
     known = after or before
-    return DomainSummary(
+    found = DomainSummary(
         teacher_nll=finite(known.teacher_nll) if known else None,
         student_nll_before=nll(before),
         student_nll_after=nll(after),
@@ -134,6 +137,9 @@ def domain_summary(record: RunRecord, name: str) -> DomainSummary:
         epochs=record.lines[-1].domains[name].epochs if record.lines else None,
         text=record.text.get(name),
     )
+    if (classes := class_summary(record, name)) is not None:
+        found["classes"] = classes
+    return found
 
 
 def teacher_summary(record: RunRecord, name: str) -> TeacherSummary:

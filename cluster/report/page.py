@@ -12,6 +12,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from cluster.report import plots
+from cluster.report.classes import TITLES, class_lines
 from cluster.report.curves import curves
 from cluster.report.measurement import DomainSummary, Failures, kl, measure, nll
 from cluster.report.plots import Mark, Shape
@@ -66,6 +67,8 @@ def _page(record: RunRecord) -> str:
         hard={name: (nll(hard.get(name)), kl(hard.get(name))) for name in record.domains},
         gap_closed={name: gap_closed(domain) for name, domain in summary["domains"].items()},
         comparisons=_comparisons(record),
+        class_titles=TITLES,
+        classes=class_lines(record),
         prompts=_prompts(files.prompts),
         samples=samples_of(files.generations, record.domains),
         curves=curves(record),
@@ -112,13 +115,14 @@ def _prompts(path: Path) -> dict[str, dict[str, Any]]:
 
 def _comparisons(record: RunRecord) -> list[tuple[str, Markup]]:
     """Before and after per domain, as titled plots: NLL, and KL where a teacher answered."""
+    unit = f"nats per {record.config.task.unit}"
     plotted = [("NLL", _marks(record, nll, teacher=True))]
     if any(kl(evaluation) is not None for evaluation in record.before.values()):
         plotted.append(("KL to the teacher", _marks(record, kl, teacher=False)))
     return [
         (
             f"{title} on validation text",
-            plots.row_plot(rows, label=f"{title} per domain", x_label="nats per token"),
+            plots.row_plot(rows, label=f"{title} per domain", x_label=unit),
         )
         for title, rows in plotted
     ]

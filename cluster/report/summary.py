@@ -6,10 +6,11 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.builtin.corpus import is_built_in
+from cluster.report.classes import TITLES, class_lines
 from cluster.report.measurement import (
     BaselineSummary,
     DomainSummary,
@@ -53,7 +54,7 @@ def final_table(run_dir: Path) -> str:
     which student is lower, where the report is, and what to run next. At most 100 columns."""
     record = read_record(run_dir)
     verdicts = verdict(record)
-    blocks = [_table(record), _teachers(record), verdicts, _what_next(record)]
+    blocks = [_table(record), _classes(record), _teachers(record), verdicts, _what_next(record)]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
@@ -127,19 +128,47 @@ def _table(record: RunRecord) -> list[str]:
     if record.baseline:
         heads[0].append("hard")
         heads[1].append("hard")
-    titles = ("NLL", "KL", "weight")
-    width = min(NAME_WIDTH, max(len("domain"), *map(len, domains)))
+    width = _width(record)
+    return [
+        f"Validation text, nats per {record.config.task.unit}; lower is better.",
+        *([f"KL(teacher || student): {kinds}"] if kinds else []),
+        *_heads(("NLL", "KL", "weight"), heads, width=width),
+        *(_line(record, name, domain, width=width) for name, domain in domains.items()),
+        *(["hard: the same student trained on hard labels alone"] if record.baseline else []),
+    ]
+
+
+def _width(record: RunRecord) -> int:
+    """Of the column of domains."""
+    return min(NAME_WIDTH, max(len("domain"), *map(len, record.domains)))
+
+
+def _heads(titles: Sequence[str], heads: Sequence[list[str]], *, width: int) -> list[str]:
+    """Two lines over groups of columns."""
     groups = [
         f" {title} ".center(CELL_WIDTH * len(head) - 1, "-")
         for title, head in zip(titles, heads, strict=True)
     ]
     return [
-        "Validation text, nats per token; lower is better.",
-        *([f"KL(teacher || student): {kinds}"] if kinds else []),
         "".join([" " * width, *(f"    {group}" for group in groups)]),
         "".join(["domain".ljust(width), *("   " + _cells(group) for group in heads)]),
-        *(_line(record, name, domain, width=width) for name, domain in domains.items()),
-        *(["hard: the same student trained on hard labels alone"] if record.baseline else []),
+    ]
+
+
+def _classes(record: RunRecord) -> list[str]:
+    """A line per domain whose rows have classes; at most 100 columns."""
+    who, lines = class_lines(record)
+    if not lines:
+        return []
+    width = _width(record)
+    return [
+        "Classes of validation rows; of the calibration error (ECE) lower is better.",
+        *_heads(TITLES, [who] * len(TITLES), width=width),
+        *(
+            shortened(line.domain, width).ljust(width)
+            + "".join("   " + _cells(list(map(_number, group))) for group in line.values)
+            for line in lines
+        ),
     ]
 
 

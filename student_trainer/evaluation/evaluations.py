@@ -32,7 +32,8 @@ def evaluate(run: Run, when: str) -> None:
         return
     found = run.task.evaluate(run)
     if when == "before" and run.plan.training_question is not None:
-        if run.ranks.leads and (sentence := starting_kl(found.domains)):
+        unit = run.config.task.unit
+        if run.ranks.leads and (sentence := starting_kl(found.domains, unit=unit)):
             say(run, sentence)
         if not run.config.task.classifies:  # a new head may be surely wrong
             refuse_far_student(run.plan, found.domains)
@@ -53,13 +54,13 @@ def forget_after(run: Run) -> None:
             write_atomically(run.files.path / EVALUATIONS, json.dumps(written, indent=1))
 
 
-def starting_kl(before: Mapping[str, DomainEvaluation]) -> str | None:
+def starting_kl(before: Mapping[str, DomainEvaluation], *, unit: str = "token") -> str | None:
     """A sentence with the KL of the unchanged student by domain; None where no teacher is there to
     compare with."""
     kls = [f"{name} {found.kl:.3f}" for name, found in before.items() if found.kl is not None]
     if not kls:
         return None
-    return f"KL of the unchanged student to its teacher, nats per token: {', '.join(kls)}"
+    return f"KL of the unchanged student to its teacher, nats per {unit}: {', '.join(kls)}"
 
 
 def refuse_far_student(plan: RunPlan, before: Mapping[str, DomainEvaluation]) -> None:
@@ -94,7 +95,7 @@ def weak_teachers(config: Config, before: Mapping[str, Mapping]) -> list[str]:
             found.append(
                 f"the teacher {config.teacher_of(name)} is no better than the student on "
                 f"validation text of {name} before training: {teacher:.3f} against {student:.3f} "
-                f"nats per token; look at domains.{name} and the models, or go on"
+                f"nats per {config.task.unit}; look at domains.{name} and the models, or go on"
             )
     return found
 

@@ -5,8 +5,10 @@ Each rank hashes what it holds, which under ZeRO-3 is its shard, so nothing is g
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import xxhash
 from torch import nn
 
@@ -96,11 +98,19 @@ def _hash(parameter: nn.Parameter) -> str:
 def _held(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
     """What this rank holds of a weight: its shard or the whole, and the scales of nf4."""
     # Under ZeRO-3 the shard is what every gathered copy is made from.
-    yield getattr(parameter, "ds_tensor", parameter)
+    yield _shard(parameter) if hasattr(parameter, "ds_tensor") else parameter
     quantised = getattr(parameter, "quant_state", None)
     if quantised is not None:
         scales = quantised.as_dict(packed=False)
         yield from (value for value in scales.values() if isinstance(value, torch.Tensor))
+
+
+def _shard(parameter: Any) -> torch.Tensor:
+    """This rank's shard of a weight under ZeRO-3, without what fills it up to the others' size,
+    which is whatever was in memory."""
+    held = parameter.ds_tensor.reshape(-1)
+    first = dist.get_rank(parameter.ds_process_group) * held.numel()
+    return held[: max(0, parameter.ds_numel - first)]
 
 
 def num_weights(parameter: nn.Parameter) -> int:

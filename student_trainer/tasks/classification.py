@@ -14,7 +14,8 @@ from shared.data.layout import PAD_ID, Layout, padded_length
 from shared.data.passes import TOGETHER, Passes
 from shared.data.rows import Rows
 from shared.data.trust import Trust
-from student_trainer.tasks.task import Evaluation, ModelKind, Side
+from shared.run.plan import RunPlan
+from student_trainer.tasks.task import Evaluation, ModelKind, Pairing, Side
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,11 @@ class Classification:
             pass_B=np.zeros(lines, np.int64),
             width_P=np.array([width]),
         )
+
+    def pairing(self, plan: RunPlan) -> Pairing | None:
+        """None: what the teacher reads of a text stands in place of it, and one row has one
+        answer."""
+        return None
 
     def evaluate(self, run: "Run") -> Evaluation:
         """As a language model's, a row being a token, and the scores of a classifier."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from shared.config.base import Dtype
 from shared.config.models.attention import Attention
 from shared.data.layout import Layout, lay_out
-from shared.data.passes import Passes, switches_of
+from shared.data.passes import TOGETHER, Passes, switches_of
 from shared.data.rows import Rows
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
@@ -26,6 +26,7 @@ from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
+from teacher_service.engine.branching import Branching
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generation.generating import ModelGenerator
 from teacher_service.engine.identity import name_of, tokenizer_digest
@@ -45,7 +46,7 @@ from teacher_service.engine.tensor_parallel import (
     layout,
     leads,
 )
-from teacher_service.engine.verbaliser import class_columns
+from teacher_service.engine.verbaliser import Reading, class_columns
 from teacher_service.engine.weights import load_weights
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
@@ -83,6 +84,7 @@ class HFEngine:
         self.fingerprint = fingerprint | {"packed": str(self.trust.packed)}
         if apart:
             self.fingerprint["passes"] = apart
+        self._branching = Branching(decoder, dtype=self._dtype)
         self._generator = ModelGenerator(
             model,
             vocab=head.vocab.rows,
@@ -178,13 +180,15 @@ class HFEngine:
         """Answer about the classes of whole rows."""
         longest = max(map(len, rows.column("input_ids")), default=0)
         self._refuse_unprobed(longest + max(map(len, ask.classes)))
-        options = {"read": self.last_hidden, "head": self.head, "limit": self.max_context}
+        shared = self.trust.passes == TOGETHER
+        branching = self._branching if shared else None
+        reading = Reading(self.last_hidden, branching, self.head, self.max_context)
         return SoftTargets.build(
             question=question,
             teacher=self.fingerprint,
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            columns=class_columns(rows, ask, **options),
+            columns=class_columns(rows, ask, reading),
         )
 
     def ship_head(self) -> ShippedHead:

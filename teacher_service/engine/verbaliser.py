@@ -4,6 +4,7 @@ P rows   S paths of the tree   T tokens of a row's text   C classes   D hidden w
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.targets.asks.classes import COLUMN, ClassLogProbs, Tokens
+from teacher_service.engine.branching import Branching
 from teacher_service.scoring.scoring import ScoringHead
 from teacher_service.scoring.verbalising import Tree, continuation_logprobs
 
@@ -27,22 +29,24 @@ def _tree(classes: tuple[Tokens, ...]) -> Tree:
     return Tree.of(classes)
 
 
-def class_columns(
-    rows: Rows,
-    ask: ClassLogProbs,
-    *,
-    read: ReadStates,
-    head: ScoringHead,
-    limit: int | None,
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A model as it is read with."""
+
+    read: ReadStates
+    branching: Branching | None  # None: rows must not share a pass
+    head: ScoringHead
+    limit: int | None  # tokens that it reads at most
+
+
+def class_columns(rows: Rows, ask: ClassLogProbs, reading: Reading) -> dict[str, np.ndarray]:
     """The columns of an answer: log-probabilities of the classes [P, C] and of each row's own,
-    float32. Raises ConfigError for a text that leaves a model of `limit` tokens no room for the
-    classes."""
+    float32. Raises ConfigError for a text that leaves the model no room for the classes."""
     texts = texts_of(rows)
-    _refuse_overlong(rows, texts, ask, limit=limit)
-    logprobs_PC = _continued(texts, ask, read, head)
+    _refuse_overlong(rows, texts, ask, limit=reading.limit)
+    logprobs_PC = _continued(texts, ask, reading)
     if ask.content_free:
-        logprobs_PC = logprobs_PC - _continued([np.array(ask.content_free)], ask, read, head)
+        logprobs_PC = logprobs_PC - _continued([np.array(ask.content_free)], ask, reading)
     found_PC = logprobs_PC.log_softmax(1).float().numpy()
     label_P = np.array([ids[len(text)] for ids, text in zip(_ids(rows), texts, strict=True)])
     return {COLUMN: found_PC, "label_logprob": found_PC[np.arange(len(rows)), label_P]}
@@ -58,29 +62,47 @@ def _ids(rows: Rows) -> list[np.ndarray]:
     return rows.column("input_ids")
 
 
-def _continued(
-    texts: Sequence[np.ndarray], ask: ClassLogProbs, read: ReadStates, head: ScoringHead
-) -> Tensor:
+def _continued(texts: Sequence[np.ndarray], ask: ClassLogProbs, reading: Reading) -> Tensor:
     """Log-probabilities of the classes' tokens after each text, float64 [P, C]."""
-    tree = _tree(ask.classes)
-    found = [
-        continuation_logprobs(_states(part, tree, read), head, tree) for part in _parts(texts, tree)
-    ]
-    return torch.cat(found)
+    tree, branching = _tree(ask.classes), reading.branching
+    branches = branching is not None and len(tree.paths) > 1 and len(texts) > 0
+    if branches and not branching.works(texts[0], tree.leaves):
+        branches = False
+    found_PC = torch.empty(len(texts), len(ask.classes), dtype=torch.float64)
+    for part in _parts(texts, tree, alike=branches):
+        own = [texts[number] for number in part]
+        if branches:
+            states_PSD = _branched(own, tree, branching)
+        else:
+            states_PSD = _states(own, tree, reading.read)
+        found_PC[part] = continuation_logprobs(states_PSD, reading.head, tree)
+    return found_PC
 
 
-def _parts(texts: Sequence[np.ndarray], tree: Tree) -> list[list[np.ndarray]]:
-    """Texts that are read together."""
-    parts: list[list[np.ndarray]] = []
-    taken = TOKENS_AT_ONCE
-    for text in texts:
-        size = sum(len(text) + len(leaf) for leaf in tree.leaves)
-        if taken + size > TOKENS_AT_ONCE:
+def _parts(texts: Sequence[np.ndarray], tree: Tree, *, alike: bool) -> list[list[int]]:
+    """Numbers of texts that are read together; `alike`: those of one length."""
+    order = sorted(range(len(texts)), key=lambda n: len(texts[n])) if alike else range(len(texts))
+    parts: list[list[int]] = []
+    taken, length = TOKENS_AT_ONCE, 0
+    for number in order:
+        size = sum(len(texts[number]) + len(leaf) for leaf in tree.leaves)
+        if taken + size > TOKENS_AT_ONCE or (alike and len(texts[number]) != length):
             parts.append([])
-            taken = 0
-        parts[-1].append(text)
+            taken, length = 0, len(texts[number])
+        parts[-1].append(number)
         taken += size
     return parts
+
+
+def _branched(texts: Sequence[np.ndarray], tree: Tree, branching: Branching) -> Tensor:
+    """As `_states`, of texts of one length, each read once."""
+    ids_PT = torch.from_numpy(np.stack(texts).astype(np.int64))
+    text_PD, after_PMLD = branching.states(ids_PT, tree.leaves)
+    first: dict[Tokens, Tensor] = {(): text_PD}
+    for number, leaf in enumerate(tree.leaves):
+        for size in range(1, len(leaf) + 1):
+            first.setdefault(leaf[:size], after_PMLD[:, number, size - 1])
+    return torch.stack([first[path] for path in tree.paths], dim=1)
 
 
 def _states(texts: Sequence[np.ndarray], tree: Tree, read: ReadStates) -> Tensor:

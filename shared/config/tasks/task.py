@@ -18,6 +18,7 @@ class LanguageModel(Section):
     """Every position predicts the next token of its document."""
 
     classifies: ClassVar[bool] = False
+    unit: ClassVar[str] = "token"  # what a loss is per
 
     kind: Literal["language_model"] = "language_model"
 
@@ -27,6 +28,7 @@ class Classification(Section):
     would write the name of each class after the text (a verbaliser)."""
 
     classifies: ClassVar[bool] = True
+    unit: ClassVar[str] = "row"
 
     kind: Literal["classification"] = "classification"
     labels: list[str] | None = Field(

@@ -1,8 +1,10 @@
 """Small real runs of a task that classifies: texts of three classes in two domains, a causal
 teacher and sequence classifiers."""
 
+import inspect
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
+    BertModel,
+    BertTokenizerFast,
 )
 
 from cluster.planning.preparation import prepare_run, run_plan
@@ -28,9 +30,22 @@ DOMAINS = ("code", "prose")
 TEMPLATE = "Text: {text} Kind:"
 
 
-def save_bert(folder: Path, *, labels: int | None = None) -> None:
-    """A tiny BERT around the tiny tokenizer, without dropout and, by default, without a head."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder.parent / "teacher")
+def word_pieces(folder: Path) -> Any:
+    """A lower-cased tokenizer of BERT's kind, [CLS] text [SEP]."""
+    text = inspect.getsource(inspect).lower()
+    pieces = sorted({*re.findall(r"[a-z]+", text), *(f"##{c}" for c in text if c.isalnum())})
+    letters = sorted({c for c in text if not c.isspace()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    names = list(dict.fromkeys([*special, *letters, *pieces]))[: tiny.VOCAB]
+    (folder / "vocab.txt").write_text("\n".join(names) + "\n")
+    return BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+
+
+def save_bert(folder: Path, *, own_tokenizer: bool = False) -> None:
+    """A tiny BERT without a head, around the tiny tokenizer or one of its own, without dropout."""
+    folder.mkdir(parents=True)
+    teacher = AutoTokenizer.from_pretrained(folder.parent / "teacher")
+    tokenizer = word_pieces(folder) if own_tokenizer else teacher
     torch.manual_seed(5)
     config = BertConfig(
         vocab_size=tiny.VOCAB,
@@ -41,10 +56,8 @@ def save_bert(folder: Path, *, labels: int | None = None) -> None:
         max_position_embeddings=64,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        num_labels=labels or 2,
     )
-    model = BertForSequenceClassification(config)
-    (model if labels else model.bert).save_pretrained(folder)
+    BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -67,9 +80,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def save_models(folder: Path) -> None:
-    """A pair of Llamas and a BERT."""
+    """A pair of Llamas, a BERT of their tokenizer, and one of its own."""
     tiny.save_pair(folder)
     save_bert(folder / "bert")
+    save_bert(folder / "own", own_tokenizer=True)
 
 
 def config_of(folder: Path, name: str, *, models: Path, **options: Any) -> Config:

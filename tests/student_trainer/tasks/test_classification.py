@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import AutoPeftModelForSequenceClassification
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -21,7 +22,7 @@ from tests.student_trainer.plain_loop import adamw, rates_of
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.tasks import classified
 from tests.student_trainer.tasks.classified import LABELS, TEMPLATE, config_of, plan_of
-from tests.student_trainer.test_matrix import weights_after
+from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
 
 STEPS = 4
 LOSSES = [
@@ -77,8 +78,8 @@ def plain_loop(config: Config, models: Path) -> tuple[list[dict], dict[str, Tens
         for group in optimiser.param_groups:
             group["lr"] = rates[step]
         optimiser.step()
-        kl = float((p_NC.exp() * (p_NC - q_NC)).sum(-1).mean())
-        out.append({"loss": float(loss), "norm": float(norm), "kl": kl})
+        kl = float((p_NC.exp() * (p_NC - q_NC.detach())).sum(-1).mean())
+        out.append({"loss": float(loss.detach()), "norm": float(norm), "kl": kl})
     with torch.no_grad():
         q_NC = logits_of(model, tokenizer, [row["text"] for row in held_out]).log_softmax(-1)
     label_N = torch.tensor([LABELS.index(row["label"]) for row in held_out])
@@ -120,7 +121,7 @@ def pooled(run: Path, name: str) -> float:
     return sum(v[model][score] if score else v[model] for v in after.values()) / len(after)
 
 
-@pytest.mark.parametrize(("student", "zero"), [("bert", 2), ("student", 3)])
+@pytest.mark.parametrize(("student", "zero"), [("own", 2), ("student", 3)])
 def test_steps_are_those_of_a_plain_loop(tmp_path, models, student, zero):
     options = {"steps": STEPS, "batch": EVERY, "losses": LOSSES, "optimiser": OPTIMISER}
     asked = {"model": str(models / student), "zero": zero, "workers": 2}
@@ -148,3 +149,68 @@ def test_steps_are_those_of_a_plain_loop(tmp_path, models, student, zero):
     assert pooled(run, "teacher_scores.accuracy") == pytest.approx(after["teacher_accuracy"])
     exported = AutoModelForSequenceClassification.from_pretrained(run / "export")
     assert exported.config.id2label == dict(enumerate(LABELS))
+
+
+LORA = {"kind": "lora", "r": 3, "target_modules": "all-linear"}
+TAID = {"kind": "taid", "t_start": 0.2, "t_end": 0.9}
+TEXT = {"kind": "cross_entropy", "weight": 0.5}
+# By name: what is off its default in a run that is killed at its middle.
+RUNS: dict[str, dict[str, Any]] = {
+    "adapters": {
+        "student": {"model": "bert", "zero": 3, "train": LORA},
+        "weighting": {"policy": "llkd", "confidence": 0.1, "uncertainty": 0.1},
+    },
+    "causal": {
+        "student": {"model": "student", "zero": 1},
+        "weighting": {"policy": "instance_weights", "final_steepness": 1.0},
+        "losses": [TAID, TEXT],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """A folder with the runs, and each again from the checkpoint at its middle."""
+    folder, jobs = tmp_path_factory.mktemp("runs"), []
+    for name, options in RUNS.items():
+        student = options["student"] | {"model": str(models / options["student"]["model"])}
+        given = options | {"student": student, "log_every": 3}
+        config = config_of(folder, name, models=models, **given)
+        jobs.append(as_job("resumed", plan_of(config), at=2))
+    run_jobs(jobs, folder / "jobs", ranks=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_run_ends_with_the_same_bits(runs, name):
+    straight, resumed = runs / name, runs / f"{name}-resumed"
+    assert same_weights(straight, resumed)
+    assert comparable_lines(straight) == comparable_lines(resumed)
+
+
+def test_an_adapted_student_is_used_with_peft_alone(runs, models):
+    config = config_of(runs, "adapters", models=models)
+    trained = AutoPeftModelForSequenceClassification.from_pretrained(
+        runs / "adapters" / "export", num_labels=len(LABELS)
+    ).eval()
+    base = classified.classifier(config).float()
+    asked = AutoTokenizer.from_pretrained(models / "bert")("def name", return_tensors="pt")
+    with torch.no_grad():
+        assert not torch.allclose(trained(**asked).logits, base(**asked).logits)
+    assert json.loads((runs / "adapters" / "export" / "tutelage.json").read_text())["labels"] == [
+        *LABELS
+    ]
+
+
+def test_one_rank_learns_what_two_do(tmp_path, models):
+    options = {"steps": 2, "losses": LOSSES}
+    for ranks in (1, 2):
+        student = {"model": str(models / "own"), "workers": ranks}
+        config = config_of(tmp_path, f"of{ranks}", models=models, student=student, **options)
+        trained([plan_of(config)], tmp_path / f"jobs{ranks}", ranks=ranks)
+    one, two = (read_metrics(tmp_path / f"of{ranks}" / "metrics.jsonl") for ranks in (1, 2))
+    for first, second in zip(one, two, strict=True):
+        assert first.loss == pytest.approx(second.loss, rel=1e-6)
+    found, expected = (weights_after(tmp_path / f"of{ranks}", 2) for ranks in (1, 2))
+    for name, weight in expected.items():
+        assert (found[name] - weight).abs().max() <= 1e-5, name

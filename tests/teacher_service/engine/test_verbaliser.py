@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig
 
 from shared.data.rows import Rows
 from shared.errors import ConfigError
@@ -17,6 +17,7 @@ from shared.targets.question import Question
 from teacher_service.engine import verbaliser
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.verbalising import Tree
+from tests import tiny
 
 # One token; what begins as another and goes on; two tokens of which the first is another's class.
 CLASSES = ((5,), (5, 9), (5, 9, 11), (7, 8), (300,), (9, 5))
@@ -85,6 +86,36 @@ def test_an_answer_does_not_depend_on_what_is_read_together(tiny_pair, texts, mo
     together_PC = answered(engine, texts, ask)
     monkeypatch.setattr(verbaliser, "TOKENS_AT_ONCE", 1)
     np.testing.assert_allclose(answered(engine, texts, ask), together_PC, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mamba", "gpt2"])
+def test_families_that_keep_other_things_or_nothing_say_the_same(tmp_path, family, texts):
+    sizes = {
+        "mamba": MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, state_size=8),
+        "gpt2": GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    }
+    tiny.save_tokenizer(tmp_path)
+    AutoModelForCausalLM.from_config(sizes[family]).save_pretrained(tmp_path)
+    engine = HFEngine.load(str(tmp_path))
+    found_PC = answered(engine, texts, ClassLogProbs(CLASSES))
+    expected_PC = summed(tmp_path, texts).log_softmax(-1)
+    np.testing.assert_allclose(found_PC, expected_PC, rtol=0, atol=5e-5)
+    assert engine._branching._is_proven is (family == "gpt2")
+
+
+def test_a_text_is_read_once_for_all_classes(tiny_pair, texts, monkeypatch):
+    engine, ask, read = HFEngine.load(str(tiny_pair.teacher)), ClassLogProbs(CLASSES), []
+    answered(engine, texts[:1], ask)
+    assert engine._branching._is_proven
+    before = engine.decoder.module.forward
+
+    def counted(*args, **kwargs):
+        read.append(kwargs["input_ids"].numel())
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr(engine.decoder.module, "forward", counted)
+    answered(engine, texts[1:2], ask)
+    assert read == [len(texts[1]), sum(2 for _ in Tree.of(CLASSES).leaves)]
 
 
 def test_what_classes_begin_with_is_read_once():
