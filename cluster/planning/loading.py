@@ -15,11 +15,12 @@ def load(path: Path, overrides: Sequence[str]) -> Config:
 
 
 def made(config: Config) -> Config:
-    """The config with every builtin and the student's merged weights made, where it needs some."""
+    """The config with every builtin, the student's merged weights and its experts made, where it
+    needs some."""
     from cluster.builtin.models import resolve_builtin
-    from cluster.planning.bases import student_merged
+    from cluster.planning.bases import student_merged, student_upcycled
 
-    return student_merged(resolve_builtin(config))
+    return student_upcycled(student_merged(resolve_builtin(config)))
 
 
 def read(path: Path, overrides: Sequence[str]) -> Config:

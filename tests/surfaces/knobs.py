@@ -55,6 +55,9 @@ ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
 
+UPCYCLED = (
+    "student_trainer/models/test_upcycling.py::test_a_mixture_computes_what_the_dense_model_does"
+)
 WORKERS = "shared/config/test_run.py::test_workers_are_numbers_within_bounds_that_divide_a_step"
 
 KNOBS = {
@@ -121,6 +124,13 @@ KNOBS = {
     ),
     "student.train.target_modules": (
         "student_trainer/models/test_student.py::test_target_modules_name_what_is_adapted"
+    ),
+    "student.upcycle": UPCYCLED,
+    "student.upcycle.every": UPCYCLED,
+    "student.upcycle.experts": UPCYCLED,
+    "student.upcycle.top_k": UPCYCLED,
+    "student.upcycle.train": (
+        "student_trainer/models/test_upcycling.py::test_the_expert_for_all_tokens_stays_out"
     ),
     "student.dtype": MATRIX,
     "student.attention": (
