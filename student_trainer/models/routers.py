@@ -44,16 +44,13 @@ def routers_of(model: Any, config: Config) -> tuple[int, int]:
     with torch.no_grad(), evaluating(model):
         found = model(input_ids=ids_BT, output_router_logits=True, use_cache=False)
     expected, logits = getattr(found, "aux_loss", None), getattr(found, "router_logits", None)
-    agrees = False
     if logits and expected is not None:
         real_BT = torch.ones_like(ids_BT, dtype=torch.bool).to(logits[0].device)
         ours, _ = load_balance(logits, real_BT, active=section.experts_per_token)
-        agrees = bool((ours - expected).abs() <= TOLERANCE * expected.abs())
-    if not agrees:
-        name = config.student.model
-        raise ConfigError(
-            f"losses has a router_balance over {section.experts_per_token} experts a token, but "
-            f"{name} {'computes another one' if logits else 'has no such loss'}; set its "
-            "experts_per_token to the model's, or its weight to 0"
-        )
-    return len(logits), logits[0].shape[-1]
+        if bool((ours - expected).abs() <= TOLERANCE * expected.abs()):
+            return len(logits), logits[0].shape[-1]
+    raise ConfigError(
+        f"losses has a router_balance over {section.experts_per_token} experts a token, but "
+        f"{config.student.model} {'computes another one' if logits else 'has no such loss'}; set "
+        "its experts_per_token to the model's, or its weight to 0"
+    )

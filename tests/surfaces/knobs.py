@@ -125,13 +125,13 @@ KNOBS = {
     "student.train.target_modules": (
         "student_trainer/models/test_student.py::test_target_modules_name_what_is_adapted"
     ),
-    "student.upcycle": UPCYCLED,
     "student.upcycle.every": UPCYCLED,
     "student.upcycle.experts": UPCYCLED,
     "student.upcycle.top_k": UPCYCLED,
     "student.upcycle.train": (
         "student_trainer/models/test_upcycling.py::test_the_expert_for_all_tokens_stays_out"
     ),
+    "student.upcycle": UPCYCLED,
     "student.dtype": MATRIX,
     "student.attention": (
         "student_trainer/models/test_student.py::test_a_student_attends_as_the_config_says"

@@ -5,6 +5,7 @@ T tokens   V vocabulary
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,8 @@ def config_of(folder: Path, model: Path, *, seed: int = 0, **student: object) ->
 
 def logits_of(folder: str | Path) -> torch.Tensor:
     """As plain transformers computes them [T, V]."""
-    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    asked: Any = {"output_loading_info": True}
+    model, found = AutoModelForCausalLM.from_pretrained(folder, **asked)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     with torch.no_grad():
@@ -149,8 +151,10 @@ def test_the_expert_for_all_tokens_stays_out(tmp_path: Path) -> None:
     assert len(shared) == 2 * 4
     for name, weight in shared.items():
         assert not weight.any(), name
+        assert weight.grad is not None
         assert not weight.grad.any(), name
     (gate,) = (w for n, w in model.named_parameters() if n == "model.layers.0.mlp.gate.weight")
+    assert gate.grad is not None
     assert gate.grad.any()
 
 
