@@ -85,7 +85,7 @@ def config_of(folder: Path, model: Path, *, seed: int = 0, **student: object) ->
 def logits_of(folder: str | Path) -> torch.Tensor:
     """As plain transformers computes them [T, V]."""
     asked: Any = {"output_loading_info": True}
-    model, found = AutoModelForCausalLM.from_pretrained(folder, **asked)
+    model, found = AutoModelForCausalLM.from_pretrained(folder, **asked)  # type: ignore[misc]
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     with torch.no_grad():
