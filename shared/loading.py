@@ -11,6 +11,7 @@ from shared.config.models.attention import Attention, attend
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
 # weights refuse to; ours are always plain.
 MERGED = "merged_from.json"  # beside weights that an adapter was merged into
+UPCYCLED = "upcycled_from.json"  # beside weights of experts that were a dense model's FFNs
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
@@ -49,6 +50,13 @@ def merged_of(folder: Path) -> tuple[str, str] | None:
         return None
     told = json.loads(path.read_text())
     return told["adapter"], told["base"]
+
+
+def upcycled_of(folder: Path) -> dict[str, Any] | None:
+    """What a folder of upcycled weights was made from: model, revision, every, experts, top_k;
+    None for any other folder."""
+    path = folder / UPCYCLED
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def first_line(error: BaseException) -> str:

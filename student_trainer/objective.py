@@ -38,7 +38,7 @@ from student_trainer.losses.token_losses import (
     token_losses,
     weighted,
 )
-from student_trainer.metrics.sums import ROLLOUTS, SumLayout
+from student_trainer.metrics.sums import EXPERT_TOKENS, ROLLOUTS, SumLayout
 from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
 from student_trainer.weighing.weighting import PositionWeights, Seen, Weighting
@@ -160,7 +160,7 @@ class LossHead(nn.Module):
         teacher_heads: Mapping[str, TeacherHead | AveragedHeads],
     ) -> None:
         super().__init__()
-        self.layout = SumLayout.of(config)
+        self.layout = SumLayout.of(config, routers=student.routers)
         self.temperatures = config.temperatures
         self._renormalised = config.targets.renormalised
         self._student = (student,)
@@ -348,14 +348,15 @@ class LossHead(nn.Module):
         by_domain = dict.fromkeys(self.layout.reports, absent_N) | dict(reports)
         by_domain |= {"kl": found.kl_N, "excess": excess_N}
         present = {name: absent_N if v is None else v for name, v in (totals | by_domain).items()}
-        return self.layout.joined(
-            {
-                name: self._by_domain(value_N, batch["domain_N"])
-                if name in by_domain
-                else value_N.double().sum()
-                for name, value_N in present.items()
-            }
-        )
+        sums = {
+            name: self._by_domain(value_N, batch["domain_N"])
+            if name in by_domain
+            else value_N.double().sum()
+            for name, value_N in present.items()
+        }
+        if "expert_tokens_LE" in batch:
+            sums[EXPERT_TOKENS] = batch["expert_tokens_LE"]
+        return self.layout.joined(sums)
 
     def _rollout_sums(self, label_nll_N: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`sums.ROLLOUTS` of each position, where the student writes rows."""

@@ -1,5 +1,5 @@
-"""PEFT adapters named where a model is asked for: a teacher's goes on its base, a student's is
-merged into it once, since what trains is one set of weights."""
+"""Models that are made of others before a run: a teacher's PEFT adapter goes on its base, a
+student's is merged into it, and a dense student that is to be a mixture of experts becomes one."""
 
 import json
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from filelock import FileLock
 from cluster.builtin.models import renamed_into_place
 from cluster.planning.description import READERS, files_of
 from cluster.planning.folders import refuse_incomplete_adapter
-from shared.config.models.student import Student
+from shared.config.models.student import Student, Upcycle
 from shared.config.models.teachers import Teacher
 from shared.config.paths import BUILTIN, located
 from shared.config.run import Config
 from shared.errors import ConfigError
-from shared.loading import MERGED, first_line, stored_as
+from shared.loading import MERGED, UPCYCLED, first_line, stored_as, upcycled_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -57,6 +57,27 @@ def student_merged(config: Config) -> Config:
     )
     update = {"model": folder, "revision": None}
     return config.model_copy(update={"student": asked.model_copy(update=update)})
+
+
+def student_upcycled(config: Config) -> Config:
+    """The config with a dense student that is to be upcycled, and a teacher that follows it, as the
+    folder of the mixture, which is made where the cache lacks it. Raises ConfigError for a model
+    that no mixture holds."""
+    asked = config.student
+    if asked.upcycle is None or _is_upcycled(asked, asked.upcycle):
+        return config
+    folder = str(_upcycled(asked, asked.upcycle, config))
+    print(
+        f"student.model is {asked.model}, upcycled to {asked.upcycle.in_words()}: in {folder}",
+        flush=True,
+    )
+    update = {"model": folder, "revision": None}
+    teachers = {
+        name: teacher.model_copy(update=update) if teacher.follow_student else teacher
+        for name, teacher in config.teachers.items()
+    }
+    student = asked.model_copy(update=update)
+    return config.model_copy(update={"student": student, "teachers": teachers})
 
 
 def refuse_unreachable(option: str, model: str, revision: str | None) -> None:
@@ -199,6 +220,59 @@ def _merged(found: Adapter, asked: Student, *, cache: Path) -> Path:
             with renamed_into_place(target) as scratch:
                 _merge_into(scratch, found, asked)
     return target
+
+
+def _is_upcycled(student: Student, asked: Upcycle) -> bool:
+    """Whether the student is a mixture that was made as asked. Raises ConfigError where it was made
+    otherwise."""
+    found = upcycled_of(Path(student.model))
+    if found is not None and found["asked"] != asked.shape:
+        raise ConfigError(
+            f"student.upcycle asks for {asked.in_words()}, but student.model {student.model} was "
+            f"upcycled otherwise, from {found['model']}; set student.model={found['model']}"
+        )
+    return found is not None
+
+
+def _upcycled(asked: Student, upcycle: Upcycle, config: Config) -> Path:
+    """The folder of the mixture, in the dtype that trains."""
+    from teacher_service.engine.loading import local_folder
+
+    refuse_unreachable("student.model", asked.model, asked.revision)
+    dense = local_folder(asked.model, revision=asked.revision, marker="config.json")
+    versions = [version(name) for name in READERS]
+    decisive = [UPCYCLED, asked.dtype, upcycle.shape, config.seed, versions, files_of(dense)]
+    key = xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
+    name = Path(asked.model).name
+    target = Path(config.paths.cache).expanduser() / "upcycled" / f"{name}-{key}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            with renamed_into_place(target) as scratch:
+                _upcycle_into(scratch, asked, upcycle, seed=config.seed)
+    return target
+
+
+def _upcycle_into(folder: Path, asked: Student, upcycle: Upcycle, *, seed: int) -> None:
+    """Save the mixture with the dense model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from student_trainer import accelerator  # noqa: F401  # before what it keeps quiet
+    from student_trainer.models.student import load_model
+    from student_trainer.models.upcycling import upcycled
+    from student_trainer.tasks.causal_lm import CAUSAL_LM
+
+    plain = asked.model_copy(update={"train": {"kind": "full"}})
+    dense = load_model(plain, CAUSAL_LM.model)
+    upcycled(dense, upcycle, name=asked.model, seed=seed).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(
+        asked.model,
+        revision=asked.revision or "main",
+        trust_remote_code=asked.trust_remote_code,
+    )
+    tokenizer.save_pretrained(folder)
+    made_from = {"model": asked.model, "revision": asked.revision, "asked": upcycle.shape}
+    (folder / UPCYCLED).write_text(json.dumps(made_from))
 
 
 def _refuse_few_bits(found: Adapter, config: Path) -> None:

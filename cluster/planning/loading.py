@@ -15,13 +15,13 @@ def load(path: Path, overrides: Sequence[str]) -> Config:
 
 
 def made(config: Config) -> Config:
-    """The config with every builtin and the student's merged weights made, where it needs some, and
-    with the classes of its rows, where they have some."""
+    """The config with every builtin, the student's merged weights and its experts made, where it
+    needs some, and with the classes of its rows, where they have some."""
     from cluster.builtin.models import resolve_builtin
-    from cluster.planning.bases import student_merged
+    from cluster.planning.bases import student_merged, student_upcycled
     from cluster.planning.tasks.classes import with_classes
 
-    return with_classes(student_merged(resolve_builtin(config)))
+    return with_classes(student_upcycled(student_merged(resolve_builtin(config))))
 
 
 def read(path: Path, overrides: Sequence[str]) -> Config:

@@ -54,6 +54,7 @@ def curves(record: RunRecord) -> list[Curve]:
         *_domain_curves(record),
         *_adaptive_curves(record),
         *_phase_curves(record),
+        *_expert_curves(record),
         *_rollout_curves(record),
         *_teacher_curves(record),
         *_machine_curves(record),
@@ -125,6 +126,22 @@ def _phase_curves(record: RunRecord) -> list[Curve]:
         plot = _plot("Gap to the teacher", [series], from_zero=False)
         curves.append(Curve("Gap to the teacher", "validation NLL above the teacher's", plot))
     return curves
+
+
+def _expert_curves(record: RunRecord) -> list[Curve]:
+    """How evenly a mixture's experts were used; nothing where no routers are balanced."""
+    load = _series(record, "busiest expert", lambda m: m.experts and m.experts.max_load)
+    if not load.points:
+        return []
+    evenness = _series(record, "evenness", lambda m: m.experts and m.experts.entropy)
+    return [
+        Curve("Busiest expert", "its tokens, in even shares", _plot("Busiest expert", [load])),
+        Curve(
+            "Evenness of experts",
+            "entropy of their shares, over that of even ones; mean over layers",
+            _plot("Evenness of experts", [evenness], format_y=plots.percent),
+        ),
+    ]
 
 
 def _rollout_curves(record: RunRecord) -> list[Curve]:

@@ -22,12 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from cluster.sizing.alive import Alive
 from cluster.sizing.memory import Activations, ModelSizes, Writing, int8_bytes, nf4_bytes
 from shared.config.models.modules import TrainedModules
-from shared.config.models.student import LoRATraining, QLoRATraining, Student
+from shared.config.models.student import QLoRATraining, Student
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from shared.loading import first_line, read_config, untrusted
 from shared.model_parts import decoder_of, logit_formulas, takes
 from student_trainer.models.adapters import adapt, freeze_bystanders
+from student_trainer.models.student import freeze
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 ATEN = torch.ops.aten
@@ -41,8 +42,7 @@ def student_sizes(
     that cannot be read."""
     with _built("student", asked) as model:
         decoder, head = _parts(model, "student.model", asked.model)
-        if isinstance(asked.train, LoRATraining):
-            model.requires_grad_(False)
+        freeze(model, asked)
         freeze_bystanders(model, decoder=decoder, head=head)
         saved = adapt(model, asked, CAUSAL_LM.model, decoder=decoder, head=head, seed=seed)
         if asked.activation_checkpointing:

@@ -342,7 +342,7 @@ class Config(Section):
             )
         if self.weighting.scored_centre is not None:
             return (
-                f"weighting.centre is the {self.weighting.centre} of what one teacher scores; set "
+                f"weighting.centre is the {self.weighting.scored_centre} of what one teacher scores; set "
                 "weighting.centre=running"
             )
         return None

@@ -90,6 +90,16 @@ class ModulesMetrics:
 
 
 @dataclass(slots=True)
+class ExpertMetrics:
+    """How the routers of a mixture used its experts over the steps of a line, all ranks; of all
+    tokens but padding."""
+
+    shares: list[list[float]]  # of a layer's choices those of each expert, by layer, 4 digits
+    max_load: float  # of the busiest expert of any layer, in even shares; 1: all alike
+    entropy: float  # of a layer's shares, over that of even ones, mean over layers; 0 to 1
+
+
+@dataclass(slots=True)
 class StepMetrics:
     """One line of `metrics.jsonl`."""
 
@@ -111,6 +121,7 @@ class StepMetrics:
     rollouts: RolloutMetrics | None = None  # None where the student writes nothing
     texts: TextMetrics | None = None  # None where teachers write nothing
     modules: ModulesMetrics | None = None  # None where a teacher has none that learn
+    experts: ExpertMetrics | None = None  # None where no routers are balanced
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
     teacher_wait_s: float = 0.0  # of that time, mean over ranks
@@ -241,6 +252,8 @@ def read_metrics(path: Path) -> list[StepMetrics]:
         fields["texts"] = texts and TextMetrics(**texts)
         modules = fields.get("modules")
         fields["modules"] = modules and ModulesMetrics(**modules)
+        experts = fields.get("experts")
+        fields["experts"] = experts and ExpertMetrics(**experts)
         asked = fields.get("teachers", {}).items()
         fields["teachers"] = {name: TeacherMetrics(**values) for name, values in asked}
         by_step[fields["step"]] = StepMetrics(**fields)

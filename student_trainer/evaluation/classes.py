@@ -41,7 +41,7 @@ class ClassSums:
     def add(self, rows: Rows, batch: Batch, measured_8N: Tensor) -> None:
         """Add a unit, as a `DocumentAccumulator` does."""
         self.documents.add(rows, batch, measured_8N)
-        value_N = dict(zip(MEASURED, measured_8N.cpu().numpy(), strict=True))
+        value_N: dict[str, np.ndarray] = dict(zip(MEASURED, measured_8N.cpu().numpy(), strict=True))
         domain_N, label_N = (batch[name].cpu().numpy() for name in ("domain_N", "label_N"))
         for place, model in enumerate(MODELS):
             confidence_N = value_N[f"{model}_confidence"]

@@ -14,6 +14,7 @@ from shared.in_words import duration, thousands
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import (
     DomainMetrics,
+    ExpertMetrics,
     ModulesMetrics,
     RolloutMetrics,
     StepMetrics,
@@ -24,7 +25,7 @@ from shared.run.metrics import (
 from shared.run.run_dir import append_progress
 from student_trainer.metrics.accumulator import COUNTERS, PARTS, MetricsAccumulator
 from student_trainer.metrics.exported import export_line, seconds_left
-from student_trainer.metrics.sums import ROLLOUTS
+from student_trainer.metrics.sums import EXPERT_TOKENS, ROLLOUTS
 from student_trainer.models.census import census
 from student_trainer.run import Run
 from student_trainer.sources.generated.rollouts import Rollouts
@@ -123,6 +124,7 @@ def metrics_line(
         domains=domains,
         phase=entry.phase if config.progressive else None,
         modules=modules,
+        experts=_experts(measured),
         **({} if written is None else _writing(measured, config.source, written)),
         seconds=seconds,
         teacher_wait_s=wait_s,
@@ -134,6 +136,22 @@ def metrics_line(
         cache_hits=round(hits),
         teachers=_by_teacher(config, domains, machine[1 : -len(PARTS)].reshape(-1, COUNTERS)),
         workers=workers,
+    )
+
+
+def _experts(measured: MetricsAccumulator) -> ExpertMetrics | None:
+    """How the experts of a mixture were used; None where no routers are balanced."""
+    layout = measured.layout
+    if not layout.routers[0]:
+        return None
+    tokens_LE = measured.sums[layout.place(EXPERT_TOKENS)].reshape(layout.routers)
+    shares_LE = tokens_LE / np.maximum(1, tokens_LE.sum(1, keepdims=True))
+    nats_LE = -shares_LE * np.log(np.where(shares_LE > 0, shares_LE, 1))
+    num_experts = layout.routers[1]
+    return ExpertMetrics(
+        shares=shares_LE.round(4).tolist(),
+        max_load=float(num_experts * shares_LE.max()),
+        entropy=float(nats_LE.sum(1).mean() / np.log(num_experts)) if num_experts > 1 else 1.0,
     )
 
 
@@ -246,6 +264,8 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
     if line.texts is not None:
         taught = line.texts.tokens / max(1, line.tokens)
         parts.append(f"{taught:.0%} the teacher's text")
+    if line.experts is not None:
+        parts.append(f"busiest expert {line.experts.max_load:.1f} x even")
     if line.modules is not None:
         parts.append(f"the teacher's modules nll {line.modules.nll:.3f}")
     if line.units or line.teacher_wait_s:

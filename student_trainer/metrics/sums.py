@@ -2,7 +2,7 @@
 
 The vector is added over units, steps and ranks; nothing else knows its order.
 
-G domains in config order
+G domains in config order   L layers with routers   E experts of each
 """
 
 from collections.abc import Mapping
@@ -27,6 +27,8 @@ ROLLOUTS = ("written_tokens", "importance_ratio")
 # estimated from drawn ids at theirs, and how far the student's NLL of the label exceeds the
 # teacher's, never below 0.
 BY_DOMAIN = ("kl", "excess")
+# Last, where the routers of a mixture are balanced: the tokens sent to each expert, by layer.
+EXPERT_TOKENS = "expert_tokens"
 # In the order of checkpoints whose sums are a list: always there, 0 where no loss reported them.
 LISTED = (*BY_DOMAIN, "hard_share", "uncertainty", "tkd", "dkd")
 
@@ -34,19 +36,20 @@ LISTED = (*BY_DOMAIN, "hard_share", "uncertainty", "tkd", "dkd")
 @dataclass(frozen=True, slots=True)
 class SumLayout:
     """`TOTALS`, each loss unweighted, then `BY_DOMAIN` and what losses and a weighting report, by
-    domain."""
+    domain, and the load of experts."""
 
     losses: tuple[str, ...]
     reports: tuple[str, ...]
     num_domains: int  # G
     writes: bool = False  # whether the student writes rows
+    routers: tuple[int, int] = (0, 0)  # L and E
 
     @staticmethod
-    def of(config: Config) -> "SumLayout":
-        """That of a run."""
+    def of(config: Config, *, routers: tuple[int, int] = (0, 0)) -> "SumLayout":
+        """That of a run, whose student has such routers to balance."""
         reports = reports_of(terms_of(config.losses)) + reports_of_weighting(config.weighting)
         names, writes = tuple(loss_names(config.losses)), config.source.writes
-        return SumLayout(names, reports, len(config.domains), writes)
+        return SumLayout(names, reports, len(config.domains), writes, routers)
 
     @property
     def totals(self) -> tuple[str, ...]:
@@ -60,12 +63,24 @@ class SumLayout:
         return (*BY_DOMAIN, *self.reports)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all sums, in their order."""
+        load = (EXPERT_TOKENS,) if self.routers[0] else ()
+        return (*self.totals, *self.by_domain, *load)
+
+    @property
     def size(self) -> int:
         """Length of the vector."""
+        return self._before_experts + self.routers[0] * self.routers[1]
+
+    @property
+    def _before_experts(self) -> int:
         return len(self.totals) + len(self.by_domain) * self.num_domains
 
     def place(self, name: str) -> slice:
-        """Where a sum stands: one number, or G by domain."""
+        """Where a sum stands: one number, G by domain, or L * E by layer and expert."""
+        if name == EXPERT_TOKENS:
+            return slice(self._before_experts, self.size)
         if name in self.totals:
             first = self.totals.index(name)
             return slice(first, first + 1)
@@ -73,9 +88,8 @@ class SumLayout:
         return slice(first, first + self.num_domains)
 
     def joined(self, sums: Mapping[str, Tensor]) -> Tensor:
-        """The vector, float64, of scalars and [G] by name."""
-        names = (*self.totals, *self.by_domain)
-        return torch.cat([sums[name].double().reshape(-1) for name in names])
+        """The vector, float64, of scalars, [G] and [L, E] by name."""
+        return torch.cat([sums[name].double().reshape(-1) for name in self.names])
 
     def totals_in(self, vector: np.ndarray) -> dict[str, float]:
         """Each of `TOTALS`, by its name."""
@@ -87,13 +101,13 @@ class SumLayout:
 
     def state(self, vector: np.ndarray) -> dict[str, list[float]]:
         """The vector by name, for a checkpoint."""
-        return {name: vector[self.place(name)].tolist() for name in (*self.totals, *self.by_domain)}
+        return {name: vector[self.place(name)].tolist() for name in self.names}
 
     def from_state(self, state: dict[str, list[float]] | list[float]) -> np.ndarray:
         """The inverse of `state`; a list has the order of `LISTED`."""
         if isinstance(state, list):
             listed = SumLayout(self.losses, LISTED[len(BY_DOMAIN) :], self.num_domains)
             state = listed.state(np.array(state))
-        names = (*self.totals, *self.by_domain)
         absent = {f"losses.{name}": [0.0] for name in self.losses}  # of a loss that came later
-        return np.concatenate([(absent | state)[name] for name in names])
+        absent[EXPERT_TOKENS] = [0.0] * (self.routers[0] * self.routers[1])
+        return np.concatenate([(absent | state)[name] for name in self.names])

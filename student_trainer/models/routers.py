@@ -28,12 +28,13 @@ def router_balance_of(config: Any) -> dict[str, Any] | None:
     return {"weight": weight, "experts_per_token": active} if weight and active else None
 
 
-def refuse_other_balance(model: Any, config: Config) -> None:
-    """Raise ConfigError where `router_balance` is asked for and is not what the model itself
-    computes, on a probe; `model` is a causal language model of transformers."""
+def routers_of(model: Any, config: Config) -> tuple[int, int]:
+    """How many layers of a causal language model of transformers have routers, and among how many
+    experts each chooses, where their balance is asked for; (0, 0) elsewhere. Raises ConfigError
+    where that loss is not what the model itself computes, on a probe."""
     section = next((s for s in config.losses if isinstance(s, RouterBalance)), None)
     if section is None or not section.weight:
-        return
+        return 0, 0
     import torch
 
     from student_trainer.losses.auxiliary.router_balance import load_balance
@@ -43,15 +44,13 @@ def refuse_other_balance(model: Any, config: Config) -> None:
     with torch.no_grad(), evaluating(model):
         found = model(input_ids=ids_BT, output_router_logits=True, use_cache=False)
     expected, logits = getattr(found, "aux_loss", None), getattr(found, "router_logits", None)
-    agrees = False
     if logits and expected is not None:
         real_BT = torch.ones_like(ids_BT, dtype=torch.bool).to(logits[0].device)
-        ours = load_balance(logits, real_BT, active=section.experts_per_token)
-        agrees = bool((ours - expected).abs() <= TOLERANCE * expected.abs())
-    if not agrees:
-        name = config.student.model
-        raise ConfigError(
-            f"losses has a router_balance over {section.experts_per_token} experts a token, but "
-            f"{name} {'computes another one' if logits else 'has no such loss'}; set its "
-            "experts_per_token to the model's, or its weight to 0"
-        )
+        ours, _ = load_balance(logits, real_BT, active=section.experts_per_token)
+        if bool((ours - expected).abs() <= TOLERANCE * expected.abs()):
+            return len(logits), logits[0].shape[-1]
+    raise ConfigError(
+        f"losses has a router_balance over {section.experts_per_token} experts a token, but "
+        f"{config.student.model} {'computes another one' if logits else 'has no such loss'}; set "
+        "its experts_per_token to the model's, or its weight to 0"
+    )

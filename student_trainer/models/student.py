@@ -46,8 +46,9 @@ from student_trainer.models.adapters import (
 from student_trainer.models.classes import is_of_head, name_classes
 from student_trainer.models.decoding import decode
 from student_trainer.models.probing import empties_padding, evaluating, probe_ids
-from student_trainer.models.routers import refuse_other_balance
+from student_trainer.models.routers import routers_of
 from student_trainer.models.saving import refuse_unsaveable
+from student_trainer.models.upcycling import freeze_all_but_experts
 from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,6 +65,7 @@ class Student:
     soft_cap: float | None
     is_adapted: bool
     state_width: int  # of the hidden states that losses ask for
+    routers: tuple[int, int] = (0, 0)  # layers and experts of each, where losses balance them
 
     @property
     def width(self) -> int:
@@ -132,9 +134,9 @@ def load_student(
     _refuse_missing_layers(model, config)
     model.to(device)  # type: ignore[arg-type]
     parts = take_apart(model, name=asked.model)
-    refuse_other_balance(model, config)
+    routers = routers_of(model, config)
     width = _state_width(model, parts, config)
-    _freeze(model, asked)
+    freeze(model, asked)
     freeze_bystanders(model, decoder=parts.decoder, head=parts.head)
     if export is not None:
         adapted = with_adapters(model, asked, export)
@@ -152,6 +154,7 @@ def load_student(
         parts.soft_cap,
         is_adapted=adapted is not model,
         state_width=width,
+        routers=routers,
     )
 
 
@@ -316,7 +319,7 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
             f"{plain.dtype}; get its files again"
         )
     parts = take_apart(model, name=plain.model)
-    refuse_other_balance(model, config)
+    routers_of(model, config)
     found = trust_in(model, name=plain.model, context=config.data.context)
     if found.passes != TOGETHER and config.student.zero == 3:
         raise ConfigError(
@@ -348,10 +351,15 @@ def _refuse_lost_row(model: PreTrainedModel, head: nn.Linear, *, name: str) -> N
         )
 
 
-def _freeze(model: PreTrainedModel, asked: StudentConfig) -> None:
-    """Adapters leave every base weight as it is; nothing is cast on the way."""
+def freeze(model: PreTrainedModel, asked: StudentConfig) -> None:
+    """Adapters leave every base weight as it is, and an upcycled student's experts may train alone;
+    nothing is cast on the way."""
     if isinstance(asked.train, LoRATraining):
         model.requires_grad_(False)
+    elif asked.upcycle is not None and asked.upcycle.train == "experts":
+        freeze_all_but_experts(model)
+        if asked.zero == 3:  # it lets go of a module's weights once its inputs have their gradients
+            model.enable_input_require_grads()
 
 
 def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:

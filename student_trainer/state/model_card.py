@@ -10,10 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shared.config.base import Section
 from shared.config.losses import Loss
-from shared.config.models.student import LoRATraining, QLoRATraining
+from shared.config.models.student import LoRATraining, QLoRATraining, Student, Upcycle
 from shared.config.run import Config
 from shared.config.weighting import Weighting
-from shared.loading import merged_of, stored_as
+from shared.loading import merged_of, stored_as, upcycled_of
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
@@ -58,7 +58,7 @@ def _facts(config: Config, *, merged: bool) -> dict:
         "teacher": _teachers(config) if config.needs_teacher else "its text alone",
         "rows_per_step": config.batch.rows_per_step,
         "context": config.data.context,
-        "kind": student.train.kind,
+        "kind": _trained(student),
         "dtype": student.dtype,
         "zero": student.zero,
         "seed": config.seed,
@@ -120,6 +120,13 @@ def _settings(section: Section, but: str) -> str:
     return ", ".join(f"{k} {v}" for k, v in section.model_dump(exclude={but}).items())
 
 
+def _trained(student: Student) -> str:
+    """The way to train, and which weights of an upcycled student learn whole."""
+    kind = student.train.kind
+    alone = kind == "full" and student.upcycle and student.upcycle.train == "experts"
+    return f"{kind}, experts and routers alone" if alone else kind
+
+
 def _teachers(config: Config) -> str:
     """The teacher, or each of several with its domains."""
     said = []
@@ -144,7 +151,13 @@ def _stored(model: str) -> str | None:
 
 def _student(model: str) -> dict[str, str]:
     """The student as the card calls it, and the model that a hub is to link it with: of merged
-    weights those that were merged, not the folder that keeps them."""
+    weights those that were merged, and of a mixture the dense model, not the folder that keeps
+    them."""
+    upcycled = upcycled_of(Path(model))
+    if upcycled is not None:
+        dense = _student(upcycled["model"])
+        words = Upcycle(**upcycled["asked"]).in_words()
+        return dense | {"student": f"{dense['student']}, upcycled to {words},"}
     merged = merged_of(Path(model))
     if merged is None:
         return {"student": _short(model), "base_model": _short(model)}

@@ -78,9 +78,15 @@ def save_usage(draft: Path, config: Config) -> Usage:
 
 def _save_of_classifier(draft: Path, tokenizer: Any) -> Usage:
     tokenizer.save_pretrained(draft)
-    frame = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
-    flags = {"opens": False, "is_framed": True, "chats": False, "classifies": True}
-    return Usage(ends=(), **frame, **flags)
+    return Usage(
+        ends=(),
+        bos=tokenizer.bos_token,
+        eos=tokenizer.eos_token,
+        is_framed=True,
+        opens=False,
+        chats=False,
+        classifies=True,
+    )
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:

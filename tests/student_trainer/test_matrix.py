@@ -5,12 +5,13 @@ has in another way, are drills.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from cluster.planning.bases import student_upcycled
 from shared.run.metrics import MACHINE_FIELDS, read_metrics
 from tests import tiny
 from tests.student_trainer.group import run_jobs
@@ -29,6 +30,7 @@ KL, CE = {"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.05}
 # Steps of t far above its line, so that a resume that forgets the state shows.
 TAID = {"kind": "taid", "t_start": 0.2, "alpha": 0.9, "beta": 0.5}
 REVERSE = {"kind": "reverse_kl"}
+BALANCE = {"kind": "router_balance", "weight": 0.01}
 HIDDEN = {"kind": "hidden_states", "weight": 0.1, "layers": {1: 1, 3: 2}}
 
 
@@ -47,6 +49,11 @@ class Cell:
     drawn: bool = False
     naming: bool = False
     weighing: str = ""  # a policy
+    experts: str = ""  # which of an upcycled student's weights train
+
+    @property
+    def trains_part(self) -> bool:
+        return self.kind != "full" or self.experts == "experts"
 
     @property
     def name(self) -> str:
@@ -54,7 +61,8 @@ class Cell:
         parts = [self.kind, f"zero{self.zero}", "tied" if self.tied else "untied", *extras]
         for extra in ("hidden", "taid", "states", "drawn", "naming"):
             parts += [extra] * getattr(self, extra)
-        return "-".join([*parts, *([self.weighing] if self.weighing else [])])
+        named = (self.weighing, self.experts and f"upcycled_{self.experts}")
+        return "-".join([*parts, *filter(None, named)])
 
 
 CELLS = [
@@ -80,10 +88,15 @@ CELLS = [
     Cell("qlora", 2, tied=True, drawn=True, weighing="llkd"),
     Cell("full", 3, tied=False, hidden=True, weighing="instance_weights"),
     Cell("full", 3, tied=True, dtype="bfloat16", states=True, weighing="llkd"),
+    *(Cell("full", zero, tied=zero == 2, experts="experts") for zero in range(4)),
+    Cell("full", 1, tied=True, dtype="bfloat16", experts="all"),
+    Cell("full", 3, tied=True, checkpointing=True, experts="all"),
+    Cell("lora", 2, tied=False, experts="experts"),
+    Cell("qlora", 3, tied=True, dtype="bfloat16", experts="experts"),
 ]
 EXPORTED = (
     *("full-zero3-untied-naming", "lora-zero3-tied-hidden", "qlora-zero2-tied"),
-    "full-zero3-tied-bfloat16-states",
+    *("full-zero3-tied-bfloat16-states", "full-zero3-untied-upcycled_experts"),
 )
 TELLING = (
     *("full-zero0-tied", "lora-zero1-tied", "qlora-zero3-tied-bfloat16", *EXPORTED),
@@ -121,16 +134,20 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, cells: list[Cell]) -> Path:
                 "zero": cell.zero,
                 "dtype": cell.dtype,
                 "activation_checkpointing": cell.checkpointing,
+                "upcycle": {"train": cell.experts} if cell.experts else None,
             },
             losses=[TAID if cell.taid else REVERSE if cell.naming else KL, CE]
-            + [HIDDEN] * cell.hidden,
+            + [HIDDEN] * cell.hidden
+            + [BALANCE] * bool(cell.experts),
             targets={
                 "selector": "threshold" if cell.drawn else "top_k",
                 "student_ids": 8 * cell.naming,
             },
             weighting={"policy": cell.weighing or "uniform"},
-            optimiser={"lr": 1e-2 if cell.kind == "full" else 5e-2},
+            optimiser={"lr": 5e-2 if cell.trains_part else 1e-2},
+            paths={"cache": str(folder / "cache")},
         )
+        plan = replace(plan, config=student_upcycled(plan.config))
         if cell.states:
             plan = with_states(plan, folder / "cache")
         if cell.name not in EXPORTED:

@@ -58,6 +58,9 @@ WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
 STEPS = "test_steps_are_those_of_a_plain_loop"
 CLASSES = "cluster/planning/tasks/test_classes.py"
 READS = "test_the_teacher_reads_the_template_and_writes_the_words_of_the_classes"
+UPCYCLED = (
+    "student_trainer/models/test_upcycling.py::test_a_mixture_computes_what_the_dense_model_does"
+)
 
 WORKERS = "shared/config/test_run.py::test_workers_are_numbers_within_bounds_that_divide_a_step"
 
@@ -126,6 +129,13 @@ KNOBS = {
     "student.train.target_modules": (
         "student_trainer/models/test_student.py::test_target_modules_name_what_is_adapted"
     ),
+    "student.upcycle.every": UPCYCLED,
+    "student.upcycle.experts": UPCYCLED,
+    "student.upcycle.top_k": UPCYCLED,
+    "student.upcycle.train": (
+        "student_trainer/models/test_upcycling.py::test_the_expert_for_all_tokens_stays_out"
+    ),
+    "student.upcycle": UPCYCLED,
     "student.dtype": MATRIX,
     "student.attention": (
         "student_trainer/models/test_student.py::test_a_student_attends_as_the_config_says"

@@ -30,6 +30,39 @@ class QLoRATraining(LoRATraining):
     kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
 
 
+class Upcycle(Section):
+    """A dense student becomes a sparse mixture of experts, copies of its FFNs (sparse upcycling,
+    arXiv 2212.05055; defaults of LLaVA-MoD, arXiv 2408.15881)."""
+
+    every: int = Field(
+        default=2, ge=1, description="from the first on, one layer in so many has them"
+    )
+    experts: int = Field(default=4, ge=2, description="of such a layer")
+    top_k: int = Field(default=2, ge=1, description="experts a token is sent to")
+    train: Literal["experts", "all"] = Field(
+        default="experts", description="experts and routers alone, or every weight"
+    )
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What decides the weights that it begins with, beside a seed."""
+        return {"every": self.every, "experts": self.experts, "top_k": self.top_k}
+
+    def in_words(self) -> str:
+        """What it makes of a model."""
+        layers = "every layer" if self.every == 1 else f"one layer in {self.every}"
+        return f"{self.experts} experts in {layers}, {self.top_k} a token"
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> "Upcycle":
+        if self.top_k > self.experts:
+            raise ValueError(
+                f"upcycle.top_k is {self.top_k}, more than upcycle.experts, which is "
+                f"{self.experts}; lower top_k, or raise experts"
+            )
+        return self
+
+
 class Elastic(Section):
     """Bounds of a number of workers that follows what the cluster has room for."""
 
@@ -55,6 +88,9 @@ class Student(Section):
     train: Annotated[FullTraining | LoRATraining | QLoRATraining, Field(discriminator="kind")] = (
         FullTraining()
     )
+    upcycle: Upcycle | None = Field(
+        default=None, description="make it a mixture of experts first, which then trains"
+    )
     dtype: Dtype = "float32"
     attention: Attention = Field(
         default="auto", description="auto (the library's choice), sdpa, eager or flash_attention_2"
@@ -69,6 +105,15 @@ class Student(Section):
     max_restarts: int = Field(
         default=3, ge=0, description="restarts of the worker group after a crash"
     )
+
+    @model_validator(mode="after")
+    def _experts_train_whole(self) -> "Student":
+        if self.upcycle and self.upcycle.train == "all" and self.train.kind != "full":
+            raise ValueError(
+                f"student.upcycle.train is all, but student.train.kind is {self.train.kind}, with "
+                "which adapters train; leave upcycle.train out, or set student.train.kind=full"
+            )
+        return self
 
     @property
     def bounds(self) -> Elastic:

@@ -19,6 +19,7 @@ class LanguageModel(Section):
 
     classifies: ClassVar[bool] = False
     unit: ClassVar[str] = "token"  # what a loss is per
+    classes: ClassVar[Sequence[str]] = ()
 
     kind: Literal["language_model"] = "language_model"
 

@@ -12,12 +12,13 @@ from torch import nn
 from cluster.sizing.memory import ModelSizes
 from cluster.sizing.tracing import module_sizes, student_sizes, teacher_sizes, writing_of
 from shared.config.models.modules import TrainedModules
-from shared.config.models.student import Student
+from shared.config.models.student import Student, Upcycle
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from shared.model_parts import decoder_of
 from shared.targets.weights import ModuleFiles
 from student_trainer.models.student import load_student
+from student_trainer.models.upcycling import upcycled
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.loading import load_model
 from teacher_service.engine.lora import LoraModules
@@ -116,6 +117,24 @@ def test_adapters_and_4_bits_are_those_of_the_real_student(kind, tmp_path):
     real = load_student(config, CAUSAL_LM.model, device=torch.device("cpu")).saved
     assert found.weight_bytes == held_bytes(real)
     assert found.trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("train", ["experts", "all"])
+def test_an_upcycled_student_counts_all_experts_and_what_of_it_trains(train, tmp_path):
+    asked = Upcycle(every=1, experts=5, train=train)
+    dense = transformers.AutoModelForCausalLM.from_pretrained(whole(tmp_path / "dense"))
+    upcycled(dense, asked, name="dense", seed=0).save_pretrained(tmp_path / "mixture")
+    student = {"model": str(tmp_path / "mixture"), "upcycle": asked.model_dump()}
+    found = sizes_of(student["model"], upcycle=asked)
+    config = config_of(0, "float32", workers=1)
+    config = config.model_copy(update={"student": Student.model_validate(student)})
+    real = load_student(config, CAUSAL_LM.model, device=torch.device("cpu")).saved
+    assert found.num_weights == sum(p.numel() for p in real.parameters())
+    assert found.trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
+    ffns = sum(p.numel() for name, p in dense.named_parameters() if ".mlp." in name)
+    routers = 2 * 5 * dense.config.hidden_size
+    assert found.num_weights == dense.num_parameters() + 4 * ffns + routers
+    assert (found.trained == 5 * ffns + routers) == (train == "experts")
 
 
 @pytest.mark.parametrize("quantisation", ["int8", "nf4"])

@@ -13,7 +13,8 @@ from shared.data.layout import lay_out
 from shared.errors import ConfigError
 from shared.run.metrics import read_metrics
 from student_trainer.losses.auxiliary.router_balance import RouterBalance as Balance
-from student_trainer.models.routers import refuse_other_balance, router_balance_of
+from student_trainer.metrics.sums import EXPERT_TOKENS
+from student_trainer.models.routers import router_balance_of, routers_of
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Layouts
 from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -121,6 +122,34 @@ def test_the_loss_of_a_step_is_that_of_a_plain_step(tmp_path: Path, checkpointin
         torch.testing.assert_close(own[name].grad, weight.grad, atol=2e-6, rtol=1e-4)
 
 
+def test_the_load_of_experts_is_counted_by_layer_however_a_step_is_cut(tmp_path: Path) -> None:
+    """Every token but padding counts, whether it has loss or not."""
+    model = mixture("qwen3_moe")
+    tiny.save_tokenizer(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    config = config_of(tmp_path, tmp_path / "model", losses=balanced())
+    objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
+    layout = objective.loss_head.layout
+    assert layout.routers == (2, 4)
+    rows = make_rows([[9], [40], [23]], vocab=tiny.VOCAB)
+    layouts = Layouts(("text", "prose"), True, CPU)
+
+    def load(part) -> torch.Tensor:
+        _, sums, _ = objective(layouts.batch(part))
+        return sums[layout.place(EXPERT_TOKENS)].reshape(layout.routers)
+
+    together = load(rows)
+    assert torch.equal(together, sum(load(rows.part(slice(n, n + 1))) for n in range(3)))
+    assert together.sum(1).tolist() == [3.0 * (9 + 40 + 23)] * 2
+    batch = layouts.batch(rows)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=batch["input_ids_BT"], output_router_logits=True)
+    real_N = (torch.arange(batch["input_ids_BT"].shape[1]) < batch["length_B"][:, None]).flatten()
+    for layer, counted_E in zip(logits.router_logits, together, strict=True):
+        sent_NK = layer[real_N].topk(3, dim=-1).indices
+        assert [(sent_NK == e).sum().item() for e in range(4)] == counted_E.tolist()
+
+
 def test_what_a_config_asks_for_is_found() -> None:
     assert router_balance_of(mixture("mixtral").config) == {"weight": 0.5, "experts_per_token": 3}
     assert router_balance_of(mixture("mixtral", output_router_logits=False).config) is None
@@ -136,10 +165,10 @@ def test_a_loss_that_is_not_the_models_is_refused(tmp_path: Path, tiny_pair, wro
         model, losses = mixture("mixtral"), balanced(experts_per_token=2)
     config = config_of(tmp_path, tiny_pair.student, losses=losses)
     with pytest.raises(ConfigError, match="experts_per_token to the model's, or its weight to 0"):
-        refuse_other_balance(model, config)
+        routers_of(model, config)
     left_out = [loss | {"weight": 0} for loss in losses if loss["kind"] == "router_balance"]
     config = config_of(tmp_path, tiny_pair.student, losses=[{"kind": "cross_entropy"}, *left_out])
-    refuse_other_balance(model, config)
+    routers_of(model, config)
 
 
 def test_the_routers_of_a_batch_are_asked_for_where_the_loss_is() -> None:
@@ -167,3 +196,10 @@ def test_a_mixture_trains_with_it_and_resumes_bit_for_bit(tmp_path: Path, zero: 
     lines = [read_metrics(run / "metrics.jsonl") for run in runs]
     assert [line.terms["router_balance"] for line in lines[0]][-1] > 2.9
     assert lines[0][-1].terms == lines[1][-1].terms
+    experts = lines[0][-1].experts
+    assert experts is not None
+    assert experts == lines[1][-1].experts
+    assert [sum(shares) for shares in experts.shares] == pytest.approx([1, 1], abs=1e-3)
+    assert experts.max_load == pytest.approx(4 * max(map(max, experts.shares)), abs=1e-3)
+    assert 0.5 < experts.entropy < 1
+    assert "x even" in (runs[0] / "logs" / "progress.log").read_text()
