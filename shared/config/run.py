@@ -342,8 +342,8 @@ class Config(Section):
             )
         if self.weighting.scored_centre is not None:
             return (
-                f"weighting.centre is the {self.weighting.scored_centre} of what one teacher scores; set "
-                "weighting.centre=running"
+                f"weighting.centre is the {self.weighting.scored_centre} of what one teacher "
+                "scores; set weighting.centre=running"
             )
         return None
 
