@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from shared.config.active import Active, check_active
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
@@ -130,6 +131,9 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     prompt_search: PromptSearch = PromptSearch()
+    active: Active | None = Field(
+        default=None, description="rounds of `tutelage active`, in which the teacher writes"
+    )
     trackers: list[Literal["wandb", "mlflow", "trackio"]] = Field(
         default_factory=list,
         description="wandb, mlflow, trackio: where curves go beside the run folder",
@@ -323,6 +327,7 @@ class Config(Section):
             self.teachers, self.student, self.targets, self.source, rollout_lag=self.rollout_lag
         )
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
+        check_active(self.active, name=self.name, domains=self.domains, teachers=self.teachers)
         self._phases_fit()
         self._nothing_contradicts()
         return self
