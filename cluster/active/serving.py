@@ -120,9 +120,9 @@ class ServiceWriter:
 
 
 def answers_of(
-    config: Config, domain: str, train: Sequence[Item], validation: Sequence[Item]
+    config: Config, train: Sequence[Item], validation: Sequence[Item], *, domain: str
 ) -> Answers:
-    """What the student of a finished run answers. `config` is the run's."""
+    """What the student of a finished run, whose config this is, answers."""
     run_dir = RunDir(Path(config.paths.runs) / config.name)
     told = json.loads(run_dir.summary.read_text())["domains"][domain]
     name = f"{_namespace(run_dir.path)}-student"

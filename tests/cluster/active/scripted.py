@@ -35,7 +35,7 @@ ACTIVE = {
     "rounds": 3,
     "patience": 4,
     "budget_tokens": 50_000,
-    "train_prompts": 20,
+    "train_prompts": 60,
     "validation_prompts": 18,
     "max_new_tokens": 60,
     "temperature": 0.5,
@@ -70,11 +70,11 @@ def write_rows(path: Path, found: Sequence[dict[str, str]]) -> None:
 
 
 def active_job(folder: Path, pair: Pair, **parts: object) -> Path:
-    """A config with training rows that know two words of each colour well and one from
-    a single row, and validation rows that ask
-    about all five."""
+    """A config with training rows that know two words of each colour and are at odds about others,
+    and validation rows that ask about all five."""
     folder.mkdir(parents=True, exist_ok=True)
-    lone = [{"prompt": f"the {COLOURS[c][2]} number 0", "response": c} for c in COLOURS]
+    colours = [*COLOURS]
+    lone = [{"prompt": f"the oddity{n} number 0", "response": colours[n * n % 3]} for n in range(9)]
     write_rows(folder / "known.jsonl", [*rows(40, seed=1, words=2), *lone])
     write_rows(folder / "held.jsonl", rows(30, seed=2))
     domains = {"colours": {"train": "known.jsonl", "validation": "held.jsonl"}}
@@ -102,7 +102,8 @@ def new_rows(ask: Ask) -> str:
     draw = random.Random(ask.seed)
     colour = draw.choice([*COLOURS])
     return "\n".join(
-        line(f"the {word} number {draw.randint(1000, 9999)}", colour) for word in COLOURS[colour][2:]
+        line(f"the {word} number {draw.randint(1000, 9999)}", colour)
+        for word in COLOURS[colour][2:]
     )
 
 

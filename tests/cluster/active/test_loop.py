@@ -179,3 +179,22 @@ def test_rows_have_the_names_that_the_domain_gives_its_columns(job, tmp_path):
     rounds.teach()
     assert set(read_lines(rounds.folder.round(0).rows)[0]) == {"q", "a", "provenance"}
     assert len(rounds.trained) == 4
+
+
+def test_as_many_prompts_are_answered_as_are_asked_for(job):
+    rounds = Rounds(config_of(job, "active.train_prompts=7", "active.validation_prompts=5"))
+    rounds.teach()
+    told = [read_json(rounds.folder.round(number).answers) for number in range(4)]
+    assert {(len(one["train"]), len(one["validation"])) for one in told} == {(7, 5)}
+    drawn = [{answer["key"] for answer in one["train"]} for one in told]
+    assert len(set.union(*drawn)) > 7, "other training prompts in every round"
+    held = [[answer["key"] for answer in one["validation"]] for one in told]
+    assert held == held[:1] * 4
+
+
+def test_one_domain_of_several_grows(job):
+    rounds = Rounds(config_of(job, "domains.letters.train=letters.jsonl", "active.domain=colours"))
+    rounds.teach()
+    first, last = rounds.trained[0], rounds.trained[-1]
+    assert first.domains["letters"] == last.domains["letters"] == rounds.config.domains["letters"]
+    assert len(last.domains["colours"].train) == 4
