@@ -429,7 +429,9 @@ KNOBS = {
         f"{ACTIVE_LOOP}"
         "::test_a_round_of_which_nothing_is_kept_says_so_and_goes_on_once_asked_otherwise"
     ),
-    "active.method": f"{ACTIVE_LOOP}::test_METHOD",
+    "active.method": (
+        "cluster/commands/test_active.py::test_bad_input_is_a_sentence_before_anything_starts"
+    ),
     "active.max_classes": (
         f"{ACTIVE_PROMPT}::test_what_a_class_is_and_how_many_there_may_be_is_the_responses"
     ),

@@ -1,6 +1,5 @@
 """`tutelage active` on tiny models, and what it refuses."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,14 @@ from cluster import api
 from cluster.active.asking import Log
 from cluster.active.folder import ActiveDir, read_json, read_lines
 from cluster.cli import main
+from cluster.prompt_search.teacher import ROOM, answer_in
 from tests.cluster.active.scripted import (
     ACTIVE,
     Rounds,
     active_job,
     config_of,
     line,
+    material_for,
     write_rows,
 )
 from tests.cluster.active.writing_teacher import save_writing_teacher
@@ -64,7 +65,7 @@ def test_rounds_of_real_models_write_train_and_end(ray_cluster, job, tiny_pair, 
     ids = tokenizer(f"{asked_once.ask.text}\n", add_special_tokens=False)["input_ids"]
     assert asked_once.answer.read == 1 + len(ids)
     assert "the frog number 7000 → green" in folder.report.read_text()
-    says_what_its_export_does(folder, told["best"])
+    says_what_its_export_does(job, folder, told["best"])
 
     assert main(["active", str(job), *spelt(asked | {"active.rounds": 2})]) == 2
     error = capsys.readouterr().err.strip()
@@ -79,33 +80,26 @@ def spelt(options: dict[str, object]) -> list[str]:
     return [f"{name}={value}" for name, value in options.items()]
 
 
-def says_what_its_export_does(folder: ActiveDir, number: int) -> None:
+def says_what_its_export_does(job: Path, folder: ActiveDir, number: int) -> None:
     """The export of the best round is its student, whose answers and confidence are on record."""
     model = AutoModelForCausalLM.from_pretrained(folder.export).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder.export)
-    held = [json.loads(one) for one in (folder.path.parents[1] / "held.jsonl").open()]
-    by_right = {row["prompt"]: row["response"] for row in held}
+    items = material_for(config_of(job)).validation_items()
     answers = read_json(folder.round(number).answers)["validation"]
-    assert len(answers) == ACTIVE["validation_prompts"]
-    found = []
-    for prompt, right in by_right.items():
-        ids = torch.tensor([[1, *tokenizer(f"{prompt}\n", add_special_tokens=False)["input_ids"]]])
+    assert len(answers) == len(items) == ACTIVE["validation_prompts"]
+    room = max(item.num_right for item in items) + ROOM
+    for item, answer in zip(items[:4], answers[:4], strict=True):
+        assert answer["key"] == item.key
+        opening = torch.tensor(item.ids[: item.num_opening], dtype=torch.int64)[None]
+        asked = {"max_new_tokens": room, "do_sample": False, "return_dict_in_generate": True}
         with torch.no_grad():
-            out = model.generate(
-                ids, max_new_tokens=40, do_sample=False, output_scores=True,
-                return_dict_in_generate=True,
-            )  # fmt: skip
-        text = tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
-        logprobs = [score.log_softmax(-1).max() for score in out.scores]
-        found.append((right, text, torch.stack(logprobs)))
-    for answer in answers:
-        matching = [
-            logprobs
-            for right, text, logprobs in found
-            if right == answer["right"] and text.startswith(answer["text"])
-        ]
-        sums = {float(lp[:n].sum().exp()) for lp in matching for n in range(1, len(lp) + 1)}
-        assert any(answer["probability"] == pytest.approx(one, rel=1e-4) for one in sums)
+            out = model.generate(opening, output_scores=True, **asked)
+        written = out.sequences[0, item.num_opening :]
+        text = tokenizer.decode(written, skip_special_tokens=True)
+        assert answer["text"] == answer_in(text, answer["right"], chat=False)
+        logprobs = torch.cat([score.log_softmax(-1) for score in out.scores])
+        whole = logprobs.gather(1, written[:, None]).sum().exp()
+        assert answer["probability"] == pytest.approx(float(whole), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +120,14 @@ def says_what_its_export_does(folder: ActiveDir, number: int) -> None:
             "has no prompt whose response fits data.context 64",
         ),
         (["active.correct=-1"], "active.correct is -1"),
+        (["active.method=odd"], "active.method is 'odd'"),
         (["active.samples=3"], "active.samples is not an option"),
         (
             ["targets.store=store", "targets.teacher_free=true"],
             "leaves no teacher that could write",
         ),
         (
-            ["teachers.tiny={model: m, engine: vllm, python: p}", "active.temperature=0.001"],
+            ["teachers.tiny={model: m, engine: vllm, python: /p}", "active.temperature=0.001"],
             "but active.temperature is 0.001",
         ),
         ([f"name={'n' * 190}"], "name has 190 characters, and rounds are named after it"),
