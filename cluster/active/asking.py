@@ -62,7 +62,10 @@ class Told:
 class Writer(Protocol):
     """A teacher that writes."""
 
-    fingerprint: Mapping[str, str]
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Everything that can change a bit of an answer."""
+        ...
 
     def size(self, text: str) -> int:
         """Tokens that it reads of a prompt. Raises UserError for one with which it has no room."""

@@ -15,9 +15,9 @@ import xxhash
 
 from cluster.active.filtering import Row, Sieve, same
 from cluster.evaluation.items import Item, usable_items
-from shared.config.active import Active
 from shared.config.domains import Domain
 from shared.config.run import Config
+from shared.config.verbs.active import Active
 from shared.errors import ConfigError, DataError
 from shared.text.documents import Document
 from shared.text.framing import content_key

@@ -20,7 +20,7 @@ from cluster.active.classes import ClassScore, by_class, weakest
 from cluster.active.filtering import LeftOut, Row, Sieve, rows_in
 from cluster.active.material import Material
 from cluster.active.records import Answers, Harvest, Kept
-from shared.config.active import PGKD
+from shared.config.verbs.active import PGKD
 
 INSTRUCTION = "Write training rows for a text classifier."
 FORM = '{"prompt": "...", "response": "CLASS"}'

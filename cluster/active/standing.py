@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cluster.active.classes import accuracy
 from cluster.active.records import Answers
-from shared.config.active import Active
+from shared.config.verbs.active import Active
 
 
 @dataclass(frozen=True, slots=True)

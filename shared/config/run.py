@@ -10,7 +10,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.active import Active, check_active
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
@@ -22,10 +21,11 @@ from shared.config.models.rollouts import RolloutService, check_rollouts
 from shared.config.models.student import Student, check_workers
 from shared.config.models.teachers import Teacher, check_teachers, shares_of
 from shared.config.progressive import Progressive
-from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.targets import Targets
+from shared.config.verbs.active import Active, check_active
+from shared.config.verbs.prompt_search import PromptSearch
 from shared.config.weighting import Uniform, Weighting, check_weighting
 from shared.mixture.phases import check_progressive
 

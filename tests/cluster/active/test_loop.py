@@ -8,6 +8,7 @@ import pytest
 from cluster.active.asking import Ask, Log
 from cluster.active.folder import read_json, read_lines
 from shared.errors import ConfigError
+from shared.text.sources import sources_of
 from tests.cluster.active.scripted import (
     Killed,
     Rounds,
@@ -197,4 +198,5 @@ def test_one_domain_of_several_grows(job):
     rounds.teach()
     first, last = rounds.trained[0], rounds.trained[-1]
     assert first.domains["letters"] == last.domains["letters"] == rounds.config.domains["letters"]
-    assert len(last.domains["colours"].train) == 4
+    grown = sources_of(last.domains["colours"], "train")
+    assert len(grown) == 4

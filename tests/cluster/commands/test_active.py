@@ -1,6 +1,8 @@
 """`tutelage active` on tiny models, and what it refuses."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,14 +77,14 @@ def test_rounds_of_real_models_write_train_and_end(ray_cluster, job, tiny_pair, 
     assert (folder.export / "model.safetensors").exists()
 
 
-def spelt(options: dict[str, object]) -> list[str]:
+def spelt(options: Mapping[str, object]) -> list[str]:
     """Options as on the command line."""
     return [f"{name}={value}" for name, value in options.items()]
 
 
 def says_what_its_export_does(job: Path, folder: ActiveDir, number: int) -> None:
     """The export of the best round is its student, whose answers and confidence are on record."""
-    model = AutoModelForCausalLM.from_pretrained(folder.export).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder.export).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder.export)
     items = material_for(config_of(job)).validation_items()
     answers = read_json(folder.round(number).answers)["validation"]
