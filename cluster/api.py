@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.commands import active as rounds
 from cluster.commands import exports, jobs, prompts, runs, teachers
 from cluster.commands import plan as plans
 from cluster.commands import selftest as selftests
@@ -52,6 +53,7 @@ from shared.run.run_dir import RunDir
 
 __all__ = [
     "Run",
+    "active",
     "cache_gc",
     "cache_ls",
     "cache_verify",
@@ -215,6 +217,24 @@ def prompts_optimise(
     """Search for the prompts under which the teacher does best; the same call continues."""
     with _interruptible():
         prompts.optimise(Path(config), _spelt(overrides), service=service, address=address)
+
+
+def active(
+    config: str | Path,
+    overrides: Options | None = None,
+    *,
+    service: str | None = None,
+    fresh: bool = False,
+    address: str | None = None,
+) -> Path:
+    """Rounds in which the teacher writes what the student is trained on; the same call continues.
+    Returns the folder, in which `export` is the best round's student and `rounds.json` has the
+    numbers."""
+    with _interruptible():
+        found = rounds.active(
+            Path(config), _spelt(overrides), service=service, fresh=fresh, address=address
+        )
+    return found.path
 
 
 def selftest(

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from cluster import export_verbs, job_verbs, monitor_verbs, watching_verbs
+from cluster import active_verbs, export_verbs, job_verbs, monitor_verbs, watching_verbs
 from cluster.arguments import Address, ConfigPath, Fresh, Overrides, Service, Store
 from cluster.session import interrupts
 from shared.errors import StoppedError, TutelageError, reason_of
@@ -81,6 +81,7 @@ def train(
     runs.train(config, overrides or [], service=service, fresh=fresh, address=address)
 
 
+app.command()(active_verbs.active)
 app.command()(job_verbs.submit)
 app.command()(job_verbs.manifests)
 

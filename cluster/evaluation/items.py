@@ -69,7 +69,7 @@ def items_of(
     found: list[Item] = []
     if config.data.loss_on == "everything" or _has_prompts(store):
         documents = _candidates(config, domain, store, count=count, seed=seed)
-        usable = _usable(documents, config, domain.name, tokenizer)
+        usable = usable_items(documents, config, domain.name, tokenizer)
         if config.domains[domain.name].validation is None:
             held_out = {ids.tobytes() for ids, _ in _documents(store)}
             usable = (item for item in usable if item.ids.tobytes() in held_out)
@@ -134,7 +134,7 @@ def _candidates(
     return list(dict(found).values())
 
 
-def _usable(
+def usable_items(
     documents: Iterable[Document], config: Config, domain: str, tokenizer: Any
 ) -> Iterator[Item]:
     """Items of documents that fit the context as they are and end with a learnt answer."""

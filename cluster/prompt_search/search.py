@@ -17,7 +17,7 @@ import xxhash
 from cluster.prompt_search import wording
 from cluster.prompt_search.examples import Relevance
 from cluster.prompt_search.trial import Candidate, Estimate, Score, Trial
-from shared.config.prompt_search import PromptSearch
+from shared.config.verbs.prompt_search import PromptSearch
 from shared.prompts.prompts import Example, Prompt
 
 Paraphrase = Callable[[str, int, int], list[str]]  # (instruction, how many, seed) -> rewrites

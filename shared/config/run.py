@@ -21,11 +21,12 @@ from shared.config.models.rollouts import RolloutService, check_rollouts
 from shared.config.models.student import Student, check_workers
 from shared.config.models.teachers import Teacher, check_teachers, shares_of
 from shared.config.progressive import Progressive
-from shared.config.prompt_search import PromptSearch
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.targets import Targets
 from shared.config.tasks.task import LanguageModel, Task, check_task
+from shared.config.verbs.active import Active, check_active
+from shared.config.verbs.prompt_search import PromptSearch
 from shared.config.weighting import Uniform, Weighting, check_weighting
 from shared.mixture.phases import check_progressive
 
@@ -134,6 +135,9 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     prompt_search: PromptSearch = PromptSearch()
+    active: Active | None = Field(
+        default=None, description="rounds of `tutelage active`, in which the teacher writes"
+    )
     trackers: list[Literal["wandb", "mlflow", "trackio"]] = Field(
         default_factory=list,
         description="wandb, mlflow, trackio: where curves go beside the run folder",
@@ -328,6 +332,7 @@ class Config(Section):
             self.teachers, self.student, self.targets, self.source, rollout_lag=self.rollout_lag
         )
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
+        check_active(self.active, name=self.name, domains=self.domains, teachers=self.teachers)
         self._phases_fit()
         self._nothing_contradicts()
         return self

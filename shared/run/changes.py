@@ -34,6 +34,7 @@ PASSING = (
     "targets.teacher_free",
     "mixture.deadline_s",
     "prompt_search",
+    "active",
 )
 PASSING_OF_A_TEACHER = ("replicas", "gpus", "cpus", "python")
 MOST_SHOWN = 60  # characters of a value in a sentence

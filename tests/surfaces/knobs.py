@@ -61,6 +61,10 @@ READS = "test_the_teacher_reads_the_template_and_writes_the_words_of_the_classes
 UPCYCLED = (
     "student_trainer/models/test_upcycling.py::test_a_mixture_computes_what_the_dense_model_does"
 )
+ACTIVE_LOOP = "cluster/active/test_loop.py"
+ACTIVE_PROMPT = "cluster/active/test_pgkd.py"
+SHOWN = f"{ACTIVE_PROMPT}::test_a_prompt_has_its_parts_in_order_and_the_rows_each_is_about"
+COUNTED = f"{ACTIVE_PROMPT}::test_as_many_rows_are_shown_as_are_asked_for"
 
 WORKERS = "shared/config/test_run.py::test_workers_are_numbers_within_bounds_that_divide_a_step"
 
@@ -430,6 +434,38 @@ KNOBS = {
     "prompt_search.pool_documents": PROMPTS,
     "prompt_search.max_new_tokens": PROMPTS,
     "prompt_search.to": PROMPTS,
+    "active.domain": f"{ACTIVE_LOOP}::test_one_domain_of_several_grows",
+    "active.instruction": SHOWN,
+    "active.rounds": f"{ACTIVE_LOOP}::test_rounds_stop_exactly_at_patience",
+    "active.patience": f"{ACTIVE_LOOP}::test_rounds_stop_exactly_at_patience",
+    "active.budget_tokens": f"{ACTIVE_LOOP}::test_the_budget_is_counted_exactly_and_never_exceeded",
+    "active.start": f"{ACTIVE_LOOP}::test_every_round_may_start_from_the_student_of_the_config",
+    "active.metric": f"{ACTIVE_LOOP}::test_the_best_round_may_be_that_of_the_lowest_loss",
+    "active.train_prompts": f"{ACTIVE_LOOP}::test_as_many_prompts_are_answered_as_are_asked_for",
+    "active.validation_prompts": (
+        f"{ACTIVE_LOOP}::test_as_many_prompts_are_answered_as_are_asked_for"
+    ),
+    "active.max_new_tokens": (
+        f"{ACTIVE_LOOP}::test_the_budget_is_counted_exactly_and_never_exceeded"
+    ),
+    "active.temperature": (
+        f"{ACTIVE_LOOP}"
+        "::test_a_round_of_which_nothing_is_kept_says_so_and_goes_on_once_asked_otherwise"
+    ),
+    "active.method": (
+        "cluster/commands/test_active.py::test_bad_input_is_a_sentence_before_anything_starts"
+    ),
+    "active.max_classes": (
+        f"{ACTIVE_PROMPT}::test_what_a_class_is_and_how_many_there_may_be_is_the_responses"
+    ),
+    "active.prompts": SHOWN,
+    "active.rows": SHOWN,
+    "active.shots": COUNTED,
+    "active.correct": COUNTED,
+    "active.incorrect": COUNTED,
+    "active.hard_negatives": COUNTED,
+    "active.report_classes": SHOWN,
+    "active": f"{ACTIVE_LOOP}::test_rounds_stop_exactly_at_patience",
     "trackers": (
         "student_trainer/tracking/test_trackers.py"
         "::test_a_resumed_run_continues_its_curves_and_says_that_its_config_changed"

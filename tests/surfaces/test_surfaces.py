@@ -15,6 +15,7 @@ def test_the_verbs_are_those_on_record():
     group = typer.main.get_group(app)
     assert set(group.commands) == {
         "run",
+        "active",
         "train",
         "submit",
         "jobs",

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.prompt_search.search import Material, best_of, is_gain, search
 from cluster.prompt_search.trial import Candidate, Estimate, Trial
-from shared.config.prompt_search import PromptSearch
+from shared.config.verbs.prompt_search import PromptSearch
 from shared.prompts.prompts import Example, Prompt
 
 SETTINGS = PromptSearch()
