@@ -35,6 +35,7 @@ class RunPlan:
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
     # By domain; what the teacher is shown and the student is not. Readers do it.
     openings: Mapping[str, DocumentOpenings] = field(default_factory=dict)
+    token_pair: str | None = None  # file of the `TokenPair` of a teacher of another tokenizer
     ends: tuple[int, ...] = ()  # ids that end what models write to learn from, where any do
     # By teacher, where there are several: the plan of what each teaches alone. Each is asked the
     # questions of its part in place of the run's.
