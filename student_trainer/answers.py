@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.targets.soft_targets import SoftTargets
+from student_trainer.losses.across.reading import matched
 from student_trainer.losses.auxiliary.hidden_states import native_states
 from student_trainer.losses.kernel.averaged import AveragedHeads, AveragedStates
 from student_trainer.losses.kernel.drawn import DrawnTargets
@@ -105,6 +106,7 @@ def _averaged(batch: Mapping[str, Tensor], reading: Reading) -> AveragedStates:
 
 # By an array that answers of this kind alone have.
 VIEWS: dict[str, Callable[[Mapping[str, Tensor], Reading], Targets]] = {
+    "absent_NK": lambda batch, reading: matched(batch, reading.temperatures),
     "logprobs_NK": _likeliest,
     "log_weights_NK": _drawn,
     "class_logprobs_NC": _classes,

@@ -19,6 +19,7 @@ from shared.config.run import Config
 from shared.targets.asks.kept_ids import LikeliestIds
 from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of
+from student_trainer.losses.across.reading import of_student
 from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
 from student_trainer.losses.auxiliary.hidden_states import projection
 from student_trainer.losses.auxiliary.self_features import own_projections
@@ -164,6 +165,7 @@ class LossHead(nn.Module):
         self.layout = SumLayout.of(config, routers=student.routers)
         self.temperatures = config.temperatures
         self._renormalised = config.targets.renormalised
+        self._by_rank = config.cross_tokenizer == "uld"
         self._student = (student,)
         self._teacher_heads = dict(teacher_heads)  # by teacher; neither trained, cast nor saved
         for parameter in student.read_by_losses:
@@ -205,6 +207,8 @@ class LossHead(nn.Module):
             return tuple(self._look(name, hidden_ND, head, batch) for name in looks)
         if mode == "logits":
             return (head.logits(hidden_ND),)
+        by_rank = self._by_rank and mode == "train"
+        batch = batch | of_student(hidden_ND, head, batch, by_rank=by_rank)
         if mode == "evaluate":
             nll_kl_2N = self._evaluated(hidden_ND, head, batch)
             return (self._summed(nll_kl_2N, batch),)

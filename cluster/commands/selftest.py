@@ -14,7 +14,7 @@ from shared.config.losses import ForwardKL
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config, Paths
 from shared.config.weighting import Uniform
-from shared.errors import SelftestError, TutelageError
+from shared.errors import ConfigError, SelftestError, TutelageError
 from shared.run.plan import OpenReader, RunPlan
 from shared.run.run_dir import RunDir
 
@@ -52,6 +52,11 @@ def selftest(
 def plain(config: Config) -> Config:
     """A config's pair, payload and losses, without what would only take time or answer from disk;
     with forward KL where no loss needs the teacher, and with as many replicas as it starts with."""
+    if config.cross_tokenizer is not None:
+        raise ConfigError(
+            f"cross_tokenizer is {config.cross_tokenizer}, and selftest compares a teacher and a "
+            "student at the same tokens; plan with --probe takes steps of this pair"
+        )
     losses = config.losses if config.needs_teacher else [*config.losses, ForwardKL()]
     return config.model_copy(
         update={

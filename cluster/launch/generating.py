@@ -93,6 +93,13 @@ class Generating:
         launch, config = self._launch, self._launch.config
         if config.targets.teacher_free or not self._items:
             return
+        if config.cross_tokenizer is not None:
+            print(
+                f"cross_tokenizer is {config.cross_tokenizer}: the teacher writes nothing, since "
+                "the openings are in the student's tokens",
+                flush=True,
+            )
+            return
         services, texts = launch.services or own_services(launch), {}
         for name, part in plan.by_teacher.items():
             assert part.teacher is not None, "a live teacher has a fingerprint"

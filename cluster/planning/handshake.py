@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cluster.planning.across.tokenizers import Tokenizers, tokenizers_of
 from cluster.planning.description import ModelDescription, describe
 from cluster.planning.folders import (
     refuse_incomplete,
@@ -64,6 +65,7 @@ class Handshake:
     tokens: tuple[str | None, ...]  # of the student's tokenizer, by id
     teachers: Mapping[str, TeacherFacts]
     router_balance: RouterBalance | None  # that the student's own config asks for
+    across: Tokenizers | None = None  # where they may differ; None: all models have one
 
 
 def shake_hands(config: Config) -> Handshake:
@@ -112,7 +114,11 @@ def shake_hands(config: Config) -> Handshake:
 
     asked = student.router_balance
     balance = None if asked is None else RouterBalance(**asked)
-    return Handshake(load_tokenizer, student.rows_digest, identity.tokens, facts, balance)
+    across = None
+    if config.cross_tokenizer is not None:
+        (teacher,) = teachers.values()
+        across = tokenizers_of(config, teacher, student)
+    return Handshake(load_tokenizer, student.rows_digest, identity.tokens, facts, balance, across)
 
 
 def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescription:
@@ -130,16 +136,9 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
     """What one teacher brings to a student, for the domains of `config`."""
     if isinstance(config.task, Classification):
         return _asked_about_classes(config.task, teacher)
-    rows, identity = teacher.vocab_size, teacher.identity
-    if named_templates(identity):
-        identity = with_template(identity, config.data.chat_template, model=teacher.name)
-    is_same = same_templates(identity, student.identity)
-    vocabulary = task_of(config).agree(
-        Side(teacher.name, identity, rows),
-        Side(student.name, student.identity, student.vocab_size),
-        chat_rows=not is_same and _uses_chat_template(config),
-    )
-    _refuse_short_context(teacher, config.data.context)
+    vocabulary, differences = _agreed(config, teacher, student)
+    if config.cross_tokenizer is None:
+        _refuse_short_context(teacher, config.data.context)
     _refuse_more_than_all(config, vocabulary)
     refuse_beyond_vllm(config, vocabulary)
     _refuse_missing_layers(config, teacher, student)
@@ -147,9 +146,9 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
     return TeacherFacts(
         shared_vocab=vocabulary,
         width=teacher.hidden_size,
-        rows=rows,
+        rows=teacher.vocab_size,
         context=teacher.max_context,
-        differences=tuple(pair_notes(replace(teacher, identity=identity), student)),
+        differences=differences,
     )
 
 
@@ -170,6 +169,25 @@ def _asked_about_classes(task: Classification, teacher: ModelDescription) -> Tea
         context=teacher.max_context,
         verbaliser=verbaliser,
     )
+
+
+def _agreed(
+    config: Config, teacher: ModelDescription, student: ModelDescription
+) -> tuple[int, tuple[str, ...]]:
+    """The ids that a teacher answers about, and how it differs in ways that matter to nobody. All
+    of its own where it reads rows of its own."""
+    identity = teacher.identity
+    if config.cross_tokenizer is not None:
+        return min(identity.num_ids, teacher.vocab_size), ()
+    if named_templates(identity):
+        identity = with_template(identity, config.data.chat_template, model=teacher.name)
+    is_same = same_templates(identity, student.identity)
+    vocabulary = task_of(config).agree(
+        Side(teacher.name, identity, teacher.vocab_size),
+        Side(student.name, student.identity, student.vocab_size),
+        chat_rows=not is_same and _uses_chat_template(config),
+    )
+    return vocabulary, tuple(pair_notes(replace(teacher, identity=identity), student))
 
 
 def training_question(
@@ -305,7 +323,7 @@ def _refuse_more_than_all(config: Config, vocabulary: int) -> None:
     top_k, own = config.targets.top_k, config.targets.student_ids
     if config.targets.exact is None and top_k > vocabulary:
         raise ConfigError(
-            f"targets.top_k is {top_k}, but teacher and student share {vocabulary:,} tokens; set "
+            f"targets.top_k is {top_k}, but {_whose(config)} {vocabulary:,} tokens; set "
             f"targets.top_k={vocabulary} or lower"
         )
     if top_k + own > vocabulary and own:
@@ -314,6 +332,11 @@ def _refuse_more_than_all(config: Config, vocabulary: int) -> None:
             f"but teacher and student share {vocabulary:,}; lower one, or set student_ids=0 and "
             f"top_k={vocabulary}, which ships all"
         )
+
+
+def _whose(config: Config) -> str:
+    across = config.cross_tokenizer is not None
+    return "the teacher has" if across else "teacher and student share"
 
 
 def _uses_chat_template(config: Config) -> bool:

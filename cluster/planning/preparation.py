@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xxhash
 
+from cluster.planning.across.rows import ReadAcross, read_across
 from cluster.planning.description import refuse_unloadable, student_trust
 from cluster.planning.handshake import (
     Handshake,
@@ -48,6 +49,7 @@ class Prepared:
     trust: Trust  # in units of the student
     showing: Showing  # to the teachers alone
     ends: tuple[int, ...] = ()  # ids that end what the student writes, where it writes any
+    across: ReadAcross | None = None  # of a run across tokenizers
 
     def taught_by(self, teacher: str) -> "Prepared":
         """The part of the run that one teacher teaches."""
@@ -143,7 +145,14 @@ def prepare_run(config: Config) -> Prepared:
         cache=Path(config.paths.cache),
         left_out=showing.left_out,
     )
-    for domain in () if config.task.classifies else domains:
+    across = None
+    if hands.across is not None:
+        (known,) = hands.teachers.values()
+        bounds = {"context": config.data.context, "teacher_context": known.context}
+        domains, across = read_across(
+            domains, hands.across, cache=Path(config.paths.cache), **bounds
+        )
+    for domain in () if across is not None or config.task.classifies else domains:
         for name in config.teachers_of(domain.name):
             known = hands.teachers[name]
             refuse_overlong(
@@ -154,7 +163,6 @@ def prepare_run(config: Config) -> Prepared:
                 source=None if config.source.is_dataset else config.source,
             )
             refuse_unknown_ids(hands, domain, known=known)
-
     return Prepared(
         config=config,
         teachers=hands.teachers,
@@ -162,6 +170,7 @@ def prepare_run(config: Config) -> Prepared:
         trust=student_trust(config),
         showing=showing,
         ends=() if config.source.is_dataset else ends_of(hands.load_tokenizer()),
+        across=across,
     )
 
 
@@ -262,6 +271,7 @@ def notes(prepared: Prepared) -> list[str]:
     )
     differences = [note for known in prepared.teachers.values() for note in known.differences]
     told = [*differences, *revision_notes(config)]
+    told += prepared.across.notes if prepared.across is not None else ()
     return told + [note for note in found if note is not None]
 
 
@@ -332,7 +342,17 @@ def run_plan(
         teacher_width=shipped_width(prepared) if config.hidden_layers else None,
         openings=prepared.showing.openings,
         ends=prepared.ends,
+        token_pair=_token_pair(prepared, RunDir(run_dir)),
     )
+
+
+def _token_pair(prepared: Prepared, run_dir: RunDir) -> str | None:
+    """Where what pairs the tokens of a run across tokenizers lies, in its folder."""
+    if prepared.across is None:
+        return None
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    prepared.across.pair.write(run_dir.token_pair)
+    return str(run_dir.token_pair)
 
 
 def shipped_width(prepared: Prepared) -> int:
@@ -344,7 +364,8 @@ def shipped_width(prepared: Prepared) -> int:
 def refuse_unfit(config: Config, teacher: TeacherDescription, *, width: int) -> None:
     """What only a loaded teacher tells: its context and its layers, whose states are as wide as
     `width` says. Raises HandshakeError."""
-    limit = None if config.task.classifies else teacher.max_context  # it reads rows of its own
+    apart = config.task.classifies or config.cross_tokenizer is not None  # rows of its own
+    limit = None if apart else teacher.max_context
     if limit is not None and config.data.context > limit:
         raise HandshakeError(
             f"data.context is {config.data.context}, but the teacher reads at most {limit} tokens; "

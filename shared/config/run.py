@@ -14,6 +14,7 @@ from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
+from shared.config.models.cross_tokenizer import CrossTokenizer, check_cross_tokenizer
 from shared.config.models.engines import check_engines
 from shared.config.models.following import FollowedStudent, check_following
 from shared.config.models.modules import TrainedModules, check_modules
@@ -122,6 +123,10 @@ class Config(Section):
     )
     rollouts: RolloutService = RolloutService()
     targets: Targets = Targets()
+    cross_tokenizer: CrossTokenizer | None = Field(
+        default=None,
+        description="aligned or uld: how to learn from a teacher of another tokenizer",
+    )
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
     weighting: Weighting = Field(
         default=Uniform(), description="what each token counts in the losses"
@@ -213,6 +218,8 @@ class Config(Section):
 
     def selector_for(self, vocabulary: int) -> Selector:
         """What `targets.selector` stands for with so many shared ids."""
+        if self.cross_tokenizer is not None:
+            return "top_k"
         keeps_all = self.targets.top_k == vocabulary
         draws = all(teacher.draws for teacher in self.teachers.values())
         return chosen(self.targets.selector, self.losses, keeps_all=keeps_all, draws=draws)
@@ -333,6 +340,7 @@ class Config(Section):
         )
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
         check_active(self.active, name=self.name, domains=self.domains, teachers=self.teachers)
+        check_cross_tokenizer(self)
         self._phases_fit()
         self._nothing_contradicts()
         return self

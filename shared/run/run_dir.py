@@ -54,6 +54,11 @@ class RunDir:
         return self.path / "prompts.json"
 
     @property
+    def token_pair(self) -> Path:
+        """Which tokens of teacher and student are the same bytes, where their tokenizers differ."""
+        return self.path / "token_pair.npz"
+
+    @property
     def environment(self) -> Path:
         """Versions and platform."""
         return self.path / "environment.json"

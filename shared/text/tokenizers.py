@@ -17,6 +17,11 @@ from shared.errors import HandshakeError
 from shared.text.chat import chosen_template
 
 ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model")
+# The ways to learn from a teacher of another tokenizer.
+ACROSS = (
+    "cross_tokenizer=aligned, which compares tokens of the same bytes and spans of text, or "
+    "cross_tokenizer=uld, which compares probabilities by rank"
+)
 SPECIALS = ("bos", "eos", "pad", "unk")
 SPECIALS_THAT_MATTER = ("bos", "eos")
 # Flags of an added token, as special tokens have them.
@@ -153,12 +158,13 @@ def refuse_unless_same(
         raise HandshakeError(
             f"{names} do not share a vocabulary: id {difference} is "
             f"{_token(teacher, difference)} and {_token(student, difference)}; learning token by "
-            "token needs one vocabulary, so take both models from one family"
+            f"token needs one vocabulary, so take both models from one family, or set {ACROSS}"
         )
     if teacher.encoding_digest != student.encoding_digest:
         raise HandshakeError(
             f"{names} share every id but split text differently (normaliser, pre-tokeniser or "
-            "merges); take both models from one family, or save one tokenizer into both folders"
+            "merges); take both models from one family, save one tokenizer into both folders, or "
+            f"set {ACROSS}"
         )
     for special in SPECIALS_THAT_MATTER:
         if teacher.special_ids[special] != student.special_ids[special]:
@@ -169,6 +175,15 @@ def refuse_unless_same(
             f"{_template(student)}); save the teacher's tokenizer into the student's folder, or "
             "use a student with the teacher's template"
         )
+
+
+def same_tokens(one: TokenizerIdentity, other: TokenizerIdentity) -> bool:
+    """Whether two tokenizers make the same ids of a text, and end it alike."""
+    parts = (
+        (side.tokens, side.encoding_digest, [side.special_ids[n] for n in SPECIALS_THAT_MATTER])
+        for side in (one, other)
+    )
+    return next(parts) == next(parts)
 
 
 def shared_vocab(identity: TokenizerIdentity, *, teacher_rows: int, student_rows: int) -> int:

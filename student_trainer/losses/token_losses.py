@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from student_trainer.losses.across.spans import Spans
 from student_trainer.losses.kernel.buckets import Buckets
 from student_trainer.losses.kernel.chunk import LogProbs
 from student_trainer.losses.kernel.fused import fused_token_loss
@@ -23,11 +24,12 @@ from student_trainer.losses.kernel.labelled import (
     labelled_teacher,
 )
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.losses.kernel.targets import Targets
+from student_trainer.losses.kernel.targets import IdsPerPosition, Targets
 from student_trainer.losses.terms.divergences import DIVERGENCES
 from student_trainer.losses.terms.term import ChunkView, Pairs, Term, TermValues
 
 NOTHING: Mapping = {}
+FORWARD_KL = DIVERGENCES["forward_kl"]
 WRITTEN = "written_N"  # bool, by the column's name: whether the student wrote the label itself
 
 
@@ -222,10 +224,10 @@ class WeightedTerms:
             none_n = torch.zeros_like(chunk.label_logprob_n)
             return none_n, none_n
         temperature = self.reported_temperature
-        teacher, own = chunk.pair(temperature)
+        _, own = chunk.pair(temperature)
         known = [found[n].values_n for n, t in self.terms.items() if t.is_kl_at == temperature]
         with torch.no_grad():
-            kl_n = known[0].detach() if known else DIVERGENCES["forward_kl"].of(teacher, own)
+            kl_n = known[0].detach() if known else chunk.compared(FORWARD_KL.of, temperature)
             return kl_n, own.tail_N.exp()
 
     def _view(
@@ -239,7 +241,12 @@ class WeightedTerms:
             labelled=self._labelled(rows, student[0], pair) if self.label_apart else None,
             columns={name: self.columns[name][rows] for name in self.columns_read},
             moving=self.moving,
+            spans=self._spans(rows),
         )
+
+    def _spans(self, rows: slice) -> Spans | None:
+        targets = self.targets
+        return targets.spans(rows) if isinstance(targets, IdsPerPosition) else None
 
     def _labelled(
         self, rows: slice, probs: LogProbs, pair: Pairs
@@ -291,6 +298,9 @@ class WeightedTerms:
             if self.label_apart:
                 inside_n = self._is_label(rows).any(-1)
                 tail_n = torch.where(inside_n, tail_n, torch.logaddexp(tail_n, probs.ids_nM[:, -1]))
-            return teacher(temperature), Buckets(probs.ids_nM[:, :-1], tail_n)
+            own = Buckets(probs.ids_nM[:, :-1], tail_n)
+            if isinstance(self.targets, IdsPerPosition):
+                own = self.targets.beside(rows, own)
+            return teacher(temperature), own
 
         return pair

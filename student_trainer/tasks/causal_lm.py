@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.across.token_pair import TokenPair
 from shared.config.run import Config
 from shared.data.layout import Layout, lay_out
 from shared.data.passes import TOGETHER, Passes
@@ -12,6 +13,7 @@ from shared.data.trust import Trust
 from shared.run.plan import RunPlan
 from shared.text.tokenizers import refuse_unless_same, shared_vocab
 from student_trainer.tasks.task import Evaluation, ModelKind, Pairing, Side
+from student_trainer.tasks.token_pairing import TokenPairing
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +62,10 @@ class CausalLM:
         return lay_out(rows, packed=packed, passes=passes)
 
     def pairing(self, plan: RunPlan) -> Pairing | None:
-        """None: both read the same tokens."""
-        return None
+        """By the bytes of their tokens, where the plan has another tokenizer's teacher."""
+        if plan.token_pair is None:
+            return None
+        return TokenPairing(TokenPair.read(Path(plan.token_pair)))
 
     def evaluate(self, run: "Run") -> Evaluation:
         """Nats per token of student and teacher, and KL(teacher || student)."""

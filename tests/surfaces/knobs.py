@@ -286,6 +286,10 @@ KNOBS = {
         "cluster/launch/test_driver.py"
         "::test_a_store_filled_by_one_run_feeds_another_without_a_teacher"
     ),
+    "cross_tokenizer": (
+        "student_trainer/losses/across/test_across.py"
+        "::test_uld_is_the_sum_of_differences_of_sorted_probabilities"
+    ),
     "losses.N.weight": LOOP,
     "losses.N.temperature": LOOP,
     "losses.N.times_temperature_squared": LOOP,

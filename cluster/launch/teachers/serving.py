@@ -133,8 +133,7 @@ def _begun(launch: Launch, name: str) -> service.Starting:
     more = f"; {in_words(teacher.replicas)}" if isinstance(teacher.replicas, Autoscaling) else ""
     model = without_job_folder(teacher.model)
     print(f"loading the teacher, {copies}{model}{more}", flush=True)
-    shown = [opening.longest for opening in launch.prepared.showing.openings.values()]
-    cache, context = launch.config.paths.cache, launch.config.data.context + max(shown, default=0)
+    cache, context = launch.config.paths.cache, _longest_rows(launch)
     (load,) = (launch.engines.get(own) for own in launch.config.teachers)
     make_engine = partial(load or service.default_engine, teacher, cache, context)
     return service.start(
@@ -145,6 +144,15 @@ def _begun(launch: Launch, name: str) -> service.Starting:
         context=context,
         make_engine=following(launch, with_modules(launch, make_engine)),
     )
+
+
+def _longest_rows(launch: Launch) -> int:
+    """Tokens of the longest row that a teacher may be asked about."""
+    across = launch.prepared.across
+    if across is not None:
+        return across.longest
+    shown = [opening.longest for opening in launch.prepared.showing.openings.values()]
+    return launch.config.data.context + max(shown, default=0)
 
 
 def _shipped_head(config: Config, name: str) -> ShippedHead | None:

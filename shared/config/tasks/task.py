@@ -119,6 +119,11 @@ def _meaningless(config: "Config") -> list[tuple[str, str]]:
         found.append(
             ("student.train.kind is qlora, which quantises a head that trains", "take lora or full")
         )
+    if config.cross_tokenizer is not None:
+        told = f"cross_tokenizer is {config.cross_tokenizer}, and the teacher reads its own tokens"
+        found.append((told, "remove it"))
+    if config.student.upcycle is not None:
+        found.append(("student.upcycle is set, of language models", "remove it"))
     if config.progressive is not None and config.progressive.difficulty != "length":
         told = f"progressive.difficulty is {config.progressive.difficulty}, of language models"
         found.append((told, "set progressive.difficulty=length"))

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from student_trainer.losses.across.spans import Spans
 from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution
 from student_trainer.losses.kernel.top1 import Top1
 
@@ -94,6 +95,14 @@ class IdsPerPosition:
 
     def logits(self, rows: slice, *, buffer: Tensor | None) -> None:
         """None: such a teacher ships log-probabilities or weights."""
+        return None
+
+    def beside(self, rows: slice, student: Buckets) -> Buckets:
+        """The student's buckets of a chunk as they stand beside the teacher's: as they are."""
+        return student
+
+    def spans(self, rows: slice) -> Spans | None:
+        """Spans of several tokens that are compared too; None: none are."""
         return None
 
 

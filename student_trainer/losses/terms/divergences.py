@@ -14,6 +14,7 @@ N positions   K ids kept per position
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -332,6 +333,7 @@ class DivergenceTerm:
             name: chunk.moving[name] if name in divergence.moving else getattr(section, name)
             for name in divergence.parameters
         }
-        value_n = divergence.of(*chunk.pair(section.temperature), **parameters)
+        of = partial(divergence.of, **parameters)
+        value_n = chunk.compared(of, section.temperature)
         squared = section.times_temperature_squared
         return TermValues(value_n * section.temperature**2 if squared else value_n)

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from student_trainer.losses.across.spans import Spans
 from student_trainer.losses.kernel.buckets import Buckets
 from student_trainer.losses.kernel.labelled import LabelledBuckets
 
@@ -43,6 +44,14 @@ class ChunkView:
     labelled: tuple[LabelledBuckets, LabelledBuckets] | None
     columns: Mapping[str, Tensor]  # name -> [n]
     moving: Mapping[str, float]  # what moves from step to step, by name
+    spans: Spans | None = None  # of several tokens, where the tokenizers differ
+
+    def compared(self, of: Callable[[Buckets, Buckets], Tensor], temperature: float) -> Tensor:
+        """A divergence of both models' next tokens at a temperature, and of spans at 1 [n]."""
+        value_n = of(*self.pair(temperature))
+        if self.spans is None:
+            return value_n
+        return value_n + self.spans.value(of, self.label_logprob_n)
 
 
 @dataclass(frozen=True, slots=True)

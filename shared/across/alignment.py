@@ -1,0 +1,175 @@
+"""Which positions of a student's row and of its teacher's, of another tokenizer, are about the same
+bytes.
+
+Where tokens of both end at the same byte of a document, both have read the same text, and the next
+token of each begins there. Such places cut a document into spans. A span of one token in both is
+the same token; any other is merged: by the chain rule its probability is the product of those of
+its tokens, in each tokenization.
+
+A token that nothing predicts, or that is not learnt, has no position with loss. A span is whole
+where all its tokens of both models have one; others are compared by no divergence.
+
+N positions with loss of the student's rows   M those of the teacher's   S spans of all documents
+T tokens of a document   C units of a document (`shared.across.token_pair`)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shared.across.token_pair import SideTokens, TokenPair
+from shared.data.rows import Rows
+
+NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The spans of a unit's rows, each row's documents in order."""
+
+    span_N: np.ndarray  # int64, the span that a position's label is in; NONE: in none
+    span_M: np.ndarray
+    label_M: np.ndarray  # int64, the teacher's ids
+    is_whole_S: np.ndarray  # bool
+    is_merged_S: np.ndarray  # bool, of those that are whole
+    # bool: the teacher's first token has a space that the student's has not, or the other way
+    # round, as tokenizers put one before a text.
+    is_shifted_S: np.ndarray
+
+    @property
+    def tokens_S(self) -> np.ndarray:
+        """Positions of the student in each span, int64."""
+        held = self.span_N[self.span_N != NONE]
+        return np.bincount(held, minlength=len(self.is_whole_S))
+
+    def firsts(self, span_X: np.ndarray) -> np.ndarray:
+        """The first position of each span [S] among positions [X], NONE where there is none."""
+        first_S = np.full(len(self.is_whole_S), NONE, np.int64)
+        held = np.flatnonzero(span_X != NONE)[::-1]
+        first_S[span_X[held]] = held
+        return first_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """One side's tokens of a document with the units at which each ends."""
+
+    ids_T: np.ndarray
+    is_label_T: np.ndarray  # bool, whether a position with loss predicts the token
+    end_T: np.ndarray  # int64
+
+    @property
+    def start_T(self) -> np.ndarray:
+        """The units at which tokens begin."""
+        return np.concatenate([[0], self.end_T[:-1]])
+
+    @property
+    def length(self) -> int:
+        """Units."""
+        return int(self.end_T[-1])
+
+
+@dataclass(slots=True)
+class _Spans:
+    """Spans of the documents so far."""
+
+    count: int = 0
+    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # see `Alignment`
+
+    def add(self, student: _Document, teacher: _Document, *, shifted: bool) -> None:
+        """Count those of a document."""
+        own_ends, others_ends = (np.append(0, side.end_T) for side in (student, teacher))
+        common = np.intersect1d(own_ends, others_ends)
+        num = len(common) - 1
+        whole, several, own = np.ones(num, bool), np.zeros(num, bool), []
+        for side in (student, teacher):
+            span_T = _span_of(side, common)
+            counts = np.bincount(span_T[span_T != NONE], minlength=num)
+            learnt_T = span_T[side.is_label_T]
+            whole &= np.bincount(learnt_T[learnt_T != NONE], minlength=num) == counts
+            several |= counts > 1
+            own.append(np.where(learnt_T == NONE, NONE, learnt_T + self.count))
+        is_shifted_S = np.zeros(num, bool)
+        is_shifted_S[:1] = shifted
+        merged = whole & (several | is_shifted_S)
+        labels = teacher.ids_T[teacher.is_label_T]
+        self.parts.append((*own, labels, whole, merged, is_shifted_S))
+        self.count += num
+
+    def skip(self, student: _Document, teacher: _Document) -> None:
+        """Positions of a document whose texts differ are in no span."""
+        sides = [np.full(int(side.is_label_T.sum()), NONE) for side in (student, teacher)]
+        nothing = np.zeros(0, bool)
+        labels = teacher.ids_T[teacher.is_label_T]
+        self.parts.append((*sides, labels, nothing, nothing, nothing))
+
+
+def align(student: Rows, teacher: Rows, pair: TokenPair) -> Alignment:
+    """The spans of rows that belong to each other, one by one and document by document."""
+    spans = _Spans()
+    for own, others in zip(_documents(student), _documents(teacher), strict=True):
+        assert len(own) == len(others), "a row of the teacher's has the documents of the student's"
+        for one, other in zip(own, others, strict=True):
+            measured = measure(one, other, pair)
+            if measured is None:
+                spans.skip(_bare(*one), _bare(*other))
+            else:
+                spans.add(*measured[:2], shifted=measured[2])
+    empty = (*(np.zeros(0, np.int64),) * 3, *(np.zeros(0, bool),) * 3)
+    return Alignment(*(np.concatenate(part) for part in zip(empty, *spans.parts, strict=True)))
+
+
+Tokens = tuple[np.ndarray, np.ndarray]  # ids and loss mask of a document
+
+
+def measure(
+    student: Tokens, teacher: Tokens, pair: TokenPair
+) -> tuple[_Document, _Document, bool] | None:
+    """Both sides of a document, and whether one alone has a space before the text; None where they
+    are not as long as each other."""
+    own_T, is_less = _widths(student[0], pair.student, less_space=pair.adds_space)
+    others_T, others_less = _widths(teacher[0], pair.teacher, less_space=False)
+    if others_T.sum() != own_T.sum():
+        others_T, others_less = _widths(teacher[0], pair.teacher, less_space=True)
+    if others_T.sum() != own_T.sum():
+        return None
+    own, others = (
+        _Document(ids, _labels(mask), np.cumsum(width_T, dtype=np.int64))
+        for (ids, mask), width_T in ((student, own_T), (teacher, others_T))
+    )
+    return own, others, is_less != others_less
+
+
+def _bare(ids: np.ndarray, mask: np.ndarray) -> _Document:
+    return _Document(ids, _labels(mask), np.zeros(len(ids), np.int64))
+
+
+def _labels(mask: np.ndarray) -> np.ndarray:
+    """Which tokens are predicted by a position with loss."""
+    return np.concatenate([[False], mask[:-1] > 0])
+
+
+def _widths(ids: np.ndarray, side: SideTokens, *, less_space: bool) -> tuple[np.ndarray, bool]:
+    """Units of each token, none of the beginning of a text; `less_space` leaves a space before the
+    text out, where there is one, which is told."""
+    width_T = side.width_V[ids].astype(np.int64)
+    first = int(len(ids) > 0 and ids[0] == side.bos)
+    width_T[:first] = 0
+    has_less = less_space and first < len(ids) and bool(side.spaced_V[ids[first]])
+    if has_less:
+        width_T[first] -= 1
+    return width_T, has_less
+
+
+def _span_of(document: _Document, common: np.ndarray) -> np.ndarray:
+    """The span of each token; NONE for those without a unit."""
+    span_T = np.searchsorted(common, document.start_T, side="right") - 1
+    return np.where(document.end_T > document.start_T, span_T, NONE)
+
+
+def _documents(rows: Rows) -> Iterator[list[Tokens]]:
+    columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
+    for ids, starts, mask in zip(*columns, strict=True):
+        cuts = starts[1:]
+        yield list(zip(np.split(ids, cuts), np.split(mask, cuts), strict=True))
