@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.config.losses import SelfFeatures as Section
 from student_trainer.losses.auxiliary.auxiliary import OutputNeeds
 from student_trainer.losses.auxiliary.hidden_states import projection
 
 
 def own_projections(sections: Sequence[Any], width: int) -> dict[str, nn.Linear]:
     """Fresh projections of the shallow layers that learn through one, by their keys."""
-    asked = (s for s in sections if isinstance(s, Section) and s.weight and s.group is None)
-    return {_key(layer): projection(width, width) for s in asked for layer in s.layers}
+    own = (section for section in sections if section.kind == "self_features")
+    asked = (section for section in own if section.weight and section.group is None)
+    return {_key(layer): projection(width, width) for one in asked for layer in one.layers}
 
 
 class SelfFeatures:
