@@ -21,6 +21,7 @@ from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of
 from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
 from student_trainer.losses.auxiliary.hidden_states import projection
+from student_trainer.losses.auxiliary.self_features import own_projections
 from student_trainer.losses.kernel.averaged import AveragedHeads
 from student_trainer.losses.kernel.entropy import entropies
 from student_trainer.losses.kernel.likeliest import likeliest_ids, likeliest_logprobs
@@ -173,6 +174,7 @@ class LossHead(nn.Module):
         self.projections = nn.ModuleDict(
             {str(layer): projection(student.state_width, teacher_width or 0) for layer in matched}
         )
+        self.projections.update(own_projections(config.losses, student.state_width))
         phases = config.progressive.phases if config.progressive else 1
         self.losses_in = [PhaseLosses(config, phase, self.projections) for phase in range(phases)]
 

@@ -17,7 +17,7 @@ from cluster.planning.folders import (
     refuse_quantised,
 )
 from cluster.planning.pair_notes import pair_notes
-from shared.config.losses import RouterBalance
+from shared.config.losses import RouterBalance, SelfFeatures
 from shared.config.models.attention import INSTALLED_BY, refusal
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
@@ -143,6 +143,7 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
     _refuse_more_than_all(config, vocabulary)
     refuse_beyond_vllm(config, vocabulary)
     _refuse_missing_layers(config, teacher, student)
+    _refuse_uneven_groups(config, student)
     return TeacherFacts(
         shared_vocab=vocabulary,
         width=teacher.hidden_size,
@@ -274,16 +275,29 @@ def _refuse_missing_layers(
     """Layer 0 is the embedding's output, layer L the last one."""
     losses = config.losses
     asked = {
-        "teacher": (teacher, [layer for loss in losses for layer in loss.teacher_layers]),
-        "student": (student, [layer for loss in losses for layer in loss.student_layers]),
+        "teacher": (teacher, [(n, loss.kind) for loss in losses for n in loss.teacher_layers]),
+        "student": (student, [(n, loss.kind) for loss in losses for n in loss.student_layers]),
     }
     for role, (model, layers) in asked.items():
         last = model.num_layers
-        beyond = [layer for layer in layers if last is not None and not 0 <= layer <= last]
-        if beyond:
+        for layer, kind in layers:
+            if last is not None and not 0 <= layer <= last:
+                raise HandshakeError(
+                    f"a {kind} loss asks for {role} layer {layer}, but the {role} has layers 0 to "
+                    f"{last}; change losses"
+                )
+
+
+def _refuse_uneven_groups(config: Config, student: ModelDescription) -> None:
+    for loss in config.losses:
+        if (
+            isinstance(loss, SelfFeatures)
+            and loss.weight
+            and student.hidden_size % (loss.group or 1)
+        ):
             raise HandshakeError(
-                f"a hidden_states loss asks for {role} layer {beyond[0]}, but the {role} has "
-                f"layers 0 to {last}; change losses"
+                f"the group of self_features is {loss.group}, which does not divide the "
+                f"{student.hidden_size} channels of a state of {student.name}; take a divisor"
             )
 
 

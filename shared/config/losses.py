@@ -269,6 +269,43 @@ class HiddenStates(LossSection):
         return self.model_copy(update={"weight": weight})
 
 
+class SelfFeatures(LossSection):
+    """The student's deep layers, without gradient, supervise its shallow ones.
+
+    (Self-feature regularization, arXiv 2103.07350, withdrawn by its authors; reconstructed.) Layer
+    0 is the embedding's output, layer L the last one, after the final norm.
+    """
+
+    asks_teacher: ClassVar[bool] = False
+    single: ClassVar[str | None] = "its projections are by layer"
+
+    kind: Literal["self_features"] = "self_features"
+    weight: float = Field(default=0.1, ge=0)
+    layers: dict[int, int] = Field(
+        min_length=1, description="shallow layer -> deep layer of the student that supervises it"
+    )
+    group: int | None = Field(
+        default=None,
+        ge=1,
+        description="neighbouring channels averaged in both; null: a learned projection",
+    )
+
+    @property
+    def student_layers(self) -> tuple[int, ...]:
+        """Both of every pair."""
+        return (*self.layers, *self.layers.values()) if self.weight else ()
+
+    @model_validator(mode="after")
+    def _deep_ones_supervise(self) -> Self:
+        for shallow, deep in self.layers.items():
+            if shallow >= deep:
+                raise ValueError(
+                    f"self_features has layer {deep} supervise layer {shallow}, which is no "
+                    "shallower; write layers as {shallow: deep}"
+                )
+        return self
+
+
 class RouterBalance(LossSection):
     """Use the experts of a mixture evenly: the load-balancing loss of the student's routers.
 
@@ -302,6 +339,7 @@ Loss = Annotated[
     | PolicyGradient
     | CrossEntropy
     | HiddenStates
+    | SelfFeatures
     | RouterBalance,
     Field(discriminator="kind"),
 ]

@@ -12,6 +12,7 @@ from torch import nn
 from student_trainer.losses.auxiliary.auxiliary import Auxiliary
 from student_trainer.losses.auxiliary.hidden_states import HiddenStateMatching
 from student_trainer.losses.auxiliary.router_balance import RouterBalance
+from student_trainer.losses.auxiliary.self_features import SelfFeatures
 from student_trainer.losses.terms.cross_entropy import CrossEntropy
 from student_trainer.losses.terms.divergences import DIVERGENCES, DivergenceTerm
 from student_trainer.losses.terms.policy_gradient import PolicyGradient
@@ -29,6 +30,7 @@ TERMS: dict[str, Callable[[Any], Term]] = {
 AUXILIARIES: dict[str, Callable[[Any, nn.ModuleDict], Auxiliary]] = {
     "hidden_states": HiddenStateMatching,
     "router_balance": RouterBalance,
+    "self_features": SelfFeatures,
 }
 
 

@@ -374,7 +374,7 @@ def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:
 def _state_width(model: PreTrainedModel, parts: Parts, config: Config) -> int:
     """Width of the hidden states that losses ask for, of the last where they ask for none. Raises
     ConfigError where layers do not give one state per token, or those asked for differ in width."""
-    asked = sorted({layer for loss in config.losses for layer in loss.student_layers})
+    asked = {layer: loss.kind for loss in config.losses for layer in loss.student_layers}
     if not asked:
         return parts.head.in_features
     ids = probe_ids(model, length=16)
@@ -382,27 +382,28 @@ def _state_width(model: PreTrainedModel, parts: Parts, config: Config) -> int:
         output = parts.decoder(input_ids=ids, use_cache=False, output_hidden_states=True)
     states, name = output.hidden_states or (), config.student.model
     if any(layer >= len(states) or states[layer].shape[:-1] != ids.shape for layer in asked):
+        kind = next(iter(asked.values()))
         raise ConfigError(
-            f"a hidden_states loss asks for the student's states, but the layers of {name} do not "
-            "give one state per token; take hidden_states out of losses"
+            f"a {kind} loss asks for the student's states, but the layers of {name} do not give "
+            f"one state per token; take {kind} out of losses"
         )
-    widths = {layer: states[layer].shape[-1] for layer in asked}
+    widths = {layer: states[layer].shape[-1] for layer in sorted(asked)}
     if len(set(widths.values())) > 1:
         said = ", ".join(f"{width} in layer {layer}" for layer, width in widths.items())
         raise ConfigError(
-            f"a hidden_states loss asks for student layers of different widths ({said}); ask for "
-            "layers of one width"
+            f"a {asked[min(asked)]} loss asks for student layers of different widths ({said}); ask "
+            "for layers of one width"
         )
-    return widths[asked[0]]
+    return widths[min(asked)]
 
 
 def _refuse_missing_layers(model: PreTrainedModel, config: Config) -> None:
     """Layer 0 is the embedding's output, layer L the last one."""
     last = model.config.get_text_config().num_hidden_layers
-    asked = [layer for loss in config.losses for layer in loss.student_layers]
-    for layer in asked:
+    asked = [(loss.kind, layer) for loss in config.losses for layer in loss.student_layers]
+    for kind, layer in asked:
         if not 0 <= layer <= last:
             raise ConfigError(
-                f"a hidden_states loss asks for student layer {layer}, but {config.student.model} "
+                f"a {kind} loss asks for student layer {layer}, but {config.student.model} "
                 f"has layers 0 to {last}; change losses"
             )

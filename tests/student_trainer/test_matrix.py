@@ -30,6 +30,7 @@ KL, CE = {"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.05}
 # Steps of t far above its line, so that a resume that forgets the state shows.
 TAID = {"kind": "taid", "t_start": 0.2, "alpha": 0.9, "beta": 0.5}
 REVERSE = {"kind": "reverse_kl"}
+SELF = {"kind": "self_features", "weight": 0.1, "layers": {1: 2}}
 BALANCE = {"kind": "router_balance", "weight": 0.01}
 HIDDEN = {"kind": "hidden_states", "weight": 0.1, "layers": {1: 1, 3: 2}}
 
@@ -137,7 +138,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, cells: list[Cell]) -> Path:
                 "upcycle": {"train": cell.experts} if cell.experts else None,
             },
             losses=[TAID if cell.taid else REVERSE if cell.naming else KL, CE]
-            + [HIDDEN] * cell.hidden
+            + [HIDDEN, SELF] * cell.hidden
             + [BALANCE] * bool(cell.experts),
             targets={
                 "selector": "threshold" if cell.drawn else "top_k",

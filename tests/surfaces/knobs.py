@@ -319,6 +319,10 @@ KNOBS = {
         "student_trainer/losses/auxiliary/test_hidden_states.py"
         "::test_distances_are_means_over_width_and_layers"
     ),
+    "losses.N.group": (
+        "student_trainer/losses/auxiliary/test_self_features.py"
+        "::test_channels_are_averaged_in_groups_and_pairs_of_layers_too"
+    ),
     "losses.N.experts_per_token": (
         "student_trainer/losses/auxiliary/test_router_balance.py"
         "::test_the_loss_of_a_step_is_that_of_a_plain_step"

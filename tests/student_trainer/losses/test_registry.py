@@ -18,7 +18,8 @@ from student_trainer.losses.terms.divergences import DIVERGENCES, DivergenceTerm
 from student_trainer.losses.terms.term import ChunkView, Needs, TermValues
 from tests.student_trainer.losses.dense import Case, cross_entropy_term, gradients, relative_error
 
-OPTIONS = {"hidden_states": {"layers": {2: 1}}}
+OPTIONS = {"hidden_states": {"layers": {2: 1}}, "self_features": {"layers": {1: 2}}}
+LAYERS = {"hidden_states": ((2,), (1,)), "self_features": ((), (1, 2))}  # teacher's, student's
 
 
 def test_every_kind_of_the_config_is_a_term_or_an_auxiliary() -> None:
@@ -31,8 +32,8 @@ def test_a_section_and_its_term_need_the_same(kind: str) -> None:
     section = KINDS[kind](**OPTIONS.get(kind, {}))
     if kind in AUXILIARIES:
         assert not section.reads_ids
-        layers = ((2,), (1,)) if kind in OPTIONS else ((), ())
-        assert (section.teacher_layers, section.student_layers) == layers
+        layers = (section.teacher_layers, section.student_layers)
+        assert layers == LAYERS.get(kind, ((), ()))
         return
     term = TERMS[kind](section)
     assert term.needs.teacher == section.reads_ids
