@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.config.losses import SelfFeatures as Section
 from student_trainer.losses.auxiliary.auxiliary import OutputNeeds
 from student_trainer.losses.auxiliary.hidden_states import projection
 
 
 def own_projections(sections: Sequence[Any], width: int) -> dict[str, nn.Linear]:
     """Fresh projections of the shallow layers that learn through one, by their keys."""
-    asked = (s for s in sections if isinstance(s, Section) and s.weight and s.group is None)
+    own = (s for s in sections if s.kind == "self_features")
+    asked = (s for s in own if s.weight and s.group is None)
     return {_key(layer): projection(width, width) for s in asked for layer in s.layers}
 
 
