@@ -20,15 +20,9 @@ from student_trainer.losses.auxiliary.hidden_states import projection
 
 def own_projections(sections: Sequence[Any], width: int) -> dict[str, nn.Linear]:
     """Fresh projections of the shallow layers that learn through one, by their keys."""
-<<<<<<< HEAD
-    own = (section for section in sections if section.kind == "self_features")
-    asked = (section for section in own if section.weight and section.group is None)
-    return {_key(layer): projection(width, width) for one in asked for layer in one.layers}
-=======
     own = (s for s in sections if s.kind == "self_features")
     asked = (s for s in own if s.weight and s.group is None)
     return {_key(layer): projection(width, width) for s in asked for layer in s.layers}
->>>>>>> b-moe
 
 
 class SelfFeatures:
