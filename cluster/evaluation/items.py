@@ -18,13 +18,15 @@ import numpy as np
 import xxhash
 
 from cluster.prompt_search.splits import question
+from shared.config.adaptive_losses import learns_pairs
 from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.text.documents import CALLS, Document
 from shared.text.framing import Encoded, content_key, encode
-from shared.text.sources import read_documents, sources_of
+from shared.text.preferences import read_chosen
+from shared.text.sources import Split, read_documents, sources_of
 
 SPARE = 2  # times the documents asked for are drawn, since some cannot be used
 OF_TEXT = 4  # openings of plain text in a domain, at most
@@ -123,8 +125,12 @@ def _candidates(
     training text those with the smallest keys, which are held out."""
     asked = config.domains[domain.name]
     is_held_out = asked.validation is None
-    sources = sources_of(asked, "train" if is_held_out else "validation")
-    read = read_documents(sources, root=Path(config.paths.root), columns=asked.columns)
+    root = Path(config.paths.root)
+    split: Split = "train" if is_held_out else "validation"
+    if learns_pairs(config.losses):
+        read = read_chosen(asked, split, root=root)
+    else:
+        read = read_documents(sources_of(asked, split), root=root, columns=asked.columns)
     keyed = ((content_key(document), document) for document in read)
     if is_held_out:
         most = SPARE * sum(1 for _ in _documents(store))

@@ -1,11 +1,15 @@
 """Losses in which a step decides, from how both models do on its tokens, how each is learnt."""
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from shared.config.base import Fraction, LossSection, Positive
+
+if TYPE_CHECKING:
+    from shared.config.domains import Data, Domain
 
 
 class ATKD(LossSection):
@@ -74,3 +78,68 @@ class TokenTemperature(LossSection):
                 "temperature 1 is one of them"
             )
         return self
+
+
+class Preference(LossSection):
+    """Preference distillation: prefer the chosen response to the rejected one by more than the
+    teacher does, which is the reference (LLaVA-MoD, arXiv 2408.15881; DPO, arXiv 2305.18290).
+
+    Rows have `prompt`, `chosen` and `rejected`. Of the teacher the log-probabilities of labels are
+    asked. `kto_pair` is KTO (arXiv 2402.01306) on pairs, as in TRL, with the gradient through its
+    KL estimates stopped and the estimates those of the whole step; the published code has neither.
+    A step's value is the mean over its pairs. The student reads every row once more before it
+    learns, without dropout.
+    """
+
+    of_pairs: ClassVar[bool] = True
+    single: ClassVar[str | None] = "the pairs are the step's"
+
+    kind: Literal["preference"] = "preference"
+    weight: Positive = 1.0
+    objective: Literal["dpo", "kto_pair"] = "dpo"
+    beta: Positive = 0.1
+
+
+BESIDE_PAIRS = ("hidden_states", "self_features", "router_balance")
+
+
+def learns_pairs(losses: Sequence[LossSection]) -> bool:
+    """Whether the rows of a run are preferences."""
+    return any(loss.of_pairs for loss in losses)
+
+
+def check_preference(
+    losses: Sequence[LossSection],
+    *,
+    domains: "Mapping[str, Domain]",
+    data: "Data",
+    is_dataset: bool,
+    weighs: bool,
+    classifies: bool,
+) -> None:
+    """Raise ValueError where a run that learns pairs of responses asks for what reads each as a
+    text to learn, or would cut one."""
+    if not learns_pairs(losses):
+        return
+    kinds = [str(loss.kind) for loss in losses]  # type: ignore[attr-defined]
+    others = [kind for kind in kinds if kind not in ("preference", *BESIDE_PAIRS)]
+    contradictions = {
+        f"losses has a {', '.join(others)} too, which would learn the rejected responses; leave "
+        "one of the two out": bool(others),
+        "source is not the data set alone, and what models write is no pair; leave source out": (
+            not is_dataset
+        ),
+        "task classifies texts; leave it out": classifies,
+        "a domain's columns have a teacher_prompt, which is of one text; leave it out": any(
+            "teacher_prompt" in domain.columns for domain in domains.values()
+        ),
+        "weighting weighs tokens one by one; leave it out": weighs,
+        f"data.too_long is {data.too_long}, and a pair is never cut; set data.too_long=drop or "
+        "refuse": data.too_long not in ("drop", "refuse"),
+        "data.loss_on is everything, and prompts are not preferred; set data.loss_on=responses": (
+            data.loss_on != "responses"
+        ),
+    }
+    for said, found in contradictions.items():
+        if found:
+            raise ValueError(f"losses has a preference, for pairs of responses, but {said}")

@@ -24,6 +24,8 @@ class LossSection(Section):
     reads_ids: ClassVar[bool] = False  # whether it compares both models at ids of a position
     # Whether it learns from what the student wrote alone, and how the teacher likes each token.
     of_rollouts: ClassVar[bool] = False
+    # Whether it learns from pairs of a chosen and a rejected response.
+    of_pairs: ClassVar[bool] = False
     # Whether ids drawn from p alone give it without bias: it is linear in p.
     takes_drawn_ids: ClassVar[bool] = False
     # Where it sums over the student's distribution, so that the student's own ids tell it more:

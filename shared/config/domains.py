@@ -36,13 +36,15 @@ class Domain(Section):
             "tools",
             "teacher_prompt",
             "label",
+            "chosen",
+            "rejected",
         ],
         str,
     ] = Field(
         default_factory=dict,
         description="our name -> the column's name in the source; teacher_prompt: what the teacher "
         "alone is shown before the row, which may be another field's too; label: of a task that "
-        "classifies",
+        "classifies; chosen and rejected: responses of a preference loss",
     )
     teacher: str | dict[str, Positive] | None = Field(
         default=None,

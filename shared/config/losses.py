@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from shared.config.adaptive_losses import ATKD, TokenTemperature
+from shared.config.adaptive_losses import ATKD, Preference, TokenTemperature
 from shared.config.base import Fraction, LossSection, Positive
 
 
@@ -337,6 +337,7 @@ Loss = Annotated[
     | ATKD
     | TokenTemperature
     | PolicyGradient
+    | Preference
     | CrossEntropy
     | HiddenStates
     | SelfFeatures

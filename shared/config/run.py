@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from shared.config.adaptive_losses import check_preference
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
@@ -310,6 +311,14 @@ class Config(Section):
             _check_weights(self.mixture.weights, self.domains)
         check_single(self.losses)
         check_weighting(self.weighting, self.losses)
+        check_preference(
+            self.losses,
+            data=self.data,
+            is_dataset=self.source.is_dataset,
+            weighs=self.weighting.weighs,
+            classifies=self.task.classifies,
+            domains=self.domains,
+        )
         check_selector(self.targets.selector, self.losses)
         check_engines(
             self.teachers,

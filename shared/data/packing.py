@@ -26,6 +26,7 @@ class Piece:
     input_ids: np.ndarray  # int32 [T]
     loss_mask: np.ndarray  # uint8 [T], the last is 0
     whole: bool = True  # False: a part of the document
+    second: int = 0  # see `Encoded`
 
 
 @dataclass(slots=True)
@@ -107,7 +108,8 @@ def _piece(document: Encoded, start: int, stop: int) -> Piece:
     ids = document.input_ids[start:stop]
     mask = document.loss_mask[start:stop].copy()
     mask[-1:] = 0
-    return Piece(document.key, ids, mask, whole=len(ids) == len(document.input_ids))
+    is_whole = len(ids) == len(document.input_ids)
+    return Piece(document.key, ids, mask, is_whole, document.second if is_whole else 0)
 
 
 @dataclass(slots=True)
@@ -164,5 +166,7 @@ def _close(row: _OpenRow, window: list[_OpenRow], rows: RaggedRows) -> None:
     window[:] = [other for other in window if other is not row]
     lengths = [len(piece.input_ids) for piece in row.pieces]
     rows.input_ids.append(np.concatenate([piece.input_ids for piece in row.pieces]))
-    rows.doc_starts.append(np.cumsum([0, *lengths[:-1]]).astype(np.int32))
+    firsts = zip(np.cumsum([0, *lengths[:-1]]).tolist(), row.pieces, strict=True)
+    starts = [at for first, p in firsts for at in (first, first + p.second)[: 1 + (p.second > 0)]]
+    rows.doc_starts.append(np.array(starts, np.int32))
     rows.loss_masks.append(np.concatenate([piece.loss_mask for piece in row.pieces]))

@@ -15,6 +15,7 @@ import xxhash
 from filelock import FileLock
 from tqdm import tqdm
 
+from shared.config.adaptive_losses import learns_pairs
 from shared.config.domains import Data, Domain, Source
 from shared.config.run import Config
 from shared.data.account import Account, listed
@@ -27,6 +28,7 @@ from shared.errors import DataError
 from shared.text.classified import ClassFraming, read_classified
 from shared.text.documents import Document
 from shared.text.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
+from shared.text.preferences import joined, read_pairs
 from shared.text.sources import (
     LeftOut,
     Split,
@@ -70,6 +72,7 @@ def prepare(
             tokenizer_digest=tokenizer_digest,
             left_out=(left_out or {}).get(name),
             classes=ClassFraming(tuple(config.task.classes)) if config.task.classifies else None,
+            pairs=learns_pairs(config.losses),
         )
         for name, domain in config.domains.items()
     ]
@@ -99,15 +102,16 @@ def prepare_domain(
     tokenizer_digest: str,
     left_out: LeftOut | None = None,
     classes: ClassFraming | None = None,
+    pairs: bool = False,
     progress: bool = True,
 ) -> PreparedDomain:
     """Tokenise one domain, or find it in the cache; safe with several processes at once. With
-    `classes` its rows are texts and their classes.
+    `classes` its rows are texts and their classes, with `pairs` preferences.
 
     `natural_weight` is the domain's own number of loss tokens, for `prepare` to divide.
     """
     named = {"data": data, "root": root, "tokenizer_digest": tokenizer_digest}
-    digest = _digest(name, domain, left_out=left_out or {}, classes=classes, **named)
+    digest = _digest(name, domain, left_out=left_out or {}, classes=classes, pairs=pairs, **named)
     rows = cache.expanduser().absolute() / "rows"
     folder = rows / digest
     with storage_errors(rows):
@@ -115,7 +119,8 @@ def prepare_domain(
     with FileLock(rows / f"{digest}.lock"):
         facts = found = intact(folder)
         if facts is None:
-            text = _Text(name, domain, data, root, tokenizer, progress, left_out or {}, classes)
+            out = left_out or {}
+            text = _Text(name, domain, data, root, tokenizer, progress, out, classes, pairs)
             facts = publish(folder, domain=name, built=_build(text))
     log.info("%s: %s%s", name, facts.sentence(data), " (from the cache)" if found else "")
     return PreparedDomain(
@@ -138,6 +143,7 @@ class _Text:
     progress: bool
     left_out: LeftOut
     classes: ClassFraming | None
+    pairs: bool
 
     def pieces(self, split: Split, account: Account) -> list[Piece]:
         """Everything a split's sources hold, tokenised, cut to the context and counted."""
@@ -169,12 +175,11 @@ class _Text:
                 context=data.context,
                 cut=count_cut if data.too_long in ("split", "cut") else None,
             )
-        return encode(
-            self._kept(split, sources, account),
-            tokenizer=tokenizer,
-            loss_on=data.loss_on,
-            special_tokens=data.special_tokens,
-        )
+        framing = {"loss_on": data.loss_on, "special_tokens": data.special_tokens}
+        if self.pairs:
+            pairs = read_pairs(self.domain, split, root=self.root)
+            return joined(encode(pairs, tokenizer=tokenizer, **framing))
+        return encode(self._kept(split, sources, account), tokenizer=tokenizer, **framing)
 
     def _kept(
         self, split: Split, sources: Sequence[Source], account: Account
@@ -356,6 +361,7 @@ def _digest(
     tokenizer_digest: str,
     left_out: LeftOut,
     classes: ClassFraming | None,
+    pairs: bool,
 ) -> str:
     decides = {
         "framing": FRAMING_VERSION,
@@ -375,4 +381,6 @@ def _digest(
         decides["left_out"] = left_out
     if classes is not None:
         decides["classes"] = classes.labels
+    if pairs:
+        decides["pairs"] = pairs
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())

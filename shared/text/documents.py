@@ -17,17 +17,8 @@ from typing import Any, Literal
 from shared.errors import DataError
 from shared.text.masks import message_is_learnt, row_is_learnt
 
-Field = Literal[
-    "text",
-    "prompt",
-    "response",
-    "messages",
-    "input",
-    "system",
-    "tools",
-    "teacher_prompt",
-    "label",
-]
+Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
+Field = Literal[Named, "teacher_prompt", "label", "chosen", "rejected"]
 Columns = Mapping[Field, str]
 Kind = Literal["text", "pair", "messages"]
 FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", "system", "tools")
@@ -149,7 +140,7 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
 
 def columns_read(columns: Columns) -> frozenset[str]:
     """Every name under which a field may stand in a source."""
-    return frozenset((*FIELDS, "label", *columns.values(), *CONVERSATIONS))
+    return frozenset((*FIELDS, "label", "chosen", "rejected", *columns.values(), *CONVERSATIONS))
 
 
 def _names_in(row: Mapping[str, Any], columns: Columns) -> dict[Field, str]:

@@ -80,6 +80,7 @@ class Encoded:
     remarks: Remarks = Remarks()
     opening: int = 0  # tokens that come before the first answer, or bos alone
     has_prompt: bool = False
+    second: int = 0  # where another document begins that is never apart from it; 0: there is none
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from student_trainer.losses.auxiliary.self_features import SelfFeatures
 from student_trainer.losses.terms.cross_entropy import CrossEntropy
 from student_trainer.losses.terms.divergences import DIVERGENCES, DivergenceTerm
 from student_trainer.losses.terms.policy_gradient import PolicyGradient
+from student_trainer.losses.terms.preference import Preference
 from student_trainer.losses.terms.term import Term
 from student_trainer.losses.terms.token_adaptive import TokenAdaptive
 from student_trainer.losses.terms.token_temperature import TokenTemperature
@@ -25,6 +26,7 @@ TERMS: dict[str, Callable[[Any], Term]] = {
     "atkd": TokenAdaptive,
     "cross_entropy": CrossEntropy,
     "policy_gradient": PolicyGradient,
+    "preference": Preference,
     "token_temperature": TokenTemperature,
 }
 AUXILIARIES: dict[str, Callable[[Any, nn.ModuleDict], Auxiliary]] = {

@@ -14,6 +14,7 @@ from shared.data.rows import Rows
 from shared.targets.routing import Answer
 from student_trainer.sources.batches import Batch, Layouts
 from student_trainer.weighing.advantages import Advantages
+from student_trainer.weighing.preferences import PairLosses
 from student_trainer.weighing.token_split import ClassWeights
 from student_trainer.weighing.token_temperature import TokenTemperatures
 from student_trainer.weighing.weigher import Columns, Look, StepView, UnitView, Weigher
@@ -22,6 +23,7 @@ from student_trainer.weighing.weigher import Columns, Look, StepView, UnitView, 
 WEIGHERS: dict[str, Callable[[Any], Weigher]] = {
     "atkd": ClassWeights,
     "policy_gradient": Advantages,
+    "preference": PairLosses,
     "token_temperature": TokenTemperatures,
 }
 

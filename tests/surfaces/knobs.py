@@ -319,6 +319,10 @@ KNOBS = {
     "losses.N.whiten": (
         f"{ADVANTAGES}::test_white_advantages_are_those_of_a_micro_batch_over_all_workers"
     ),
+    "losses.N.objective": (
+        "student_trainer/weighing/test_preferences.py"
+        "::test_a_step_is_that_of_the_dense_models_however_it_is_cut"
+    ),
     "losses.N.final_weight": (
         "student_trainer/test_phases.py::test_the_loss_adds_up_with_the_weight_of_its_phase"
     ),

@@ -37,7 +37,8 @@ def test_a_section_and_its_term_need_the_same(kind: str) -> None:
         return
     term = TERMS[kind](section)
     assert term.needs.teacher == section.reads_ids
-    assert section.asks_teacher == (section.reads_ids or section.of_rollouts)
+    reads_labels = section.of_rollouts or section.of_pairs  # of the teacher, their probability
+    assert section.asks_teacher == (section.reads_ids or reads_labels)
     assert ("behaviour_N" in term.needs.columns) == section.of_rollouts
     assert term.needs.temperatures == section.temperatures
     assert term.weight == 1

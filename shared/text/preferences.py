@@ -1,0 +1,76 @@
+"""Rows of preferences: a prompt, the response that is chosen and one that is rejected.
+
+As token ids a row is two documents, the prompt with the chosen and the prompt with the rejected
+response, one after the other, and never apart.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from shared.config.domains import Domain
+from shared.errors import DataError
+from shared.text.documents import Columns, Document, document_of
+from shared.text.framing import Encoded
+from shared.text.sources import Split, read_documents, sources_of
+
+Answer = Literal["chosen", "rejected"]
+
+
+def read_pairs(domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
+    """The rows of a split, each as its chosen and then its rejected document. Raises DataError for
+    a row without one of the fields, or whose responses are the same."""
+    sources = sources_of(domain, split)
+    both = (
+        read_documents(
+            sources, root=root, columns=domain.columns, make=partial(_answered, answer=answer)
+        )
+        for answer in ("chosen", "rejected")
+    )
+    return chain.from_iterable(zip(*both, strict=True))
+
+
+def read_chosen(domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
+    """The rows of a split with their chosen responses alone. Raises DataError as `read_pairs`."""
+    return islice(read_pairs(domain, split, root=root), 0, None, 2)
+
+
+def joined(documents: Iterable[Encoded]) -> Iterator[Encoded]:
+    """Chosen and rejected documents as one, whose second begins at `second`."""
+    waiting = iter(documents)
+    for chosen, rejected in zip(waiting, waiting, strict=True):
+        yield replace(
+            chosen,
+            input_ids=np.concatenate([chosen.input_ids, rejected.input_ids]),
+            loss_mask=np.concatenate([chosen.loss_mask, rejected.loss_mask]),
+            num_chars=chosen.num_chars + rejected.num_chars,
+            second=len(chosen.input_ids),
+        )
+
+
+def _answered(row: object, where: str, columns: Columns, *, answer: Answer) -> Document:
+    """A row with one of its responses, as a prompt and its response. Raises DataError."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is no object with prompt, chosen and rejected; correct the row")
+    names = {field: columns.get(field, field) for field in ("prompt", "chosen", "rejected")}
+    missing = [name for name in names.values() if row.get(name) is None]
+    if missing:
+        raise DataError(
+            f"{where} has no {' and no '.join(missing)}, and a preference loss learns prompts with "
+            "a chosen and a rejected response; write them, name them under the domain's "
+            "`columns`, or leave the row out"
+        )
+    found = {field: row[name] for field, name in names.items()}
+    if found["chosen"] == found["rejected"]:
+        raise DataError(
+            f"{where}: chosen and rejected are the same, so neither is preferred; leave the row out"
+        )
+    others = {name: value for name, value in row.items() if name not in names.values()}
+    told: dict[str, Any] = {"prompt": found["prompt"], "response": found[answer]}
+    kept = {ours: name for ours, name in columns.items() if ours in ("input", "system", "tools")}
+    return document_of(others | told, where, kept)
