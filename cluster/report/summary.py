@@ -28,6 +28,7 @@ from cluster.report.text import NAME_WIDTH, shortened
 from shared.config.paths import in_job
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
+from student_trainer.state.model_card import is_bag
 
 CELL_WIDTH, TABLE_WIDTH = 8, 100
 
@@ -223,12 +224,17 @@ def _what_next(record: RunRecord) -> list[str]:
     if (task := record.config.task).classifies:
         model = f"{loader}ModelForSequenceClassification"
         more += f", num_labels={len(task.classes)}" if peft else ""
+    used = [
+        f"Use it    from {library} import {model}",
+        f'          model = {model}.from_pretrained("{files.export}"{more})',
+    ]
+    if is_bag(record.config.student.model):
+        used = [f"Use it    as {files.export / 'README.md'} says"]
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
         f"Evaluate  {program} eval {run}",
-        f"Use it    from {library} import {model}",
-        f'          model = {model}.from_pretrained("{files.export}"{more})',
+        *used,
         *_after_demo(record, program),
         *_to_fetch(files),
     ]

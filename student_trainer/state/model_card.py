@@ -50,6 +50,8 @@ def _facts(config: Config, *, merged: bool) -> dict:
     adapted = isinstance(student.train, LoRATraining)
     return {
         "name": config.name,
+        "unit": config.task.unit,
+        "is_bag": is_bag(student.model),
         "library": "peft" if adapted and not merged else "transformers",
         "merged": merged,
         "quantised": isinstance(student.train, QLoRATraining),
@@ -141,6 +143,12 @@ def _teachers(config: Config) -> str:
         taught = [domain for domain in config.domains if name in config.teachers_of(domain)]
         said.append(named if len(config.teachers) == 1 else f"{named} in {', '.join(taught)}")
     return " and by ".join(said)
+
+
+def is_bag(model: str) -> bool:
+    """Whether a model is the small network that transformers alone does not know."""
+    path = Path(model) / "config.json"
+    return path.exists() and json.loads(path.read_text()).get("model_type") == "tutelage_bag"
 
 
 def _stored(model: str) -> str | None:

@@ -4,6 +4,7 @@ N rows   C classes
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "weighting": {"policy": "instance_weights", "final_steepness": 1.0},
         "losses": [TAID, TEXT],
     },
+    "small": {"student": {"model": "tiny", "zero": 3}},
 }
 
 
@@ -173,7 +175,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     """A folder with the runs, and each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
     for name, options in RUNS.items():
-        student = options["student"] | {"model": str(models / options["student"]["model"])}
+        name_of = options["student"]["model"]
+        where = name_of if name_of == "tiny" else str(models / name_of)
+        student = options["student"] | {"model": where}
         given = options | {"student": student, "log_every": 3}
         config = config_of(folder, name, models=models, **given)
         jobs.append(as_job("resumed", plan_of(config), at=2))
@@ -200,6 +204,34 @@ def test_an_adapted_student_is_used_with_peft_alone(runs, models):
     assert json.loads((runs / "adapters" / "export" / "tutelage.json").read_text())["labels"] == [
         *LABELS
     ]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_card_of_an_export_says_how_to_use_it(runs, name, monkeypatch):
+    export = runs / name / "export"
+    card = (export / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(export)
+    told: list[str] = []
+    exec(code, {"print": told.append})
+    assert len(told) == 1
+    assert told[0] in LABELS
+
+
+def test_the_small_network_is_the_mean_of_hashed_embeddings_under_two_layers(runs):
+    export = runs / "small" / "export"
+    found = AutoModelForSequenceClassification.from_pretrained(export)
+    assert found.num_parameters() == 1024 * 16 + 17 * 64 + 65 * len(LABELS)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    texts = ["def name", "return self value if not name"]
+    asked = tokenizer(texts, return_tensors="pt", padding=True)
+    w = {name: weight.double() for name, weight in found.state_dict().items()}
+    for text, logits_C in zip(texts, found(**asked).logits, strict=True):
+        rows = [i * 2_654_435_761 % 2**32 * 1024 // 2**32 for i in tokenizer(text)["input_ids"]]
+        mean_D = torch.stack([w["embedding.weight"][row] for row in rows]).mean(0)
+        inner_H = (w["hidden.weight"] @ mean_D + w["hidden.bias"]).clamp(min=0)
+        expected_C = w["classifier.weight"] @ inner_H + w["classifier.bias"]
+        torch.testing.assert_close(logits_C.double(), expected_C, rtol=0, atol=1e-6)
 
 
 def test_one_rank_learns_what_two_do(tmp_path, models):
