@@ -26,9 +26,9 @@ from cluster.report.measurement import (
 from cluster.report.record import RunRecord, read_record
 from cluster.report.text import NAME_WIDTH, shortened
 from shared.config.paths import in_job
+from shared.loading import is_bag
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
-from student_trainer.state.model_card import is_bag
 
 CELL_WIDTH, TABLE_WIDTH = 8, 100
 

@@ -13,7 +13,7 @@ from shared.config.losses import Loss
 from shared.config.models.student import LoRATraining, QLoRATraining, Student, Upcycle
 from shared.config.run import Config
 from shared.config.weighting import Weighting
-from shared.loading import merged_of, stored_as, upcycled_of
+from shared.loading import is_bag, merged_of, stored_as, upcycled_of
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
@@ -143,12 +143,6 @@ def _teachers(config: Config) -> str:
         taught = [domain for domain in config.domains if name in config.teachers_of(domain)]
         said.append(named if len(config.teachers) == 1 else f"{named} in {', '.join(taught)}")
     return " and by ".join(said)
-
-
-def is_bag(model: str) -> bool:
-    """Whether a model is the small network that transformers alone does not know."""
-    path = Path(model) / "config.json"
-    return path.exists() and json.loads(path.read_text()).get("model_type") == "tutelage_bag"
 
 
 def _stored(model: str) -> str | None:
