@@ -145,6 +145,6 @@ def classifier(config: Config) -> Any:
     model = AutoModelForSequenceClassification.from_pretrained(
         config.student.model, num_labels=len(LABELS), dtype=torch.float32
     )
-    if model.config.pad_token_id is None:
+    if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = AutoTokenizer.from_pretrained(config.student.model).pad_token_id
     return model.double().eval()

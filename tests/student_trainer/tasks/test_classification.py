@@ -246,3 +246,22 @@ def test_one_rank_learns_what_two_do(tmp_path, models):
     found, expected = (weights_after(tmp_path / f"of{ranks}", 2) for ranks in (1, 2))
     for name, weight in expected.items():
         assert (found[name] - weight).abs().max() <= 1e-5, name
+
+
+def test_latif_s_loss_is_torch_s_cross_entropy_with_labels_and_with_probabilities(tmp_path, models):
+    sections = [
+        {"kind": "cross_entropy"},
+        {"kind": "soft_cross_entropy", "temperature": 1.0, "weight": 0.7},
+    ]
+    student = {"model": "tiny", "workers": 1, "zero": 0}
+    options = {"steps": 1, "batch": EVERY, "losses": sections, "student": student}
+    config = config_of(tmp_path, "run", models=models, **options)
+    trained([plan_of(config)], tmp_path / "jobs", ranks=1)
+    rows = rows_in(config, "train")
+    tokenizer = AutoTokenizer.from_pretrained(config.student.model)
+    f = logits_of(classified.classifier(config), tokenizer, [row["text"] for row in rows]).detach()
+    p_NC = taught(models, rows).exp()
+    label_N = torch.tensor([LABELS.index(row["label"]) for row in rows])
+    expected = F.cross_entropy(f, label_N) + 0.7 * F.cross_entropy(f, p_NC)
+    (line,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert line.loss == pytest.approx(float(expected), rel=1e-6)
