@@ -34,6 +34,12 @@ def read_config(
     return config
 
 
+def is_bag(model: str) -> bool:
+    """Whether a model is the small network that transformers alone does not know."""
+    path = Path(model) / "config.json"
+    return path.exists() and json.loads(path.read_text()).get("model_type") == "tutelage_bag"
+
+
 def without_negative(ids: Any) -> Any:
     """An id of a special token, or a list of them, without negative ones, by which some say that
     there is none; what is no number stays. torch would count them from the end."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.builtin.models import stages_to_build
 from cluster.planning.loading import made, read
+from cluster.planning.tasks.classes import refuse_classifier
 from cluster.probing.probe import probe as probing
 from cluster.sizing.estimate import Estimate, estimate, seconds_of, with_probe, with_speed
 from cluster.sizing.fitting import refuse_unfit, rooms
@@ -41,11 +42,7 @@ def plan(
             "plan it after that, or name models"
         )
     config = made(config)
-    if config.task.classifies:
-        raise ConfigError(
-            "task is classification, and the estimate is of language models; `tutelage run` with "
-            "steps=10 shows what a step takes"
-        )
+    refuse_classifier(config, "`tutelage plan`", "run with steps=10 to see what a step takes")
     device = _gpu(gpu, gpu_memory)
     machine = size_of(memory, option="--memory") if memory else machine_memory()
     found = _timed(estimate(config), device)

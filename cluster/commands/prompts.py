@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cluster.planning.tasks.classes import refuse_classifier
 from cluster.prompt_search.search import Material, Outcome, search
 from cluster.prompt_search.splits import Task, task_of
 from cluster.prompt_search.teacher import Teacher, refuse_unfit, rewrite, scorer_for
@@ -43,6 +44,7 @@ def optimise(
 
     found = load(path, overrides)
     found = found.model_copy(update={"prompts": None})
+    refuse_classifier(found, "a search for prompts", "write task.template yourself")
     refuse_unknown_instructions(found)
     refuse_prompts_by_row(found)
     to, services = target_of(found), services_of(found, service)

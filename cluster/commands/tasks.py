@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.commands.runs import config_of
 from cluster.evaluation.harness import TaskResults, run_tasks
+from cluster.planning.tasks.classes import IN_SUMMARY, refuse_classifier
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -53,11 +54,7 @@ def is_model(folder: Path) -> bool:
 def _of_run(run_dir: RunDir, also: Sequence[str]) -> Mapping[str, Teacher]:
     """The models of a run by name. Raises ConfigError for a run that has learnt nothing yet."""
     config = config_of(run_dir)
-    if config.task.classifies:
-        raise ConfigError(
-            f"{run_dir.path} trains a classifier, and tasks are of language models; "
-            "`tutelage eval RUN` measures it"
-        )
+    refuse_classifier(config, "`tutelage eval`", IN_SUMMARY)
     from cluster.launch.generating import exported_student
     from cluster.launch.teachers.serving import served_student
     from student_trainer.state.export import newest_export

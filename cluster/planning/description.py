@@ -66,6 +66,9 @@ def describe(
     def read() -> dict[str, Any]:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+        if option == "student.model":  # of this kind is one of our own
+            from student_trainer.models import bag  # noqa: F401
+
         step = "config.json"
         try:
             config = AutoConfig.from_pretrained(model, **asked)

@@ -20,8 +20,10 @@ def made(config: Config) -> Config:
     from cluster.builtin.models import resolve_builtin
     from cluster.planning.bases import student_merged, student_upcycled
     from cluster.planning.tasks.classes import with_classes
+    from cluster.planning.tasks.tiny import with_tiny
 
-    return with_classes(student_upcycled(student_merged(resolve_builtin(config))))
+    named = with_tiny(with_classes(resolve_builtin(config)))
+    return student_upcycled(student_merged(named))
 
 
 def read(path: Path, overrides: Sequence[str]) -> Config:

@@ -26,6 +26,7 @@ from cluster.report.measurement import (
 from cluster.report.record import RunRecord, read_record
 from cluster.report.text import NAME_WIDTH, shortened
 from shared.config.paths import in_job
+from shared.loading import is_bag
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
 
@@ -223,12 +224,17 @@ def _what_next(record: RunRecord) -> list[str]:
     if (task := record.config.task).classifies:
         model = f"{loader}ModelForSequenceClassification"
         more += f", num_labels={len(task.classes)}" if peft else ""
+    used = [
+        f"Use it    from {library} import {model}",
+        f'          model = {model}.from_pretrained("{files.export}"{more})',
+    ]
+    if is_bag(record.config.student.model):
+        used = [f"Use it    as {files.export / 'README.md'} says"]
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
-        f"Evaluate  {program} eval {run}",
-        f"Use it    from {library} import {model}",
-        f'          model = {model}.from_pretrained("{files.export}"{more})',
+        *([] if record.config.task.classifies else [f"Evaluate  {program} eval {run}"]),
+        *used,
         *_after_demo(record, program),
         *_to_fetch(files),
     ]

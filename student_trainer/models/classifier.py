@@ -20,6 +20,7 @@ from shared.errors import ConfigError
 from shared.loading import first_line
 from shared.model_parts import longest_context, not_finite
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.models import bag  # noqa: F401  # transformers then loads it
 from student_trainer.models.adapters import adapt, refuse_lost_adapters, with_adapters
 from student_trainer.models.classes import pad_with
 from student_trainer.models.probing import evaluating

@@ -13,7 +13,7 @@ from shared.config.losses import Loss
 from shared.config.models.student import LoRATraining, QLoRATraining, Student, Upcycle
 from shared.config.run import Config
 from shared.config.weighting import Weighting
-from shared.loading import merged_of, stored_as, upcycled_of
+from shared.loading import is_bag, merged_of, stored_as, upcycled_of
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
@@ -50,6 +50,8 @@ def _facts(config: Config, *, merged: bool) -> dict:
     adapted = isinstance(student.train, LoRATraining)
     return {
         "name": config.name,
+        "unit": config.task.unit,
+        "is_bag": is_bag(student.model),
         "library": "peft" if adapted and not merged else "transformers",
         "merged": merged,
         "quantised": isinstance(student.train, QLoRATraining),

@@ -13,11 +13,13 @@ T tokens   V vocabulary, or classes
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 if TYPE_CHECKING:
@@ -26,7 +28,26 @@ if TYPE_CHECKING:
 OURS = {"shared", "student_trainer", "teacher_service", "cluster"}
 
 
-def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
+def load_bag(folder: Path) -> torch.nn.Module | None:
+    """The network of `student_trainer/models/bag.py`, with torch and safetensors alone; None where
+    a folder holds another model."""
+    if json.loads((folder / "config.json").read_text()).get("model_type") != "tutelage_bag":
+        return None
+    w = load_file(folder / "model.safetensors")
+    rows = len(w["embedding.weight"])
+
+    class Bag(torch.nn.Module):
+        def forward(self, input_ids, attention_mask=None):
+            states = w["embedding.weight"][input_ids * 2_654_435_761 % 2**32 * rows // 2**32]
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            inner = torch.relu(mean @ w["hidden.weight"].T + w["hidden.bias"])
+            return SimpleNamespace(logits=inner @ w["classifier.weight"].T + w["classifier.bias"])
+
+    return Bag()
+
+
+def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel | torch.nn.Module":
     """The exported model: whole, or an adapter on its base."""
     dtype = getattr(torch, settings["dtype"])
     options = {"dtype": dtype, "trust_remote_code": settings["trust_remote_code"]}
@@ -37,6 +58,8 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
+    if settings["base"] is None and (bag := load_bag(folder)) is not None:
+        return bag
     auto_model = getattr(transformers, settings["auto_class"])
     if settings["base"] is None:
         return auto_model.from_pretrained(folder, **options)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cluster.planning.handshake import Handshake
 
 FOLDER = "class_prompts"
+IN_SUMMARY = "summary.json and report.html of the run have its accuracy, F1 and calibration"
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -60,6 +61,12 @@ def with_classes(config: Config) -> Config:
     if data.too_long == "split":  # a text has one class, and no second half
         data = data.model_copy(update={"too_long": "cut"})
     return config.model_copy(update={"task": named, "data": data})
+
+
+def refuse_classifier(config: Config, verb: str, way_out: str) -> None:
+    """Raise ConfigError where a verb that is of language models is called for a classifier."""
+    if config.task.classifies:
+        raise ConfigError(f"task is classification, and {verb} is of language models; {way_out}")
 
 
 def class_openings(name: str, config: Config, hands: "Handshake") -> RowOpenings:

@@ -20,6 +20,7 @@ from transformers import (
 
 from cluster.planning.preparation import prepare_run, run_plan
 from cluster.planning.tasks.classes import with_classes
+from cluster.planning.tasks.tiny import with_tiny
 from shared.config.run import Config
 from shared.run.plan import RunPlan
 from tests import tiny
@@ -114,7 +115,7 @@ def config_of(folder: Path, name: str, *, models: Path, **options: Any) -> Confi
         old = fields.get(option)
         merges = isinstance(value, dict) and isinstance(old, dict) and option != "domains"
         fields[option] = {**old, **value} if merges else value
-    return with_classes(Config.model_validate(fields))
+    return with_tiny(with_classes(Config.model_validate(fields)))
 
 
 def plan_of(config: Config) -> RunPlan:
@@ -144,6 +145,6 @@ def classifier(config: Config) -> Any:
     model = AutoModelForSequenceClassification.from_pretrained(
         config.student.model, num_labels=len(LABELS), dtype=torch.float32
     )
-    if model.config.pad_token_id is None:
+    if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = AutoTokenizer.from_pretrained(config.student.model).pad_token_id
     return model.double().eval()

@@ -4,6 +4,7 @@ N rows   C classes
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "weighting": {"policy": "instance_weights", "final_steepness": 1.0},
         "losses": [TAID, TEXT],
     },
+    "small": {"student": {"model": "tiny", "zero": 3}},
 }
 
 
@@ -173,7 +175,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     """A folder with the runs, and each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
     for name, options in RUNS.items():
-        student = options["student"] | {"model": str(models / options["student"]["model"])}
+        name_of = options["student"]["model"]
+        where = name_of if name_of == "tiny" else str(models / name_of)
+        student = options["student"] | {"model": where}
         given = options | {"student": student, "log_every": 3}
         config = config_of(folder, name, models=models, **given)
         jobs.append(as_job("resumed", plan_of(config), at=2))
@@ -202,6 +206,34 @@ def test_an_adapted_student_is_used_with_peft_alone(runs, models):
     ]
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_the_card_of_an_export_says_how_to_use_it(runs, name, monkeypatch):
+    export = runs / name / "export"
+    card = (export / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(export)
+    told: list[str] = []
+    exec(code, {"print": told.append})
+    assert len(told) == 1
+    assert told[0] in LABELS
+
+
+def test_the_small_network_is_the_mean_of_hashed_embeddings_under_two_layers(runs):
+    export = runs / "small" / "export"
+    found = AutoModelForSequenceClassification.from_pretrained(export)
+    assert found.num_parameters() == 1024 * 16 + 17 * 64 + 65 * len(LABELS)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    texts = ["def name", "return self value if not name"]
+    asked = tokenizer(texts, return_tensors="pt", padding=True)
+    w = {name: weight.double() for name, weight in found.state_dict().items()}
+    for text, logits_C in zip(texts, found(**asked).logits, strict=True):
+        rows = [i * 2_654_435_761 % 2**32 * 1024 // 2**32 for i in tokenizer(text)["input_ids"]]
+        mean_D = torch.stack([w["embedding.weight"][row] for row in rows]).mean(0)
+        inner_H = (w["hidden.weight"] @ mean_D + w["hidden.bias"]).clamp(min=0)
+        expected_C = w["classifier.weight"] @ inner_H + w["classifier.bias"]
+        torch.testing.assert_close(logits_C.double(), expected_C, rtol=0, atol=1e-6)
+
+
 def test_one_rank_learns_what_two_do(tmp_path, models):
     options = {"steps": 2, "losses": LOSSES}
     for ranks in (1, 2):
@@ -214,3 +246,22 @@ def test_one_rank_learns_what_two_do(tmp_path, models):
     found, expected = (weights_after(tmp_path / f"of{ranks}", 2) for ranks in (1, 2))
     for name, weight in expected.items():
         assert (found[name] - weight).abs().max() <= 1e-5, name
+
+
+def test_latif_s_loss_is_torch_s_cross_entropy_with_labels_and_with_probabilities(tmp_path, models):
+    sections = [
+        {"kind": "cross_entropy"},
+        {"kind": "soft_cross_entropy", "temperature": 1.0, "weight": 0.7},
+    ]
+    student = {"model": "tiny", "workers": 1, "zero": 0}
+    options = {"steps": 1, "batch": EVERY, "losses": sections, "student": student}
+    config = config_of(tmp_path, "run", models=models, **options)
+    trained([plan_of(config)], tmp_path / "jobs", ranks=1)
+    rows = rows_in(config, "train")
+    tokenizer = AutoTokenizer.from_pretrained(config.student.model)
+    f = logits_of(classified.classifier(config), tokenizer, [row["text"] for row in rows]).detach()
+    p_NC = taught(models, rows).exp()
+    label_N = torch.tensor([LABELS.index(row["label"]) for row in rows])
+    expected = F.cross_entropy(f, label_N) + 0.7 * F.cross_entropy(f, p_NC)
+    (line,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert line.loss == pytest.approx(float(expected), rel=1e-6)

@@ -34,6 +34,10 @@ MEANINGLESS = [
         "student.train.kind is qlora, which quantises a head that trains; take lora or full",
     ),
     (
+        {"student": {"model": "small", "upcycle": {"experts": 4}}},
+        "student.upcycle is set, of language models; remove it",
+    ),
+    (
         {"progressive": {"phases": 2, "difficulty": "gap"}, "steps": 100},
         "progressive.difficulty is gap, of language models; set progressive.difficulty=length",
     ),

@@ -1,0 +1,73 @@
+"""A classifier from a teacher's answers on disk, by the commands that a user gives."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.cli import main
+from student_trainer.tasks.classification import Classification
+from tests.student_trainer.tasks.classified import LABELS, rows_of, write_rows
+
+
+@pytest.fixture(scope="module")
+def job(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
+    """A config whose run has finished, from answers that a capture wrote."""
+    folder = tmp_path_factory.mktemp("job")
+    train = write_rows(folder / "train.jsonl", rows_of(1, count=30))
+    valid = write_rows(folder / "valid.jsonl", rows_of(2, count=9))
+    config = {
+        "name": "kinds",
+        "steps": 6,
+        "log_every": 3,
+        "paths": {"runs": str(folder / "runs"), "cache": str(folder / "cache")},
+        "task": {"kind": "classification", "template": "Text: {text}"},
+        "teachers": {"t": {"model": str(tiny_pair.teacher), "cpus": 0.2}},
+        "student": {"model": "tiny", "cpus": 0.2, "zero": 0},
+        "domains": {"kinds": {"train": str(train), "validation": str(valid)}},
+        "data": {"context": 48},
+        "batch": {"rows_per_step": 8, "micro_batch": 4},
+        "targets": {"store": str(folder / "store")},
+        "losses": [{"kind": "cross_entropy"}, {"kind": "soft_cross_entropy", "weight": 0.7}],
+        "optimiser": {"lr": 1e-2},
+        "checkpoints": {"every": 6},
+        "baseline": True,
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert main(["capture", str(path)]) == 0
+    assert main(["run", str(path), "targets.teacher_free=true"]) == 0
+    return path
+
+
+def test_a_finished_run_tells_how_well_all_tell_classes_apart(job, capsys):
+    run = job.parent / "runs" / "kinds"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["tokens"] == 6 * 8, "a row has one"
+    classes = summary["domains"]["kinds"]["classes"]
+    assert set(classes) == {"accuracy", "macro_f1", "calibration_error"}
+    for told in classes.values():
+        assert set(told) == {"teacher", "before", "after", "hard"}
+        assert all(0 <= value <= 1 for value in told.values())
+    assert main(["run", str(job), "targets.teacher_free=true"]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy" in said
+    assert "nats per row" in said
+    assert "export/README.md says" in said
+    assert "macro F1" in (run / "report.html").read_text()
+
+
+def test_what_is_of_language_models_is_refused(job, capsys):
+    run = str(job.parent / "runs" / "kinds")
+    for command in (["plan", str(job)], ["eval", run], ["export", run, "--merge"]):
+        assert main(command) == 2
+        assert "task is classification, and " in capsys.readouterr().err
+    assert main(["prompts", "optimise", str(job)]) == 2
+    assert "write task.template yourself" in capsys.readouterr().err
+
+
+def test_a_run_names_the_classes_of_its_rows_in_its_config(job):
+    found = yaml.safe_load((job.parent / "runs" / "kinds" / "config.yaml").read_text())
+    assert tuple(found["task"]["labels"]) == LABELS == Classification(LABELS).labels
