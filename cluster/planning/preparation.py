@@ -193,7 +193,11 @@ def refuse_unknown_ids(hands: Handshake, domain: PreparedDomain, *, known: Teach
 def with_router_balance(config: Config, asked: RouterBalance | None) -> Config:
     """A config with the loss of the routers that its student's own config asks for, unless it has
     one."""
-    if asked is None or any(isinstance(loss, RouterBalance) for loss in config.losses):
+    if (
+        asked is None
+        or config.task.classifies
+        or any(isinstance(loss, RouterBalance) for loss in config.losses)
+    ):
         return config
     return config.model_copy(update={"losses": [*config.losses, asked]})
 

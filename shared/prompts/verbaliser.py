@@ -12,6 +12,7 @@ from typing import Any
 from shared.config.tasks.task import TEXT, Classification
 from shared.errors import ConfigError
 from shared.targets.asks.classes import ClassLogProbs, Tokens
+from shared.text.ends import ends_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Verbaliser:
         apart, or cannot write."""
         tokens = [self._tokens(self.task.said(label)) for label in self.task.classes]
         self._refuse_alike(tokens)
+        tokens = [(*own, *self._end()) for own in tokens]
         if self.task.calibration == "none":
             return ClassLogProbs(tuple(tokens))
         (free,) = self.prompts([self.task.content_free], room_of=tokens)
@@ -73,6 +75,11 @@ class Verbaliser:
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         options = {"add_special_tokens": False, "verbose": False}
         return self.load_tokenizer()(list(texts), **options)["input_ids"]
+
+    def _end(self) -> Tokens:
+        """What ends an answer in text that it was trained on, if anything does: without it a class
+        that begins as another would never be likelier."""
+        return ends_of(self.load_tokenizer())[-1:]
 
     def _tokens(self, said: str) -> Tokens:
         (found,) = self._ids([said]) if said else ([],)

@@ -45,11 +45,13 @@ class ClassSums:
         domain_N, label_N = (batch[name].cpu().numpy() for name in ("domain_N", "label_N"))
         for place, model in enumerate(MODELS):
             confidence_N = value_N[f"{model}_confidence"]
-            if np.isnan(confidence_N).any():
-                continue
-            choice_N = value_N[f"{model}_choice"].astype(np.int64)
+            is_missing_N = np.isnan(confidence_N)
+            if model == "teacher" and is_missing_N.all():
+                continue  # nobody was asked
+            confidence_N = np.where(is_missing_N, 0.0, confidence_N)
+            choice_N = np.nan_to_num(value_N[f"{model}_choice"]).astype(np.int64)
             np.add.at(self.confusion_MGCC[place], (domain_N, label_N, choice_N), 1)
-            gap_N = value_N[f"{model}_right"] - confidence_N
+            gap_N = np.nan_to_num(value_N[f"{model}_right"]) - confidence_N
             np.add.at(self.gap_MGB[place], (domain_N, bins(confidence_N)), gap_N)
 
     def scores(self) -> list[tuple[ClassScores | None, ...]]:

@@ -71,6 +71,8 @@ class Branching:
             read_1TD = self._decoder.outputs(
                 together_1T, torch.arange(together_1T.shape[1])[None]
             ).last_hidden_state
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # of the model's own code, as where it keeps nothing of the kind
             return False
         size = len(branch)

@@ -94,34 +94,52 @@ def _parts(texts: Sequence[np.ndarray], tree: Tree, *, alike: bool) -> list[list
     return parts
 
 
+def _leaf_parts(tree: Tree, length: int) -> list[tuple[Tokens, ...]]:
+    """Leaves that are read together after texts of so many tokens in all."""
+    parts: list[list[Tokens]] = [[]]
+    taken = 0
+    for leaf in tree.leaves:
+        taken += length + len(leaf)
+        if taken > TOKENS_AT_ONCE and parts[-1]:
+            parts.append([])
+            taken = length + len(leaf)
+        parts[-1].append(leaf)
+    return [tuple(part) for part in parts]
+
+
 def _branched(texts: Sequence[np.ndarray], tree: Tree, branching: Branching) -> Tensor:
-    """As `_states`, of texts of one length, each read once."""
+    """As `_states`, of texts of one length, each read once for the leaves of a part."""
     ids_PT = torch.from_numpy(np.stack(texts).astype(np.int64))
-    text_PD, after_PMLD = branching.states(ids_PT, tree.leaves)
-    first: dict[Tokens, Tensor] = {(): text_PD}
-    for number, leaf in enumerate(tree.leaves):
-        for size in range(1, len(leaf) + 1):
-            first.setdefault(leaf[:size], after_PMLD[:, number, size - 1])
-    return torch.stack([first[path] for path in tree.paths], dim=1)
+    found: dict[Tokens, Tensor] = {}
+    for leaves in _leaf_parts(tree, ids_PT.numel()):
+        text_PD, after_PMLD = branching.states(ids_PT, leaves)
+        found.setdefault((), text_PD)
+        for number, leaf in enumerate(leaves):
+            for size in range(1, len(leaf) + 1):
+                found.setdefault(leaf[:size], after_PMLD[:, number, size - 1])
+    return torch.stack([found[path] for path in tree.paths], dim=1)
 
 
 def _states(texts: Sequence[np.ndarray], tree: Tree, read: ReadStates) -> Tensor:
     """What the head reads after each path of each text [P, S, D]: each leaf is read with the text
     before it, and has a state after the text and each of its tokens."""
-    place = {path: number for number, path in enumerate(tree.paths)}
-    after = [place[leaf[:n]] for leaf in tree.leaves for n in range(len(leaf) + 1)]
-    first_S = np.unique(after, return_index=True)[1]  # where each path is read first
-    rows = [_row(text, leaf) for text in texts for leaf in tree.leaves]
-    states_ND = read(
-        Rows.build(
-            domains=["classes"] * len(rows),
-            indices=range(len(rows)),
-            input_ids=[ids for ids, _ in rows],
-            doc_starts=[np.zeros(1)] * len(rows),
-            loss_masks=[mask for _, mask in rows],
+    found: dict[Tokens, Tensor] = {}
+    for leaves in _leaf_parts(tree, sum(map(len, texts))):
+        paths = [leaf[:size] for leaf in leaves for size in range(len(leaf) + 1)]
+        rows = [_row(text, leaf) for text in texts for leaf in leaves]
+        states_ND = read(
+            Rows.build(
+                domains=["classes"] * len(rows),
+                indices=range(len(rows)),
+                input_ids=[ids for ids, _ in rows],
+                doc_starts=[np.zeros(1)] * len(rows),
+                loss_masks=[mask for _, mask in rows],
+            )
         )
-    )
-    return states_ND.view(len(texts), len(after), -1)[:, torch.from_numpy(first_S)]
+        states_PXD = states_ND.view(len(texts), len(paths), -1)
+        for number, path in enumerate(paths):
+            found.setdefault(path, states_PXD[:, number])
+    return torch.stack([found[path] for path in tree.paths], dim=1)
 
 
 def _row(text: np.ndarray, leaf: Tokens) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cluster.planning.handshake import Handshake
 
 FOLDER = "class_prompts"
+VALIDATION_ROWS = 10_000  # of a domain at most, unless the config says how many
 IN_SUMMARY = "summary.json and report.html of the run have its accuracy, F1 and calibration"
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -60,6 +61,8 @@ def with_classes(config: Config) -> Config:
     data = config.data
     if data.too_long == "split":  # a text has one class, and no second half
         data = data.model_copy(update={"too_long": "cut"})
+    if "validation_rows" not in data.model_fields_set:  # rows of one text each, not packed ones
+        data = data.model_copy(update={"validation_rows": VALIDATION_ROWS})
     return config.model_copy(update={"task": named, "data": data})
 
 

@@ -25,6 +25,11 @@ def with_tiny(config: Config) -> Config:
             "student.model is tiny, which tells classes apart, but task is language_model; set "
             "task=classification, or name another student"
         )
+    if config.student.train.kind != "full":
+        raise ConfigError(
+            f"student.train.kind is {config.student.train.kind}, but student.model is tiny, which "
+            "has little to adapt; set student.train.kind=full"
+        )
     cache = Path(config.paths.cache).expanduser().absolute()
     (name, teacher), *_ = config.teachers.items()
     described = describe_teacher(name, teacher, cache=cache)

@@ -124,9 +124,11 @@ def _meaningless(config: "Config") -> list[tuple[str, str]]:
         found.append((told, "remove it"))
     if config.student.upcycle is not None:
         found.append(("student.upcycle is set, of language models", "remove it"))
-    if config.progressive is not None and config.progressive.difficulty != "length":
-        told = f"progressive.difficulty is {config.progressive.difficulty}, of language models"
-        found.append((told, "set progressive.difficulty=length"))
+    if config.progressive is not None:
+        found.append(("progressive is set, whose phases are of tokens", "remove it"))
+    if getattr(config.weighting, "scored_centre", None) is not None:
+        told = f"weighting.centre is {config.weighting.centre}, a statistic of tokens"  # type: ignore[union-attr]
+        found.append((told, "set it to running or a number"))
     return found
 
 

@@ -61,7 +61,12 @@ def test_a_finished_run_tells_how_well_all_tell_classes_apart(job, capsys):
 
 def test_what_is_of_language_models_is_refused(job, capsys):
     run = str(job.parent / "runs" / "kinds")
-    for command in (["plan", str(job)], ["eval", run], ["export", run, "--merge"]):
+    for command in (
+        ["plan", str(job)],
+        ["eval", run],
+        ["export", run, "--merge"],
+        ["selftest", str(job)],
+    ):
         assert main(command) == 2
         assert "task is classification, and " in capsys.readouterr().err
     assert main(["prompts", "optimise", str(job)]) == 2

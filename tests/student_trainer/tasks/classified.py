@@ -126,13 +126,14 @@ def plan_of(config: Config) -> RunPlan:
 
 
 def class_logprobs(folder: str | Path, prompt: str, labels: tuple[str, ...] = LABELS) -> Any:
-    """What a causal model says of classes after a prompt, float64 [C], each read by itself."""
+    """What a causal model says of classes and their ends after a prompt, float64 [C], each read by
+    itself."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).double().eval()
     bos, found = tokenizer.bos_token_id, []
     ids = [bos, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     for label in labels:
-        own = tokenizer(label, add_special_tokens=False)["input_ids"]
+        own = [*tokenizer(label, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         with torch.no_grad():
             logp_TV = model(torch.tensor([[*ids, *own]])).logits[0].log_softmax(-1)
         found.append(sum(logp_TV[len(ids) - 1 + n, token] for n, token in enumerate(own)))

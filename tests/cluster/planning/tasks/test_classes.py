@@ -53,7 +53,10 @@ def read_by_teacher(config: Config, row: int = 0) -> tuple[list[str], ClassLogPr
 
 def decoded(config: Config, ask: ClassLogProbs) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(config.teachers["t"].model)
-    return [tokenizer.decode(tokens) for tokens in ask.classes]
+    assert {tokens[-1] for tokens in ask.classes} == {tokenizer.eos_token_id}, (
+        "each comes to its end"
+    )
+    return [tokenizer.decode(tokens[:-1]) for tokens in ask.classes]
 
 
 def test_the_teacher_reads_the_template_and_writes_the_words_of_the_classes(tmp_path, models):
@@ -98,6 +101,26 @@ def test_classes_are_in_the_order_that_is_asked_for(tmp_path, models):
     config = asked(tmp_path, models, rows_of(3, count=6), task={"labels": labels})
     _, ask = read_by_teacher(config)
     assert decoded(config, ask) == labels
+
+
+def test_validation_rows_are_all_used_unless_the_config_says_how_many(tmp_path, models):
+    held_out = rows_of(9, count=40)
+    every = asked(tmp_path / "every", models, rows_of(3, count=6), held_out=held_out)
+    some = asked(
+        tmp_path / "some",
+        models,
+        rows_of(3, count=6),
+        held_out=held_out,
+        data={"validation_rows": 30},
+    )
+    counted = [len(RowStore.open(prepare_run(c).domains[0].validation_path)) for c in (every, some)]
+    assert counted == [40, 30]
+
+
+def test_the_small_network_has_nothing_to_adapt(tmp_path, models):
+    student = {"model": "tiny", "train": {"kind": "lora"}}
+    with pytest.raises(ConfigError, match=r"student.train.kind is lora, .*set .*kind=full"):
+        config_of(tmp_path, "run", models=models, student=student)
 
 
 def test_prompts_and_responses_are_texts_and_classes_too(tmp_path, models):

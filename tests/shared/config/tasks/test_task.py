@@ -17,6 +17,10 @@ BASE: dict[str, Any] = {
 }
 
 MEANINGLESS = [
+    (
+        {"weighting": {"policy": "instance_weights", "centre": "median"}},
+        "weighting.centre is median, a statistic of tokens; set it to running or a number",
+    ),
     ({"losses": [{"kind": "atkd"}]}, "losses has a atkd, of language models; take it out"),
     (
         {"losses": [{"kind": "hidden_states", "layers": {1: 1}}]},
@@ -38,8 +42,8 @@ MEANINGLESS = [
         "student.upcycle is set, of language models; remove it",
     ),
     (
-        {"progressive": {"phases": 2, "difficulty": "gap"}, "steps": 100},
-        "progressive.difficulty is gap, of language models; set progressive.difficulty=length",
+        {"progressive": {"phases": 2}, "steps": 100},
+        "progressive is set, whose phases are of tokens; remove it",
     ),
     (
         {"teachers": {"t": {"model": "large", "engine": "vllm", "python": "/vllm/bin/python"}}},
