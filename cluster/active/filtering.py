@@ -12,7 +12,7 @@ from shared.text.documents import INVALID
 
 Reason = Literal[
     "malformed", "empty", "unknown class", "too long", "in training", "written before",
-    "in validation", "nothing to correct",
+    "in validation", "nothing to correct", "wrong answer", "budget used up",
 ]  # fmt: skip
 UNDECODED = "\ufffd"  # of tokens that are no text
 
@@ -38,6 +38,11 @@ def rows_in(answer: str) -> list[Row]:
     listed = (value if isinstance(value, list) else [value] for value in _values(answer))
     found = (_row(one) for values in listed for one in values)
     return [row for row in found if row is not None]
+
+
+def plain(text: str) -> str:
+    """A text with single spaces alone."""
+    return " ".join(text.split())
 
 
 def same(text: str) -> str:
@@ -68,7 +73,7 @@ def _row(value: Any) -> Row | None:
         return None
     if any(INVALID.search(part) or UNDECODED in part for part in (prompt, response)):
         return None
-    return Row(prompt.strip(), response.strip())
+    return Row(prompt.strip(), plain(response))
 
 
 @dataclass(slots=True)

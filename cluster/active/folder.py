@@ -48,7 +48,12 @@ class ActiveDir:
     @property
     def config(self) -> Path:
         """The resolved config; not `config.yaml`, by which runs are known."""
-        return self.path / "active.yaml"
+        return RunDir(self.path).rounds
+
+    @property
+    def text(self) -> Path:
+        """What the domain's text is known by."""
+        return self.path / "text.json"
 
     @property
     def asked(self) -> Path:

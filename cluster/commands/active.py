@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from cluster.active.folder import ActiveDir
+from cluster.active.folder import ActiveDir, read_json, write_json
 from cluster.active.material import Material, material_of
 from cluster.active.report import report_of, table, write_report
 from cluster.active.standing import Standing
@@ -39,10 +39,9 @@ def active(
             move_aside(RunDir(folder.path))
         _open(folder, config)
         material = _material(config)
+        refuse_other_text(folder, material)
         standing = _taught(material, folder, services, address)
-        settings = material.settings
-        told = {"metric": settings.metric, "budget": settings.budget_tokens}
-        report = report_of(folder, standing, domain=material.domain, **told)
+        report = report_of(folder, standing, domain=material.domain, settings=material.settings)
         write_report(folder, report)
         print(f"\n{table(report)}\n")
         print(f"Report    {folder.report}\nNumbers   {folder.rounds}\nStudent   {folder.export}")
@@ -63,12 +62,29 @@ def refuse_unfit(config: Config) -> None:
             "targets.teacher_free leaves no teacher that could write; remove it, or take `tutelage "
             "run`"
         )
+    if config.task.classifies:
+        raise ConfigError(
+            f"task is {config.task.kind}, but rounds are of a student that writes its answers; "
+            "leave task out, with classes as responses, or take `tutelage run`"
+        )
     for name, teacher in config.teachers.items():
         if teacher.online_modules is not None or teacher.follow_student is not None:
             option = "online_modules" if teacher.online_modules is not None else "follow_student"
             raise ConfigError(
                 f"teachers.{name}.{option} makes the teacher another one in every step, and rounds "
                 "share a teacher; remove it, or take `tutelage run`"
+            )
+
+
+def refuse_other_text(folder: ActiveDir, material: Material) -> None:
+    """Record what the text is known by; raise ConfigError where rounds were made of another."""
+    if not folder.text.exists():
+        write_json(folder.text, material.digests)
+    for part, digest in read_json(folder.text).items():
+        if digest != material.digests[part]:
+            raise ConfigError(
+                f"domains.{material.domain}.{part} has other rows than when the rounds began; put "
+                "the text back, give them another name, or pass --fresh to move the old ones aside"
             )
 
 
@@ -116,11 +132,12 @@ def _taught(
 
     config, key = material.config, material.config.teacher_of(material.domain)
     with connected(address), teachers_up(config, folder.path, services) as serving:
-        writer = ServiceWriter(config, folder.path, serving[key], own=services is None)
+        teacher, own = config.teachers[key], services is None
+        writer = ServiceWriter(config, teacher, folder.path, serving[key], own=own)
         names = ",".join(f"{teacher}={name}" for teacher, (name, _) in serving.items())
         parts = Parts(
             train=partial(_train, services=names),
-            answer=partial(answers_of, domain=material.domain),
+            answer=partial(answers_of, domain=material.domain, settings=material.settings),
             writer=writer,
             say=partial(print, flush=True),
         )
