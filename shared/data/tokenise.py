@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -175,11 +176,12 @@ class _Text:
                 context=data.context,
                 cut=count_cut if data.too_long in ("split", "cut") else None,
             )
-        framing = {"loss_on": data.loss_on, "special_tokens": data.special_tokens}
+        framed = partial(
+            encode, tokenizer=tokenizer, loss_on=data.loss_on, special_tokens=data.special_tokens
+        )
         if self.pairs:
-            pairs = read_pairs(self.domain, split, root=self.root)
-            return joined(encode(pairs, tokenizer=tokenizer, **framing))
-        return encode(self._kept(split, sources, account), tokenizer=tokenizer, **framing)
+            return joined(framed(read_pairs(self.domain, split, root=self.root)))
+        return framed(self._kept(split, sources, account))
 
     def _kept(
         self, split: Split, sources: Sequence[Source], account: Account

@@ -72,5 +72,7 @@ def _answered(row: object, where: str, columns: Columns, *, answer: Answer) -> D
         )
     others = {name: value for name, value in row.items() if name not in names.values()}
     told: dict[str, Any] = {"prompt": found["prompt"], "response": found[answer]}
-    kept = {ours: name for ours, name in columns.items() if ours in ("input", "system", "tools")}
+    kept: Columns = {
+        ours: name for ours, name in columns.items() if ours in ("input", "system", "tools")
+    }
     return document_of(others | told, where, kept)

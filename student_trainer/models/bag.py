@@ -46,6 +46,7 @@ class BagForSequenceClassification(PreTrainedModel):
         width, inner = config.hidden_size, config.intermediate_size
         self.embedding = nn.Embedding(config.buckets, width)
         self.hidden = nn.Linear(width, inner)
+        assert config.num_labels is not None, "a model of transformers has a number of classes"
         self.classifier = nn.Linear(inner, config.num_labels)
         self.post_init()
 

@@ -8,6 +8,7 @@ D hidden width
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Branching:
             call["cache" if takes(module, "cache") else "past_key_values"] = cache
         return module(**call)
 
-    def _kept(self, output: object):
+    def _kept(self, output: object) -> Any:
         found = getattr(output, "cache", None)
         return getattr(output, "past_key_values", None) if found is None else found
 

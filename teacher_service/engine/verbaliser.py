@@ -65,13 +65,13 @@ def _ids(rows: Rows) -> list[np.ndarray]:
 def _continued(texts: Sequence[np.ndarray], ask: ClassLogProbs, reading: Reading) -> Tensor:
     """Log-probabilities of the classes' tokens after each text, float64 [P, C]."""
     tree, branching = _tree(ask.classes), reading.branching
-    branches = branching is not None and len(tree.paths) > 1 and len(texts) > 0
-    if branches and not branching.works(texts[0], tree.leaves):
-        branches = False
+    is_asked = len(tree.paths) > 1 and len(texts) > 0
+    if branching is not None and not (is_asked and branching.works(texts[0].tolist(), tree.leaves)):
+        branching = None
     found_PC = torch.empty(len(texts), len(ask.classes), dtype=torch.float64)
-    for part in _parts(texts, tree, alike=branches):
+    for part in _parts(texts, tree, alike=branching is not None):
         own = [texts[number] for number in part]
-        if branches:
+        if branching is not None:
             states_PSD = _branched(own, tree, branching)
         else:
             states_PSD = _states(own, tree, reading.read)
