@@ -35,7 +35,7 @@ class DomainResults:
     documents: int
     tokens: int  # with loss
     bytes: int  # that they stand for
-    kl_kind: str  # "full", "bucketed-K" or "none"
+    kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
     prompts: int  # that were answered
     models: dict[str, Measures]
     differences: dict[str, Measures] = field(default_factory=dict)

@@ -240,7 +240,8 @@ def validation_question(
     )
     num_ids = vocabulary if full else config.targets.top_k
     ask = LikeliestIds(num_ids, vocabulary, encoding="fp32", ids=config.targets.ids)
-    return Question(ask, prefix=prompts), "full" if full else f"bucketed-{num_ids}"
+    kind = "full" if full else f"bucketed-{num_ids}"
+    return Question(ask, prefix=prompts), "aligned" if config.cross_tokenizer else kind
 
 
 def refuse_beyond_vllm(config: Config, vocabulary: int) -> None:

@@ -22,7 +22,9 @@ def validation_bytes(prepared: Prepared) -> int:
         question, _ = validation_question(
             part.config, part.facts.shared_vocab, classes=part.facts.classes()
         )
-        tokens = sum(RowStore.open(d.validation_path).num_loss_tokens for d in part.domains)
+        tokens = sum(
+            RowStore.open(d.read_by_teacher["validation"]).num_loss_tokens for d in part.domains
+        )
         total += tokens * sum(bytes_per_token(question, hidden_width=0).values())
     return round(total)
 

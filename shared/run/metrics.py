@@ -197,7 +197,7 @@ class DomainEvaluation:
     student_nll: float
     teacher_nll: float | None
     kl: float | None  # KL(teacher || student)
-    kl_kind: str  # "full", "bucketed-K" or "none"
+    kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
     tokens: int
     student_scores: ClassScores | None = None  # None: the task has no classes
     teacher_scores: ClassScores | None = None  # None: it has none, or there is no teacher

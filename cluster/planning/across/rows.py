@@ -22,6 +22,7 @@ from shared.text.sources import Split
 
 FOLDER = "teacher_rows"
 FORMAT = 1  # counts up when rows are made in another way
+SAFE = 0.85  # of a context that would fit, were text of a shorter one as long in tokens
 LARGE_SHARE = 0.01  # of documents that are not compared, which is told
 
 
@@ -69,9 +70,10 @@ def read_across(
         _refuse_unknown(domain, own, tokenizers.rows)
     longest = max(_longest(path) for domain in found for path in domain.read_by_teacher.values())
     if teacher_context is not None and longest > teacher_context:
+        fitting = int(SAFE * context * teacher_context / longest)
         raise HandshakeError(
             f"a row of data.context {context} has up to {longest} tokens of the teacher's, which "
-            f"reads {teacher_context}; set data.context={context * teacher_context // longest} or "
+            f"reads {teacher_context}; set data.context={fitting} or "
             "lower"
         )
     return tuple(found), ReadAcross(tokenizers.pair, longest, tuple(notes))

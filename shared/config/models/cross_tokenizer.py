@@ -44,6 +44,8 @@ def _check_loss(loss: Loss, method: CrossTokenizer) -> None:
 def _not_across(config: "Config") -> Iterator[tuple[str, str]]:
     """What of a config needs one tokenizer, and the way out."""
     targets, mixture, progressive = config.targets, config.mixture, config.progressive
+    if config.task.classifies:
+        yield f"task.kind is {config.task.kind}, whose teacher always does", "leave it out"
     if len(config.teachers) > 1:
         yield f"teachers has {len(config.teachers)}", "keep one"
     for name, teacher in config.teachers.items():

@@ -140,7 +140,8 @@ def student_of(case: Across) -> Any:
 
 def dense_aligned(case: Across, answer: Any, model: Any, kind: str) -> torch.Tensor:
     """The sum of a divergence over next tokens and spans of all documents."""
-    own, others, total = tokenizer(tiny.VOCAB), tokenizer(case.teacher_vocab), 0.0
+    own, others = tokenizer(tiny.VOCAB), tokenizer(case.teacher_vocab)
+    total = torch.zeros((), dtype=torch.double)
     same = {i: own.convert_tokens_to_ids(t) for t, i in others.get_vocab().items()}
     known = set(own.get_vocab().values())
     for logprob, labels, begins, kept in begun(case, answer, model):
@@ -163,14 +164,15 @@ def dense_aligned(case: Across, answer: Any, model: Any, kind: str) -> torch.Ten
             assert not is_all
             total = total + diverges([*p, rest_p], [*q, q_rest], kind)
             if merged:
-                q_span = sum(logprob[n, labels[n]] for n in students).exp()
-                p_span = sum(kept["label_logprob"][m] for m in teachers).exp()
+                q_span = torch.stack([logprob[n, labels[n]] for n in students]).sum().exp()
+                nats = [kept["label_logprob"][m] for m in teachers]
+                p_span = torch.stack(nats).sum().exp()
                 total = total + diverges([p_span, 1 - p_span], [q_span, 1 - q_span], kind)
     return total
 
 
 def dense_by_rank(case: Across, answer: Any, model: Any, top_k: int) -> torch.Tensor:
-    total = 0.0
+    total = torch.zeros((), dtype=torch.double)
     for logprob, _, begins, kept in begun(case, answer, model):
         for students, teachers in begins:
             p = kept["logprobs"][teachers[0]].exp().sort(descending=True).values
@@ -181,8 +183,8 @@ def dense_by_rank(case: Across, answer: Any, model: Any, top_k: int) -> torch.Te
     return total
 
 
-def diverges(p: list, q: list, kind: str) -> torch.Tensor:
-    p, q = torch.stack([torch.as_tensor(x, dtype=torch.double) for x in p]), torch.stack(q)
+def diverges(teacher: list, student: list, kind: str) -> torch.Tensor:
+    p, q = torch.stack(teacher).double(), torch.stack(student)
     if kind == "total_variation":
         return (p - q).abs().sum() / 2
     first, second = (p, q) if kind == "forward_kl" else (q, p)
