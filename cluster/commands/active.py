@@ -67,6 +67,11 @@ def refuse_unfit(config: Config) -> None:
             f"task is {config.task.kind}, but rounds are of a student that writes its answers; "
             "leave task out, with classes as responses, or take `tutelage run`"
         )
+    if config.cross_tokenizer is not None:
+        raise ConfigError(
+            f"cross_tokenizer is {config.cross_tokenizer}, and what a teacher writes in rounds is "
+            "in the student's tokens; leave it out, or take `tutelage run`"
+        )
     for name, teacher in config.teachers.items():
         if teacher.online_modules is not None or teacher.follow_student is not None:
             option = "online_modules" if teacher.online_modules is not None else "follow_student"

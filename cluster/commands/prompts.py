@@ -45,6 +45,7 @@ def optimise(
     found = load(path, overrides)
     found = found.model_copy(update={"prompts": None})
     refuse_classifier(found, "a search for prompts", "write task.template yourself")
+    refuse_across(found)
     refuse_unknown_instructions(found)
     refuse_prompts_by_row(found)
     to, services = target_of(found), services_of(found, service)
@@ -58,6 +59,16 @@ def optimise(
     print(table(outcomes))
     print(f"\nPrompts   {to}")
     print(f"Train     tutelage run {path} prompts={to}")
+
+
+def refuse_across(config: Config) -> None:
+    """Refuse a teacher of another tokenizer, who would be asked in the student's tokens. Raises
+    ConfigError."""
+    if config.cross_tokenizer is not None:
+        raise ConfigError(
+            f"cross_tokenizer is {config.cross_tokenizer}, with which a teacher is shown no "
+            "prompts; leave it out to search for some"
+        )
 
 
 def _tasks(config: Config) -> dict[str, Task]:

@@ -58,6 +58,7 @@ class _Document:
     ids_T: np.ndarray
     is_label_T: np.ndarray  # bool, whether a position with loss predicts the token
     end_T: np.ndarray  # int64
+    is_lone_T: np.ndarray  # bool, the space before a text as a token of its own, left out
 
     @property
     def start_T(self) -> np.ndarray:
@@ -128,21 +129,16 @@ def measure(
 ) -> tuple[_Document, _Document, bool] | None:
     """Both sides of a document, and whether one alone has a space before the text; None where they
     are not as long as each other."""
-    own_T, is_less = _widths(student[0], pair.student, less_space=pair.adds_space)
-    others_T, others_less = _widths(teacher[0], pair.teacher, less_space=False)
-    if others_T.sum() != own_T.sum():
-        others_T, others_less = _widths(teacher[0], pair.teacher, less_space=True)
-    if others_T.sum() != own_T.sum():
-        return None
-    own, others = (
-        _Document(ids, _labels(mask), np.cumsum(width_T, dtype=np.int64))
-        for (ids, mask), width_T in ((student, own_T), (teacher, others_T))
-    )
-    return own, others, is_less != others_less
+    for own_less, others_less in ((False, False), (pair.adds_space, False), (False, True)):
+        own = _measured(*student, pair.student, less_space=own_less)
+        others = _measured(*teacher, pair.teacher, less_space=others_less)
+        if own.length == others.length:
+            return own, others, own_less or others_less
+    return None
 
 
 def _bare(ids: np.ndarray, mask: np.ndarray) -> _Document:
-    return _Document(ids, _labels(mask), np.zeros(len(ids), np.int64))
+    return _Document(ids, _labels(mask), np.zeros(len(ids), np.int64), np.zeros(len(ids), bool))
 
 
 def _labels(mask: np.ndarray) -> np.ndarray:
@@ -150,22 +146,26 @@ def _labels(mask: np.ndarray) -> np.ndarray:
     return np.concatenate([[False], mask[:-1] > 0])
 
 
-def _widths(ids: np.ndarray, side: SideTokens, *, less_space: bool) -> tuple[np.ndarray, bool]:
-    """Units of each token, none of the beginning of a text; `less_space` leaves a space before the
-    text out, where there is one, which is told."""
-    width_T = side.width_V[ids].astype(np.int64)
+def _measured(
+    ids: np.ndarray, mask: np.ndarray, side: SideTokens, *, less_space: bool
+) -> _Document:
+    """Where each token ends, the beginning of a text having no unit; `less_space` leaves a space
+    before the text out, where there is one. A token that is this space alone goes with the one
+    after it."""
+    width_T, is_lone_T = side.width_V[ids].astype(np.int64), np.zeros(len(ids), bool)
     first = int(len(ids) > 0 and ids[0] == side.bos)
     width_T[:first] = 0
-    has_less = less_space and first < len(ids) and bool(side.spaced_V[ids[first]])
-    if has_less:
+    if less_space and first < len(ids) and side.spaced_V[ids[first]]:
         width_T[first] -= 1
-    return width_T, has_less
+        is_lone_T[first] = width_T[first] == 0
+    return _Document(ids, _labels(mask), np.cumsum(width_T, dtype=np.int64), is_lone_T)
 
 
 def _span_of(document: _Document, common: np.ndarray) -> np.ndarray:
     """The span of each token; NONE for those without a unit."""
     span_T = np.searchsorted(common, document.start_T, side="right") - 1
-    return np.where(document.end_T > document.start_T, span_T, NONE)
+    has_units_T = document.end_T > document.start_T
+    return np.where(has_units_T | document.is_lone_T, np.minimum(span_T, len(common) - 2), NONE)
 
 
 def _documents(rows: Rows) -> Iterator[list[Tokens]]:

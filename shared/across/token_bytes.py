@@ -26,6 +26,7 @@ class TokenBytes:
     single: frozenset[int]  # ids written as a byte, as <0x0A>, where the byte may have another
     bos: int | None
     eos: int | None
+    unk: int | None  # in place of text that is not known
     adds_space: bool  # before a text that begins without one
 
     def __len__(self) -> int:
@@ -61,6 +62,7 @@ def token_bytes(tokenizer: Any, *, model: str) -> TokenBytes:
         frozenset(single),
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
+        tokenizer.unk_token_id,
         adds_space=False,
     )
     spaces = {_added_spaces(tokenizer, found, text) for text in PROBES}
@@ -74,7 +76,7 @@ def token_bytes(tokenizer: Any, *, model: str) -> TokenBytes:
 
 
 def _fields(found: TokenBytes) -> tuple[Any, ...]:
-    return found.texts, found.specials, found.single, found.bos, found.eos
+    return found.texts, found.specials, found.single, found.bos, found.eos, found.unk
 
 
 def _added_spaces(tokenizer: Any, found: TokenBytes, text: str) -> int | None:

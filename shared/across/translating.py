@@ -72,11 +72,13 @@ class Translator:
 
     def text(self, ids_T: np.ndarray) -> str | None:
         """What tokens say between the beginning and the end of a text; None where that begins or
-        ends within a character."""
+        ends within a character, or has an unknown token."""
         own, parts = self.student, []
         ids = ids_T.tolist()
         ids = ids[int(ids[:1] == [own.bos]) :]
         ids = ids[: len(ids) - int(ids[-1:] == [own.eos])]
+        if own.unk in ids and own.unk != own.eos:
+            return None
         for index in ids:
             if index in own.specials:
                 parts.append((written_as(index, own, self.teacher) or "").encode())
@@ -120,7 +122,7 @@ class Translator:
         are not the text."""
         mask_U = np.zeros(len(ids_U), np.uint8)
         measured = measure(student, (ids_U, mask_U), self.pair)
-        if measured is None or not self._says(ids_U, text):
+        if measured is None or not self._says(ids_U, text) or not self._controls(student[0], ids_U):
             return None
         own, others, _ = measured
         is_learnt = np.zeros(own.length + 1, np.int64)
@@ -128,8 +130,24 @@ class Translator:
             is_learnt[start + 1 : end + 1] = 1
         before = np.cumsum(is_learnt)
         learnt_U = before[others.end_T] > before[others.start_T]
+        learnt_U[:-1] |= others.is_lone_T[:-1] & learnt_U[1:]
         mask_U[:-1] = learnt_U[1:]
         return mask_U
+
+    def _controls(self, ids_T: np.ndarray, ids_U: np.ndarray) -> bool:
+        """Whether the teacher reads as special tokens what is special for the student too, and no
+        text that has the same characters."""
+        known = set(self.teacher.specials.values())
+        ends = ((self.student, ids_T), (self.teacher, ids_U))
+        asked, read = (
+            [
+                side.specials[index]
+                for index in ids.tolist()
+                if index in side.specials and index not in (side.bos, side.eos)
+            ]
+            for side, ids in ends
+        )
+        return [content for content in asked if content in known] == read
 
     def _says(self, ids_U: np.ndarray, text: str) -> bool:
         """Whether the teacher's tokens are the bytes of a text, after at most one space."""

@@ -26,15 +26,15 @@ class TokenPairing:
         same bytes; there `ids_NK` are the student's ids of what the teacher kept, `logprobs_NK`
         and `log_tail_NS` the teacher's, and `absent_NK` marks what the student does not have.
         Elsewhere all mass is in the tail. `label_logprob_N` are the teacher's nats of each span,
-        in equal shares on the student's tokens of it, so that their sum is that of the text.
+        in equal shares on the student's tokens of it, so that their sum is that of the text; where
+        the teacher says nothing, as of an end that it does not have, their mean stands.
         `span_N`, `span_logprob_N` and `span_share_N` are of spans of several tokens, where there
         are some."""
         found, told = align(rows, answer.rows, self.pair), answer.targets.arrays()
         nats_S = _summed(found, told.label_logprob_N)
         at_N = _beginnings(found)
         arrays = self._compared(found, at_N, told.kept, layout.label_N)
-        of_span_N = np.append(nats_S / np.maximum(found.tokens_S, 1), 0.0)[found.span_N]
-        arrays["label_logprob_N"] = of_span_N.astype(np.float32)
+        arrays["label_logprob_N"] = in_shares(found, nats_S)
         return arrays | _merged(found, nats_S)
 
     def _compared(
@@ -70,6 +70,15 @@ def _summed(found: Alignment, label_logprob_M: np.ndarray) -> np.ndarray:
     held = found.span_M != NONE
     spans, values = found.span_M[held], label_logprob_M[held]
     return np.bincount(spans, weights=values, minlength=len(found.is_whole_S))
+
+
+def in_shares(found: Alignment, nats_S: np.ndarray) -> np.ndarray:
+    """The teacher's nats of each span on the student's tokens of it, float32 [N]."""
+    is_told_S = np.bincount(found.span_M[found.span_M != NONE], minlength=len(nats_S)) > 0
+    is_told_N = np.append(is_told_S, False)[found.span_N]
+    of_span_N = np.append(nats_S / np.maximum(found.tokens_S, 1), 0.0)[found.span_N]
+    mean = of_span_N[is_told_N].mean() if is_told_N.any() else 0.0
+    return np.where(is_told_N, of_span_N, mean).astype(np.float32)
 
 
 def _beginnings(found: Alignment) -> np.ndarray:

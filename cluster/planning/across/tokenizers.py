@@ -20,7 +20,7 @@ class Tokenizers:
     teacher: TokenBytes
     pair: TokenPair
     load_teachers: Callable[[], Any]
-    teacher_digest: str  # see `ModelDescription.rows_digest`
+    digests: tuple[str, str]  # of student and teacher, see `ModelDescription.rows_digest`
     are_same: bool
     rows: dict[str, int]  # of the embeddings of teacher and student
 
@@ -52,6 +52,5 @@ def tokenizers_of(
             "{kind: total_variation, weight: 2}, or another teacher"
         )
     are_same = same_tokens(teacher.identity, student.identity)
-    return Tokenizers(
-        own, others, pair, teacher.load_tokenizer, teacher.rows_digest, are_same, rows
-    )
+    digests = (student.rows_digest, teacher.rows_digest)
+    return Tokenizers(own, others, pair, teacher.load_tokenizer, digests, are_same, rows)

@@ -70,5 +70,7 @@ def _not_across(config: "Config") -> Iterator[tuple[str, str]]:
             yield f"domains.{name}.columns has a teacher_prompt", "leave it out"
     if mixture.policy == "doremi":
         yield "mixture.policy doremi compares them token by token", "take ddk, sheared or fixed"
+    if mixture.policy == "odm" and config.cross_tokenizer == "uld":
+        yield "mixture.policy odm rewards a KL at the same tokens", "take ddk, sheared or fixed"
     if progressive is not None and progressive.difficulty == "gap":
         yield "progressive.difficulty is gap, per token of both", "take teacher_nll or length"

@@ -334,6 +334,5 @@ class DivergenceTerm:
             for name in divergence.parameters
         }
         of = partial(divergence.of, **parameters)
-        value_n = chunk.compared(of, section.temperature)
-        squared = section.times_temperature_squared
-        return TermValues(value_n * section.temperature**2 if squared else value_n)
+        scale = section.temperature**2 if section.times_temperature_squared else 1.0
+        return TermValues(chunk.compared(of, section.temperature, scale=scale))

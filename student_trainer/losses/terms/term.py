@@ -46,9 +46,12 @@ class ChunkView:
     moving: Mapping[str, float]  # what moves from step to step, by name
     spans: Spans | None = None  # of several tokens, where the tokenizers differ
 
-    def compared(self, of: Callable[[Buckets, Buckets], Tensor], temperature: float) -> Tensor:
-        """A divergence of both models' next tokens at a temperature, and of spans at 1 [n]."""
-        value_n = of(*self.pair(temperature))
+    def compared(
+        self, of: Callable[[Buckets, Buckets], Tensor], temperature: float, *, scale: float = 1.0
+    ) -> Tensor:
+        """A divergence of both models' next tokens at a temperature, times `scale`, and of spans at
+        1 [n]."""
+        value_n = of(*self.pair(temperature)) * scale
         if self.spans is None:
             return value_n
         return value_n + self.spans.value(of, self.label_logprob_n)

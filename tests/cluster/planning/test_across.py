@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from cluster.builtin.models import train_tokenizer
 from cluster.cli import main
-from cluster.planning.preparation import Prepared, notes, prepare_run
+from cluster.planning.across.rows import read_across
+from cluster.planning.preparation import Prepared, check, notes, prepare_run
 from cluster.selftest import models
 from shared.across.token_pair import TokenPair
 from shared.config.file import load_config, resolve
@@ -114,6 +116,29 @@ def test_a_tokenizer_that_changes_the_text_is_refused(tmp_path, pair) -> None:
         HandshakeError, match=r"teachers.tiny.model .* are not the bytes of the text"
     ):
         prepared(tmp_path, tiny.Pair(other, pair.student))
+
+
+def test_a_teacher_of_another_tokenizer_is_neither_shown_prompts_nor_writes_in_rounds(
+    tmp_path, pair, capsys
+) -> None:
+    job = write_job(tmp_path, pair, cross_tokenizer="aligned", **UNADAPTED)
+    assert main(["prompts", "optimise", str(job)]) == 2
+    assert "a teacher is shown no prompts; leave it out" in capsys.readouterr().err
+    assert main(["active", str(job), "active={method: pgkd}"]) == 2
+    assert "writes in rounds is in the student's tokens" in capsys.readouterr().err
+
+
+def test_another_student_tokenizer_of_the_same_sizes_makes_other_rows(tmp_path, pair) -> None:
+    config = resolve(load_config(write_job(tmp_path, pair, cross_tokenizer="aligned", **UNADAPTED)))
+    found = check(config).across
+    assert found is not None
+    (domain, _) = prepared(tmp_path, pair).domains
+    other = replace(found, digests=("another", found.digests[1]))
+    bounds = {"cache": tmp_path / "cache", "context": 64, "teacher_context": None}
+    (first,), _ = read_across([domain], found, **bounds)
+    (second,), _ = read_across([domain], other, **bounds)
+    assert first.read_by_teacher == domain.read_by_teacher
+    assert second.read_by_teacher["train"] != first.read_by_teacher["train"]
 
 
 def test_selftest_is_refused_across_tokenizers(tmp_path, pair, capsys) -> None:

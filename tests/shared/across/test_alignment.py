@@ -10,6 +10,7 @@ from shared.across.token_bytes import token_bytes
 from shared.across.token_pair import pair_tokens
 from shared.across.translating import Translator
 from shared.data.row_store import RaggedRows, RowStore, write_rows
+from student_trainer.tasks.token_pairing import in_shares
 from tests.shared.across.own import byte_level, sentence_piece
 
 
@@ -99,6 +100,40 @@ def test_without_ends_of_its_own_a_teacher_reads_the_text_alone(tmp_path) -> Non
     assert case.found.span_N.tolist() == [0, 1, 1, -1]  # nor does anything of its the end
 
 
+def test_a_space_that_is_a_token_of_its_own_goes_with_the_first_word(tmp_path) -> None:
+    student = sentence_piece()
+    case = Case(tmp_path, student, byte_level(), framed(student, "1"))
+    # student: ▁ 1 | end        teacher: 1 | end
+    assert case.tokens == ["<|begin|>", "1", "<|end|>"]
+    assert case.found.span_N.tolist() == [0, 0, 1]
+    assert case.found.span_M.tolist() == [0, 1]
+    assert case.found.is_merged_S.tolist() == [True, False]
+    back = byte_level()
+    case = Case(tmp_path, back, sentence_piece(), framed(back, "1"))
+    assert case.found.span_N.tolist() == [0, 1]
+    assert case.found.span_M.tolist() == [0, 0, 1]
+    assert case.mask == [1, 1, 1, 0]
+
+
+def test_characters_that_are_a_special_token_of_the_teacher_alone_are_left_out(tmp_path) -> None:
+    student = sentence_piece()
+    case = Case(tmp_path, student, byte_level(), framed(student, "x<|begin|>y"))
+    assert "<|begin|>" in case.tokens[1:]
+    assert case.translated.left_out == 1
+
+
+def test_a_text_with_an_unknown_token_is_left_out(tmp_path) -> None:
+    case = Case(tmp_path, sentence_piece(), byte_level(), ([1, 0, 2], [1, 1, 0]))
+    assert case.translated.left_out == 1
+
+
+def test_where_a_teacher_says_nothing_the_mean_of_its_nats_stands(tmp_path) -> None:
+    student = sentence_piece()
+    found = Case(tmp_path, student, byte_level(with_ends=False), framed(student, "ab c")).found
+    nats_S = np.array([0.0, -3.0])  # of ab, which it does not predict, and Ġc
+    assert in_shares(found, nats_S).tolist() == [-1.5, -1.5, -1.5, -1.5]
+
+
 @pytest.mark.parametrize("text", ["x<s>y", "</s>"])
 def test_a_text_that_the_teacher_reads_otherwise_is_left_out_and_counted(tmp_path, text) -> None:
     student = byte_level()
@@ -116,13 +151,15 @@ def test_a_piece_that_ends_within_a_character_is_left_out(tmp_path) -> None:
     assert case.translated.left_out == 1
 
 
+@pytest.mark.parametrize("text", ["ab", "1"])
 @pytest.mark.parametrize("make", [sentence_piece, byte_level])
-def test_with_one_tokenizer_every_span_is_a_token_of_both(tmp_path, make) -> None:
+def test_with_one_tokenizer_every_span_is_a_token_of_both(tmp_path, make, text) -> None:
     own = make()
-    ids, mask = framed(own, "ab c\n\nx é", prompt=1)
+    ids, mask = framed(own, f"{text} c\n\nx é", prompt=1)
     case = Case(tmp_path, own, own, (ids, mask))
     assert case.ids == ids
     assert case.mask == mask
     assert np.array_equal(case.found.span_N, case.found.span_M)
+    assert (case.found.span_N >= 0).all()
     assert not case.found.is_merged_S.any()
     assert not case.found.is_shifted_S.any()

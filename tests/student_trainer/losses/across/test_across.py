@@ -79,17 +79,19 @@ def test_with_one_tokenizer_it_is_the_plain_loss_to_the_bit(
 
 
 @pytest.mark.parametrize("top_k", [8, FEW])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "total_variation"])
 def test_values_and_gradients_are_those_of_a_dense_computation(
-    other: Across, kind: str, top_k: int
+    other: Across, kind: str, top_k: int, temperature: float
 ) -> None:
-    answer = other.answer(top_k)
-    objective = other.objective(losses=[{"kind": kind}], cross_tokenizer="aligned")
+    answer = other.answer(top_k, tuple(sorted({1.0, temperature})))
+    losses = [{"kind": kind, "temperature": temperature}]
+    objective = other.objective(losses=losses, cross_tokenizer="aligned")
     objective.double()
     loss, _, _ = objective(exact(other.batch(answer)))
     loss.backward()
     model = student_of(other)
-    expected = dense_aligned(other, answer, model, kind)
+    expected = dense_aligned(other, answer, model, kind, temperature)
     expected.backward()
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
     own = dict(objective.student.named_parameters())
@@ -138,8 +140,11 @@ def student_of(case: Across) -> Any:
     return AutoModelForCausalLM.from_pretrained(case.folder / "pair" / "student").double()
 
 
-def dense_aligned(case: Across, answer: Any, model: Any, kind: str) -> torch.Tensor:
-    """The sum of a divergence over next tokens and spans of all documents."""
+def dense_aligned(
+    case: Across, answer: Any, model: Any, kind: str, temperature: float = 1.0
+) -> torch.Tensor:
+    """The sum of a divergence over next tokens, times the square of the temperature, and spans of
+    all documents."""
     own, others = tokenizer(tiny.VOCAB), tokenizer(case.teacher_vocab)
     total = torch.zeros((), dtype=torch.double)
     same = {i: own.convert_tokens_to_ids(t) for t, i in others.get_vocab().items()}
@@ -151,18 +156,21 @@ def dense_aligned(case: Across, answer: Any, model: Any, kind: str) -> torch.Ten
             merged = len(students) > 1 or len(teachers) > 1
             barred = {int(labels[at])} if merged else set()
             theirs = {int(kept["labels"][where])} if merged else set()
-            p, q, rest_p = [], [], kept["tail"][where].exp()
-            for index, value in zip(kept["ids"][where], kept["logprobs"][where], strict=True):
+            p, q, rest_p = [], [], kept["tail"][where][-1].exp()
+            heated = kept["logprobs"][where] / temperature
+            heated = heated - heated.logsumexp(0) + (1 - rest_p).log()
+            own_V = (logprob[at] / temperature).log_softmax(0)
+            for index, value in zip(kept["ids"][where], heated, strict=True):
                 mine = same.get(int(index))
                 if mine not in known or mine in barred or int(index) in theirs:
                     rest_p = rest_p + value.exp()
                 else:
                     p.append(value.exp())
-                    q.append(logprob[at, mine].exp())
+                    q.append(own_V[mine].exp())
             q_rest = 1 - sum(q)
             is_all = len(q) == tiny.VOCAB
             assert not is_all
-            total = total + diverges([*p, rest_p], [*q, q_rest], kind)
+            total = total + temperature**2 * diverges([*p, rest_p], [*q, q_rest], kind)
             if merged:
                 q_span = torch.stack([logprob[n, labels[n]] for n in students]).sum().exp()
                 nats = [kept["label_logprob"][m] for m in teachers]
@@ -178,7 +186,7 @@ def dense_by_rank(case: Across, answer: Any, model: Any, top_k: int) -> torch.Te
             p = kept["logprobs"][teachers[0]].exp().sort(descending=True).values
             q = logprob[students[0]].exp().sort(descending=True).values
             gaps = (p - q[:top_k]).abs().sum()
-            tail = kept["tail"][teachers[0]].exp()
+            tail = kept["tail"][teachers[0]][-1].exp()
             total = total + gaps + (tail - q[top_k:].sum()).abs()
     return total
 
@@ -207,7 +215,7 @@ def begun(case: Across, answer: Any, model: Any) -> Any:
             m = number[place]
             kept["ids"][place] = told.kept["ids_NK"][m]
             kept["logprobs"][place] = torch.tensor(told.kept["logprobs_NK"][m]).double()
-            kept["tail"][place] = torch.tensor(told.kept["log_tail_NS"][m, 0]).double()
+            kept["tail"][place] = torch.tensor(told.kept["log_tail_NS"][m]).double()
             kept["label_logprob"][place] = torch.tensor(told.label_logprob_N[m]).double()
             kept["labels"][place] = theirs[place + 1]
         spans = spans_of((ids, mask, own), (theirs, their_mask, others))
