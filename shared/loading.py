@@ -65,6 +65,16 @@ def upcycled_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def keep_upcycling(folder: Path, base: Path) -> None:
+    """Let a folder with the weights of a mixture say what it was upcycled from, as the folder it
+    began with does, where that was; a dense model on disk is called by its name alone."""
+    found = upcycled_of(base)
+    if found is not None:
+        dense = Path(found["model"])
+        named = found | {"model": dense.name if dense.is_absolute() else found["model"]}
+        (folder / UPCYCLED).write_text(json.dumps(named))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a foreign error, with the one that it announces, for a sentence of ours."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]

@@ -48,7 +48,7 @@ from student_trainer.models.decoding import decode
 from student_trainer.models.probing import empties_padding, evaluating, probe_ids
 from student_trainer.models.routers import routers_of
 from student_trainer.models.saving import refuse_unsaveable
-from student_trainer.models.upcycling import freeze_all_but_experts
+from student_trainer.models.upcycling import freeze_all_but_experts, refuse_idle_experts
 from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -144,6 +144,8 @@ def load_student(
         adapted = adapt(
             model, asked, kind, decoder=parts.decoder, head=parts.head, seed=config.seed
         )
+    if asked.upcycle is not None and adapted is not model:
+        refuse_idle_experts(adapted, name=asked.model)
     if asked.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return Student(
@@ -334,6 +336,8 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
     adapted = adapt(model, asked, kind, decoder=parts.decoder, head=head, seed=config.seed)
     if adapted is not model:
         refuse_lost_adapters(adapted, name=asked.model)
+        if asked.upcycle is not None:
+            refuse_idle_experts(adapted, name=asked.model)
     return found
 
 

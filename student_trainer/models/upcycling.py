@@ -21,7 +21,9 @@ from shared.loading import first_line
 from shared.model_parts import tolerance
 from student_trainer.models.probing import evaluating, probe_ids
 
-BALANCE = 0.01  # what the loss of the routers counts (LLaVA-MoD)
+# What the loss of the routers counts. LLaVA-MoD has as much of the sum over layers of its own form,
+# top-1 as in DeepSpeed; this is that of transformers, over the layers together.
+BALANCE = 0.01
 # Width of the expert for all tokens that Qwen2-MoE has beside the others: its weights are 0 and so
 # are their gradients, so it stays out. ZeRO-3 holds no empty weights, and a server may cut it in so
 # many parts.
@@ -80,6 +82,18 @@ def freeze_all_but_experts(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not (EXPERTS.fullmatch(name) or ROUTER.fullmatch(name)):
             parameter.requires_grad_(False)
+
+
+def refuse_idle_experts(adapted: nn.Module, *, name: str) -> None:
+    """Raise ConfigError for adapters on an upcycled student none of which is on its experts, which
+    would stay copies of each other. peft knows the experts of some mixtures alone."""
+    trained = (n for n, weight in adapted.named_parameters() if weight.requires_grad)
+    if not any(".mlp.experts." in n for n in trained):
+        raise ConfigError(
+            f"student.train has adapters on none of the experts of {name}, which would stay copies "
+            "of each other; set student.train.kind=full, let target_modules be all-linear, or, of "
+            "a Llama or Mistral student, set student.upcycle.every=1"
+        )
 
 
 def _kind_of(dense: PreTrainedModel, asked: Upcycle, name: str) -> str:

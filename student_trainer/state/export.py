@@ -20,6 +20,7 @@ from shared.config.paths import without_job_folder
 from shared.config.run import Config
 from shared.errors import CheckpointError, StorageError
 from shared.files import obey_umask
+from shared.loading import keep_upcycling
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import damage_of, latest_checkpoint, read_state, step_of
 from student_trainer.state.model_card import model_card
@@ -150,6 +151,8 @@ def describe(
     and facts. `merged` says that adapters lie in the base's weights, `labels` are those of a
     classifier."""
     name_base(draft)
+    if not (draft / ADAPTER_CONFIG).exists():
+        keep_upcycling(draft, Path(config.student.model))
     usage = save_usage(draft, config)
     step = step_of(checkpoint)
     frozen = read_state(checkpoint).get("frozen_weights")

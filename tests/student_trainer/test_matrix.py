@@ -53,6 +53,18 @@ class Cell:
     experts: str = ""  # which of an upcycled student's weights train
 
     @property
+    def upcycle(self) -> dict | None:
+        """Into a mixture whose experts adapters reach, where there are any."""
+        every = 2 if self.kind == "full" else 1
+        return {"train": self.experts, "every": every} if self.experts else None
+
+    @property
+    def train(self) -> dict:
+        """Without dropout where adapters are on experts, for which peft has none."""
+        asked = KINDS[self.kind]
+        return asked | {"dropout": 0.0} if self.experts and "dropout" in asked else asked
+
+    @property
     def trains_part(self) -> bool:
         return self.kind != "full" or self.experts == "experts"
 
@@ -131,11 +143,11 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, cells: list[Cell]) -> Path:
             pairs[cell.tied],
             domains,
             student={
-                "train": KINDS[cell.kind],
+                "train": cell.train,
                 "zero": cell.zero,
                 "dtype": cell.dtype,
                 "activation_checkpointing": cell.checkpointing,
-                "upcycle": {"train": cell.experts} if cell.experts else None,
+                "upcycle": cell.upcycle,
             },
             losses=[TAID if cell.taid else REVERSE if cell.naming else KL, CE]
             + [HIDDEN, SELF] * cell.hidden
@@ -195,6 +207,7 @@ def test_an_export_is_plain_and_says_what_it_is(matrix: Path, name: str) -> None
     base = {"config.json"} if name.startswith("full") else {"adapter_config.json"}
     files = {path.name for path in export.iterdir()}
     assert base | {"tokenizer.json", "generation_config.json", "README.md"} <= files
+    assert ("upcycled_from.json" in files) == ("upcycled" in name)
     card = (export / "README.md").read_text()
     assert "| code |" in card
     assert "Licence" in card

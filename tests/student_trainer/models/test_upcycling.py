@@ -4,6 +4,7 @@ T tokens   V vocabulary
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cluster.planning.bases import student_upcycled
 from shared.config.models.student import Student
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.loading import keep_upcycling
 from shared.run.run_dir import RunDir
 from student_trainer.models.routers import router_balance_of
 from student_trainer.models.upcycling import EXPERTS, ROUTER, SHARED
@@ -204,6 +206,31 @@ def test_what_no_mixture_holds_is_refused(
     assert str(refused.value).startswith(f"student.upcycle: {dense} cannot become a mixture")
     assert str(refused.value).endswith("leave student.upcycle out, or name another student")
     assert not list((tmp_path / "cache" / "upcycled").glob("dense-*[0-9a-f]"))
+
+
+def test_adapters_that_reach_no_expert_are_refused(tmp_path: Path) -> None:
+    train = {"kind": "lora", "r": 2}
+    mixtral = config_of(tmp_path, save_dense(tmp_path / "dense"), upcycle={"every": 1}, train=train)
+    CAUSAL_LM.load(mixtral, device=CPU)
+    dense = save_dense(tmp_path / "other", "qwen2")
+    config = config_of(tmp_path, dense, upcycle={}, train=train)
+    for refusing in (lambda: CAUSAL_LM.load(config, device=CPU), lambda: CAUSAL_LM.trust(config)):
+        with pytest.raises(ConfigError, match=r"on none of the experts .* copies of each other"):
+            refusing()
+
+
+def test_what_was_exported_is_a_mixture_that_trains_on(tmp_path: Path) -> None:
+    """As in stages: the folder says what it was made as, and no place of this machine."""
+    config = config_of(tmp_path, save_dense(tmp_path / "dense"), upcycle={})
+    folder = tmp_path / "export"
+    shutil.copytree(config.student.model, folder)
+    (folder / "upcycled_from.json").unlink()
+    keep_upcycling(folder, Path(config.student.model))
+    assert str(tmp_path) not in (folder / "upcycled_from.json").read_text()
+    again = config_of(tmp_path, folder, upcycle={})
+    assert again.student.model == str(folder)
+    model = CAUSAL_LM.load(again, device=CPU).saved
+    assert {n for n, w in model.named_parameters() if not w.requires_grad}
 
 
 @pytest.mark.parametrize(
