@@ -12,7 +12,7 @@ from shared.text.documents import INVALID
 
 Reason = Literal[
     "malformed", "empty", "unknown class", "too long", "in training", "written before",
-    "in validation", "nothing to correct",
+    "in validation", "nothing to correct", "wrong answer", "budget used up",
 ]  # fmt: skip
 UNDECODED = "\ufffd"  # of tokens that are no text
 

@@ -48,7 +48,7 @@ class ActiveDir:
     @property
     def config(self) -> Path:
         """The resolved config; not `config.yaml`, by which runs are known."""
-        return self.path / "active.yaml"
+        return RunDir(self.path).rounds
 
     @property
     def asked(self) -> Path:

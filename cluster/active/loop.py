@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import xxhash
 
-from cluster.active import pgkd
+from cluster.active import elad, pgkd
 from cluster.active.asking import Log, Writer
 from cluster.active.classes import accuracy
 from cluster.active.filtering import Row
@@ -23,6 +23,8 @@ from shared.errors import ConfigError
 from shared.in_words import counted
 from shared.text.sources import sources_of
 
+HARVESTS = {"pgkd": pgkd.harvest, "elad": elad.harvest}
+SURE = "The student is sure of every explanation that it was asked for."
 PROVENANCE = "provenance"  # a field of synthetic rows that training does not read
 
 
@@ -108,14 +110,17 @@ def _grown(
 ) -> Standing:
     """The standing once the teacher has written, or could not."""
     earlier = [row for one in range(number) for row in rows_of(material, folder, one)]
-    sieve, budget = material.sieve(earlier), material.settings.budget_tokens
-    found = pgkd.harvest(material, answers, number, log, parts.writer, sieve)
+    budget = material.settings.budget_tokens
+    harvest = HARVESTS[material.settings.method]
+    found = harvest(material, answers, number, log, parts.writer, earlier)
+    if not found.asked:
+        return replace(standing, stopped=SURE)
     if not found.answered and not log.spent():
         raise ConfigError(
             f"active.budget_tokens is {budget}, but the first prompt and its answer may take "
             f"{found.smallest}; raise it, or lower active.max_new_tokens or what a prompt holds"
         )
-    if not found.answered:
+    if not found.answered or found.is_cut_off:
         return replace(
             standing,
             stopped=f"The budget of {budget:,} tokens (active.budget_tokens) is used up but for "

@@ -17,7 +17,7 @@ from cluster.active.filtering import Row, Sieve, same
 from cluster.evaluation.items import Item, usable_items
 from shared.config.domains import Domain
 from shared.config.run import Config
-from shared.config.verbs.active import Active
+from shared.config.verbs.active import PGKD, Active
 from shared.errors import ConfigError, DataError
 from shared.text.documents import Document
 from shared.text.framing import content_key
@@ -35,7 +35,7 @@ class Material:
     tokenizer: Any
     train: Mapping[str, Document]  # none with a prompt of the validation text
     validation: Mapping[str, Document]
-    classes: tuple[str, ...]  # different responses of `train`, sorted
+    classes: tuple[str, ...]  # different responses of `train`, sorted; of PGKD
 
     @property
     def settings(self) -> Active:
@@ -117,7 +117,8 @@ def material_of(config: Config, tokenizer: Any) -> Material:
         raise DataError(
             f"every prompt of domains.{name}.train stands in its validation text, too; split it"
         )
-    classes = _classes(name, train.values(), settings)
+    is_classed = isinstance(settings, PGKD)
+    classes = _classes(name, train.values(), settings) if is_classed else ()
     return Material(config, name, tokenizer, train, validation, classes)
 
 
@@ -137,7 +138,7 @@ def _pairs(name: str, domain: Domain, part: Split, root: Path) -> dict[str, Docu
     return found
 
 
-def _classes(name: str, rows: Iterable[Document], settings: Active) -> tuple[str, ...]:
+def _classes(name: str, rows: Iterable[Document], settings: PGKD) -> tuple[str, ...]:
     counts = Counter(document.response.strip() for document in rows)
     if len(counts) > settings.max_classes:
         raise ConfigError(

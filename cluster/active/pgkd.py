@@ -32,7 +32,7 @@ REPAIR = (
 
 def asks(material: Material, answers: Answers, number: int) -> list[Ask]:
     """The prompts of a round."""
-    settings = material.settings
+    settings = _settings(material)
     hard = mistakes(answers.train, material.classes)[: settings.prompts * settings.hard_negatives]
     taken = {answer.key for answer in hard}
     right = [answer for answer in answers.train if answer.is_right]
@@ -64,7 +64,7 @@ def prompt(
     hard: Sequence[Answer],
 ) -> str:
     """One prompt. Its rows are those of the training text with the keys of the answers."""
-    settings = material.settings
+    settings = _settings(material)
     report = [
         f"{name}: precision {s.precision:.2f}, recall {s.recall:.2f}, F1 {s.f1:.2f}, rows {s.rows}"
         for name in weakest(scores, settings.report_classes)
@@ -85,11 +85,16 @@ def prompt(
 
 
 def harvest(
-    material: Material, answers: Answers, number: int, log: Log, writer: Writer, sieve: Sieve
+    material: Material,
+    answers: Answers,
+    number: int,
+    log: Log,
+    writer: Writer,
+    earlier: Sequence[Row],
 ) -> Harvest:
     """What a round's prompts give. An answer without a row is sent back once; what fails again is
     left out."""
-    settings = material.settings
+    settings, sieve = _settings(material), material.sieve(earlier)
     wave = asks(material, answers, number)
     told = log.ask(wave, writer, budget=settings.budget_tokens)
     broken = [one for one in told if one.answer.text.strip() and not rows_in(one.answer.text)]
@@ -120,6 +125,11 @@ def _sifted(told: Told, material: Material, sieve: Sieve) -> Iterator[Kept | Lef
             yield Kept(row, told.digest, told.ask.parents)
         else:
             yield LeftOut(_line(row), reason)
+
+
+def _settings(material: Material) -> PGKD:
+    assert isinstance(material.settings, PGKD), "the loop takes the method of the config"
+    return material.settings
 
 
 def _repair(settings: PGKD, material: Material, told: Told, number: int) -> Ask:

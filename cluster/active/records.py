@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.active.answers import Answer
+from cluster.active.chains import Chain
 from cluster.active.filtering import LeftOut, Row
 
 
@@ -16,6 +17,7 @@ class Answers:
     train: tuple[Answer, ...]
     validation: tuple[Answer, ...]
     loss: float  # nats per token of the domain's validation text
+    chains: tuple[Chain, ...] = ()  # explanations of training prompts, where a method reads any
 
     def as_dict(self) -> dict[str, Any]:
         """Fields that JSON takes."""
@@ -27,7 +29,8 @@ class Answers:
         train, validation = (
             tuple(Answer(**answer) for answer in fields[part]) for part in ("train", "validation")
         )
-        return Answers(train, validation, fields["loss"])
+        chains = (Chain(**{**one, "steps": tuple(one["steps"])}) for one in fields["chains"])
+        return Answers(train, validation, fields["loss"], tuple(chains))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,11 @@ class Harvest:
     smallest: int  # tokens that the first of them may take
     kept: tuple[Kept, ...]
     left_out: tuple[LeftOut, ...]
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether nothing is kept, and the budget is why."""
+        return not self.kept and "budget used up" in self.reasons
 
     @property
     def reasons(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ same question has the same answer.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ import xxhash
 
 from cluster.active.answers import Answer
 from cluster.active.asking import Ask, Written
+from cluster.active.chains import Chain, chain_of, final_answer, prefixes
 from cluster.active.records import Answers
 from cluster.evaluation.items import Item, rows_of
 from cluster.launch.generating import Writer as Framing
 from cluster.launch.generating import exported_student, student_tokenizer
 from cluster.launch.teachers.serving import pool_settings, refuse_other_teacher
 from cluster.prompt_search.teacher import ROOM, UNIT, answer_in, asked_of
+from shared.config.models.teachers import Teacher
 from shared.config.paths import without_job_folder
 from shared.config.run import Config
+from shared.config.verbs.active import ELAD, Active
 from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
@@ -31,7 +35,6 @@ from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.text.documents import Document
-from shared.text.ends import ends_of
 from shared.text.framing import encode
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.service import service
@@ -68,12 +71,22 @@ class ServiceWriter:
     """A teacher on a service, as a `Writer`."""
 
     def __init__(
-        self, config: Config, folder: Path, served: tuple[str, TeacherDescription], *, own: bool
+        self,
+        config: Config,
+        teacher: Teacher,
+        folder: Path,
+        served: tuple[str, TeacherDescription],
+        *,
+        own: bool,
     ) -> None:
         name, self._description = served
         self.fingerprint = self._description.fingerprint
-        self._tokenizer = student_tokenizer(config)  # the hand-shake: both frame text alike
-        self._stop_ids = ends_of(self._tokenizer)
+        options = {
+            "revision": teacher.revision or "main",
+            "trust_remote_code": teacher.trust_remote_code,
+        }
+        framing = Framing.of(_tokenizer_of(teacher, options), teacher.model, options)
+        self._tokenizer, self._stop_ids = framing.tokenizer, framing.stop_ids
         self._settings = pool_settings(
             config, name, teacher=self.fingerprint, client=str(folder), own=own
         )
@@ -119,8 +132,25 @@ class ServiceWriter:
             )
 
 
+def _tokenizer_of(teacher: Teacher, options: dict[str, Any]) -> Any:
+    """The teacher's own, whose chat template frames its prompts. Raises ConfigError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(teacher.model, **options)
+    except Exception as error:  # of every tokenizer's own code
+        raise ConfigError(
+            f"the tokenizer of the teacher {teacher.model} cannot be loaded; get its files again"
+        ) from error
+
+
 def answers_of(
-    config: Config, train: Sequence[Item], validation: Sequence[Item], *, domain: str
+    config: Config,
+    train: Sequence[Item],
+    validation: Sequence[Item],
+    *,
+    domain: str,
+    settings: Active,
 ) -> Answers:
     """What the student of a finished run, whose config this is, answers."""
     run_dir = RunDir(Path(config.paths.runs) / config.name)
@@ -137,14 +167,13 @@ def answers_of(
             cache=config.paths.cache,
             context=config.data.context,
         ).described()
-        settings = pool_settings(
+        asking = pool_settings(
             config, name, teacher=description.fingerprint, client=str(run_dir.path), own=True
         )
-        student = _Student(config, run_dir.export, description, settings)
-        found = [tuple(student.answers(items)) for items in (train, validation)]
+        student = _Student(config, run_dir.export, description, asking)
+        return student.examined(train, validation, settings, loss=told["student_nll_after"])
     finally:
         service.stop(name)
-    return Answers(found[0], found[1], told["student_nll_after"])
 
 
 class _Student:
@@ -164,8 +193,18 @@ class _Student:
         self._question = Question(LikeliestIds(1, description.vocab_rows))
         self._limit = description.max_context
 
-    def answers(self, items: Sequence[Item]) -> Iterator[Answer]:
-        """Answers to the prompts that leave room for one."""
+    def examined(
+        self, train: Sequence[Item], validation: Sequence[Item], settings: Active, *, loss: float
+    ) -> Answers:
+        """Its answers and, where a method reads explanations, those of the training prompts."""
+        learnt, held = (self._answered(items) for items in (train, validation))
+        if not isinstance(settings, ELAD):
+            return Answers(_only(learnt), _only(held), loss)
+        graded = (tuple(_final(a, settings) for a in _only(part)) for part in (learnt, held))
+        return Answers(*graded, loss, self._chains(learnt, settings))
+
+    def _answered(self, items: Sequence[Item]) -> list["_Answered"]:
+        """Answers to the prompts that leave room for one. Raises ConfigError where none does."""
         room = max(item.num_right for item in items) + ROOM
         fitting = [i for i in items if not self._limit or i.num_opening + room <= self._limit]
         if not fitting:
@@ -175,14 +214,52 @@ class _Student:
             )
         units = [fitting[first : first + UNIT] for first in range(0, len(fitting), UNIT)]
         written = self._written(units, room)
-        for item, ids, probability in zip(
-            fitting, written, self._probabilities(units, written), strict=True
-        ):
-            assert item.document is not None, "items are prompts"
-            right = item.document.response.strip()
-            text = self._framing.tokenizer.decode(ids, skip_special_tokens=True)
-            chat = bool(self._framing.tokenizer.chat_template)
-            yield Answer(item.key, right, answer_in(text, right, chat=chat), probability)
+        sure = self._probabilities(units, written)
+        return [
+            _Answered(item, ids, room, self._answer(item, ids, probability))
+            for item, ids, probability in zip(fitting, written, sure, strict=True)
+        ]
+
+    def _answer(self, item: Item, ids: np.ndarray, probability: float) -> Answer:
+        assert item.document is not None, "items are prompts"
+        right, tokenizer = item.document.response.strip(), self._framing.tokenizer
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = answer_in(text, right, chat=bool(tokenizer.chat_template))
+        return Answer(item.key, right, text, probability)
+
+    def _chains(self, answered: Sequence["_Answered"], settings: ELAD) -> tuple[Chain, ...]:
+        """How unsure it is after each step of what it wrote."""
+        tokenizer = self._framing.tokenizer
+        sizes = [prefixes(one.ids, tokenizer) for one in answered]
+        draws = [str(number) for number in range(settings.samples)]
+        with closing(GenerationPool(0, **self._settings)) as pool:
+            for one, cuts in zip(answered, sizes, strict=True):
+                for size in cuts:
+                    pool.submit(*self._drawn(one, size, draws, settings.sample_temperature))
+            return tuple(
+                chain_of(
+                    one.item.key,
+                    one.ids,
+                    one.answer.text,
+                    [pool.next().ids() for _ in cuts],
+                    tokenizer=tokenizer,
+                    marker=settings.answer_marker,
+                )
+                for one, cuts in zip(answered, sizes, strict=True)
+            )
+
+    def _drawn(
+        self, one: "_Answered", size: int, draws: Sequence[str], temperature: float
+    ) -> tuple[Openings, GenerationSpec]:
+        """Draws from the prompt and the first tokens of an answer to it."""
+        opening = np.concatenate([one.item.ids[: one.item.num_opening], one.ids[:size]])
+        openings = Openings.build(
+            names=[one.item.key] * len(draws), input_ids=[opening] * len(draws)
+        )
+        room, stops = max(1, one.room - size), self._framing.stop_ids
+        return openings.with_draws(draws), GenerationSpec(
+            room, stops, temperature, seed=self._config.seed
+        )
 
     def _written(self, units: Sequence[Sequence[Item]], room: int) -> list[np.ndarray]:
         """Ids of each answer, with the one that ends it."""
@@ -197,7 +274,7 @@ class _Student:
     ) -> list[float]:
         """Of each answer as a whole, under the student's own law."""
         left, found = iter(written), list[float]()
-        rows = [_answered(unit, [next(left) for _ in unit]) for unit in units]
+        rows = [_with_answers(unit, [next(left) for _ in unit]) for unit in units]
         with closing(TeacherPool(0, **self._settings)) as pool:
             for unit in rows:
                 pool.submit(unit, self._question)
@@ -208,7 +285,27 @@ class _Student:
         return found
 
 
-def _answered(items: Sequence[Item], written: Sequence[np.ndarray]) -> Rows:
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """An answer with the ids that were written for it, at most `room`."""
+
+    item: Item
+    ids: np.ndarray
+    room: int
+    answer: Answer
+
+
+def _only(answered: Sequence[_Answered]) -> tuple[Answer, ...]:
+    return tuple(one.answer for one in answered)
+
+
+def _final(answer: Answer, settings: ELAD) -> Answer:
+    """What an explanation comes to, against what the right one does."""
+    right, text = (final_answer(t, settings.answer_marker) for t in (answer.right, answer.text))
+    return replace(answer, right=right, text=text)
+
+
+def _with_answers(items: Sequence[Item], written: Sequence[np.ndarray]) -> Rows:
     """Openings with what a student wrote, whose every token counts."""
     ids, masks = [], []
     for item, answer in zip(items, written, strict=True):

@@ -40,9 +40,7 @@ def active(
         _open(folder, config)
         material = _material(config)
         standing = _taught(material, folder, services, address)
-        settings = material.settings
-        told = {"metric": settings.metric, "budget": settings.budget_tokens}
-        report = report_of(folder, standing, domain=material.domain, **told)
+        report = report_of(folder, standing, domain=material.domain, settings=material.settings)
         write_report(folder, report)
         print(f"\n{table(report)}\n")
         print(f"Report    {folder.report}\nNumbers   {folder.rounds}\nStudent   {folder.export}")
@@ -62,6 +60,11 @@ def refuse_unfit(config: Config) -> None:
         raise ConfigError(
             "targets.teacher_free leaves no teacher that could write; remove it, or take `tutelage "
             "run`"
+        )
+    if config.task.classifies:
+        raise ConfigError(
+            f"task is {config.task.kind}, but rounds are of a student that writes its answers; "
+            "leave task out, with classes as responses, or take `tutelage run`"
         )
     for name, teacher in config.teachers.items():
         if teacher.online_modules is not None or teacher.follow_student is not None:
@@ -116,11 +119,12 @@ def _taught(
 
     config, key = material.config, material.config.teacher_of(material.domain)
     with connected(address), teachers_up(config, folder.path, services) as serving:
-        writer = ServiceWriter(config, folder.path, serving[key], own=services is None)
+        teacher, own = config.teachers[key], services is None
+        writer = ServiceWriter(config, teacher, folder.path, serving[key], own=own)
         names = ",".join(f"{teacher}={name}" for teacher, (name, _) in serving.items())
         parts = Parts(
             train=partial(_train, services=names),
-            answer=partial(answers_of, domain=material.domain),
+            answer=partial(answers_of, domain=material.domain, settings=material.settings),
             writer=writer,
             say=partial(print, flush=True),
         )

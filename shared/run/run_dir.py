@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "token_pair.npz"
 
     @property
+    def rounds(self) -> Path:
+        """The config of active teaching, where the folder is no run but holds rounds."""
+        return self.path / "active.yaml"
+
+    @property
     def environment(self) -> Path:
         """Versions and platform."""
         return self.path / "environment.json"
@@ -285,6 +290,11 @@ def open_run(config: Config, *, fresh: bool = False) -> RunDir:
     prompts_id = _prompts_id(config.prompts)
     if fresh:
         move_aside(run_dir)
+    if run_dir.rounds.exists():
+        raise ConfigError(
+            f"{run_dir.path} holds rounds of `tutelage active`; give this run another name, or "
+            "pass --fresh to move them aside"
+        )
     if run_dir.config.exists():
         found = differing_options(run_dir.recorded_config(), config)
         differing = [in_words(name, *values) for name, values in found.items()]

@@ -61,6 +61,9 @@ READS = "test_the_teacher_reads_the_template_and_writes_the_words_of_the_classes
 UPCYCLED = (
     "student_trainer/models/test_upcycling.py::test_a_mixture_computes_what_the_dense_model_does"
 )
+ACTIVE_LIVE = "cluster/commands/test_active.py"
+EXPLAINED = "cluster/active/test_elad.py"
+DRAWS = "test_a_real_student_is_as_sure_of_its_explanations_as_its_draws_are_alike"
 ACTIVE_LOOP = "cluster/active/test_loop.py"
 ACTIVE_PROMPT = "cluster/active/test_pgkd.py"
 SHOWN = f"{ACTIVE_PROMPT}::test_a_prompt_has_its_parts_in_order_and_the_rows_each_is_about"
@@ -460,9 +463,7 @@ KNOBS = {
         f"{ACTIVE_LOOP}"
         "::test_a_round_of_which_nothing_is_kept_says_so_and_goes_on_once_asked_otherwise"
     ),
-    "active.method": (
-        "cluster/commands/test_active.py::test_bad_input_is_a_sentence_before_anything_starts"
-    ),
+    "active.method": f"{ACTIVE_LIVE}::test_bad_input_is_a_sentence_before_anything_starts",
     "active.max_classes": (
         f"{ACTIVE_PROMPT}::test_what_a_class_is_and_how_many_there_may_be_is_the_responses"
     ),
@@ -473,6 +474,15 @@ KNOBS = {
     "active.incorrect": COUNTED,
     "active.hard_negatives": COUNTED,
     "active.report_classes": SHOWN,
+    "active.questions": (
+        f"{EXPLAINED}::test_the_explanations_that_the_student_is_least_sure_of_are_read"
+    ),
+    "active.samples": f"{ACTIVE_LIVE}::{DRAWS}",
+    "active.sample_temperature": f"{ACTIVE_LIVE}::{DRAWS}",
+    "active.answer_marker": (
+        f"{EXPLAINED}"
+        "::test_a_teacher_that_finds_nothing_errs_or_cannot_be_read_leaves_nothing_to_learn"
+    ),
     "active": f"{ACTIVE_LOOP}::test_rounds_stop_exactly_at_patience",
     "trackers": (
         "student_trainer/tracking/test_trackers.py"

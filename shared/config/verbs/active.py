@@ -1,7 +1,7 @@
 """How `tutelage active` teaches in rounds; a single run reads none of it."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -74,7 +74,33 @@ class PGKD(Rounds):
     )
 
 
-Active = PGKD
+class ELAD(Rounds):
+    """The teacher reads explanations that the student is unsure of, step by step, and rewrites them
+    from the first wrong step on (ELAD, arXiv 2402.13098).
+
+    `cluster.active.chains` has the scores, which are reconstructed.
+    """
+
+    method: Literal["elad"] = "elad"
+    train_prompts: int = Field(
+        default=64, ge=1, description="training prompts that a round's student answers"
+    )
+    questions: int = Field(
+        default=8, ge=1, description="explanations that the teacher reads in a round"
+    )
+    samples: int = Field(
+        default=5, ge=2, description="answers that a student draws after each of its steps"
+    )
+    sample_temperature: float = Field(default=0.7, ge=0, description="at which it draws them")
+    answer_marker: str = Field(
+        default="####",
+        min_length=1,
+        description="what stands before the answer in an explanation; without it, the last line "
+        "is the answer",
+    )
+
+
+Active = Annotated[PGKD | ELAD, Field(discriminator="method")]
 
 
 def check_active(

@@ -1,5 +1,6 @@
 """`tutelage active` on tiny models, and what it refuses."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from cluster.active.asking import Log
 from cluster.active.folder import ActiveDir, read_json, read_lines
 from cluster.cli import main
 from cluster.prompt_search.teacher import ROOM, answer_in
+from shared.config.file import dump
+from shared.errors import ConfigError
 from tests.cluster.active.scripted import (
     ACTIVE,
     Rounds,
@@ -22,7 +25,9 @@ from tests.cluster.active.scripted import (
     material_for,
     write_rows,
 )
+from tests.cluster.active.test_elad import ELAD
 from tests.cluster.active.writing_teacher import save_writing_teacher
+from tests.tiny import edit_config
 
 KEPT, ODD = ("the frog number 7000", "green"), ("old ink", "mauve")
 SMALL = {
@@ -75,6 +80,28 @@ def test_rounds_of_real_models_write_train_and_end(ray_cluster, job, tiny_pair, 
     assert "\n" not in error
     assert len(Log(folder.asked).told()) == 2
     assert (folder.export / "model.safetensors").exists()
+
+
+def test_a_real_student_is_as_sure_of_its_explanations_as_its_draws_are_alike(
+    ray_cluster, job, tiny_pair, tmp_path, capsys
+):
+    teacher = shutil.copytree(tiny_pair.teacher, tmp_path / "reads")
+    edit_config(teacher, max_position_embeddings=1024)
+    asked = {"teachers.tiny.model": str(teacher), "active": ELAD, "active.answer_marker": "a"}
+    asked |= {"active.train_prompts": 3, "active.validation_prompts": 3, "active.patience": 1}
+    folder = ActiveDir(api.active(job, asked | {"active.sample_temperature": 0}))
+    assert "The student is sure of every explanation" in capsys.readouterr().out
+    chains = read_json(folder.round(0).answers)["chains"]
+    assert [(one["within"], one["between"]) for one in chains] == [(0, 0)] * 3
+    folder.round(0).answers.unlink()
+    drawn = {"active.sample_temperature": 2.0, "active.samples": 2}
+    with pytest.raises(ConfigError, match=r"wrote in round 0 is learnt \(malformed \d\)"):
+        api.active(job, asked | drawn)
+    chains = read_json(folder.round(0).answers)["chains"]
+    assert {one["between"] for one in chains} <= {0, 1}, "of two draws"
+    assert all(0 <= one["within"] <= 1 / 2 for one in chains)
+    assert any(one["within"] > 0 for one in chains)
+    assert {told.ask.purpose for told in Log(folder.asked).told()} == {"verify"}
 
 
 def spelt(options: Mapping[str, object]) -> list[str]:
@@ -133,6 +160,7 @@ def says_what_its_export_does(job: Path, folder: ActiveDir, number: int) -> None
             "but active.temperature is 0.001",
         ),
         ([f"name={'n' * 190}"], "name has 190 characters, and rounds are named after it"),
+        (["task=classification"], "task is classification, but rounds are of a student that"),
         (["teachers.tiny.online_modules={}"], "rounds share a teacher"),
     ],
 )
@@ -148,3 +176,25 @@ def test_bad_input_is_a_sentence_before_anything_starts(
     assert said in error
     assert "\n" not in error
     assert not list((tmp_path / "runs").glob("*/rounds"))
+
+
+def test_rounds_and_runs_of_one_name_and_rounds_of_other_options_are_kept_apart(
+    job, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("cluster.session.session.connected", None)
+    folder = tmp_path / "runs" / "rounds"
+    folder.mkdir(parents=True)
+
+    def refused() -> str:
+        return capsys.readouterr().err.strip()
+
+    (folder / "config.yaml").write_text(dump(config_of(job)))
+    assert main(["active", str(job)]) == 2
+    assert "rounds is a run of its own; give the rounds another name" in refused()
+    (folder / "config.yaml").rename(folder / "active.yaml")
+    assert main(["run", str(job)]) == 2
+    assert "holds rounds of `tutelage active`; give this run another name" in refused()
+    assert main(["active", str(job), "optimiser.lr=1"]) == 2
+    assert "were started with other values of optimiser.lr (0.003, now 1.0)" in refused()
+    assert main(["active", str(job), "active.domain=colours"]) == 2
+    assert "active.domain (null, now colours)" in refused()
