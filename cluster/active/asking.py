@@ -8,6 +8,7 @@ goes on to the same answers.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -68,7 +69,11 @@ class Writer(Protocol):
         ...
 
     def size(self, text: str) -> int:
-        """Tokens that it reads of a prompt. Raises UserError for one with which it has no room."""
+        """Tokens that it reads of a prompt."""
+        ...
+
+    def has_room(self, ask: Ask) -> bool:
+        """Whether it reads the prompt and has room for the longest answer."""
         ...
 
     def write(self, asks: Sequence[Ask]) -> Iterator[Written]:
@@ -115,10 +120,18 @@ class Log:
                 break
             affordable += 1
         pairs = list(zip(digests, asks, strict=True))[:affordable]
-        unknown = {digest: ask for digest, ask in pairs if digest not in self._told}
+        left, unknown = budget - self.spent(), dict[str, Ask]()
+        for digest, ask in pairs:
+            if digest in self._told:
+                continue
+            left -= writer.size(ask.text) + ask.max_new_tokens
+            if left < 0:  # other waves stand after this one: the budget has been another
+                break
+            unknown[digest] = ask
         for digest, answer in zip(unknown, writer.write(list(unknown.values())), strict=True):
             self._add(Told(digest, unknown[digest], answer))
-        return [self._told[digest] for digest, _ in pairs]
+        known = takewhile(self._told.__contains__, (digest for digest, _ in pairs))
+        return [self._told[digest] for digest in known]
 
     def _add(self, told: Told) -> None:
         self._told[told.digest] = told

@@ -14,7 +14,7 @@ import xxhash
 
 from cluster.active.asking import Ask, Log, Told, Writer
 from cluster.active.chains import Chain, final_answer, steps_of
-from cluster.active.filtering import UNDECODED, LeftOut, Reason, Row, same
+from cluster.active.filtering import UNDECODED, LeftOut, Reason, Row, plain, same
 from cluster.active.material import Material
 from cluster.active.records import Answers, Harvest, Kept
 from shared.config.verbs.active import ELAD
@@ -61,9 +61,13 @@ def harvest(
         readings = _judged(material, settings, readings, number, log, writer)
     answered = sum(1 for one in readings if one.right or one.is_wrong or one.reason == "malformed")
     found: list[Kept | LeftOut] = []
-    known = {(same(row.prompt), _plain(row.response)) for row in earlier}
+    known = {(same(row.prompt), plain(row.response)) for row in earlier}
     wrong = [one for one in readings if one.is_wrong]
-    asks = [_correct(material, settings, one, number) for one in wrong]
+    fitting, long = _with_room(
+        [(one, _correct(material, settings, one, number)) for one in wrong], writer
+    )
+    found += [LeftOut(_text(one), "too long") for one in long]
+    wrong, asks = [one for one, _ in fitting], [ask for _, ask in fitting]
     told = log.ask(asks, writer, budget=settings.budget_tokens)
     for one, correction in zip(wrong, told, strict=False):
         found.append(_revised(material, settings, one, correction, known))
@@ -92,12 +96,24 @@ def _judged(
 ) -> list[Reading]:
     """All readings a step further, as far as the budget goes."""
     waiting = [one for one in readings if one.is_open]
-    asks = [_verify(material, settings, one, number) for one in waiting]
+    fitting, long = _with_room(
+        [(one, _verify(material, settings, one, number)) for one in waiting], writer
+    )
+    waiting, asks = [one for one, _ in fitting], [ask for _, ask in fitting]
     told = log.ask(asks, writer, budget=settings.budget_tokens)
     after = [_after(one, answer) for one, answer in zip(waiting, told, strict=False)]
     after += [replace(one, reason="budget used up") for one in waiting[len(told) :]]
+    after += [replace(one, reason="too long") for one in long]
     by_key = {one.chain.key: one for one in after}
     return [by_key.get(one.chain.key, one) for one in readings]
+
+
+def _with_room(
+    asked: Sequence[tuple[Reading, Ask]], writer: Writer
+) -> tuple[list[tuple[Reading, Ask]], list[Reading]]:
+    """Those whose prompt leaves the teacher room, and the readings of the others."""
+    fitting = [(one, ask) for one, ask in asked if writer.has_room(ask)]
+    return fitting, [one for one, ask in asked if not writer.has_room(ask)]
 
 
 def _after(reading: Reading, told: Told) -> Reading:
@@ -120,14 +136,14 @@ def _revised(
     document, text = material.train[reading.chain.key], told.answer.text
     steps = [*reading.chain.steps[: reading.right], *steps_of(text)]
     row = Row(document.prompt, "\n".join(steps))
-    pair = (same(row.prompt), _plain(row.response))
+    pair = (same(row.prompt), plain(row.response))
     right = final_answer(document.response, settings.answer_marker)
     reason: Reason | None = None
     if not text.strip() or UNDECODED in text or INVALID.search(text):
         reason = "malformed"
     elif final_answer(row.response, settings.answer_marker) != right:
         reason = "wrong answer"
-    elif pair[1] == _plain(document.response):
+    elif pair[1] == plain(document.response):
         reason = "in training"
     elif pair in known:
         reason = "written before"
@@ -202,7 +218,3 @@ def _shot(material: Material, key: str) -> str:
 
 def _text(reading: Reading) -> str:
     return "\n".join(reading.chain.steps)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())

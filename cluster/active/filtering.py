@@ -40,6 +40,11 @@ def rows_in(answer: str) -> list[Row]:
     return [row for row in found if row is not None]
 
 
+def plain(text: str) -> str:
+    """A text with single spaces alone."""
+    return " ".join(text.split())
+
+
 def same(text: str) -> str:
     """What two prompts have in common that are the same: all but case, spaces and a last mark."""
     return " ".join(text.casefold().split()).rstrip(" .!?")
@@ -68,7 +73,7 @@ def _row(value: Any) -> Row | None:
         return None
     if any(INVALID.search(part) or UNDECODED in part for part in (prompt, response)):
         return None
-    return Row(prompt.strip(), response.strip())
+    return Row(prompt.strip(), plain(response))
 
 
 @dataclass(slots=True)

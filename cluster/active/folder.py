@@ -51,6 +51,11 @@ class ActiveDir:
         return RunDir(self.path).rounds
 
     @property
+    def text(self) -> Path:
+        """What the domain's text is known by."""
+        return self.path / "text.json"
+
+    @property
     def asked(self) -> Path:
         """Every prompt to the teacher and its answer, a line each, in the order they were asked."""
         return self.path / "asked.jsonl"

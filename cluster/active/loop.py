@@ -19,7 +19,7 @@ from cluster.active.records import Answers, Harvest
 from cluster.active.standing import Standing, standing_of
 from cluster.evaluation.items import Item
 from shared.config.run import Config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, UserError
 from shared.in_words import counted
 from shared.text.sources import sources_of
 
@@ -39,8 +39,8 @@ class Parts:
 
 
 def teach(material: Material, folder: ActiveDir, parts: Parts) -> Standing:
-    """All rounds to their end; the best one's student is the export then. Raises UserErrors and
-    what the parts raise; the same call goes on."""
+    """All rounds to their end; the best one's student is the export then. Raises what the
+    parts raise; the same call goes on."""
     log, results = Log(folder.asked), list[Answers]()
     while True:
         number = len(results)
@@ -48,7 +48,10 @@ def teach(material: Material, folder: ActiveDir, parts: Parts) -> Standing:
         standing = standing_of(results, material.settings)
         parts.say(_said(number, results[-1], standing))
         if not standing.stopped and not folder.round(number).rows.exists():
-            standing = _grown(material, folder, results[-1], standing, number, log, parts)
+            try:
+                standing = _grown(material, folder, results[-1], standing, number, log, parts)
+            except UserError as error:  # what there is by then is reported and exported first
+                standing = replace(standing, stopped=str(error), refused=True)
         if standing.stopped:
             folder.put_export(standing.best)
             return standing

@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from cluster.active.filtering import Row, Sieve, same
+from cluster.active.filtering import Row, Sieve, plain, same
 from cluster.evaluation.items import Item, usable_items
 from shared.config.domains import Domain
 from shared.config.run import Config
@@ -22,8 +22,6 @@ from shared.errors import ConfigError, DataError
 from shared.text.documents import Document
 from shared.text.framing import content_key
 from shared.text.sources import Split, read_documents, sources_of
-
-SPARE = 2  # times the documents asked for are drawn, since some cannot be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,7 @@ class Material:
     tokenizer: Any
     train: Mapping[str, Document]  # none with a prompt of the validation text
     validation: Mapping[str, Document]
+    held: frozenset[str]  # validation text of all domains, as `same` has prompts
     classes: tuple[str, ...]  # different responses of `train`, sorted; of PGKD
 
     @property
@@ -46,6 +45,14 @@ class Material:
     def row(self, key: str) -> Row:
         """A training row, to be shown. There is none for a key of the validation text."""
         return Row(self.train[key].prompt, self.train[key].response)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What the text is known by: other text makes other rounds."""
+        return {
+            part: xxhash.xxh3_128_hexdigest("".join(sorted(rows)).encode())
+            for part, rows in (("train", self.train), ("validation", self.validation))
+        }
 
     def train_items(self, number: int) -> list[Item]:
         """Training prompts that a round's student answers, others in every round."""
@@ -65,7 +72,7 @@ class Material:
         """What decides about rows, where `earlier` ones were kept."""
         return Sieve(
             training=frozenset(same(document.prompt) for document in self.train.values()),
-            validation=frozenset(same(document.prompt) for document in self.validation.values()),
+            validation=self.held,
             classes=frozenset(self.classes),
             written={same(row.prompt) for row in earlier},
         )
@@ -80,7 +87,7 @@ class Material:
         return sorted(keys, key=lambda k: xxhash.xxh3_64_intdigest(f"{seed}/{use}/{k}".encode()))
 
     def _drawn(self, among: Mapping[str, Document], count: int, use: str) -> list[Item]:
-        documents = [among[key] for key in self._ordered(among, use)[: SPARE * count]]
+        documents = (among[key] for key in self._ordered(among, use))
         found = usable_items(documents, self.config, self.domain, self.tokenizer)
         return [item for item, _ in zip(found, range(count), strict=False)]
 
@@ -110,7 +117,7 @@ def material_of(config: Config, tokenizer: Any) -> Material:
             "text, which grows with every round; split the text, and name the part as validation"
         )
     validation = _pairs(name, domain, "validation", root)
-    held = {same(document.prompt) for document in validation.values()}
+    held = _held(config)
     every = _pairs(name, domain, "train", root)
     train = {key: document for key, document in every.items() if same(document.prompt) not in held}
     if not train:
@@ -119,7 +126,20 @@ def material_of(config: Config, tokenizer: Any) -> Material:
         )
     is_classed = isinstance(settings, PGKD)
     classes = _classes(name, train.values(), settings) if is_classed else ()
-    return Material(config, name, tokenizer, train, validation, classes)
+    return Material(config, name, tokenizer, train, validation, held, classes)
+
+
+def _held(config: Config) -> frozenset[str]:
+    """Everything of the validation text of all domains that a prompt could be: prompts, texts, and
+    turns that are not the assistant's."""
+    found = set[str]()
+    for domain in config.domains.values():
+        sources = sources_of(domain, "validation")
+        root = Path(config.paths.root)
+        for document in read_documents(sources, root=root, columns=domain.columns):
+            turns = (m.content for m in document.messages if m.role != "assistant")
+            found |= {same(text) for text in (document.prompt, document.text, *turns)}
+    return frozenset(found - {""})
 
 
 def _pairs(name: str, domain: Domain, part: Split, root: Path) -> dict[str, Document]:
@@ -139,7 +159,7 @@ def _pairs(name: str, domain: Domain, part: Split, root: Path) -> dict[str, Docu
 
 
 def _classes(name: str, rows: Iterable[Document], settings: PGKD) -> tuple[str, ...]:
-    counts = Counter(document.response.strip() for document in rows)
+    counts = Counter(plain(document.response) for document in rows)
     if len(counts) > settings.max_classes:
         raise ConfigError(
             f"domain {name} has {len(counts)} different responses, more than active.max_classes "

@@ -98,7 +98,9 @@ def harvest(
     wave = asks(material, answers, number)
     told = log.ask(wave, writer, budget=settings.budget_tokens)
     broken = [one for one in told if one.answer.text.strip() and not rows_in(one.answer.text)]
-    repairs = [_repair(settings, material, one, number) for one in broken]
+    pairs = [(one, _repair(settings, material, one, number)) for one in broken]
+    pairs = [(one, repair) for one, repair in pairs if writer.has_room(repair)]
+    broken, repairs = [one for one, _ in pairs], [repair for _, repair in pairs]
     mended = log.ask(repairs, writer, budget=settings.budget_tokens)
     answered = {one.digest: one for one in told}
     answered |= {one.digest: again for one, again in zip(broken, mended, strict=False)}

@@ -18,6 +18,7 @@ import xxhash
 from cluster.active.answers import Answer
 from cluster.active.asking import Ask, Written
 from cluster.active.chains import Chain, chain_of, final_answer, prefixes
+from cluster.active.filtering import plain
 from cluster.active.records import Answers
 from cluster.evaluation.items import Item, rows_of
 from cluster.launch.generating import Writer as Framing
@@ -95,11 +96,16 @@ class ServiceWriter:
         """Tokens of a prompt."""
         return len(self._ids(text))
 
+    def has_room(self, ask: Ask) -> bool:
+        """Whether the prompt leaves the teacher room for the longest answer."""
+        limit = self._description.max_context
+        return limit is None or self.size(ask.text) + ask.max_new_tokens <= limit
+
     def write(self, asks: Sequence[Ask]) -> Iterator[Written]:
         """Answers in order. Raises ConfigError, before any, for a prompt that leaves no room."""
         openings = [self._ids(ask.text) for ask in asks]
-        for ask, ids in zip(asks, openings, strict=True):
-            self._refuse_long(ask, len(ids))
+        for ask in asks:
+            self._refuse_long(ask)
         with closing(GenerationPool(0, **self._settings)) as pool:
             for number, (ask, ids) in enumerate(zip(asks, openings, strict=True), start=1):
                 spec = GenerationSpec(
@@ -111,7 +117,7 @@ class ServiceWriter:
                 answer = pool.next()
                 (written,), (stopped,) = answer.ids(), answer.stopped()
                 text = self._tokenizer.decode(written, skip_special_tokens=True)
-                yield Written(text, len(ids), len(written), cut=not stopped)
+                yield Written(text, len(ids), len(written) + stopped, cut=not stopped)
 
     def _ids(self, text: str) -> np.ndarray:
         """What the teacher reads: the text as a prompt is framed, up to where its answer begins."""
@@ -121,14 +127,13 @@ class ServiceWriter:
         )
         return one.input_ids[: int(np.flatnonzero(one.loss_mask)[0]) + 1]
 
-    def _refuse_long(self, ask: Ask, size: int) -> None:
-        limit = self._description.max_context
-        if limit is not None and size + ask.max_new_tokens > limit:
+    def _refuse_long(self, ask: Ask) -> None:
+        if not self.has_room(ask):
             raise ConfigError(
-                f"a prompt of round {ask.round} has {size} tokens and its answer up to "
-                f"active.max_new_tokens {ask.max_new_tokens}, more than the {limit} that the "
-                "teacher reads; lower active.max_new_tokens, or how many rows and classes a "
-                "prompt holds"
+                f"a prompt of round {ask.round} has {self.size(ask.text)} tokens and its answer up "
+                f"to active.max_new_tokens {ask.max_new_tokens}, more than the "
+                f"{self._description.max_context} that the teacher reads; lower "
+                "active.max_new_tokens, or how many rows and classes a prompt holds"
             )
 
 
@@ -199,7 +204,8 @@ class _Student:
         """Its answers and, where a method reads explanations, those of the training prompts."""
         learnt, held = (self._answered(items) for items in (train, validation))
         if not isinstance(settings, ELAD):
-            return Answers(_only(learnt), _only(held), loss)
+            classed = (tuple(map(_class, _only(part))) for part in (learnt, held))
+            return Answers(*classed, loss)
         graded = (tuple(_final(a, settings) for a in _only(part)) for part in (learnt, held))
         return Answers(*graded, loss, self._chains(learnt, settings))
 
@@ -297,6 +303,11 @@ class _Answered:
 
 def _only(answered: Sequence[_Answered]) -> tuple[Answer, ...]:
     return tuple(one.answer for one in answered)
+
+
+def _class(answer: Answer) -> Answer:
+    """Response and answer as classes are spelt."""
+    return replace(answer, right=plain(answer.right), text=plain(answer.text))
 
 
 def _final(answer: Answer, settings: ELAD) -> Answer:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from cluster.active.folder import ActiveDir
+from cluster.active.folder import ActiveDir, read_json, write_json
 from cluster.active.material import Material, material_of
 from cluster.active.report import report_of, table, write_report
 from cluster.active.standing import Standing
@@ -39,6 +39,7 @@ def active(
             move_aside(RunDir(folder.path))
         _open(folder, config)
         material = _material(config)
+        refuse_other_text(folder, material)
         standing = _taught(material, folder, services, address)
         report = report_of(folder, standing, domain=material.domain, settings=material.settings)
         write_report(folder, report)
@@ -72,6 +73,18 @@ def refuse_unfit(config: Config) -> None:
             raise ConfigError(
                 f"teachers.{name}.{option} makes the teacher another one in every step, and rounds "
                 "share a teacher; remove it, or take `tutelage run`"
+            )
+
+
+def refuse_other_text(folder: ActiveDir, material: Material) -> None:
+    """Record what the text is known by; raise ConfigError where rounds were made of another."""
+    if not folder.text.exists():
+        write_json(folder.text, material.digests)
+    for part, digest in read_json(folder.text).items():
+        if digest != material.digests[part]:
+            raise ConfigError(
+                f"domains.{material.domain}.{part} has other rows than when the rounds began; put "
+                "the text back, give them another name, or pass --fresh to move the old ones aside"
             )
 
 

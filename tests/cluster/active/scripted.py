@@ -114,10 +114,15 @@ class Script:
         self.fingerprint = {"model": "script"}
         self.asked: list[Ask] = []
         self._say, self._tick = say, tick
+        self.room = 100_000
 
     def size(self, text: str) -> int:
         """Words."""
         return len(text.split())
+
+    def has_room(self, ask: Ask) -> bool:
+        """Of so many words in all."""
+        return self.size(ask.text) + ask.max_new_tokens <= self.room
 
     def write(self, asks: Sequence[Ask]) -> Iterator[Written]:
         """One after the other."""

@@ -1,13 +1,13 @@
 """Rounds to their end: which student goes on, when they stop, and that a kill changes nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from cluster.active.asking import Ask, Log
 from cluster.active.folder import read_json, read_lines
-from shared.errors import ConfigError
 from shared.text.sources import sources_of
 from tests.cluster.active.scripted import (
     Killed,
@@ -134,11 +134,30 @@ def test_the_budget_is_counted_exactly_and_never_exceeded(job):
         assert rounds.folder.export.exists()
 
 
-def test_a_budget_too_small_for_one_prompt_is_a_sentence(job):
+def test_a_budget_too_small_for_one_prompt_is_a_sentence_after_the_export(job):
     rounds = Rounds(config_of(job, "active.budget_tokens=61"))
-    with pytest.raises(ConfigError, match=r"budget_tokens is 61, but the first prompt .* may take"):
-        rounds.teach()
+    standing = rounds.teach()
+    assert standing.refused
+    assert re.match(r".*budget_tokens is 61, but the first prompt .* may take", standing.stopped)
     assert not rounds.writer.asked
+    assert rounds.folder.export.exists()
+
+
+def test_a_budget_that_was_raised_counts_what_other_waves_took(job):
+    def say(ask: Ask) -> str:
+        return new_rows(ask) if ask.purpose == "rows" and ask.seed % 2 else "no JSON"
+
+    cheap = Rounds(config_of(job, "active.prompts=6", "active.rounds=1", "paths.runs=free"), say)
+    cheap.teach()
+    whole = Log(cheap.folder.asked).spent()
+    for first, raised in ((0.4, 0.7), (0.5, 0.8), (0.6, 0.9)):
+        for part in (first, raised):
+            budget = int(part * whole)
+            options = ("active.prompts=6", "active.rounds=1", f"paths.runs=part{first}")
+            rounds = Rounds(config_of(job, *options, f"active.budget_tokens={budget}"), say)
+            rounds.teach()
+            rounds.folder.round(0).rows.unlink(missing_ok=True)
+            assert Log(rounds.folder.asked).spent() <= budget
 
 
 def test_a_round_of_which_nothing_is_kept_says_so_and_goes_on_once_asked_otherwise(job):

@@ -9,6 +9,7 @@ from cluster.active import pgkd
 from cluster.active.answers import Answer, mistakes
 from cluster.active.asking import Ask
 from cluster.active.classes import ClassScore, accuracy, by_class, macro_f1, weakest
+from cluster.active.filtering import Row
 from cluster.active.folder import read_json, read_lines
 from cluster.active.records import Answers
 from tests.cluster.active.scripted import (
@@ -163,3 +164,51 @@ def test_what_a_class_is_and_how_many_there_may_be_is_the_responses(job, tmp_pat
         tmp_path / "known.jsonl", [{"prompt": f"p {n}", "response": f"r {n}"} for n in range(5)]
     )
     assert len(material_for(config_of(job)).classes) == ACTIVE["max_classes"]
+
+
+def test_a_repair_that_leaves_no_room_is_not_asked_for(job):
+    rounds = Rounds(config_of(job, "active.rounds=1"), lambda ask: "long " * 2000)
+    rounds.writer.room = 1500
+    assert rounds.teach().refused
+    assert {ask.purpose for ask in rounds.writer.asked} == {"rows"}
+    left_out = read_lines(rounds.folder.round(0).left_out)
+    assert [one["reason"] for one in left_out] == ["malformed"] * 2
+
+
+def test_validation_text_of_every_kind_and_domain_is_held_out(job, tmp_path):
+    said = [{"role": "user", "content": "the rose number 1"}, {"role": "assistant", "content": "x"}]
+    (tmp_path / "mixed.jsonl").write_text(
+        (tmp_path / "held.jsonl").read_text() + json.dumps({"messages": said}) + "\n"
+    )
+    write_rows(tmp_path / "other.jsonl", [{"prompt": "The rose  number 2.", "response": "no"}])
+    with (tmp_path / "known.jsonl").open("a") as file:
+        for number in (1, 2, 3):
+            file.write(line(f"the rose number {number}", "red") + "\n")
+    material = material_for(
+        config_of(
+            job,
+            "domains.colours.validation=mixed.jsonl",
+            "domains.more={train: letters.jsonl, validation: other.jsonl}",
+            "active.domain=colours",
+        )
+    )
+    prompts = {document.prompt for document in material.train.values()}
+    assert "the rose number 3" in prompts
+    assert not prompts & {"the rose number 1", "the rose number 2"}
+    sieve = material.sieve([])
+    assert sieve.reason(Row("the rose number 1", "red"), fits=True) == "in validation"
+    assert sieve.reason(Row("the rose number 2", "red"), fits=True) == "in validation"
+
+
+def test_classes_are_the_same_but_for_spaces(job, tmp_path):
+    spaced = [{"prompt": f"p {n}", "response": ("a  b", "a b", "c")[n % 3]} for n in range(9)]
+    write_rows(tmp_path / "known.jsonl", spaced)
+    assert material_for(config_of(job)).classes == ("a b", "c")
+
+
+def test_rows_are_looked_for_until_there_are_enough_that_fit(job, tmp_path):
+    long = [{"prompt": "p " * 300 + str(n), "response": "red"} for n in range(40)]
+    short = [{"prompt": f"p {n}", "response": "blue"} for n in range(3)]
+    write_rows(tmp_path / "known.jsonl", long + short)
+    material = material_for(config_of(job, "active.train_prompts=2"))
+    assert len(material.train_items(0)) == 2

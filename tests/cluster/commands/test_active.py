@@ -71,6 +71,8 @@ def test_rounds_of_real_models_write_train_and_end(ray_cluster, job, tiny_pair, 
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     ids = tokenizer(f"{asked_once.ask.text}\n", add_special_tokens=False)["input_ids"]
     assert asked_once.answer.read == 1 + len(ids)
+    wrote = tokenizer(asked_once.answer.text, add_special_tokens=False)["input_ids"]
+    assert asked_once.answer.written == len(wrote) + 1, "its end among them"
     assert "the frog number 7000 → green" in folder.report.read_text()
     says_what_its_export_does(job, folder, told["best"])
 
@@ -198,3 +200,7 @@ def test_rounds_and_runs_of_one_name_and_rounds_of_other_options_are_kept_apart(
     assert "were started with other values of optimiser.lr (0.003, now 1.0)" in refused()
     assert main(["active", str(job), "active.domain=colours"]) == 2
     assert "active.domain (null, now colours)" in refused()
+    (folder / "active.yaml").write_text(dump(config_of(job)))
+    (folder / "text.json").write_text('{"train": "other"}')
+    assert main(["active", str(job)]) == 2
+    assert "domains.colours.train has other rows than when the rounds began" in refused()
