@@ -202,12 +202,11 @@ class _Student:
         self, train: Sequence[Item], validation: Sequence[Item], settings: Active, *, loss: float
     ) -> Answers:
         """Its answers and, where a method reads explanations, those of the training prompts."""
-        learnt, held = (self._answered(items) for items in (train, validation))
+        learnt, held = self._answered(train), self._answered(validation)
         if not isinstance(settings, ELAD):
-            classed = (tuple(map(_class, _only(part))) for part in (learnt, held))
-            return Answers(*classed, loss)
-        graded = (tuple(_final(a, settings) for a in _only(part)) for part in (learnt, held))
-        return Answers(*graded, loss, self._chains(learnt, settings))
+            return Answers(_classed(learnt), _classed(held), loss)
+        chains = self._chains(learnt, settings)
+        return Answers(_final(learnt, settings), _final(held, settings), loss, chains)
 
     def _answered(self, items: Sequence[Item]) -> list["_Answered"]:
         """Answers to the prompts that leave room for one. Raises ConfigError where none does."""
@@ -301,19 +300,19 @@ class _Answered:
     answer: Answer
 
 
-def _only(answered: Sequence[_Answered]) -> tuple[Answer, ...]:
-    return tuple(one.answer for one in answered)
+def _classed(answered: Sequence[_Answered]) -> tuple[Answer, ...]:
+    """Responses and answers as classes are spelt."""
+    found = (one.answer for one in answered)
+    return tuple(replace(one, right=plain(one.right), text=plain(one.text)) for one in found)
 
 
-def _class(answer: Answer) -> Answer:
-    """Response and answer as classes are spelt."""
-    return replace(answer, right=plain(answer.right), text=plain(answer.text))
-
-
-def _final(answer: Answer, settings: ELAD) -> Answer:
-    """What an explanation comes to, against what the right one does."""
-    right, text = (final_answer(t, settings.answer_marker) for t in (answer.right, answer.text))
-    return replace(answer, right=right, text=text)
+def _final(answered: Sequence[_Answered], settings: ELAD) -> tuple[Answer, ...]:
+    """What explanations come to, against what the right ones do."""
+    marker, found = settings.answer_marker, (one.answer for one in answered)
+    return tuple(
+        replace(one, right=final_answer(one.right, marker), text=final_answer(one.text, marker))
+        for one in found
+    )
 
 
 def _with_answers(items: Sequence[Item], written: Sequence[np.ndarray]) -> Rows:

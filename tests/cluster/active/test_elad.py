@@ -179,8 +179,10 @@ def test_a_killed_command_goes_on_to_the_same_files(job):
 
 def test_a_student_that_is_sure_of_everything_ends_the_rounds(job):
     class Sure(Explained):
-        def _answer(self, *given) -> Answers:
-            found = super()._answer(*given)
+        def _answer(
+            self, config: Config, train: Sequence[Item], validation: Sequence[Item]
+        ) -> Answers:
+            found = super()._answer(config, train, validation)
             sure = tuple(Chain(c.key, c.steps, 0.0, 0.0) for c in found.chains)
             return Answers(found.train, found.validation, found.loss, sure)
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster import api
 from cluster.active.asking import Log
+from cluster.active.filtering import plain
 from cluster.active.folder import ActiveDir, read_json, read_lines
 from cluster.cli import main
 from cluster.prompt_search.teacher import ROOM, answer_in
@@ -127,7 +128,7 @@ def says_what_its_export_does(job: Path, folder: ActiveDir, number: int) -> None
             out = model.generate(opening, output_scores=True, **asked)
         written = out.sequences[0, item.num_opening :]
         text = tokenizer.decode(written, skip_special_tokens=True)
-        assert answer["text"] == answer_in(text, answer["right"], chat=False)
+        assert answer["text"] == plain(answer_in(text, answer["right"], chat=False))
         logprobs = torch.cat([score.log_softmax(-1) for score in out.scores])
         whole = logprobs.gather(1, written[:, None]).sum().exp()
         assert answer["probability"] == pytest.approx(float(whole), rel=1e-3)
