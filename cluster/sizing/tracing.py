@@ -27,8 +27,7 @@ from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from shared.loading import first_line, read_config, untrusted
 from shared.model_parts import decoder_of, logit_formulas, takes
-from student_trainer.models.adapters import adapt, freeze_bystanders
-from student_trainer.models.student import freeze
+from student_trainer.models.adapters import adapt, freeze, freeze_bystanders
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 
 ATEN = torch.ops.aten

@@ -1,6 +1,7 @@
 """Which domains the student sees how much of."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -122,12 +123,25 @@ Mixture = Annotated[
 ]
 
 
-def check_mixture(mixture: Mixture, *, num_domains: int) -> None:
+def check_mixture(mixture: Mixture, *, domains: Collection[str]) -> None:
     """Raise ValueError where a policy cannot work in this config."""
     if isinstance(mixture, FixedMixture):
+        if isinstance(mixture.weights, dict):
+            _check_weights(mixture.weights, domains)
         return
+    num_domains = len(domains)
     if mixture.floor * num_domains > 1:
         raise ValueError(
             f"mixture.floor is {mixture.floor:g} for each of {num_domains} domains, more than 1 in "
             f"all; lower it to {1 / num_domains:.3g} or less"
+        )
+
+
+def _check_weights(weights: Mapping[str, float], domains: Collection[str]) -> None:
+    if set(weights) != set(domains):
+        odd = sorted(set(weights) ^ set(domains))
+        raise ValueError(f"mixture.weights must name every domain once; {', '.join(odd)} differ")
+    if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
+        raise ValueError(
+            f"mixture.weights must be non-negative with a positive, finite sum, not {weights}"
         )

@@ -5,7 +5,6 @@ overrides and suggestions for misspelt keys live in `shared.config.file`.
 Relative model, data and store paths are relative to `paths.root`.
 """
 
-import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -307,8 +306,6 @@ class Config(Section):
                 "losses has a hidden_states, which learns one projection to one teacher's width, "
                 f"but teachers has {len(self.teachers)}; leave it out, or keep one teacher"
             )
-        if isinstance(self.mixture, FixedMixture) and isinstance(self.mixture.weights, dict):
-            _check_weights(self.mixture.weights, self.domains)
         check_single(self.losses)
         check_weighting(self.weighting, self.losses)
         check_preference(
@@ -331,7 +328,7 @@ class Config(Section):
             waited_s=self.service.unit_deadline_s,
         )
         check_student_ids(self.targets.student_ids, self.targets.selector, self.losses)
-        check_mixture(self.mixture, num_domains=len(self.domains))
+        check_mixture(self.mixture, domains=self.domains)
         check_source(
             self.source,
             self.losses,
@@ -397,13 +394,3 @@ class Config(Section):
                 "losses has a hidden_states with final_weight, the weight in the last phase, but "
                 "progressive is not set; set it or remove final_weight"
             )
-
-
-def _check_weights(weights: dict[str, float], domains: dict[str, Domain]) -> None:
-    if set(weights) != set(domains):
-        odd = sorted(set(weights) ^ set(domains))
-        raise ValueError(f"mixture.weights must name every domain once; {', '.join(odd)} differ")
-    if min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf:
-        raise ValueError(
-            f"mixture.weights must be non-negative with a positive, finite sum, not {weights}"
-        )

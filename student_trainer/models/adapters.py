@@ -14,6 +14,7 @@ from shared.config.models.student import LoRATraining, QLoRATraining
 from shared.config.models.student import Student as StudentConfig
 from shared.errors import ConfigError
 from shared.loading import first_line
+from student_trainer.models.upcycling import freeze_all_but_experts
 from student_trainer.tasks.task import ModelKind
 
 ALL_LINEAR = "all-linear"
@@ -190,3 +191,14 @@ def _answers_more(module: Any) -> bool:
 def _is_mamba(module: nn.Module) -> bool:
     """Whether a module is a mixer of the Mamba kind, by the names of its parts."""
     return all(hasattr(module, part) for part in ("A_log", "D", "conv1d", "out_proj"))
+
+
+def freeze(model: PreTrainedModel, asked: StudentConfig) -> None:
+    """Adapters leave every base weight as it is, and an upcycled student's experts may train alone;
+    nothing is cast on the way."""
+    if isinstance(asked.train, LoRATraining):
+        model.requires_grad_(False)
+    elif asked.upcycle is not None and asked.upcycle.train == "experts":
+        freeze_all_but_experts(model)
+        if asked.zero == 3:  # it lets go of a module's weights once its inputs have their gradients
+            model.enable_input_require_grads()

@@ -37,6 +37,7 @@ from shared.model_parts import (
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models.adapters import (
     adapt,
+    freeze,
     freeze_bystanders,
     keep_unpacked,
     quantisation,
@@ -48,7 +49,7 @@ from student_trainer.models.decoding import decode
 from student_trainer.models.probing import empties_padding, evaluating, probe_ids
 from student_trainer.models.routers import routers_of
 from student_trainer.models.saving import refuse_unsaveable
-from student_trainer.models.upcycling import freeze_all_but_experts, refuse_idle_experts
+from student_trainer.models.upcycling import refuse_idle_experts
 from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -353,17 +354,6 @@ def _refuse_lost_row(model: PreTrainedModel, head: nn.Linear, *, name: str) -> N
             "loads, so that an export would not be what was trained; set "
             "student.train.kind=lora, or pad_token_id in its config.json to null"
         )
-
-
-def freeze(model: PreTrainedModel, asked: StudentConfig) -> None:
-    """Adapters leave every base weight as it is, and an upcycled student's experts may train alone;
-    nothing is cast on the way."""
-    if isinstance(asked.train, LoRATraining):
-        model.requires_grad_(False)
-    elif asked.upcycle is not None and asked.upcycle.train == "experts":
-        freeze_all_but_experts(model)
-        if asked.zero == 3:  # it lets go of a module's weights once its inputs have their gradients
-            model.enable_input_require_grads()
 
 
 def _refuse_short_context(model: PreTrainedModel, config: Config) -> None:

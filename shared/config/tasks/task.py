@@ -126,8 +126,8 @@ def _meaningless(config: "Config") -> list[tuple[str, str]]:
         found.append(("student.upcycle is set, of language models", "remove it"))
     if config.progressive is not None:
         found.append(("progressive is set, whose phases are of tokens", "remove it"))
-    if getattr(config.weighting, "scored_centre", None) is not None:
-        told = f"weighting.centre is {config.weighting.centre}, a statistic of tokens"  # type: ignore[union-attr]
+    if config.weighting.scored_centre is not None:
+        told = f"weighting.centre is {config.weighting.scored_centre}, a statistic of tokens"
         found.append((told, "set it to running or a number"))
     return found
 
