@@ -32,8 +32,8 @@ def accuracy(answers: Sequence[Answer]) -> float:
 
 
 def macro_f1(scores: Iterable[ClassScore]) -> float:
-    """The mean F1 of classes that have rows."""
-    present = [score.f1 for score in scores if score.rows]
+    """The mean F1 of classes that a row has or is said to have."""
+    present = [score.f1 for score in scores if score.rows or score.answered]
     return sum(present) / len(present) if present else 0.0
 
 

@@ -119,7 +119,8 @@ def init(to: Path, *, recipe: str = STARTER) -> None:
     if is_notebook:
         print(f"{to} is a notebook; pip install 'tutelage[notebook]', then: jupyter lab {to}")
     else:
-        print(f"{to} is a first config; change it, then: tutelage run {to}")
+        verb = "active" if "\nactive:" in text else "run"
+        print(f"{to} is a first config; change it, then: tutelage {verb} {to}")
     if ignoring:
         print(f"{to.parent / IGNORE_FILE} keeps runs and .venv out of git and out of jobs")
 

@@ -19,7 +19,14 @@ from shared.config.models.teachers import Teacher
 from shared.config.paths import BUILTIN, located
 from shared.config.run import Config
 from shared.errors import ConfigError
-from shared.loading import MERGED, UPCYCLED, first_line, stored_as, upcycled_of
+from shared.loading import (
+    MERGED,
+    UPCYCLED,
+    first_line,
+    keep_upcycling,
+    stored_as,
+    upcycled_of,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -312,4 +319,5 @@ def _merge_into(folder: Path, found: Adapter, asked: Student) -> None:
         source[0], revision=source[1] or "main", trust_remote_code=asked.trust_remote_code
     )
     tokenizer.save_pretrained(folder)
+    keep_upcycling(folder, Path(found.base))
     (folder / MERGED).write_text(json.dumps({"adapter": found.name, "base": found.base}))

@@ -116,9 +116,13 @@ def check_preference(
     is_dataset: bool,
     weighs: bool,
     classifies: bool,
+    decides: bool,
+    baseline: bool,
+    modules_learn: bool,
 ) -> None:
     """Raise ValueError where a run that learns pairs of responses asks for what reads each as a
-    text to learn, or would cut one."""
+    text to learn, or would cut one; `decides` says whether losses on validation text decide what
+    comes next."""
     if not learns_pairs(losses):
         return
     kinds = [str(loss.kind) for loss in losses]  # type: ignore[attr-defined]
@@ -133,6 +137,10 @@ def check_preference(
         "a domain's columns have a teacher_prompt, which is of one text; leave it out": any(
             "teacher_prompt" in domain.columns for domain in domains.values()
         ),
+        "what comes next is decided from losses on validation text, which are over both responses; "
+        "take a fixed mixture and progressive.plateau=null": decides,
+        "baseline would train another student on both; set baseline=false": baseline,
+        "online_modules would learn both; leave them out": modules_learn,
         "weighting weighs tokens one by one; leave it out": weighs,
         f"data.too_long is {data.too_long}, and a pair is never cut; set data.too_long=drop or "
         "refuse": data.too_long not in ("drop", "refuse"),

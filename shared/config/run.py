@@ -314,6 +314,9 @@ class Config(Section):
             is_dataset=self.source.is_dataset,
             weighs=self.weighting.weighs,
             classifies=self.task.classifies,
+            decides=self.decides_from_validation,
+            baseline=self.baseline,
+            modules_learn=self.modules is not None,
             domains=self.domains,
         )
         check_selector(self.targets.selector, self.losses)

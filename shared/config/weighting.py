@@ -81,7 +81,7 @@ class InstanceWeights(WeighingPolicy):
     centre: Literal["running"] | Statistic | Positive = Field(
         default="running",
         description="t, nats per token of the teacher's NLL: its running mean, or a statistic of "
-        "all training rows, scored before the first step, or a number",
+        "the means of all training rows, scored before the first step, or a number",
     )
 
     @property

@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from shared.config.losses import CrossEntropy, Divergence, Loss, RouterBalance, TotalVariation
+from shared.config.losses import (
+    CrossEntropy,
+    Divergence,
+    Loss,
+    RouterBalance,
+    SelfFeatures,
+    TotalVariation,
+)
 
 if TYPE_CHECKING:
     from shared.config.run import Config
@@ -26,7 +33,7 @@ def check_cross_tokenizer(config: "Config") -> None:
 
 
 def _check_loss(loss: Loss, method: CrossTokenizer) -> None:
-    if isinstance(loss, CrossEntropy | RouterBalance):
+    if isinstance(loss, CrossEntropy | RouterBalance | SelfFeatures):
         return
     if not isinstance(loss, Divergence):
         raise ValueError(

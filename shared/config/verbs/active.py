@@ -34,7 +34,8 @@ class Rounds(Section):
         description="tokens that the teacher reads and writes in all rounds, at most",
     )
     start: Literal["best", "base"] = Field(
-        default="best", description="a round's student at first: the best so far, or `student`"
+        default="best",
+        description="a round's student at first: that of the best round so far, or `student.model`",
     )
     metric: Literal["accuracy", "loss"] = Field(
         default="accuracy",

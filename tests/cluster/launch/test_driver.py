@@ -1,7 +1,6 @@
 """The main job through the public path: what it leaves behind, and that it continues."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.cli import main
 from cluster.launch.driver import on_hard_labels, run_dir_of
-from shared.config.file import dump, load_config
+from shared.config.file import dump, load_config, resolve
 from shared.mixture.weight_log import read_log
 from shared.run import exported
 from shared.run.metrics import read_metrics
@@ -88,11 +87,12 @@ def test_a_run_leaves_everything_behind(run_dir):
     assert expected <= {path.name for path in run_dir.path.iterdir()}
 
 
-def test_a_centre_that_is_scored_rules_the_first_step(run_dir):
-    """A running mean knows nothing yet, and every document counts 1/e."""
-    first = read_metrics(run_dir.metrics)[0]
-    weights = [domain.mean_weight for domain in first.domains.values() if domain.tokens]
-    assert all(abs(weight - math.exp(-1)) > 1e-4 for weight in weights)
+def test_a_centre_of_all_rows_is_scored_before_the_run(finished, run_dir):
+    """Nothing stands in for it: without, the first step would have failed."""
+    config = resolve(load_config(finished))
+    kept = list((Path(config.paths.cache) / "difficulty").glob("*.json"))
+    assert len(kept) == len(config.domains)
+    assert read_metrics(run_dir.metrics)[-1].step == config.steps
 
 
 def test_what_is_exported_is_what_metrics_jsonl_says(watched, run_dir):

@@ -84,13 +84,16 @@ def test_losses_and_slopes_are_those_of_autograd_in_float64(objective: str) -> N
 
 
 def test_the_gradient_of_the_kls_is_stopped() -> None:
-    """Through them the gradient would be another, so the test before this one would see it."""
     ratio_P2 = ratios()
+    kl_2 = ratio_P2.mean(0).clamp(min=0).detach().numpy()
+    asked = {"kl_2": kl_2, "objective": "kto_pair", "beta": 0.3}
+    _, slope_P2 = pair_losses(ratio_P2.detach().numpy(), **asked)
     stopped, through = (
         torch.autograd.grad(textbook(ratio_P2, "kto_pair", 0.3, stopped=is_stopped), ratio_P2)[0]
         for is_stopped in (True, False)
     )
-    assert (stopped - through).abs().max() > 1e-2 * stopped.abs().max()
+    np.testing.assert_allclose(slope_P2 / 6, stopped, rtol=1e-10)
+    assert np.abs(slope_P2 / 6 - through.numpy()).max() > 1e-2 * stopped.abs().max()
 
 
 def test_far_ratios_stay_finite() -> None:
@@ -239,6 +242,8 @@ def test_a_row_that_is_no_preference_is_named(tmp_path: Path, tiny_pair, row, sa
         ({"data": {"loss_on": "everything", "too_long": "drop"}}, "prompts are not preferred"),
         ({"weighting": {"policy": "llkd"}}, "weighs tokens one by one"),
         ({"source": "student"}, "what models write is no pair"),
+        ({"mixture": {"policy": "ddk"}}, "which are over both responses; take a fixed mixture"),
+        ({"baseline": True}, "would train another student on both; set baseline=false"),
     ],
 )
 def test_what_would_learn_rejected_responses_is_refused(tmp_path, tiny_pair, asked, said) -> None:
