@@ -39,7 +39,7 @@ def verbs() -> Iterator[tuple[str, set[str]]]:
             yield whole, {p.name for p in verb.params} - {"help"}
 
 
-@pytest.mark.parametrize(("verb", "options"), verbs(), ids=[verb for verb, _ in verbs()])
+@pytest.mark.parametrize(("verb", "options"), list(verbs()), ids=[verb for verb, _ in verbs()])
 def test_every_verb_of_the_command_line_is_a_function_with_its_options(verb, options):
     assert verb in api.__all__ or verb in FUNCTIONS
     functions = FUNCTIONS.get(verb) or [getattr(api, verb)]

@@ -4,13 +4,15 @@ All cells of a seed start from the same student and draw rows in the same order 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shared.config.file import load_config, resolve
 from shared.config.run import Config
 
+MINUS = "\u2212"
+CONTROL = f"OPD, sampled, every advantage {MINUS}1"
 HERE = Path(__file__).parent
 NATURAL = "{policy: fixed, weights: natural}"
 KL, CE, ATKD = "{kind: forward_kl}", "{kind: cross_entropy}", "{kind: atkd}"
@@ -41,11 +43,12 @@ class Cell:
     title: str
     options: dict[str, str] = field(default_factory=dict)  # `a.b` -> value as in YAML
     base: str = "base.yaml"  # what the options are on top of
+    control: bool = False  # whether every advantage is -1, whatever the teacher says
 
     def but(self, name: str, title: str, **options: str) -> "Cell":
         """A cell that differs in some options; `__` in a keyword stands for a point."""
         changed = {key.replace("__", "."): value for key, value in options.items()}
-        return Cell(name, title, self.options | changed, self.base)
+        return replace(self, name=name, title=title, options=self.options | changed)
 
 
 def policy(name: str, *, interval: int = 12, **options: float) -> str:
@@ -132,6 +135,33 @@ def over(option: str, values: Sequence[str], cells: Sequence[Cell], *, name: str
     ]
 
 
+KD_CE = KD.but("kd-ce", "forward KL and cross-entropy", losses=f"[{KL}, {CE}]")
+WEIGHTED = (
+    KD.but("llkd", "LLKD, tokens", weighting="{policy: llkd}"),
+    KD.but("llkd-documents", "LLKD, documents", weighting="{policy: llkd, unit: document}"),
+    KD.but(
+        "llkd-open",
+        "LLKD, tokens, weights without thresholds",
+        weighting="{policy: llkd, confidence: 0, uncertainty: 0}",
+    ),
+    KD_CE.but(
+        "instance",
+        "instance weights, k from 3 to 0",
+        weighting="{policy: instance_weights, steepness: 3}",
+    ),
+    KD_CE.but(
+        "instance-flat",
+        "instance weights, k 0",
+        weighting="{policy: instance_weights, steepness: 0}",
+    ),
+)
+UNWEIGHTED = (KD, KD_CE)
+WEIGHTED_COMPARISONS = (
+    *((cell, "kd") for cell in ("llkd", "llkd-documents", "llkd-open")),
+    ("instance", "instance-flat"),
+    ("instance", "kd-ce"),
+)
+
 LORA_KD = KD.but("lora", "forward KL, LoRA", student__train=LORA)
 KD_AT_2 = KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]")
 
@@ -184,6 +214,15 @@ ON_POLICY = (
     OWN.but("own-gkd-100", "GKD (JSD .5), own share 1", losses=f"[{JSD}]", source=own(1.0)),
     OWN.but("own-opd", "OPD, sampled", losses=f"[{SAMPLED}]", source=own(1.0)),
     OWN.but("own-opd-white", "OPD, sampled, whitened", losses=f"[{WHITENED}]", source=own(1.0)),
+    replace(
+        OWN.but(
+            "own-opd-constant",
+            f"control: every advantage {MINUS}1",
+            losses=f"[{SAMPLED}]",
+            source=own(1.0),
+        ),
+        control=True,
+    ),
     OWN.but("own-opd-dense", "OPD, dense (reverse KL)", losses=f"[{REVERSE}]", source=own(1.0)),
     OWN.but(
         "own-minillm",
@@ -204,6 +243,17 @@ ON_POLICY = (
     ),
 )
 
+# Steps that take as much processor time as GKD's 300 on own text alone, the teacher's with it.
+AS_LONG = {"own-ce": 900, "own-kl": 380, "own-seqkd": 480}
+ON_POLICY = (
+    *ON_POLICY,
+    *(
+        cell.but(f"{cell.name}-long", f"{cell.title}, {AS_LONG[cell.name]} steps", steps=steps)
+        for cell in ON_POLICY
+        if (steps := str(AS_LONG.get(cell.name, "")))
+    ),
+)
+
 ON_POLICY_COMPARISONS = (
     *(
         (cell, "own-kl")
@@ -218,6 +268,8 @@ ON_POLICY_COMPARISONS = (
     ("own-gkd-100", "own-gkd-0"),
     ("own-opd", "own-opd-dense"),
     ("own-opd-white", "own-opd"),
+    ("own-opd", "own-opd-constant"),
+    *(("own-gkd-100", f"{cell}-long") for cell in AS_LONG),
 )
 
 SWEEPS: dict[str, Sequence[Cell]] = {
@@ -243,7 +295,7 @@ SWEEPS: dict[str, Sequence[Cell]] = {
     ),
     "ATKD beside cross-entropy": (
         KD.but("atkd-ce", "ATKD and cross-entropy", losses=f"[{ATKD}, {CE}]"),
-        KD.but("kd-ce", "forward KL and cross-entropy", losses=f"[{KL}, {CE}]"),
+        KD_CE,
     ),
     "adapters and temperature": (
         LORA_KD,
@@ -294,7 +346,7 @@ SWEPT_COMPARISONS = (
 def every_cell() -> dict[str, Cell]:
     """All cells by name."""
     swept = (cell for cells in SWEEPS.values() for cell in cells)
-    return {cell.name: cell for cell in (*CELLS, *swept, *ON_POLICY)}
+    return {cell.name: cell for cell in (*CELLS, *swept, *WEIGHTED, *ON_POLICY)}
 
 
 def config_of(

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.run.run_dir import write_atomically
-from tests.benchmarks.methods.cells import SWEPT_COMPARISONS
+from tests.benchmarks.methods.cells import (
+    SWEPT_COMPARISONS,
+    UNWEIGHTED,
+    WEIGHTED,
+    WEIGHTED_COMPARISONS,
+)
 from tests.benchmarks.methods.plot import recovered_plot
 from tests.benchmarks.methods.statistics import Record
 from tests.benchmarks.methods.table import (
@@ -17,6 +22,7 @@ from tests.benchmarks.methods.table import (
     methods_table,
     on_policy_differences,
     on_policy_table,
+    positions_table,
     selectors_table,
     sweeps_table,
     weights_table,
@@ -63,10 +69,12 @@ def page(records: Sequence[Record]) -> str:
         "Domain weights: mean, and range over decisions": weights_table(others),
         "Sweeps": sweeps_table(records),
         "Students of each selector": selectors_table(others),
+        "Weights of tokens and documents": _weighting(others),
         "Differences in other circumstances, paired by seed": differences_table(
             others, SWEPT_COMPARISONS
         ),
         "The student's own text": on_policy_table(own),
+        "KL by position of the student's own text": positions_table(own),
         "Differences of the student's own text, paired by seed": on_policy_differences(own),
     }
     told = {title: table for title, table in parts.items() if table.count("\n") > HEADER}
@@ -86,8 +94,16 @@ def sections(records: Sequence[Record]) -> dict[str, str]:
     image = f"![Share of the gap that each method recovers]({plot})\n"
     return {
         "results": "\n".join([methods_table(others), image, differences_table(others)]),
-        "on-policy": "\n".join([on_policy_table(own), on_policy_differences(own)]),
+        "weighting": _weighting(others),
+        "on-policy": "\n".join(
+            [on_policy_table(own), positions_table(own), on_policy_differences(own)]
+        ),
     }
+
+
+def _weighting(records: Sequence[Record]) -> str:
+    cells = methods_table(records, (*UNWEIGHTED, *WEIGHTED))
+    return "\n".join([cells, differences_table(records, WEIGHTED_COMPARISONS)])
 
 
 def with_sections(document: str, records: Sequence[Record]) -> str:

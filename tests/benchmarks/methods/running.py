@@ -12,7 +12,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import xxhash
 from transformers import AutoTokenizer
@@ -36,6 +38,7 @@ from student_trainer.evaluation.reports import report
 from student_trainer.evaluation.validation import Validation, ValidationSums
 from student_trainer.loop import learn, reseed, train
 from student_trainer.run import Run, close_run, open_run
+from student_trainer.weighing import advantages as student_advantages
 from tests.benchmarks.methods.calibration import student_calibration_error
 from tests.benchmarks.methods.cells import (
     BY_NAME,
@@ -52,7 +55,7 @@ from tests.benchmarks.methods.cells import (
 )
 from tests.benchmarks.methods.making import write_examples, write_random, write_tasks
 from tests.benchmarks.methods.workplace import TimedModules, TimedTeacher, Workplace
-from tests.benchmarks.methods.writing import items_by_domain, written
+from tests.benchmarks.methods.writing import items_by_domain, kl_by_position, written
 from tests.student_trainer.runs import mark_exported
 
 Record = dict[str, Any]  # what one cell's JSON holds
@@ -100,7 +103,8 @@ class Opened:
 
 def run_cell(cell: Cell, seed: int, place: Workplace) -> Record:
     """Train one cell, return its record; its folder is removed."""
-    with opened(cell, seed, place) as it:
+    rewarded = constant_advantages if cell.control else nullcontext
+    with rewarded(), opened(cell, seed, place) as it:
         _lend_before(it, place)
         mark_exported(it.plan)
         wall, start = time.perf_counter(), time.process_time()
@@ -109,6 +113,17 @@ def run_cell(cell: Cell, seed: int, place: Workplace) -> Record:
         _keep_before(it, place)
         record = _record(cell, seed, it, cpu_s=cpu_s, wall_s=wall_s)
         return record | ({"written": writes(it, place)} if cell.base == OWN.base else {})
+
+
+@contextmanager
+def constant_advantages() -> Iterator[None]:
+    """Whatever the teacher says, what the student wrote is to become less likely."""
+
+    def constant(reward_T: np.ndarray, **_: Any) -> np.ndarray:
+        return np.full(len(reward_T), -1.0)
+
+    with patch.object(student_advantages, "advantages", constant):
+        yield
 
 
 def writes(it: Opened, place: Workplace) -> dict[str, dict]:
@@ -130,7 +145,12 @@ def writes(it: Opened, place: Workplace) -> dict[str, dict]:
         model, device=torch.device("cpu"), dtype=config.student.dtype, batch_rows=PROMPTS_AT_ONCE
     )
     student = written(generator, items, tokenizer, ends=ends)
-    return {"student": student, **json.loads(kept.read_text())}
+    teacher = place.engine(it.prepared.teacher.model).model
+    far = {
+        name: kl_by_position((teacher, model), generator, own, ends=ends)
+        for name, own in items.items()
+    }
+    return {"student": student, "kl_by_position": far, **json.loads(kept.read_text())}
 
 
 def differences_to(record: Record, cell: Cell, seed: int, place: Workplace) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from tests.benchmarks.methods.cells import (
     CELLS,
     COMPARISONS,
+    MINUS,
     ON_POLICY,
     ON_POLICY_COMPARISONS,
     SELECTED,
@@ -29,7 +30,6 @@ from tests.benchmarks.methods.statistics import (
     worst_gap,
 )
 
-MINUS = "\u2212"
 MEASURES: tuple[tuple[str, Measure], ...] = (
     ("recovered share", mean_recovered),
     ("KL to teacher", mean_kl),
@@ -50,11 +50,11 @@ AROUND = {"before": "the student before", "teacher": "the teacher"}
 COMPARED = (WRITTEN[0], *WRITTEN[2:4])
 
 
-def methods_table(records: Sequence[Record]) -> str:
+def methods_table(records: Sequence[Record], cells: Iterable[Cell] = CELLS) -> str:
     """One line per method: means over seeds with intervals, and what it cost."""
     header = ["method", *(name for name, _ in MEASURES)]
     header += ["tokens", "student CPU s", "teacher CPU s", "policy CPU s"]
-    return _table(header, _method_lines(CELLS, records))
+    return _table(header, _method_lines(cells, records))
 
 
 def sweeps_table(records: Sequence[Record]) -> str:
@@ -126,11 +126,11 @@ def weights_table(records: Sequence[Record]) -> str:
 def on_policy_table(records: Sequence[Record]) -> str:
     """One line per cell of the student's own text: how near it is to the teacher on validation
     text, and what it writes; the student as it began and the teacher last."""
-    header = ["method", "NLL", "KL to teacher", *(title for title, _ in WRITTEN)]
-    lines = _lines(ON_POLICY, records, _on_policy_values)
+    header = ["method", "NLL", "KL to teacher", *(title for title, _ in WRITTEN), "CPU s"]
+    lines = _lines(ON_POLICY, records, lambda own: _on_policy_values(own, records))
     for model, title in AROUND.items() if records else ():
         values = [f"{_of_written(records[0], model, name):.3f}" for _, name in WRITTEN]
-        lines.append([title, *_levels(records[0], model), *values])
+        lines.append([title, *_levels(records[0], model), *values, ""])
     return _table(header, lines)
 
 
@@ -155,11 +155,45 @@ def on_policy_differences(records: Sequence[Record]) -> str:
     return _table(["difference", "KL to teacher", *(title for title, _ in COMPARED)], lines)
 
 
-def _on_policy_values(own: Sequence[Record]) -> list[str]:
+def _on_policy_values(own: Sequence[Record], records: Sequence[Record]) -> list[str]:
     nll = [np.mean([d["nll_after"] for d in record["domains"].values()]) for record in own]
     kl = [mean_kl(record) for record in own]
     written = [[_of_written(record, "student", name) for record in own] for _, name in WRITTEN]
-    return [_level(estimate(values)) for values in (nll, kl, *written)]
+    levels = [_level(estimate(values)) for values in (nll, kl, *written)]
+    return [*levels, f"{np.mean([_cpu_s(record, records) for record in own]):.0f}"]
+
+
+def _cpu_s(record: Record, records: Sequence[Record]) -> float:
+    """Of training and the teacher. What it says of the text comes from a store that all cells
+    share: that counts as what it says of own text costs it."""
+    training, teacher = (record["cpu_s"][name] for name in ("training", "teacher"))
+    asks = any(loss["kind"] != "cross_entropy" for loss in record["config"]["losses"])
+    if asks and not teacher:
+        own = [r for r in records if (r["config"].get("source") or {}).get("student") == 1]
+        teacher = record["tokens"] * teacher_seconds_per_token(own)
+    return training + teacher
+
+
+def positions_table(records: Sequence[Record]) -> str:
+    """How far student and teacher are apart at each token of what the student writes, by task."""
+    known = [record for record in records if "kl_by_position" in record["written"]]
+    names = list(known[0]["domains"]) if known else []
+    most = max(
+        (len(kls) for record in known for kls in record["written"]["kl_by_position"].values()),
+        default=0,
+    )
+
+    def line(own: Sequence[Record]) -> list[str]:
+        cells = []
+        for name in names:
+            by_seed = [record["written"]["kl_by_position"][name] for record in own]
+            for position in range(most):
+                at = [kls[position] for kls in by_seed if position < len(kls)]
+                cells.append(_level(estimate(at)) if at else "")
+        return cells
+
+    header = ["method", *(f"{name}, {n + 1}" for name in names for n in range(most))]
+    return _table(header, _lines(ON_POLICY, known, line))
 
 
 def _of_written(record: Record, model: str, name: str) -> float:

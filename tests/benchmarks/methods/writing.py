@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from cluster.evaluation.items import Item, items_of, rows_of
 from cluster.evaluation.scores import scores
@@ -18,7 +19,7 @@ from cluster.planning.preparation import Prepared
 from cluster.prompt_search.teacher import answer_in, asked_of
 from shared.targets.generation import GenerationSpec, Generator
 
-PROMPTS, ROOM, DRAWS = 64, 16, 8
+PROMPTS, ROOM, DRAWS, POSITIONS = 64, 16, 8, 5
 
 
 def items_by_domain(prepared: Prepared, tokenizer: Any) -> dict[str, list[Item]]:
@@ -43,6 +44,26 @@ def written(
         for name, own in items.items()
         if any(item.is_scored for item in own)
     }
+
+
+@torch.no_grad()
+def kl_by_position(
+    models: tuple[Any, Any], generator: Generator, items: Sequence[Item], *, ends: tuple[int, ...]
+) -> list[float]:
+    """KL(teacher || student), of these two models, at each token that the student writes greedily,
+    over the whole vocabulary, nats: the mean at each of `POSITIONS` that half of the texts
+    reach."""
+    openings = asked_of(rows_of(list(items)))
+    written = generator.generate(openings, GenerationSpec(ROOM, ends))
+    found_P: list[list[float]] = [[] for _ in range(POSITIONS)]
+    for opening, answer in zip(openings.ids(), written.ids(), strict=True):
+        ids_1L = torch.tensor([[*opening.tolist(), *answer.tolist()]])
+        laws = [model(ids_1L).logits[0, len(opening) - 1 :] for model in models]
+        teacher_LV, student_LV = (law_LV.double().log_softmax(-1) for law_LV in laws)
+        kl_L = (teacher_LV.exp() * (teacher_LV - student_LV)).sum(-1)
+        for kls, kl in zip(found_P, kl_L.tolist(), strict=False):
+            kls.append(kl)
+    return [float(np.mean(kls)) for kls in found_P if len(kls) >= len(written) / 2]
 
 
 def distinct_2(texts: Sequence[Sequence[int]]) -> float:
