@@ -34,7 +34,6 @@ SECTIONS = {
         Panel("Learning rate", (exported.LEARNING_RATE,)),
         Panel("Captured mass", (exported.CAPTURED_MASS,)),
         Panel("Busiest expert", (exported.EXPERT_LOAD,)),
-        Panel("Evenness of experts", (exported.EXPERT_ENTROPY,)),
         Panel("Loss tokens per second by domain", (exported.TOKENS,), stacked=True),
     ),
     "Progress": (

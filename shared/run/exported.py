@@ -138,9 +138,6 @@ RETRIED = _define(
 EXPERT_LOAD = _define(
     "expert_load", "even shares", "tokens of a mixture's busiest expert", "trainer"
 )
-EXPERT_ENTROPY = _define(
-    "expert_entropy", "0 to 1", "how evenly a mixture's experts are used", "trainer"
-)
 STEP_TIME = _define("step_seconds", "s", "a step, mean over the last line", "trainer")
 STEP_WAIT = _define(
     "step_wait_seconds", "s", "part of a step that waits for answers, mean over ranks", "trainer"

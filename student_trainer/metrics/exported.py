@@ -41,7 +41,6 @@ def measured(
         exported.STEP_OPTIMISER: line.optimiser_s / steps,
         exported.STEP_REST: line.rest_s / steps,
         exported.EXPERT_LOAD: None if line.experts is None else line.experts.max_load,
-        exported.EXPERT_ENTROPY: None if line.experts is None else line.experts.entropy,
     }
     yield from ((metric, {}, value) for metric, value in of_run.items())
     for name, domain in line.domains.items():

@@ -224,13 +224,19 @@ def continuations(
 
 @contextmanager
 def without_defaults(model: Any) -> Iterator[None]:
-    """A model without generation defaults of its own, for the length of a `with`."""
-    before = model.generation_config
+    """A model without generation defaults of its own, for the length of a `with`. A mixture does
+    not compute the loss of its routers, which fails in padded batches with a cache."""
+    text = model.config.get_text_config()
+    before, routers = model.generation_config, getattr(text, "output_router_logits", None)
     model.generation_config = transformers.GenerationConfig()
+    if routers:
+        text.output_router_logits = False
     try:
         yield
     finally:
         model.generation_config = before
+        if routers:
+            text.output_router_logits = routers
 
 
 def _sampled(model: Any, padded: tuple[Tensor, Tensor], sampler: Sampler) -> Tensor:

@@ -28,6 +28,7 @@ from tests.cluster.jobs import WORDS, write_job
 from tests.scraping import Scrapes, export_url, scraping
 
 ROOT = Path(__file__).resolve().parents[3]
+MIXTURE = {"every": 1, "experts": 2, "top_k": 1, "train": "all"}
 WEIGHTING = {"policy": "instance_weights", "centre": "mean"}
 SUMMARY = {
     "status",
@@ -48,11 +49,12 @@ SUMMARY = {
 
 @pytest.fixture(scope="module")
 def watched(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, Scrapes]:
-    """A config whose run has finished, with a baseline, a store and a weighting; what it exported
-    meanwhile."""
+    """A config whose run has finished, with a baseline, a store, a weighting and experts; what it
+    exported meanwhile."""
     import ray
 
-    parts = {"targets": {"store": "store"}, "weighting": WEIGHTING}
+    student = {"model": str(tiny_pair.student), "cpus": 0.5, "zero": 0, "upcycle": MIXTURE}
+    parts = {"targets": {"store": "store"}, "weighting": WEIGHTING, "student": student}
     job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, **parts)
     with scraping(export_url(ray.nodes()[0])) as scrapes:
         assert main(["run", str(job)]) == 0

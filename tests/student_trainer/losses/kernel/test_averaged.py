@@ -108,7 +108,8 @@ def test_the_likeliest_id_is_that_of_the_average(
     targets = averaged()
     p_NV = dense(targets, 1.0, 101).exp()
     label_N = (p_NV.argmax(-1) + torch.arange(37) % 2) % 101  # every other one is right
-    confidence_N, right_N = targets.top1(label_N)
+    confidence_N, right_N, id_N = targets.top1(label_N)
     torch.testing.assert_close(confidence_N, p_NV.max(-1).values)
     assert right_N.tolist() == [place % 2 == 0 for place in range(37)]
+    assert id_N.tolist() == p_NV.argmax(-1).tolist()
     assert targets.captured_mass().tolist() == [1.0] * 37

@@ -45,9 +45,10 @@ def test_a_teacher_that_ships_ids_or_states_says_the_same() -> None:
     states = TeacherStates(hidden_NE, TeacherHead(head, V))
     expected = dense(logits_NV, label_N)
     for targets in (ids, states):
-        confidence_N, right_N = targets.top1(label_N)
+        confidence_N, right_N, id_N = targets.top1(label_N)
         torch.testing.assert_close(confidence_N.double(), expected[0], atol=1e-6, rtol=1e-5)
         assert right_N.equal(expected[1])
+        assert id_N.equal(logits_NV.argmax(-1))
 
 
 def test_drawn_ids_do_not_say_it() -> None:

@@ -71,6 +71,15 @@ def test_greedy_in_a_batch_is_the_models_own_greedy_one_by_one(family, tmp_path)
         assert output.tolist() == [token for token in expected if token != 2]
 
 
+def test_a_mixture_whose_config_asks_for_the_loss_of_its_routers_writes_the_same(tmp_path):
+    """In a padded batch, where transformers' own generation fails for it."""
+    folder = save_family("qwen2_moe", tmp_path)
+    plain, asking = (HFEngine.load(str(folder)) for _ in range(2))
+    asking.model.config.output_router_logits = True
+    assert written(asking, openings(), GREEDY) == written(plain, openings(), GREEDY)
+    assert asking.model.config.output_router_logits
+
+
 @pytest.mark.parametrize("family", ["longrope", "recurrent gemma", "lfm2", "rwkv"])
 def test_neighbours_change_nothing_where_a_batch_would_let_them(family, tmp_path):
     """Below, across and beyond the switch of longrope; recurrent states that read padding."""
