@@ -63,7 +63,7 @@ def page(records: Sequence[Record]) -> str:
     """Everything, as Markdown."""
     own, others = apart(records)
     parts = {
-        "Methods": methods_table(others),
+        "Methods": methods_table(_apart_from_weighted(others)),
         "Differences, paired by seed": differences_table(others),
         "Recovered share by domain": domains_table(others),
         "Domain weights: mean, and range over decisions": weights_table(others),
@@ -90,15 +90,24 @@ def apart(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 def sections(records: Sequence[Record]) -> dict[str, str]:
     """The parts of `RESULTS.md` by the names of their marks."""
     own, others = apart(records)
+    plain = _apart_from_weighted(others)
     plot = PLOT.relative_to(DOCUMENT.parent)
     image = f"![Share of the gap that each method recovers]({plot})\n"
     return {
-        "results": "\n".join([methods_table(others), image, differences_table(others)]),
+        "results": "\n".join([methods_table(plain), image, differences_table(plain)]),
         "weighting": _weighting(others),
         "on-policy": "\n".join(
-            [on_policy_table(own), positions_table(own), on_policy_differences(own)]
+            table
+            for table in (on_policy_table(own), positions_table(own), on_policy_differences(own))
+            if table.count("\n") > HEADER
         ),
     }
+
+
+def _apart_from_weighted(records: Sequence[Record]) -> list[Record]:
+    """Whose times were measured on a machine that did other things, too."""
+    weighted = {cell.name for cell in WEIGHTED}
+    return [record for record in records if record["cell"] not in weighted]
 
 
 def _weighting(records: Sequence[Record]) -> str:
