@@ -56,14 +56,15 @@ def kl_by_position(
     openings = asked_of(rows_of(list(items)))
     written = generator.generate(openings, GenerationSpec(ROOM, ends))
     found_P: list[list[float]] = [[] for _ in range(POSITIONS)]
-    for opening, answer in zip(openings.ids(), written.ids(), strict=True):
+    texts = list(zip(openings.ids(), written.ids(), strict=True))
+    for opening, answer in texts:
         ids_1L = torch.tensor([[*opening.tolist(), *answer.tolist()]])
         laws = [model(ids_1L).logits[0, len(opening) - 1 :] for model in models]
         teacher_LV, student_LV = (law_LV.double().log_softmax(-1) for law_LV in laws)
         kl_L = (teacher_LV.exp() * (teacher_LV - student_LV)).sum(-1)
         for kls, kl in zip(found_P, kl_L.tolist(), strict=False):
             kls.append(kl)
-    return [float(np.mean(kls)) for kls in found_P if len(kls) >= len(written) / 2]
+    return [float(np.mean(kls)) for kls in found_P if len(kls) >= len(texts) / 2]
 
 
 def distinct_2(texts: Sequence[Sequence[int]]) -> float:
