@@ -23,7 +23,7 @@ from cluster.active.records import Answers
 from cluster.evaluation.items import Item, rows_of
 from cluster.launch.generating import Writer as Framing
 from cluster.launch.generating import exported_student, student_tokenizer
-from cluster.launch.teachers.serving import pool_settings, refuse_other_teacher
+from cluster.launch.teachers.serving import pool_settings, refuse_other_teacher, student_service
 from cluster.prompt_search.teacher import ROOM, UNIT, answer_in, asked_of
 from shared.config.models.teachers import Teacher
 from shared.config.paths import without_job_folder
@@ -162,23 +162,12 @@ def answers_of(
     told = json.loads(run_dir.summary.read_text())["domains"][domain]
     name = f"{_namespace(run_dir.path)}-student"
     model = exported_student(config, run_dir.export)
-    print(f"loading the student, {without_job_folder(str(run_dir.export))}, to answer", flush=True)
-    try:
-        description = service.start(
-            name,
-            model,
-            detached=False,
-            role="student",
-            cache=config.paths.cache,
-            context=config.data.context,
-        ).described()
+    with student_service(config, name, model, purpose="to answer") as description:
         asking = pool_settings(
             config, name, teacher=description.fingerprint, client=str(run_dir.path), own=True
         )
         student = _Student(config, run_dir.export, description, asking)
         return student.examined(train, validation, settings, loss=told["student_nll_after"])
-    finally:
-        service.stop(name)
 
 
 class _Student:

@@ -1,7 +1,7 @@
 """Losses in which a step decides, from how both models do on its tokens, how each is learnt."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from shared.config.base import Fraction, LossSection, Positive
 
 if TYPE_CHECKING:
-    from shared.config.domains import Data, Domain
+    from shared.config.run import Config
 
 
 class ATKD(LossSection):
@@ -108,40 +108,29 @@ def learns_pairs(losses: Sequence[LossSection]) -> bool:
     return any(loss.of_pairs for loss in losses)
 
 
-def check_preference(
-    losses: Sequence[LossSection],
-    *,
-    domains: "Mapping[str, Domain]",
-    data: "Data",
-    is_dataset: bool,
-    weighs: bool,
-    classifies: bool,
-    decides: bool,
-    baseline: bool,
-    modules_learn: bool,
-) -> None:
+def check_preference(config: "Config") -> None:
     """Raise ValueError where a run that learns pairs of responses asks for what reads each as a
-    text to learn, or would cut one; `decides` says whether losses on validation text decide what
-    comes next."""
+    text to learn, or would cut one."""
+    losses, data = config.losses, config.data
     if not learns_pairs(losses):
         return
-    kinds = [str(loss.kind) for loss in losses]  # type: ignore[attr-defined]
+    kinds = [str(loss.kind) for loss in losses]
     others = [kind for kind in kinds if kind not in ("preference", *BESIDE_PAIRS)]
     contradictions = {
         f"losses has a {', '.join(others)} too, which would learn the rejected responses; leave "
         "one of the two out": bool(others),
         "source is not the data set alone, and what models write is no pair; leave source out": (
-            not is_dataset
+            not config.source.is_dataset
         ),
-        "task classifies texts; leave it out": classifies,
+        "task classifies texts; leave it out": config.task.classifies,
         "a domain's columns have a teacher_prompt, which is of one text; leave it out": any(
-            "teacher_prompt" in domain.columns for domain in domains.values()
+            "teacher_prompt" in domain.columns for domain in config.domains.values()
         ),
         "what comes next is decided from losses on validation text, which are over both responses; "
-        "take a fixed mixture and progressive.plateau=null": decides,
-        "baseline would train another student on both; set baseline=false": baseline,
-        "online_modules would learn both; leave them out": modules_learn,
-        "weighting weighs tokens one by one; leave it out": weighs,
+        "take a fixed mixture and progressive.plateau=null": config.decides_from_validation,
+        "baseline would train another student on both; set baseline=false": config.baseline,
+        "online_modules would learn both; leave them out": config.modules is not None,
+        "weighting weighs tokens one by one; leave it out": config.weighting.weighs,
         f"data.too_long is {data.too_long}, and a pair is never cut; set data.too_long=drop or "
         "refuse": data.too_long not in ("drop", "refuse"),
         "data.loss_on is everything, and prompts are not preferred; set data.loss_on=responses": (

@@ -308,17 +308,7 @@ class Config(Section):
             )
         check_single(self.losses)
         check_weighting(self.weighting, self.losses)
-        check_preference(
-            self.losses,
-            data=self.data,
-            is_dataset=self.source.is_dataset,
-            weighs=self.weighting.weighs,
-            classifies=self.task.classifies,
-            decides=self.decides_from_validation,
-            baseline=self.baseline,
-            modules_learn=self.modules is not None,
-            domains=self.domains,
-        )
+        check_preference(self)
         check_selector(self.targets.selector, self.losses)
         check_engines(
             self.teachers,

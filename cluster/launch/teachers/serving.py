@@ -325,13 +325,21 @@ def student_served(
     """Name and fingerprint of a service of a student in its workers' places, for the length of a
     `with`."""
     name = f"{launch.namespace}-student"
+    with student_service(launch.config, name, student, purpose=purpose) as description:
+        yield name, description.fingerprint
+
+
+@contextmanager
+def student_service(
+    config: Config, name: str, student: Teacher, *, purpose: str
+) -> Iterator[TeacherDescription]:
+    """A service of a student, by its name, for the length of a `with`."""
     loaded = " + ".join(
         without_job_folder(part) for part in (student.model, student.adapter) if part
     )
     print(f"loading the student, {loaded}, {purpose}", flush=True)
-    config = launch.config
     try:
-        description = service.start(
+        yield service.start(
             name,
             student,
             detached=False,
@@ -339,7 +347,6 @@ def student_served(
             cache=config.paths.cache,
             context=config.data.context,
         ).described()
-        yield name, description.fingerprint
     finally:
         service.stop(name)
 
