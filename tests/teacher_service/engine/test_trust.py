@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from shared.data.passes import Passes
 from shared.data.trust import Trust
@@ -37,6 +38,20 @@ LONGROPE = {
     "original_max_position_embeddings": SWITCH,
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+# What every type of rotary embedding of transformers needs beside its base.
+ROPES = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": SWITCH},
+    "longrope": LONGROPE,
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": SWITCH,
+    },
+    "proportional": {"partial_rotary_factor": 0.5},
+}
 FULL = question_of(top_k=VOCAB, shared_vocab=VOCAB, encoding="fp32")
 
 
@@ -114,6 +129,15 @@ def test_dynamic_factors_never_grow_by_padding(tmp_path):
     assert engine.trust == Trust(packed=True)
     for lengths in ([[50], [7]], [[49]], [[20, 30], [50]], [[33]]):
         assert_alone(engine, folder, lengths)
+
+
+@pytest.mark.parametrize("kind", ROPE_INIT_FUNCTIONS)
+def test_no_type_of_rotary_embedding_reads_a_row_by_its_unit(tmp_path, kind):
+    parameters = {"rope_theta": 10000.0} | ROPES[kind] | {"rope_type": kind}
+    config = transformers.LlamaConfig(**SIZES, rope_parameters=parameters)
+    folder = saved(tmp_path, config, scale=8.0)
+    engine = HFEngine.load(folder, context=200)
+    assert_alone(engine, folder, [[20], [90], [30, 30], [64], [65], [10, 100, 12], [200]])
 
 
 LEAKY = {
