@@ -47,7 +47,7 @@ class Poisoned:
 
 
 def make_poisoned(teacher: Teacher, token: int) -> Engine:
-    return Poisoned(service.default_engine(teacher, None), token)
+    return Poisoned(service.default_engine(teacher, None, None), token)
 
 
 def rarest_token(model: Path, text: str) -> int:
