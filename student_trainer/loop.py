@@ -28,6 +28,7 @@ from student_trainer.evaluation.evaluations import evaluate, evaluate_only, forg
 from student_trainer.evaluation.reports import catch_up, report
 from student_trainer.metrics.accumulator import Stopwatch
 from student_trainer.metrics.progress import introduce, write_line
+from student_trainer.metrics.sums import POLICY
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.sources.batches import Batch, Step
@@ -37,6 +38,7 @@ from student_trainer.sources.source import OpenSource
 from student_trainer.state.resume import restore, save
 from student_trainer.tasks.registry import task_of
 from student_trainer.tasks.task import Task
+from student_trainer.weighing.reinforced import Selection
 from student_trainer.weighing.weighed import weighed_batches, weighers_of
 from student_trainer.weighing.weightings import follow_step, reports_of_weighting
 
@@ -213,17 +215,19 @@ def follow_weighting(run: Run, drawn: Step, sums: np.ndarray) -> None:
         return
     layout = run.metrics.layout
     found = {n: sums[layout.place(n)] for n in reports_of_weighting(run.config.weighting)}
-    follow_step(run.weighting, found, drawn.domain_tokens_D, step=drawn.index)
+    policy_F = sums[layout.place(POLICY)]
+    follow_step(run.weighting, found, drawn.domain_tokens_D, step=drawn.index, policy_F=policy_F)
 
 
 def follow_validation(run: Run, step: int) -> None:
-    """Let the student's share of the text follow its validation loss, where it does and looks at it
-    before this step; all ranks together."""
+    """Let what follows the validation loss look at it before this step, where it is due: the
+    student's share of the text, and a policy that selects; all ranks together."""
     adaptive = run.source.adaptive if isinstance(run.source, Rollouts) else None
-    if adaptive is None or not adaptive.is_due(step):
-        return
-    sums = run.validation.sums(run.engine)
-    adaptive.follow(float(sums.student_nll_G.sum() / max(1.0, sums.tokens_G.sum())))
+    if adaptive is not None and adaptive.is_due(step):
+        adaptive.follow(run.validation.sums(run.engine).mean_nll)
+    selection = run.weighting
+    if isinstance(selection, Selection) and selection.is_due(step):
+        selection.look(run.validation.sums(run.engine, rows=selection.rows).mean_nll)
 
 
 def refuse_non_finite(run: Run, drawn: Step, grad_norm: float) -> None:

@@ -34,13 +34,15 @@ from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_toge
 from student_trainer.losses.registry import auxiliaries_of, loss_names, terms_of
 from student_trainer.losses.terms.token_temperature import Hellinger
 from student_trainer.losses.token_losses import (
+    CHANGED,
     WRITTEN,
     TokenLosses,
     evaluate_tokens,
+    foreign_labels,
     token_losses,
     weighted,
 )
-from student_trainer.metrics.sums import EXPERT_TOKENS, ROLLOUTS, SumLayout
+from student_trainer.metrics.sums import EXPERT_TOKENS, POLICY, ROLLOUTS, SumLayout
 from student_trainer.models.student import Student
 from student_trainer.sources.batches import Batch
 from student_trainer.weighing.weighting import PositionWeights, Seen, Weighting
@@ -224,7 +226,8 @@ class LossHead(nn.Module):
         found = put_together(parts, each)
         weighted_N = _weighted(found, losses.weights, counts)
         reports = found.reports | (counted.reported_with(counts) if counted else {})
-        return found.loss, self._sums(found, reports, weighted_N, batch), weighted_N
+        sums = self._sums(found, reports, weighted_N, batch, policy_F=counted and counted.policy_F)
+        return found.loss, sums, weighted_N
 
     def _learnt(
         self,
@@ -270,6 +273,7 @@ class LossHead(nn.Module):
                 student={n: self._look(n, hidden_ND, head, batch) for n in sorted(weighting.looks)},
                 domain_N=batch["domain_N"],
                 document_N=batch["document_N"],
+                changed_N=batch.get(CHANGED),
                 vocabulary=head.vocabulary,
             )
         )
@@ -335,15 +339,21 @@ class LossHead(nn.Module):
 
     @torch.no_grad()
     def _sums(
-        self, found: TokenLosses, reports: Mapping[str, Tensor], weighted_N: Tensor, batch: Batch
+        self,
+        found: TokenLosses,
+        reports: Mapping[str, Tensor],
+        weighted_N: Tensor,
+        batch: Batch,
+        *,
+        policy_F: Tensor | None,
     ) -> Tensor:
         absent_N = torch.zeros_like(weighted_N)
         excess_N = absent_N
         if "label_logprob_N" in batch:
             excess_N = (found.label_nll_N + batch["label_logprob_N"]).clamp(min=0)
-        written_N = batch.get(WRITTEN)
-        if written_N is not None:
-            excess_N = excess_N.masked_fill(written_N, 0.0)
+        foreign_N = foreign_labels(batch)
+        if foreign_N is not None:
+            excess_N = excess_N.masked_fill(foreign_N, 0.0)
         totals = {
             "loss": weighted_N,
             "captured_mass": found.captured_mass_N,
@@ -362,6 +372,8 @@ class LossHead(nn.Module):
         }
         if "expert_tokens_LE" in batch:
             sums[EXPERT_TOKENS] = batch["expert_tokens_LE"]
+        if policy_F is not None:
+            sums[POLICY] = policy_F
         return self.layout.joined(sums)
 
     def _rollout_sums(self, label_nll_N: Tensor, batch: Batch) -> dict[str, Tensor]:

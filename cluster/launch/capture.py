@@ -88,6 +88,12 @@ def capture(
     Raises UserErrors before anything starts and TutelageErrors later; what was answered stays.
     """
     store = _store_of(config)
+    if config.augmentation.applies:
+        raise ConfigError(
+            f"augmentation.share is {config.augmentation.share:g}, which changes documents anew in "
+            "every epoch, so that capture cannot know them; let a run fill targets.store, or leave "
+            "augmentation out"
+        )
     prepare_environment()
     config = _for_teachers_alone(config)
     services = services_of(config, service)

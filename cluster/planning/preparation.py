@@ -35,6 +35,7 @@ from shared.run.run_dir import RunDir
 from shared.run.start import StartClock
 from shared.targets.asks.head_location import ShippedHead
 from shared.text.ends import ends_of
+from shared.text.special_tokens import special_ids
 from teacher_service.engine.description import LoadEngine, TeacherDescription
 from teacher_service.engine.vllm.environment import refuse_environment
 
@@ -48,6 +49,7 @@ class Prepared:
     domains: tuple[PreparedDomain, ...]
     trust: Trust  # in units of the student
     showing: Showing  # to the teachers alone
+    special_ids: tuple[int, ...] = ()  # of the tokenizer, where documents are changed
     ends: tuple[int, ...] = ()  # ids that end what the student writes, where it writes any
     across: ReadAcross | None = None  # of a run across tokenizers
 
@@ -169,6 +171,7 @@ def prepare_run(config: Config) -> Prepared:
         domains=domains,
         trust=student_trust(config),
         showing=showing,
+        special_ids=special_ids(hands.load_tokenizer()) if config.augmentation.applies else (),
         ends=() if config.source.is_dataset else ends_of(hands.load_tokenizer()),
         across=across,
     )
@@ -345,6 +348,7 @@ def run_plan(
         passes=prepared.trust.passes,
         teacher_width=shipped_width(prepared) if config.hidden_layers else None,
         openings=prepared.showing.openings,
+        special_ids=prepared.special_ids,
         ends=prepared.ends,
         token_pair=_token_pair(prepared, RunDir(run_dir)),
     )

@@ -102,6 +102,8 @@ def _adaptive_curves(record: RunRecord) -> list[Curve]:
         ("Teacher's confidence by domain", "0 to 1", "teacher_confidence", plots.compact),
         ("Student's uncertainty by domain", "0 to 1", "student_uncertainty", plots.compact),
         ("Teacher's NLL by domain", "nats per token", "teacher_nll", plots.compact),
+        ("Changed by domain", "share of loss tokens", "changed_share", plots.percent),
+        ("Changed and kept by domain", "share of loss tokens", "kept_share", plots.percent),
     ]
     curves = []
     for title, unit, field, format_y in described:

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.config.adaptive_losses import check_preference
+from shared.config.augmentation import Augmentation, check_augmentation
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
@@ -128,6 +129,7 @@ class Config(Section):
         description="aligned or uld: how to learn from a teacher of another tokenizer",
     )
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
+    augmentation: Augmentation = Augmentation()
     weighting: Weighting = Field(
         default=Uniform(), description="what each token counts in the losses"
     )
@@ -308,6 +310,7 @@ class Config(Section):
             )
         check_single(self.losses)
         check_weighting(self.weighting, self.losses)
+        check_augmentation(self)
         check_preference(self)
         check_selector(self.targets.selector, self.losses)
         check_engines(

@@ -15,6 +15,7 @@ class Uniform(Section):
     """Every token counts alike."""
 
     weighs: ClassVar[bool] = False
+    selects: ClassVar[bool] = False  # whether it selects among changed documents
     scored_centre: ClassVar[None] = None
     head_products: ClassVar[int] = 0  # of all positions, beside those of the loss
 
@@ -25,6 +26,7 @@ class WeighingPolicy(Section):
     """What all policies share that weigh by what the teacher says of the text."""
 
     weighs: ClassVar[bool] = True
+    selects: ClassVar[bool] = False
     head_products: ClassVar[int] = 0
 
     @property
@@ -91,7 +93,34 @@ class InstanceWeights(WeighingPolicy):
         return cast(Statistic, self.centre) if is_scored else None
 
 
-Weighting = Annotated[Uniform | LLKD | InstanceWeights, Field(discriminator="policy")]
+class ReinforcedSelection(WeighingPolicy):
+    """A policy network that learns which changed documents to keep (Learning to Augment, arXiv
+    2101.08106).
+
+    `student_trainer.weighing.reinforced` has the equations; `decay` is that of the reward's running
+    mean, the baseline, by looks.
+    """
+
+    selects: ClassVar[bool] = True
+    head_products: ClassVar[int] = 1  # for the student's NLL
+
+    policy: Literal["reinforced"] = "reinforced"
+    start: float = Field(
+        default=0.5, gt=0, le=1, description="share of changed documents kept at first; 1: always"
+    )
+    lr: Positive = Field(default=1.0, description="of the policy network")
+    every: int = Field(
+        default=10, ge=1, description="steps between looks at the validation loss, the reward"
+    )
+    rows: int = Field(
+        default=8, ge=1, description="validation rows of each domain that a look reads"
+    )
+
+
+Weighting = Annotated[
+    Uniform | LLKD | InstanceWeights | ReinforcedSelection,
+    Field(discriminator="policy"),
+]
 
 
 def as_unscored(weighting: Weighting) -> Weighting:

@@ -33,6 +33,7 @@ STUDENT_LOGPROBS = "student_logprobs"
 # the student's weights, and its log-probability of every token with loss, empty where it did not
 # write.
 VERSION, BEHAVIOUR = "version", "behaviour"
+CHANGED = "changed"  # of each document the number under which it was changed, see `augmenting`
 OWN = "own_logprob"  # beside them, where what it wrote was drawn from another law than its own
 
 
@@ -199,9 +200,21 @@ class Rows:
         parts = [own if len(own) else np.zeros(size, np.float32) for own, size in pairs]
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
+    def with_changed(self, numbers: Sequence[np.ndarray]) -> "Rows":
+        """The same rows with the number of each document that was changed, 0 of others."""
+        return Rows(self.table.append_column(CHANGED, _ragged(numbers, np.int64)))
+
+    def changed(self) -> np.ndarray | None:
+        """What `with_changed` put beside the rows, int64, a number for each document of all rows
+        end to end; None where nothing was."""
+        if CHANGED not in self.table.column_names:
+            return None
+        return np.concatenate([np.zeros(0, np.int64), *self.column(CHANGED)])
+
     def as_asked(self) -> "Rows":
-        """The same rows as they are put to a teacher, without who wrote them."""
-        names = [name for name in (VERSION, BEHAVIOUR, OWN) if name in self.table.column_names]
+        """The same rows as they are put to a teacher, without who wrote or changed them."""
+        beside = (VERSION, BEHAVIOUR, OWN, CHANGED)
+        names = [name for name in beside if name in self.table.column_names]
         return Rows(self.table.drop_columns(names)) if names else self
 
     def hashes(self) -> list[bytes]:

@@ -36,6 +36,8 @@ class DomainMetrics:
     teacher_confidence: float | None = None  # LLKD's c, 0 to 1
     student_uncertainty: float | None = None  # LLKD's u, 0 to 1
     teacher_nll: float | None = None  # that of instance weights, nats
+    changed_share: float | None = None  # 0 to 1: of changed documents, where a policy selects them
+    kept_share: float | None = None  # of them, those that it kept
 
 
 @dataclass(slots=True)

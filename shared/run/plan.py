@@ -37,6 +37,7 @@ class RunPlan:
     openings: Mapping[str, DocumentOpenings] = field(default_factory=dict)
     # Of the teacher's NLL of all training rows, where the weighting asks for it, nats per token.
     scored_centre: float | None = None
+    special_ids: tuple[int, ...] = ()  # that stay where documents are changed, where any are
     token_pair: str | None = None  # file of the `TokenPair` of a teacher of another tokenizer
     ends: tuple[int, ...] = ()  # ids that end what models write to learn from, where any do
     # By teacher, where there are several: the plan of what each teaches alone. Each is asked the

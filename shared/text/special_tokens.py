@@ -10,6 +10,12 @@ SpecialTokens = Literal["auto", "text", "control"]
 MARK = "\ufdd0"  # no character: in no text, and in no vocabulary
 
 
+def special_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The ids of a tokenizer's special tokens, ascending."""
+    added = tokenizer.added_tokens_decoder.items()
+    return tuple(sorted(number for number, token in added if token.special))
+
+
 class Specials:
     """The special tokens of a tokenizer."""
 

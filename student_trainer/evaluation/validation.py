@@ -46,6 +46,11 @@ class ValidationSums:
     kl_G: np.ndarray
     tokens_G: np.ndarray
 
+    @property
+    def mean_nll(self) -> float:
+        """The student's, over all tokens."""
+        return float(self.student_nll_G.sum() / max(1.0, self.tokens_G.sum()))
+
     def evaluations(self, kl_kinds: Mapping[str, str]) -> dict[str, DomainEvaluation]:
         """Per token of each domain, in config order; without a teacher (kind "none") there is no
         teacher_nll and no KL."""
@@ -81,35 +86,38 @@ class Validation:
         question: Question | None = None,
         *,
         documents: "Measuring | None" = None,
+        rows: int | None = None,
     ) -> ValidationSums:
-        """Run over all validation rows; with a reader also against the teacher. What each document
-        adds is told to `documents`."""
+        """Run over all validation rows, or the first `rows` of each domain; with a reader also
+        against the teacher. What each document adds is told to `documents`."""
         mode = "evaluate" if documents is None else "measure"
         size = unit_size(self.rows_per_unit, question)
-        units = list(self._own_units(size))
+        units = list(self._own_units(size, rows=rows))
         num_domains = len(self.stores)
         totals = np.zeros((4, num_domains))
         engine.eval()
         with torch.no_grad():
             answers = self._answers(units, reader, question)
             bar = tqdm(answers, total=len(units), desc="validation", leave=False, disable=None)
-            for rows, targets in bar:
-                batch = self.layouts.batch(rows, targets)
+            for unit, targets in bar:
+                batch = self.layouts.batch(unit, targets)
                 nll_kl_2G, *measured = engine(batch, mode=mode)
-                if documents is not None and len(rows):
-                    documents.add(rows, batch, *measured)
+                if documents is not None and len(unit):
+                    documents.add(unit, batch, *measured)
                 totals[[0, 2]] += nll_kl_2G.double().cpu().numpy()
                 totals[[1, 3]] += _teacher_and_tokens(batch, num_domains)
         engine.train()
         return ValidationSums(*self.ranks.sum(totals))
 
-    def _own_units(self, size: int) -> Iterator[Rows]:
-        """This rank's units, padded with empty ones to the same number on every rank."""
+    def _own_units(self, size: int, *, rows: int | None = None) -> Iterator[Rows]:
+        """This rank's units of the first `rows` of each domain, or all, padded with empty ones to
+        the same number on every rank."""
         world_size = self.ranks.world_size
+        lengths = [len(store) if rows is None else min(rows, len(store)) for store in self.stores]
         chosen = [
-            (store, range(first, min(first + size, len(store))))
-            for store in self.stores
-            for first in range(0, len(store), size)
+            (store, range(first, min(first + size, length)))
+            for store, length in zip(self.stores, lengths, strict=True)
+            for first in range(0, length, size)
         ]
         for position in range(
             self.ranks.rank, -(-len(chosen) // world_size) * world_size, world_size

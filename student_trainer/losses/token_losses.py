@@ -30,6 +30,7 @@ from student_trainer.losses.terms.term import ChunkView, Pairs, Term, TermValues
 
 NOTHING: Mapping = {}
 FORWARD_KL = DIVERGENCES["forward_kl"]
+CHANGED = "changed_N"  # int64: the number of the changed document that it stands in, else 0
 WRITTEN = "written_N"  # bool, by the column's name: whether the student wrote the label itself
 
 
@@ -111,6 +112,13 @@ def evaluate_tokens(
         hidden_ND, head, label_N=label_N, terms={}, targets=targets, chunk_rows=chunk_rows
     )
     return found.label_nll_N, found.kl_N
+
+
+def foreign_labels(columns: Mapping[str, Tensor]) -> Tensor | None:
+    """Which labels are not those of a text, but what the student wrote or of a changed document,
+    bool [N]; None where all are."""
+    written_N, changed_N = columns.get(WRITTEN), columns.get(CHANGED)
+    return written_N if changed_N is None else changed_N != 0
 
 
 def weighted(value_N: Tensor, weight_N: Tensor | None) -> Tensor:
@@ -211,11 +219,11 @@ class WeightedTerms:
         return loss_n, torch.stack([*first, *values], dim=-1)
 
     def _of_text(self, term: Term, found: TermValues, rows: slice) -> TermValues:
-        """A term's values, 0 at labels that the student wrote where it needs those of the text."""
-        written_N = self.columns.get(WRITTEN)
-        if written_N is None or not term.needs.text:
+        """A term's values, 0 at labels that are not the text's where it needs those."""
+        foreign_N = foreign_labels(self.columns)
+        if foreign_N is None or not term.needs.text:
             return found
-        return replace(found, values_n=found.values_n.masked_fill(written_N[rows], 0.0))
+        return replace(found, values_n=found.values_n.masked_fill(foreign_N[rows], 0.0))
 
     def _distance(self, chunk: ChunkView, found: Mapping[str, TermValues]) -> tuple[Tensor, Tensor]:
         """KL and the student's unseen mass, without a gradient; the KL is a term's own value where

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shared.config.run import Config
 from student_trainer.losses.registry import loss_names, reports_of, terms_of
-from student_trainer.weighing.weightings import reports_of_weighting
+from student_trainer.weighing.weightings import policy_sums_of, reports_of_weighting
 
 # Over all domains, before the losses: the weighted loss in nats, the teacher's mass on the kept ids
 # (of drawn ones, what is not estimated), and the student's outside them, both at the temperature of
@@ -29,6 +29,8 @@ ROLLOUTS = ("written_tokens", "importance_ratio")
 BY_DOMAIN = ("kl", "excess")
 # Last, where the routers of a mixture are balanced: the tokens sent to each expert, by layer.
 EXPERT_TOKENS = "expert_tokens"
+# After it, where a weighting learns: its sums.
+POLICY = "policy"
 # In the order of checkpoints whose sums are a list: always there, 0 where no loss reported them.
 LISTED = (*BY_DOMAIN, "hard_share", "uncertainty", "tkd", "dkd")
 
@@ -43,13 +45,15 @@ class SumLayout:
     num_domains: int  # G
     writes: bool = False  # whether the student writes rows
     routers: tuple[int, int] = (0, 0)  # L and E
+    policy: int = 0  # numbers that a weighting's policy sums up
 
     @staticmethod
     def of(config: Config, *, routers: tuple[int, int] = (0, 0)) -> "SumLayout":
         """That of a run, whose student has such routers to balance."""
         reports = reports_of(terms_of(config.losses)) + reports_of_weighting(config.weighting)
         names, writes = tuple(loss_names(config.losses)), config.source.writes
-        return SumLayout(names, reports, len(config.domains), writes, routers)
+        policy = policy_sums_of(config.weighting)
+        return SumLayout(names, reports, len(config.domains), writes, routers, policy)
 
     @property
     def totals(self) -> tuple[str, ...]:
@@ -66,21 +70,29 @@ class SumLayout:
     def names(self) -> tuple[str, ...]:
         """Names of all sums, in their order."""
         load = (EXPERT_TOKENS,) if self.routers[0] else ()
-        return (*self.totals, *self.by_domain, *load)
+        learnt = (POLICY,) if self.policy else ()
+        return (*self.totals, *self.by_domain, *load, *learnt)
 
     @property
     def size(self) -> int:
         """Length of the vector."""
-        return self._before_experts + self.routers[0] * self.routers[1]
+        return self._before_policy + self.policy
 
     @property
     def _before_experts(self) -> int:
         return len(self.totals) + len(self.by_domain) * self.num_domains
 
+    @property
+    def _before_policy(self) -> int:
+        return self._before_experts + self.routers[0] * self.routers[1]
+
     def place(self, name: str) -> slice:
-        """Where a sum stands: one number, G by domain, or L * E by layer and expert."""
+        """Where a sum stands: one number, G by domain, L * E by layer and expert, or the
+        policy's."""
         if name == EXPERT_TOKENS:
-            return slice(self._before_experts, self.size)
+            return slice(self._before_experts, self._before_policy)
+        if name == POLICY:
+            return slice(self._before_policy, self.size)
         if name in self.totals:
             first = self.totals.index(name)
             return slice(first, first + 1)

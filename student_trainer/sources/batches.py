@@ -62,7 +62,8 @@ class Layouts:
 
         `domain_N`, `row_N` and `document_N` say which domain, row of the unit and document of the
         unit a position belongs to. Where the student writes rows, `written_N` says of which its
-        label is, and `behaviour_N` with what log-probability it was drawn.
+        label is, and `behaviour_N` with what log-probability it was drawn; where documents are
+        changed, `changed_N` has the number of each, 0 of others.
         """
         layout = self.lay_out(rows)
         domain_R = np.array([self.domains.index(name) for name in rows.domains()], np.int64)
@@ -79,6 +80,8 @@ class Layouts:
         if (version_R := rows.versions()) is not None:
             written_N = version_R[layout.row_N] >= 0
             arrays |= {"written_N": written_N, "behaviour_N": rows.behaviour()}
+        if (changed := rows.changed()) is not None:
+            arrays["changed_N"] = changed[layout.document_N]
         if len(layout.width_P) > 1:
             arrays |= {"pass_B": layout.pass_B, "width_P": layout.width_P}
         if isinstance(targets, MixedTargets):

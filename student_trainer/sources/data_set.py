@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.data.augmenting import Augmenter
 from shared.data.rollouts import expected_tokens, share_of_rows
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
@@ -51,6 +52,7 @@ class DataSet:
             self._lengths = _lengths(plan, self._stores)
             self._domains = _partly_written(plan, self._domains, self._lengths)
         self._curriculum = empty_curriculum(plan, self._domains)
+        self._augmenter = _augmenter(plan, self._stores)
 
     @property
     def ahead(self) -> int:
@@ -79,6 +81,8 @@ class DataSet:
         rows = take_rows(self._stores, block.domain_index_R, block.row_index_R)
         if self._plan.draws > 1:
             rows = rows.with_draws(block.epoch_R % self._plan.draws)
+        if self._augmenter is not None:
+            rows = self._augmenter.changed(rows, block.domain_index_R, block.epoch_R)
         return block, rows
 
     def share_of_rows(self, domain: int, share: float) -> float:
@@ -97,14 +101,26 @@ class DataSet:
     def facts(self) -> dict[str, Any]:
         """The size of every domain's text, and the order of its rows where phases have one."""
         domains = self._plan.domains
-        rows = {f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in domains}
-        return rows | {f"the order of {d.name}": d.digest for d in self._domains if d.digest}
+        rows: dict[str, Any] = {
+            f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in domains
+        }
+        rows |= {f"the order of {d.name}": d.digest for d in self._domains if d.digest}
+        changed = {} if self._augmenter is None else self._augmenter.section.model_dump()
+        return rows | {f"augmentation.{name}": value for name, value in changed.items()}
 
     def _ruled(self) -> Curriculum:
         """The curriculum under every entry read."""
         if len(self._curriculum.log.entries) < self._weight_log.num_entries:
             self._curriculum = self._curriculum.with_log(self._weight_log.read)
         return self._curriculum
+
+
+def _augmenter(plan: RunPlan, stores: Sequence[RowStore]) -> Augmenter | None:
+    """What changes documents of a run in training, where any are changed."""
+    section = plan.config.augmentation
+    if not section.applies or plan.mode != "train":
+        return None
+    return Augmenter(section, stores, plan.config.seed, plan.special_ids)
 
 
 def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]:

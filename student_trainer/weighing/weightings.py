@@ -11,10 +11,15 @@ from shared.config.weighting import Weighting as Section
 from shared.errors import WeightingError
 from student_trainer.weighing.instance_weights import AnnealedWeights
 from student_trainer.weighing.llkd import LLKDWeighting
+from student_trainer.weighing.reinforced import Selection
 from student_trainer.weighing.weighting import REPORTED, StepMeans, Weighting
 
 # What weighs, by policy.
-POLICIES: dict[str, Any] = {"instance_weights": AnnealedWeights, "llkd": LLKDWeighting}
+POLICIES: dict[str, Any] = {
+    "instance_weights": AnnealedWeights,
+    "llkd": LLKDWeighting,
+    "reinforced": Selection,
+}
 
 
 def weighting_of(
@@ -39,16 +44,23 @@ def reports_of_weighting(section: Section) -> tuple[str, ...]:
     return (*REPORTED, *POLICIES[section.policy].reported) if section.weighs else ()
 
 
+def policy_sums_of(section: Section) -> int:
+    """How many numbers a policy that learns sums up over a step."""
+    return Selection.num_policy_sums if section.selects else 0
+
+
 def follow_step(
     weighting: Weighting,
     sums: Mapping[str, np.ndarray],
     tokens_D: np.ndarray,
     *,
     step: int,
+    policy_F: np.ndarray,
 ) -> None:
     """Let a weighting follow step `step`, counted from 0, before any weight changes.
 
-    `sums` are those of all ranks by the names of `reports_of_weighting`, [D]. Raises WeightingError
+    `sums` are those of all ranks by the names of `reports_of_weighting`, [D], `policy_F` those of a
+    policy that learns. Raises WeightingError
     on every rank where no token is left to learn from.
     """
     num_tokens = int(tokens_D.sum())
@@ -60,4 +72,4 @@ def follow_step(
             f"{weighting.way_out}, or raise batch.rows_per_step, and start over with --fresh, "
             "which moves this run aside"
         )
-    weighting.follow(StepMeans(sums, tokens_D, step + 1))
+    weighting.follow(StepMeans(sums, tokens_D, step + 1, policy_F))

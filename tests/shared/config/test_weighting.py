@@ -5,7 +5,12 @@ from pydantic import ValidationError
 
 from tests.shared.config.test_run import config
 
-POLICIES = ("llkd", "instance_weights")
+# What each needs beside itself.
+POLICIES: dict[str, dict] = {
+    "llkd": {},
+    "instance_weights": {},
+    "reinforced": {"augmentation": {"share": 0.5}},
+}
 
 
 def test_every_token_counts_alike_unless_a_policy_is_named():
@@ -15,7 +20,7 @@ def test_every_token_counts_alike_unless_a_policy_is_named():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_policy_without_a_teacher_to_weigh_by_is_refused(policy: str):
-    assert config(weighting={"policy": policy}).weighting.weighs
+    assert config(weighting={"policy": policy}, **POLICIES[policy]).weighting.weighs
     with pytest.raises(ValidationError, match=f"weighting.policy is {policy}, which reads what"):
         config(weighting={"policy": policy}, losses=[{"kind": "cross_entropy"}])
 
