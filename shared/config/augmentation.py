@@ -17,7 +17,9 @@ class Augmentation(Section):
     teacher leave it out.
     """
 
-    share: Fraction = Field(default=0.0, description="share of documents that are changed")
+    share: Fraction = Field(
+        default=0.0, description="share of documents changed by rules, for the teacher to label"
+    )
     replace: Fraction = Field(
         default=0.1, description="share of their tokens replaced by those of another domain's text"
     )

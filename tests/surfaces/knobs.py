@@ -40,6 +40,9 @@ EQUATIONS = (
 )
 INSTANCES = "student_trainer/weighing/test_instance_weights.py"
 LINE = "test_the_steepness_falls_on_a_line_to_the_last_step"
+REINFORCED = "student_trainer/weighing/test_reinforced.py"
+CHANGING = "shared/data/test_augmenting.py"
+REWARDED = "test_a_look_moves_the_policy_by_what_the_reward_is_over_its_running_mean"
 CENTRE = "test_the_centre_is_a_number_or_the_running_mean_of_the_steps_before"
 ADAPTIVE = "student_trainer/sources/generated/test_adaptive.py"
 PARTNERS = "student_trainer/sources/generated/test_partners.py"
@@ -342,6 +345,12 @@ KNOBS = {
         "student_trainer/losses/auxiliary/test_router_balance.py"
         "::test_the_loss_of_a_step_is_that_of_a_plain_step"
     ),
+    "augmentation.share": (
+        f"{CHANGING}::test_a_share_of_documents_is_changed_and_the_others_are_as_they_were"
+    ),
+    "augmentation.replace": f"{CHANGING}::test_tokens_are_replaced_by_those_of_another_domain",
+    "augmentation.swap": f"{CHANGING}::test_neighbours_change_places_and_none_is_lost",
+    "augmentation.delete": f"{CHANGING}::test_tokens_are_left_out",
     "weighting.policy": (
         "student_trainer/weighing/test_weighting.py"
         "::test_a_weighted_run_resumes_bit_for_bit_with_its_state"
@@ -354,6 +363,10 @@ KNOBS = {
     "weighting.steepness": f"{INSTANCES}::{LINE}",
     "weighting.final_steepness": f"{INSTANCES}::{LINE}",
     "weighting.centre": f"{INSTANCES}::{CENTRE}",
+    "weighting.start": f"{REINFORCED}::test_a_policy_of_probability_1_keeps_all_and_stays",
+    "weighting.lr": f"{REINFORCED}::{REWARDED}",
+    "weighting.every": f"{REINFORCED}::test_looks_are_due_every_so_many_steps",
+    "weighting.rows": f"{REINFORCED}::test_looks_are_due_every_so_many_steps",
     "optimiser.lr": LOOP,
     "optimiser.betas": LOOP,
     "optimiser.eps": LOOP,

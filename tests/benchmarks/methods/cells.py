@@ -154,10 +154,19 @@ WEIGHTED = (
         "instance weights, k 0",
         weighting="{policy: instance_weights, steepness: 0}",
     ),
+    KD.but("augment", "half of the documents changed", augmentation="{share: 0.5}"),
+    KD.but(
+        "augment-selected",
+        "half of the documents changed, a policy keeps some",
+        augmentation="{share: 0.5}",
+        weighting="{policy: reinforced}",
+    ),
 )
 UNWEIGHTED = (KD, KD_CE)
 WEIGHTED_COMPARISONS = (
-    *((cell, "kd") for cell in ("llkd", "llkd-documents", "llkd-open")),
+    *((cell, "kd") for cell in ("llkd", "llkd-documents", "llkd-open", "augment")),
+    ("augment-selected", "kd"),
+    ("augment-selected", "augment"),
     ("instance", "instance-flat"),
     ("instance", "kd-ce"),
 )
