@@ -99,7 +99,10 @@ def capture(
         if services is None:
             _refuse_unplaceable(config)
         prepared = prepare_run(config)
-        print("\n".join(text_lines(text_of(config, prepared.domains))), flush=True)
+        print(
+            "\n".join(text_lines(text_of(config, prepared.domains, notes=prepared.showing.notes))),
+            flush=True,
+        )
         with connected(address):
             if note := budget_note(prepared, instead=KEPT_INSTEAD):
                 print(note, flush=True)

@@ -26,6 +26,9 @@ class TeacherDescription:
     packed: bool  # whether packed documents stay apart
     notes: tuple[str, ...] = ()  # sentences the user should read once
     scores: bool = True  # False: it writes, and answers nothing about rows; no canary sits on it
+    classes: tuple[str, ...] = ()  # of a sequence classifier, in the order of its outputs
+    parameters: int | None = None  # None: not known
+    weight_bytes: int | None = None  # of its parameters as they are loaded
 
 
 class Engine(Protocol):

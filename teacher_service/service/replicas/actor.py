@@ -165,6 +165,7 @@ class TeacherReplica:
             described.vocab_rows,
             described.max_context,
             fingerprint.get("dtype", "float32") if whole else "",
+            classes=described.classes,
         )
         with self._at_work():
             canary.begin()
