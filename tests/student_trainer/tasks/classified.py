@@ -72,8 +72,10 @@ def save_classifier(folder: Path, base: Path, labels: Sequence[str]) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
     head = model.score if hasattr(model, "score") else model.classifier
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(30)  # so that the words decide
-        head.weight.normal_(std=2)
+        for weight in model.parameters():  # larger ones, so that the words decide
+            if weight.ndim > 1:
+                weight.mul_(8)
+        head.weight.normal_()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

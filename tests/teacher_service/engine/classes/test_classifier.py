@@ -70,9 +70,11 @@ def test_classes_are_those_of_transformers_in_the_order_asked_for(models, name, 
         answer = engine.score(rows, question)
         answer.check(rows, question, engine.fingerprint)
         arrays = answer.arrays()
-        np.testing.assert_allclose(arrays.kept["class_logprobs_NC"], expected_PC, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            arrays.kept["class_logprobs_NC"], expected_PC, rtol=1e-5, atol=1e-5
+        )
         own_P = expected_PC[range(len(ids)), [n % len(LABELS) for n in range(len(ids))]]
-        np.testing.assert_allclose(arrays.label_logprob_N, own_P, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(arrays.label_logprob_N, own_P, rtol=1e-5, atol=1e-5)
 
 
 def test_a_classifier_tells_its_size(models):
