@@ -22,6 +22,7 @@ from cluster.launch.repeating import Again, Widest
 from cluster.launch.teachers.serving import asking
 from cluster.planning.keeping import budget_note, kept_in_store
 from cluster.planning.preparation import Launch, prepare_run
+from cluster.planning.tasks.classes import refuse_without_run
 from cluster.report.text import text_lines, text_of
 from cluster.session.interrupts import interrupted_as
 from cluster.session.placement import refuse_unplaceable_here, teachers_demands
@@ -88,6 +89,7 @@ def capture(
     Raises UserErrors before anything starts and TutelageErrors later; what was answered stays.
     """
     store = _store_of(config)
+    refuse_without_run(config, "a capture")
     prepare_environment()
     config = _for_teachers_alone(config)
     services = services_of(config, service)

@@ -188,7 +188,7 @@ def refuse_unloadable(config: Config) -> None:
     """Raise ConfigError for a teacher in a local folder whose weights, or those of the adapter on
     them, are not those of its config; what a hub has is looked at by whoever loads it."""
     for name, teacher in config.teachers.items():
-        if not Path(teacher.model).is_dir():
+        if teacher.engine == "similarity" or not Path(teacher.model).is_dir():
             continue
         adapter = teacher.adapter if teacher.adapter and Path(teacher.adapter).is_dir() else None
         asked = {

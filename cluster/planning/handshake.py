@@ -27,9 +27,9 @@ from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.config.tasks.task import Classification
 from shared.errors import ConfigError, HandshakeError
-from shared.prompts.class_reading import ClassReading, OwnHead
+from shared.prompts.class_reading import ClassReading, OwnClasses, OwnHead
 from shared.prompts.verbaliser import Verbaliser
-from shared.targets.asks.classes import ClassAsk
+from shared.targets.asks.classes import ClassAsk, SoftLabels
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.asks.last_states import LastStates
@@ -164,7 +164,9 @@ def _asked_about_classes(
     for classes that it cannot tell apart."""
     told = {"tokenizer_digest": teacher.rows_digest, "limit": teacher.max_context}
     read: ClassReading = Verbaliser(task, teacher.load_tokenizer, teacher.name, **told)
-    if teacher.classes is not None:
+    if asked.engine == "similarity":
+        read = OwnClasses(task, teacher.load_tokenizer, teacher.rows_digest)
+    elif teacher.classes is not None:
         refuse_beyond_classifier(f"{teacher.option} {teacher.name}", asked)
         read = OwnHead(task, teacher.load_tokenizer, teacher.name, teacher.classes, **told)
     return TeacherFacts(
@@ -240,8 +242,11 @@ def validation_question(
     prompts: str = "",
     head: ShippedHead | None = None,
     classes: ClassAsk | None = None,
-) -> tuple[Question, str]:
-    """What is asked in validation, and how the KL computed from it is called."""
+) -> tuple[Question | None, str]:
+    """What is asked in validation, and how the KL computed from it is called; None where there is
+    nothing to compare with, as soft labels say nothing of a row but its class."""
+    if isinstance(classes, SoftLabels):
+        return None, "none"
     if classes is not None:
         return Question(classes, prefix=prompts), "full"
     if head is not None:

@@ -74,8 +74,7 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
 def _of_classes(config: Config, hands: Handshake) -> Showing:
     """What each teacher reads in place of a row's text."""
     refuse_unread_words(config, hands)
-    found = {name: class_openings(name, config, hands) for name in config.domains}
-    read = {name: own for name, own in found.items() if own is not None}
+    read = {name: class_openings(name, config, hands) for name in config.domains}
     by_row = {name: own.openings for name, own in read.items()}
     notes = {name: own.notes for name, own in read.items()}
     return Showing(_digest("", by_row), by_row=by_row, notes=notes)

@@ -1,5 +1,5 @@
 """How teachers other than language models are asked about the class of a text: a sequence
-classifier reads it by its own tokenizer, soft labels are of a row's class and read no text."""
+classifier reads it by its own tokenizer, and soft labels are of a class, whatever the text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,6 @@ class Read:
 
 class ClassReading(Protocol[A]):
     """One teacher and the classes of a task."""
-
-    @property
-    def has_words(self) -> bool:
-        """Whether it reads texts of its own, and not what the student reads."""
-        ...
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -56,11 +51,6 @@ class OwnHead:
     limit: int | None  # tokens that it reads at most; None: no limit
 
     @property
-    def has_words(self) -> bool:
-        """See `ClassReading`."""
-        return True
-
-    @property
     def identity(self) -> tuple[str, int | None, str]:
         """See `ClassReading`."""
         return self.tokenizer_digest, self.limit, "own head"
@@ -81,36 +71,38 @@ class OwnHead:
     def read(self, texts: Sequence[str], ask: HeadLogProbs) -> list[Read]:
         """See `ClassReading`; a text loses its end where it is longer than the teacher reads."""
         tokenizer = self.load_tokenizer()
-        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        found = [Read(ids) for ids in tokenizer(list(texts), **options)["input_ids"]]
-        most = min(self.limit or tokenizer.model_max_length, tokenizer.model_max_length)
-        options |= {"truncation": True, "max_length": most}
+        found = [Read(ids) for ids in _framed(tokenizer, texts)]
+        most = min(filter(None, (self.limit, tokenizer.model_max_length)))
         for number, read in enumerate(found):
             if len(read.ids) > most:
-                found[number] = Read(tokenizer(texts[number], **options)["input_ids"], is_cut=True)
+                (ids,) = _framed(tokenizer, [texts[number]], truncation=True, max_length=most)
+                found[number] = Read(ids, is_cut=True)
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class OwnClasses:
-    """A teacher that is asked about the class that a row has; satisfies `ClassReading`."""
+    """A teacher that answers about the class that a row has; satisfies `ClassReading`. Texts are
+    framed as the tokenizer of the model does whose embeddings it begins with."""
 
     task: Classification
+    load_tokenizer: Callable[[], Any]
+    tokenizer_digest: str
 
     @property
-    def has_words(self) -> bool:
+    def identity(self) -> tuple[str, str]:
         """See `ClassReading`."""
-        return False
-
-    @property
-    def identity(self) -> tuple[()]:
-        """See `ClassReading`."""
-        return ()
+        return self.tokenizer_digest, "own classes"
 
     def ask(self) -> SoftLabels:
         """See `ClassReading`."""
         return SoftLabels(tuple(self.task.classes))
 
     def read(self, texts: Sequence[str], ask: SoftLabels) -> list[Read]:
-        """See `ClassReading`: nothing."""
-        return [Read([]) for _ in texts]
+        """See `ClassReading`; whole texts."""
+        return [Read(ids) for ids in _framed(self.load_tokenizer(), texts)]
+
+
+def _framed(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    plain = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    return tokenizer(list(texts), **plain, **options)["input_ids"]

@@ -27,11 +27,6 @@ class Verbaliser:
     limit: int | None  # tokens that it reads at most; None: no limit
 
     @property
-    def has_words(self) -> bool:
-        """See `ClassReading`."""
-        return True
-
-    @property
     def identity(self) -> tuple[str, int | None]:
         """What decides, beside the task, what it reads."""
         return self.tokenizer_digest, self.limit

@@ -111,13 +111,20 @@ class ClassOpenings:
     notes: tuple[str, ...]  # sentences on what became of the texts
 
 
-def class_openings(name: str, config: Config, hands: "Handshake") -> ClassOpenings | None:
-    """Of one domain, from the cache or built; None where its teacher reads what the student does.
-    Raises StorageError where the cache is full."""
+def refuse_without_run(config: Config, what: str) -> None:
+    """Raise ConfigError where a teacher without a model is asked for what is no run."""
+    for name, teacher in config.teachers.items():
+        if teacher.engine == "similarity":
+            raise ConfigError(
+                f"teachers.{name}.engine is similarity, soft labels that a run makes of its own "
+                f"rows, and {what} has none; call `tutelage run`"
+            )
+
+
+def class_openings(name: str, config: Config, hands: "Handshake") -> ClassOpenings:
+    """Of one domain, from the cache or built. Raises StorageError where the cache is full."""
     reading = hands.teachers[config.teacher_of(name)].reading
     assert reading is not None, "the task has classes"
-    if not reading.has_words:
-        return None
     folder = Path(config.paths.cache).expanduser().absolute() / FOLDER
     digest = _digest(name, config, hands, reading)
     path = folder / f"{digest}.arrow"
