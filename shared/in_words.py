@@ -1,6 +1,7 @@
 """Numbers for people: times, counts and sizes as a line on the terminal shows them."""
 
 import math
+from collections.abc import Sequence
 
 
 def duration(seconds: float) -> str:
@@ -27,6 +28,12 @@ def in_bytes(size_bytes: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things such as 1 worker, or 4 workers."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def named(names: Sequence[str], *, most: int = 6) -> str:
+    """The first names, with how many more there are."""
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def those(number: int, one: str, many: str) -> str:

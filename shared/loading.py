@@ -34,6 +34,24 @@ def read_config(
     return config
 
 
+def classes_of(config: Any) -> tuple[str, ...] | None:
+    """The classes that a model of transformers has a head for, in the order of its outputs; None
+    where it is no sequence classifier."""
+    kinds = getattr(config, "architectures", None) or ()
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return None
+    return tuple(config.id2label[number] for number in sorted(config.id2label))
+
+
+def is_classifier(model: str, *, revision: str | None, trust_remote_code: bool) -> bool:
+    """Whether a model's config, where it can be read, says that it is a sequence classifier."""
+    try:
+        asked = {"revision": revision, "trust_remote_code": trust_remote_code}
+        return classes_of(read_config(model, **asked, attention="auto")) is not None
+    except Exception:  # loading it says why
+        return False
+
+
 def is_bag(model: str) -> bool:
     """Whether a model is the small network that transformers alone does not know."""
     path = Path(model) / "config.json"

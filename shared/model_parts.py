@@ -65,6 +65,31 @@ def longest_context(text_config: Any) -> int | None:
     return limit if limit is not None and limit > 0 else None
 
 
+def pad_with(model: Any, tokenizer: Any) -> int:
+    """Let a model that reads a text's last token know what is none, and return that id: its own
+    padding token, its tokenizer's, or what ends a text."""
+    text = model.config.get_text_config()
+    choices = (
+        getattr(text, "pad_token_id", None),
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        0,
+    )
+    rows: int = model.get_input_embeddings().weight.shape[0]
+    found = next(id_ for id_ in choices if id_ is not None and 0 <= id_ < rows)
+    for part in (model.config, text):
+        part.pad_token_id = found
+    return found
+
+
+def longest_text(model: Any) -> int | None:
+    """Tokens that a loaded sequence classifier reads at most; None where it has no limit."""
+    limit = longest_context(model.config.get_text_config())
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)  # positions may count from behind it
+    return limit if limit is None or padding is None else limit - padding - 1
+
+
 def why_incomplete(model: Any, unexpected: Iterable[str]) -> str | None:
     """Why a model is not the one whose weights were read: its config leaves some of them out, of
     the names in its files that it has no place for, `unexpected`. None where those do not change
@@ -125,6 +150,19 @@ def not_finite(model: Any) -> str | None:
         ),
         None,
     )
+
+
+def weights_in(model: Any) -> tuple[int, int]:
+    """How many parameters a model has, and the bytes that they take."""
+    weights = list(model.parameters())
+    held = sum(weight.numel() * weight.element_size() for weight in weights)
+    return sum(map(num_weights, weights)), held
+
+
+def num_weights(parameter: Any) -> int:
+    """How many weights a parameter holds; nf4 packs two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
 
 
 def _product(config: Any, names: tuple[str, ...]) -> float:

@@ -18,7 +18,7 @@ from student_trainer.losses.across.reading import matched
 from student_trainer.losses.auxiliary.hidden_states import native_states
 from student_trainer.losses.kernel.averaged import AveragedHeads, AveragedStates
 from student_trainer.losses.kernel.drawn import DrawnTargets
-from student_trainer.losses.kernel.targets import Targets, TeacherTargets
+from student_trainer.losses.kernel.targets import SoftLabelTargets, Targets, TeacherTargets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
 
 
@@ -73,11 +73,12 @@ def _drawn(batch: Mapping[str, Tensor], reading: Reading) -> DrawnTargets:
     )
 
 
-def _classes(batch: Mapping[str, Tensor], reading: Reading) -> TeacherTargets:
+def _classes(
+    logprobs_NC: Tensor, batch: Mapping[str, Tensor], reading: Reading, view: type[TeacherTargets]
+) -> TeacherTargets:
     """The classes are all that there is, at any temperature."""
-    logprobs_NC = batch["class_logprobs_NC"]
     nothing_NS = logprobs_NC.new_full((len(logprobs_NC), len(reading.temperatures)), -torch.inf)
-    return TeacherTargets(
+    return view(
         torch.arange(logprobs_NC.shape[1], device=logprobs_NC.device).expand(logprobs_NC.shape),
         logprobs_NC,
         nothing_NS,
@@ -109,7 +110,12 @@ VIEWS: dict[str, Callable[[Mapping[str, Tensor], Reading], Targets]] = {
     "absent_NK": lambda batch, reading: matched(batch, reading.temperatures),
     "logprobs_NK": _likeliest,
     "log_weights_NK": _drawn,
-    "class_logprobs_NC": _classes,
+    "class_logprobs_NC": lambda batch, reading: _classes(
+        batch["class_logprobs_NC"], batch, reading, TeacherTargets
+    ),
+    "soft_labels_NC": lambda batch, reading: _classes(
+        batch["soft_labels_NC"], batch, reading, SoftLabelTargets
+    ),
     "teacher_last_NE": _states,
     averaged_states(0): _averaged,
 }

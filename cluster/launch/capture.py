@@ -22,6 +22,7 @@ from cluster.launch.repeating import Again, Widest
 from cluster.launch.teachers.serving import asking
 from cluster.planning.keeping import budget_note, kept_in_store
 from cluster.planning.preparation import Launch, prepare_run
+from cluster.planning.tasks.classes import refuse_without_run
 from cluster.report.text import text_lines, text_of
 from cluster.session.interrupts import interrupted_as
 from cluster.session.placement import refuse_unplaceable_here, teachers_demands
@@ -88,12 +89,8 @@ def capture(
     Raises UserErrors before anything starts and TutelageErrors later; what was answered stays.
     """
     store = _store_of(config)
-    if config.augmentation.applies:
-        raise ConfigError(
-            f"augmentation.share is {config.augmentation.share:g}, which changes documents anew in "
-            "every epoch, so that capture cannot know them; let a run fill targets.store, or leave "
-            "augmentation out"
-        )
+    _refuse_changed_text(config)
+    refuse_without_run(config, "a capture")
     prepare_environment()
     config = _for_teachers_alone(config)
     services = services_of(config, service)
@@ -105,7 +102,10 @@ def capture(
         if services is None:
             _refuse_unplaceable(config)
         prepared = prepare_run(config)
-        print("\n".join(text_lines(text_of(config, prepared.domains))), flush=True)
+        print(
+            "\n".join(text_lines(text_of(config, prepared.domains, notes=prepared.showing.notes))),
+            flush=True,
+        )
         with connected(address):
             if note := budget_note(prepared, instead=KEPT_INSTEAD):
                 print(note, flush=True)
@@ -294,6 +294,16 @@ class _Progress:
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
+
+
+def _refuse_changed_text(config: Config) -> None:
+    """Raise ConfigError where documents are changed anew in every epoch."""
+    if config.augmentation.applies:
+        raise ConfigError(
+            f"augmentation.share is {config.augmentation.share:g}, which changes documents anew in "
+            "every epoch, so that capture cannot know them; let a run fill targets.store, or leave "
+            "augmentation out"
+        )
 
 
 def _store_of(config: Config) -> str:

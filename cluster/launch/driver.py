@@ -172,7 +172,7 @@ def _prepared(
     run_dir = open_run(config, fresh=fresh)
     print("\n".join([*changes, ""]), end="")
     print(f"run folder {run_dir.path}", flush=True)
-    found = text_of(config, prepared.domains)
+    found = text_of(config, prepared.domains, notes=prepared.showing.notes)
     write_text(run_dir, found)
     print("\n".join(text_lines(found)), flush=True)
     for note in notes(prepared):

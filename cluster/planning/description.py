@@ -20,7 +20,7 @@ from shared.config.run import Config
 from shared.data.passes import Passes
 from shared.data.trust import Trust
 from shared.errors import ConfigError, StorageError
-from shared.loading import first_line, stored_as, untrusted
+from shared.loading import classes_of, first_line, stored_as, untrusted
 from shared.model_parts import longest_context
 from shared.run.run_dir import write_atomically
 from shared.text.tokenizers import TokenizerIdentity, identify, rows_digest
@@ -28,7 +28,7 @@ from student_trainer.models.routers import router_balance_of
 from student_trainer.tasks.registry import task_of
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
-FORMAT = 5  # of what is kept
+FORMAT = 6  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class ModelDescription:
     stored_as: str | None  # how weights in few bits lie there, in words; None: plain ones
     router_balance: dict[str, Any] | None  # the loss of its routers, where its config asks for it
     stop_ids: tuple[int, ...]  # at which its text ends, as its own files have it
+    classes: tuple[str, ...] | None  # of a sequence classifier; None: it is none
     load_tokenizer: Callable[[], Any]  # of transformers
 
 
@@ -64,7 +65,11 @@ def describe(
         return AutoTokenizer.from_pretrained(model, **asked)
 
     def read() -> dict[str, Any]:
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+        from transformers import (
+            MODEL_FOR_CAUSAL_LM_MAPPING,
+            MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+            AutoConfig,
+        )
 
         if option == "student.model":  # of this kind is one of our own
             from student_trainer.models import bag  # noqa: F401
@@ -79,7 +84,10 @@ def describe(
         text_config = config.get_text_config()
         refuse_odd_positions(option, model, text_config)
         identity = identify(tokenizer)
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        known, classes = MODEL_FOR_CAUSAL_LM_MAPPING, classes_of(config)
+        if classes is not None:
+            known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        model_class = known.get(type(config), None)
         return {
             "identity": asdict(identity),
             "rows_digest": rows_digest(tokenizer, identity),
@@ -91,11 +99,13 @@ def describe(
             "router_balance": router_balance_of(config),
             "attentions": None if model_class is None else list(offered_by(model_class)),
             "stop_ids": _stop_ids(model, text_config, revision=asked["revision"]),
+            "classes": classes,
         }
 
     facts = kept(read, model, asked | {"of": "model"}, cache=cache)
     identity = TokenizerIdentity.from_dict(facts.pop("identity"))
     facts["stop_ids"] = tuple(facts["stop_ids"])
+    facts["classes"] = None if facts["classes"] is None else tuple(facts["classes"])
     return ModelDescription(option, model, identity, **facts, load_tokenizer=load_tokenizer)
 
 
@@ -178,7 +188,7 @@ def refuse_unloadable(config: Config) -> None:
     """Raise ConfigError for a teacher in a local folder whose weights, or those of the adapter on
     them, are not those of its config; what a hub has is looked at by whoever loads it."""
     for name, teacher in config.teachers.items():
-        if not Path(teacher.model).is_dir():
+        if teacher.engine == "similarity" or not Path(teacher.model).is_dir():
             continue
         adapter = teacher.adapter if teacher.adapter and Path(teacher.adapter).is_dir() else None
         asked = {

@@ -21,13 +21,15 @@ from cluster.planning.pair_notes import pair_notes
 from shared.config.adaptive_losses import learns_pairs
 from shared.config.losses import RouterBalance, SelfFeatures
 from shared.config.models.attention import INSTALLED_BY, refusal
+from shared.config.models.engines import refuse_beyond_classifier
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.config.tasks.task import Classification
 from shared.errors import ConfigError, HandshakeError
+from shared.prompts.class_reading import ClassReading, OwnClasses, OwnHead
 from shared.prompts.verbaliser import Verbaliser
-from shared.targets.asks.classes import ClassLogProbs
+from shared.targets.asks.classes import ClassAsk, SoftLabels
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.asks.last_states import LastStates
@@ -50,11 +52,11 @@ class TeacherFacts:
     rows: int  # of its head
     context: int | None  # tokens it reads at most; None: no limit
     differences: tuple[str, ...] = ()  # from the student, that keep nobody from learning: sentences
-    verbaliser: Verbaliser | None = None  # how it is asked about classes; None: it is not
+    reading: ClassReading | None = None  # how it is asked about classes; None: it is not
 
-    def classes(self) -> ClassLogProbs | None:
+    def classes(self) -> ClassAsk | None:
         """What it is asked about every row; None where rows have no classes."""
-        return None if self.verbaliser is None else self.verbaliser.ask()
+        return None if self.reading is None else self.reading.ask()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,9 @@ def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescri
 def _compared(config: Config, teacher: ModelDescription, student: ModelDescription) -> TeacherFacts:
     """What one teacher brings to a student, for the domains of `config`."""
     if isinstance(config.task, Classification):
-        return _asked_about_classes(config.task, teacher)
+        (asked,) = config.teachers.values()
+        return _asked_about_classes(config.task, teacher, asked)
+    _refuse_classifier(teacher)
     vocabulary, differences = _agreed(config, teacher, student)
     if config.cross_tokenizer is None:
         _refuse_short_context(teacher, config.data.context)
@@ -153,23 +157,33 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
     )
 
 
-def _asked_about_classes(task: Classification, teacher: ModelDescription) -> TeacherFacts:
+def _asked_about_classes(
+    task: Classification, teacher: ModelDescription, asked: Teacher
+) -> TeacherFacts:
     """What a teacher brings that shares nothing with a student but the classes. Raises ConfigError
     for classes that it cannot tell apart."""
-    verbaliser = Verbaliser(
-        task,
-        teacher.load_tokenizer,
-        teacher.name,
-        tokenizer_digest=teacher.rows_digest,
-        limit=teacher.max_context,
-    )
+    told = {"tokenizer_digest": teacher.rows_digest, "limit": teacher.max_context}
+    read: ClassReading = Verbaliser(task, teacher.load_tokenizer, teacher.name, **told)
+    if asked.engine == "similarity":
+        read = OwnClasses(task, teacher.load_tokenizer, teacher.rows_digest)
+    elif teacher.classes is not None:
+        refuse_beyond_classifier(f"{teacher.option} {teacher.name}", asked)
+        read = OwnHead(task, teacher.load_tokenizer, teacher.name, teacher.classes, **told)
     return TeacherFacts(
-        shared_vocab=verbaliser.ask().shared_vocab,
+        shared_vocab=read.ask().shared_vocab,
         width=teacher.hidden_size,
         rows=teacher.vocab_size,
         context=teacher.max_context,
-        verbaliser=verbaliser,
+        reading=read,
     )
+
+
+def _refuse_classifier(teacher: ModelDescription) -> None:
+    if teacher.classes is not None:
+        raise HandshakeError(
+            f"{teacher.option} is {teacher.name}, a sequence classifier, which knows no next "
+            "token; set task=classification, or name a causal language model"
+        )
 
 
 def _agreed(
@@ -198,7 +212,7 @@ def training_question(
     projection: str = "",
     prompts: str = "",
     head: ShippedHead | None = None,
-    classes: ClassLogProbs | None = None,
+    classes: ClassAsk | None = None,
 ) -> Question | None:
     """What is asked of the teacher in training; None where no loss asks for anything.
 
@@ -227,9 +241,12 @@ def validation_question(
     *,
     prompts: str = "",
     head: ShippedHead | None = None,
-    classes: ClassLogProbs | None = None,
-) -> tuple[Question, str]:
-    """What is asked in validation, and how the KL computed from it is called."""
+    classes: ClassAsk | None = None,
+) -> tuple[Question | None, str]:
+    """What is asked in validation, and how the KL computed from it is called; None where there is
+    nothing to compare with, as soft labels say nothing of a row but its class."""
+    if isinstance(classes, SoftLabels):
+        return None, "none"
     if classes is not None:
         return Question(classes, prefix=prompts), "full"
     if head is not None:

@@ -22,6 +22,8 @@ def validation_bytes(prepared: Prepared) -> int:
         question, _ = validation_question(
             part.config, part.facts.shared_vocab, classes=part.facts.classes()
         )
+        if question is None:
+            continue
         tokens = sum(
             RowStore.open(d.read_by_teacher["validation"]).num_loss_tokens for d in part.domains
         )

@@ -1,7 +1,7 @@
 """What the teacher of a run is shown: the prompts of its domains, and whether they fit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import xxhash
 
 from cluster.planning.handshake import Handshake
 from cluster.planning.row_prompting import by_row_of
-from cluster.planning.tasks.classes import class_openings
+from cluster.planning.tasks.classes import class_openings, refuse_unread_words
 from shared.config.adaptive_losses import learns_pairs
 from shared.config.run import Config
 from shared.config.source import TokenSources
@@ -34,6 +34,7 @@ class Showing:
     of_domains: Mapping[str, Opening] = field(default_factory=dict)
     by_row: Mapping[str, RowOpenings] = field(default_factory=dict)  # after the domain's prompt
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)  # rows that are not read
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # on a domain's texts
 
     @property
     def openings(self) -> Mapping[str, DocumentOpenings]:
@@ -72,8 +73,11 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
 
 def _of_classes(config: Config, hands: Handshake) -> Showing:
     """What each teacher reads in place of a row's text."""
-    by_row = {name: class_openings(name, config, hands) for name in config.domains}
-    return Showing(_digest("", by_row), by_row=by_row)
+    refuse_unread_words(config, hands)
+    read = {name: class_openings(name, config, hands) for name in config.domains}
+    by_row = {name: own.openings for name, own in read.items()}
+    notes = {name: own.notes for name, own in read.items()}
+    return Showing(_digest("", by_row), by_row=by_row, notes=notes)
 
 
 def _digest(prompts: str, by_row: Mapping[str, RowOpenings]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -61,10 +61,19 @@ class TextSummary(SplitText):
     validation: SplitText
 
 
-def text_of(config: Config, domains: tuple[PreparedDomain, ...]) -> dict[str, TextSummary]:
-    """By domain, from what was counted when its text was tokenised."""
+def text_of(
+    config: Config,
+    domains: tuple[PreparedDomain, ...],
+    *,
+    notes: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, TextSummary]:
+    """By domain, from what was counted when its text was tokenised; `notes` are further sentences
+    on it."""
     found = {domain.name: facts_of(domain.train_path) for domain in domains}
-    return {name: _summary(name, facts, config) for name, facts in found.items()}
+    summaries = {name: _summary(name, facts, config) for name, facts in found.items()}
+    for name, said in (notes or {}).items():
+        summaries[name]["notes"] += said
+    return summaries
 
 
 def text_lines(found: Mapping[str, TextSummary]) -> list[str]:

@@ -72,7 +72,7 @@ class StudentEngine:
             state_widths=(),
             max_context=longest_context(text),
             packed=False,
-            scores=False,
+            watched=False,
         )
 
     def describe(self) -> TeacherDescription:

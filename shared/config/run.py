@@ -20,6 +20,7 @@ from shared.config.models.engines import check_engines
 from shared.config.models.following import FollowedStudent, check_following
 from shared.config.models.modules import TrainedModules, check_modules
 from shared.config.models.rollouts import RolloutService, check_rollouts
+from shared.config.models.similarity import check_similarity
 from shared.config.models.student import Student, check_workers
 from shared.config.models.teachers import Teacher, check_teachers, shares_of
 from shared.config.progressive import Progressive
@@ -343,6 +344,7 @@ class Config(Section):
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
         check_active(self.active, name=self.name, domains=self.domains, teachers=self.teachers)
         check_cross_tokenizer(self)
+        check_similarity(self)
         self._phases_fit()
         self._nothing_contradicts()
         return self

@@ -108,7 +108,7 @@ class ReinforcedSelection(WeighingPolicy):
     start: float = Field(
         default=0.5, gt=0, le=1, description="share of changed documents kept at first; 1: always"
     )
-    lr: Positive = Field(default=1.0, description="of the policy network")
+    step_size: Positive = Field(default=1.0, description="of the policy network's update")
     every: int = Field(
         default=10, ge=1, description="steps between looks at the validation loss, the reward"
     )

@@ -8,7 +8,7 @@ T tokens of a document
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from shared.text.sources import Split
 
 Splits = dict[Split, dict[int, str]]
 LEFT_OUT = b"left_out"  # in a file's metadata: rows that are not read, JSON
+COUNTS = b"counts"  # there too: what became of texts, JSON
 SAME_PROMPT = "one prompt with other teacher_prompts"
 BEYOND_TEACHER = "longer than the teacher's context"
 SCHEMA = pa.schema(
@@ -98,11 +99,15 @@ def key_of(ids_T: np.ndarray, mask_T: np.ndarray) -> bytes:
 
 
 def write_row_prompts(
-    path: Path, prompts: Iterable[RowPrompt], left_out: Splits | None = None
+    path: Path,
+    prompts: Iterable[RowPrompt],
+    left_out: Splits | None = None,
+    *,
+    counts: Mapping[str, int] | None = None,
 ) -> None:
     """Write what is shown with the rows of a domain, and which rows are left out, to which those
     are added that share a prompt with one before and are shown something else. None: raises
-    DataError for such rows."""
+    DataError for such rows. `counts` are kept beside."""
     kept: dict[bytes, RowPrompt] = {}
     for one in prompts:
         key = key_of(one.prompt_ids, np.zeros(0))
@@ -126,7 +131,8 @@ def write_row_prompts(
         "prompt": [len(one.prompt_ids) for one in kept.values()],
         "length": [one.length for one in kept.values()],
     }
-    schema = SCHEMA.with_metadata({LEFT_OUT: json.dumps(left_out or {}).encode()})
+    beside = {LEFT_OUT: left_out or {}, COUNTS: dict(counts or {})}
+    schema = SCHEMA.with_metadata({key: json.dumps(told) for key, told in beside.items()})
     table = pa.table(columns, schema=schema)
     draft = path.with_name(f".{path.name}.draft")
     with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -157,6 +163,12 @@ def read_left_out(path: Path) -> Splits:
         split: {int(number): reason for number, reason in rows.items()}
         for split, rows in told.items()
     }
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """The counts that `write_row_prompts` was told."""
+    table, _ = _read(str(path))
+    return json.loads(table.schema.metadata[COUNTS])
 
 
 def overlong(

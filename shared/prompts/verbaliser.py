@@ -11,13 +11,14 @@ from typing import Any
 
 from shared.config.tasks.task import TEXT, Classification
 from shared.errors import ConfigError
+from shared.prompts.class_reading import Read
 from shared.targets.asks.classes import ClassLogProbs, Tokens
 from shared.text.ends import ends_of
 
 
 @dataclass(frozen=True, slots=True)
 class Verbaliser:
-    """The classes of a task in the words of one teacher."""
+    """The classes of a task in the words of one teacher; satisfies `ClassReading`."""
 
     task: Classification
     load_tokenizer: Callable[[], Any]  # the teacher's, a fast one of transformers
@@ -38,18 +39,21 @@ class Verbaliser:
         tokens = [(*own, *self._end()) for own in tokens]
         if self.task.calibration == "none":
             return ClassLogProbs(tuple(tokens))
-        (free,) = self.prompts([self.task.content_free], room_of=tokens)
-        return ClassLogProbs(tuple(tokens), tuple(free))
+        (free,) = self._read([self.task.content_free], room_of=tokens)
+        return ClassLogProbs(tuple(tokens), tuple(free.ids))
 
-    def prompts(self, texts: Sequence[str], *, room_of: Sequence[Tokens]) -> list[list[int]]:
-        """Token ids of what it reads of each text, before the class; a text loses its end where it
-        would not fit with the longest of `room_of`. Raises ConfigError where none would."""
-        found = self._framed(texts)
+    def read(self, texts: Sequence[str], ask: ClassLogProbs) -> list[Read]:
+        """What it reads of each text, before the class; a text loses its end where it would not fit
+        with the longest class. Raises ConfigError where none would."""
+        return self._read(texts, room_of=ask.classes)
+
+    def _read(self, texts: Sequence[str], *, room_of: Sequence[Tokens]) -> list[Read]:
+        found = [Read(ids) for ids in self._framed(texts)]
         if self.limit is None:
             return found
         most = self.limit - max(map(len, room_of))
-        for number, ids in enumerate(found):
-            text = texts[number]
+        for number, read in enumerate(found):
+            ids, text = read.ids, texts[number]
             while len(ids) > most and text:
                 over = len(ids) - most
                 text = text[: max(0, int(len(text) * (1 - over / len(ids))) - 1)]
@@ -59,7 +63,8 @@ class Verbaliser:
                     f"task.template alone has {len(ids)} tokens for {self.teacher}, which reads "
                     f"{self.limit}, a class among them; shorten it"
                 )
-            found[number] = ids
+            if ids is not read.ids:
+                found[number] = Read(ids, is_cut=True)
         return found
 
     def _framed(self, texts: Sequence[str]) -> list[list[int]]:

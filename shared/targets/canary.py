@@ -3,7 +3,7 @@
 An engine whose weights were not loaded, were overwritten or are multiplied by a broken kernel
 answers on, with numbers of the right shape; those of a text that is known tell it from a sound one.
 
-N positions with loss
+N positions with loss, or classes of a classifier
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.data.rows import Rows
 from shared.errors import EngineError
+from shared.targets.asks.classes import HeadLogProbs
 from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
@@ -30,14 +31,28 @@ Score = Callable[[Rows, Question], SoftTargets]
 
 def canary_rows(vocab: int, limit: int | None = None) -> Rows:
     """The text as a row of a model with `vocab` ids, which reads at most `limit` tokens."""
-    length = min(TOKENS, limit or TOKENS)
+    ids = _text(vocab, limit)
+    return _row(ids, np.append(np.ones(len(ids) - 1), 0))
+
+
+def canary_text(vocab: int, limit: int | None = None) -> Rows:
+    """The same for a classifier: the text, and the first class in the place of a next token."""
+    ids = _text(vocab, limit)
+    return _row(np.append(ids, 0), np.append(np.zeros(len(ids) - 1), [1, 0]))
+
+
+def _text(vocab: int, limit: int | None) -> np.ndarray:
     stride = next(each for each in STRIDES if vocab % each)
+    return np.arange(min(TOKENS, limit or TOKENS)) * stride % vocab
+
+
+def _row(ids: np.ndarray, mask: np.ndarray) -> Rows:
     return Rows.build(
         domains=[NAME],
         indices=[0],
-        input_ids=[np.arange(length) * stride % vocab],
+        input_ids=[ids],
         doc_starts=[np.zeros(1)],
-        loss_masks=[np.append(np.ones(length - 1), 0)],
+        loss_masks=[mask],
     )
 
 
@@ -55,12 +70,12 @@ def is_flat(logprob_N: np.ndarray) -> bool:
     return bool(np.ptp(logprob_N) < FLAT)
 
 
-def refuse_flat(logprob_N: np.ndarray, *, engine: str) -> None:
+def refuse_flat(logprob_N: np.ndarray, *, engine: str, each: str = "token") -> None:
     """Raise EngineError where log-probabilities of a text are one number, or none."""
     refuse_not_finite(logprob_N, engine=engine)
     if is_flat(logprob_N):
         raise EngineError(
-            f"{engine} gives every token of a fixed text the log-probability {logprob_N[0]:.4f}, "
+            f"{engine} gives every {each} of a fixed text the log-probability {logprob_N[0]:.4f}, "
             "as if it had no weights; nothing is learnt from it: look at its weights, or start it "
             "on other hardware"
         )
@@ -89,6 +104,7 @@ class Canary:
     limit: int | None = None
     dtype: str = "float32"
     interval: int = INTERVAL
+    classes: tuple[str, ...] = ()  # of a classifier, which is asked about these
     _first_N: np.ndarray | None = field(default=None)
     _units: int = field(default=0)  # since the last look
 
@@ -96,7 +112,8 @@ class Canary:
         """Look at an engine that has loaded weights. Those that a trainer has handed over must give
         the log-probabilities that it finds itself, `expected_N`. Raises EngineError."""
         self._units, found_N = 0, self._asked()
-        refuse_flat(found_N, engine=self.engine)
+        each = "class" if self.classes else "token"
+        refuse_flat(found_N, engine=self.engine, each=each)
         if expected_N is not None:
             than = "those of the trainer that its weights come from"
             refuse_other(found_N, expected_N, engine=self.engine, than=than, level=level)
@@ -113,7 +130,11 @@ class Canary:
         self._units = 0
 
     def _asked(self) -> np.ndarray:
-        """The log-probability of each token that follows, float32 [N]."""
+        """The log-probability of each token that follows, or of each class, float32 [N]."""
+        if self.classes:
+            asked = HeadLogProbs(self.classes)
+            answer = self.score(canary_text(self.vocab, self.limit), Question(asked))
+            return np.array(answer.arrays().kept[asked.array][0])
         question = Question(LikeliestIds(1, self.vocab))
         answer = self.score(canary_rows(self.vocab, self.limit), question)
         return np.array(answer.arrays().label_logprob_N)

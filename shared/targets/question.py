@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from shared.targets.asks.ask import MASSES, Ask, listed
-from shared.targets.asks.classes import ClassLogProbs
+from shared.targets.asks.classes import ClassLogProbs, HeadLogProbs, SoftLabels
 from shared.targets.asks.drawn_ids import SampledIds, ThresholdIds
 from shared.targets.asks.kept_ids import KeptIds, LikeliestIds
 from shared.targets.asks.last_states import LastStates
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from shared.config.selectors import Selector
 
 ASKS: dict[str, type[Ask]] = {
-    ask.selector: ask for ask in (LikeliestIds, ThresholdIds, SampledIds, LastStates, ClassLogProbs)
+    ask.selector: ask
+    for ask in (
+        *(LikeliestIds, ThresholdIds, SampledIds, LastStates),
+        *(ClassLogProbs, HeadLogProbs, SoftLabels),
+    )
 }
 
 # What `targets.selector` of a config asks; renormalised asks as top_k does, and its losses leave

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from shared.errors import ConfigError
+from shared.loading import classes_of
 
 # In names of weights that some families keep below their body and make anew with a head.
 OF_HEAD = ("pooler", "summary")
@@ -33,10 +34,7 @@ def name_classes(config: Any, labels: Sequence[str], *, model: str) -> None:
 def _learnt(config: Any) -> list[str]:
     """The classes of a model that has a head for some; empty where it has none, or does not name
     them."""
-    kinds = getattr(config, "architectures", None) or ()
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        return []
-    named = [config.id2label[number] for number in sorted(config.id2label)]
+    named = list(classes_of(config) or ())
     is_unnamed = named == [f"LABEL_{number}" for number in range(len(named))]
     return [] if is_unnamed else named
 
@@ -45,20 +43,3 @@ def is_of_head(name: str, model: PreTrainedModel) -> bool:
     """Whether a weight is one that tells classes apart, which a model without a head lacks."""
     below_body = name.startswith(f"{model.base_model_prefix}.")
     return not below_body or any(part in name for part in OF_HEAD)
-
-
-def pad_with(model: PreTrainedModel, tokenizer: Any) -> int:
-    """Let a model that reads a text's last token know what is none, and return that id: its own
-    padding token, its tokenizer's, or what ends a text."""
-    text = model.config.get_text_config()
-    choices = (
-        getattr(text, "pad_token_id", None),
-        tokenizer.pad_token_id,
-        tokenizer.eos_token_id,
-        0,
-    )
-    rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,assignment]
-    found = next(id_ for id_ in choices if id_ is not None and 0 <= id_ < rows)
-    for part in (model.config, text):
-        part.pad_token_id = found
-    return found

@@ -18,11 +18,10 @@ from shared.config.run import Config
 from shared.data.trust import Trust
 from shared.errors import ConfigError
 from shared.loading import first_line
-from shared.model_parts import longest_context, not_finite
+from shared.model_parts import longest_text, not_finite, pad_with
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models import bag  # noqa: F401  # transformers then loads it
 from student_trainer.models.adapters import adapt, refuse_lost_adapters, with_adapters
-from student_trainer.models.classes import pad_with
 from student_trainer.models.probing import evaluating
 from student_trainer.models.saving import refuse_unsaveable
 from student_trainer.models.student import Student, load_model, probe_tokens
@@ -133,14 +132,8 @@ def classifier_trust(config: Config, kind: ModelKind) -> Trust:
 
 def refuse_short_context(model: PreTrainedModel, config: Config) -> None:
     """Raise ConfigError where texts may be longer than what a model reads."""
-    limit = longest_context(model.config.get_text_config())
-    if limit is None:
-        return
-    positions = getattr(model.base_model, "embeddings", None)
-    table = getattr(positions, "position_embeddings", None)
-    if getattr(table, "padding_idx", None) is not None:  # positions count from behind it
-        limit -= table.padding_idx + 1  # type: ignore[union-attr,operator]
-    if config.data.context - 1 > limit:  # the class of a row is not read
+    limit = longest_text(model)
+    if limit is not None and config.data.context - 1 > limit:  # the class of a row is not read
         raise ConfigError(
             f"data.context is {config.data.context}, of which a text has all but one, but "
             f"{config.student.model} reads at most {limit} tokens; set data.context={limit + 1}"

@@ -7,7 +7,7 @@ text, of which changed documents are no part, those count 0. The reward is the f
 loss on a fixed part of the validation text between two looks: with R the reward, b the running mean
 of those before, and the sum over all that was drawn since the last look,
 
-    w <- w + lr (R - b) sum (a - p) x,   a = 1 of what was kept and 0 of others
+    w <- w + step_size (R - b) sum (a - p) x,   a = 1 of what was kept and 0 of others
 
 which is REINFORCE with a baseline: (a - p) x is the gradient of the log-probability of a draw. The
 first reward has no baseline and changes nothing.
@@ -102,7 +102,7 @@ class Selection:
         if self._baseline is None:
             self._baseline = reward
         advantage, decay = reward - self._baseline, self._section.decay
-        self.weights_F = self.weights_F + self._section.lr * advantage * self._gradient_F
+        self.weights_F = self.weights_F + self._section.step_size * advantage * self._gradient_F
         self._baseline = decay * self._baseline + (1 - decay) * reward
 
     def follow(self, step: StepMeans) -> None:

@@ -22,6 +22,7 @@ from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import StorageError
 from shared.loading import stored_as
+from shared.model_parts import num_weights
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.loading import local_folder, weights_digest
 from teacher_service.scoring.scoring import ScoringHead, chunk_size
@@ -133,8 +134,8 @@ def _mates_kl(engine: HFEngine, rows: Rows) -> Tensor:
 def quantised_note(model: nn.Module, quantisation: str) -> str:
     """How much of a teacher is quantised, and that fused experts are not."""
     weights = dict(model.named_parameters())
-    stored = {n: _num_weights(p) for n, p in weights.items() if _is_quantised(p)}
-    total = sum(map(_num_weights, weights.values()))
+    stored = {n: num_weights(p) for n, p in weights.items() if _is_quantised(p)}
+    total = sum(map(num_weights, weights.values()))
     said = (
         f"{len(stored)} matrices of the teacher are in {quantisation}, {sum(stored.values()):,} of "
         f"{total:,} weights"
@@ -150,12 +151,6 @@ def quantised_note(model: nn.Module, quantisation: str) -> str:
 
 def _is_quantised(parameter: nn.Parameter) -> bool:
     return type(parameter).__module__.startswith("bitsandbytes")
-
-
-def _num_weights(parameter: nn.Parameter) -> int:
-    """nf4 packs two in a byte."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else state.shape.numel()
 
 
 @torch.inference_mode()

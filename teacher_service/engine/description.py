@@ -25,7 +25,10 @@ class TeacherDescription:
     max_context: int | None  # tokens; None where the model has no limit
     packed: bool  # whether packed documents stay apart
     notes: tuple[str, ...] = ()  # sentences the user should read once
-    scores: bool = True  # False: it writes, and answers nothing about rows; no canary sits on it
+    watched: bool = True  # whether a canary sits on it; not where it reads no rows
+    classes: tuple[str, ...] = ()  # of a sequence classifier, in the order of its outputs
+    parameters: int | None = None  # None: not known
+    weight_bytes: int | None = None  # of its parameters as they are loaded
 
 
 class Engine(Protocol):

@@ -4,12 +4,10 @@ B lines   T tokens   N positions with loss   M those of a pass   D hidden width 
 """
 
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from shared.config.base import Dtype
@@ -20,17 +18,18 @@ from shared.data.rows import Rows
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
 from shared.loading import first_line
-from shared.model_parts import longest_context
+from shared.model_parts import longest_context, weights_in
 from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.branching import Branching
+from teacher_service.engine.classes.verbaliser import Reading, verbalised
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generation.generating import ModelGenerator
-from teacher_service.engine.identity import name_of, tokenizer_digest
-from teacher_service.engine.loading import Loaded, load_model, merge_head, weights_digest
+from teacher_service.engine.identity import loaded_fingerprint, name_of, tokenizer_digest
+from teacher_service.engine.loading import Loaded, load_model, merge_head
 from teacher_service.engine.model_parts import (
     PROBE_TOKENS,
     Decoder,
@@ -44,9 +43,7 @@ from teacher_service.engine.tensor_parallel import (
     is_spread,
     layered_note,
     layout,
-    leads,
 )
-from teacher_service.engine.verbaliser import Reading, class_columns
 from teacher_service.engine.weights import load_weights
 from teacher_service.scoring.answering import Scored, encode, find, refuse
 from teacher_service.scoring.head_file import save_head
@@ -70,6 +67,7 @@ class HFEngine:
     ) -> None:
         self.model, self.decoder, self.head = model, decoder, head
         self._text_config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+        self._parameters, self._weight_bytes = weights_in(model)
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
         self.max_context = longest_context(self._text_config)
@@ -137,7 +135,7 @@ class HFEngine:
         }
         if tensor_parallel > 1:
             named["tensor_parallel"] = layout()  # sums over shards have other last bits
-        fingerprint = named | _weights(loaded) | _machine(loaded, device)
+        fingerprint = named | loaded_fingerprint(loaded, device)
         engine = HFEngine(loaded.model, decoder, head, fingerprint, context=context)
         if tensor_parallel == 1 and device == "cuda" and (gpus := torch.cuda.device_count()) > 1:
             engine.notes += (layered_note(name_of(model), loaded.model.config, gpus),)
@@ -154,6 +152,8 @@ class HFEngine:
             max_context=self.max_context,
             packed=self.trust.packed,
             notes=self.notes,
+            parameters=self._parameters,
+            weight_bytes=self._weight_bytes,
         )
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:
@@ -188,7 +188,7 @@ class HFEngine:
             teacher=self.fingerprint,
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            columns=class_columns(rows, ask, reading),
+            columns=verbalised(rows, ask, reading),
         )
 
     def ship_head(self) -> ShippedHead:
@@ -337,33 +337,3 @@ def _proven_parts(
 def _input_device(model: torch.nn.Module, device: str) -> torch.device:
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     return embedding.weight.device if embedding is not None else torch.device(device)
-
-
-def _weights(loaded: Loaded) -> dict[str, str]:
-    """Digests of all files, which of a group one process reads."""
-    if not leads(loaded.model):
-        return {}
-    adapter = loaded.adapter_folder
-    return {
-        "weights": weights_digest(loaded.folder),
-        "adapter_weights": weights_digest(adapter) if adapter else "",
-    }
-
-
-def _machine(loaded: Loaded, device: str) -> dict[str, str]:
-    """What decides the last bits of an answer besides weights and rows."""
-    if device == "cuda":
-        kind = torch.cuda.get_device_name()
-    else:
-        kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    versions = f"torch {torch.__version__} transformers {transformers.__version__}"
-    if loaded.adapter_folder is not None:
-        versions += f" peft {version('peft')}"
-    if getattr(loaded.model.config, "quantization_config", None) is not None:
-        versions += f" bitsandbytes {version('bitsandbytes')}"
-    return {
-        "engine": versions,
-        "device": kind,
-        "attention": str(getattr(loaded.model.config, "_attn_implementation", "")),
-        "threads": str(torch.get_num_threads()),
-    }

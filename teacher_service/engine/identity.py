@@ -1,10 +1,14 @@
 """What names a model in an engine's fingerprint, whatever computes it."""
 
+from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import transformers
 
 from shared.text.tokenizers import identify
+from teacher_service.engine.loading import Loaded, weights_digest
+from teacher_service.engine.tensor_parallel import leads
 
 
 def name_of(model: str) -> str:
@@ -20,3 +24,38 @@ def tokenizer_digest(model: str, revision: str | None, *, trusted: bool) -> str:
         return identify(transformers.AutoTokenizer.from_pretrained(model, **asked)).digest
     except Exception:  # of every tokenizer's own code; a run has read it before
         return ""
+
+
+def loaded_fingerprint(loaded: Loaded, device: str) -> dict[str, str]:
+    """What a loaded model adds to what names it: its files and the machine that computes."""
+    return _weights(loaded) | _machine(loaded, device)
+
+
+def _weights(loaded: Loaded) -> dict[str, str]:
+    """Digests of all files, which of a group one process reads."""
+    if not leads(loaded.model):
+        return {}
+    adapter = loaded.adapter_folder
+    return {
+        "weights": weights_digest(loaded.folder),
+        "adapter_weights": weights_digest(adapter) if adapter else "",
+    }
+
+
+def _machine(loaded: Loaded, device: str) -> dict[str, str]:
+    """What decides the last bits of an answer besides weights and rows."""
+    if device == "cuda":
+        kind = torch.cuda.get_device_name()
+    else:
+        kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    versions = f"torch {torch.__version__} transformers {transformers.__version__}"
+    if loaded.adapter_folder is not None:
+        versions += f" peft {version('peft')}"
+    if getattr(loaded.model.config, "quantization_config", None) is not None:
+        versions += f" bitsandbytes {version('bitsandbytes')}"
+    return {
+        "engine": versions,
+        "device": kind,
+        "attention": str(getattr(loaded.model.config, "_attn_implementation", "")),
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,4 +1,5 @@
-"""Load a causal language model from a folder or a hub, or refuse it with one sentence."""
+"""Load a causal language model, or a sequence classifier, from a folder or a hub, or refuse it with
+one sentence."""
 
 import json
 import logging
@@ -18,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from shared.config.models.attention import INSTALLED_BY, Attention
 from shared.errors import ConfigError
-from shared.loading import first_line, read_config, stored_as, why_unloadable
+from shared.loading import classes_of, first_line, read_config, stored_as, why_unloadable
 from shared.model_parts import not_finite, why_incomplete
 from teacher_service.engine.tensor_parallel import meet, refuse_unsplittable
 
@@ -255,10 +256,12 @@ def _loaded(
 ) -> Any:
     """A model with all its weights, of the revision and trust that are asked for. Raises
     ConfigError."""
-    auto_model: Any = transformers.AutoModelForCausalLM
     options = {"use_safetensors": True, "output_loading_info": True}
     try:
         config = read_config(model, **asked, attention=attention)
+        auto_model: Any = transformers.AutoModelForCausalLM
+        if classes_of(config) is not None:
+            auto_model = transformers.AutoModelForSequenceClassification
         found, info = auto_model.from_pretrained(
             model, config=config, **asked, **arguments, **options
         )

@@ -1,12 +1,23 @@
 """Rows that an engine can never read."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from shared.data.rows import Rows
 from shared.errors import HandshakeError
 
 
 def refuse_rows(rows: Rows, *, vocab: int, limit: int | None) -> None:
     """Raise HandshakeError for rows beyond a model's context, or with ids that it does not have."""
-    for name, ids in zip(rows.names(), rows.column("input_ids"), strict=True):
+    refuse_ids(rows.names(), rows.column("input_ids"), vocab=vocab, limit=limit)
+
+
+def refuse_ids(
+    names: Sequence[str], all_ids: Sequence[np.ndarray], *, vocab: int, limit: int | None
+) -> None:
+    """The same of the token ids of what is read of rows of these names."""
+    for name, ids in zip(names, all_ids, strict=True):
         if limit is not None and len(ids) > limit:
             raise HandshakeError(
                 f"row {name} has {len(ids)} tokens and the teacher's context is "

@@ -89,9 +89,9 @@ def default_engine(teacher: Teacher, cache: str | None, context: int | None) -> 
         from teacher_service.service.replicas.environments import load_vllm
 
         return load_vllm(teacher, context=context)
-    from teacher_service.engine.audit import load_engine
+    from teacher_service.engine.opening import open_engine
 
-    return load_engine(teacher, cache=cache, context=context)
+    return open_engine(teacher, cache=cache, context=context)
 
 
 def start_all(

@@ -72,6 +72,8 @@ ACTIVE_PROMPT = "cluster/active/test_pgkd.py"
 SHOWN = f"{ACTIVE_PROMPT}::test_a_prompt_has_its_parts_in_order_and_the_rows_each_is_about"
 COUNTED = f"{ACTIVE_PROMPT}::test_as_many_rows_are_shown_as_are_asked_for"
 
+ALIKE = "cluster/launch/teachers/test_similarity.py::test_every_option_changes_them"
+
 WORKERS = "shared/config/test_run.py::test_workers_are_numbers_within_bounds_that_divide_a_step"
 
 KNOBS = {
@@ -126,6 +128,9 @@ KNOBS = {
     "teachers.NAME.follow_student.lag": f"{FOLLOWED}::{DIFFERS}",
     "teachers.NAME.follow_student.every": f"{FOLLOWED}::{DIFFERS}",
     "teachers.NAME.follow_student": f"{FOLLOWED}::{DIFFERS}",
+    "teachers.NAME.similarity.samples": ALIKE,
+    "teachers.NAME.similarity.diagonal": ALIKE,
+    "teachers.NAME.similarity.passes": ALIKE,
     "student.model": LEAVES,
     "student.revision": f"{HUB}::test_a_student_is_the_one_of_its_revision",
     "student.trust_remote_code": f"{HUB}::test_a_models_own_code_runs_where_the_config_trusts_it",
@@ -364,7 +369,7 @@ KNOBS = {
     "weighting.final_steepness": f"{INSTANCES}::{LINE}",
     "weighting.centre": f"{INSTANCES}::{CENTRE}",
     "weighting.start": f"{REINFORCED}::test_a_policy_of_probability_1_keeps_all_and_stays",
-    "weighting.lr": f"{REINFORCED}::{REWARDED}",
+    "weighting.step_size": f"{REINFORCED}::{REWARDED}",
     "weighting.every": f"{REINFORCED}::test_looks_are_due_every_so_many_steps",
     "weighting.rows": f"{REINFORCED}::test_looks_are_due_every_so_many_steps",
     "optimiser.lr": LOOP,

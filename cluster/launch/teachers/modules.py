@@ -4,6 +4,7 @@ student's workers to teach them."""
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cluster.planning.tasks.classes import refuse_without_run
 from shared.config.models.modules import TrainedModules, unserved
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -36,7 +37,9 @@ def _on(make_engine: MakeEngine, asked: TrainedModules, *, seed: int, folder: st
 
 
 def refuse_shared_service(config: Config) -> None:
-    """Raise ConfigError where a teacher would change in a service that others may ask."""
+    """Raise ConfigError where a teacher is made of its run's rows, or would change in a service
+    that others may ask."""
+    refuse_without_run(config, "a service that outlives a run")
     if config.modules is not None or config.followed is not None:
         raise ConfigError(unserved(config.teachers))
 

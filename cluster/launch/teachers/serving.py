@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.launch.teachers.following import following
 from cluster.launch.teachers.modules import with_modules
+from cluster.launch.teachers.similarity import with_similarity
 from cluster.launch.teachers.stored import no_validation_answers, stored_part
 from cluster.launch.teachers.watch import restarts_of, using, when_gone
 from cluster.planning.difficulty import Asked, centre_of
@@ -142,7 +143,7 @@ def _begun(launch: Launch, name: str) -> service.Starting:
         detached=False,
         cache=cache,
         context=context,
-        make_engine=following(launch, with_modules(launch, make_engine)),
+        make_engine=with_similarity(launch, following(launch, with_modules(launch, make_engine))),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,16 @@ from shared.config.run import Config
 from shared.config.tasks.task import Classification
 from shared.data.row_cache import makers, storage_errors
 from shared.errors import ConfigError, DataError
+from shared.in_words import those
+from shared.prompts.class_reading import ClassReading
 from shared.prompts.prefix import Opening
-from shared.prompts.row_prompts import RowOpenings, RowPrompt, read_row_prompts, write_row_prompts
+from shared.prompts.row_prompts import (
+    RowOpenings,
+    RowPrompt,
+    read_counts,
+    read_row_prompts,
+    write_row_prompts,
+)
 from shared.prompts.verbaliser import Verbaliser
 from shared.text.classified import ClassFraming, labels_in, read_classified
 from shared.text.framing import DOCUMENTS_PER_CALL
@@ -27,6 +36,14 @@ if TYPE_CHECKING:
     from cluster.planning.handshake import Handshake
 
 FOLDER = "class_prompts"
+FORMAT = 2  # of what lies there
+CUT, ALIKE = "cut", "alike"
+WORDS = ("template", "verbaliser", "calibration", "content_free")
+ENDLESS = ("text loses its end", "texts lose their ends")
+SHARED = (
+    "text is to the student what one before it is, and shares the teacher's answer to that",
+    "texts are to the student what ones before them are, and share the teacher's answers to those",
+)
 VALIDATION_ROWS = 10_000  # of a domain at most, unless the config says how many
 IN_SUMMARY = "summary.json and report.html of the run have its accuracy, F1 and calibration"
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -72,56 +89,107 @@ def refuse_classifier(config: Config, verb: str, way_out: str) -> None:
         raise ConfigError(f"task is classification, and {verb} is of language models; {way_out}")
 
 
-def class_openings(name: str, config: Config, hands: "Handshake") -> RowOpenings:
-    """What the teacher of a domain reads in place of each row's text, from the cache or built.
-    Raises StorageError where the cache is full."""
-    verbaliser = hands.teachers[config.teacher_of(name)].verbaliser
-    assert verbaliser is not None, "the task has classes"
+def refuse_unread_words(config: Config, hands: "Handshake") -> None:
+    """Raise ConfigError where words for a language model are set and no teacher is one."""
+    task, plain = config.task, Classification()
+    readings = [known.reading for known in hands.teachers.values()]
+    if any(isinstance(one, Verbaliser) for one in readings):
+        return
+    for option in WORDS:
+        if (value := getattr(task, option)) != getattr(plain, option):
+            raise ConfigError(
+                f"task.{option} is {value!r}, which language models read, and no teacher is one; "
+                "remove it"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ClassOpenings:
+    """What the teacher of a domain reads in place of its rows' texts."""
+
+    openings: RowOpenings
+    notes: tuple[str, ...]  # sentences on what became of the texts
+
+
+def refuse_without_run(config: Config, what: str) -> None:
+    """Raise ConfigError where a teacher without a model is asked for what is no run."""
+    for name, teacher in config.teachers.items():
+        if teacher.engine == "similarity":
+            raise ConfigError(
+                f"teachers.{name}.engine is similarity, soft labels that a run makes of its own "
+                f"rows, and {what} has none; call `tutelage run`"
+            )
+
+
+def class_openings(name: str, config: Config, hands: "Handshake") -> ClassOpenings:
+    """Of one domain, from the cache or built. Raises StorageError where the cache is full."""
+    reading = hands.teachers[config.teacher_of(name)].reading
+    assert reading is not None, "the task has classes"
     folder = Path(config.paths.cache).expanduser().absolute() / FOLDER
-    digest = _digest(name, config, hands, verbaliser)
+    digest = _digest(name, config, hands, reading)
     path = folder / f"{digest}.arrow"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{digest}.lock"):
             try:
-                return read_row_prompts(path)
+                return _opened(path)
             except (OSError, pa.ArrowException):
-                prompts = {}
-                for prompt in _prompts(name, config, hands, verbaliser):
-                    prompts.setdefault(prompt.prompt_ids.tobytes(), prompt)
-                write_row_prompts(path, prompts.values())
-            return read_row_prompts(path)
+                _build(path, _prompts(name, config, hands, reading))
+            return _opened(path)
 
 
-def _digest(name: str, config: Config, hands: "Handshake", verbaliser: Verbaliser) -> str:
+def _build(path: Path, prompts: Iterator[tuple[RowPrompt, bool]]) -> None:
+    """Write what is read of each text, by the student's tokens of it: texts that it reads alike
+    are shown as the first of them, which is counted."""
+    kept: dict[bytes, RowPrompt] = {}
+    counts = dict.fromkeys((CUT, ALIKE), 0)
+    for prompt, is_cut in prompts:
+        first = kept.setdefault(prompt.prompt_ids.tobytes(), prompt)
+        shown, own = (one.opening.shown_ids for one in (first, prompt))
+        counts[CUT] += is_cut
+        counts[ALIKE] += not np.array_equal(shown, own)
+    write_row_prompts(path, kept.values(), counts=counts)
+
+
+def _opened(path: Path) -> ClassOpenings:
+    openings, counts = read_row_prompts(path), read_counts(path)
+    sentences = (
+        (counts[CUT], those(counts[CUT], *ENDLESS) + " for the teacher, which reads no more"),
+        (counts[ALIKE], those(counts[ALIKE], *SHARED)),
+    )
+    return ClassOpenings(openings, tuple(said for count, said in sentences if count))
+
+
+def _digest(name: str, config: Config, hands: "Handshake", reading: ClassReading) -> str:
     domain, root = config.domains[name], Path(config.paths.root)
     decides = {
+        "format": FORMAT,
         "sources": [digest_sources(sources_of(domain, split), root=root) for split in SPLITS],
         "columns": dict(domain.columns),
         "data": config.data.model_dump(),
         "task": config.task.model_dump(),
         "student": hands.rows_digest,
-        "teacher": verbaliser.identity,
+        "teacher": reading.identity,
         "made_by": makers(),
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
 
 
 def _prompts(
-    name: str, config: Config, hands: "Handshake", verbaliser: Verbaliser
-) -> Iterator[RowPrompt]:
-    """What the teacher reads of each text, with the student's tokens of it; texts that the student
-    reads alike are shown as the first of them."""
+    name: str, config: Config, hands: "Handshake", reading: ClassReading
+) -> Iterator[tuple[RowPrompt, bool]]:
+    """What the teacher reads of each text, with the student's tokens of it, and whether it is cut
+    for the teacher."""
     framing = ClassFraming(tuple(config.task.classes))
     domain, root = config.domains[name], Path(config.paths.root)
-    tokenizer, classes = hands.load_tokenizer(), verbaliser.ask().classes
+    tokenizer, ask = hands.load_tokenizer(), reading.ask()
     cut = (lambda: None) if config.data.too_long == "cut" else None
     for split in SPLITS:
         documents = read_classified(domain, split, root=root)
         while batch := list(islice(documents, DOCUMENTS_PER_CALL)):
-            shown = verbaliser.prompts([one.prompt for one in batch], room_of=classes)
+            shown = reading.read([one.prompt for one in batch], ask)
             framed = {"tokenizer": tokenizer, "context": config.data.context, "cut": cut}
-            for ids, encoded in zip(shown, framing.encode(batch, **framed), strict=True):
+            for read, encoded in zip(shown, framing.encode(batch, **framed), strict=True):
                 own = encoded.input_ids[:-1]
-                instead = Opening(own, np.array(ids, np.int32))
-                yield RowPrompt(encoded.where, instead, own, len(own) + 1)
+                instead = Opening(own, np.array(read.ids, np.int32))
+                yield RowPrompt(encoded.where, instead, own, len(own) + 1), read.is_cut

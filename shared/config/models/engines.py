@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from shared.config.selectors import DRAWN
+from shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from shared.config.models.teachers import Teacher
     from shared.config.targets import Targets
-
 
 ANSWERS_WITHIN_S = 3600.0  # an engine's own process, or it is ended; loading is its first answer
 VLLM_DRAWS_AT = (0.01, 2.0)  # least and most temperature; a lower one it would raise to the least
@@ -70,3 +70,16 @@ def check_engines(
             f"process is started again when it has not answered for {ANSWERS_WITHIN_S:g} s; set "
             f"at most {ANSWERS_WITHIN_S:g}, or teachers.{name}.engine=transformers"
         )
+
+
+def refuse_beyond_classifier(named: str, teacher: "Teacher") -> None:
+    """Raise ConfigError where a teacher that is a sequence classifier is to be loaded with more
+    than its weights; `named` is what the sentence calls it."""
+    plain = {"adapter": None, "quantisation": "none", "tensor_parallel": 1}
+    for option, value in plain.items():
+        if (asked := getattr(teacher, option)) != value:
+            merged = ", or merge it (`tutelage export --merge`)" if option == "adapter" else ""
+            raise ConfigError(
+                f"{named} is a sequence classifier, and {option} is {asked}, which is of language "
+                f"models; leave it out{merged}"
+            )

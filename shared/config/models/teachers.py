@@ -9,6 +9,7 @@ from shared.config.base import Dtype, Section
 from shared.config.models.attention import Attention
 from shared.config.models.following import FollowedStudent, why_unfollowing
 from shared.config.models.modules import TrainedModules, why_untrainable
+from shared.config.models.similarity import Similarity, why_unlike
 
 LEAST_SHARE = 1e-7  # of an average of teachers
 
@@ -48,9 +49,10 @@ class Teacher(Section):
     )
     quantisation: Literal["none", "int8", "nf4"] = "none"
     trust_remote_code: bool = False
-    engine: Literal["transformers", "vllm"] = Field(
+    engine: Literal["transformers", "vllm", "similarity"] = Field(
         default="transformers",
-        description="what computes: transformers, or vllm in an environment of its own",
+        description="what computes: transformers, vllm in an environment of its own, or no model: "
+        "similarity, of a task's classes (ReffAKD), with model's token embeddings",
     )
     python: str | None = Field(
         default=None,
@@ -72,6 +74,9 @@ class Teacher(Section):
     follow_student: FollowedStudent | None = Field(
         default=None, description="it is the student itself, some steps ago (self-distillation)"
     )
+    similarity: Similarity = Field(
+        default=Similarity(), description="of engine similarity: how alike classes are"
+    )
 
     @model_validator(mode="after")
     def _spread(self) -> "Teacher":
@@ -92,6 +97,18 @@ class Teacher(Section):
             raise ValueError(
                 f"{asked} and adapter {self.adapter}, which is not split; merge it into the model, "
                 "or leave tensor_parallel at 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alike(self) -> "Teacher":
+        is_asked = self.engine == "similarity"
+        if is_asked and (why := why_unlike(self)) is not None:
+            raise ValueError(f"engine is similarity, which has no model, but {why}; leave it out")
+        if not is_asked and self.similarity != Similarity():
+            raise ValueError(
+                f"similarity is set, but engine is {self.engine}; set engine=similarity, or leave "
+                "it out"
             )
         return self
 

@@ -141,8 +141,8 @@ def _of_teachers(config: "Config") -> list[tuple[str, str]]:
     found = []
     for name, teacher in config.teachers.items():
         named = f"teachers.{name}"
-        if teacher.engine != "transformers":
-            found.append((f"{named}.engine is {teacher.engine}", "set it to transformers"))
+        if teacher.engine == "vllm":
+            found.append((f"{named}.engine is vllm", "set it to transformers"))
         for option in ("online_modules", "follow_student"):
             if getattr(teacher, option) is not None:
                 found.append((f"{named}.{option} is set, of language models", "remove it"))

@@ -161,3 +161,23 @@ class TeacherTargets(IdsPerPosition):
         highest_N, rank_N = self.logprobs_NK.max(-1)
         id_N = self.ids_NK.gather(1, rank_N[:, None])[:, 0]
         return Top1(highest_N.exp(), id_N == label_N, id_N)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftLabelTargets(TeacherTargets):
+    """All outcomes, with probabilities that are a target as they are: at every temperature of the
+    student they are those of temperature 1."""
+
+    def at(
+        self,
+        rows: slice,
+        logits_nW: Tensor | None,
+        *,
+        vocabulary: int,
+        temperatures: Sequence[float],
+    ) -> Callable[[float], Buckets]:
+        """See `TeacherTargets`."""
+        known = TeacherTargets.at(
+            self, rows, logits_nW, vocabulary=vocabulary, temperatures=temperatures
+        )
+        return lambda temperature: known(1.0)

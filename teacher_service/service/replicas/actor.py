@@ -155,7 +155,7 @@ class TeacherReplica:
     def _watched(self, described: TeacherDescription) -> Canary | None:
         """A canary on what was loaded, where it scores. Raises EngineError where it answers nothing
         sound."""
-        if not described.scores:
+        if not described.watched:
             return None
         fingerprint = described.fingerprint
         whole = fingerprint.get("quantisation", "none") == "none"
@@ -165,6 +165,7 @@ class TeacherReplica:
             described.vocab_rows,
             described.max_context,
             fingerprint.get("dtype", "float32") if whole else "",
+            classes=described.classes,
         )
         with self._at_work():
             canary.begin()

@@ -1,6 +1,7 @@
 """A classifier from a teacher's answers on disk, by the commands that a user gives."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,23 @@ import yaml
 
 from cluster.cli import main
 from student_trainer.tasks.classification import Classification
-from tests.student_trainer.tasks.classified import LABELS, rows_of, write_rows
+from tests.student_trainer.tasks.classified import (
+    LABELS,
+    rows_of,
+    save_bert,
+    save_classifier,
+    write_rows,
+)
 
 
 @pytest.fixture(scope="module")
 def job(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
-    """A config whose run has finished, from answers that a capture wrote."""
+    """A config whose run has finished, from answers that a capture wrote: of a language model and
+    of a classifier, each about a domain."""
     folder = tmp_path_factory.mktemp("job")
+    shutil.copytree(tiny_pair.teacher, folder / "teacher")
+    save_bert(folder / "own", own_tokenizer=True)
+    save_classifier(folder / "head", folder / "own", LABELS[::-1])
     train = write_rows(folder / "train.jsonl", rows_of(1, count=30))
     valid = write_rows(folder / "valid.jsonl", rows_of(2, count=9))
     config = {
@@ -23,9 +34,15 @@ def job(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
         "log_every": 3,
         "paths": {"runs": str(folder / "runs"), "cache": str(folder / "cache")},
         "task": {"kind": "classification", "template": "Text: {text}"},
-        "teachers": {"t": {"model": str(tiny_pair.teacher), "cpus": 0.2}},
+        "teachers": {
+            "t": {"model": str(tiny_pair.teacher), "cpus": 0.2},
+            "head": {"model": str(folder / "head"), "cpus": 0.2},
+        },
         "student": {"model": "tiny", "cpus": 0.2, "zero": 0},
-        "domains": {"kinds": {"train": str(train), "validation": str(valid)}},
+        "domains": {
+            "kinds": {"train": str(train), "validation": str(valid), "teacher": "t"},
+            "heads": {"train": str(train), "validation": str(valid), "teacher": "head"},
+        },
         "data": {"context": 48},
         "batch": {"rows_per_step": 8, "micro_batch": 4},
         "targets": {"store": str(folder / "store")},
@@ -47,6 +64,7 @@ def test_a_finished_run_tells_how_well_all_tell_classes_apart(job, capsys):
     assert summary["status"] == "finished"
     assert summary["tokens"] == 6 * 8, "a row has one"
     classes = summary["domains"]["kinds"]["classes"]
+    assert summary["domains"]["heads"]["kl_kind"] == "full"
     assert set(classes) == {"accuracy", "macro_f1", "calibration_error"}
     for told in classes.values():
         assert set(told) == {"teacher", "before", "after", "hard"}

@@ -5,6 +5,7 @@ import inspect
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,23 @@ def save_bert(folder: Path, *, own_tokenizer: bool = False) -> None:
         attention_probs_dropout_prob=0.0,
     )
     BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_classifier(folder: Path, base: Path, labels: Sequence[str]) -> None:
+    """A sequence classifier on a base, that tells texts apart by their words."""
+    torch.manual_seed(11)
+    options = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
+    model = AutoModelForSequenceClassification.from_pretrained(base, **options)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    head = model.score if hasattr(model, "score") else model.classifier
+    with torch.no_grad():
+        for weight in model.parameters():  # larger ones, so that the words decide
+            if weight.ndim > 1:
+                weight.mul_(8)
+        head.weight.normal_()
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -106,7 +106,7 @@ def test_a_constant_reward_moves_nothing_in_the_mean():
 
 
 def test_a_look_moves_the_policy_by_what_the_reward_is_over_its_running_mean():
-    policy, gradient_F = selection(lr=2.0, decay=0.75, start=0.2), np.arange(1.0, 5.0)
+    policy, gradient_F = selection(step_size=2.0, decay=0.75, start=0.2), np.arange(1.0, 5.0)
     assert policy.weights_F.tolist() == [pytest.approx(np.log(0.2 / 0.8)), 0, 0, 0]
 
     def step(loss: float, *, times: int = 1) -> np.ndarray:
@@ -141,7 +141,7 @@ def test_looks_are_due_every_so_many_steps():
 
 HALF = {"share": 0.5, "replace": 0.2, "swap": 0.2, "delete": 0.2}
 LOSSES = [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.5}]
-REINFORCED = {"policy": "reinforced", "every": 1, "rows": 2, "lr": 50.0}
+REINFORCED = {"policy": "reinforced", "every": 1, "rows": 2, "step_size": 50.0}
 RUNS: dict[str, dict] = {
     "plain": {},
     "changed": {"augmentation": HALF},

@@ -7,12 +7,20 @@ import pytest
 from transformers import AutoTokenizer
 
 from cluster.planning.preparation import prepare_run, run_plan
+from cluster.report.text import text_lines, text_of
 from shared.config.run import Config
 from shared.data.row_store import RowStore
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DataError, HandshakeError
 from shared.prompts.prefix import shown
-from shared.targets.asks.classes import ClassLogProbs
-from tests.student_trainer.tasks.classified import LABELS, config_of, rows_of, write_rows
+from shared.targets.asks.classes import ClassLogProbs, HeadLogProbs
+from tests.student_trainer.tasks.classified import (
+    LABELS,
+    config_of,
+    rows_of,
+    save_bert,
+    save_classifier,
+    write_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +32,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(folder: Path, models: Path, rows: list[dict[str, Any]], **options: Any) -> Config:
+def asked(
+    folder: Path,
+    models: Path,
+    rows: list[dict[str, Any]],
+    *,
+    teacher: str | None = None,
+    **options: Any,
+) -> Config:
     """A config of one domain with these rows, and three others to validate on."""
     train = write_rows(folder / "rows" / "train.jsonl", rows)
     held_out = options.pop("held_out", None) or rows_of(9, count=3)
     valid = write_rows(folder / "rows" / "valid.jsonl", held_out)
     domain = {"train": str(train), "validation": str(valid), **options.pop("domain", {})}
     student = {"model": str(models / "student"), "workers": 1}
+    if teacher is not None:
+        options["teachers"] = {"t": {"model": teacher}}
     return config_of(
         folder, "run", models=models, domains={"kinds": domain}, student=student, **options
     )
@@ -156,6 +173,95 @@ def test_a_teacher_with_little_room_reads_the_beginning_of_a_text(tmp_path, mode
     room = limit - max(map(len, ask.classes))
     assert room // 2 < size <= room
     assert read.endswith("Kind:\n")
+
+
+def classifier_of(folder: Path, models: Path, labels: tuple[str, ...] = LABELS) -> str:
+    """A classifier of these classes as teacher, by a tokenizer of its own."""
+    if not (models / "own").exists():
+        save_bert(models / "own", own_tokenizer=True)
+    save_classifier(folder / "kinds", models / "own", labels)
+    return str(folder / "kinds")
+
+
+def test_a_classifier_as_teacher_reads_a_text_by_its_own_tokenizer(tmp_path, models):
+    rows = rows_of(3, count=6)
+    rows[1]["text"] = "return self " * 60
+    teacher = classifier_of(tmp_path, models, LABELS[::-1])
+    config = asked(tmp_path, models, rows, task={"template": "{text}"}, teacher=teacher)
+    prepared = prepare_run(config)
+    plan = run_plan(prepared, run_dir=Path("none"), teacher={"model": "t"})
+    assert plan.training_question is not None
+    assert plan.training_question.ask == HeadLogProbs(LABELS)
+    assert plan.validation_question == plan.training_question
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    sent = shown(RowStore.open(plan.domains[0].train_path).take([0, 1]), plan.openings)
+    first, second = sent.column("input_ids")
+    assert first[:-1].tolist() == tokenizer(rows[0]["text"])["input_ids"]
+    whole = tokenizer(rows[1]["text"])["input_ids"]
+    assert second[:-1].tolist() == [*whole[:63], whole[-1]], "64 is all that it reads"
+    assert prepared.showing.notes["kinds"] == (
+        "1 text loses its end for the teacher, which reads no more",
+    )
+
+
+def test_texts_that_the_cut_makes_alike_are_counted(tmp_path, models):
+    rows = rows_of(3, count=6)
+    rows[1]["text"], rows[2]["text"] = ("return self " * 30 + end for end in ("name", "list"))
+    prepared = prepare_run(asked(tmp_path, models, rows, data={"context": 20}))
+    said = "1 text is to the student what one before it is, and shares the teacher's answer to that"
+    assert prepared.showing.notes["kinds"] == (said,)
+    found = text_of(prepared.config, prepared.domains, notes=prepared.showing.notes)
+    assert f"kinds: {said}" in text_lines(found)
+
+
+OTHERS = {
+    "lacks": (
+        ("ask", "tell"),
+        r"tells ask, tell apart, and not ask again; name the classes in id2",
+    ),
+    "has": (
+        (*LABELS, "sing"),
+        r"tells ask, ask again, tell, sing apart, and sing is no class here",
+    ),
+    "unnamed": (
+        ("LABEL_0", "LABEL_1", "LABEL_2"),
+        r"tells LABEL_0, .* apart, and not ask, ask aga",
+    ),
+}
+
+
+@pytest.mark.parametrize(("labels", "said"), OTHERS.values(), ids=OTHERS)
+def test_a_classifier_of_other_classes_is_refused(tmp_path, models, labels, said):
+    teacher = classifier_of(tmp_path, models, labels)
+    config = asked(
+        tmp_path, models, rows_of(3, count=6), task={"template": "{text}"}, teacher=teacher
+    )
+    with pytest.raises(ConfigError, match=said):
+        prepare_run(config)
+
+
+def test_words_for_a_language_model_need_one(tmp_path, models):
+    teacher = classifier_of(tmp_path, models)
+    for task, said in (
+        ({"template": "Say {text}"}, r"task.template is 'Say {text}', which language models read"),
+        (
+            {"template": "{text}", "calibration": "content_free"},
+            "task.calibration is 'content_free'",
+        ),
+    ):
+        config = asked(tmp_path, models, rows_of(3, count=6), task=task, teacher=teacher)
+        with pytest.raises(ConfigError, match=said):
+            prepare_run(config)
+
+
+def test_a_classifier_teaches_no_next_token(tmp_path, models):
+    fields = asked(tmp_path, models, rows_of(3, count=6)).model_dump()
+    teachers = {"t": {"model": classifier_of(tmp_path, models)}}
+    fields |= {"task": "language_model", "teachers": teachers, "losses": [{"kind": "forward_kl"}]}
+    with pytest.raises(
+        HandshakeError, match=r"teachers.t.model is .*, a sequence classifier, which"
+    ):
+        prepare_run(Config.model_validate(fields))
 
 
 REFUSED: list[tuple[list[dict[str, Any]], dict[str, Any], type[Exception], str]] = [

@@ -14,7 +14,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.question import Question
-from teacher_service.engine import verbaliser
+from teacher_service.engine.classes import verbaliser
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.verbalising import Tree
 from tests import tiny

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from shared.data.rows import Rows
 from shared.errors import ConfigError
-from shared.targets.asks.classes import COLUMN, ClassLogProbs, Tokens
+from shared.targets.asks.classes import ClassLogProbs, Tokens
 from teacher_service.engine.branching import Branching
+from teacher_service.engine.classes.texts import class_columns, texts_of
 from teacher_service.scoring.scoring import ScoringHead
 from teacher_service.scoring.verbalising import Tree, continuation_logprobs
 
@@ -39,27 +40,15 @@ class Reading:
     limit: int | None  # tokens that it reads at most
 
 
-def class_columns(rows: Rows, ask: ClassLogProbs, reading: Reading) -> dict[str, np.ndarray]:
-    """The columns of an answer: log-probabilities of the classes [P, C] and of each row's own,
-    float32. Raises ConfigError for a text that leaves the model no room for the classes."""
+def verbalised(rows: Rows, ask: ClassLogProbs, reading: Reading) -> dict[str, np.ndarray]:
+    """The columns of an answer. Raises ConfigError for a text that leaves the model no room for the
+    classes."""
     texts = texts_of(rows)
     _refuse_overlong(rows, texts, ask, limit=reading.limit)
     logprobs_PC = _continued(texts, ask, reading)
     if ask.content_free:
         logprobs_PC = logprobs_PC - _continued([np.array(ask.content_free)], ask, reading)
-    found_PC = logprobs_PC.log_softmax(1).float().numpy()
-    label_P = np.array([ids[len(text)] for ids, text in zip(_ids(rows), texts, strict=True)])
-    return {COLUMN: found_PC, "label_logprob": found_PC[np.arange(len(rows)), label_P]}
-
-
-def texts_of(rows: Rows) -> list[np.ndarray]:
-    """The tokens of each row before its class, which its one position with loss predicts."""
-    masks = rows.column("loss_mask")
-    return [ids[: int(mask.argmax()) + 1] for ids, mask in zip(_ids(rows), masks, strict=True)]
-
-
-def _ids(rows: Rows) -> list[np.ndarray]:
-    return rows.column("input_ids")
+    return class_columns(rows, logprobs_PC.log_softmax(1).float().numpy())
 
 
 def _continued(texts: Sequence[np.ndarray], ask: ClassLogProbs, reading: Reading) -> Tensor:
