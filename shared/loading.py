@@ -52,6 +52,16 @@ def is_classifier(model: str, *, revision: str | None, trust_remote_code: bool) 
         return False
 
 
+def auto_class_of(config: Any) -> str:
+    """The class of transformers that loads a causal language model of a config, alone or beside
+    what sees images."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return "AutoModelForImageTextToText" if sees and not causal else "AutoModelForCausalLM"
+
+
 def is_bag(model: str) -> bool:
     """Whether a model is the small network that transformers alone does not know."""
     path = Path(model) / "config.json"

@@ -53,6 +53,14 @@ def decoder_of(model: Any) -> Any | None:
     return None
 
 
+def seeing_part_of(model: Any) -> Any | None:
+    """What turns token ids and the pixels of images into those states; None in a model of text
+    alone."""
+    part = getattr(model, "base_model", None)
+    sees = part is not None and part is not model and takes(part, "pixel_values")
+    return part if sees and takes(part, "input_ids") else None
+
+
 def takes(module: Any, argument: str) -> bool:
     """Whether a module's forward has an argument of that name."""
     return argument in inspect.signature(module.forward).parameters

@@ -7,6 +7,7 @@ undone by the factor `world size` inside the loss.
 
 import math
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,17 +15,21 @@ import torch.distributed as dist
 from torch import nn
 
 from shared.config.run import Config, Optimiser
+from shared.errors import ConfigError
 from student_trainer.accelerator import deepspeed
 
 SMALLEST_SHARDED = 10_000  # elements; smaller tensors stay whole under ZeRO-3
 
 
-def open_engine(objective: nn.Module, config: Config) -> Any:
-    """A DeepSpeed engine around the objective, with a torch AdamW over what trains."""
+def open_engine(
+    objective: nn.Module, config: Config, sides: Mapping[str, str] | None = None
+) -> Any:
+    """A DeepSpeed engine around the objective, with a torch AdamW over what trains; `sides` are as
+    of `parameter_groups`."""
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=torch.optim.AdamW(
-            parameter_groups(objective, config.optimiser),
+            parameter_groups(objective, config.optimiser, sides),
             lr=config.optimiser.lr,
             betas=config.optimiser.betas,
             eps=config.optimiser.eps,
@@ -60,13 +65,27 @@ def deepspeed_config(config: Config) -> dict:
     return described
 
 
-def parameter_groups(objective: nn.Module, optimiser: Optimiser) -> list[dict]:
-    """Matrices decay; biases and norms do not. Frozen weights are in no group."""
+def parameter_groups(
+    objective: nn.Module, optimiser: Optimiser, sides: Mapping[str, str] | None = None
+) -> list[dict]:
+    """Matrices decay; biases and norms do not. Frozen weights are in no group. Weights of different
+    `sides`, by name, are in different groups, which say by `side` which they are of, and lie one
+    after the other in the order of `in_groups`."""
     trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-    decays = (optimiser.weight_decay, 0.0)
+    if len([*groupby(sides.values())] if sides else []) > len(set((sides or {}).values())):
+        raise ConfigError(
+            "optimiser.balance is set, but the student's weights that see and those that do not "
+            "lie among each other; leave it out, or choose another student"
+        )
+    decays, sides = (optimiser.weight_decay, 0.0), sides or {}
     groups = [
-        {"params": [trained[name] for name in names], "weight_decay": decay}
+        {
+            "params": [trained[name] for name in names if sides.get(name) == side],
+            "weight_decay": decay,
+            "side": side,
+        }
         for names, decay in zip(in_groups(trained), decays, strict=True)
+        for side in dict.fromkeys(sides.get(name) for name in trained)
     ]
     return [group for group in groups if group["params"]]
 
@@ -89,13 +108,16 @@ def backward(engine: Any, loss: torch.Tensor, *, last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
-def take_step(engine: Any, config: Config, *, lr: float) -> float:
-    """Clip and update with learning rate `lr`; call after the step's last backward.
+def take_step(
+    engine: Any, config: Config, *, lr: float, factors: Mapping[str, float] | None = None
+) -> float:
+    """Clip and update with learning rate `lr`, times that of `factors` of a group's side; call
+    after the step's last backward.
 
     Returns the norm of the gradient over all ranks, before clipping.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * (factors or {}).get(group.get("side"), 1.0)
     norm = None
     if clips_here(config):
         norm = nn.utils.clip_grad_norm_(

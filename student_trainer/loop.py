@@ -1,7 +1,8 @@
 """The loop: draw sequences, get soft targets, take a step, tell the controller."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -125,8 +126,8 @@ def steps(run: Run, step: int, early: Early | None = None) -> int:
             sums = learn(run, drawn)
         follow_weighting(run, drawn, sums)
         lr = learning_rate(config.optimiser, step=step, steps=config.steps)
-        with watch.timed("optimiser"):
-            grad_norm = take_step(run.engine, config, lr=lr)
+        with balancing(run, drawn) as factors, watch.timed("optimiser"):
+            grad_norm = take_step(run.engine, config, lr=lr, factors=factors)
         refuse_non_finite(run, drawn, grad_norm)
         follow_taid(run, drawn, sums)
         step += 1
@@ -174,6 +175,18 @@ def learn(run: Run, drawn: Step) -> np.ndarray:
         bad = [name for unit in weighted for name in rows_with_bad_loss(*unit)]
         raise non_finite("the loss", drawn, run.ranks.gather(bad))
     return total
+
+
+@contextmanager
+def balancing(run: Run, drawn: Step) -> Iterator[Mapping[str, float]]:
+    """What the learning rates of a student's sides are multiplied by in the update of a `with`,
+    which is looked at where they are kept in step."""
+    if run.balance is None:
+        yield {}
+        return
+    batch = run.layouts.batch(drawn.units[0]) if run.balance.is_due(drawn.index) else None
+    with run.balance.watching(batch):
+        yield run.balance.factors
 
 
 def batches(run: Run, drawn: Step) -> Iterator[tuple[Rows, Batch]]:

@@ -20,6 +20,7 @@ from shared.targets.generation import OpenGenerator, OpenTeachers
 from shared.targets.lessons import OpenModules
 from shared.targets.routing import RunReader
 from student_trainer.accelerator import join, this_device
+from student_trainer.balance import ModalityBalance, open_balance
 from student_trainer.engine import open_engine
 from student_trainer.evaluation.validation import Validation
 from student_trainer.metrics.accumulator import (
@@ -28,6 +29,7 @@ from student_trainer.metrics.accumulator import (
     RolloutAccumulator,
 )
 from student_trainer.models.frozen import FrozenWeights, base_digest, frozen_weights
+from student_trainer.models.image_text import ImageTextStudent
 from student_trainer.models.student import LoadStudent, Student
 from student_trainer.models.teacher_head import TeacherHeads, load_teacher_heads
 from student_trainer.models.writing import copied_for_writing
@@ -76,6 +78,7 @@ class Run:
     weighting: Weighting | None  # what positions count, where not all count alike
     online: OnlineTeacher | None  # whose modules learn beside the student
     followed: FollowedVersions | None  # of the student, which its teacher is
+    balance: ModalityBalance | None  # of the parts of a student that sees
     stateful: Mapping[str, Stateful]  # by the name under which checkpoints keep it
     reader: RunReader | None
     controller: ControllerClient | None  # on rank 0
@@ -145,7 +148,8 @@ def open_run(
     layouts = _layouts(plan, loaded.device, task)
     reader = open_reader(ranks.rank) if open_reader is not None else None
     controller = open_controller() if ranks.leads else None
-    engine = open_engine(loaded.objective, config)
+    engine = open_engine(loaded.objective, config, _sides(config, student, loaded.objective))
+    balance = open_balance(config.optimiser.balance, student, engine, ranks)
     weight_log = FollowedLog(config, ranks, controller)
     rows = open_source(plan, ranks, weight_log)
     source = _written(rows, plan, loaded, engine, open_generator, open_teachers)
@@ -170,10 +174,19 @@ def open_run(
         **measured,
         online=online,
         followed=followed,
-        stateful=_stateful(measured, config, source, online, followed),
+        balance=balance,
+        stateful=_stateful(measured, config, source, online, followed, balance),
         reader=reader,
         controller=controller,
     )
+
+
+def _sides(config: Config, student: Student, objective: Objective) -> dict[str, str] | None:
+    """The side of every trained weight, where sides are kept in step."""
+    if config.optimiser.balance is None:
+        return None
+    assert isinstance(student, ImageTextStudent), "the config says that it sees"
+    return student.sides(objective)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +308,7 @@ def _stateful(
     source: TokenSource,
     online: OnlineTeacher | None,
     followed: FollowedVersions | None,
+    balance: ModalityBalance | None,
 ) -> dict[str, Stateful]:
     """The parts that checkpoints keep, by the names that they have there."""
     written: dict[str, Stateful] = {"rollouts": measured["rollouts"]}
@@ -309,6 +323,7 @@ def _stateful(
         **({} if config.source.is_dataset else written),
         **({} if online is None else {MODULES: online}),
         **({} if followed is None else {FOLLOWED: followed}),
+        **({} if balance is None else {"balance": balance}),
     }
 
 

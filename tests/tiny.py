@@ -23,15 +23,15 @@ class Pair:
 
 def save_tokenizer(folder: Path) -> None:
     """Train a tokenizer on this interpreter's own sources and save it."""
-    _tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
 
 
 def save_model(folder: Path, *, width: int, layers: int, tied: bool = True, seed: int = 0) -> None:
     """Save a random Llama with the tokenizer beside it."""
-    models.save_model(folder, _tokenizer(), width=width, layers=layers, tied=tied, seed=seed)
+    models.save_model(folder, tokenizer(), width=width, layers=layers, tied=tied, seed=seed)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
     text = inspect.getsource(inspect)
     return train_tokenizer([text], vocab=VOCAB, model_max_length=models.CONTEXT)
 

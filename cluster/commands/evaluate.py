@@ -9,6 +9,8 @@ from cluster.commands.tasks import is_model
 from cluster.evaluation.results import Results, compared, results_of
 from cluster.evaluation.table import table
 from cluster.planning.tasks.classes import IN_SUMMARY, refuse_classifier
+from cluster.planning.tasks.images import IN_SUMMARY as IN_SUMMARY_OF_IMAGES
+from cluster.planning.tasks.images import refuse_images
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
@@ -36,6 +38,7 @@ def evaluate(
     run_dir = RunDir(run.absolute())
     config = config_of(run_dir)
     refuse_classifier(config, "`tutelage eval`", IN_SUMMARY)
+    refuse_images(config, "`tutelage eval`", IN_SUMMARY_OF_IMAGES)
     _refuse_elsewhere(run_dir, config)
     other = None if compare is None else compared(compare, run_dir, config.domains)
     from cluster.launch import driver

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.planning.tasks.classes import refuse_classifier
+from cluster.planning.tasks.images import refuse_images
 from cluster.prompt_search.search import Material, Outcome, search
 from cluster.prompt_search.splits import Task, task_of
 from cluster.prompt_search.teacher import Teacher, refuse_unfit, rewrite, scorer_for
@@ -45,6 +46,7 @@ def optimise(
     found = load(path, overrides)
     found = found.model_copy(update={"prompts": None})
     refuse_classifier(found, "a search for prompts", "write task.template yourself")
+    refuse_images(found, "a search for prompts", "leave prompts out")
     refuse_across(found)
     refuse_unknown_instructions(found)
     refuse_prompts_by_row(found)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.planning.preparation import Launch, prepare_run
 from cluster.planning.tasks.classes import refuse_classifier
+from cluster.planning.tasks.images import refuse_images
 from cluster.selftest.models import tiny_config
 from shared.config.losses import ForwardKL
 from shared.config.mixture import FixedMixture
@@ -59,6 +60,7 @@ def plain(config: Config) -> Config:
             "student at the same tokens; plan with --probe takes steps of this pair"
         )
     refuse_classifier(config, "selftest", "run with steps=10 to try the pair")
+    refuse_images(config, "selftest", "run with steps=10 to try the pair")
     losses = config.losses if config.needs_teacher else [*config.losses, ForwardKL()]
     return config.model_copy(
         update={

@@ -10,6 +10,8 @@ from pathlib import Path
 from cluster.commands.runs import config_of
 from cluster.evaluation.harness import TaskResults, run_tasks
 from cluster.planning.tasks.classes import IN_SUMMARY, refuse_classifier
+from cluster.planning.tasks.images import IN_SUMMARY as IN_SUMMARY_OF_IMAGES
+from cluster.planning.tasks.images import refuse_images
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -55,6 +57,7 @@ def _of_run(run_dir: RunDir, also: Sequence[str]) -> Mapping[str, Teacher]:
     """The models of a run by name. Raises ConfigError for a run that has learnt nothing yet."""
     config = config_of(run_dir)
     refuse_classifier(config, "`tutelage eval`", IN_SUMMARY)
+    refuse_images(config, "`tutelage eval`", IN_SUMMARY_OF_IMAGES)
     from cluster.launch.generating import exported_student
     from cluster.launch.teachers.serving import served_student
     from student_trainer.state.export import newest_export

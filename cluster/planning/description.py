@@ -180,6 +180,7 @@ def student_trust(config: Config) -> Trust:
     routed = [loss for loss in config.losses if loss.kind == "router_balance"]
     asked |= {"router_balance": [loss.model_dump() for loss in routed]} if routed else {}
     asked |= {"classes": config.task.classes} if config.task.classifies else {}
+    asked |= {"task": config.task.kind} if config.task.sees else {}
     found = kept(probe, config.student.model, asked, cache=Path(config.paths.cache))
     return Trust(found["packed"], Passes.from_dict(found["passes"]))
 

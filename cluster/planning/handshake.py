@@ -18,6 +18,7 @@ from cluster.planning.folders import (
     refuse_quantised,
 )
 from cluster.planning.pair_notes import pair_notes
+from cluster.planning.tasks.images import seen_alike
 from shared.config.adaptive_losses import learns_pairs
 from shared.config.losses import RouterBalance, SelfFeatures
 from shared.config.models.attention import INSTALLED_BY, refusal
@@ -27,6 +28,7 @@ from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.config.tasks.task import Classification
 from shared.errors import ConfigError, HandshakeError
+from shared.images.processor import ImageProcessor
 from shared.prompts.class_reading import ClassReading, OwnClasses, OwnHead
 from shared.prompts.verbaliser import Verbaliser
 from shared.targets.asks.classes import ClassAsk, SoftLabels
@@ -69,6 +71,7 @@ class Handshake:
     teachers: Mapping[str, TeacherFacts]
     router_balance: RouterBalance | None  # that the student's own config asks for
     across: Tokenizers | None = None  # where they may differ; None: all models have one
+    processor: ImageProcessor | None = None  # the student's, where rows have images
 
 
 def shake_hands(config: Config) -> Handshake:
@@ -121,7 +124,8 @@ def shake_hands(config: Config) -> Handshake:
     if config.cross_tokenizer is not None:
         (teacher,) = teachers.values()
         across = tokenizers_of(config, teacher, student)
-    return Handshake(load_tokenizer, student.rows_digest, identity.tokens, facts, balance, across)
+    told = (load_tokenizer, student.rows_digest, identity.tokens, facts, balance, across)
+    return Handshake(*told, processor=seen_alike(config) if config.task.sees else None)
 
 
 def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescription:

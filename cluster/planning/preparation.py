@@ -29,6 +29,7 @@ from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
 from shared.data.trust import Trust
 from shared.errors import ConfigError, HandshakeError
+from shared.images.reading import ImageRows
 from shared.locations import Location
 from shared.run.plan import RunPlan, Work
 from shared.run.run_dir import RunDir
@@ -146,6 +147,7 @@ def prepare_run(config: Config) -> Prepared:
         tokenizer_digest=hands.rows_digest,
         cache=Path(config.paths.cache),
         left_out=showing.left_out,
+        images=hands.processor and ImageRows(hands.processor, Path(config.paths.root)),
     )
     across = None
     if hands.across is not None:
@@ -199,6 +201,7 @@ def with_router_balance(config: Config, asked: RouterBalance | None) -> Config:
     if (
         asked is None
         or config.task.classifies
+        or config.task.sees
         or any(isinstance(loss, RouterBalance) for loss in config.losses)
     ):
         return config

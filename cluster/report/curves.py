@@ -10,7 +10,7 @@ from cluster.report.plots import Series, Style
 from cluster.report.record import RunRecord, finite
 from shared.run.metrics import StepMetrics
 
-WRITING = "waiting for text"
+WRITING, BALANCING = "waiting for text", "measuring the balance"
 
 
 def _text_wait(line: StepMetrics) -> float:
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[StepMetrics], float]] = {
     "waiting for the teacher": lambda m: m.teacher_wait_s,
     "forward and backward": lambda m: m.compute_s,
     "optimiser": lambda m: m.optimiser_s,
+    BALANCING: lambda m: m.balancing_s,
     WRITING: _text_wait,
     "rest": lambda m: max(0.0, m.rest_s - _text_wait(m)),
 }
@@ -55,6 +56,7 @@ def curves(record: RunRecord) -> list[Curve]:
         *_adaptive_curves(record),
         *_phase_curves(record),
         *_expert_curves(record),
+        *_balance_curves(record),
         *_rollout_curves(record),
         *_teacher_curves(record),
         *_machine_curves(record),
@@ -130,6 +132,31 @@ def _phase_curves(record: RunRecord) -> list[Curve]:
     return curves
 
 
+def _balance_curves(record: RunRecord) -> list[Curve]:
+    """How far the steps of what sees and what says move a student; nothing where that is not
+    measured."""
+    if not any(line.balance for line in record.lines):
+        return []
+    kappa = _series(record, "kappa", lambda m: m.balance and m.balance.kappa)
+    sides = [
+        _series(record, "vision", lambda m: m.balance and m.balance.vision_factor, colour=0),
+        _series(record, "language", lambda m: m.balance and m.balance.language_factor, colour=1),
+    ]
+    return [
+        Curve(
+            "Balance",
+            "KL of the vision part's step over the language part's",
+            _plot("Balance", [kappa]),
+        ),
+        Curve(
+            "Learning rates",
+            "what each part's is multiplied by",
+            _plot("Learning rates", sides),
+            names=("vision", "language"),
+        ),
+    ]
+
+
 def _expert_curves(record: RunRecord) -> list[Curve]:
     """How evenly a mixture's experts were used; nothing where no routers are balanced."""
     load = _series(record, "busiest expert", lambda m: m.experts and m.experts.max_load)
@@ -179,7 +206,8 @@ def _machine_curves(record: RunRecord) -> list[Curve]:
         plot = _plot("Waiting for the teacher", waits, format_y=plots.percent)
         curves.append(Curve("Waiting for the teacher", "share of training time", plot))
     if any(m.compute_s for m in record.lines):
-        names = tuple(n for n in PARTS if n != WRITING or any(map(_text_wait, record.lines)))
+        rare = (WRITING, BALANCING)
+        names = tuple(n for n, of in PARTS.items() if n not in rare or any(map(of, record.lines)))
         parts = [
             _series(record, n, lambda m, spent=PARTS[n]: _share(spent(m), m.seconds), colour=i)
             for i, n in enumerate(names)

@@ -25,7 +25,7 @@ from shared.config.models.modules import TrainedModules
 from shared.config.models.student import QLoRATraining, Student
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
-from shared.loading import first_line, read_config, untrusted
+from shared.loading import auto_class_of, first_line, read_config, untrusted
 from shared.model_parts import decoder_of, logit_formulas, takes
 from student_trainer.models.adapters import adapt, freeze, freeze_bystanders
 from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -138,7 +138,6 @@ def _built(section: str, asked: Student | Teacher) -> Iterator[Any]:
     """A model of the class that its config names, in the dtype asked for, without numbers."""
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    auto_model: Any = transformers.AutoModelForCausalLM
     trusted = asked.trust_remote_code
     try:
         config = read_config(
@@ -149,6 +148,7 @@ def _built(section: str, asked: Student | Teacher) -> Iterator[Any]:
         )
         config.quantization_config = None
         with torch.device("meta"):
+            auto_model: Any = getattr(transformers, auto_class_of(config))
             model = auto_model.from_config(
                 config, dtype=getattr(torch, asked.dtype), trust_remote_code=trusted
             )

@@ -38,13 +38,15 @@ class Domain(Section):
             "label",
             "chosen",
             "rejected",
+            "images",
         ],
         str,
     ] = Field(
         default_factory=dict,
         description="our name -> the column's name in the source; teacher_prompt: what the teacher "
         "alone is shown before the row, which may be another field's too; label: of a task that "
-        "classifies; chosen and rejected: responses of a preference loss",
+        "classifies; chosen and rejected: responses of a preference loss; images: of task "
+        "image_text, their paths or bytes",
     )
     teacher: str | dict[str, Positive] | None = Field(
         default=None,

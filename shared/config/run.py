@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from shared.config.adaptive_losses import check_preference
 from shared.config.augmentation import Augmentation, check_augmentation
+from shared.config.balance import Balance, check_balance
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
@@ -60,6 +61,9 @@ class Optimiser(Section):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     final_lr_fraction: Fraction = 0.1
     clip_norm: Positive | None = 1.0
+    balance: Balance | None = Field(
+        default=None, description="keep the vision and the language part of a student in step"
+    )
 
 
 class Service(Section):
@@ -110,7 +114,8 @@ class Config(Section):
     teachers: dict[str, Teacher] = Field(min_length=1)
     student: Student
     task: Task = Field(
-        default=LanguageModel(), description="language_model, or classification of whole texts"
+        default=LanguageModel(),
+        description="language_model, image_text, or classification of whole texts",
     )
     domains: dict[str, Domain] = Field(min_length=1)
     data: Data = Data()
@@ -297,6 +302,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         check_task(self)
+        check_balance(self)
         check_workers(self.student, self.batch.rows_per_step, self.batch.micro_batch)
         check_teachers(
             self.teachers,

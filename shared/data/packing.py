@@ -11,6 +11,7 @@ import numpy as np
 
 from shared.data.row_store import RaggedRows
 from shared.errors import DataError
+from shared.images.row_image import RowImage
 from shared.text.framing import Encoded
 
 OPEN_ROWS = 64  # a piece goes into the fullest of these that has room
@@ -27,6 +28,7 @@ class Piece:
     loss_mask: np.ndarray  # uint8 [T], the last is 0
     whole: bool = True  # False: a part of the document
     second: int = 0  # see `Encoded`
+    images: tuple[RowImage, ...] = ()  # of the document
 
 
 @dataclass(slots=True)
@@ -109,7 +111,8 @@ def _piece(document: Encoded, start: int, stop: int) -> Piece:
     mask = document.loss_mask[start:stop].copy()
     mask[-1:] = 0
     is_whole = len(ids) == len(document.input_ids)
-    return Piece(document.key, ids, mask, is_whole, document.second if is_whole else 0)
+    second = document.second if is_whole else 0
+    return Piece(document.key, ids, mask, is_whole, second, document.images)
 
 
 @dataclass(slots=True)
@@ -154,8 +157,8 @@ def unpacked(pieces: Iterable[Piece]) -> RaggedRows:
 
 def chosen_rows(rows: RaggedRows, indices: Sequence[int]) -> RaggedRows:
     """The rows at `indices`, in that order."""
-    parts = (rows.input_ids, rows.doc_starts, rows.loss_masks)
-    return RaggedRows(*([part[i] for i in indices] for part in parts))
+    parts = (rows.input_ids, rows.doc_starts, rows.loss_masks, rows.images)
+    return RaggedRows(*([part[i] for i in indices if part] for part in parts))
 
 
 def _room(row: _OpenRow) -> int:
@@ -170,3 +173,4 @@ def _close(row: _OpenRow, window: list[_OpenRow], rows: RaggedRows) -> None:
     starts = [at for first, p in firsts for at in (first, first + p.second)[: 1 + (p.second > 0)]]
     rows.doc_starts.append(np.array(starts, np.int32))
     rows.loss_masks.append(np.concatenate([piece.loss_mask for piece in row.pieces]))
+    rows.images.append(tuple(image for piece in row.pieces for image in piece.images))

@@ -5,14 +5,15 @@ R rows asked for   D documents
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from shared.data.rows import SCHEMA, Rows
+from shared.data.rows import IMAGES, SCHEMA, Rows
 from shared.errors import DataError
+from shared.images.row_image import RowImage
 
 METADATA_KEY = b"tutelage.rows"
 ROWS_PER_BATCH = 256
@@ -25,6 +26,7 @@ class RaggedRows:
     input_ids: list[np.ndarray]
     doc_starts: list[np.ndarray]
     loss_masks: list[np.ndarray]
+    images: list[tuple[RowImage, ...]] = field(default_factory=list)  # empty: no row has any
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -42,7 +44,8 @@ def write_rows(path: Path, *, domain: str, rows: RaggedRows) -> None:
         "num_loss_tokens": rows.num_loss_tokens,
         "rows_per_batch": ROWS_PER_BATCH,
     }
-    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(facts)})
+    schema = SCHEMA.append(IMAGES) if any(rows.images) else SCHEMA
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(facts)})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for first in range(0, len(rows), ROWS_PER_BATCH):
             chosen = slice(first, min(first + ROWS_PER_BATCH, len(rows)))
@@ -54,6 +57,9 @@ def write_rows(path: Path, *, domain: str, rows: RaggedRows) -> None:
                 doc_starts=rows.doc_starts[chosen],
                 loss_masks=rows.loss_masks[chosen],
             )
+            if any(rows.images):
+                read = [[one.read() for one in own] for own in rows.images[chosen]]
+                built = built.with_images(read)
             writer.write_table(built.table)
 
 
@@ -151,7 +157,13 @@ def take_rows(
         input_ids=ragged["input_ids"],
         doc_starts=ragged["doc_starts"],
         loss_masks=ragged["loss_mask"],
+        images=[_images(batch) for batch in found],
     )
+
+
+def _images(row: pa.RecordBatch) -> list[bytes]:
+    """The images of a single row."""
+    return row.column(IMAGES.name)[0].as_py() if IMAGES.name in row.schema.names else []
 
 
 def _lengths(lists: pa.ListArray) -> np.ndarray:

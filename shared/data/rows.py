@@ -24,6 +24,9 @@ SCHEMA = pa.schema(
         "loss_mask": pa.list_(pa.uint8()),  # T; 1 where position t is trained to predict token t+1
     }
 )
+# A further column of rows that have some: the encoded images of each, as their files hold them, in
+# the order of their places in its first document; its other documents have the same ones.
+IMAGES = pa.field("images", pa.list_(pa.large_binary()))
 DRAW = "draw"  # a further column, where a selector draws
 STUDENT_IDS = "student_ids"  # a further column, where the student asks about ids of its own
 # One more, where a teacher's modules learn from the student: its log-probabilities of those ids and
@@ -51,8 +54,10 @@ class Rows:
         input_ids: Sequence[np.ndarray],
         doc_starts: Sequence[np.ndarray],
         loss_masks: Sequence[np.ndarray],
+        images: Sequence[Sequence[bytes]] = (),
     ) -> "Rows":
-        """Rows from ragged arrays, one entry of each argument per row."""
+        """Rows from ragged arrays, one entry of each argument per row; `images` are empty where no
+        row has any."""
         columns = [
             pa.array(list(domains), pa.string()),
             pa.array(list(indices), pa.int64()),
@@ -65,7 +70,8 @@ class Rows:
                 )
             ),
         ]
-        return Rows(pa.Table.from_arrays(columns, schema=SCHEMA))
+        rows = Rows(pa.Table.from_arrays(columns, schema=SCHEMA))
+        return rows.with_images(images) if any(images) else rows
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -88,12 +94,14 @@ class Rows:
         ]
         rows = [row for row, parts, _ in cut for _ in parts]
         domains, indices = self.domains(), self.table.column("index").to_pylist()
+        images = self.images()
         return Rows.build(
             domains=[domains[row] for row in rows],
             indices=[indices[row] for row in rows],
             input_ids=[part for _, parts, _ in cut for part in parts],
             doc_starts=[np.zeros(1)] * len(rows),
             loss_masks=[part for _, _, parts in cut for part in parts],
+            images=[images[row] for row in rows],
         )
 
     def column(self, name: str) -> list[np.ndarray]:
@@ -117,12 +125,23 @@ class Rows:
         """Positions with loss in each row, int64 [R]."""
         return np.array([int(mask.sum()) for mask in self.column("loss_mask")], dtype=np.int64)
 
+    def with_images(self, images: Sequence[Sequence[bytes]]) -> "Rows":
+        """The same rows with the images of each."""
+        column = pa.array([list(own) for own in images], IMAGES.type)
+        return Rows(self.table.append_column(IMAGES, column))
+
+    def images(self) -> list[list[bytes]]:
+        """The encoded images of each row, empty of one that has none."""
+        if IMAGES.name not in self.table.column_names:
+            return [[] for _ in range(len(self))]
+        return self.table.column(IMAGES.name).to_pylist()
+
     def with_draws(self, draw_R: np.ndarray) -> "Rows":
         """The same rows with the number of the draw that is asked for, from 0: of what a selector
         draws at random for a row, each number names one outcome."""
-        names = (*SCHEMA.names, DRAW)
-        columns = [*self.table.select(SCHEMA.names).columns, pa.array(draw_R, pa.int32())]
-        return Rows(pa.Table.from_arrays(columns, names=names))
+        images = [IMAGES.name] if IMAGES.name in self.table.column_names else []
+        kept = self.table.select([*SCHEMA.names, *images])
+        return Rows(kept.append_column(DRAW, pa.array(draw_R, pa.int32())))
 
     def draws(self) -> np.ndarray:
         """The number of each row's draw [R], 0 where none is named."""
@@ -219,13 +238,15 @@ class Rows:
 
     def hashes(self) -> list[bytes]:
         """16 bytes per row over token ids, document starts, loss mask, the draw where it is not
-        the first, and the student's ids where there are some: the identity of the row, and of
-        what is asked about it."""
+        the first, and the student's ids and the images where there are some: the identity of the
+        row, and of what is asked about it."""
         columns = (self.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))
         asked = [[np.array([draw])] if draw else [] for draw in self.draws()]
         if (ids_NM := self.student_ids()) is not None:
             by_row = np.split(ids_NM, self.num_loss_tokens().cumsum())[:-1]
             asked = [[*n, ids] for n, ids in zip(asked, by_row, strict=True)]
+        seen = [[np.frombuffer(one, np.uint8) for one in own] for own in self.images()]
+        asked = [[*more, *own] for more, own in zip(asked, seen, strict=True)]
         return [_digest((*parts, *more)) for *parts, more in zip(*columns, asked, strict=True)]
 
 

@@ -5,7 +5,6 @@ Training never sees a validation document.
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,24 +13,26 @@ from pathlib import Path
 import numpy as np
 import xxhash
 from filelock import FileLock
-from tqdm import tqdm
 
 from shared.config.adaptive_losses import learns_pairs
 from shared.config.domains import Data, Domain, Source
 from shared.config.run import Config
 from shared.data.account import Account, listed
+from shared.data.bar import with_bar
 from shared.data.packing import Fit, Piece, chosen_rows, pack, pieces_of, unpacked
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import TRAIN, VALIDATION, Built, intact, publish, storage_errors
 from shared.data.row_store import RaggedRows, RowStore
 from shared.data.rows import SCHEMA
 from shared.errors import DataError
+from shared.images.reading import ImageRows
 from shared.text.classified import ClassFraming, read_classified
-from shared.text.documents import Document
+from shared.text.documents import Document, document_of
 from shared.text.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
 from shared.text.preferences import joined, read_pairs
 from shared.text.sources import (
     LeftOut,
+    MakeDocument,
     Split,
     digest_sources,
     num_bytes,
@@ -55,12 +56,13 @@ def prepare(
     tokenizer_digest: str,
     cache: Path,
     left_out: Mapping[str, LeftOut] | None = None,
+    images: ImageRows | None = None,
 ) -> tuple[PreparedDomain, ...]:
     """All domains of a run in config order, with natural weights: shares of all loss tokens.
 
     `tokenizer` is called where a domain is not in the cache. `left_out` has rows, by domain, that
-    are counted and not read. Raises DataError for text that cannot be used, StorageError where the
-    cache is full.
+    are counted and not read; with `images` rows may have some. Raises DataError for text that
+    cannot be used, StorageError where the cache is full.
     """
     prepared = [
         prepare_domain(
@@ -74,6 +76,7 @@ def prepare(
             left_out=(left_out or {}).get(name),
             classes=ClassFraming(tuple(config.task.classes)) if config.task.classifies else None,
             pairs=learns_pairs(config.losses),
+            images=images,
         )
         for name, domain in config.domains.items()
     ]
@@ -104,14 +107,17 @@ def prepare_domain(
     left_out: LeftOut | None = None,
     classes: ClassFraming | None = None,
     pairs: bool = False,
+    images: ImageRows | None = None,
     progress: bool = True,
 ) -> PreparedDomain:
     """Tokenise one domain, or find it in the cache; safe with several processes at once. With
-    `classes` its rows are texts and their classes, with `pairs` preferences.
+    `classes` its rows are texts and their classes, with `pairs` preferences, with `images` they
+    may have some.
 
     `natural_weight` is the domain's own number of loss tokens, for `prepare` to divide.
     """
-    named = {"data": data, "root": root, "tokenizer_digest": tokenizer_digest}
+    domain = domain if images is None else images.of(domain)
+    named = {"data": data, "root": root, "tokenizer_digest": tokenizer_digest, "images": images}
     digest = _digest(name, domain, left_out=left_out or {}, classes=classes, pairs=pairs, **named)
     rows = cache.expanduser().absolute() / "rows"
     folder = rows / digest
@@ -121,7 +127,8 @@ def prepare_domain(
         facts = found = intact(folder)
         if facts is None:
             out = left_out or {}
-            text = _Text(name, domain, data, root, tokenizer, progress, out, classes, pairs)
+            told = (progress, out, classes, pairs, images)
+            text = _Text(name, domain, data, root, tokenizer, *told)
             facts = publish(folder, domain=name, built=_build(text))
     log.info("%s: %s%s", name, facts.sentence(data), " (from the cache)" if found else "")
     return PreparedDomain(
@@ -145,19 +152,20 @@ class _Text:
     left_out: LeftOut
     classes: ClassFraming | None
     pairs: bool
+    images: ImageRows | None
 
     def pieces(self, split: Split, account: Account) -> list[Piece]:
         """Everything a split's sources hold, tokenised, cut to the context and counted."""
         sources = sources_of(self.domain, split)
         encoded = self._encoded(split, sources, account)
         size = num_bytes(sources, root=self.root)
-        bar = _with_bar(account.tally.over(encoded), name=self.name, size=size, shown=self.progress)
+        bar = with_bar(account.tally.over(encoded), name=self.name, size=size, shown=self.progress)
         context, too_long = self.data.context, self.data.too_long
         return list(pieces_of(bar, context=context, too_long=too_long, fit=account.fit))
 
     def rows(self, pieces: list[Piece]) -> RaggedRows:
-        """Pieces as rows: packed, or each by itself where rows have classes."""
-        if self.classes is not None:
+        """Pieces as rows: packed, or each by itself where rows have classes, or images."""
+        if self.classes is not None or self.images is not None:
             return unpacked(pieces)
         return pack(pieces, context=self.data.context)
 
@@ -176,19 +184,25 @@ class _Text:
                 context=data.context,
                 cut=count_cut if data.too_long in ("split", "cut") else None,
             )
+        encoded = encode if self.images is None else self.images.encode
         framed = partial(
-            encode, tokenizer=tokenizer, loss_on=data.loss_on, special_tokens=data.special_tokens
+            encoded, tokenizer=tokenizer, loss_on=data.loss_on, special_tokens=data.special_tokens
         )
         if self.pairs:
-            return joined(framed(read_pairs(self.domain, split, root=self.root)))
+            pairs = read_pairs(self.domain, split, root=self.root, making=self._making)
+            return joined(framed(pairs))
         return framed(self._kept(split, sources, account))
+
+    def _making(self, make: MakeDocument) -> MakeDocument:
+        return make if self.images is None else self.images.making(make)
 
     def _kept(
         self, split: Split, sources: Sequence[Source], account: Account
     ) -> Iterator[Document]:
         """The documents of a split that are not left out."""
         out = self.left_out.get(split, {})
-        documents = read_documents(sources, root=self.root, columns=self.domain.columns)
+        told = {"columns": self.domain.columns, "make": self._making(document_of)}
+        documents = read_documents(sources, root=self.root, **told)
         for number, document in enumerate(documents):
             if number not in out:
                 yield document
@@ -335,25 +349,6 @@ def _unique(pieces: list[Piece]) -> list[Piece]:
     return list(seen.values())
 
 
-def _with_bar(
-    documents: Iterator[Encoded], *, name: str, size: int | None, shown: bool
-) -> Iterator[Encoded]:
-    """Pass documents through under a bar on the terminal, in characters of text read."""
-    bar = tqdm(
-        total=size,
-        desc=f"tokenising {name}",
-        unit="B",
-        unit_scale=True,
-        disable=not (shown and sys.stderr.isatty()),
-    )
-    with bar:
-        for document in documents:
-            bar.update(document.num_chars)
-            yield document
-        bar.total = bar.n  # a file is a little larger than the text in it
-        bar.refresh()
-
-
 def _digest(
     name: str,
     domain: Domain,
@@ -364,6 +359,7 @@ def _digest(
     left_out: LeftOut,
     classes: ClassFraming | None,
     pairs: bool,
+    images: ImageRows | None,
 ) -> str:
     decides = {
         "framing": FRAMING_VERSION,
@@ -385,4 +381,6 @@ def _digest(
         decides["classes"] = classes.labels
     if pairs:
         decides["pairs"] = pairs
+    if images is not None:
+        decides["images"] = images.identity(domain)
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())

@@ -102,6 +102,16 @@ class ExpertMetrics:
 
 
 @dataclass(slots=True)
+class BalanceMetrics:
+    """How the steps of what sees and of what says move what the student says, as measured last."""
+
+    # KL that the vision part's step makes over that of the language part's; None where this is 0.
+    kappa: float | None
+    vision_factor: float  # of the learning rate of the vision part, for steps after the line
+    language_factor: float
+
+
+@dataclass(slots=True)
 class StepMetrics:
     """One line of `metrics.jsonl`."""
 
@@ -124,11 +134,13 @@ class StepMetrics:
     texts: TextMetrics | None = None  # None where teachers write nothing
     modules: ModulesMetrics | None = None  # None where a teacher has none that learn
     experts: ExpertMetrics | None = None  # None where no routers are balanced
+    balance: BalanceMetrics | None = None  # None where nothing is kept in step
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints
     teacher_wait_s: float = 0.0  # of that time, mean over ranks
     compute_s: float = 0.0  # in forward and backward passes, without waiting; mean over ranks
     optimiser_s: float = 0.0  # mean over ranks
+    balancing_s: float = 0.0  # in which the balance was measured, on rank 0
     writing_s: float = 0.0  # in which the student wrote; mean over ranks
     tokens_written: int = 0  # in that time, by all ranks, for these steps or later ones
     teacher_writing_s: float = 0.0  # in which teachers wrote; mean over ranks
@@ -160,7 +172,8 @@ class StepMetrics:
     def rest_s(self) -> float:
         """What is left of `seconds`: drawing rows, rollouts among them, and waiting for weights to
         be decided."""
-        return max(0.0, self.seconds - self.teacher_wait_s - self.compute_s - self.optimiser_s)
+        known = self.teacher_wait_s + self.compute_s + self.optimiser_s + self.balancing_s
+        return max(0.0, self.seconds - known)
 
 
 MACHINE_FIELDS = (
@@ -168,6 +181,7 @@ MACHINE_FIELDS = (
     "teacher_wait_s",
     "compute_s",
     "optimiser_s",
+    "balancing_s",
     "writing_s",
     "tokens_written",
     "teacher_writing_s",
@@ -256,6 +270,8 @@ def read_metrics(path: Path) -> list[StepMetrics]:
         fields["modules"] = modules and ModulesMetrics(**modules)
         experts = fields.get("experts")
         fields["experts"] = experts and ExpertMetrics(**experts)
+        balance = fields.get("balance")
+        fields["balance"] = balance and BalanceMetrics(**balance)
         asked = fields.get("teachers", {}).items()
         fields["teachers"] = {name: TeacherMetrics(**values) for name, values in asked}
         by_step[fields["step"]] = StepMetrics(**fields)

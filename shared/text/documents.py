@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shared.errors import DataError
+from shared.images.row_image import RowImage
 from shared.text.masks import message_is_learnt, row_is_learnt
 
 Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
-Field = Literal[Named, "teacher_prompt", "label", "chosen", "rejected"]
+Field = Literal[Named, "teacher_prompt", "label", "chosen", "rejected", "images"]
 Columns = Mapping[Field, str]
 Kind = Literal["text", "pair", "messages"]
 FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", "system", "tools")
@@ -94,6 +95,7 @@ class Document:
     unread: tuple[str, ...] = field(default=(), compare=False)  # fields of the row left aside
     learnt: bool = True  # False: the row says that nothing of it is
     teacher_prompt: str = field(default="", compare=False)  # what the teacher alone is shown
+    images: tuple[RowImage, ...] = ()  # in the order of their places in the text
 
     @property
     def strings(self) -> tuple[str, ...]:
@@ -102,6 +104,7 @@ class Document:
         more = [self.system] if self.system else []
         more += [json.dumps(self.tools, sort_keys=True, default=str)] if self.tools else []
         more += [] if self.learnt else [str(self.learnt)]
+        more += [image.digest for image in self.images]
         return (self.kind, self.text, self.prompt, self.response, *turns, *more)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from shared.errors import DataError
+from shared.images.row_image import RowImage
 from shared.text.chat import Conversation, Span, Turn, turns_of
 from shared.text.documents import KNOWN_ROLES, Document
 from shared.text.special_tokens import MARK, Specials, SpecialTokens
@@ -81,6 +82,7 @@ class Encoded:
     opening: int = 0  # tokens that come before the first answer, or bos alone
     has_prompt: bool = False
     second: int = 0  # where another document begins that is never apart from it; 0: there is none
+    images: tuple[RowImage, ...] = ()  # in the order of their places
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,4 +293,5 @@ def _encoded(framed: _Framed, ids: np.ndarray, learnt: np.ndarray, tokenizer: To
         remarks=framed.remarks,
         opening=opening,
         has_prompt=has_prompt,
+        images=document.images,
     )

@@ -4,7 +4,7 @@ As token ids a row is two documents, the prompt with the chosen and the prompt w
 response, one after the other, and never apart.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -17,18 +17,28 @@ from shared.config.domains import Domain
 from shared.errors import DataError
 from shared.text.documents import Columns, Document, document_of
 from shared.text.framing import Encoded
-from shared.text.sources import Split, read_documents, sources_of
+from shared.text.sources import MakeDocument, Split, read_documents, sources_of
 
 Answer = Literal["chosen", "rejected"]
 
 
-def read_pairs(domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
-    """The rows of a split, each as its chosen and then its rejected document. Raises DataError for
-    a row without one of the fields, or whose responses are the same."""
+def read_pairs(
+    domain: Domain,
+    split: Split,
+    *,
+    root: Path,
+    making: Callable[[MakeDocument], MakeDocument] = lambda make: make,
+) -> Iterator[Document]:
+    """The rows of a split, each as its chosen and then its rejected document, as `making` has what
+    makes them. Raises DataError for a row without one of the fields, or whose responses are the
+    same."""
     sources = sources_of(domain, split)
     both = (
         read_documents(
-            sources, root=root, columns=domain.columns, make=partial(_answered, answer=answer)
+            sources,
+            root=root,
+            columns=domain.columns,
+            make=making(partial(_answered, answer=answer)),
         )
         for answer in ("chosen", "rejected")
     )

@@ -106,10 +106,24 @@ def _read_hub(
     dataset, wanted = _load_hub(source, root), columns_read(columns) | ROW_MASKS
     others = {name: None for name in dataset.column_names if name not in wanted}
     read = [name for name in dataset.column_names if name in wanted]
-    rows = dataset.select_columns(read) if read else itertools.repeat({}, len(dataset))
+    chosen = _undecoded(dataset.select_columns(read)) if read else None
+    rows = itertools.repeat({}, len(dataset)) if chosen is None else chosen
     for number, row in enumerate(rows, start=1):
         where = f"{source.dataset}[{source.split}]:{number}"
         yield make(_without_nulls(others | row), where, columns)  # type: ignore[operator]
+
+
+def _undecoded(dataset: "Dataset") -> "Dataset":
+    """The same with images as the bytes that they are encoded in."""
+    from datasets import Image, List
+
+    encoded = Image(decode=False)
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image):
+            dataset = dataset.cast_column(name, encoded)
+        elif isinstance(getattr(feature, "feature", None), Image):
+            dataset = dataset.cast_column(name, List(encoded))
+    return dataset
 
 
 def _load_hub(source: HubDataset, root: Path) -> "Dataset":

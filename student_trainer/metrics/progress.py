@@ -55,6 +55,8 @@ def write_line(run: Run, step: int, *, lr: float, grad_norm: float) -> None:
         student_share=_student_share(run),
         modules=run.online and run.online.take_line(),
     )
+    if run.balance is not None:
+        line.balance, line.balancing_s = run.balance.line(), run.balance.take_seconds()
     error = None
     if run.ranks.leads:
         done = step - _line_before(step, run.config)
@@ -267,6 +269,8 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
         parts.append(f"{taught:.0%} the teacher's text")
     if line.experts is not None:
         parts.append(f"busiest expert {line.experts.max_load:.1f} x even")
+    if line.balance is not None and line.balance.kappa is not None:
+        parts.append(f"kappa {line.balance.kappa:.2g}")
     if line.modules is not None:
         parts.append(f"the teacher's modules nll {line.modules.nll:.3f}")
     if line.units or line.teacher_wait_s:

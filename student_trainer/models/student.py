@@ -30,6 +30,7 @@ from shared.model_parts import (
     logit_formulas,
     longest_context,
     not_finite,
+    seeing_part_of,
     takes,
     tolerance,
     why_incomplete,
@@ -134,7 +135,7 @@ def load_student(
     _refuse_short_context(model, config)
     _refuse_missing_layers(model, config)
     model.to(device)  # type: ignore[arg-type]
-    parts = take_apart(model, name=asked.model)
+    parts = take_apart(model, name=asked.model, sees=kind.sees)
     routers = routers_of(model, config)
     width = _state_width(model, parts, config)
     freeze(model, asked)
@@ -223,12 +224,18 @@ class Parts:
         return Head(weight, bias, self.logit_scale, self.soft_cap).logits(hidden)
 
 
-def take_apart(model: PreTrainedModel, *, name: str) -> Parts:
-    """Find decoder, head and what stands between head and logits, and prove it on a probe.
+def take_apart(model: PreTrainedModel, *, name: str, sees: bool = False) -> Parts:
+    """Find decoder, head and what stands between head and logits, and prove it on a probe; of one
+    that `sees` the decoder takes the pixels of images too.
 
     Raises ConfigError if decoder and head do not reproduce the model's logits.
     """
-    head, decoder = model.get_output_embeddings(), decoder_of(model)
+    head, decoder = model.get_output_embeddings(), (seeing_part_of if sees else decoder_of)(model)
+    if sees and decoder is None:
+        raise ConfigError(
+            f"student.model: {name} has no part that takes the pixels of images beside token ids; "
+            "choose another student, or set task=language_model"
+        )
     if not isinstance(head, nn.Linear) or decoder is None:
         raise ConfigError(f"student.model: {name} has no decoder with a linear output head")
     ids = probe_ids(model, length=16)
@@ -321,7 +328,7 @@ def student_trust(config: Config, kind: ModelKind) -> Trust:
             f"student.model: {plain.model} has values in {weight} that are not finite in "
             f"{plain.dtype}; get its files again"
         )
-    parts = take_apart(model, name=plain.model)
+    parts = take_apart(model, name=plain.model, sees=kind.sees)
     routers_of(model, config)
     found = trust_in(model, name=plain.model, context=config.data.context)
     if found.passes != TOGETHER and config.student.zero == 3:

@@ -63,7 +63,8 @@ class Layouts:
         `domain_N`, `row_N` and `document_N` say which domain, row of the unit and document of the
         unit a position belongs to. Where the student writes rows, `written_N` says of which its
         label is, and `behaviour_N` with what log-probability it was drawn; where documents are
-        changed, `changed_N` has the number of each, 0 of others.
+        changed, `changed_N` has the number of each, 0 of others. What the task's student reads
+        beside tokens has the names that `Task.inputs` gives it.
         """
         layout = self.lay_out(rows)
         domain_R = np.array([self.domains.index(name) for name in rows.domains()], np.int64)
@@ -91,6 +92,7 @@ class Layouts:
             arrays |= self.pairing.arrays(rows, layout, targets)
         elif targets is not None:
             arrays |= answer_arrays(targets)
+        arrays |= self.task.inputs(rows)
         return {name: self._tensor(array) for name, array in arrays.items()}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:

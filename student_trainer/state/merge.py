@@ -8,6 +8,7 @@ T tokens   V vocabulary
 """
 
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ from student_trainer.state.export import (
     refuse_damaged,
     whole_settings,
 )
+from student_trainer.state.reload import pixels_in
 from student_trainer.state.shards import PROBE, WEIGHTS
 from student_trainer.tasks.task import ModelKind
 
@@ -77,10 +79,10 @@ def _save_merged(
     """Write the merged weights, and the logits of base and adapter to a file."""
     model = _with_adapter(checkpoint, config, kind)
     trained = np.load(checkpoint / PROBE)
-    logits_TV = _logits(model, trained["ids"])
+    logits_TV = _logits(model, trained)
     far = np.abs(logits_TV - trained["logits"]).max() / np.abs(trained["logits"]).max()
     _refuse_far("base and adapter", "the trained student", float(far), config, checkpoint)
-    np.savez(probe, ids=trained["ids"], logits=logits_TV)
+    np.savez(probe, **(dict(trained) | {"logits": logits_TV}))
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -107,10 +109,11 @@ def _with_adapter(checkpoint: Path, config: Config, kind: ModelKind) -> Any:
 
 
 @torch.no_grad()
-def _logits(model: Any, ids_T: np.ndarray) -> np.ndarray:
-    """Logits [T, V] in float32, as training has them."""
-    ids_1T = torch.from_numpy(ids_T)[None].to(model.device)
-    return model(input_ids=ids_1T, use_cache=False).logits[0].float().cpu().numpy()
+def _logits(model: Any, probe: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Logits [T, V] of a probe in float32, as training has them."""
+    ids_1T = torch.from_numpy(probe["ids"])[None].to(model.device)
+    pixels = {name: value.to(model.device) for name, value in pixels_in(probe, model).items()}
+    return model(input_ids=ids_1T, use_cache=False, **pixels).logits[0].float().cpu().numpy()
 
 
 def _refuse_far(what: str, than: str, found: float, config: Config, checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ T tokens   V vocabulary, or classes
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -20,11 +21,12 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoProcessor, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+PIXELS = "pixels."
 OURS = {"shared", "student_trainer", "teacher_service", "cluster"}
 
 
@@ -73,19 +75,29 @@ def load(folder: Path, settings: dict) -> "PreTrainedModel | PeftModel | torch.n
     return PeftModel.from_pretrained(base, str(folder))
 
 
+def pixels_in(probe: Mapping, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a probe's model reads beside ids."""
+    found = {n[len(PIXELS) :]: torch.from_numpy(probe[n]) for n in probe if n.startswith(PIXELS)}
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
+
+
 def answer(question: dict) -> dict:
     """How far the exported model's logits, [T, V] or those of the classes [1, V], are from the
     probe's, and what of ours ran."""
     folder, expected = question["folder"], np.load(question["probe"])
     settings = question["settings"]
-    AutoTokenizer.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"])
+    sees = settings["auto_class"] == "AutoModelForImageTextToText"
+    reader = AutoProcessor if sees else AutoTokenizer
+    reader.from_pretrained(folder, trust_remote_code=settings["trust_remote_code"])
     model = load(Path(folder), settings).eval()
     with torch.no_grad():
         ids = torch.from_numpy(expected["ids"])[None]
+        pixels = pixels_in(expected, model)
         if settings["num_labels"]:
             logits = model(input_ids=ids).logits
         else:
-            logits = model(input_ids=ids, use_cache=False).logits[0]  # as training has it
+            logits = model(input_ids=ids, use_cache=False, **pixels).logits[0]  # as in training
     difference = np.abs(logits.float().numpy() - expected["logits"]).max()
     ours = sorted(OURS & {name.partition(".")[0] for name in sys.modules})
     largest = np.abs(expected["logits"]).max()

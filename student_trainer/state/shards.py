@@ -28,6 +28,7 @@ from student_trainer.state.checkpoint import (
     storage_error,
     write_state,
 )
+from student_trainer.tasks.task import PIXELS
 
 TAG = "shards"
 WEIGHTS = "weights"
@@ -113,7 +114,7 @@ def write_checkpoint(
     Raises StorageError on every rank where the disk did not take it on any; nothing is lost.
     """
     draft, final = draft_of(folder, step), folder / checkpoint_name(step)
-    ids_T, logits_NV = probe_logits(engine)
+    probe = probe_logits(engine)
 
     def agreed(failure: str | None) -> None:
         try:
@@ -128,7 +129,7 @@ def write_checkpoint(
     agreed(save_weights(student, draft, ranks=ranks))
 
     def seal() -> None:
-        np.savez(draft / PROBE, ids=ids_T.cpu().numpy(), logits=logits_NV.float().cpu().numpy())
+        np.savez(draft / PROBE, **{name: value.cpu().numpy() for name, value in probe.items()})
         write_state(draft, state)
         publish(draft, step=step, keep=keep)
 
@@ -136,14 +137,16 @@ def write_checkpoint(
     return final
 
 
-def probe_logits(engine: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The engine's own logits [N, V] on fixed token ids [T]; what an export must reproduce."""
+def probe_logits(engine: Any) -> dict[str, torch.Tensor]:
+    """The engine's own `logits` [N, V] on fixed token `ids` [T], and what it reads beside them by
+    the names of its batch; what an export must reproduce."""
     batch = engine.module.probe(engine.device, tokens=PROBE_TOKENS)
     engine.eval()
     with torch.no_grad():
         (logits_NV,) = engine(batch, mode="logits")
     engine.train()
-    return batch["input_ids_BT"][0], logits_NV
+    beside = {name: tensor for name, tensor in batch.items() if name.startswith(PIXELS)}
+    return {"ids": batch["input_ids_BT"][0], "logits": logits_NV.float(), **beside}
 
 
 def _prepare(draft: Path) -> str | None:

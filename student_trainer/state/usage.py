@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
 from shared.config.run import Config
 from shared.loading import SPECIAL_IDS, without_negative
@@ -31,6 +31,7 @@ class Usage:
     opens: bool  # whether `tokenizer(text)` puts it there
     is_framed: bool  # whether `tokenizer(text)` puts there what opens a text, and nothing else
     chats: bool  # whether prompts pass through a chat template
+    place: str | None = None  # that holds the place of an image, of a model that sees
     classifies: bool = False  # whether it tells classes of texts, framed as its tokenizer does
 
     @property
@@ -58,6 +59,12 @@ def save_usage(draft: Path, config: Config) -> Usage:
     tokenizer.chat_template = chosen_template(
         tokenizer.chat_template, config.data.chat_template, model=student.model
     )
+    processor = None
+    if config.task.sees:
+        processor = AutoProcessor.from_pretrained(
+            student.model, **asked, trust_remote_code=student.trust_remote_code
+        )
+        processor.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     wanted = _trained_frame(tokenizer)
     if _frame(tokenizer) != wanted:
@@ -73,6 +80,7 @@ def save_usage(draft: Path, config: Config) -> Usage:
         is_framed=_frame(tokenizer) == wanted,
         opens=_frame(tokenizer)[0] == [tokenizer.bos_token_id],
         chats=bool(tokenizer.chat_template),
+        place=processor and processor.image_token,
     )
 
 

@@ -55,7 +55,8 @@ class Versions:
         """Write a version's file and forget those that are needed no more; returns its name, and
         the student's own log-probabilities of the fixed text [T - 1]. Raises StorageError, or
         EngineError for a student without finite numbers."""
-        ids_T, logits_TV = probe_logits(self.engine)
+        probe = probe_logits(self.engine)
+        ids_T, logits_TV = probe["ids"], probe["logits"]
         canary_T = label_logprobs(ids_T, logits_TV)
         refuse_not_finite(canary_T, engine="the student")
         gathered = gather_weights(self.student.saved, trained_only=True)

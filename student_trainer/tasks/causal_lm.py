@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shared.across.token_pair import TokenPair
 from shared.config.run import Config
 from shared.data.layout import Layout, lay_out
@@ -60,6 +62,10 @@ class CausalLM:
     def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         """A label is the next token; the teacher's rows are laid out alike."""
         return lay_out(rows, packed=packed, passes=passes)
+
+    def inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
 
     def pairing(self, plan: RunPlan) -> Pairing | None:
         """By the bytes of their tokens, where the plan has another tokenizer's teacher."""

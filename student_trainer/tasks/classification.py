@@ -79,6 +79,10 @@ class Classification:
             width_P=np.array([width]),
         )
 
+    def inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
+
     def pairing(self, plan: RunPlan) -> Pairing | None:
         """None: what the teacher reads of a text stands in place of it, and one row has one
         answer."""

@@ -4,6 +4,7 @@ from shared.config.run import Config
 from shared.config.tasks.task import Classification as ClassificationConfig
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.classification import Classification
+from student_trainer.tasks.image_text import ImageText
 from student_trainer.tasks.task import Task
 
 
@@ -11,4 +12,7 @@ def task_of(config: Config) -> Task:
     """What a config's student is trained to do."""
     if isinstance(config.task, ClassificationConfig):
         return Classification(tuple(config.task.classes))
+    if config.task.sees:
+        asked = config.student
+        return ImageText(asked.model, asked.revision, asked.trust_remote_code)
     return CAUSAL_LM

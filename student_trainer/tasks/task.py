@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from student_trainer.run import Run
 
 
+PIXELS = "pixels."  # before the names of what is read beside token ids, in a batch
+
+
 @dataclass(frozen=True, slots=True)
 class ModelKind:
     """Names under which other libraries know a task's models."""
@@ -34,6 +37,7 @@ class ModelKind:
     auto_class: str  # of transformers; loads the student, and its export
     peft_task: str  # of peft's `TaskType`; stands in an adapter's config
     labels: tuple[str, ...] = ()  # of a classifier of texts, in the order of its outputs
+    sees: bool = False  # whether it reads images beside text
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,10 @@ class Task(Protocol):
 
     def lay_out(self, rows: Rows, *, packed: bool, passes: Passes = TOGETHER) -> Layout:
         """The padded batch of a unit, with the label of every position with loss."""
+        ...
+
+    def inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        """What the student reads of a unit beside what `lay_out` gives, by its names in a batch."""
         ...
 
     def pairing(self, plan: RunPlan) -> Pairing | None:

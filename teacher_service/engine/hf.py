@@ -39,6 +39,7 @@ from teacher_service.engine.model_parts import (
     reads_onwards,
 )
 from teacher_service.engine.refusing import refuse_rows, refuse_vocabulary
+from teacher_service.engine.seeing import Sight, find_sight
 from teacher_service.engine.tensor_parallel import (
     is_spread,
     layered_note,
@@ -68,6 +69,7 @@ class HFEngine:
         self.model, self.decoder, self.head = model, decoder, head
         self._text_config = model.config.get_text_config()  # type: ignore[union-attr,operator]
         self._parameters, self._weight_bytes = weights_in(model)
+        self.sight: Sight | str = "it was loaded for text alone"
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
         self.max_context = longest_context(self._text_config)
@@ -135,8 +137,13 @@ class HFEngine:
         }
         if tensor_parallel > 1:
             named["tensor_parallel"] = layout()  # sums over shards have other last bits
+        asked = {"name": model, "revision": revision, "trusted": trust_remote_code}
+        sight = find_sight(loaded.model, decoder, head, **asked)
+        if isinstance(sight, Sight):
+            named["images"] = sight.processor.digest
         fingerprint = named | loaded_fingerprint(loaded, device)
         engine = HFEngine(loaded.model, decoder, head, fingerprint, context=context)
+        engine.sight = sight
         if tensor_parallel == 1 and device == "cuda" and (gpus := torch.cuda.device_count()) > 1:
             engine.notes += (layered_note(name_of(model), loaded.model.config, gpus),)
         return engine
@@ -162,8 +169,7 @@ class HFEngine:
         if isinstance(question.ask, ClassLogProbs):
             return self._classified(rows, question, question.ask)
         refuse(question, rows)
-        layout = self.lay_out(rows)
-        hidden = self._hidden(layout, question.hidden.layers)
+        layout, hidden = self._read(rows, question.hidden.layers)
         last_ND, label_N = hidden[self.decoder.num_layers], torch.from_numpy(layout.label_N)
         found = find(question, Scored(rows, last_ND, label_N, self.head))
         return SoftTargets.build(
@@ -206,7 +212,7 @@ class HFEngine:
 
     def last_hidden(self, rows: Rows) -> Tensor:
         """The head's input [N, D] at the positions with loss."""
-        return self._hidden(self.lay_out(rows), ())[self.decoder.num_layers]
+        return self._read(rows, ())[1][self.decoder.num_layers]
 
     def lay_out(self, rows: Rows) -> Layout:
         """The batch of a unit, in as many forward passes as it is trusted in."""
@@ -220,6 +226,20 @@ class HFEngine:
             states_BTD = self.decoder.outputs(ids_BT, positions_BT).last_hidden_state
             index_M = torch.from_numpy(part.loss_index_N).to(states_BTD.device)
             yield torch.from_numpy(part.entry_N), states_BTD.flatten(0, 1)[index_M]
+
+    def _read(self, rows: Rows, layers: Sequence[int]) -> tuple[Layout, dict[int, Tensor]]:
+        """The batch of a unit, and hidden states [N, D] by layer. Raises ConfigError for images
+        that the model does not see."""
+        if not any(rows.images()):
+            layout = self.lay_out(rows)
+            return layout, self._hidden(layout, layers)
+        apart = self.trust.passes != TOGETHER
+        sight = f"it reads {self.trust.passes.in_words()}" if apart else self.sight
+        if isinstance(sight, str):
+            raise ConfigError(
+                f"the teacher {self._name} is asked about images, and {sight}; use another teacher"
+            )
+        return sight.hidden(rows, layers)
 
     def _hidden(self, layout: Layout, layers: Sequence[int]) -> dict[int, Tensor]:
         """Hidden states [N, D] by layer, of as many forward passes as the layout has."""

@@ -19,7 +19,14 @@ from transformers.utils.hub import cached_file
 
 from shared.config.models.attention import INSTALLED_BY, Attention
 from shared.errors import ConfigError
-from shared.loading import classes_of, first_line, read_config, stored_as, why_unloadable
+from shared.loading import (
+    auto_class_of,
+    classes_of,
+    first_line,
+    read_config,
+    stored_as,
+    why_unloadable,
+)
 from shared.model_parts import not_finite, why_incomplete
 from teacher_service.engine.tensor_parallel import meet, refuse_unsplittable
 
@@ -259,7 +266,7 @@ def _loaded(
     options = {"use_safetensors": True, "output_loading_info": True}
     try:
         config = read_config(model, **asked, attention=attention)
-        auto_model: Any = transformers.AutoModelForCausalLM
+        auto_model: Any = getattr(transformers, auto_class_of(config))
         if classes_of(config) is not None:
             auto_model = transformers.AutoModelForSequenceClassification
         found, info = auto_model.from_pretrained(

@@ -3,9 +3,10 @@
 B lines   T tokens   N positions   D hidden width
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,28 +32,42 @@ class Decoder:
 
     @torch.inference_mode()
     def hidden(
-        self, input_ids_BT: Tensor, position_ids_BT: Tensor, index_N: Tensor, layers: Sequence[int]
+        self,
+        input_ids_BT: Tensor,
+        position_ids_BT: Tensor,
+        index_N: Tensor,
+        layers: Sequence[int],
+        beside: Mapping[str, Tensor] | None = None,
     ) -> dict[int, Tensor]:
-        """Hidden states [N, D] of the chosen layers and the last one, at the chosen positions.
+        """Hidden states [N, D] of the chosen layers and the last one, at the chosen positions;
+        `beside` is what the module reads beside ids, by its names.
 
         Layer 0 is the embedding's output, layer `num_layers` the last one after the final norm.
         """
         kept: dict[int, Tensor] = {}
         inner = [layer for layer in layers if layer < self.num_layers]
         if self.layers is None and inner:
-            output = self.outputs(input_ids_BT, position_ids_BT, with_states=True)
+            output = self.outputs(input_ids_BT, position_ids_BT, beside, with_states=True)
             kept |= {layer: _rows(output.hidden_states[layer], index_N) for layer in inner}
         else:
             with _captured(self.layers, inner, index_N, kept):
-                output = self.outputs(input_ids_BT, position_ids_BT)
+                output = self.outputs(input_ids_BT, position_ids_BT, beside)
         kept[self.num_layers] = _rows(output.last_hidden_state, index_N)
         return kept
 
-    def outputs(self, input_ids_BT: Tensor, position_ids_BT: Tensor, *, with_states: bool = False):
+    def outputs(
+        self,
+        input_ids_BT: Tensor,
+        position_ids_BT: Tensor,
+        beside: Mapping[str, Tensor] | None = None,
+        *,
+        with_states: bool = False,
+    ):
         """What the module gives, with the list of all layers' states where they are wanted."""
-        call = {"input_ids": input_ids_BT.to(self.device), "use_cache": False}
+        call: dict[str, Any] = {"input_ids": input_ids_BT.to(self.device), "use_cache": False}
         if self.takes_positions:
             call["position_ids"] = position_ids_BT.to(self.device)
+        call |= {name: tensor.to(self.device) for name, tensor in (beside or {}).items()}
         options = {"output_hidden_states": True} if with_states else {}
         return self.module(**call, **options)
 

@@ -58,6 +58,8 @@ ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
 WRITTEN = "test_every_option_that_is_accepted_changes_what_is_written"
 
+BALANCE = "student_trainer/test_balance.py"
+BOUNDS = "test_a_frozen_side_is_told_and_the_other_one_slowed_to_the_bound"
 STEPS = "test_steps_are_those_of_a_plain_loop"
 CLASSES = "cluster/planning/tasks/test_classes.py"
 READS = "test_the_teacher_reads_the_template_and_writes_the_words_of_the_classes"
@@ -380,6 +382,14 @@ KNOBS = {
     "optimiser.schedule": LOOP,
     "optimiser.final_lr_fraction": LOOP,
     "optimiser.clip_norm": LOOP,
+    "optimiser.balance.every": f"{BALANCE}::test_the_balance_and_what_it_costs_are_in_the_lines",
+    "optimiser.balance.decay": f"{BALANCE}::test_measurements_are_at_equal_rates_and_fade",
+    "optimiser.balance.least": f"{BALANCE}::{BOUNDS}",
+    "optimiser.balance.most": f"{BALANCE}::{BOUNDS}",
+    "optimiser.balance.positions": (
+        f"{BALANCE}::test_kappa_is_that_of_the_divergences_in_float64_and_its_factors_undo_it"
+    ),
+    "optimiser.balance": f"{BALANCE}::test_measuring_changes_no_bit_and_factors_do",
     "mixture.policy": POLICY,
     "mixture.weights": POLICY,
     "mixture.interval": (

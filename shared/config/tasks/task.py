@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from shared.config.base import Section
 from shared.config.losses import CrossEntropy, Divergence
+from shared.config.tasks.images import unseeing
 
 if TYPE_CHECKING:
     from shared.config.run import Config
@@ -18,10 +19,19 @@ class LanguageModel(Section):
     """Every position predicts the next token of its document."""
 
     classifies: ClassVar[bool] = False
+    sees: ClassVar[bool] = False  # whether rows may have images
     unit: ClassVar[str] = "token"  # what a loss is per
     classes: ClassVar[Sequence[str]] = ()
 
     kind: Literal["language_model"] = "language_model"
+
+
+class ImageText(LanguageModel):
+    """Every position predicts the next token of its text, which images stand in."""
+
+    sees: ClassVar[bool] = True
+
+    kind: Literal["image_text"] = "image_text"  # type: ignore[assignment]
 
 
 class Classification(Section):
@@ -29,6 +39,7 @@ class Classification(Section):
     would write the name of each class after the text (a verbaliser)."""
 
     classifies: ClassVar[bool] = True
+    sees: ClassVar[bool] = False
     unit: ClassVar[str] = "row"
 
     kind: Literal["classification"] = "classification"
@@ -84,23 +95,27 @@ def _by_name(value: Any) -> Any:
 
 
 Task = Annotated[
-    Annotated[LanguageModel | Classification, Field(discriminator="kind")],
+    Annotated[LanguageModel | ImageText | Classification, Field(discriminator="kind")],
     BeforeValidator(_by_name),
 ]
 
 
 def check_task(config: "Config") -> None:
     """Raise ValueError for what has no meaning in the task of a config, with the way out."""
-    if not config.task.classifies:
+    kind = config.task.kind
+    for field, task in {"label": "classification", "images": "image_text"}.items():
         for name, domain in config.domains.items():
-            if "label" in domain.columns:
+            if field in domain.columns and kind != task:
                 raise ValueError(
-                    f"domains.{name}.columns names a label, but task is language_model, which "
-                    "reads none; set task=classification, or remove it"
+                    f"domains.{name}.columns names {field}, but task is {kind}, which reads none; "
+                    f"set task={task}, or remove it"
                 )
-        return
-    for said, way_out in _meaningless(config):
-        raise ValueError(f"task is classification, but {said}; {way_out}")
+    if config.task.classifies:
+        for said, way_out in _meaningless(config):
+            raise ValueError(f"task is classification, but {said}; {way_out}")
+    if config.task.sees:
+        for said, way_out in unseeing(config):
+            raise ValueError(f"task is image_text, but {said}; {way_out}")
 
 
 def _meaningless(config: "Config") -> list[tuple[str, str]]:
