@@ -10,7 +10,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.config.adaptive_losses import check_preference
-from shared.config.augmentation import Augmentation, check_augmentation
 from shared.config.balance import Balance, check_balance
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
@@ -29,6 +28,7 @@ from shared.config.selectors import Selector, check_selector, check_student_ids,
 from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.targets import Targets
 from shared.config.tasks.task import LanguageModel, Task, check_task
+from shared.config.text.augmentation import Augmentation, check_augmentation
 from shared.config.verbs.active import Active, check_active
 from shared.config.verbs.prompt_search import PromptSearch
 from shared.config.weighting import Uniform, Weighting, check_weighting

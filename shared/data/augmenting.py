@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from shared.config.augmentation import Augmentation
+from shared.config.text.augmentation import Augmentation
 from shared.data.row_store import RowStore
 from shared.data.rows import DRAW, Rows
 

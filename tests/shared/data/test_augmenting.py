@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.config.augmentation import Augmentation
+from shared.config.text.augmentation import Augmentation
 from shared.data.augmenting import UNCHANGED, Augmenter
 from shared.data.row_store import RaggedRows, RowStore, write_rows
 from shared.data.rows import Rows
