@@ -29,7 +29,7 @@ from student_trainer.losses.kernel.likeliest import likeliest_ids, likeliest_log
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.kernel.teacher_states import TeacherHead
-from student_trainer.losses.kernel.top1 import top1
+from student_trainer.losses.kernel.top1 import Top1, top1
 from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_together
 from student_trainer.losses.registry import auxiliaries_of, loss_names, terms_of
 from student_trainer.losses.terms.token_temperature import Hellinger
@@ -269,6 +269,7 @@ class LossHead(nn.Module):
             Seen(
                 label_logprob_N=batch["label_logprob_N"],
                 captured_mass=lambda: self._captured_mass(parts),
+                teacher_top1=lambda: self._teacher_top1(parts),
                 entropy_N=in_order(parts, entropies) if len(entropies) == len(parts) else None,
                 student={n: self._look(n, hidden_ND, head, batch) for n in sorted(weighting.looks)},
                 domain_N=batch["domain_N"],
@@ -283,6 +284,15 @@ class LossHead(nn.Module):
         views = [self._targets(part, self.temperatures) for part in parts]
         masses = [view.captured_mass() for view in views if view is not None]
         return in_order(parts, masses) if len(masses) == len(parts) else None
+
+    def _teacher_top1(self, parts: list[BatchPart]) -> Top1 | None:
+        """What the teachers think likeliest at each position; None where one does not say."""
+        views = [(self._targets(part, (1.0,)), part.batch["label_N"]) for part in parts]
+        found = [view and view.top1(label_P) for view, label_P in views]
+        known = [top for top in found if top is not None]
+        if len(known) < len(parts):
+            return None
+        return Top1(*(in_order(parts, values) for values in zip(*known, strict=True)))
 
     def _evaluated(self, hidden_ND: Tensor, head: Head, batch: Batch) -> Tensor:
         parts, nlls, kls = parts_of(batch), [], []

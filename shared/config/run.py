@@ -316,7 +316,7 @@ class Config(Section):
                 f"but teachers has {len(self.teachers)}; leave it out, or keep one teacher"
             )
         check_single(self.losses)
-        check_weighting(self.weighting, self.losses)
+        check_weighting(self.weighting, self.losses, classifies=self.task.classifies)
         check_augmentation(self)
         check_preference(self)
         check_selector(self.targets.selector, self.losses)

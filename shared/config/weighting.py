@@ -43,7 +43,7 @@ class LLKD(WeighingPolicy):
     """Learn where the teacher is confident and the student uncertain (LLKD, arXiv 2411.08028).
 
     `student_trainer.weighing.llkd` has the equations; both thresholds follow running means, over
-    all text and by domain.
+    all text and by class or domain.
     """
 
     head_products: ClassVar[int] = 1  # for the student's entropy
@@ -62,8 +62,10 @@ class LLKD(WeighingPolicy):
         ge=0,
         description="the student's threshold over its running mean; 0: none",
     )
-    by_domain: bool = Field(
-        default=True, description="scale both thresholds by each domain's running means"
+    by: Literal["auto", "class", "domain", "none"] = Field(
+        default="auto",
+        description="what scales both thresholds, by running means: the teacher's class (auto "
+        "where rows have one), the domain (auto elsewhere), or nothing",
     )
 
 
@@ -130,10 +132,15 @@ def as_unscored(weighting: Weighting) -> Weighting:
     return weighting.model_copy(update={"centre": "running"})
 
 
-def check_weighting(weighting: Weighting, losses: Sequence[Loss]) -> None:
+def check_weighting(weighting: Weighting, losses: Sequence[Loss], *, classifies: bool) -> None:
     """Raise ValueError where a policy has nothing to weigh by, or a loss that it would bias."""
     if not weighting.weighs:
         return
+    if isinstance(weighting, LLKD) and weighting.by == "class" and not classifies:
+        raise ValueError(
+            "weighting.by is class, but task is language_model, whose rows have none; set it to "
+            "domain, none or auto"
+        )
     if not any(loss.asks_teacher for loss in losses):
         raise ValueError(
             f"weighting.policy is {weighting.policy}, which reads what a teacher says of each "

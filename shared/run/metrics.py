@@ -134,6 +134,9 @@ class StepMetrics:
     texts: TextMetrics | None = None  # None where teachers write nothing
     modules: ModulesMetrics | None = None  # None where a teacher has none that learn
     experts: ExpertMetrics | None = None  # None where no routers are balanced
+    # Of the rows that the teacher takes for a class, the share that a weighting learns; of classes
+    # that it took a row for. None where nothing is weighed by class.
+    selected_by_class: dict[str, float] | None = None
     balance: BalanceMetrics | None = None  # None where nothing is kept in step
     # What follows depends on the machine, not on the run.
     seconds: float = 0.0  # training wall time without start-up, evaluation and checkpoints

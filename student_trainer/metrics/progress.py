@@ -25,11 +25,13 @@ from shared.run.metrics import (
 from shared.run.run_dir import append_progress
 from student_trainer.metrics.accumulator import COUNTERS, PARTS, MetricsAccumulator
 from student_trainer.metrics.exported import export_line, seconds_left
-from student_trainer.metrics.sums import EXPERT_TOKENS, ROLLOUTS
+from student_trainer.metrics.sums import EXPERT_TOKENS, POLICY, ROLLOUTS
 from student_trainer.models.census import census
 from student_trainer.run import Run
 from student_trainer.sources.generated.rollouts import Rollouts
 from student_trainer.sources.source import EFFORT
+from student_trainer.weighing.llkd import BY_CLASS
+from student_trainer.weighing.weightings import weighed_classes
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +129,7 @@ def metrics_line(
         phase=entry.phase if config.progressive else None,
         modules=modules,
         experts=_experts(measured),
+        selected_by_class=_selected_by_class(measured, config),
         **({} if written is None else _writing(measured, config.source, written)),
         seconds=seconds,
         teacher_wait_s=wait_s,
@@ -139,6 +142,17 @@ def metrics_line(
         teachers=_by_teacher(config, domains, machine[1 : -len(PARTS)].reshape(-1, COUNTERS)),
         workers=workers,
     )
+
+
+def _selected_by_class(measured: MetricsAccumulator, config: Config) -> dict[str, float] | None:
+    """What a weighting learns of each class; None where it tells none apart."""
+    classes = weighed_classes(config)
+    if not classes:
+        return None
+    sums_4C = measured.sums[measured.layout.place(POLICY)].reshape(len(BY_CLASS), -1)
+    rows_C, selected_C = (sums_4C[BY_CLASS.index(name)] for name in ("rows", "selected"))
+    shares = zip(classes, selected_C.tolist(), rows_C.tolist(), strict=True)
+    return {name: selected / rows for name, selected, rows in shares if rows}
 
 
 def _experts(measured: MetricsAccumulator) -> ExpertMetrics | None:

@@ -29,7 +29,7 @@ ROLLOUTS = ("written_tokens", "importance_ratio")
 BY_DOMAIN = ("kl", "excess")
 # Last, where the routers of a mixture are balanced: the tokens sent to each expert, by layer.
 EXPERT_TOKENS = "expert_tokens"
-# After it, where a weighting learns: its sums.
+# After it, what a weighting sums up beside what it reports.
 POLICY = "policy"
 # In the order of checkpoints whose sums are a list: always there, 0 where no loss reported them.
 LISTED = (*BY_DOMAIN, "hard_share", "uncertainty", "tkd", "dkd")
@@ -45,14 +45,14 @@ class SumLayout:
     num_domains: int  # G
     writes: bool = False  # whether the student writes rows
     routers: tuple[int, int] = (0, 0)  # L and E
-    policy: int = 0  # numbers that a weighting's policy sums up
+    policy: int = 0  # further sums of a weighting
 
     @staticmethod
     def of(config: Config, *, routers: tuple[int, int] = (0, 0)) -> "SumLayout":
         """That of a run, whose student has such routers to balance."""
         reports = reports_of(terms_of(config.losses)) + reports_of_weighting(config.weighting)
         names, writes = tuple(loss_names(config.losses)), config.source.writes
-        policy = policy_sums_of(config.weighting)
+        policy = policy_sums_of(config)
         return SumLayout(names, reports, len(config.domains), writes, routers, policy)
 
     @property

@@ -4,7 +4,7 @@ A weighting sees a unit's positions alone, and a state of the steps before that 
 ranks; so what it forms does not depend on how a step is cut, and needs no pass over the step
 before, as a weigher does. It is added by a section of the config and an entry in `POLICIES`.
 
-N positions with loss of a unit   D domains in config order   F sums of a policy that learns
+N positions with loss of a unit   D domains in config order   F further sums of a policy
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from student_trainer.losses.kernel.top1 import Top1
 from student_trainer.state.stateful import Stateful
 from student_trainer.weighing.weigher import Look
 
@@ -34,6 +35,8 @@ class Seen:
     domain_N: Tensor  # int64
     document_N: Tensor  # int64, the document of the unit that a position belongs to
     vocabulary: int  # the student's
+    # The teacher's likeliest outcome of each position; None where it does not say.
+    teacher_top1: Callable[[], Top1 | None] = lambda: None
     changed_N: Tensor | None = None  # int64, see `CHANGED`; None where no document is changed
 
     def mean_by_document(self, value_N: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ class PositionWeights:
     taught_N: Tensor  # in losses that ask the teacher
     text_N: Tensor  # in the cross-entropy with the text
     reports: Mapping[str, Tensor]  # by the names of `Weighting.reported`
-    policy_F: Tensor | None = None  # a sum over the unit of a policy that learns, float64 [F]
+    policy_F: Tensor | None = None  # further sums over the unit, float64 [F]
 
     def in_loss(self, *, asks_teacher: bool, text: bool) -> Tensor | None:
         """What they count in a loss; None in one that is about neither, as that of routers."""
@@ -75,7 +78,7 @@ class StepMeans:
     sums: Mapping[str, np.ndarray]  # by name, float64 [D]
     tokens_D: np.ndarray  # positions that they are sums over
     step: int  # steps behind the next one
-    policy_F: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of a policy that learns
+    policy_F: np.ndarray = field(default_factory=lambda: np.zeros(0))  # further sums of the policy
 
     def means(self, name: str) -> np.ndarray:
         """By domain and over all of them, float64 [D + 1]; NaN without tokens."""

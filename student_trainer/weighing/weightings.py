@@ -1,16 +1,16 @@
 """The weighting of a run: by its policy, and how it follows a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from shared.config.run import Config
-from shared.config.weighting import InstanceWeights
+from shared.config.weighting import LLKD, InstanceWeights
 from shared.config.weighting import Weighting as Section
 from shared.errors import WeightingError
 from student_trainer.weighing.instance_weights import AnnealedWeights
-from student_trainer.weighing.llkd import LLKDWeighting
+from student_trainer.weighing.llkd import BY_CLASS, LLKDWeighting
 from student_trainer.weighing.reinforced import Selection
 from student_trainer.weighing.weighting import REPORTED, StepMeans, Weighting
 
@@ -36,6 +36,8 @@ def weighting_of(
     options: dict[str, Any] = {}
     if isinstance(section, InstanceWeights):
         options = {"steps": config.steps, "scored_centre": scored_centre}
+    if isinstance(section, LLKD):
+        options = {"num_classes": len(weighed_classes(config))}
     return POLICIES[section.policy](section, num_domains=num_domains, **options)
 
 
@@ -44,9 +46,18 @@ def reports_of_weighting(section: Section) -> tuple[str, ...]:
     return (*REPORTED, *POLICIES[section.policy].reported) if section.weighs else ()
 
 
-def policy_sums_of(section: Section) -> int:
-    """How many numbers a policy that learns sums up over a step."""
-    return Selection.num_policy_sums if section.selects else 0
+def weighed_classes(config: Config) -> Sequence[str]:
+    """The classes by which a weighting tells rows apart; none where it does not."""
+    section = config.weighting
+    by_class = isinstance(section, LLKD) and section.by in ("auto", "class")
+    return config.task.classes if by_class else ()
+
+
+def policy_sums_of(config: Config) -> int:
+    """How many numbers beside those by domain a policy sums up over a step."""
+    if config.weighting.selects:
+        return Selection.num_policy_sums
+    return len(BY_CLASS) * len(weighed_classes(config))
 
 
 def follow_step(
@@ -59,8 +70,8 @@ def follow_step(
 ) -> None:
     """Let a weighting follow step `step`, counted from 0, before any weight changes.
 
-    `sums` are those of all ranks by the names of `reports_of_weighting`, [D], `policy_F` those of a
-    policy that learns. Raises WeightingError
+    `sums` are those of all ranks by the names of `reports_of_weighting`, [D], `policy_F` its
+    further sums. Raises WeightingError
     on every rank where no token is left to learn from.
     """
     num_tokens = int(tokens_D.sum())

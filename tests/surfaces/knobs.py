@@ -366,7 +366,7 @@ KNOBS = {
     "weighting.unit": EQUATIONS,
     "weighting.confidence": EQUATIONS,
     "weighting.uncertainty": EQUATIONS,
-    "weighting.by_domain": EQUATIONS,
+    "weighting.by": EQUATIONS,
     "weighting.steepness": f"{INSTANCES}::{LINE}",
     "weighting.final_steepness": f"{INSTANCES}::{LINE}",
     "weighting.centre": f"{INSTANCES}::{CENTRE}",

@@ -159,7 +159,7 @@ TEXT = {"kind": "cross_entropy", "weight": 0.5}
 RUNS: dict[str, dict[str, Any]] = {
     "adapters": {
         "student": {"model": "bert", "zero": 3, "train": LORA},
-        "weighting": {"policy": "llkd", "confidence": 0.1, "uncertainty": 0.1},
+        "weighting": {"policy": "llkd", "confidence": 1.0, "uncertainty": 0.1},
     },
     "causal": {
         "student": {"model": "student", "zero": 1},
@@ -190,6 +190,15 @@ def test_a_killed_run_ends_with_the_same_bits(runs, name):
     straight, resumed = runs / name, runs / f"{name}-resumed"
     assert same_weights(straight, resumed)
     assert comparable_lines(straight) == comparable_lines(resumed)
+
+
+def test_what_is_learnt_of_each_class_is_in_the_lines(runs):
+    lines = read_metrics(runs / "adapters" / "metrics.jsonl")
+    shares = [share for line in lines for share in (line.selected_by_class or {}).items()]
+    assert {name for name, _ in shares} <= set(LABELS)
+    assert any(0 < share < 1 for _, share in shares)
+    (first, *_) = read_metrics(runs / "small" / "metrics.jsonl")
+    assert first.selected_by_class is None
 
 
 def test_an_adapted_student_is_used_with_peft_alone(runs, models):

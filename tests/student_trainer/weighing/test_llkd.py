@@ -5,6 +5,7 @@ N positions   D domains
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from shared.config.weighting import LLKD
+from student_trainer.losses.kernel.top1 import Top1
 from student_trainer.weighing.llkd import LLKDWeighting
 from student_trainer.weighing.weighting import PositionWeights, RunningMeans, Seen, StepMeans
 
@@ -76,17 +78,17 @@ def test_the_first_step_learns_everything_weighted_by_both_signals():
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("unit", ["token", "document"])
-@pytest.mark.parametrize("by_domain", [True, False])
+@pytest.mark.parametrize("by", ["auto", "domain", "none"])
 @pytest.mark.parametrize(("confidence", "uncertainty"), [(1.0, 1.0), (0.5, 1.2), (0.0, 0.8)])
 def test_what_is_learnt_and_what_it_counts_follow_the_equations(
-    decay: float, unit: str, by_domain: bool, confidence: float, uncertainty: float
+    decay: float, unit: str, by: str, confidence: float, uncertainty: float
 ) -> None:
     """A second and a third step, whose thresholds are means of the ones before."""
     section = LLKD.model_validate(
         {
             "decay": decay,
             "unit": unit,
-            "by_domain": by_domain,
+            "by": by,
             "confidence": confidence,
             "uncertainty": uncertainty,
         }
@@ -108,7 +110,7 @@ def test_what_is_learnt_and_what_it_counts_follow_the_equations(
                 np.average(of_steps[..., part], axis=0, weights=ages)
                 for part in (DOMAINS, slice(0, DOMAINS))
             )
-            share = of_domain / of_domain.max() if by_domain else np.ones(DOMAINS)
+            share = of_domain / of_domain.max() if by != "none" else np.ones(DOMAINS)
             learnt_N &= value_N >= scale * overall * share[domain_N]
         raw_N = np.where(learnt_N, confidence_N * uncertainty_N, 0)
         m = np.average(mean_weight[1:], weights=ages) if means else 1.0
@@ -138,8 +140,57 @@ def test_the_domain_of_the_largest_mean_has_the_global_threshold_itself():
     overall = weighting._means["teacher_confidence"].values[-1]
     assert weighting.confidence_thresholds().max() == 0.7 * overall
     assert weighting.confidence_thresholds().argmax() == 0  # where its probabilities are largest
-    flat = after(3, LLKD(confidence=0.7, by_domain=False)).confidence_thresholds()
+    flat = after(3, LLKD(confidence=0.7, by="none")).confidence_thresholds()
     assert flat.tolist() == [0.7 * overall] * DOMAINS
+
+
+CLASSES = 4
+
+
+def classified(seed: int, *, num: int = 400) -> Seen:
+    """Rows whose teacher thinks one of some classes likeliest, the last of them never."""
+    generator = torch.Generator().manual_seed(seed)
+    class_N = torch.randint(CLASSES - 1, (num,), generator=generator)
+    confidence_N = (0.3 + 0.2 * class_N + 0.1 * torch.rand(num, generator=generator)).double()
+    top = Top1(confidence_N, torch.zeros(num, dtype=torch.bool), class_N)
+    return replace(seen_of(seed, num=num), teacher_top1=lambda: top, vocabulary=CLASSES)
+
+
+def follow_classes(weighting: LLKDWeighting, seen: Seen) -> np.ndarray:
+    """Tell the weighting of a step, as its sums have it; returns those by class, [4, C]."""
+    found = weighting.weights(seen)
+    assert found.policy_F is not None
+    sums = {name: np.zeros(DOMAINS) for name in (*weighting.reported, "mean_weight")}
+    tokens_D = np.bincount(seen.domain_N, minlength=DOMAINS)
+    weighting.follow(StepMeans(sums, tokens_D, 1, found.policy_F.numpy()))
+    return found.policy_F.numpy().reshape(4, CLASSES)
+
+
+def test_rows_have_the_thresholds_of_the_class_that_the_teacher_thinks_likeliest():
+    section = LLKD(confidence=0.9, uncertainty=0.7, decay=0.0)
+    weighting = LLKDWeighting(section, num_domains=DOMAINS, num_classes=CLASSES)
+    seen = classified(0)
+    top = seen.teacher_top1()
+    assert top is not None
+    follow_classes(weighting, seen)
+    confidence_N, class_N = top.confidence_N.numpy(), top.id_N.numpy()
+    uncertainty_N = seen.student["entropy"].double().numpy() / math.log(CLASSES)
+    wanted = []
+    for value_N, scale, found in (
+        (confidence_N, 0.9, weighting.confidence_thresholds()),
+        (uncertainty_N, 0.7, weighting.uncertainty_thresholds()),
+    ):
+        mean_C = np.array([value_N[class_N == c].mean() for c in range(CLASSES - 1)] + [0.0])
+        threshold_C = scale * value_N.mean() * mean_C / mean_C.max()
+        np.testing.assert_allclose(found, threshold_C, rtol=1e-12)
+        assert found.max() == pytest.approx(scale * value_N.mean(), rel=1e-15)
+        wanted.append(value_N >= threshold_C[class_N])
+    learnt_N = weighting.weights(seen).taught_N.numpy() > 0
+    assert np.array_equal(learnt_N, wanted[0] & wanted[1])
+    assert 0 < learnt_N.mean() < 1
+    *_, rows_C, selected_C = follow_classes(weighting, seen)
+    assert rows_C.tolist() == np.bincount(class_N, minlength=CLASSES).tolist()
+    assert selected_C.tolist() == np.bincount(class_N[learnt_N], minlength=CLASSES).tolist()
 
 
 def test_a_weight_is_never_negative_and_grows_with_both_signals():
