@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.config.balance import Balance
+from shared.config.tasks.balance import Balance
 from shared.run.metrics import BalanceMetrics
 from student_trainer.models.image_text import SIDES, ImageTextStudent
 from student_trainer.models.student import Student

@@ -10,7 +10,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.config.adaptive_losses import check_preference
-from shared.config.balance import Balance, check_balance
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
@@ -27,6 +26,7 @@ from shared.config.progressive import Progressive
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
 from shared.config.targets import Targets
+from shared.config.tasks.balance import Balance, check_balance
 from shared.config.tasks.task import LanguageModel, Task, check_task
 from shared.config.text.augmentation import Augmentation, check_augmentation
 from shared.config.verbs.active import Active, check_active

@@ -157,8 +157,9 @@ def unpacked(pieces: Iterable[Piece]) -> RaggedRows:
 
 def chosen_rows(rows: RaggedRows, indices: Sequence[int]) -> RaggedRows:
     """The rows at `indices`, in that order."""
-    parts = (rows.input_ids, rows.doc_starts, rows.loss_masks, rows.images)
-    return RaggedRows(*([part[i] for i in indices if part] for part in parts))
+    parts = (rows.input_ids, rows.doc_starts, rows.loss_masks)
+    images = [rows.images[i] for i in indices] if rows.images else []
+    return RaggedRows(*([part[i] for i in indices] for part in parts), images=images)
 
 
 def _room(row: _OpenRow) -> int:

@@ -47,7 +47,7 @@ class ImageRows:
         self, documents: Iterator[Document], *, tokenizer: Any, **told: Any
     ) -> Iterator[Encoded]:
         """See `shared.text.framing.encode`. Raises DataError for an image that cannot be read."""
-        seeing = ImageTokenizer(tokenizer, self.processor.token)
+        seeing: Any = ImageTokenizer(tokenizer, self.processor.token)
         for document in encode(documents, tokenizer=seeing, **told):
             yield _expanded(document, self.processor)
 

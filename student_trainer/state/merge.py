@@ -82,7 +82,8 @@ def _save_merged(
     logits_TV = _logits(model, trained)
     far = np.abs(logits_TV - trained["logits"]).max() / np.abs(trained["logits"]).max()
     _refuse_far("base and adapter", "the trained student", float(far), config, checkpoint)
-    np.savez(probe, **(dict(trained) | {"logits": logits_TV}))
+    arrays: dict[str, Any] = dict(trained) | {"logits": logits_TV}
+    np.savez(probe, **arrays)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:

@@ -129,7 +129,8 @@ def write_checkpoint(
     agreed(save_weights(student, draft, ranks=ranks))
 
     def seal() -> None:
-        np.savez(draft / PROBE, **{name: value.cpu().numpy() for name, value in probe.items()})
+        arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in probe.items()}
+        np.savez(draft / PROBE, **arrays)
         write_state(draft, state)
         publish(draft, step=step, keep=keep)
 

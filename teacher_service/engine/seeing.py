@@ -31,11 +31,13 @@ class Sight:
         """A unit's batch, and hidden states [N, D] by layer, in one forward pass. A line has the
         positions that the model gives it, as one alone has."""
         layout = lay_out(rows, packed=False)
-        lines = rows.documents().images()
-        pixels = self.processor.pixels(lines)
-        arrays = (layout.input_ids_BT, layout.position_ids_BT, layout.loss_index_N)
+        pixels = self.processor.pixels(rows.documents().images())
         states = self.decoder.hidden(
-            *map(torch.from_numpy, arrays), layers, beside=as_tensors(pixels, self.decoder.module)
+            torch.from_numpy(layout.input_ids_BT),
+            torch.from_numpy(layout.position_ids_BT),
+            torch.from_numpy(layout.loss_index_N),
+            layers,
+            beside=as_tensors(pixels, self.decoder.module),
         )
         return layout, states
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config.balance import Balance
+from shared.config.tasks.balance import Balance
 from shared.run.metrics import read_metrics
 from student_trainer.balance import ModalityBalance, factors_of, ratio
 from tests import pictured

@@ -107,8 +107,8 @@ def test_a_row_is_its_images_too(tmp_path, pair):
 
 
 def test_both_responses_of_a_pair_have_the_images(tmp_path, pair):
-    losses = [{"kind": "preference"}]
-    config = rewritten(config_of(tmp_path, "run", pair=pair, losses=losses), as_pair)
+    options = {"losses": [{"kind": "preference"}], "data": {"context": 96}}
+    config = rewritten(config_of(tmp_path, "run", pair=pair, **options), as_pair)
     rows, place = rows_of(config), VOCAB - 1
     seen = [len(own) for own in rows.images()]
     alone = rows.documents()

@@ -147,7 +147,7 @@ LORA = {"kind": "lora", "r": 3}
 RUNS: dict[str, dict[str, Any]] = {
     "whole": {"student": {"zero": 3}},
     "adapters": {"student": {"zero": 1, "train": LORA}, "batch": {"micro_batch": 1}},
-    "pairs": {"losses": [{"kind": "preference", "beta": 0.3}]},
+    "pairs": {"losses": [{"kind": "preference", "beta": 0.3}], "data": {"context": 96}},
 }
 
 
