@@ -160,13 +160,6 @@ def not_finite(model: Any) -> str | None:
     )
 
 
-def weights_in(model: Any) -> tuple[int, int]:
-    """How many parameters a model has, and the bytes that they take."""
-    weights = list(model.parameters())
-    held = sum(weight.numel() * weight.element_size() for weight in weights)
-    return sum(map(num_weights, weights)), held
-
-
 def num_weights(parameter: Any) -> int:
     """How many weights a parameter holds; nf4 packs two in a byte."""
     state = getattr(parameter, "quant_state", None)

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from cluster.commands.runs import config_of
-from cluster.planning.tasks.classes import refuse_classifier
 from shared.config.run import Config
 from shared.errors import CheckpointError, ConfigError, StorageError, reason_of
 from shared.run.run_dir import RunDir
@@ -44,7 +43,6 @@ def _merged(checkpoint: Path, config: Config, run_dir: RunDir, to: Path | None) 
     from student_trainer.state.merge import merge_checkpoint, refuse_whole
     from student_trainer.tasks.registry import task_of
 
-    refuse_classifier(config, "`--merge`", "export without it: peft loads the adapters")
     refuse_whole(config)
     if exported_step(run_dir.merged) != step_of(checkpoint):
         found = merge_checkpoint(

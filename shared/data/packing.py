@@ -23,7 +23,7 @@ TooLong = Literal["split", "split_with_prompt", "cut", "drop", "refuse"]
 class Piece:
     """A document, or as much of a long one as a row holds."""
 
-    key: int  # of the document
+    key: int  # of the document, or of those that are held out together
     input_ids: np.ndarray  # int32 [T]
     loss_mask: np.ndarray  # uint8 [T], the last is 0
     whole: bool = True  # False: a part of the document
@@ -95,7 +95,7 @@ def _with_prompt(document: Encoded, context: int) -> list[Piece]:
         rest = _piece(document, first, at)
         ids = np.concatenate([document.input_ids[:opening], rest.input_ids])
         mask = np.concatenate([np.zeros(opening, np.uint8), rest.loss_mask])
-        pieces.append(Piece(document.key, ids, mask, whole=False))
+        pieces.append(Piece(_family(document), ids, mask, whole=False))
     return pieces
 
 
@@ -112,7 +112,11 @@ def _piece(document: Encoded, start: int, stop: int) -> Piece:
     mask[-1:] = 0
     is_whole = len(ids) == len(document.input_ids)
     second = document.second if is_whole else 0
-    return Piece(document.key, ids, mask, is_whole, second, document.images)
+    return Piece(_family(document), ids, mask, is_whole, second, document.images)
+
+
+def _family(document: Encoded) -> int:
+    return document.key if document.family is None else document.family
 
 
 @dataclass(slots=True)

@@ -313,8 +313,9 @@ def _refuse_empty_parts(domain: PreparedDomain, *, parts: int) -> None:
 
 
 def _keyed_for_holding_out(pieces: list[Piece]) -> list[Piece]:
-    """With few documents, such as one book, every piece stands for itself."""
-    if len({piece.key for piece in pieces}) >= FEWEST_DOCUMENTS:
+    """With few documents, such as one book, every piece stands for itself; pairs never do."""
+    few = len({piece.key for piece in pieces}) < FEWEST_DOCUMENTS
+    if not few or any(piece.second for piece in pieces):
         return pieces
     return [
         replace(
@@ -380,7 +381,7 @@ def _digest(
     if classes is not None:
         decides["classes"] = classes.labels
     if pairs:
-        decides["pairs"] = pairs
+        decides["pairs"] = "by prompt"
     if images is not None:
         decides["images"] = images.identity(domain)
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())

@@ -83,6 +83,7 @@ class Encoded:
     has_prompt: bool = False
     second: int = 0  # where another document begins that is never apart from it; 0: there is none
     images: tuple[RowImage, ...] = ()  # in the order of their places
+    family: int | None = None  # of documents that are held out together; None: its key
 
 
 @dataclass(frozen=True, slots=True)

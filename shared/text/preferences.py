@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 
 from shared.config.domains import Domain
 from shared.errors import DataError
@@ -51,16 +52,31 @@ def read_chosen(domain: Domain, split: Split, *, root: Path) -> Iterator[Documen
 
 
 def joined(documents: Iterable[Encoded]) -> Iterator[Encoded]:
-    """Chosen and rejected documents as one, whose second begins at `second`."""
+    """Chosen and rejected documents as one, whose second begins at `second`. Its key is of both,
+    and those of one prompt are held out together."""
     waiting = iter(documents)
     for chosen, rejected in zip(waiting, waiting, strict=True):
         yield replace(
             chosen,
+            key=_hash(chosen.key.to_bytes(8, "little") + rejected.key.to_bytes(8, "little")),
+            family=_hash(_prompt_of(chosen)),
             input_ids=np.concatenate([chosen.input_ids, rejected.input_ids]),
             loss_mask=np.concatenate([chosen.loss_mask, rejected.loss_mask]),
             num_chars=chosen.num_chars + rejected.num_chars,
             second=len(chosen.input_ids),
         )
+
+
+def _prompt_of(document: Encoded) -> bytes:
+    """Its images, and its tokens up to the first that is learnt."""
+    learnt = np.flatnonzero(document.loss_mask)
+    stop = int(learnt[0]) + 1 if len(learnt) else len(document.input_ids)
+    images = "".join(image.digest for image in document.images).encode()
+    return images + np.ascontiguousarray(document.input_ids[:stop], np.int32).tobytes()
+
+
+def _hash(content: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(content)
 
 
 def _answered(row: object, where: str, columns: Columns, *, answer: Answer) -> Document:

@@ -4,10 +4,12 @@ apart."""
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from shared.config.models.student import Student
 from shared.errors import ConfigError
 from shared.loading import classes_of
+from shared.model_parts import pad_with
 
 # In names of weights that some families keep below their body and make anew with a head.
 OF_HEAD = ("pooler", "summary")
@@ -37,6 +39,16 @@ def _learnt(config: Any) -> list[str]:
     named = list(classes_of(config) or ())
     is_unnamed = named == [f"LABEL_{number}" for number in range(len(named))]
     return [] if is_unnamed else named
+
+
+def keep_padding(model: PreTrainedModel, asked: Student) -> int:
+    """Let a model know the padding token of the tokenizer that it is asked with, see `pad_with`."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        asked.model,
+        revision=asked.revision or "main",
+        trust_remote_code=asked.trust_remote_code,
+    )
+    return pad_with(model, tokenizer)
 
 
 def is_of_head(name: str, model: PreTrainedModel) -> bool:

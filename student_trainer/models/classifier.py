@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from shared.config.models.student import LoRATraining
 from shared.config.run import Config
 from shared.data.trust import Trust
 from shared.errors import ConfigError
 from shared.loading import first_line
-from shared.model_parts import longest_text, not_finite, pad_with
+from shared.model_parts import longest_text, not_finite
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models import bag  # noqa: F401  # transformers then loads it
 from student_trainer.models.adapters import adapt, refuse_lost_adapters, with_adapters
+from student_trainer.models.classes import keep_padding
 from student_trainer.models.probing import evaluating
 from student_trainer.models.saving import refuse_unsaveable
 from student_trainer.models.student import Student, load_model, probe_tokens
@@ -82,7 +83,7 @@ def load_classifier(
         asked = asked.model_copy(update={"model": str(export), "revision": None})
     torch.manual_seed(config.seed)
     model = load_model(asked, kind)
-    pad_id = _padded(model, config)
+    pad_id = keep_padding(model, config.student)
     refuse_short_context(model, config)
     model.to(device)  # type: ignore[arg-type]
     if isinstance(asked.train, LoRATraining):
@@ -112,7 +113,7 @@ def classifier_trust(config: Config, kind: ModelKind) -> Trust:
     plain = config.student.model_copy(update={"train": {"kind": "full"}})
     torch.manual_seed(config.seed)
     model = load_model(plain, kind)
-    pad_id = _padded(model, config)
+    pad_id = keep_padding(model, config.student)
     if (weight := not_finite(model)) is not None:
         raise ConfigError(
             f"student.model: {plain.model} has values in {weight} that are not finite in "
@@ -138,15 +139,6 @@ def refuse_short_context(model: PreTrainedModel, config: Config) -> None:
             f"data.context is {config.data.context}, of which a text has all but one, but "
             f"{config.student.model} reads at most {limit} tokens; set data.context={limit + 1}"
         )
-
-
-def _padded(model: PreTrainedModel, config: Config) -> int:
-    student = config.student
-    trusted = {"trust_remote_code": student.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(
-        student.model, revision=student.revision or "main", **trusted
-    )
-    return pad_with(model, tokenizer)
 
 
 def _identity(size: int, device: torch.device) -> nn.Linear:

@@ -4,7 +4,7 @@ What adapters stand on is what they learnt on: of a QLoRA student the base as nf
 dequantised. Base and adapter must give the logits of the training engine, and the merged weights
 those of base and adapter, in a fresh process; only then is the folder there.
 
-T tokens   V vocabulary
+T tokens   V vocabulary   C classes
 """
 
 import shutil
@@ -23,6 +23,7 @@ from shared.config.run import Config
 from shared.errors import CheckpointError, ConfigError, StorageError
 from shared.loading import first_line
 from shared.run.run_dir import RunDir
+from student_trainer.models.classes import keep_padding
 from student_trainer.models.student import load_model
 from student_trainer.state.export import (
     TOLERANCE,
@@ -61,7 +62,7 @@ def merge_checkpoint(
     with publishing(run_dir.merged) as draft, TemporaryDirectory() as scratch:
         probe = Path(scratch) / PROBE
         _save_merged(draft, checkpoint, config, kind, probe)
-        describe(draft, checkpoint, config=config, run_dir=run_dir, merged=True)
+        describe(draft, checkpoint, config=config, run_dir=run_dir, merged=True, labels=kind.labels)
         question = {"folder": str(draft), "probe": str(probe)}
         with closing(Reloader()) as fresh:
             settings = whole_settings(config.student, kind)
@@ -79,7 +80,7 @@ def _save_merged(
     """Write the merged weights, and the logits of base and adapter to a file."""
     model = _with_adapter(checkpoint, config, kind)
     trained = np.load(checkpoint / PROBE)
-    logits_TV = _logits(model, trained)
+    logits_TV = _logits(model, trained, kind)
     far = np.abs(logits_TV - trained["logits"]).max() / np.abs(trained["logits"]).max()
     _refuse_far("base and adapter", "the trained student", float(far), config, checkpoint)
     arrays: dict[str, Any] = dict(trained) | {"logits": logits_TV}
@@ -104,15 +105,20 @@ def _with_adapter(checkpoint: Path, config: Config, kind: ModelKind) -> Any:
     from peft import PeftModel
 
     model: Any = load_model(config.student, kind)
+    if kind.labels:  # which a decoder reads the last token of
+        keep_padding(model, config.student)
     if isinstance(config.student.train, QLoRATraining):
         model = model.dequantize()
     return PeftModel.from_pretrained(model, str(checkpoint / WEIGHTS)).eval()
 
 
 @torch.no_grad()
-def _logits(model: Any, probe: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Logits [T, V] of a probe in float32, as training has them."""
+def _logits(model: Any, probe: Mapping[str, np.ndarray], kind: ModelKind) -> np.ndarray:
+    """Logits [T, V] of a probe, or those of the classes [1, C], in float32, as training has
+    them."""
     ids_1T = torch.from_numpy(probe["ids"])[None].to(model.device)
+    if kind.labels:
+        return model(input_ids=ids_1T).logits.float().cpu().numpy()
     pixels = {name: value.to(model.device) for name, value in pixels_in(probe, model).items()}
     return model(input_ids=ids_1T, use_cache=False, **pixels).logits[0].float().cpu().numpy()
 

@@ -85,6 +85,8 @@ def save_usage(draft: Path, config: Config) -> Usage:
 
 
 def _save_of_classifier(draft: Path, tokenizer: Any) -> Usage:
+    if tokenizer.pad_token is None:  # as in training, see `shared.model_parts.pad_with`
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(draft)
     return Usage(
         ends=(),

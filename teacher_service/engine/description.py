@@ -27,8 +27,6 @@ class TeacherDescription:
     notes: tuple[str, ...] = ()  # sentences the user should read once
     watched: bool = True  # whether a canary sits on it; not where it reads no rows
     classes: tuple[str, ...] = ()  # of a sequence classifier, in the order of its outputs
-    parameters: int | None = None  # None: not known
-    weight_bytes: int | None = None  # of its parameters as they are loaded
 
 
 class Engine(Protocol):

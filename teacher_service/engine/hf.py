@@ -18,7 +18,7 @@ from shared.data.rows import Rows
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
 from shared.loading import first_line
-from shared.model_parts import longest_context, weights_in
+from shared.model_parts import longest_context
 from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -68,7 +68,6 @@ class HFEngine:
     ) -> None:
         self.model, self.decoder, self.head = model, decoder, head
         self._text_config = model.config.get_text_config()  # type: ignore[union-attr,operator]
-        self._parameters, self._weight_bytes = weights_in(model)
         self.sight: Sight | str = "it was loaded for text alone"
         self.cache: str | None = None  # where projections of hidden states are found
         self._projections: dict[str, dict[int, Tensor]] = {}
@@ -159,8 +158,6 @@ class HFEngine:
             max_context=self.max_context,
             packed=self.trust.packed,
             notes=self.notes,
-            parameters=self._parameters,
-            weight_bytes=self._weight_bytes,
         )
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:

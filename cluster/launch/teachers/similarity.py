@@ -2,7 +2,7 @@
 are."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ def _training_rows(launch: "Launch") -> Iterator[Rows]:
             yield shown(store.take(list(range(first, last))), openings)
 
 
-def _refuse_alone(count_C: np.ndarray, classes: list[str]) -> None:
+def _refuse_alone(count_C: np.ndarray, classes: Sequence[str]) -> None:
     for label, count in zip(classes, count_C, strict=True):
         if count < 2:
             raise ConfigError(

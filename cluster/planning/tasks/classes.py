@@ -142,7 +142,7 @@ def _build(path: Path, prompts: Iterator[tuple[RowPrompt, bool]]) -> None:
     """Write what is read of each text, by the student's tokens of it: texts that it reads alike
     are shown as the first of them, which is counted."""
     kept: dict[bytes, RowPrompt] = {}
-    counts = dict.fromkeys((CUT, ALIKE), 0)
+    counts: dict[str, int] = {CUT: 0, ALIKE: 0}
     for prompt, is_cut in prompts:
         first = kept.setdefault(prompt.prompt_ids.tobytes(), prompt)
         shown, own = (one.opening.shown_ids for one in (first, prompt))

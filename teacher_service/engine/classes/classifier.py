@@ -17,7 +17,7 @@ from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
 from shared.loading import classes_of, first_line
-from shared.model_parts import longest_text, pad_with, weights_in
+from shared.model_parts import longest_text, pad_with
 from shared.targets.asks.classes import HeadLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -69,7 +69,6 @@ class ClassifierEngine:
     def describe(self) -> TeacherDescription:
         """See `Engine`."""
         text = self.model.config.get_text_config()
-        parameters, weight_bytes = weights_in(self.model)
         return TeacherDescription(
             fingerprint=self.fingerprint,
             vocab_rows=self._rows,
@@ -79,8 +78,6 @@ class ClassifierEngine:
             max_context=self.max_context,
             packed=False,
             classes=self.classes,
-            parameters=parameters,
-            weight_bytes=weight_bytes,
         )
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:

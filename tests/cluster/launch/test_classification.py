@@ -82,7 +82,6 @@ def test_what_is_of_language_models_is_refused(job, capsys):
     for command in (
         ["plan", str(job)],
         ["eval", run],
-        ["export", run, "--merge"],
         ["selftest", str(job)],
     ):
         assert main(command) == 2

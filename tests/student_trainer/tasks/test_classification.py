@@ -18,6 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from shared.config.run import Config
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
+from shared.run.run_dir import RunDir
+from student_trainer.state.checkpoint import latest_checkpoint
+from student_trainer.state.merge import merge_checkpoint
+from student_trainer.tasks.classification import Classification
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import adamw, rates_of
 from tests.student_trainer.processes import as_job
@@ -167,20 +171,24 @@ RUNS: dict[str, dict[str, Any]] = {
         "losses": [TAID, TEXT],
     },
     "small": {"student": {"model": "tiny", "zero": 3}},
+    "padless": {"student": {"model": "student", "train": LORA}},  # whose config names no padding
 }
+
+
+def run_of(folder: Path, name: str, models: Path) -> Config:
+    options = RUNS[name]
+    name_of = options["student"]["model"]
+    where = name_of if name_of == "tiny" else str(models / name_of)
+    given = options | {"student": options["student"] | {"model": where}, "log_every": 3}
+    return config_of(folder, name, models=models, **given)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     """A folder with the runs, and each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for name, options in RUNS.items():
-        name_of = options["student"]["model"]
-        where = name_of if name_of == "tiny" else str(models / name_of)
-        student = options["student"] | {"model": where}
-        given = options | {"student": student, "log_every": 3}
-        config = config_of(folder, name, models=models, **given)
-        jobs.append(as_job("resumed", plan_of(config), at=2))
+    for name in RUNS:
+        jobs.append(as_job("resumed", plan_of(run_of(folder, name, models)), at=2))
     run_jobs(jobs, folder / "jobs", ranks=2)
     return folder
 
@@ -213,6 +221,33 @@ def test_an_adapted_student_is_used_with_peft_alone(runs, models):
     assert json.loads((runs / "adapters" / "export" / "tutelage.json").read_text())["labels"] == [
         *LABELS
     ]
+
+
+@pytest.mark.parametrize("name", ["adapters", "padless"])
+def test_an_adapted_student_is_merged_into_one_model_that_pads(runs, models, name):
+    config = run_of(runs, name, models)
+    kind = Classification(LABELS).model
+    checkpoint = latest_checkpoint(runs / name / "checkpoints")
+    assert checkpoint is not None
+    off = merge_checkpoint(checkpoint, config=config, run_dir=RunDir(runs / name), kind=kind)
+    assert off < 1e-5
+    folder = RunDir(runs / name).merged
+    assert json.loads((folder / "tutelage.json").read_text())["labels"] == [*LABELS]
+    whole = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert whole.config.id2label == dict(enumerate(LABELS))
+    assert whole.config.pad_token_id is not None
+    adapted = AutoPeftModelForSequenceClassification.from_pretrained(
+        runs / name / "export", num_labels=len(LABELS)
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ["def name", "return self value if not name"]
+    with torch.no_grad():
+        padded = whole(**tokenizer(texts, return_tensors="pt", padding=True)).logits
+        alone = logits_of(adapted, tokenizer, texts)
+        adapted.config.pad_token_id = tokenizer.pad_token_id  # as its card says
+        together = adapted(**tokenizer(texts, return_tensors="pt", padding=True)).logits
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", RUNS)
