@@ -31,7 +31,7 @@ class Augmenter:
     seed: int
     special_ids: Collection[int]  # that are neither changed nor taken
 
-    def changed(self, rows: Rows, domain_R: Sequence[int], epoch_R: Sequence[int]) -> Rows:
+    def changed(self, rows: Rows, domain_R: np.ndarray, epoch_R: np.ndarray) -> Rows:
         """The rows with their share of documents changed, and the number of each that is."""
         names, found = rows.names(), []
         columns = (rows.column(name) for name in ("input_ids", "doc_starts", "loss_mask"))

@@ -45,7 +45,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[RowStore, RowStore
 def changed(stores, rows: Rows, *, epoch: int = 0, seed: int = 0, **options) -> Rows:
     section = Augmentation(**{"share": 1.0, "replace": 0, "swap": 0, "delete": 0} | options)
     augmenter = Augmenter(section, stores, seed, (SPECIAL,))
-    return augmenter.changed(rows, [0] * len(rows), [epoch] * len(rows))
+    return augmenter.changed(rows, np.zeros(len(rows), int), np.full(len(rows), epoch))
 
 
 def documents(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
