@@ -16,7 +16,8 @@ mean 0 and variance 1, to a half and a quarter of them and back, with ReLU betwe
 N rows   D width of an embedding   E width of a code   C classes
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def codes_of(means_ND: Tensor, *, epochs: int, seed: int) -> Tensor:
         torch.manual_seed(seed)
         encoder = nn.Sequential(nn.Linear(width, half), nn.ReLU(), nn.Linear(half, quarter))
         decoder = nn.Sequential(nn.Linear(quarter, half), nn.ReLU(), nn.Linear(half, width))
-        _fit(nn.Sequential(encoder, decoder), scaled_ND, epochs=epochs)
+        with _one_thread():  # for layers so small more take longer
+            _fit(nn.Sequential(encoder, decoder), scaled_ND, epochs=epochs)
     with torch.no_grad():
         return encoder(scaled_ND)
 
@@ -95,6 +97,17 @@ def _scaled(means_ND: Tensor) -> Tensor:
     centred_ND = means_ND - means_ND.mean(0)
     spread_D = centred_ND.square().mean(0).sqrt()
     return centred_ND / torch.where(spread_D > 0, spread_D, torch.ones_like(spread_D))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch compute with one thread in a `with`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fit(model: nn.Module, scaled_ND: Tensor, *, epochs: int) -> None:
