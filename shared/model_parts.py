@@ -66,6 +66,13 @@ def takes(module: Any, argument: str) -> bool:
     return argument in inspect.signature(module.forward).parameters
 
 
+def token_types_of(module: Any) -> str | None:
+    """The argument by which a model that sees is told which tokens are images; None where it finds
+    them by itself."""
+    names = ("mm_token_type_ids", "token_type_ids")
+    return next((name for name in names if takes(module, name)), None)
+
+
 def longest_context(text_config: Any) -> int | None:
     """Tokens that a model reads at most; None where it has no limit, which some call -1."""
     named = ("max_position_embeddings", "max_seq_len")  # the second is MPT's

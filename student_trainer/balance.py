@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.config.tasks.balance import Balance
+from shared.errors import ConfigError
 from shared.run.metrics import BalanceMetrics
 from student_trainer.models.image_text import SIDES, ImageTextStudent
 from student_trainer.models.student import Student
@@ -126,7 +127,7 @@ class ModalityBalance:
         with torch.no_grad():
             (logits_NV,) = self.engine(batch, mode="logits")
         self.engine.train(training)
-        return logits_NV.float().log_softmax(-1)
+        return logits_NV.double().log_softmax(-1)
 
 
 def open_balance(
@@ -141,6 +142,12 @@ def open_balance(
     assert isinstance(student, ImageTextStudent), "the config says that it sees"
     named, sides = dict(engine.module.named_parameters()), student.sides(engine.module)
     weights = tuple([named[n] for n, side in sides.items() if side == own] for own in SIDES)
+    for own, found in zip(SIDES, weights, strict=True):
+        if not found:
+            raise ConfigError(
+                f"optimiser.balance is set, but no weight of the student's {own} part trains; set "
+                "student.train.target_modules to modules of both, or leave it out"
+            )
     return ModalityBalance(asked, engine, ranks, weights)
 
 
@@ -169,10 +176,10 @@ def _fewer(batch: Batch, most: int) -> Batch:
 
 
 def _divergence(new_NV: Tensor, old_NV: Tensor) -> Tensor:
-    """KL of what is said after from what was said before, summed over positions, nats; what
-    rounding leaves below 0 is 0."""
-    kl_N = (new_NV.exp() * (new_NV - old_NV)).sum(-1).double()
-    return kl_N.clamp(min=0).sum()
+    """KL of what is said after from what was said before, summed over positions, nats. With the
+    difference of both masses, which is 0, no term is negative, so that small ones do not cancel."""
+    new_mass_NV, old_mass_NV = new_NV.exp(), old_NV.exp()
+    return (new_mass_NV * (new_NV - old_NV) + old_mass_NV - new_mass_NV).sum()
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ def check_weighting(weighting: Weighting, losses: Sequence[Loss], *, classifies:
         return
     if isinstance(weighting, LLKD) and weighting.by == "class" and not classifies:
         raise ValueError(
-            "weighting.by is class, but task is language_model, whose rows have none; set it to "
+            "weighting.by is class, but task is not classification, whose rows have one; set it to "
             "domain, none or auto"
         )
     if not any(loss.asks_teacher for loss in losses):

@@ -317,12 +317,7 @@ def _keyed_for_holding_out(pieces: list[Piece]) -> list[Piece]:
     few = len({piece.key for piece in pieces}) < FEWEST_DOCUMENTS
     if not few or any(piece.second for piece in pieces):
         return pieces
-    return [
-        replace(
-            piece, key=xxhash.xxh3_64_intdigest(np.ascontiguousarray(piece.input_ids).tobytes())
-        )
-        for piece in pieces
-    ]
+    return [replace(piece, key=_content_key(piece)) for piece in pieces]
 
 
 def _held_out(pieces: list[Piece], data: Data) -> set[int]:
@@ -344,10 +339,18 @@ def _held_out(pieces: list[Piece], data: Data) -> set[int]:
 
 def _unique(pieces: list[Piece]) -> list[Piece]:
     """Pieces of repeated documents once."""
-    seen: dict[bytes, Piece] = {}
+    seen: dict[int, Piece] = {}
     for piece in pieces:
-        seen.setdefault(np.ascontiguousarray(piece.input_ids).tobytes(), piece)
+        seen.setdefault(_content_key(piece), piece)
     return list(seen.values())
+
+
+def _content_key(piece: Piece) -> int:
+    """A hash of what a piece holds, its images among it."""
+    state = xxhash.xxh3_64(np.ascontiguousarray(piece.input_ids).tobytes())
+    for image in piece.images:
+        state.update(image.digest.encode())
+    return state.intdigest()
 
 
 def _digest(

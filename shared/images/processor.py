@@ -1,7 +1,8 @@
 """What a model makes of an image: the tokens that stand in its place, and its pixels.
 
 The processor is the model's own, of transformers, and images are read as transformers reads them,
-so that what is computed of a row is what `AutoProcessor` and the model give their users.
+so that what is computed of a row is what `AutoProcessor` and the model give their users. Models
+that are told which tokens are images, and have positions or masks by that, are refused.
 """
 
 import json
@@ -21,6 +22,8 @@ from shared.loading import first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # others may run programs, as EPS does
+MOST_PIXELS = 50_000_000  # of an image; a small file may hold far more
 SIZES = ((64, 64), (640, 480), (300, 1000))  # of images by which two processors are compared
 
 
@@ -68,11 +71,14 @@ class ImageProcessor:
 
 
 def open_image(encoded: bytes, *, where: str) -> "Image":
-    """An image in RGB, turned as its file says. Raises DataError for bytes that are none."""
+    """An image in RGB, turned as its file says. Raises DataError for bytes that are none of
+    `FORMATS`, or of more than `MOST_PIXELS`."""
     from PIL import Image, ImageOps
 
     try:
-        image = Image.open(BytesIO(encoded))
+        image = Image.open(BytesIO(encoded), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
         return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # each format has errors of its own
         raise DataError(

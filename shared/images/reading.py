@@ -8,6 +8,7 @@ T tokens of a document
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,8 @@ def _seen(
     others: Columns = {ours: own for ours, own in columns.items() if ours != COLUMN}
     if not isinstance(row, Mapping):
         return make(row, where, others)
-    folder = Path(where.rpartition(":")[0]).parent
+    file = Path(where.rpartition(":")[0])
+    folder = file.parent if file.is_file() else root  # rows of data sets have no file
     found = row.get(name)
     listed = found if isinstance(found, list | tuple) else [] if found is None else [found]
     images = tuple(_image(one, where, (folder, root)) for one in listed)
@@ -94,9 +96,10 @@ def _image(value: Any, where: str, folders: Sequence[Path]) -> RowImage:
             f"{where}: an image is {value!r:.40}, neither a path nor encoded bytes; correct the row"
         )
     for folder in folders:
-        path = (folder / value).resolve()
-        if path.is_file() and any(path.is_relative_to(base.resolve()) for base in folders):
-            return RowImage(path, where)
+        with suppress(OSError, ValueError):  # of what is no path, or may not be looked at
+            path = (folder / value).resolve()
+            if path.is_file() and any(path.is_relative_to(base.resolve()) for base in folders):
+                return RowImage(path, where)
     raise DataError(
         f"{where}: its image {value!r:.80} is no file below {folders[0]}, the folder of the row's "
         f"file, nor below paths.root {folders[1]}; correct the path, or leave the row out"

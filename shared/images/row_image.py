@@ -23,10 +23,13 @@ class RowImage:
         try:
             return self.source.read_bytes()
         except OSError as error:
-            raise DataError(
-                f"{self.where}: its image {self.source} cannot be read ({error.strerror}); correct "
-                "its path, or leave the row out"
-            ) from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self.where}: its image {self.source} cannot be read ({error.strerror}); correct "
+            "its path, or leave the row out"
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -34,8 +37,11 @@ class RowImage:
         return xxhash.xxh3_128_hexdigest(self.read())
 
     def stamp(self) -> list[str | int]:
-        """What changes where the image does, without reading a file."""
+        """What changes where the image does, without reading a file. Raises DataError."""
         if isinstance(self.source, bytes):
             return [self.digest]
-        told = self.source.stat()
+        try:
+            told = self.source.stat()
+        except OSError as error:
+            raise self._unreadable(error) from None
         return [str(self.source), told.st_size, told.st_mtime_ns]

@@ -58,6 +58,11 @@ class OwnHead:
     def ask(self) -> HeadLogProbs:
         """See `ClassReading`; its head must know the task's classes, in any order, and no other."""
         wanted, known = self.task.classes, self.known
+        if len(set(known)) < len(known):
+            raise ConfigError(
+                f"the classifier {self.teacher} has two classes of one name in id2label of its "
+                "config.json; name them apart, or name another teacher"
+            )
         missing = [label for label in wanted if label not in known]
         others = [label for label in known if label not in wanted]
         if missing or others:

@@ -16,7 +16,7 @@ from shared.data.passes import TOGETHER
 from shared.data.trust import Trust
 from shared.errors import ConfigError
 from shared.images.processor import ImageProcessor, blank_image
-from shared.model_parts import takes
+from shared.model_parts import takes, token_types_of
 from student_trainer.models.student import Student, load_student, student_trust
 from student_trainer.tasks.task import PIXELS, ModelKind
 
@@ -55,7 +55,8 @@ class ImageTextStudent(Student):
         ids_1T = torch.cat([seen_T[None], _without(plain["input_ids_BT"], seen_T)], dim=1)
         place_T = torch.arange(ids_1T.shape[1], device=device)
         pixels = self.processor.pixels([[blank_image()]])
-        beside = {PIXELS + name: torch.tensor(v).to(device) for name, v in pixels.items()}
+        read = {name: value for name, value in pixels.items() if takes(self.decoder, name)}
+        beside = {PIXELS + name: torch.tensor(v).to(device) for name, v in read.items()}
         return {"input_ids_BT": ids_1T, "loss_index_N": place_T, **beside}
 
 
@@ -80,6 +81,11 @@ def load_image_text(
 ) -> ImageTextStudent:
     """See `load_student`."""
     found = load_student(config, kind, device=device, export=export)
+    if (told := token_types_of(found.decoder)) is not None:
+        raise ConfigError(
+            f"student.model: {config.student.model} is told by {told} which tokens are images, "
+            "which nobody here does; choose another student, of LLaVA's kind"
+        )
     parts = {field.name: getattr(found, field.name) for field in fields(found)}
     language = next(m for n, m in found.decoder.named_children() if n in LANGUAGE)
     return ImageTextStudent(**parts, processor=processor, language=language)

@@ -14,10 +14,11 @@ so that the domain of the largest has a C itself; likewise S(g) with b and u. Ru
 the steps before: the first step learns everything, with m = 1. Of whole documents, c is the
 geometric mean of its labels' probabilities and u the mean of its tokens'.
 
-Where rows have classes, g is the class that the teacher thinks likeliest and c its probability, as
-in the paper, which classifies rows by the teacher's labels; text has domains in their place. The
-thresholds of every step follow the steps before it, where FreeMatch, whose form they have, includes
-the step itself. That, its normalisation, and the way to text are ours.
+Where rows have classes and `by` says so, as it does by default, g is the class that the teacher
+thinks likeliest and c its probability, as in the paper, which classifies rows by the teacher's
+labels; text has domains in their place. The thresholds of every step follow the steps before it,
+where FreeMatch, whose form they have, includes the step itself. That, its normalisation, and the
+way to text are ours.
 
 N positions with loss of a unit   D domains in config order   C classes   G groups: D, or C
 """

@@ -15,7 +15,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError, TutelageError
 from shared.images.processor import ImageProcessor, blank_image, image_processor
 from shared.loading import first_line
-from shared.model_parts import seeing_part_of, takes, tolerance
+from shared.model_parts import seeing_part_of, takes, token_types_of, tolerance
 from teacher_service.engine.model_parts import Decoder
 from teacher_service.scoring.scoring import ScoringHead
 
@@ -55,6 +55,8 @@ def find_sight(
     part = seeing_part_of(model)
     if part is None:
         return "it is a model of text alone"
+    if (told := token_types_of(part)) is not None:
+        return f"it is told by {told} which tokens are images, which nobody here does"
     try:
         processor = image_processor(name, revision, trusted=trusted)
         seeing = replace(decoder, module=part, layers=None, takes_positions=False)

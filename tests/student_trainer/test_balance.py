@@ -91,6 +91,16 @@ def test_kappa_is_that_of_the_divergences_in_float64_and_its_factors_undo_it():
     assert 2 * vision / language == pytest.approx(1, rel=0.05)
 
 
+def test_a_step_too_small_for_float32_is_measured():
+    """Of a millionth, whose KL is below the rounding of single precision."""
+    model = Sum().double()
+    balance = balance_of(model, positions=10)
+    with balance.watching(BATCH), torch.no_grad():
+        model.sees += 2e-6 * STEP
+        model.says += 1e-6 * STEP
+    assert balance.line().kappa == pytest.approx(4, rel=1e-2)
+
+
 def test_measurements_are_at_equal_rates_and_fade():
     model = Sum()
     balance = balance_of(model, decay=0.5)

@@ -66,6 +66,8 @@ def _unfit(config: "Config") -> list[tuple[str, str]]:
     found = []
     if config.task.classifies:
         found.append(("task is classification, whose texts are read whole", "set another task"))
+    if config.task.sees:
+        found.append(("task is image_text, whose images stand in the text", "set another task"))
     if not config.source.is_dataset:
         found.append((f"source has {config.source.written_in_words}", "set source=dataset"))
     if config.cross_tokenizer is not None:

@@ -51,6 +51,12 @@ class ClassifierEngine:
         refuse_beyond_classifier(f"the teacher {teacher.model}", teacher)
         device, trusted = "cuda" if teacher.gpus > 0 else "cpu", teacher.trust_remote_code
         loaded = load_model(teacher.model, **teacher.loading, device=device)
+        if getattr(loaded.model.config, "problem_type", None) == "multi_label_classification":
+            raise ConfigError(
+                f"the teacher {teacher.model} says of each class by itself whether a text has it "
+                "(problem_type multi_label_classification), and classes here exclude one another; "
+                "name another teacher"
+            )
         tokenizer = AutoTokenizer.from_pretrained(
             teacher.model, revision=teacher.revision or "main", trust_remote_code=trusted
         )

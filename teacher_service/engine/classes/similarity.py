@@ -78,6 +78,11 @@ def soft_labels(
     """P, float64 [C, C], a row for each class. Raises ConfigError where a class is no likelier than
     another in its own row; `option` is where the config asks for it."""
     found_CC = similarity_CC + diagonal * np.eye(len(classes))
+    if not np.isfinite(found_CC).all():
+        raise ConfigError(
+            f"{option}: the autoencoder ended without numbers; lower {option}.passes, or name a "
+            "model with other embeddings"
+        )
     for number, row_C in enumerate(found_CC):
         others_C = np.where(np.arange(len(classes)) == number, -np.inf, row_C)
         nearest = int(others_C.argmax())
@@ -89,7 +94,13 @@ def soft_labels(
                 f"or raise {option}.samples"
             )
     powers_CC = np.exp(found_CC - found_CC.max(1, keepdims=True))
-    return powers_CC / powers_CC.sum(1, keepdims=True)
+    label_CC = powers_CC / powers_CC.sum(1, keepdims=True)
+    if not label_CC.astype(np.float32).all():
+        raise ConfigError(
+            f"{option}.diagonal is {diagonal:g}, with which other classes have no "
+            "probability left; lower it"
+        )
+    return label_CC
 
 
 def _scaled(means_ND: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     AutoProcessor,
@@ -27,6 +28,7 @@ from shared.data.tokenise import prepare
 from shared.errors import ConfigError, DataError, HandshakeError
 from shared.images.processor import ImageProcessor, image_processor
 from shared.images.reading import ImageRows
+from shared.model_parts import token_types_of
 from teacher_service.engine.hf import HFEngine
 from tests import pictured, tiny
 from tests.answers import decoded, question_of
@@ -133,6 +135,10 @@ def test_an_image_that_changes_makes_other_rows(tmp_path, pair):
         ({"images": ["broken.png"]}, r"other.jsonl:2, .*broken.png: its image cannot be read"),
         ({"images": ["gone.png"]}, r"other.jsonl:2: its image 'gone.png' is no file below"),
         ({"images": ["../../secret.png"]}, r"'../../secret.png' is no file below"),
+        ({"images": ["iVBORw0KGgo" * 90]}, r"other.jsonl:2: its image 'iVBOR.* is no file below"),
+        ({"images": ["a\0.png"]}, r"is no file below"),
+        ({"images": ["program.eps"]}, "its image cannot be read .cannot identify"),
+        ({"images": ["huge.png"]}, r"cannot be read .8001 x 8000 pixels, more than 50,000,000"),
         ({"images": [7]}, r"other.jsonl:2: an image is 7, neither a path nor encoded bytes"),
         ({"images": ["train-0-0.png"], "prompt": "<image> and <image>"}, "1 images and 2 places"),
         ({"images": ["train-0-0.png"], "response": "<image>"}, "2 places for them"),
@@ -142,6 +148,8 @@ def test_an_image_that_cannot_be_read_is_refused_by_file_and_row(tmp_path, pair,
     config = config_of(tmp_path / "below", "run", pair=pair)
     (tmp_path / "below" / "text" / "broken.png").write_bytes(b"\x89PNG no image")
     pictured.draw("red", "circle", 1).save(tmp_path / "secret.png")
+    pictured.draw("red", "circle", 1).save(tmp_path / "below" / "text" / "program.eps")
+    Image.new("1", (8001, 8000)).save(tmp_path / "below" / "text" / "huge.png")
     good = {"images": ["train-0-0.png"], "prompt": "what?", "response": "red"}
     with pytest.raises(DataError, match=said):
         rows_of(with_rows(config, [good, good | row]))
@@ -274,6 +282,57 @@ def test_a_teacher_answers_what_a_plain_forward_gives(tmp_path, pair, asked):
             assert np.abs(states_ND[part] - own_ND).max() <= 1e-5
         at += count
     assert at == len(found.label_logprob_N)
+
+
+def test_a_dataset_s_paths_are_below_the_root_alone(tmp_path, pair, monkeypatch):
+    """A row names no file of the working directory."""
+    from datasets import Dataset
+
+    (tmp_path / "here").mkdir()
+    pictured.draw("red", "circle", 1).save(tmp_path / "here" / "private.png")
+    config = config_of(tmp_path / "below", "run", pair=pair)
+    row = {"images": ["private.png"], "prompt": "what?", "response": "red"}
+    Dataset.from_list([row] * 30).save_to_disk(str(tmp_path / "here" / "saved"))
+    monkeypatch.chdir(tmp_path / "here")
+    hub = HubDataset(dataset=str(tmp_path / "here" / "saved"))
+    domain = config.domains["shapes"].model_copy(update={"train": hub, "validation": None})
+    with pytest.raises(DataError, match=r"'private.png' is no file below"):
+        rows_of(config.model_copy(update={"domains": {"shapes": domain}}))
+
+
+def test_validation_text_that_is_alike_over_other_images_stays(tmp_path, pair):
+    config = config_of(tmp_path, "run", pair=pair)
+    for number in range(40):
+        pictured.draw("red", "circle", number).save(tmp_path / "text" / f"alike-{number}.png")
+    rows = [
+        {"images": [f"alike-{number}.png"], "prompt": "what?", "response": "red"}
+        for number in range(40)
+    ]
+    found = with_rows(config, rows)
+    domain = found.domains["shapes"].model_copy(update={"validation": None})
+    processor = image_processor(config.student.model, None)
+    (prepared,) = prepare(
+        found.model_copy(update={"domains": {"shapes": domain}}),
+        tokenizer=lambda: processor.processor.tokenizer,
+        tokenizer_digest="tiny",
+        cache=Path(config.paths.cache),
+        images=ImageRows(processor, Path(config.paths.root)),
+    )
+    held_out, train = (
+        len(RowStore.open(path)) for path in (prepared.validation_path, prepared.train_path)
+    )
+    assert held_out > 1
+    assert held_out + train == 40
+
+
+def test_models_that_are_told_which_tokens_are_images_are_known():
+    for model, name in (
+        (transformers.Qwen2_5_VLModel, "mm_token_type_ids"),
+        (transformers.Gemma3Model, "token_type_ids"),
+        (transformers.LlavaModel, None),
+        (transformers.Idefics3Model, None),
+    ):
+        assert token_types_of(model) == name
 
 
 def test_a_teacher_that_sees_nothing_says_so(tiny_pair):

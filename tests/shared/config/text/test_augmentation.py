@@ -37,6 +37,10 @@ def test_nothing_is_changed_unless_a_share_is_named():
             {"augmentation": HALF, "cross_tokenizer": "aligned"},
             "cross_tokenizer is aligned, whose teacher has rows of its own",
         ),
+        (
+            {"augmentation": HALF, "task": "image_text", "data": {"too_long": "drop"}},
+            "task is image_text, whose images stand in the text",
+        ),
         ({"weighting": {"policy": "reinforced"}}, "but augmentation.share is 0"),
         ({"augmentation": HALF, "weighting": {"policy": "reinforced", "start": 0}}, "start"),
         ({"augmentation": HALF, "weighting": {"policy": "reinforced", "every": 0}}, "every"),

@@ -3,6 +3,8 @@
 P rows   C classes
 """
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def test_a_classifier_whose_head_says_nothing_is_not_learnt_from(models, tmp_pat
         watched.begin()
 
 
-def test_what_a_classifier_never_answers_is_refused(models):
+def test_what_a_classifier_never_answers_is_refused(models, tmp_path):
     engine = opened(models / "both")
     with pytest.raises(ConfigError, match=r"tells the classes ask, ask again, tell apart"):
         engine.score(rows_of([[5, 6]]), Question(HeadLogProbs(("yes", "no"))))
@@ -105,6 +107,13 @@ def test_what_a_classifier_never_answers_is_refused(models):
         engine.generate(Openings.build(names=["d"], input_ids=[[5]]), GenerationSpec(4))
     with pytest.raises(ConfigError, match="whose head gives no tokens"):
         engine.ship_head()
+    several = tmp_path / "several"
+    shutil.copytree(models / "both", several)
+    told = json.loads((several / "config.json").read_text())
+    told["problem_type"] = "multi_label_classification"
+    (several / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match="says of each class by itself whether a text has it"):
+        opened(several)
     for option, value in (("quantisation", "nf4"), ("tensor_parallel", 2), ("adapter", "a")):
         with pytest.raises(ConfigError, match=f"a sequence classifier, and {option} is {value}"):
             opened(models / "both", **{option: value})

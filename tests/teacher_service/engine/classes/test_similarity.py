@@ -81,6 +81,10 @@ def test_each_class_is_likeliest_in_its_own_row_or_it_is_refused():
     assert label_CC.argmax(1).tolist() == [0, 1, 2]
     power = np.exp([0.5501, 0.2, -0.1])
     np.testing.assert_allclose(label_CC[0], power / power.sum(), rtol=0, atol=1e-15)
+    with pytest.raises(ConfigError, match="is 800, with which other classes have no probability"):
+        soft_labels(alike_CC, diagonal=800, **named)
+    with pytest.raises(ConfigError, match="the autoencoder ended without numbers"):
+        soft_labels(alike_CC * np.nan, diagonal=0.1, **named)
 
 
 def test_codes_keep_what_tells_groups_of_texts_apart_and_repeat_with_their_seed():
