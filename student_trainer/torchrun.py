@@ -122,8 +122,7 @@ def _plan(config: Config, fields: dict[str, Any], *, parts: dict[str, RunPlan]) 
         "openings": openings,
         "parts": parts,
     }
-    if "ends" in fields:
-        found["ends"] = tuple(fields["ends"])
+    found |= {name: tuple(fields[name]) for name in ("ends", "special_ids") if name in fields}
     if "passes" in fields:
         found["passes"] = Passes.from_dict(fields["passes"])
     named: dict[str, Any] = fields | specs | found

@@ -30,7 +30,7 @@ def weighting_of(*, step: int = 0, mean: float | None = None, **options) -> Anne
     weighting = AnnealedWeights(InstanceWeights.model_validate(options), num_domains=1, steps=5)
     if mean is not None:
         sums = {"teacher_nll": np.array([10 * mean])}
-        weighting.follow(StepMeans(sums, np.array([10]), step=step))
+        weighting.follow(StepMeans(sums, np.array([10]), step=step, policy_F=np.zeros(0)))
     return weighting
 
 
