@@ -30,7 +30,7 @@ def weighting_of(*, step: int = 0, mean: float | None = None, **options) -> Anne
     weighting = AnnealedWeights(InstanceWeights.model_validate(options), num_domains=1, steps=5)
     if mean is not None:
         sums = {"teacher_nll": np.array([10 * mean])}
-        weighting.follow(StepMeans(sums, np.array([10]), step=step, policy_F=np.zeros(0)))
+        weighting.follow(StepMeans(sums, np.array([10]), step=step))
     return weighting
 
 
@@ -110,7 +110,7 @@ def test_the_last_step_has_the_last_steepness():
     sums = {"selected_share": np.array([9.0]), "teacher_nll": np.array([10.0])}
     for step in range(5):
         found.append(weighting.steepness)
-        follow_step(weighting, sums, np.array([10]), step=step)
+        follow_step(weighting, sums, np.array([10]), step=step, policy_F=np.zeros(0))
     assert found == [3.0, 2.5, 2.0, 1.5, 1.0]
 
 
