@@ -66,6 +66,13 @@ def takes(module: Any, argument: str) -> bool:
     return argument in inspect.signature(module.forward).parameters
 
 
+def read_by(module: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of named tensors that a module's forward reads, in the module's own dtype."""
+    dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+    read = {name: tensor for name, tensor in tensors.items() if takes(module, name)}
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in read.items()}
+
+
 def token_types_of(module: Any) -> str | None:
     """The argument by which a model that sees is told which tokens are images; None where it finds
     them by itself."""

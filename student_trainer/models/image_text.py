@@ -16,7 +16,7 @@ from shared.data.passes import TOGETHER
 from shared.data.trust import Trust
 from shared.errors import ConfigError
 from shared.images.processor import ImageProcessor, blank_image
-from shared.model_parts import takes, token_types_of
+from shared.model_parts import read_by, takes, token_types_of
 from student_trainer.models.student import Student, load_student, student_trust
 from student_trainer.tasks.task import PIXELS, ModelKind
 
@@ -62,13 +62,8 @@ class ImageTextStudent(Student):
 
 def pixels_in(batch: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """What a module reads of a batch's pixels, in its own dtype."""
-    dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
     named = {name.removeprefix(PIXELS): t for name, t in batch.items() if name.startswith(PIXELS)}
-    return {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in named.items()
-        if takes(module, name)
-    }
+    return read_by(module, named)
 
 
 def load_image_text(

@@ -71,8 +71,7 @@ def follow_step(
     """Let a weighting follow step `step`, counted from 0, before any weight changes.
 
     `sums` are those of all ranks by the names of `reports_of_weighting`, [D], `policy_F` its
-    further sums. Raises WeightingError
-    on every rank where no token is left to learn from.
+    further sums. Raises WeightingError on every rank where no token is left to learn from.
     """
     num_tokens = int(tokens_D.sum())
     if not num_tokens:

@@ -15,7 +15,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError, TutelageError
 from shared.images.processor import ImageProcessor, blank_image, image_processor
 from shared.loading import first_line
-from shared.model_parts import seeing_part_of, takes, token_types_of, tolerance
+from shared.model_parts import read_by, seeing_part_of, token_types_of, tolerance
 from teacher_service.engine.model_parts import Decoder
 from teacher_service.scoring.scoring import ScoringHead
 
@@ -74,9 +74,7 @@ def find_sight(
 
 def as_tensors(pixels: Mapping[str, Any], module: nn.Module) -> dict[str, Tensor]:
     """What a module reads of what a processor gives, in the module's dtype."""
-    dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
-    found = {name: torch.tensor(array) for name, array in pixels.items() if takes(module, name)}
-    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in found.items()}
+    return read_by(module, {name: torch.tensor(array) for name, array in pixels.items()})
 
 
 @torch.inference_mode()
