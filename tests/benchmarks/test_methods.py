@@ -20,6 +20,7 @@ from tests.benchmarks.methods.cells import (
     ON_POLICY,
     ON_POLICY_COMPARISONS,
     OWN,
+    SPARSE_COMPARISONS,
     SWEPT_COMPARISONS,
     WEIGHTED_COMPARISONS,
     config_of,
@@ -106,6 +107,7 @@ def test_every_cell_is_a_config_of_equal_tokens_and_every_comparison_names_two()
             *COMPARISONS,
             *SWEPT_COMPARISONS,
             *WEIGHTED_COMPARISONS,
+            *SPARSE_COMPARISONS,
             *ON_POLICY_COMPARISONS,
         )
     )

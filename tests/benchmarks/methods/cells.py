@@ -171,6 +171,24 @@ WEIGHTED_COMPARISONS = (
     ("instance", "kd-ce"),
 )
 
+
+def sparse(top_k: int, train: str) -> str:
+    """Four experts in every other layer."""
+    return f"{{every: 2, experts: 4, top_k: {top_k}, train: {train}}}"
+
+
+SPARSE = (
+    KD.but("sparse-1", "one expert of four, all train", student__upcycle=sparse(1, "all")),
+    KD.but("sparse-2", "two experts of four, all train", student__upcycle=sparse(2, "all")),
+    KD.but("sparse-alone", "two of four, alone trained", student__upcycle=sparse(2, "experts")),
+)
+SPARSE_COMPARISONS = (
+    ("sparse-1", "kd"),
+    ("sparse-2", "kd"),
+    ("sparse-2", "sparse-1"),
+    ("sparse-alone", "sparse-2"),
+)
+
 LORA_KD = KD.but("lora", "forward KL, LoRA", student__train=LORA)
 KD_AT_2 = KD.but("kd-t2", "soft targets at T 2", losses=f"[{SOFT_AT_2}]")
 
@@ -355,7 +373,7 @@ SWEPT_COMPARISONS = (
 def every_cell() -> dict[str, Cell]:
     """All cells by name."""
     swept = (cell for cells in SWEEPS.values() for cell in cells)
-    return {cell.name: cell for cell in (*CELLS, *swept, *WEIGHTED, *ON_POLICY)}
+    return {cell.name: cell for cell in (*CELLS, *swept, *WEIGHTED, *SPARSE, *ON_POLICY)}
 
 
 def config_of(

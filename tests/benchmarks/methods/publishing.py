@@ -9,10 +9,14 @@ from pathlib import Path
 
 from shared.run.run_dir import write_atomically
 from tests.benchmarks.methods.cells import (
+    KD,
+    SPARSE,
+    SPARSE_COMPARISONS,
     SWEPT_COMPARISONS,
     UNWEIGHTED,
     WEIGHTED,
     WEIGHTED_COMPARISONS,
+    Cell,
 )
 from tests.benchmarks.methods.plot import recovered_plot
 from tests.benchmarks.methods.statistics import Record
@@ -63,13 +67,14 @@ def page(records: Sequence[Record]) -> str:
     """Everything, as Markdown."""
     own, others = apart(records)
     parts = {
-        "Methods": methods_table(_apart_from_weighted(others)),
+        "Methods": methods_table(_on_a_quiet_machine(others)),
         "Differences, paired by seed": differences_table(others),
         "Recovered share by domain": domains_table(others),
         "Domain weights: mean, and range over decisions": weights_table(others),
         "Sweeps": sweeps_table(records),
         "Students of each selector": selectors_table(others),
         "Weights of tokens and documents": _weighting(others),
+        "Mixtures of experts": _sparse(others),
         "Differences in other circumstances, paired by seed": differences_table(
             others, SWEPT_COMPARISONS
         ),
@@ -90,12 +95,13 @@ def apart(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 def sections(records: Sequence[Record]) -> dict[str, str]:
     """The parts of `RESULTS.md` by the names of their marks."""
     own, others = apart(records)
-    plain = _apart_from_weighted(others)
+    plain = _on_a_quiet_machine(others)
     plot = PLOT.relative_to(DOCUMENT.parent)
     image = f"![Share of the gap that each method recovers]({plot})\n"
     return {
         "results": "\n".join([methods_table(plain), image, differences_table(plain)]),
         "weighting": _weighting(others),
+        "sparse": _sparse(others),
         "on-policy": "\n".join(
             table
             for table in (on_policy_table(own), positions_table(own), on_policy_differences(own))
@@ -104,15 +110,24 @@ def sections(records: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _apart_from_weighted(records: Sequence[Record]) -> list[Record]:
-    """Whose times were measured on a machine that did other things, too."""
-    weighted = {cell.name for cell in WEIGHTED}
-    return [record for record in records if record["cell"] not in weighted]
+def _on_a_quiet_machine(records: Sequence[Record]) -> list[Record]:
+    """Without those whose times were measured beside other work."""
+    others = {cell.name for cell in (*WEIGHTED, *SPARSE)}
+    return [record for record in records if record["cell"] not in others]
 
 
 def _weighting(records: Sequence[Record]) -> str:
-    cells = methods_table(records, (*UNWEIGHTED, *WEIGHTED))
-    return "\n".join([cells, differences_table(records, WEIGHTED_COMPARISONS)])
+    return _compared(records, (*UNWEIGHTED, *WEIGHTED), WEIGHTED_COMPARISONS)
+
+
+def _sparse(records: Sequence[Record]) -> str:
+    return _compared(records, (KD, *SPARSE), SPARSE_COMPARISONS)
+
+
+def _compared(
+    records: Sequence[Record], cells: Sequence[Cell], comparisons: Sequence[tuple[str, str]]
+) -> str:
+    return "\n".join([methods_table(records, cells), differences_table(records, comparisons)])
 
 
 def with_sections(document: str, records: Sequence[Record]) -> str:

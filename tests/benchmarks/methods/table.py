@@ -54,7 +54,7 @@ def methods_table(records: Sequence[Record], cells: Iterable[Cell] = CELLS) -> s
     """One line per method: means over seeds with intervals, and what it cost."""
     header = ["method", *(name for name, _ in MEASURES)]
     header += ["tokens", "student CPU s", "teacher CPU s", "policy CPU s"]
-    return _table(header, _method_lines(cells, records))
+    return markdown(header, _method_lines(cells, records))
 
 
 def sweeps_table(records: Sequence[Record]) -> str:
@@ -65,9 +65,9 @@ def sweeps_table(records: Sequence[Record]) -> str:
         for cell in cells:
             own = of_cell(records, cell)
             if own:
-                values = [_level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
+                values = [level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
                 lines.append([sweep, cell.title, str(len(own)), *values])
-    return _table(header, lines)
+    return markdown(header, lines)
 
 
 def selectors_table(records: Sequence[Record]) -> str:
@@ -78,9 +78,9 @@ def selectors_table(records: Sequence[Record]) -> str:
     for title, cell in SELECTED.items():
         own = [r for r in records if r["cell"] == cell and "calibration_error" in r]
         if own:
-            values = [_level(estimate([measure(r) for r in own])) for measure in measures]
+            values = [level(estimate([measure(r) for r in own])) for measure in measures]
             lines.append([title, str(len(own)), *values])
-    return _table(header, lines)
+    return markdown(header, lines)
 
 
 def differences_table(
@@ -94,8 +94,8 @@ def differences_table(
         found = [paired(records, cell, against, measure) for _, measure in MEASURES]
         if all(found):
             name = f"{titles[cell]} {MINUS} {titles[against]}"
-            lines.append([name, *(_difference(value) for value in found if value)])
-    return _table(header, lines)
+            lines.append([name, *(difference(value) for value in found if value)])
+    return markdown(header, lines)
 
 
 def domains_table(records: Sequence[Record]) -> str:
@@ -103,9 +103,9 @@ def domains_table(records: Sequence[Record]) -> str:
     names = list(records[0]["domains"]) if records else []
 
     def values(own: Sequence[Record]) -> list[str]:
-        return [_level(estimate([recovered_in(name)(r) for r in own])) for name in names]
+        return [level(estimate([recovered_in(name)(r) for r in own])) for name in names]
 
-    return _table(["method", *names], _lines(CELLS, records, values))
+    return markdown(["method", *names], _lines(CELLS, records, values))
 
 
 def weights_table(records: Sequence[Record]) -> str:
@@ -120,7 +120,7 @@ def weights_table(records: Sequence[Record]) -> str:
             cells.append(f"{mean:.2f} ({min(weights):.2f} to {max(weights):.2f})")
         return cells
 
-    return _table(["method", *names], _lines(CELLS, records, values))
+    return markdown(["method", *names], _lines(CELLS, records, values))
 
 
 def on_policy_table(records: Sequence[Record]) -> str:
@@ -131,7 +131,7 @@ def on_policy_table(records: Sequence[Record]) -> str:
     for model, title in AROUND.items() if records else ():
         values = [f"{_of_written(records[0], model, name):.3f}" for _, name in WRITTEN]
         lines.append([title, *_levels(records[0], model), *values, ""])
-    return _table(header, lines)
+    return markdown(header, lines)
 
 
 def _levels(record: Record, model: str) -> list[str]:
@@ -151,15 +151,15 @@ def on_policy_differences(records: Sequence[Record]) -> str:
         found = [paired(records, cell, against, measure) for measure in measures]
         if all(found):
             name = f"{titles[cell]} {MINUS} {titles[against]}"
-            lines.append([name, *(_difference(value) for value in found if value)])
-    return _table(["difference", "KL to teacher", *(title for title, _ in COMPARED)], lines)
+            lines.append([name, *(difference(value) for value in found if value)])
+    return markdown(["difference", "KL to teacher", *(title for title, _ in COMPARED)], lines)
 
 
 def _on_policy_values(own: Sequence[Record], records: Sequence[Record]) -> list[str]:
     nll = [np.mean([d["nll_after"] for d in record["domains"].values()]) for record in own]
     kl = [mean_kl(record) for record in own]
     written = [[_of_written(record, "student", name) for record in own] for _, name in WRITTEN]
-    levels = [_level(estimate(values)) for values in (nll, kl, *written)]
+    levels = [level(estimate(values)) for values in (nll, kl, *written)]
     return [*levels, f"{np.mean([_cpu_s(record, records) for record in own]):.0f}"]
 
 
@@ -189,11 +189,11 @@ def positions_table(records: Sequence[Record]) -> str:
             by_seed = [record["written"]["kl_by_position"][name] for record in own]
             for position in range(most):
                 at = [kls[position] for kls in by_seed if position < len(kls)]
-                cells.append(_level(estimate(at)) if at else "")
+                cells.append(level(estimate(at)) if at else "")
         return cells
 
     header = ["method", *(f"{name}, {n + 1}" for name in names for n in range(most))]
-    return _table(header, _lines(ON_POLICY, known, line))
+    return markdown(header, _lines(ON_POLICY, known, line))
 
 
 def _of_written(record: Record, model: str, name: str) -> float:
@@ -217,7 +217,7 @@ def _method_lines(cells: Iterable[Cell], records: Sequence[Record]) -> list[list
         teacher = tokens * teacher_seconds_per_token(alike) if asks else 0.0
         decisions = mean(lambda r: r["cpu_s"]["decisions"])
         extra = f" ({decisions / (training + teacher):.0%})" if decisions else ""
-        levels = [_level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
+        levels = [level(estimate([measure(r) for r in own])) for _, measure in MEASURES]
         costs = [f"{tokens / 1000:.0f} k", f"{training:.0f}", f"{teacher:.0f}"]
         return [*levels, *costs, f"{decisions:.0f}{extra}"]
 
@@ -239,14 +239,14 @@ def _lines(
     return [[cell.title, *values(own)] for cell, own in found if own]
 
 
-def _level(value: Estimate) -> str:
+def level(value: Estimate) -> str:
     """A number and its interval."""
     if value.num_seeds < 2:
         return f"{value.mean:.3f}"
     return f"{value.mean:.3f} \u00b1 {value.half_width:.3f}"
 
 
-def _difference(value: Estimate) -> str:
+def difference(value: Estimate) -> str:
     """A signed number and its interval, bold where that leaves 0 out."""
     text = f"{value.mean:+.3f}".replace("-", MINUS)
     if value.num_seeds < 2:
@@ -255,7 +255,7 @@ def _difference(value: Estimate) -> str:
     return f"**{text}**" if value.excludes_zero else text
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Markdown."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines)) + "\n"
