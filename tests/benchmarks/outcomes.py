@@ -3,9 +3,10 @@
     python -m tests.benchmarks.outcomes run --to FOLDER [--trials NAME ...] [--seeds 0 1 2]
     python -m tests.benchmarks.outcomes publish --to FOLDER
 
-`run` gives `tutelage run` for every trial and seed that has no record yet; each trains the student
-and, with `baseline: true`, a copy on hard labels alone, so that both are paired. What a trial needs
-and no reference folder has (a teacher that can do its task, few rows of each class) is made first.
+`run` gives the command of every trial and seed that has no record yet; `tutelage run` trains the
+student and, with `baseline: true`, a copy on hard labels alone, so that both are paired. What a
+trial needs and no reference folder has (a teacher that can do its task, few rows of each class) is
+made first.
 `publish` writes the tables of `RESULTS.md`.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.run.run_dir import write_atomically
+from tests.benchmarks import rounds
 from tests.benchmarks.methods.statistics import Record, estimate
 from tests.benchmarks.methods.table import difference, level, markdown
 
@@ -68,6 +70,7 @@ class Trial:
     title: str
     recipe: str
     options: dict[str, str] = field(default_factory=dict)  # `a.b` -> value as in YAML
+    verb: str = "run"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Table:
     measures: dict[str, str]  # title -> key of a record's measures
     trials: tuple[Trial, ...]
     against: tuple[tuple[str, str], ...] = ()  # pairs of trials, compared by their students
+    baseline: str = "hard labels"  # what a student is compared with in its own run
+    student: str = "distilled"
 
 
 CLASSES = Table(
@@ -117,7 +122,14 @@ ACROSS = Table(
     ),
     (("uld", "aligned"), ("back-uld", "back-aligned")),
 )
-TABLES = (CLASSES, ACROSS)
+ROUNDS = Table(
+    "rounds",
+    {"accuracy": "accuracy"},
+    (Trial("pgkd", "PGKD, 3 rounds", "pgkd", rounds.OPTIONS, verb="active"),),
+    baseline="few labels",
+    student="best round",
+)
+TABLES = (CLASSES, ACROSS, ROUNDS)
 TRIALS = {trial.name: trial for table in TABLES for trial in table.trials}
 
 
@@ -126,7 +138,8 @@ def make_classifier(to: Path, *, folder: Path, root: Path) -> None:
     options = BASE | {
         "name": "classifier",
         "student.model": "models/teacher-6m",
-        "teachers": "{none: {model: models/teacher-6m}}",
+        "teachers": "{none: {model: models/student-base-1m, engine: similarity, cpus: 0.1, "
+        "similarity: {diagonal: 0.05, passes: 1}}}",
         "losses": "[{kind: cross_entropy}]",
         "optimiser.lr": "1e-3",
         "steps": "800",
@@ -148,18 +161,29 @@ def make_few(to: Path, *, folder: Path, root: Path) -> None:
     write_atomically(to, "\n".join(kept))
 
 
-MAKERS: dict[str, Callable[..., None]] = {CLASSIFIER: make_classifier, FEW: make_few}
+def make_writer(to: Path, *, folder: Path, root: Path) -> None:
+    """The text of the rounds, and the teacher that writes in them."""
+    rounds.make_writer(to, folder=folder, root=root, command=command)
 
 
-def command(recipe: str, options: dict[str, str], *, folder: Path, root: Path) -> None:
-    """`tutelage run` of a recipe, anew. Raises CalledProcessError where it fails."""
+MAKERS: dict[str, Callable[..., None]] = {
+    CLASSIFIER: make_classifier,
+    FEW: make_few,
+    f"{rounds.FOLDER}/writer": make_writer,
+}
+
+
+def command(
+    recipe: str, options: dict[str, str], *, folder: Path, root: Path, verb: str = "run"
+) -> None:
+    """A command on a recipe. Raises CalledProcessError where it fails."""
     paths = {"paths.root": str(root), "paths.runs": str(folder / "runs")}
     paths["paths.cache"] = str(folder / "cache")
     made = {name: value.replace(MADE, f"{folder}/{MADE}") for name, value in options.items()}
     overrides = [f"{name}={value}" for name, value in (made | paths).items()]
-    line = [sys.executable, "-m", "cluster.cli", "run", str(RECIPES / f"{recipe}.yaml")]
+    line = [sys.executable, "-m", "cluster.cli", verb, str(RECIPES / f"{recipe}.yaml")]
     environment = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"}
-    subprocess.run([*line, *overrides, "--fresh"], cwd=ROOT, check=True, env=environment)
+    subprocess.run([*line, *overrides], cwd=ROOT, check=True, env=environment)
 
 
 def make_missing(trial: Trial, *, folder: Path, root: Path) -> None:
@@ -176,19 +200,24 @@ def run_trial(trial: Trial, seed: int, *, folder: Path, root: Path) -> Record:
     make_missing(trial, folder=folder, root=root)
     name = f"{trial.name}-{seed}"
     options = trial.options | {"name": name, "seed": str(seed)}
-    command(trial.recipe, options, folder=folder, root=root)
     run = folder / "runs" / name
+    shutil.rmtree(run, ignore_errors=True)
+    command(trial.recipe, options, folder=folder, root=root, verb=trial.verb)
+    measured = rounds.measures_of_rounds(run, folder) if trial.verb == "active" else both(run)
     record = {
         "trial": trial.name,
         "seed": seed,
         "options": trial.options,
-        "measures": measures_of(
-            json.loads((run / "summary.json").read_text()),
-            json.loads((run / "baseline.json").read_text()),
-        ),
+        "measures": measured,
     }
     shutil.rmtree(run)
     return record
+
+
+def both(run: Path) -> dict[str, dict[str, float]]:
+    """The measures of both students of a run's folder."""
+    files = ("summary.json", "baseline.json")
+    return measures_of(*(json.loads((run / name).read_text()) for name in files))
 
 
 def measures_of(summary: dict[str, Any], baseline: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -227,14 +256,14 @@ def run(names: Sequence[str], seeds: Sequence[int], *, folder: Path, root: Path)
 
 def text_of(table: Table, records: Sequence[Record]) -> str:
     """The Markdown of a table: each trial's students and their difference, then trials compared."""
-    header = ["student", "measure", "teacher", "hard labels", "distilled", "difference"]
+    header = ["student", "measure", "teacher", table.baseline, table.student, "difference"]
     lines = [
         [trial.title, title, *_line(of_trial(records, trial.name), key)]
         for trial in table.trials
         for title, key in table.measures.items()
         if of_trial(records, trial.name)
     ]
-    header_2 = ["difference of the distilled", *table.measures]
+    header_2 = [f"difference of the {table.student}", *table.measures]
     pairs = list(_compared(table, records))
     return "\n".join([markdown(header, lines), *([markdown(header_2, pairs)] if pairs else [])])
 
