@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.active.answers import Answer
-from cluster.active.classes import ClassScore
+from cluster.active.classes import ClassScore, weakest
 from cluster.active.folder import ActiveDir
 from cluster.active.material import Material, material_of
 from cluster.active.pgkd import prompt
@@ -23,7 +23,7 @@ from shared.config.file import load_config, resolve
 from shared.run.run_dir import write_atomically
 
 NUM_CLASSES, PARTS = 10, {"few": 5, "validation": 15, "test": 20}  # rows of each class
-MADE_SEED, TEACHER_PROMPTS, LONGEST = 100, 1500, 470  # prompts and their answers, and tokens
+MADE_SEED, TEACHER_PROMPTS = 100, 1000
 FOLDER = "made/rounds"
 INSTRUCTION = "Write utterances to an assistant, each with its intent."
 OPTIONS = {
@@ -36,8 +36,8 @@ OPTIONS = {
     "batch": "{rows_per_step: 16, micro_batch: 16}",
     "losses": "[{kind: cross_entropy}]",
     "optimiser.lr": "2e-3",
-    "active": "{method: pgkd, rounds: 3, patience: 3, start: base, prompts: 12, rows: 4, shots: 2, "
-    "correct: 1, incorrect: 1, hard_negatives: 2, report_classes: 3, max_new_tokens: 160, "
+    "active": "{method: pgkd, rounds: 3, patience: 3, start: base, prompts: 16, rows: 3, shots: 1, "
+    "correct: 0, incorrect: 0, hard_negatives: 1, report_classes: 2, max_new_tokens: 120, "
     f"validation_prompts: 150, budget_tokens: 200000, instruction: '{INSTRUCTION}'}}",
 }
 Run = Callable[..., None]  # a command on a recipe
@@ -87,8 +87,9 @@ def make_writer(to: Path, *, folder: Path, root: Path, command: Run) -> None:
         "student": "{model: models/teacher-6m, cpus: 0.5}",
         "teachers": "{none: {model: models/teacher-6m, cpus: 0.1}}",
         "domains.intent.train": f"{FOLDER}/writer.jsonl",
-        "data": "{context: 512, validation_rows: 8}",
-        "steps": "300",
+        "data": "{context: 512, validation_rows: 8, too_long: drop}",
+        "steps": "250",
+        "batch": "{rows_per_step: 8, micro_batch: 8}",
         "optimiser.lr": "1e-3",
         "seed": str(MADE_SEED),
         "active": "null",
@@ -102,7 +103,8 @@ def _material(folder: Path, root: Path) -> Material:
 
     recipe = Path(__file__).resolve().parents[2] / "cluster" / "recipes" / "pgkd.yaml"
     options = {n: v.replace("made/", f"{folder}/made/") for n, v in OPTIONS.items()}
-    overrides = [f"{n}={v}" for n, v in (options | {"paths.root": str(root)}).items()]
+    options |= {"paths.root": str(root), "teachers": "{writer: {model: models/teacher-6m}}"}
+    overrides = [f"{n}={v}" for n, v in options.items()]
     config = resolve(load_config(recipe, overrides))
     return material_of(config, AutoTokenizer.from_pretrained(root / "models" / "teacher-6m"))
 
@@ -110,18 +112,14 @@ def _material(folder: Path, root: Path) -> Material:
 def _lessons(rows: Rows, material: Material) -> list[dict]:
     """Prompts as rounds make them, of drawn scores and mistakes, with answers in their form."""
     draws, found = random.Random(MADE_SEED), []
-    keys, shots = sorted(material.train), material.shots(2)
-    while len(found) < TEACHER_PROMPTS:
+    keys, shots = sorted(material.train), material.shots(1)
+    for _ in range(TEACHER_PROMPTS):
         scores = {name: _drawn_score(draws) for name in material.classes}
-        answers = [_drawn_answer(key, material, draws) for key in draws.sample(keys, 4)]
-        right, wrong, hard = answers[:1], answers[1:2], answers[2:]
-        text = prompt(material, shots, scores, right, wrong, hard)
-        weak = sorted(scores, key=lambda name: scores[name].f1)[:3]
-        asked = [*weak, *(material.row(one.key).response for one in hard)]
-        wanted = [draws.choice(rows.rest[draws.choice(asked)]) for _ in range(4)]
-        lesson = {"prompt": text, "response": "\n".join(map(json.dumps, wanted))}
-        if len(material.tokenizer("\n".join(lesson.values()))["input_ids"]) <= LONGEST:
-            found.append(lesson)
+        hard = [_drawn_answer(draws.choice(keys), material, draws)]
+        text = prompt(material, shots, scores, [], [], hard)
+        asked = [*weakest(scores, 2), material.row(hard[0].key).response, hard[0].text]
+        wanted = [draws.choice(rows.rest[draws.choice(asked)]) for _ in range(3)]
+        found.append({"prompt": text, "response": "\n".join(map(json.dumps, wanted))})
     return found
 
 
