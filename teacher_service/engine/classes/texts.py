@@ -1,5 +1,6 @@
-"""Rows of texts and their classes, as engines that tell classes apart see them: a document of a row is
-a text and its class, which its one position with loss predicts.
+"""Rows of texts and their classes, as engines that tell classes apart see them.
+
+A document of a row is a text and its class, which its one position with loss predicts.
 
 P texts: documents of rows   C classes
 """
@@ -28,8 +29,8 @@ def labels_of(rows: Rows) -> np.ndarray:
 
 
 def class_columns(rows: Rows, logprobs_PC: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of an answer, float32: log-probabilities of the classes [P, C], and of each text's
-    own."""
+    """The columns of an answer, float32: log-probabilities of the classes [P, C], and of each
+    text's own."""
     label_P = labels_of(rows)
     return {COLUMN: logprobs_PC, "label_logprob": logprobs_PC[np.arange(len(label_P)), label_P]}
 
