@@ -54,6 +54,7 @@ def config_of(folder: Path, name: str, *, models: Path, **options: Any) -> Confi
     }
     for option, value in options.items():
         old = fields.get(option)
-        merges = isinstance(value, dict) and isinstance(old, dict) and option != "domains"
-        fields[option] = {**old, **value} if merges else value
+        if isinstance(value, dict) and isinstance(old, dict) and option != "domains":
+            value = {**old, **value}
+        fields[option] = value
     return with_classes(Config.model_validate(fields))
