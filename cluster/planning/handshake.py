@@ -171,6 +171,11 @@ def _asked_about_classes(
     if asked.engine == "similarity":
         read = OwnClasses(task, teacher.load_tokenizer, teacher.rows_digest)
     elif teacher.classes is not None:
+        if isinstance(task, Tagging):
+            raise HandshakeError(
+                f"{teacher.option} is {teacher.name}, a sequence classifier, which tells whole "
+                "texts apart and no words; name a causal language model"
+            )
         refuse_beyond_classifier(f"{teacher.option} {teacher.name}", asked)
         read = OwnHead(task, teacher.load_tokenizer, teacher.name, teacher.classes, **told)
     return TeacherFacts(
