@@ -12,6 +12,7 @@ from shared.config.models.attention import Attention, attend
 # weights refuse to; ours are always plain.
 MERGED = "merged_from.json"  # beside weights that an adapter was merged into
 UPCYCLED = "upcycled_from.json"  # beside weights of experts that were a dense model's FFNs
+OF_TEXTS, OF_WORDS = "ForSequenceClassification", "ForTokenClassification"  # names of heads
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
@@ -34,11 +35,11 @@ def read_config(
     return config
 
 
-def classes_of(config: Any) -> tuple[str, ...] | None:
+def classes_of(config: Any, *, head: str = OF_TEXTS) -> tuple[str, ...] | None:
     """The classes that a model of transformers has a head for, in the order of its outputs; None
-    where it is no sequence classifier."""
+    where it has no head of that name, by default that of a sequence classifier."""
     kinds = getattr(config, "architectures", None) or ()
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    if not any(kind.endswith(head) for kind in kinds):
         return None
     return tuple(config.id2label[number] for number in sorted(config.id2label))
 

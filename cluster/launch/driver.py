@@ -224,7 +224,8 @@ def _distil(launch: Launch) -> None:
 def _say_price(launch: Launch, plan: RunPlan, spec: Question) -> None:
     if launch.config.task.classifies:
         size = sum(bytes_per_token(spec, hidden_width=0).values())
-        print(f"a row costs {size:,.0f} bytes from the teacher: {spec.ask.in_words()}", flush=True)
+        unit, asked = launch.config.task.unit, spec.ask.in_words()
+        print(f"a {unit} costs {size:,.0f} bytes from the teacher: {asked}", flush=True)
         return
     facts = launch.prepared.facts
     pair = Pair(facts.width, facts.rows, launch.prepared.teacher.dtype)

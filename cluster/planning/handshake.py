@@ -26,7 +26,7 @@ from shared.config.models.engines import refuse_beyond_classifier
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
-from shared.config.tasks.task import Classification
+from shared.config.tasks.task import Classification, Tagging
 from shared.errors import ConfigError, HandshakeError
 from shared.images.processor import ImageProcessor
 from shared.prompts.class_reading import ClassReading, OwnClasses, OwnHead
@@ -141,7 +141,7 @@ def describe_teacher(name: str, teacher: Teacher, *, cache: Path) -> ModelDescri
 
 def _compared(config: Config, teacher: ModelDescription, student: ModelDescription) -> TeacherFacts:
     """What one teacher brings to a student, for the domains of `config`."""
-    if isinstance(config.task, Classification):
+    if isinstance(config.task, Classification | Tagging):
         (asked,) = config.teachers.values()
         return _asked_about_classes(config.task, teacher, asked)
     _refuse_classifier(teacher)
@@ -162,7 +162,7 @@ def _compared(config: Config, teacher: ModelDescription, student: ModelDescripti
 
 
 def _asked_about_classes(
-    task: Classification, teacher: ModelDescription, asked: Teacher
+    task: Classification | Tagging, teacher: ModelDescription, asked: Teacher
 ) -> TeacherFacts:
     """What a teacher brings that shares nothing with a student but the classes. Raises ConfigError
     for classes that it cannot tell apart."""
@@ -171,6 +171,11 @@ def _asked_about_classes(
     if asked.engine == "similarity":
         read = OwnClasses(task, teacher.load_tokenizer, teacher.rows_digest)
     elif teacher.classes is not None:
+        if isinstance(task, Tagging):
+            raise HandshakeError(
+                f"{teacher.option} is {teacher.name}, a sequence classifier, which tells whole "
+                "texts apart and no words; name a causal language model"
+            )
         refuse_beyond_classifier(f"{teacher.option} {teacher.name}", asked)
         read = OwnHead(task, teacher.load_tokenizer, teacher.name, teacher.classes, **told)
     return TeacherFacts(

@@ -19,11 +19,13 @@ from cluster.planning.handshake import (
 )
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
 from cluster.planning.revisions import revision_notes
+from cluster.planning.tasks.words import with_words
 from shared.config.losses import RouterBalance
 from shared.config.mixture import AdaptiveMixture, FixedMixture
 from shared.config.models.teachers import Teacher
 from shared.config.paths import refuse_unwritable
 from shared.config.run import Config
+from shared.config.tasks.task import Tagging
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
@@ -156,6 +158,8 @@ def prepare_run(config: Config) -> Prepared:
         domains, across = read_across(
             domains, hands.across, cache=Path(config.paths.cache), **bounds
         )
+    if isinstance(config.task, Tagging):
+        domains = with_words(domains, config, hands)
     for domain in () if across is not None or config.task.classifies else domains:
         for name in config.teachers_of(domain.name):
             known = hands.teachers[name]

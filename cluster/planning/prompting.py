@@ -13,6 +13,7 @@ from cluster.planning.tasks.classes import class_openings, refuse_unread_words
 from shared.config.adaptive_losses import learns_pairs
 from shared.config.run import Config
 from shared.config.source import TokenSources
+from shared.config.tasks.task import Tagging
 from shared.data.prepared import PreparedDomain
 from shared.data.rollouts import longest_text
 from shared.data.row_store import RowStore
@@ -48,6 +49,8 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
     Raises ConfigError for a file that cannot be used and for a domain whose documents begin in
     more than one way, DataError for a chat template that has no place for a prompt.
     """
+    if isinstance(config.task, Tagging):
+        return Showing()  # the teacher reads rows of its own
     if config.task.classifies:
         return _of_classes(config, hands)
     prompts = PromptSet({})

@@ -1,13 +1,17 @@
-"""How well classes are told apart, of runs whose task has some: for `summary.json` and tables."""
+"""How well classes are told apart, or entities found, of runs whose task has some: for
+`summary.json` and tables."""
 
 from typing import NamedTuple, TypedDict
 
 from cluster.report.record import RunRecord
-from shared.run.metrics import ClassScores
+from shared.run.metrics import ClassScores, SpanScores, TagScores
 
-SCORES = ("accuracy", "macro_f1", "calibration_error")
-TITLES = ("accuracy", "macro F1", "ECE")
+# By the scores of `summary.json` what they are called in tables.
+OF_CLASSES = {"accuracy": "accuracy", "macro_f1": "macro F1", "calibration_error": "ECE"}
+OF_SPANS = {"span_f1": "span F1", "precision": "precision", "recall": "recall"}
 WHO = ("teacher", "before", "after", "hard")
+
+Scores = ClassScores | SpanScores | None
 
 
 class ClassSummary(TypedDict):
@@ -20,42 +24,88 @@ class ClassSummary(TypedDict):
 
 
 class ClassLine(NamedTuple):
-    """A line of the table: a domain, and for each of `SCORES` one number of each of `who`."""
+    """A line of the table: a domain, or a type of entities in it, and for each score one number of
+    each of `who`."""
 
     domain: str
     values: list[list[float | None]]
 
 
+class ClassTable(NamedTuple):
+    """What tables have of the scores of a run."""
+
+    titles: tuple[str, ...]
+    who: list[str]
+    lines: list[ClassLine]  # none where rows have no classes
+    note: str
+
+
 def class_summary(record: RunRecord, name: str) -> dict[str, ClassSummary] | None:
-    """The scores of a domain by name; None where its rows have no classes."""
+    """The scores of a domain by name, those of a type of entities as `TYPE span_f1`; None where its
+    rows have no classes."""
+    scored = _scored(record, name)
+    known = scored["after"] or scored["before"]
+    if known is None:
+        return None
+    titles = OF_SPANS if isinstance(known, TagScores) else OF_CLASSES
+    found = {score: _by_who(scored, score) for score in titles}
+    for kind in _types(scored):
+        found |= {f"{kind} {score}": _by_who(_of_type(scored, kind), score) for score in OF_SPANS}
+    return found
+
+
+def class_table(record: RunRecord) -> ClassTable:
+    """A line per domain, and below it one per type of entities."""
+    who = [name for name in WHO if name != "hard" or record.baseline]
+    titles, lines = OF_CLASSES, []
+    for name in record.domains:
+        found = class_summary(record, name)
+        if found is None:
+            continue
+        titles = OF_SPANS if "span_f1" in found else OF_CLASSES
+        firsts = ["", *(f"{kind} " for kind in _types(_scored(record, name)))]
+        for first in firsts:
+            values = [[found[f"{first}{score}"][one] for one in who] for score in titles]
+            lines.append(ClassLine(f"  {first.strip()}" if first else name, values))
+    note = (
+        "Macro F1: the mean over classes. ECE: the expected calibration error over 15 bins of "
+        "confidence; lower is better."
+    )
+    if titles is OF_SPANS:
+        note = "Of whole entities with their types, as seqeval counts them."
+    return ClassTable(tuple(titles.values()), who, lines, note)
+
+
+def _scored(record: RunRecord, name: str) -> dict[str, ClassScores | TagScores | None]:
+    """The scores of a domain by who has them."""
     before, after = record.before.get(name), record.after.get(name)
     known = after or before
-    if known is None or known.student_scores is None:
-        return None
     hard = record.baseline.after.get(name) if record.baseline else None
-    scored = {
-        "teacher": known.teacher_scores,
+    return {
+        "teacher": known.teacher_scores if known else None,
         "before": before.student_scores if before else None,
         "after": after.student_scores if after else None,
         "hard": hard.student_scores if hard else None,
     }
+
+
+def _types(scored: dict[str, ClassScores | TagScores | None]) -> list[str]:
+    """Types of entities that rows have or a model said; none of classes."""
+    return sorted({t for one in scored.values() if isinstance(one, TagScores) for t in one.types})
+
+
+def _of_type(
+    scored: dict[str, ClassScores | TagScores | None], kind: str
+) -> dict[str, SpanScores | None]:
     return {
-        score: ClassSummary(**{who: _value(found, score) for who, found in scored.items()})
-        for score in SCORES
+        who: one.types.get(kind) if isinstance(one, TagScores) else None
+        for who, one in scored.items()
     }
 
 
-def class_lines(record: RunRecord) -> tuple[list[str], list[ClassLine]]:
-    """Who is measured, and a line per domain; no line where rows have no classes."""
-    who = [name for name in WHO if name != "hard" or record.baseline]
-    found = {name: class_summary(record, name) for name in record.domains}
-    lines = [
-        ClassLine(name, [[own[score][model] for model in who] for score in SCORES])
-        for name, own in found.items()
-        if own is not None
-    ]
-    return who, lines
+def _by_who(scored: dict, score: str) -> ClassSummary:
+    return ClassSummary(**{who: _value(found, score) for who, found in scored.items()})
 
 
-def _value(found: ClassScores | None, score: str) -> float | None:
+def _value(found: Scores, score: str) -> float | None:
     return None if found is None else getattr(found, score)

@@ -12,7 +12,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from cluster.report import plots
-from cluster.report.classes import TITLES, class_lines
+from cluster.report.classes import class_table
 from cluster.report.curves import curves
 from cluster.report.measurement import DomainSummary, Failures, kl, measure, nll
 from cluster.report.plots import Mark, Shape
@@ -67,8 +67,7 @@ def _page(record: RunRecord) -> str:
         hard={name: (nll(hard.get(name)), kl(hard.get(name))) for name in record.domains},
         gap_closed={name: gap_closed(domain) for name, domain in summary["domains"].items()},
         comparisons=_comparisons(record),
-        class_titles=TITLES,
-        classes=class_lines(record),
+        classes=class_table(record),
         prompts=_prompts(files.prompts),
         samples=samples_of(files.generations, record.domains),
         curves=curves(record),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.builtin.corpus import is_built_in
-from cluster.report.classes import TITLES, class_lines
+from cluster.report.classes import class_table
 from cluster.report.measurement import (
     BaselineSummary,
     DomainSummary,
@@ -26,6 +26,7 @@ from cluster.report.measurement import (
 from cluster.report.record import RunRecord, read_record
 from cluster.report.text import NAME_WIDTH, shortened
 from shared.config.paths import in_job
+from shared.config.tasks.task import Tagging
 from shared.loading import is_bag
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
@@ -158,13 +159,13 @@ def _heads(titles: Sequence[str], heads: Sequence[list[str]], *, width: int) -> 
 
 def _classes(record: RunRecord) -> list[str]:
     """A line per domain whose rows have classes; at most 100 columns."""
-    who, lines = class_lines(record)
+    titles, who, lines, note = class_table(record)
     if not lines:
         return []
     width = _width(record)
     return [
-        "Classes of validation rows; of the calibration error (ECE) lower is better.",
-        *_heads(TITLES, [who] * len(TITLES), width=width),
+        f"Validation rows. {note}",
+        *_heads(titles, [who] * len(titles), width=width),
         *(
             shortened(line.domain, width).ljust(width)
             + "".join("   " + _cells(list(map(_number, group))) for group in line.values)
@@ -222,7 +223,8 @@ def _what_next(record: RunRecord) -> list[str]:
     more = ", trust_remote_code=True" if record.config.student.trust_remote_code else ""
     model = f"{loader}ModelForCausalLM"
     if (task := record.config.task).classifies:
-        model = f"{loader}ModelForSequenceClassification"
+        kind = "Token" if isinstance(task, Tagging) else "Sequence"
+        model = f"{loader}ModelFor{kind}Classification"
         more += f", num_labels={len(task.classes)}" if peft else ""
     used = [
         f"Use it    from {library} import {model}",

@@ -36,6 +36,7 @@ class Domain(Section):
             "tools",
             "teacher_prompt",
             "label",
+            "entities",
             "chosen",
             "rejected",
             "images",
@@ -45,8 +46,8 @@ class Domain(Section):
         default_factory=dict,
         description="our name -> the column's name in the source; teacher_prompt: what the teacher "
         "alone is shown before the row, which may be another field's too; label: of a task that "
-        "classifies; chosen and rejected: responses of a preference loss; images: of task "
-        "image_text, their paths or bytes",
+        "classifies; entities: of one that tags; chosen and rejected: responses of a preference "
+        "loss; images: of task image_text, their paths or bytes",
     )
     teacher: str | dict[str, Positive] | None = Field(
         default=None,

@@ -26,9 +26,9 @@ from shared.data.row_store import RaggedRows, RowStore
 from shared.data.rows import SCHEMA
 from shared.errors import DataError
 from shared.images.reading import ImageRows
-from shared.text.classified import ClassFraming, read_classified
 from shared.text.documents import Document, document_of
 from shared.text.framing import FRAMING_VERSION, Encoded, Tokenizer, encode
+from shared.text.framings import TaskFraming, framing_of
 from shared.text.preferences import joined, read_pairs
 from shared.text.sources import (
     LeftOut,
@@ -74,7 +74,7 @@ def prepare(
             tokenizer=tokenizer,
             tokenizer_digest=tokenizer_digest,
             left_out=(left_out or {}).get(name),
-            classes=ClassFraming(tuple(config.task.classes)) if config.task.classifies else None,
+            classes=framing_of(config.task),
             pairs=learns_pairs(config.losses),
             images=images,
         )
@@ -105,7 +105,7 @@ def prepare_domain(
     tokenizer: Callable[[], Tokenizer],
     tokenizer_digest: str,
     left_out: LeftOut | None = None,
-    classes: ClassFraming | None = None,
+    classes: TaskFraming | None = None,
     pairs: bool = False,
     images: ImageRows | None = None,
     progress: bool = True,
@@ -150,7 +150,7 @@ class _Text:
     tokenizer: Callable[[], Tokenizer]
     progress: bool
     left_out: LeftOut
-    classes: ClassFraming | None
+    classes: TaskFraming | None
     pairs: bool
     images: ImageRows | None
 
@@ -179,7 +179,7 @@ class _Text:
                 account.fit.too_long += 1
 
             return self.classes.encode(
-                read_classified(self.domain, split, root=self.root),
+                self.classes.read(self.domain, split, root=self.root),
                 tokenizer=tokenizer,
                 context=data.context,
                 cut=count_cut if data.too_long in ("split", "cut") else None,
@@ -361,7 +361,7 @@ def _digest(
     root: Path,
     tokenizer_digest: str,
     left_out: LeftOut,
-    classes: ClassFraming | None,
+    classes: TaskFraming | None,
     pairs: bool,
     images: ImageRows | None,
 ) -> str:
@@ -382,7 +382,7 @@ def _digest(
     if any(left_out.values()):
         decides["left_out"] = left_out
     if classes is not None:
-        decides["classes"] = classes.labels
+        decides["classes"] = classes.identity
     if pairs:
         decides["pairs"] = "by prompt"
     if images is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from shared.config.tasks.task import Classification
+from shared.config.tasks.task import Classification, Tagging
 from shared.errors import ConfigError
 from shared.in_words import named
 from shared.targets.asks.classes import ClassAsk, HeadLogProbs, SoftLabels
@@ -43,7 +43,7 @@ class ClassReading(Protocol[A]):
 class OwnHead:
     """A sequence classifier; satisfies `ClassReading`. Texts are framed as its tokenizer does."""
 
-    task: Classification
+    task: Classification | Tagging
     load_tokenizer: Callable[[], Any]  # the teacher's, a fast one of transformers
     teacher: str  # for messages
     known: tuple[str, ...]  # the classes of its head, in their order
@@ -90,7 +90,7 @@ class OwnClasses:
     """A teacher that answers about the class that a row has; satisfies `ClassReading`. Texts are
     framed as the tokenizer of the model does whose embeddings it begins with."""
 
-    task: Classification
+    task: Classification | Tagging
     load_tokenizer: Callable[[], Any]
     tokenizer_digest: str
 

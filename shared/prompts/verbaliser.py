@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.config.tasks.task import TEXT, Classification
+from shared.config.tasks.task import TEXT, Classification, Tagging
 from shared.errors import ConfigError
 from shared.prompts.class_reading import Read
 from shared.targets.asks.classes import ClassLogProbs, Tokens
@@ -20,7 +20,7 @@ from shared.text.ends import ends_of
 class Verbaliser:
     """The classes of a task in the words of one teacher; satisfies `ClassReading`."""
 
-    task: Classification
+    task: Classification | Tagging
     load_tokenizer: Callable[[], Any]  # the teacher's, a fast one of transformers
     teacher: str  # for messages
     tokenizer_digest: str
@@ -48,7 +48,7 @@ class Verbaliser:
         return self._read(texts, room_of=ask.classes)
 
     def _read(self, texts: Sequence[str], *, room_of: Sequence[Tokens]) -> list[Read]:
-        found = [Read(ids) for ids in self._framed(texts)]
+        found = [Read(ids) for ids in self.framed(texts)]
         if self.limit is None:
             return found
         most = self.limit - max(map(len, room_of))
@@ -57,7 +57,7 @@ class Verbaliser:
             while len(ids) > most and text:
                 over = len(ids) - most
                 text = text[: max(0, int(len(text) * (1 - over / len(ids))) - 1)]
-                (ids,) = self._framed([text])
+                (ids,) = self.framed([text])
             if len(ids) > most:
                 raise ConfigError(
                     f"task.template alone has {len(ids)} tokens for {self.teacher}, which reads "
@@ -67,7 +67,8 @@ class Verbaliser:
                 found[number] = Read(ids, is_cut=True)
         return found
 
-    def _framed(self, texts: Sequence[str]) -> list[list[int]]:
+    def framed(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same of whole texts, whatever their length."""
         tokenizer = self.load_tokenizer()
         asked = [self.task.template.replace(TEXT, text) for text in texts]
         if tokenizer.chat_template:

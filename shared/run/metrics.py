@@ -210,23 +210,48 @@ class ClassScores:
 
 
 @dataclass(slots=True)
+class SpanScores:
+    """How well a model finds entities of a type: whole spans, each with its type."""
+
+    span_f1: float
+    precision: float
+    recall: float
+
+
+@dataclass(slots=True)
+class TagScores(SpanScores):
+    """How well a model finds the entities of validation rows, all types together."""
+
+    types: dict[str, SpanScores]  # of each that rows have or the model said
+
+
+@dataclass(slots=True)
 class DomainEvaluation:
-    """One domain's validation text, nats per loss token, of which a row with a class has one."""
+    """One domain's validation text, nats per loss token, of which a row with a class has one and
+    a word with a tag too."""
 
     student_nll: float
     teacher_nll: float | None
     kl: float | None  # KL(teacher || student)
     kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
     tokens: int
-    student_scores: ClassScores | None = None  # None: the task has no classes
-    teacher_scores: ClassScores | None = None  # None: it has none, or there is no teacher
+    student_scores: ClassScores | TagScores | None = None  # None: the task has no classes
+    # None: it has none, or there is no teacher.
+    teacher_scores: ClassScores | TagScores | None = None
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> "DomainEvaluation":
         """The inverse of `dataclasses.asdict`, through JSON too."""
         scores = {n: fields.get(n) for n in ("student_scores", "teacher_scores")}
-        found = {name: value and ClassScores(**value) for name, value in scores.items()}
+        found = {name: value and _scores(value) for name, value in scores.items()}
         return DomainEvaluation(**{**fields, **found})
+
+
+def _scores(fields: Mapping[str, Any]) -> ClassScores | TagScores:
+    if "types" not in fields:
+        return ClassScores(**fields)
+    types = {name: SpanScores(**own) for name, own in fields["types"].items()}
+    return TagScores(**{**fields, "types": types})
 
 
 def append_metrics(path: Path, line: StepMetrics) -> None:

@@ -34,10 +34,10 @@ def classified_of(row: object, where: str, columns: Columns) -> Document:
     """A row as a document. Raises DataError."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is no object with a text and a label; correct the row")
-    text = _field(row, where, columns, TEXT)
+    text = field_of(row, where, columns, TEXT)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: its text is {text!r:.40}, no words; leave the row out")
-    label = _field(row, where, columns, LABEL)
+    label = field_of(row, where, columns, LABEL)
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     if not isinstance(label, str) or not label:
@@ -48,7 +48,7 @@ def classified_of(row: object, where: str, columns: Columns) -> Document:
     return Document("pair", where, prompt=text, response=label)
 
 
-def _field(row: Mapping[str, Any], where: str, columns: Columns, names: Sequence[Field]) -> Any:
+def field_of(row: Mapping[str, Any], where: str, columns: Columns, names: Sequence[Field]) -> Any:
     """The value of the first of our fields that a row has; that of a named column alone."""
     ours = names[0]
     asked = (columns[ours],) if ours in columns else names
@@ -76,6 +76,15 @@ class ClassFraming:
     """How rows of a run's classes become token ids."""
 
     labels: tuple[str, ...]
+
+    @property
+    def identity(self) -> Any:
+        """What decides rows beside their text."""
+        return self.labels
+
+    def read(self, domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
+        """See `read_classified`."""
+        return read_classified(domain, split, root=root)
 
     def encode(
         self,

@@ -19,7 +19,7 @@ from shared.images.row_image import RowImage
 from shared.text.masks import message_is_learnt, row_is_learnt
 
 Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
-Field = Literal[Named, "teacher_prompt", "label", "chosen", "rejected", "images"]
+Field = Literal[Named, "teacher_prompt", "label", "entities", "chosen", "rejected", "images"]
 Columns = Mapping[Field, str]
 Kind = Literal["text", "pair", "messages"]
 FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", "system", "tools")

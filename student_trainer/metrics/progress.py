@@ -270,7 +270,7 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
     if kls:
         parts.append("kl " + " ".join(kls))
     parts.append("mix " + " ".join(_short(d.weight) for d in line.domains.values()))
-    unit = "rows" if config.task.classifies else "tok"  # a row with a class has one loss token
+    unit = {"row": "rows", "word": "words"}.get(config.task.unit, "tok")
     parts.append(f"{thousands(line.tokens_per_s)} {unit}/s")
     if (selected := line.selected_share) is not None:
         parts.append(f"{selected:.0%} of tokens learnt")

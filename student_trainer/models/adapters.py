@@ -18,6 +18,7 @@ from student_trainer.models.upcycling import freeze_all_but_experts
 from student_trainer.tasks.task import ModelKind
 
 ALL_LINEAR = "all-linear"
+HEADS_OF_TOKENS = ("classifier", "score")  # which peft leaves out for classifiers of texts alone
 PLAIN = (nn.Linear.forward, Conv1D.forward)
 # By a Mamba mixer or its kernels, past any adapter.
 READ_AS_WEIGHTS = ("out_proj", "conv1d", "x_proj", "dt_proj")
@@ -75,7 +76,7 @@ def adapt(
     output = model.get_output_embeddings()
     left_out = set(_bystanders(model, decoder, head))
     if train.target_modules == ALL_LINEAR:
-        left_out |= set(_beyond_reach(model))
+        left_out |= set(_beyond_reach(model)) | set(HEADS_OF_TOKENS if kind.labels else ())
     lora = LoraConfig(
         task_type=TaskType(kind.peft_task),
         r=train.r,
@@ -86,7 +87,7 @@ def adapt(
     )
     try:
         adapted = get_peft_model(model, lora, autocast_adapter_dtype=False, revision=asked.revision)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a head that trains whole may be named too
         raise ConfigError(
             f"student.train.target_modules is {train.target_modules!r}: {first_line(error)}"
         ) from error

@@ -7,8 +7,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel
 
 from shared.config.models.student import Student
+from shared.config.tasks.task import OUTSIDE
 from shared.errors import ConfigError
-from shared.loading import classes_of
+from shared.loading import OF_WORDS, classes_of
 from shared.model_parts import pad_with
 
 # In names of weights that some families keep below their body and make anew with a head.
@@ -21,22 +22,29 @@ def name_classes(config: Any, labels: Sequence[str], *, model: str) -> None:
     known = _learnt(config)
     if known and known != list(labels):
         alike = sorted(known) == sorted(labels)
+        option, in_order = "task.labels", known
+        if known[0] == OUTSIDE:
+            option, in_order = "task.types", [tag[2:] for tag in known if tag.startswith("B-")]
         what = "the same classes in another order" if alike else f"other classes, as {known[0]}"
-        way_out = f"set task.labels to {known}" if alike else "name a model without a head"
+        way_out = f"set {option} to {in_order}" if alike else "name a model without a head"
         raise ConfigError(
             f"student.model: {model} tells {what} apart, and not {list(labels)!s:.80} in this "
             f"order; {way_out}"
         )
+    if all(
+        getattr(config, name, None) is None for name in ("classifier_dropout", "hidden_dropout")
+    ):
+        config.classifier_dropout = 0.0  # else a causal model's token head would drop a tenth
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = "single_label_classification"  # of whole texts; others do not read it
 
 
 def _learnt(config: Any) -> list[str]:
     """The classes of a model that has a head for some; empty where it has none, or does not name
     them."""
-    named = list(classes_of(config) or ())
+    named = list(classes_of(config) or classes_of(config, head=OF_WORDS) or ())
     is_unnamed = named == [f"LABEL_{number}" for number in range(len(named))]
     return [] if is_unnamed else named
 

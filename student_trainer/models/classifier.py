@@ -1,7 +1,7 @@
-"""The student of a task that classifies: a sequence classifier of transformers, whose logits the
-losses read as they are.
+"""The student of a task that classifies: a sequence or token classifier of transformers, whose
+logits the losses read as they are.
 
-B lines   T tokens   N rows   C classes
+B lines   T tokens   N rows, or words   C classes
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,9 +43,12 @@ class Classifier(Student):
     def outputs(
         self, batch: Mapping[str, Tensor], options: Mapping[str, bool]
     ) -> tuple[Any, Tensor]:
-        """The model's output, and the logits of each row [N, C], float32."""
+        """The model's output, and the logits of each row, or at each position with loss
+        where it tells classes of tokens [N, C], float32."""
         output = self.decoder(**padded(batch, pad_id=self.pad_id), **options)
-        return output, output.logits.float()[batch["row_N"]]
+        logits = output.logits.float()
+        at_N = batch["row_N"] if logits.ndim == 2 else batch["loss_index_N"]
+        return output, logits.flatten(0, -2)[at_N]
 
     def output_head(self) -> Head:
         """Logits are their own: a product with the identity changes no bit of them."""
@@ -58,6 +61,7 @@ class Classifier(Student):
             "input_ids_BT": probe_tokens(rows, tokens, device)[None],
             "length_B": torch.tensor([tokens], device=device),
             "row_N": torch.zeros(1, dtype=torch.int64, device=device),
+            "loss_index_N": torch.arange(tokens, device=device),
         }
 
 
@@ -147,6 +151,11 @@ def _identity(size: int, device: torch.device) -> nn.Linear:
     return linear.requires_grad_(False)
 
 
+def _of_fourth(logits: Tensor) -> Tensor:
+    """Logits of whole texts, or of the fourth token of each [B, C], float32."""
+    return (logits if logits.ndim == 2 else logits[:, 3]).float()
+
+
 def _refuse_unreadable(
     model: PreTrainedModel, config: Config, *, pad_id: int, num_classes: int
 ) -> None:
@@ -158,8 +167,8 @@ def _refuse_unreadable(
     name = config.student.model
     try:
         with torch.no_grad(), evaluating(model):
-            both_BC = model(**padded(batch, pad_id=pad_id)).logits.float()
-            alone_1C = model(**padded(alone, pad_id=pad_id)).logits.float()
+            both_BC = _of_fourth(model(**padded(batch, pad_id=pad_id)).logits)
+            alone_1C = _of_fourth(model(**padded(alone, pad_id=pad_id)).logits)
     except Exception as error:  # of the model's own code
         raise ConfigError(
             f"student.model: {name} cannot read two texts: {first_line(error)}; choose another "

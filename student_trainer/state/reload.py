@@ -83,8 +83,8 @@ def pixels_in(probe: Mapping, model: torch.nn.Module) -> dict[str, torch.Tensor]
 
 
 def answer(question: dict) -> dict:
-    """How far the exported model's logits, [T, V] or those of the classes [1, V], are from the
-    probe's, and what of ours ran."""
+    """How far the exported model's logits, [T, V] or those of the classes [1, V] or
+    [1, T, V], are from the probe's, and what of ours ran."""
     folder, expected = question["folder"], np.load(question["probe"])
     settings = question["settings"]
     sees = settings["auto_class"] == "AutoModelForImageTextToText"

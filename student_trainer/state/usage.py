@@ -7,11 +7,12 @@ the tokenizer has a chat template (`shared.text.framing`). The exported files ag
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
 from shared.config.run import Config
+from shared.config.tasks.task import Tagging
 from shared.loading import SPECIAL_IDS, without_negative
 from shared.text.chat import chosen_template
 from shared.text.ends import ends_of
@@ -32,7 +33,8 @@ class Usage:
     is_framed: bool  # whether `tokenizer(text)` puts there what opens a text, and nothing else
     chats: bool  # whether prompts pass through a chat template
     place: str | None = None  # that holds the place of an image, of a model that sees
-    classifies: bool = False  # whether it tells classes of texts, framed as its tokenizer does
+    # Whether it tells classes of texts, framed as its tokenizer does, or of their words.
+    classifies: Literal["", "Sequence", "Token"] = ""
 
     @property
     def framed(self) -> str:
@@ -55,7 +57,8 @@ def save_usage(draft: Path, config: Config) -> Usage:
         student.model, **asked, trust_remote_code=student.trust_remote_code
     )
     if config.task.classifies:  # texts were framed as the tokenizer does by itself
-        return _save_of_classifier(draft, tokenizer)
+        kind = "Token" if isinstance(config.task, Tagging) else "Sequence"
+        return _save_of_classifier(draft, tokenizer, kind)
     tokenizer.chat_template = chosen_template(
         tokenizer.chat_template, config.data.chat_template, model=student.model
     )
@@ -84,7 +87,7 @@ def save_usage(draft: Path, config: Config) -> Usage:
     )
 
 
-def _save_of_classifier(draft: Path, tokenizer: Any) -> Usage:
+def _save_of_classifier(draft: Path, tokenizer: Any, kind: Literal["Sequence", "Token"]) -> Usage:
     if tokenizer.pad_token is None:  # as in training, see `shared.model_parts.pad_with`
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(draft)
@@ -95,7 +98,7 @@ def _save_of_classifier(draft: Path, tokenizer: Any) -> Usage:
         is_framed=True,
         opens=False,
         chats=False,
-        classifies=True,
+        classifies=kind,
     )
 
 

@@ -2,9 +2,11 @@
 
 from shared.config.run import Config
 from shared.config.tasks.task import Classification as ClassificationConfig
+from shared.config.tasks.task import Tagging as TaggingConfig
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.classification import Classification
 from student_trainer.tasks.image_text import ImageText
+from student_trainer.tasks.tagging import Tagging
 from student_trainer.tasks.task import Task
 
 
@@ -12,6 +14,8 @@ def task_of(config: Config) -> Task:
     """What a config's student is trained to do."""
     if isinstance(config.task, ClassificationConfig):
         return Classification(tuple(config.task.classes))
+    if isinstance(config.task, TaggingConfig):
+        return Tagging(tuple(config.task.classes))
     if config.task.sees:
         asked = config.student
         return ImageText(asked.model, asked.revision, asked.trust_remote_code)

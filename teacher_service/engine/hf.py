@@ -25,6 +25,7 @@ from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import HiddenAsk, Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.branching import Branching
+from teacher_service.engine.classes.texts import texts_of
 from teacher_service.engine.classes.verbaliser import Reading, verbalised
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generation.generating import ModelGenerator
@@ -180,8 +181,8 @@ class HFEngine:
         )
 
     def _classified(self, rows: Rows, question: Question, ask: ClassLogProbs) -> SoftTargets:
-        """Answer about the classes of whole rows."""
-        longest = max(map(len, rows.column("input_ids")), default=0)
+        """Answer about the classes of documents, each read by itself."""
+        longest = max(map(len, texts_of(rows)), default=0)
         self._refuse_unprobed(longest + max(map(len, ask.classes)))
         shared = self.trust.passes == TOGETHER
         branching = self._branching if shared else None
@@ -312,8 +313,10 @@ class HFEngine:
                     f"layer {layer} is asked for and the teacher's layers are 0 to "
                     f"{self.decoder.num_layers}; change losses.layers"
                 )
-        refuse_rows(rows, vocab=vocab_rows, limit=self.max_context)
-        self._refuse_unprobed(max(map(len, rows.column("input_ids")), default=0))
+        reads_parts = isinstance(question.ask, ClassLogProbs)  # one document at a time
+        refuse_rows(rows, vocab=vocab_rows, limit=None if reads_parts else self.max_context)
+        if not reads_parts:
+            self._refuse_unprobed(max(map(len, rows.column("input_ids")), default=0))
 
 
 def _proven_parts(

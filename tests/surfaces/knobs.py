@@ -62,6 +62,9 @@ BALANCE = "student_trainer/test_balance.py"
 BOUNDS = "test_a_frozen_side_is_told_and_the_other_one_slowed_to_the_bound"
 STEPS = "test_steps_are_those_of_a_plain_loop"
 CLASSES = "cluster/planning/tasks/test_classes.py"
+WORDS = "cluster/planning/tasks/test_words.py"
+TYPES = "test_types_are_in_the_order_that_is_asked_for_and_are_all_of_training_rows"
+EPISODE = "test_shots_and_episode_decide_the_training_rows_and_no_validation_row"
 READS = "test_the_teacher_reads_the_template_and_writes_the_words_of_the_classes"
 UPCYCLED = (
     "student_trainer/models/test_upcycling.py::test_a_mixture_computes_what_the_dense_model_does"
@@ -168,11 +171,14 @@ KNOBS = {
     "student.cpus": f"{PLACEMENT}::test_a_worker_asks_for_what_its_config_says",
     "student.max_restarts": f"{LAUNCH}::test_workers_are_restarted_as_often_as_the_config_says",
     "task.kind": f"student_trainer/tasks/test_classification.py::{STEPS}",
-    "task.labels": f"{CLASSES}::test_classes_are_in_the_order_that_is_asked_for",
     "task.template": f"{CLASSES}::{READS}",
     "task.verbaliser": f"{CLASSES}::{READS}",
     "task.calibration": f"{CLASSES}::{READS}",
     "task.content_free": f"{CLASSES}::{READS}",
+    "task.labels": f"{CLASSES}::test_classes_are_in_the_order_that_is_asked_for",
+    "task.types": f"{WORDS}::{TYPES}",
+    "task.shots": f"{WORDS}::{EPISODE}",
+    "task.episode": f"{WORDS}::{EPISODE}",
     "domains.NAME.train": LEAVES,
     "domains.NAME.train.dataset": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",
     "domains.NAME.train.config": f"{DATASETS}::test_a_dataset_is_read_as_the_config_describes_it",

@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from shared.config.run import Config
-from shared.config.tasks.task import Classification
+from shared.config.tasks.task import Classification, Tagging
 from shared.data.row_cache import makers, storage_errors
 from shared.errors import ConfigError, DataError
 from shared.in_words import those
@@ -31,6 +31,7 @@ from shared.prompts.verbaliser import Verbaliser
 from shared.text.classified import ClassFraming, labels_in, read_classified
 from shared.text.framing import DOCUMENTS_PER_CALL
 from shared.text.sources import Split, digest_sources, sources_of
+from shared.text.tagged import types_in
 
 if TYPE_CHECKING:
     from cluster.planning.handshake import Handshake
@@ -54,6 +55,8 @@ def with_classes(config: Config) -> Config:
     are too long cut. Raises ConfigError for a class without rows, DataError for a row of a class
     that is not named."""
     task = config.task
+    if isinstance(task, Tagging):
+        return _of_single_rows(config, _with_types(task, config))
     if not isinstance(task, Classification):
         return config
     found = labels_in(config.domains, root=Path(config.paths.root))
@@ -75,18 +78,53 @@ def with_classes(config: Config) -> Config:
     except ValidationError as error:
         (first, *_) = error.errors()
         raise ConfigError(f"task.{first['msg'].removeprefix('Value error, ')}") from None
+    return _of_single_rows(config, named)
+
+
+def _with_types(task: Tagging, config: Config) -> Tagging:
+    """The task with the types of entities in its training rows. Raises ConfigError for one without
+    rows, DataError for a row of one that is not named."""
+    found = types_in(config.domains, root=Path(config.paths.root))
+    types = sorted(found) if task.types is None else task.types
+    for name in types:
+        if name not in found:
+            raise ConfigError(
+                f"task.types names {name}, which no training row has; add rows of it, or take it "
+                "out"
+            )
+    for name, where in found.items():
+        if name not in types:
+            raise DataError(
+                f"{where} has an entity of type {name!r}, which is not among task.types; add it "
+                "there, or leave the row out"
+            )
+    if not types:
+        raise ConfigError(
+            "no training row has an entity, so that there is nothing to find; add rows with some"
+        )
+    try:
+        return Tagging.model_validate(task.model_dump() | {"types": types})
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ConfigError(f"task.{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _of_single_rows(config: Config, task: Classification | Tagging) -> Config:
+    """The config with a task whose rows are a text each."""
     data = config.data
     if data.too_long == "split":  # a text has one class, and no second half
         data = data.model_copy(update={"too_long": "cut"})
     if "validation_rows" not in data.model_fields_set:  # rows of one text each, not packed ones
         data = data.model_copy(update={"validation_rows": VALIDATION_ROWS})
-    return config.model_copy(update={"task": named, "data": data})
+    return config.model_copy(update={"task": task, "data": data})
 
 
 def refuse_classifier(config: Config, verb: str, way_out: str) -> None:
     """Raise ConfigError where a verb that is of language models is called for a classifier."""
     if config.task.classifies:
-        raise ConfigError(f"task is classification, and {verb} is of language models; {way_out}")
+        raise ConfigError(
+            f"task is {config.task.kind}, and {verb} is of language models; {way_out}"
+        )
 
 
 def refuse_unread_words(config: Config, hands: "Handshake") -> None:

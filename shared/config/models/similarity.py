@@ -40,7 +40,9 @@ def check_similarity(config: "Config") -> None:
     if name is None:
         return
     contradictions = {
-        f"task is {config.task.kind}; set task=classification": not config.task.classifies,
+        f"task is {config.task.kind}; set task=classification": (
+            config.task.kind != "classification"
+        ),
         f"teachers has {len(config.teachers)}, and nothing of it is comparable with others; keep "
         "one": len(config.teachers) > 1,
         "targets.teacher_free is set, and there is no teacher to be without; leave it out": (

@@ -1,7 +1,7 @@
 """What a student is trained to do, and what a run must leave out for it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from shared.config.run import Config
 
 TEXT = "{text}"
+OUTSIDE = "O"  # the tag of a word that no entity holds
+# Columns of a domain that are read in one task alone.
+OF_TASKS = {"label": "classification", "entities": "tagging", "images": "image_text"}
 
 
 class LanguageModel(Section):
@@ -22,6 +25,8 @@ class LanguageModel(Section):
     sees: ClassVar[bool] = False  # whether rows may have images
     unit: ClassVar[str] = "token"  # what a loss is per
     classes: ClassVar[Sequence[str]] = ()
+
+    columns: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["language_model"] = "language_model"
 
@@ -34,19 +39,14 @@ class ImageText(LanguageModel):
     kind: Literal["image_text"] = "image_text"  # type: ignore[assignment]
 
 
-class Classification(Section):
-    """Every row is a text and its class; the teacher, a causal language model, says how likely it
-    would write the name of each class after the text (a verbaliser)."""
+class Verbalised(Section):
+    """A task of classes; a teacher that is a causal language model says how likely it would write
+    the name of each after a text (a verbaliser)."""
 
     classifies: ClassVar[bool] = True
     sees: ClassVar[bool] = False
-    unit: ClassVar[str] = "row"
+    columns: ClassVar[tuple[str, ...]]  # of a domain, that rows are read by
 
-    kind: Literal["classification"] = "classification"
-    labels: list[str] | None = Field(
-        default=None,
-        description="the classes, in their order; default: those of the training rows, sorted",
-    )
     template: str = Field(
         default=TEXT, description="what the teacher reads, {text} being a row's text"
     )
@@ -62,12 +62,33 @@ class Classification(Section):
     content_free: str = Field(default="N/A", description="a text without content")
 
     @model_validator(mode="after")
-    def _names_are_sound(self) -> "Classification":
+    def _template_shows_the_row(self) -> Self:
         if TEXT not in self.template:
             raise ValueError(
                 f"template is {self.template!r}, without {TEXT}, so that the teacher would not see "
                 "the row; write {text} where it belongs"
             )
+        return self
+
+    def said(self, label: str) -> str:
+        """What the teacher would write for a class."""
+        return self.verbaliser.get(label, label)
+
+
+class Classification(Verbalised):
+    """Every row is a text and its class."""
+
+    unit: ClassVar[str] = "row"
+    columns: ClassVar[tuple[str, ...]] = ("text", "label")
+
+    kind: Literal["classification"] = "classification"
+    labels: list[str] | None = Field(
+        default=None,
+        description="the classes, in their order; default: those of the training rows, sorted",
+    )
+
+    @model_validator(mode="after")
+    def _names_are_sound(self) -> Self:
         labels = self.labels
         if labels is None:
             return self
@@ -84,9 +105,62 @@ class Classification(Section):
         assert self.labels is not None, "a config that can run names them"
         return self.labels
 
+
+class Tagging(Verbalised):
+    """Every word of a row is outside, at the beginning of or inside an entity of some type (BIO).
+
+    The teacher reads the text once for each word, which is marked in it, and says how likely it
+    would write the name of each tag. So the student learns probabilities of tags and not only what
+    the teacher would mark, through the payload of classes, at the price of a reading per word.
+    """
+
+    unit: ClassVar[str] = "word"
+    columns: ClassVar[tuple[str, ...]] = ("text", "entities")
+
+    kind: Literal["tagging"] = "tagging"
+    types: list[str] | None = Field(
+        default=None,
+        description="types of entities, in their order; default: those of training rows, sorted",
+    )
+    shots: int | None = Field(
+        default=None,
+        ge=1,
+        description="of each domain train on rows with so many entities of each type, drawn; "
+        "default: on all",
+    )
+    episode: int = Field(default=0, ge=0, description="the seed by which rows of `shots` are drawn")
+
+    @model_validator(mode="after")
+    def _types_are_sound(self) -> Self:
+        types = self.types
+        if types is None:
+            return self
+        if not types or len(set(types)) < len(types) or "" in types:
+            raise ValueError(f"types is {types}; name one or more, each once")
+        for name in self.verbaliser:
+            if name not in self.classes:
+                raise ValueError(f"verbaliser names {name}, which is no tag of types; remove it")
+        return self
+
+    @property
+    def classes(self) -> list[str]:
+        """The tags, once the types are known: O, then B and I of each type."""
+        assert self.types is not None, "a config that can run names them"
+        return tags_of(self.types)
+
     def said(self, label: str) -> str:
-        """What the teacher would write for a class."""
-        return self.verbaliser.get(label, label)
+        """What the teacher would write for a tag: of O `none`, else the type, with I `inside`."""
+        if label in self.verbaliser:
+            return self.verbaliser[label]
+        if label == OUTSIDE:
+            return "none"
+        part, _, name = label.partition("-")
+        return name if part == "B" else f"inside {name}"
+
+
+def tags_of(types: Sequence[str]) -> list[str]:
+    """The tags of types of entities, in order."""
+    return [OUTSIDE, *(f"{part}-{name}" for name in types for part in "BI")]
 
 
 def _by_name(value: Any) -> Any:
@@ -95,7 +169,7 @@ def _by_name(value: Any) -> Any:
 
 
 Task = Annotated[
-    Annotated[LanguageModel | ImageText | Classification, Field(discriminator="kind")],
+    Annotated[LanguageModel | ImageText | Classification | Tagging, Field(discriminator="kind")],
     BeforeValidator(_by_name),
 ]
 
@@ -103,7 +177,7 @@ Task = Annotated[
 def check_task(config: "Config") -> None:
     """Raise ValueError for what has no meaning in the task of a config, with the way out."""
     kind = config.task.kind
-    for field, task in {"label": "classification", "images": "image_text"}.items():
+    for field, task in OF_TASKS.items():
         for name, domain in config.domains.items():
             if field in domain.columns and kind != task:
                 raise ValueError(
@@ -112,7 +186,7 @@ def check_task(config: "Config") -> None:
                 )
     if config.task.classifies:
         for said, way_out in _meaningless(config):
-            raise ValueError(f"task is classification, but {said}; {way_out}")
+            raise ValueError(f"task is {kind}, but {said}; {way_out}")
     if config.task.sees:
         for said, way_out in unseeing(config):
             raise ValueError(f"task is image_text, but {said}; {way_out}")
@@ -176,7 +250,23 @@ def _of_rows(config: "Config") -> list[tuple[str, str]]:
     if config.data.too_long == "split_with_prompt":
         found.append(("data.too_long is split_with_prompt", "set it to cut, drop or refuse"))
     for name, domain in config.domains.items():
-        odd = sorted(set(domain.columns) - {"text", "label"})
-        if odd:
-            found.append((f"domains.{name}.columns names {odd[0]}", "name text and label alone"))
+        read = config.task.columns
+        if odd := sorted(set(domain.columns) - set(read)):
+            told = f"domains.{name}.columns names {odd[0]}"
+            found.append((told, f"name {' and '.join(read)} alone"))
+    return found + _of_tags(config)
+
+
+def _of_tags(config: "Config") -> list[tuple[str, str]]:
+    task, found = config.task, []
+    if not isinstance(task, Tagging):
+        return found
+    if task.shots is not None:
+        found += [
+            (f"task.shots is {task.shots} and domains.{name} has no validation", "name some")
+            for name, domain in config.domains.items()
+            if domain.validation is None
+        ]
+    if config.student.model == "tiny":
+        found.append(("student.model is tiny, which reads whole texts", "name another student"))
     return found

@@ -1,6 +1,7 @@
 """A causal language model as a classifier of whole rows, by what it would write after each.
 
-P rows   S paths of the tree   T tokens of a row's text   C classes   D hidden width
+P texts: rows, or their documents   S paths of the tree   T tokens of a text   C classes
+D hidden width
 """
 
 from collections.abc import Callable, Sequence
@@ -146,7 +147,8 @@ def _refuse_overlong(
     if limit is None:
         return
     longest = max(map(len, ask.classes))
-    for name, text in zip(rows.names(), texts, strict=True):
+    counts = [len(starts) for starts in rows.column("doc_starts")]
+    for name, text in zip(np.repeat(rows.names(), counts), texts, strict=True):
         if len(text) + longest > limit:
             raise ConfigError(
                 f"row {name} has {len(text)} tokens as the teacher reads it, and a class up to "
