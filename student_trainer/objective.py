@@ -19,7 +19,7 @@ from shared.config.run import Config
 from shared.targets.asks.kept_ids import LikeliestIds
 from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of
-from student_trainer.losses.across.reading import of_student
+from student_trainer.losses.across.reading import compared, of_student
 from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
 from student_trainer.losses.auxiliary.hidden_states import projection
 from student_trainer.losses.auxiliary.self_features import own_projections
@@ -226,6 +226,7 @@ class LossHead(nn.Module):
         found = put_together(parts, each)
         weighted_N = _weighted(found, losses.weights, counts)
         reports = found.reports | (counted.reported_with(counts) if counted else {})
+        reports |= compared(batch)
         sums = self._sums(found, reports, weighted_N, batch, policy_F=counted and counted.policy_F)
         return found.loss, sums, weighted_N
 

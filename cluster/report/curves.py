@@ -92,14 +92,15 @@ def _domain_curves(record: RunRecord) -> list[Curve]:
 
 
 def _adaptive_curves(record: RunRecord) -> list[Curve]:
-    """What a token-adaptive loss splits and learns, and what a weighting leaves, by domain; nothing
-    without either."""
+    """What a token-adaptive loss splits and learns, what a weighting leaves, and what is compared
+    across tokenizers, by domain; nothing without any."""
     described = [
         ("Hard tokens by domain", "share of loss tokens", "hard_share", plots.percent),
         ("Uncertainty by domain", "1 - probability of the label", "uncertainty", plots.compact),
         ("TKD by domain", "nats per token", "tkd", plots.compact),
         ("DKD by domain", "nats per token", "dkd", plots.compact),
         ("Learnt by domain", "share of loss tokens", "selected_share", plots.percent),
+        ("Compared by domain", "share of loss tokens", "compared_share", plots.percent),
         ("Weight by domain", "mean of what a token counts", "mean_weight", plots.compact),
         ("Teacher's confidence by domain", "0 to 1", "teacher_confidence", plots.compact),
         ("Student's uncertainty by domain", "0 to 1", "student_uncertainty", plots.compact),

@@ -31,7 +31,7 @@ class WeighingPolicy(Section):
 
     @property
     def scored_centre(self) -> Statistic | None:
-        """Which statistic of the teacher's NLL of all training rows it needs; None: none."""
+        """Which statistic of the teacher's NLL of all training documents it needs; None: none."""
         return None
 
     decay: Momentum = Field(
@@ -85,12 +85,12 @@ class InstanceWeights(WeighingPolicy):
     centre: Literal["running"] | Statistic | Positive = Field(
         default="running",
         description="t, nats per token of the teacher's NLL: its running mean, or a statistic of "
-        "the means of all training rows, scored before the first step, or a number",
+        "the means of all training documents, scored before the first step, or a number",
     )
 
     @property
     def scored_centre(self) -> Statistic | None:
-        """What t is of the teacher's NLL of all training rows; None: of none."""
+        """What t is of the teacher's NLL of all training documents; None: of none."""
         is_scored = self.centre in get_args(Statistic)
         return cast(Statistic, self.centre) if is_scored else None
 

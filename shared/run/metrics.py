@@ -6,7 +6,7 @@ by step; where a step occurs twice, after a resume, the last one counts.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class DomainMetrics:
     teacher_nll: float | None = None  # that of instance weights, nats
     changed_share: float | None = None  # 0 to 1: of changed documents, where a policy selects them
     kept_share: float | None = None  # of them, those that it kept
+    # Across tokenizers: 0 to 1, those that are compared with what the teacher says, by their next
+    # token or within a span of several; None with one tokenizer.
+    compared_share: float | None = None
 
 
 @dataclass(slots=True)
@@ -167,7 +170,15 @@ class StepMetrics:
     @property
     def selected_share(self) -> float | None:
         """Share of loss tokens that a weighting lets count; None without one."""
-        shares = [(d.selected_share, d.tokens) for d in self.domains.values()]
+        return self._share((d.selected_share, d.tokens) for d in self.domains.values())
+
+    @property
+    def compared_share(self) -> float | None:
+        """Share of loss tokens that are compared with the teacher's; None with one tokenizer."""
+        return self._share((d.compared_share, d.tokens) for d in self.domains.values())
+
+    def _share(self, shares: Iterable[tuple[float | None, int]]) -> float | None:
+        """That of all loss tokens, from those of domains with their tokens."""
         known = [share * tokens for share, tokens in shares if share is not None]
         return sum(known) / max(1, self.tokens) if known else None
 

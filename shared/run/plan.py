@@ -35,7 +35,8 @@ class RunPlan:
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
     # By domain; what the teacher is shown and the student is not. Readers do it.
     openings: Mapping[str, DocumentOpenings] = field(default_factory=dict)
-    # Of the teacher's NLL of all training rows, where the weighting asks for it, nats per token.
+    # Of the teacher's NLL of all training documents, nats per token, where the weighting asks for
+    # it.
     scored_centre: float | None = None
     special_ids: tuple[int, ...] = ()  # that stay where documents are changed, where any are
     token_pair: str | None = None  # file of the `TokenPair` of a teacher of another tokenizer

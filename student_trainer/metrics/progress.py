@@ -274,6 +274,8 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
     parts.append(f"{thousands(line.tokens_per_s)} {unit}/s")
     if (selected := line.selected_share) is not None:
         parts.append(f"{selected:.0%} of tokens learnt")
+    if (compared := line.compared_share) is not None:
+        parts.append(f"{compared:.0%} of tokens compared")
     if line.rollouts is not None and line.rollouts.ended is not None:
         rate = thousands(line.tokens_written / max(line.writing_s, 1e-9))
         own = line.rollouts.tokens / max(1, line.tokens)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shared.config.run import Config
+from student_trainer.losses.across.reading import COMPARED
 from student_trainer.losses.registry import loss_names, reports_of, terms_of
 from student_trainer.weighing.weightings import policy_sums_of, reports_of_weighting
 
@@ -51,6 +52,8 @@ class SumLayout:
     def of(config: Config, *, routers: tuple[int, int] = (0, 0)) -> "SumLayout":
         """That of a run, whose student has such routers to balance."""
         reports = reports_of(terms_of(config.losses)) + reports_of_weighting(config.weighting)
+        if config.cross_tokenizer is not None and config.needs_teacher:
+            reports += (COMPARED,)
         names, writes = tuple(loss_names(config.losses)), config.source.writes
         policy = policy_sums_of(config)
         return SumLayout(names, reports, len(config.domains), writes, routers, policy)

@@ -7,10 +7,9 @@ for the teacher is learnt from it, a hard one from its labels: with x the teache
 
 is what it counts in losses that ask the teacher, and 1 - a what it counts in the cross-entropy with
 the text. k falls on a line from `steepness` to `final_steepness`, where it is 0: then a is 1/e for
-all. t is a number; or a statistic of all training rows, found in one pass before the first step as
-in the paper, where a row that holds several documents counts with the mean of its tokens; or the
-running mean of x over the tokens of the steps before, and at the first step x itself, so that a is
-1/e. Of single tokens, x is the NLL of each.
+all. t is a number; or a statistic of all training documents, found in one pass before the first
+step as in the paper; or the running mean of x over the tokens of the steps before, and at the first
+step x itself, so that a is 1/e. Of single tokens, x is the NLL of each.
 
 The paper tells no values of k.
 

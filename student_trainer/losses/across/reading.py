@@ -17,6 +17,20 @@ from student_trainer.losses.kernel.likeliest import likeliest_ids
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.losses.token_losses import evaluate_tokens
 
+COMPARED = "compared_share"  # what is reported of positions, a field of `DomainMetrics`
+
+
+def compared(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which positions are compared with what the teacher says [N], by the name of the report: those
+    at which both models begin a token after the same bytes and, unless outcomes are compared by
+    rank, those of spans of several tokens. Nothing of a batch of one tokenizer."""
+    if "compared_N" not in batch:
+        return {}
+    found_N = batch["compared_N"]
+    if "span_share_N" in batch and "ranked_NK" not in batch:
+        found_N = found_N | (batch["span_share_N"] > 0)
+    return {COMPARED: found_N}
+
 
 def matched(batch: Mapping[str, Tensor], temperatures: tuple[float, ...]) -> ByBytes | ByRank:
     """The teacher's part of a batch, by rank where the student's likeliest ids are there; column s

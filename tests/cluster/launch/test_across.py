@@ -34,6 +34,14 @@ def test_what_is_captured_across_tokenizers_is_learnt_without_a_teacher(
     assert len(lines) == 3
     assert all(line.cache_hits == line.units > 0 for line in lines)
     assert all(0 < line.captured_mass < 1 for line in lines if line.captured_mass is not None)
+    shares = [line.domains[name].compared_share for line in lines for name in WORDS]
+    assert all(share is not None and 0 < share <= 1 for share in shares)
+    said = [line for line in (run.logs / "progress.log").read_text().splitlines() if "loss" in line]
+    assert all(
+        f"{line.compared_share:.0%} of tokens compared" in text
+        for line, text in zip(lines, said, strict=True)
+        if line.compared_share is not None
+    )
     evaluated = json.loads((run.path / "evaluations.json").read_text())
     for name in WORDS:
         before, after = (evaluated[when][name] for when in ("before", "after"))

@@ -3,6 +3,7 @@
 N positions with loss, all rows end to end   R rows   V vocabulary
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from shared.data.row_store import RowStore
 from shared.errors import ConfigError
 from shared.run.plan import OpenReader
 from shared.targets.reader import ReaderStats
-from tests.cluster.jobs import write_job
+from tests.cluster.jobs import WORDS, write_job
 from tests.student_trainer.processes import LocalTeacher, teacher
 from tests.tiny import Pair
 
@@ -83,8 +84,9 @@ def with_micro_batch(prepared: Prepared, size: int, cache: Path) -> Prepared:
     return replace(prepared, config=config.model_copy(update={"paths": paths, "batch": batch}))
 
 
-def dense(folder: Path, path: str) -> dict[str, np.ndarray]:
-    """Mean NLL of the label and mean entropy of each row [R], in float64, documents alone."""
+def dense(folder: Path, path: str, *, by: str = "row_N") -> dict[str, np.ndarray]:
+    """Mean NLL of the label and mean entropy of each row, or document, in float64, documents
+    alone."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     store = RowStore.open(path)
     layout = lay_out(store.take(range(len(store))), packed=False)
@@ -96,8 +98,9 @@ def dense(folder: Path, path: str) -> dict[str, np.ndarray]:
         "nll": -logp_NV.gather(1, label_N1)[:, 0],
         "entropy": -(logp_NV.exp() * logp_NV).sum(1),
     }
-    count_R = np.bincount(layout.row_N)
-    return {k: np.bincount(layout.row_N, weights=v.numpy()) / count_R for k, v in values.items()}
+    owner_N = np.unique(getattr(layout, by), return_inverse=True)[1]
+    count = np.bincount(owner_N)
+    return {k: np.bincount(owner_N, weights=v.numpy()) / count for k, v in values.items()}
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -123,21 +126,36 @@ def test_scores_are_those_of_transformers_in_float64(measure, prepared, models, 
 STATISTICS = ("mean", "lower_quartile", "median", "upper_quartile")
 
 
-def test_a_weightings_centre_is_a_statistic_of_all_rows_scored_once(
-    prepared, models, tiny_pair, capsys
+def test_a_weightings_centre_is_a_statistic_of_all_documents_scored_once(
+    tmp_path, models, tiny_pair, capsys
 ):
-    rows = [dense(tiny_pair.teacher, domain.train_path)["nll"] for domain in prepared.domains]
-    value_R = np.concatenate(rows)
-    expected = [value_R.mean(), *np.percentile(value_R, [25, 50, 75])]
+    """Of documents that share rows, and not of these."""
+    path = write_job(tmp_path, tiny_pair, mixture={"policy": "fixed"})
+    for name, words in WORDS.items():
+        texts = [f"{' '.join(words[: 1 + n % len(words)])} {n}" for n in range(50)]
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    prepared = prepare_run(load(path, ["batch.micro_batch=2"]))
+    paths = [domain.train_path for domain in prepared.domains]
+    value_D, value_R = (
+        np.concatenate([dense(tiny_pair.teacher, path, by=by)["nll"] for path in paths])
+        for by in ("document_N", "row_N")
+    )
+    assert len(value_D) > 2 * len(value_R)
+    expected = [value_D.mean(), *np.percentile(value_D, [25, 50, 75])]
     (name,) = prepared.teachers
     asked = {name: models[0].asked}
     for statistic, value in zip(STATISTICS, expected, strict=True):
         centre = centre_of(prepared, statistic, teachers=asked)
         assert centre == pytest.approx(value, abs=2e-5)
-        said = f"{statistic.replace('_', ' ')} of the teacher's NLL of {len(value_R)} rows"
+        said = f"{statistic.replace('_', ' ')} of the teacher's NLL of {len(value_D)} documents"
         assert said in capsys.readouterr().out
+    assert abs(value_D.mean() - value_R.mean()) > 1e-3
     assert models[0].services == 1
     assert len({round(value, 4) for value in expected}) == len(expected)
+    by_row = scores(prepared, "teacher_nll", teachers=asked, student=None)
+    np.testing.assert_allclose(np.concatenate([*by_row.values()]), value_R, atol=2e-5)
+    assert models[0].services == 1, "rows and documents are scored together"
 
 
 def test_the_size_of_a_unit_moves_a_score_by_rounding_alone(prepared, models, tmp_path):

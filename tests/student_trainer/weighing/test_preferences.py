@@ -32,7 +32,7 @@ from tests import tiny
 from tests.answers import question_of
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import same_weights
 from tests.student_trainer.test_objective import CPU
 from tests.student_trainer.weighing.test_weigher import LAYOUTS, Dense, check, learnt
@@ -266,3 +266,19 @@ def test_a_run_learns_what_is_chosen_and_resumes_bit_for_bit(
     first, *_, last = [m.terms["preference"] for m in read_metrics(straight / "metrics.jsonl")]
     assert last < first
     assert Preference().beta == 0.1
+
+
+def test_two_ranks_learn_what_one_does(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
+    """The estimate of a KL that responses stand against is of the pairs of all ranks."""
+    domain = replace(prepared(tmp_path, tiny_pair, asked_rows(40)), natural_weight=1.0)
+    losses = [{"kind": "preference", "objective": "kto_pair", "beta": 0.5}]
+    asked = {"losses": losses, "data": {"too_long": "drop"}, "log_every": 1, "steps": 3}
+    alone = {"batch": {"rows_per_step": 8, "micro_batch": 8}, "student": {"workers": 1}}
+    for ranks, options in ((2, {}), (1, alone)):
+        plan = plan_of(tmp_path / f"on-{ranks}", tiny_pair, (domain,), **asked, **options)
+        mark_exported(plan)
+        run_jobs([as_job("train", plan)], tmp_path / f"jobs-{ranks}", ranks=ranks)
+    both, one = (read_metrics(tmp_path / f"on-{ranks}" / "metrics.jsonl") for ranks in (2, 1))
+    for line, expected in zip(both, one, strict=True):
+        assert line.terms["preference"] == pytest.approx(expected.terms["preference"], rel=1e-5)
+        assert line.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)

@@ -4,6 +4,7 @@ computation.
 N positions with loss   V vocabulary
 """
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -70,12 +71,15 @@ def test_with_one_tokenizer_it_is_the_plain_loss_to_the_bit(
     plain = same.objective(**options)
     aligned = same.objective(**options, cross_tokenizer="aligned")
     layouts = Layouts(DOMAINS, True, CPU)
-    found = learnt(aligned, same.batch(answer))
-    expected = learnt(plain, layouts.batch(same.student_rows, answer.targets))
-    assert len(found) == len(expected)
-    assert found[0] != 0
-    for one, two in zip(found, expected, strict=True):
+    loss, sums, *found = learnt(aligned, same.batch(answer))
+    expected, their_sums, *others = learnt(plain, layouts.batch(same.student_rows, answer.targets))
+    assert loss == expected != 0
+    for one, two in zip(found, others, strict=True):
         assert torch.equal(one, two)
+    own, theirs = (objective.loss_head.layout for objective in (aligned, plain))
+    for name in theirs.names:
+        assert torch.equal(sums[own.place(name)], their_sums[theirs.place(name)]), name
+    assert sums[own.place("compared_share")].sum() == same.student_rows.num_loss_tokens().sum()
 
 
 @pytest.mark.parametrize("top_k", [8, FEW])
@@ -114,6 +118,38 @@ def test_uld_is_the_sum_of_differences_of_sorted_probabilities(other: Across, to
     own = dict(objective.student.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(own[name].grad, parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["aligned", "uld"])
+def test_what_is_compared_is_counted_and_what_is_not(other: Across, method: str) -> None:
+    """Of a document that the teacher does not read alike nothing is, and by rank only where both
+    begin a token."""
+    other = replace(other, teacher_rows=without_first_document(other.teacher_rows))
+    answer = other.answer(8)
+    losses = [{"kind": "total_variation", "weight": 2.0}]
+    objective = other.objective(losses=losses, cross_tokenizer=method)
+    _, sums, _ = objective(other.batch(answer))
+    found = [
+        len(students) if method == "aligned" else 1
+        for _, _, spans, _ in begun(other, answer, student_of(other))
+        for students, _ in spans
+    ]
+    counted = sums[objective.loss_head.layout.place("compared_share")].sum()
+    assert counted == sum(found)
+    assert 0 < counted < other.student_rows.num_loss_tokens().sum()
+
+
+def without_first_document(rows: Rows) -> Rows:
+    """The rows without a position with loss in their first document."""
+    masks = [mask.copy() for mask in rows.column("loss_mask")]
+    masks[0][: rows.column("doc_starts")[0][1]] = 0
+    return Rows.build(
+        domains=rows.domains(),
+        indices=range(len(rows)),
+        input_ids=rows.column("input_ids"),
+        doc_starts=rows.column("doc_starts"),
+        loss_masks=masks,
+    )
 
 
 def test_the_teachers_nats_of_a_text_are_those_of_its_own_tokens(other: Across) -> None:
