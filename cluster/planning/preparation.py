@@ -197,11 +197,13 @@ def refuse_unknown_ids(hands: Handshake, domain: PreparedDomain, *, known: Teach
 
 def with_router_balance(config: Config, asked: RouterBalance | None) -> Config:
     """A config with the loss of the routers that its student's own config asks for, unless it has
-    one."""
+    one; one that sees cannot ask, and has it where it is upcycled."""
+    if config.task.sees:
+        upcycle = config.student.upcycle
+        asked = upcycle and RouterBalance(weight=upcycle.balance, experts_per_token=upcycle.top_k)
     if (
         asked is None
         or config.task.classifies
-        or config.task.sees
         or any(isinstance(loss, RouterBalance) for loss in config.losses)
     ):
         return config
