@@ -216,8 +216,8 @@ def router_balance_note(config: Config) -> str | None:
         if isinstance(loss, RouterBalance) and loss.weight:
             return (
                 f"router_balance {loss.weight:g}: the student's routers learn to use their experts "
-                f"evenly, {loss.experts_per_token} a token, as its own config or losses ask; "
-                "{kind: router_balance, weight: 0} among losses leaves that out"
+                f"evenly, {loss.experts_per_token} a token, as its own config, student.upcycle or "
+                "losses ask; {kind: router_balance, weight: 0} among losses leaves that out"
             )
     return None
 
