@@ -11,6 +11,7 @@ from shared.config.models.attention import Attention, attend
 # What a config may say of a model's outputs changes their form, and attention kernels that give no
 # weights refuse to; ours are always plain.
 MERGED = "merged_from.json"  # beside weights that an adapter was merged into
+EXPORTED = "tutelage.json"  # beside the weights of an export
 UPCYCLED = "upcycled_from.json"  # beside weights of experts that were a dense model's FFNs
 OF_TEXTS, OF_WORDS = "ForSequenceClassification", "ForTokenClassification"  # names of heads
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -99,9 +100,17 @@ def keep_upcycling(folder: Path, base: Path) -> None:
     began with does, where that was; a dense model on disk is called by its name alone."""
     found = upcycled_of(base)
     if found is not None:
-        dense = Path(found["model"])
-        named = found | {"model": dense.name if dense.is_absolute() else found["model"]}
+        named = found | {"model": called(found["model"])}
         (folder / UPCYCLED).write_text(json.dumps(named))
+
+
+def called(model: str) -> str:
+    """A hub name as it is, an export by its run's, another folder by its own: where it lay on disk
+    is nobody's business."""
+    facts = Path(model) / EXPORTED
+    if facts.exists():
+        return json.loads(facts.read_text())["run"]
+    return Path(model).name if Path(model).is_absolute() or Path(model).is_dir() else model
 
 
 def first_line(error: BaseException) -> str:

@@ -15,6 +15,8 @@ MULTIPLIED = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 DIVIDED = ("logits_scaling", "logits_mup_width_multiplier")
 CAPPED = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
+LANGUAGE = ("language_model", "text_model")
+
 # Names of weights in files that no model computes with: tables of positions and masks that earlier
 # versions saved, and scales of a cache in few bits.
 TABLES = re.compile(
@@ -59,6 +61,12 @@ def seeing_part_of(model: Any) -> Any | None:
     part = getattr(model, "base_model", None)
     sees = part is not None and part is not model and takes(part, "pixel_values")
     return part if sees and takes(part, "input_ids") else None
+
+
+def speaking_part_of(decoder: Any) -> Any:
+    """Of a decoder that sees what reads states alone, a language model as transformers calls it."""
+    parts = dict(decoder.named_children())
+    return next(parts[name] for name in LANGUAGE if name in parts)
 
 
 def takes(module: Any, argument: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.session.interrupts import interrupted_as
 from cluster.submission.package import Package, package_of, refuse_left_behind
-from shared.config.file import load_config
+from shared.config.file import in_stages, load_config
 from shared.config.run import Config
 from shared.errors import ConfigError, JobError
 
@@ -30,7 +30,8 @@ def submit(
     config = load_config(path, overrides)
     package = package_of(Path.cwd(), config)
     name = _name_in(package, path)
-    refuse_left_behind(config, package)
+    for one in (config, *in_stages(config).values()):
+        refuse_left_behind(one, package)
     from cluster.submission.dashboard import STARTING_S, Dashboard
 
     dashboard = Dashboard(address, patience_s=STARTING_S)

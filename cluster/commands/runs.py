@@ -29,14 +29,20 @@ def run(
     clock = StartClock()
     clock.mark("began")
     config = read(path, overrides)
+    if config.stages:
+        from cluster.launch import staging
+
+        return staging.run(config, fresh=fresh, address=address)
     building = stages_to_build(config)
     expect([*building, *stages_of_run(config)])
+    from cluster.launch import driver, staging
+
+    if not fresh:
+        staging.refuse_staged(config)
     config = made(config)
     if building:  # which is no part of a start: it is done once
         clock = StartClock()
         clock.mark("began")
-    from cluster.launch import driver
-
     return driver.run(config, fresh=fresh, address=address, clock=clock)
 
 
@@ -51,10 +57,14 @@ def train(
     """`tutelage train`; returns the run's directory."""
     clock = StartClock()
     clock.mark("began")
-    config = load(path, overrides)
-    from cluster.launch import driver
+    config = read(path, overrides)
+    from cluster.launch import driver, staging
 
-    return driver.train(config, service=service, fresh=fresh, address=address, clock=clock)
+    if config.stages:
+        return staging.train(config, service=service, fresh=fresh, address=address)
+    if not fresh:
+        staging.refuse_staged(config)
+    return driver.train(made(config), service=service, fresh=fresh, address=address, clock=clock)
 
 
 def capture(

@@ -65,7 +65,8 @@ def _say_services(*, reap: bool) -> None:
 
 
 def _runs(runs: Path) -> list[RunDir]:
-    return [RunDir(path.parent) for path in sorted(runs.glob("*/config.yaml"))]
+    found = [*runs.glob("*/config.yaml"), *runs.glob("*/stages/*/config.yaml")]
+    return [RunDir(path.parent) for path in sorted(found)]
 
 
 def _said(run_dir: RunDir) -> str:

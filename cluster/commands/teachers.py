@@ -27,9 +27,9 @@ def up(
     from cluster.launch.teachers.modules import refuse_shared_service
     from cluster.planning.folders import refuse_incomplete_teacher
     from cluster.planning.handshake import describe_teacher, refuse_attention
-    from cluster.planning.loading import load
+    from cluster.planning.loading import made, read
 
-    config = load(path, overrides)
+    config = made(read(path, overrides).model_copy(update={"stages": {}}))
     refuse_shared_service(config)
     names = services_of(config, service) or named_services(config)
     for key, teacher in config.teachers.items():

@@ -19,6 +19,7 @@ from shared.config.models.teachers import Teacher
 from shared.config.paths import BUILTIN, located
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.images.processor import image_processor
 from shared.loading import (
     MERGED,
     UPCYCLED,
@@ -85,6 +86,13 @@ def student_upcycled(config: Config) -> Config:
     }
     student = asked.model_copy(update=update)
     return config.model_copy(update={"student": student, "teachers": teachers})
+
+
+def refuse_dense(config: Config, upcycle: Upcycle | None) -> None:
+    """Raise ConfigError for a dense student that no mixture holds as `upcycle` asks for it."""
+    asked = config.student
+    if upcycle is not None and not _is_upcycled(asked, upcycle):
+        _mixture_of(config, upcycle)
 
 
 def refuse_unreachable(option: str, model: str, revision: str | None) -> None:
@@ -256,30 +264,37 @@ def _upcycled(asked: Student, upcycle: Upcycle, config: Config) -> Path:
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             with renamed_into_place(target) as scratch:
-                _upcycle_into(scratch, asked, upcycle, seed=config.seed)
+                _upcycle_into(scratch, config, upcycle)
     return target
 
 
-def _upcycle_into(folder: Path, asked: Student, upcycle: Upcycle, *, seed: int) -> None:
-    """Save the mixture with the dense model's tokenizer."""
+def _upcycle_into(folder: Path, config: Config, upcycle: Upcycle) -> None:
+    """Save the mixture with the dense model's tokenizer, and its processor where it sees."""
     from transformers import AutoTokenizer
 
-    from student_trainer import accelerator  # noqa: F401  # before what it keeps quiet
-    from student_trainer.models.student import load_model
-    from student_trainer.models.upcycling import upcycled
-    from student_trainer.tasks.causal_lm import CAUSAL_LM
-
-    plain = asked.model_copy(update={"train": {"kind": "full"}})
-    dense = load_model(plain, CAUSAL_LM.model)
-    upcycled(dense, upcycle, name=asked.model, seed=seed).save_pretrained(folder)
+    asked = config.student
+    _mixture_of(config, upcycle).save_pretrained(folder)
+    trusted = asked.trust_remote_code
+    if config.task.sees:
+        image_processor(asked.model, asked.revision, trusted=trusted).save(folder)
     tokenizer = AutoTokenizer.from_pretrained(
-        asked.model,
-        revision=asked.revision or "main",
-        trust_remote_code=asked.trust_remote_code,
+        asked.model, revision=asked.revision or "main", trust_remote_code=trusted
     )
     tokenizer.save_pretrained(folder)
     made_from = {"model": asked.model, "revision": asked.revision, "asked": upcycle.shape}
     (folder / UPCYCLED).write_text(json.dumps(made_from))
+
+
+def _mixture_of(config: Config, upcycle: Upcycle) -> Any:
+    """The mixture that a dense student becomes."""
+    from student_trainer import accelerator  # noqa: F401  # before what it keeps quiet
+    from student_trainer.models.student import load_model
+    from student_trainer.models.upcycling import upcycled
+    from student_trainer.tasks.registry import task_of
+
+    plain = config.student.model_copy(update={"train": {"kind": "full"}})
+    dense = load_model(plain, task_of(config).model)
+    return upcycled(dense, upcycle, name=config.student.model, seed=config.seed)
 
 
 def _refuse_few_bits(found: Adapter, config: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from shared.config.file import load_config, resolve
 from shared.config.paths import in_job, refuse_unwritable
 from shared.config.run import Config
+from shared.errors import ConfigError
 
 
 def load(path: Path, overrides: Sequence[str]) -> Config:
@@ -16,7 +17,14 @@ def load(path: Path, overrides: Sequence[str]) -> Config:
 
 def made(config: Config) -> Config:
     """The config with every builtin, the student's merged weights and its experts made, where it
-    needs some, and with the classes of its rows, where they have some."""
+    needs some, and with the classes of its rows, where they have some. Raises ConfigError for one
+    of several runs."""
+    if config.stages:
+        raise ConfigError(
+            f"the config has the stages {', '.join(config.stages)}, which `tutelage run` and "
+            "`tutelage train` go through, and this command looks at one run; set stages={} and the "
+            "options of one stage"
+        )
     from cluster.builtin.models import resolve_builtin
     from cluster.planning.bases import student_merged, student_upcycled
     from cluster.planning.tasks.classes import with_classes

@@ -201,11 +201,13 @@ def refuse_unknown_ids(hands: Handshake, domain: PreparedDomain, *, known: Teach
 
 def with_router_balance(config: Config, asked: RouterBalance | None) -> Config:
     """A config with the loss of the routers that its student's own config asks for, unless it has
-    one."""
+    one; one that sees cannot ask, and has it where it is upcycled."""
+    if config.task.sees:
+        upcycle = config.student.upcycle
+        asked = upcycle and RouterBalance(weight=upcycle.balance, experts_per_token=upcycle.top_k)
     if (
         asked is None
         or config.task.classifies
-        or config.task.sees
         or any(isinstance(loss, RouterBalance) for loss in config.losses)
     ):
         return config
@@ -218,8 +220,8 @@ def router_balance_note(config: Config) -> str | None:
         if isinstance(loss, RouterBalance) and loss.weight:
             return (
                 f"router_balance {loss.weight:g}: the student's routers learn to use their experts "
-                f"evenly, {loss.experts_per_token} a token, as its own config or losses ask; "
-                "{kind: router_balance, weight: 0} among losses leaves that out"
+                f"evenly, {loss.experts_per_token} a token, as its own config, student.upcycle or "
+                "losses ask; {kind: router_balance, weight: 0} among losses leaves that out"
             )
     return None
 

@@ -7,21 +7,27 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from shared.config.messages import explain
+from shared.config.messages import Where, explain
 from shared.config.paths import resolve
 from shared.config.run import Config
 from shared.errors import ConfigError
 
-__all__ = ["ConfigFile", "dump", "load_config", "read_file", "resolve"]
+__all__ = ["ConfigFile", "dump", "in_stages", "load_config", "read_file", "resolve"]
 
 Value = Any  # what YAML can say: None, bool, int, float, str, list, dict
 Path_ = tuple[str | int, ...]
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """`a.b.0` of a path."""
+    return ".".join(str(part) for part in path)
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -71,11 +77,35 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     file = read_file(path)
     for override in overrides:
         file = _overridden(file, override)
+    config = _validated(file.values, file.origin)
+    in_stages(config, file.origin)
+    return config
+
+
+def in_stages(config: Config, place: Where = dotted) -> dict[str, Config]:
+    """The config of each stage of a run, by its name: that of the stage before it, at first of the
+    run, with the stage's own options. Raises ConfigError; `place` says where a value was written.
+    """
+    values, found = config.model_dump(mode="json") | {"stages": {}}, {}
+    for name, options in config.stages.items():
+        for option, value in options.items():
+            values = _with(values, _path(option), value, where=f"stages.{name}")
+        found[name] = _validated(values, partial(_place_in_stage, name, options, place))
+    return found
+
+
+def _place_in_stage(name: str, options: Iterable[str], place: Where, path: Path_) -> str:
+    """Where a value of a stage's config was written, as far as the stage itself says it."""
+    told = [o for o in options if all(a == b for a, b in zip(_path(o), path, strict=False))]
+    return f"stage {name}, {place(('stages', name, *told[:1]) if path else ('stages', name))}"
+
+
+def _validated(values: dict[str, Value], place: Where) -> Config:
     try:
         # JSON is validated strictly: no string passes for a number, no boolean for an integer.
-        return Config.model_validate_json(json.dumps(file.values), strict=True)
+        return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise ConfigError(explain(error, file.values, file.origin)) from None
+        raise ConfigError(explain(error, values, place)) from None
 
 
 def read_file(path: Path) -> ConfigFile:
@@ -157,13 +187,18 @@ def _overridden(file: ConfigFile, override: str) -> ConfigFile:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"{override!r} is not an override; write one as option=value")
-    path = tuple(int(part) if part.isdigit() else part for part in name.split("."))
-    where = f"override {override!r}"
+    path, where = _path(name), f"override {override!r}"
+    if path[0] == "stages" and len(path) > 3:  # a stage's options have dotted names
+        path = (*path[:2], ".".join(map(str, path[2:])))
     origins: dict[Path_, str] = {}
     value = _parsed(text, where=where, origins=origins)
     kept = {p: place for p, place in file.origins.items() if p[: len(path)] != path}
     values = _with(file.values, path, value, where=where)
     return ConfigFile(values, {**kept, path: where}, file.source)
+
+
+def _path(name: str) -> Path_:
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))
 
 
 def _with(values: Value, path: Path_, value: Value, *, where: str) -> Any:
@@ -178,8 +213,3 @@ def _with(values: Value, path: Path_, value: Value, *, where: str) -> Any:
         raise ConfigError(f"{values!r} has no option {key!r} ({where})")
     parts = values or {}
     return {**parts, str(key): _with(parts.get(str(key)), rest, value, where=where)}
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """`a.b.0` of a path."""
-    return ".".join(str(part) for part in path)

@@ -25,12 +25,13 @@ from shared.config.models.teachers import Teacher, check_teachers, shares_of
 from shared.config.progressive import Progressive
 from shared.config.selectors import Selector, check_selector, check_student_ids, chosen
 from shared.config.source import TokenSources, check_mix, check_source
-from shared.config.targets import Targets
+from shared.config.targets import Service, Targets
 from shared.config.tasks.balance import Balance, check_balance
 from shared.config.tasks.task import LanguageModel, Task, check_task
 from shared.config.text.augmentation import Augmentation, check_augmentation
 from shared.config.verbs.active import Active, check_active
 from shared.config.verbs.prompt_search import PromptSearch
+from shared.config.verbs.stages import Stages, check_stages
 from shared.config.weighting import Uniform, Weighting, check_weighting
 from shared.mixture.phases import check_progressive
 
@@ -63,16 +64,6 @@ class Optimiser(Section):
     clip_norm: Positive | None = 1.0
     balance: Balance | None = Field(
         default=None, description="keep the vision and the language part of a student in step"
-    )
-
-
-class Service(Section):
-    """How students talk to teachers."""
-
-    in_flight: int = Field(default=3, ge=1, le=16, description="scoring units under way per worker")
-    unit_deadline_s: Positive = 600.0
-    max_unit_failures: int = Field(
-        default=3, ge=1, description="failures of one unit before the run stops"
     )
 
 
@@ -150,6 +141,11 @@ class Config(Section):
     prompt_search: PromptSearch = PromptSearch()
     active: Active | None = Field(
         default=None, description="rounds of `tutelage active`, in which the teacher writes"
+    )
+    stages: Stages = Field(
+        default_factory=dict,
+        description="NAME: {option: value}: runs one after the other, each from what the one "
+        "before it exported, with its options and those changed here",
     )
     trackers: list[Literal["wandb", "mlflow", "trackio"]] = Field(
         default_factory=list,
@@ -349,6 +345,7 @@ class Config(Section):
         )
         check_mix(self.source, {name: self.teachers_of(name) for name in self.domains})
         check_active(self.active, name=self.name, domains=self.domains, teachers=self.teachers)
+        check_stages(self.stages, name=self.name, rounds=self.active is not None)
         check_cross_tokenizer(self)
         check_similarity(self)
         self._phases_fit()

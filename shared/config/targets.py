@@ -1,10 +1,10 @@
-"""What the teacher ships per position, how, and where it is kept."""
+"""What the teacher ships per position, how, and where it is kept; how students ask for it."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.base import Section, Seed
+from shared.config.base import Positive, Section, Seed
 
 
 class HiddenPayload(Section):
@@ -94,3 +94,13 @@ class Targets(Section):
                 "remove one of the two"
             )
         return self
+
+
+class Service(Section):
+    """How students talk to teachers."""
+
+    in_flight: int = Field(default=3, ge=1, le=16, description="scoring units under way per worker")
+    unit_deadline_s: Positive = 600.0
+    max_unit_failures: int = Field(
+        default=3, ge=1, description="failures of one unit before the run stops"
+    )

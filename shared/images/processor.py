@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,10 @@ class ImageProcessor:
         told = self.processor.to_dict() | {"pillow": version("pillow")}
         told |= {name: version(name) for name in ("transformers", "numpy")}
         return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True, default=str).encode())
+
+    def save(self, folder: Path) -> None:
+        """Write its files."""
+        self.processor.save_pretrained(folder)
 
     def ids(self, image: "Image") -> np.ndarray:
         """The token ids that stand in the place of an image, int32."""

@@ -64,6 +64,11 @@ class RunDir:
         return self.path / "active.yaml"
 
     @property
+    def stages(self) -> Path:
+        """The folders of a run's stages but for the last, which is the run's own."""
+        return self.path / "stages"
+
+    @property
     def environment(self) -> Path:
         """Versions and platform."""
         return self.path / "environment.json"
@@ -231,6 +236,11 @@ class RunDir:
 
     def recorded_config(self) -> Config:
         """The resolved config of the run. Raises ConfigError where there is none."""
+        if not self.config.exists() and self.stages.is_dir():
+            raise ConfigError(
+                f"{self.path} is a run in stages whose last one has not begun; name the folder of "
+                f"another, below {self.stages}"
+            )
         if not self.config.exists():
             raise ConfigError(f"{self.path} holds no run: it has no config.yaml")
         return load_config(self.config)

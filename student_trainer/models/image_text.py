@@ -16,11 +16,11 @@ from shared.data.passes import TOGETHER
 from shared.data.trust import Trust
 from shared.errors import ConfigError
 from shared.images.processor import ImageProcessor, blank_image
-from shared.model_parts import read_by, takes, token_types_of
+from shared.model_parts import read_by, speaking_part_of, takes, token_types_of
+from student_trainer.models.routers import ROUTED, heard
 from student_trainer.models.student import Student, load_student, student_trust
 from student_trainer.tasks.task import PIXELS, ModelKind
 
-LANGUAGE = ("language_model", "text_model")  # of a decoder that sees, as transformers calls it
 SIDES = ("vision", "language")
 
 
@@ -43,8 +43,12 @@ class ImageTextStudent(Student):
         self, batch: Mapping[str, Tensor], options: Mapping[str, bool]
     ) -> tuple[Any, Tensor]:
         """See `Student`. A line has the positions that the model gives it, as one alone has."""
-        beside = pixels_in(batch, self.decoder)
-        output = self.decoder(input_ids=batch["input_ids_BT"], use_cache=False, **beside, **options)
+        assert self.language is not None, "a student that sees says something too"
+        beside = pixels_in(batch, self.decoder) | {"use_cache": False}
+        asked = {name: value for name, value in options.items() if name != ROUTED}
+        with heard(self.language, asked=options.get(ROUTED, False)) as routers:
+            output = self.decoder(input_ids=batch["input_ids_BT"], **beside, **asked)
+        output.router_logits = next(iter(routers), None)
         return output, output.last_hidden_state.flatten(0, 1)[batch["loss_index_N"]]
 
     def probe(self, device: torch.device, *, tokens: int) -> dict[str, Tensor]:
@@ -82,7 +86,7 @@ def load_image_text(
             "which nobody here does; choose another student, of LLaVA's kind"
         )
     parts = {field.name: getattr(found, field.name) for field in fields(found)}
-    language = next(m for n, m in found.decoder.named_children() if n in LANGUAGE)
+    language = speaking_part_of(found.decoder)
     return ImageTextStudent(**parts, processor=processor, language=language)
 
 

@@ -3,14 +3,19 @@
 B lines   T tokens
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shared.config.losses import RouterBalance
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.model_parts import seeing_part_of, speaking_part_of
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k")
+ROUTED = "output_router_logits"
 TOLERANCE = 1e-3  # relative; of bfloat16 logits, whose ties may fall either way
 
 
@@ -42,8 +47,7 @@ def routers_of(model: Any, config: Config) -> tuple[int, int]:
 
     ids_BT = probe_ids(model, length=24)
     with torch.no_grad(), evaluating(model):
-        found = model(input_ids=ids_BT, output_router_logits=True, use_cache=False)
-    expected, logits = getattr(found, "aux_loss", None), getattr(found, "router_logits", None)
+        expected, logits = (_seeing if config.task.sees else _speaking)(model, ids_BT)
     if logits and expected is not None:
         real_BT = torch.ones_like(ids_BT, dtype=torch.bool).to(logits[0].device)
         ours, _ = load_balance(logits, real_BT, active=section.experts_per_token)
@@ -54,3 +58,51 @@ def routers_of(model: Any, config: Config) -> tuple[int, int]:
         f"{config.student.model} {'computes another one' if logits else 'has no such loss'}; set "
         "its experts_per_token to the model's, or its weight to 0"
     )
+
+
+@contextmanager
+def heard(language: Any, *, asked: bool = True) -> Iterator[list[Any]]:
+    """A list that gets, where it is `asked` for, what the routers of a language model say in every
+    pass of a `with`; the model around it, which sees, has no place for that in its output."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    found: list[Any] = []
+
+    def ask(module: Any, given: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return given, options | {ROUTED: True}
+
+    def take(module: Any, given: tuple, output: Any) -> Any:
+        found.append(output.get("router_logits"))
+        rest = {name: value for name, value in output.items() if name != "router_logits"}
+        return BaseModelOutputWithPast(**rest)
+
+    hooks = []
+    if asked:
+        hooks.append(language.register_forward_pre_hook(ask, with_kwargs=True))
+        hooks.append(language.register_forward_hook(take))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _speaking(model: Any, ids_BT: Any) -> tuple[Any, Any]:
+    """The loss of its routers that a model itself computes, and what they say of each layer; None
+    where it has neither."""
+    found = model(input_ids=ids_BT, output_router_logits=True, use_cache=False)
+    return getattr(found, "aux_loss", None), getattr(found, "router_logits", None)
+
+
+def _seeing(model: Any, ids_BT: Any) -> tuple[Any, Any]:
+    """The same of one that sees; the loss is that of the family of its language model."""
+    language = speaking_part_of(seeing_part_of(model))
+    with heard(language) as said:
+        model(input_ids=ids_BT, use_cache=False)
+    (logits,), text = said, model.config.get_text_config()
+    family = sys.modules[type(language).__module__]
+    balance = getattr(family, "load_balancing_loss_func", None)
+    active = next((n for name in ACTIVE if (n := getattr(text, name, None))), None)
+    if balance is None or not logits or active is None:
+        return None, logits
+    return balance(logits, logits[0].shape[-1], active), logits

@@ -7,31 +7,31 @@ arXiv 2408.15881). It is one of transformers' own mixtures, so its exports need 
 E experts   D width   I width of an FFN
 """
 
+import copy
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from shared.config.models.student import Upcycle
 from shared.errors import ConfigError
-from shared.loading import first_line
-from shared.model_parts import tolerance
+from shared.loading import auto_class_of, first_line
+from shared.model_parts import decoder_of, tolerance
 from student_trainer.models.probing import evaluating, probe_ids
 
-# What the loss of the routers counts. LLaVA-MoD has as much of the sum over layers of its own form,
-# top-1 as in DeepSpeed; this is that of transformers, over the layers together.
-BALANCE = 0.01
 # Width of the expert for all tokens that Qwen2-MoE has beside the others: its weights are 0 and so
 # are their gradients, so it stays out. ZeRO-3 holds no empty weights, and a server may cut it in so
 # many parts.
 INERT = 8
-FFN = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight")
-EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj")
-ROUTER = re.compile(r"model\.layers\.\d+\.mlp\.gate\.weight")
-SHARED = re.compile(r"model\.layers\.\d+\.mlp\.shared_expert(_gate|\..*)\.weight")
+# Of a layer, of a language model alone or beside what sees.
+FFN = r"(?P<ffn>model\.((language|text)_model\.)?layers\.(?P<layer>\d+)\.mlp)"
+EXPERTS = re.compile(rf"{FFN}\.experts\.(?P<part>gate_up|down)_proj")
+ROUTER = re.compile(rf"{FFN}\.gate\.weight")
+SHARED = re.compile(rf"{FFN}\.shared_expert(_gate|\..*)\.weight")
 # Of a dense config: its class, and what the mixture says in its own words.
 LEFT_OUT = ("model_type", "architectures", "transformers_version", "dtype", "mlp_bias", "id2label")
 ALL_SPARSE = "mixtral"  # has experts in every layer, and no way to say otherwise
@@ -58,8 +58,9 @@ def upcycled(dense: PreTrainedModel, asked: Upcycle, *, name: str, seed: int) ->
     ConfigError for a model that no mixture of transformers holds, which is tried on a probe."""
     kind = _kind_of(dense, asked, name)
     try:
-        config = AutoConfig.for_model(kind, **_settings(dense, asked, kind))
-        sparse: Any = AutoModelForCausalLM.from_config(
+        config = _around(dense, AutoConfig.for_model(kind, **_settings(dense, asked, kind)))
+        auto_model: Any = getattr(transformers, auto_class_of(config))
+        sparse: Any = auto_model.from_config(
             config, dtype=dense.dtype, attn_implementation=dense.config._attn_implementation
         )
     except (ValueError, TypeError, AttributeError) as error:  # of the mixture's own checks
@@ -98,7 +99,7 @@ def refuse_idle_experts(adapted: nn.Module, *, name: str) -> None:
 
 def _kind_of(dense: PreTrainedModel, asked: Upcycle, name: str) -> str:
     """The type of the mixture."""
-    config: Any = dense.config
+    config: Any = dense.config.get_text_config()
     family = FAMILIES.get(config.model_type)
     if family is None:
         known = ", ".join(FAMILIES)
@@ -123,14 +124,15 @@ def _kind_of(dense: PreTrainedModel, asked: Upcycle, name: str) -> str:
 
 
 def _settings(dense: PreTrainedModel, asked: Upcycle, kind: str) -> dict[str, Any]:
-    """The mixture's config: the dense one's, experts, and the loss of the routers."""
-    config: Any = dense.config
+    """The mixture's config: the dense one's, experts, and the loss of the routers, for which a
+    model that sees has no place; the run's losses then have it."""
+    config: Any = dense.config.get_text_config()
     kept = {k: v for k, v in config.to_dict().items() if k not in LEFT_OUT and v is not None}
     sparse = sparse_layers(asked, config.num_hidden_layers)
     kept |= {
         "num_experts_per_tok": asked.top_k,
-        "output_router_logits": True,
-        "router_aux_loss_coef": BALANCE,
+        "output_router_logits": config is dense.config,
+        "router_aux_loss_coef": Upcycle.balance,
     }
     if kind == ALL_SPARSE:
         kept.pop("layer_types", None)
@@ -147,12 +149,23 @@ def _settings(dense: PreTrainedModel, asked: Upcycle, kind: str) -> dict[str, An
         "use_sliding_window": False,
     }
     if kind == "qwen2_moe":
-        attention: Any = dense.model.layers[0].self_attn
+        language: Any = decoder_of(dense)
+        attention = language.layers[0].self_attn
         kept |= {
             "qkv_bias": attention.q_proj.bias is not None,
             "shared_expert_intermediate_size": INERT,
         }
     return kept
+
+
+def _around(dense: PreTrainedModel, text: Any) -> Any:
+    """The config of the whole mixture, whose language model has the config `text`."""
+    whole: Any = dense.config
+    if whole.get_text_config() is whole:
+        return text
+    around = copy.deepcopy(whole)
+    around.text_config = text
+    return around
 
 
 @torch.no_grad()
@@ -184,9 +197,8 @@ def _sources(place: str) -> tuple[str, ...]:
     found = EXPERTS.fullmatch(place)
     if found is None:
         return ()
-    stem = f"model.layers.{found[1]}.mlp"
-    parts = ("gate", "up") if found[2] == "gate_up" else ("down",)
-    return tuple(f"{stem}.{part}_proj.weight" for part in parts)
+    parts = ("gate", "up") if found["part"] == "gate_up" else ("down",)
+    return tuple(f"{found['ffn']}.{part}_proj.weight" for part in parts)
 
 
 def _begin(
@@ -194,8 +206,8 @@ def _begin(
 ) -> None:
     """A fresh weight: a router's is drawn, that of an expert for all tokens is 0."""
     if ROUTER.fullmatch(place):
-        drawn = torch.randn(weight.shape, generator=generator) * sparse.config.initializer_range
-        weight.copy_(drawn)
+        spread = sparse.config.get_text_config().initializer_range
+        weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
     elif SHARED.fullmatch(place):
         weight.zero_()
     else:

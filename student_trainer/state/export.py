@@ -20,14 +20,14 @@ from shared.config.paths import without_job_folder
 from shared.config.run import Config
 from shared.errors import CheckpointError, StorageError
 from shared.files import obey_umask
-from shared.loading import keep_upcycling
+from shared.loading import EXPORTED, keep_upcycling
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import damage_of, latest_checkpoint, read_state, step_of
 from student_trainer.state.model_card import model_card
 from student_trainer.state.usage import save_usage
 from student_trainer.tasks.task import ModelKind
 
-FACTS, ADAPTER_CONFIG = "tutelage.json", "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 # A process without any of our code that loads a folder.
 FRESH: tuple[str, ...] = (sys.executable, "-I", str(Path(__file__).parent / "reload.py"))
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest logit
@@ -126,7 +126,7 @@ def publishing(folder: Path) -> Iterator[Path]:
 
 def exported_step(folder: Path) -> int | None:
     """Updates behind an export, or None where there is none that is whole."""
-    facts = folder / FACTS
+    facts = folder / EXPORTED
     if not facts.exists():
         return None
     found = json.loads(facts.read_text())
@@ -162,7 +162,7 @@ def describe(
     if labels:
         facts["labels"] = labels
     facts["files"] = _sizes(draft)
-    (draft / FACTS).write_text(json.dumps(facts, indent=1))
+    (draft / EXPORTED).write_text(json.dumps(facts, indent=1))
     obey_umask(draft)
 
 

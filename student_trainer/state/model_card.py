@@ -13,7 +13,7 @@ from shared.config.losses import Loss
 from shared.config.models.student import LoRATraining, QLoRATraining, Student, Upcycle
 from shared.config.run import Config
 from shared.config.weighting import Weighting
-from shared.loading import is_bag, merged_of, stored_as, upcycled_of
+from shared.loading import called, is_bag, merged_of, stored_as, upcycled_of
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
@@ -133,11 +133,11 @@ def _teachers(config: Config) -> str:
     """The teacher, or each of several with its domains."""
     said = []
     for name, teacher in config.teachers.items():
-        named = _short(teacher.model)
+        named = called(teacher.model)
         if (stored := _stored(teacher.model)) is not None:
             named += f" (stored {stored})"
         if teacher.adapter:
-            named += f" (adapter {_short(teacher.adapter)})"
+            named += f" (adapter {called(teacher.adapter)})"
         if (followed := teacher.follow_student) is not None:
             named += f", the student itself at least {followed.lag} steps before"
         taught = [domain for domain in config.domains if name in config.teachers_of(domain)]
@@ -162,11 +162,6 @@ def _student(model: str) -> dict[str, str]:
         return dense | {"student": f"{dense['student']}, upcycled to {words},"}
     merged = merged_of(Path(model))
     if merged is None:
-        return {"student": _short(model), "base_model": _short(model)}
-    adapter, base = map(_short, merged)
+        return {"student": called(model), "base_model": called(model)}
+    adapter, base = map(called, merged)
     return {"student": f"{adapter} merged into {base}", "base_model": base}
-
-
-def _short(model: str) -> str:
-    """A hub name as it is, a folder by its name: where it lay on disk is nobody's business."""
-    return Path(model).name if Path(model).is_dir() else model

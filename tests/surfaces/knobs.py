@@ -518,6 +518,10 @@ KNOBS = {
         "::test_a_teacher_that_finds_nothing_errs_or_cannot_be_read_leaves_nothing_to_learn"
     ),
     "active": f"{ACTIVE_LOOP}::test_rounds_stop_exactly_at_patience",
+    "stages": (
+        "cluster/launch/test_staging.py"
+        "::test_a_stage_begins_with_what_the_one_before_it_ended_with"
+    ),
     "trackers": (
         "student_trainer/tracking/test_trackers.py"
         "::test_a_resumed_run_continues_its_curves_and_says_that_its_config_changed"

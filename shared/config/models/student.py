@@ -1,6 +1,6 @@
 """The student as a config has it: the model, what of it trains, and on how many workers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,10 @@ class QLoRATraining(LoRATraining):
 class Upcycle(Section):
     """A dense student becomes a sparse mixture of experts, copies of its FFNs (sparse upcycling,
     arXiv 2212.05055; defaults of LLaVA-MoD, arXiv 2408.15881)."""
+
+    # What the loss of the routers counts. LLaVA-MoD has as much of the sum over layers of its own
+    # form, top-1 as in DeepSpeed; this is that of transformers, over the layers together.
+    balance: ClassVar[float] = 0.01
 
     every: int = Field(
         default=2, ge=1, description="from the first on, one layer in so many has them"

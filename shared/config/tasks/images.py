@@ -28,10 +28,6 @@ def unseeing(config: "Config") -> Iterator[tuple[str, str]]:
     if config.cross_tokenizer is not None:
         told = f"cross_tokenizer is {config.cross_tokenizer}, which translates text alone"
         yield told, "leave it out"
-    if config.student.upcycle is not None:
-        yield "student.upcycle is set, of models of text alone", "leave it out"
-    if any(loss.kind == "router_balance" for loss in config.losses):
-        yield "losses has a router_balance, of models of text alone", "take it out"
     if config.active is not None:
         yield "active is set, whose teachers write text alone", "leave it out"
     if config.data.too_long not in ("drop", "refuse"):

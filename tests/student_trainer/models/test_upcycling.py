@@ -108,7 +108,7 @@ def test_a_mixture_computes_what_the_dense_model_does(
     made = AutoModelForCausalLM.from_pretrained(config.student.model)
     assert made.config.model_type == kind
     weights = dict(made.named_parameters())
-    layers = {int(found[1]) for place in weights if (found := EXPERTS.fullmatch(place))}
+    layers = {int(found["layer"]) for place in weights if (found := EXPERTS.fullmatch(place))}
     assert layers == set(range(0, 3, every))
     first = weights["model.layers.0.mlp.experts.down_proj"]
     assert first.shape == (experts, 32, 48)
