@@ -36,17 +36,24 @@ def read_config(
     return config
 
 
-def classes_of(config: Any, *, head: str = OF_TEXTS) -> tuple[str, ...] | None:
-    """The classes that a model of transformers has a head for, in the order of its outputs; None
-    where it has no head of that name, by default that of a sequence classifier."""
+def head_of(config: Any) -> str | None:
+    """By which head a model of transformers tells classes apart, of whole texts or of words; None
+    where it is no classifier."""
     kinds = getattr(config, "architectures", None) or ()
-    if not any(kind.endswith(head) for kind in kinds):
+    heads = (OF_TEXTS, OF_WORDS)
+    return next((head for head in heads if any(kind.endswith(head) for kind in kinds)), None)
+
+
+def classes_of(config: Any) -> tuple[str, ...] | None:
+    """The classes that a model of transformers has a head for, in the order of its outputs; None
+    where it is no classifier."""
+    if head_of(config) is None:
         return None
     return tuple(config.id2label[number] for number in sorted(config.id2label))
 
 
 def is_classifier(model: str, *, revision: str | None, trust_remote_code: bool) -> bool:
-    """Whether a model's config, where it can be read, says that it is a sequence classifier."""
+    """Whether a model's config, where it can be read, says that it is a classifier."""
     try:
         asked = {"revision": revision, "trust_remote_code": trust_remote_code}
         return classes_of(read_config(model, **asked, attention="auto")) is not None

@@ -20,7 +20,14 @@ from shared.config.run import Config
 from shared.data.passes import Passes
 from shared.data.trust import Trust
 from shared.errors import ConfigError, StorageError
-from shared.loading import classes_of, first_line, stored_as, untrusted
+from shared.loading import (
+    OF_WORDS,
+    classes_of,
+    first_line,
+    head_of,
+    stored_as,
+    untrusted,
+)
 from shared.model_parts import longest_context
 from shared.run.run_dir import write_atomically
 from shared.text.tokenizers import TokenizerIdentity, identify, rows_digest
@@ -28,7 +35,7 @@ from student_trainer.models.routers import router_balance_of
 from student_trainer.tasks.registry import task_of
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
-FORMAT = 6  # of what is kept
+FORMAT = 7  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,8 @@ class ModelDescription:
     stored_as: str | None  # how weights in few bits lie there, in words; None: plain ones
     router_balance: dict[str, Any] | None  # the loss of its routers, where its config asks for it
     stop_ids: tuple[int, ...]  # at which its text ends, as its own files have it
-    classes: tuple[str, ...] | None  # of a sequence classifier; None: it is none
+    classes: tuple[str, ...] | None  # of a classifier; None: it is none
+    head: str | None  # by which it tells them apart, see `shared.loading.head_of`
     load_tokenizer: Callable[[], Any]  # of transformers
 
 
@@ -68,6 +76,7 @@ def describe(
         from transformers import (
             MODEL_FOR_CAUSAL_LM_MAPPING,
             MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+            MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
             AutoConfig,
         )
 
@@ -85,8 +94,10 @@ def describe(
         refuse_odd_positions(option, model, text_config)
         identity = identify(tokenizer)
         known, classes = MODEL_FOR_CAUSAL_LM_MAPPING, classes_of(config)
-        if classes is not None:
+        if (head := head_of(config)) is not None:
             known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+            if head == OF_WORDS:
+                known = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
         model_class = known.get(type(config), None)
         return {
             "identity": asdict(identity),
@@ -100,6 +111,7 @@ def describe(
             "attentions": None if model_class is None else list(offered_by(model_class)),
             "stop_ids": _stop_ids(model, text_config, revision=asked["revision"]),
             "classes": classes,
+            "head": head,
         }
 
     facts = kept(read, model, asked | {"of": "model"}, cache=cache)

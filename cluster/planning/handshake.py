@@ -29,6 +29,7 @@ from shared.config.run import Config
 from shared.config.tasks.task import Classification, Tagging
 from shared.errors import ConfigError, HandshakeError
 from shared.images.processor import ImageProcessor
+from shared.loading import OF_TEXTS, OF_WORDS
 from shared.prompts.class_reading import ClassReading, OwnClasses, OwnHead
 from shared.prompts.verbaliser import Verbaliser
 from shared.targets.asks.classes import ClassAsk, SoftLabels
@@ -43,6 +44,7 @@ from student_trainer.tasks.registry import task_of
 from student_trainer.tasks.task import Side
 
 LARGEST_FULL_VOCABULARY = 32_768
+IN_WORDS = {OF_TEXTS: "of whole texts", OF_WORDS: "of their words"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +173,11 @@ def _asked_about_classes(
     if asked.engine == "similarity":
         read = OwnClasses(task, teacher.load_tokenizer, teacher.rows_digest)
     elif teacher.classes is not None:
-        if isinstance(task, Tagging):
+        wanted = OF_WORDS if isinstance(task, Tagging) else OF_TEXTS
+        if teacher.head != wanted:
             raise HandshakeError(
-                f"{teacher.option} is {teacher.name}, a sequence classifier, which tells whole "
-                "texts apart and no words; name a causal language model"
+                f"{teacher.option} is {teacher.name}, a classifier {IN_WORDS[teacher.head]}, and "
+                f"task is {task.kind}; name one {IN_WORDS[wanted]}, or a causal language model"
             )
         refuse_beyond_classifier(f"{teacher.option} {teacher.name}", asked)
         read = OwnHead(task, teacher.load_tokenizer, teacher.name, teacher.classes, **told)
@@ -190,8 +193,9 @@ def _asked_about_classes(
 def _refuse_classifier(teacher: ModelDescription) -> None:
     if teacher.classes is not None:
         raise HandshakeError(
-            f"{teacher.option} is {teacher.name}, a sequence classifier, which knows no next "
-            "token; set task=classification, or name a causal language model"
+            f"{teacher.option} is {teacher.name}, a classifier {IN_WORDS[teacher.head]}, which "
+            "knows no next token; set task=classification or task=tagging, or name a causal "
+            "language model"
         )
 
 

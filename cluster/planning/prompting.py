@@ -50,6 +50,7 @@ def showing_of(config: Config, hands: Handshake) -> Showing:
     more than one way, DataError for a chat template that has no place for a prompt.
     """
     if isinstance(config.task, Tagging):
+        refuse_unread_words(config, hands)
         return Showing()  # the teacher reads rows of its own
     if config.task.classifies:
         return _of_classes(config, hands)

@@ -1,4 +1,4 @@
-"""How teachers other than language models are asked about the class of a text: a sequence
+"""How teachers other than language models are asked about the class of a text, or of its words: a
 classifier reads it by its own tokenizer, and soft labels are of a class, whatever the text."""
 
 from collections.abc import Callable, Sequence
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from shared.config.tasks.task import Classification, Tagging
-from shared.errors import ConfigError
+from shared.errors import ConfigError, HandshakeError
 from shared.in_words import named
 from shared.targets.asks.classes import ClassAsk, HeadLogProbs, SoftLabels
+from shared.text.framing import with_offsets
 
+Word = tuple[int, int]  # its first character, and that after its last
 A = TypeVar("A", bound=ClassAsk, contravariant=True)
 
 
@@ -41,7 +43,7 @@ class ClassReading(Protocol[A]):
 
 @dataclass(frozen=True, slots=True)
 class OwnHead:
-    """A sequence classifier; satisfies `ClassReading`. Texts are framed as its tokenizer does."""
+    """A classifier; satisfies `ClassReading`. Texts are framed as its tokenizer does."""
 
     task: Classification | Tagging
     load_tokenizer: Callable[[], Any]  # the teacher's, a fast one of transformers
@@ -83,6 +85,28 @@ class OwnHead:
                 (ids,) = _framed(tokenizer, [texts[number]], truncation=True, max_length=most)
                 found[number] = Read(ids, is_cut=True)
         return found
+
+    def with_words(self, text: str, words: Sequence[Word]) -> tuple[list[int], list[int]]:
+        """What it reads of a text, and of each word, its first character and that after its last,
+        the first token. Raises HandshakeError where it does not read all of them."""
+        tokenizer = self.load_tokenizer()
+        ((ids, offsets),) = with_offsets(tokenizer, [text])
+        most = min(filter(None, (self.limit, tokenizer.model_max_length)))
+        if len(ids) > most:
+            raise HandshakeError(
+                f"a text has {len(ids)} tokens as {self.teacher} reads it, which reads {most}; "
+                "lower data.context, or leave it out"
+            )
+        found = []
+        for first, after in words:
+            held = (n for n, (a, b) in enumerate(offsets) if a < b and a < after and b > first)
+            if (token := next(held, None)) is None:
+                raise HandshakeError(
+                    f"the tokenizer of {self.teacher} has no token for {text[first:after]!r}; name "
+                    "another teacher"
+                )
+            found.append(token)
+        return ids, found
 
 
 @dataclass(frozen=True, slots=True)

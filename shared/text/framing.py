@@ -121,6 +121,15 @@ def encode(
         yield from _tokenised([framing.framed(document) for document in batch], tokenizer)
 
 
+def with_offsets(
+    tokenizer: Tokenizer, texts: Sequence[str], **options: Any
+) -> list[tuple[list[int], list[Span]]]:
+    """Token ids of texts as a fast tokenizer frames them, and the characters of each token."""
+    asked = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
+    read = tokenizer(list(texts), **asked, **options)
+    return list(zip(read["input_ids"], read["offset_mapping"], strict=True))
+
+
 def content_key(document: Document) -> int:
     """64-bit hash of a document's content."""
     state = xxhash.xxh3_64()

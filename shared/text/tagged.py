@@ -29,7 +29,14 @@ from shared.config.tasks.task import OUTSIDE
 from shared.errors import DataError
 from shared.text.classified import TEXT, field_of
 from shared.text.documents import Columns, Document, Field
-from shared.text.framing import DOCUMENTS_PER_CALL, Encoded, Remarks, Tokenizer, content_key
+from shared.text.framing import (
+    DOCUMENTS_PER_CALL,
+    Encoded,
+    Remarks,
+    Tokenizer,
+    content_key,
+    with_offsets,
+)
 from shared.text.sources import Split, read_documents, sources_of
 
 ENTITIES: tuple[Field, ...] = ("entities", "response")
@@ -256,11 +263,10 @@ def _read(
             f"the tokenizer of {tokenizer.name_or_path} has no fast form (tokenizer.json); "
             "convert it with transformers first"
         )
-    asked = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
-    asked |= {} if most is None else {"truncation": True, "max_length": most}
-    encoded = tokenizer([document.prompt for document in batch], **asked)
-    both = zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_tagged(document, ids, offsets) for document, ids, offsets in both]
+    options = {} if most is None else {"truncation": True, "max_length": most}
+    read = with_offsets(tokenizer, [document.prompt for document in batch], **options)
+    both = zip(batch, read, strict=True)
+    return [_tagged(document, ids, offsets) for document, (ids, offsets) in both]
 
 
 def _tagged(document: Document, ids: list[int], offsets: list[tuple[int, int]]) -> TaggedText:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from shared.config.models.student import Student
 from shared.config.tasks.task import OUTSIDE
 from shared.errors import ConfigError
-from shared.loading import OF_WORDS, classes_of
+from shared.loading import classes_of
 from shared.model_parts import pad_with
 
 # In names of weights that some families keep below their body and make anew with a head.
@@ -44,7 +44,7 @@ def name_classes(config: Any, labels: Sequence[str], *, model: str) -> None:
 def _learnt(config: Any) -> list[str]:
     """The classes of a model that has a head for some; empty where it has none, or does not name
     them."""
-    named = list(classes_of(config) or classes_of(config, head=OF_WORDS) or ())
+    named = list(classes_of(config) or ())
     is_unnamed = named == [f"LABEL_{number}" for number in range(len(named))]
     return [] if is_unnamed else named
 

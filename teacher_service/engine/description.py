@@ -26,7 +26,7 @@ class TeacherDescription:
     packed: bool  # whether packed documents stay apart
     notes: tuple[str, ...] = ()  # sentences the user should read once
     watched: bool = True  # whether a canary sits on it; not where it reads no rows
-    classes: tuple[str, ...] = ()  # of a sequence classifier, in the order of its outputs
+    classes: tuple[str, ...] = ()  # of a classifier, in the order of its outputs
 
 
 class Engine(Protocol):

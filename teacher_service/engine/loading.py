@@ -1,4 +1,4 @@
-"""Load a causal language model, or a sequence classifier, from a folder or a hub, or refuse it with
+"""Load a causal language model, or a classifier, from a folder or a hub, or refuse it with
 one sentence."""
 
 import json
@@ -21,8 +21,8 @@ from shared.config.models.attention import INSTALLED_BY, Attention
 from shared.errors import ConfigError
 from shared.loading import (
     auto_class_of,
-    classes_of,
     first_line,
+    head_of,
     read_config,
     stored_as,
     why_unloadable,
@@ -267,8 +267,8 @@ def _loaded(
     try:
         config = read_config(model, **asked, attention=attention)
         auto_model: Any = getattr(transformers, auto_class_of(config))
-        if classes_of(config) is not None:
-            auto_model = transformers.AutoModelForSequenceClassification
+        if (head := head_of(config)) is not None:
+            auto_model = getattr(transformers, f"AutoModel{head}")
         found, info = auto_model.from_pretrained(
             model, config=config, **asked, **arguments, **options
         )

@@ -8,7 +8,7 @@ from teacher_service.engine.description import Engine
 
 
 def open_engine(teacher: Teacher, *, cache: str | None, context: int | None) -> Engine:
-    """As its config.json says that it is: a sequence classifier, or a causal language model, see
+    """As its config.json says that it is: a classifier, or a causal language model, see
     `load_engine`. Raises ConfigError."""
     asked = {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
     if is_classifier(teacher.model, **asked):

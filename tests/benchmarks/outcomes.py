@@ -37,6 +37,7 @@ MADE = "made/"  # of paths in the folder of records
 MADE_SEED = 100
 ROWS_PER_CLASS = 10
 CLASSIFIER, FEW = "made/classifier", "made/few.train.jsonl"
+TAGGERS = {"wnut17": "made/wnut17-tagger", "ncbi_disease": "made/ncbi_disease-tagger"}
 CLASSIFIED = {"teachers": f"{{head: {{model: {CLASSIFIER}, cpus: 0.5}}}}", "student.cpus": "0.5"}
 BASE = CLASSIFIED | {
     "student.model": "models/student-base-1m",
@@ -62,6 +63,17 @@ ULD = {
 }
 
 
+def of_corpus(corpus: str) -> dict[str, str]:
+    """Options of a run on one corpus of entities, whose teacher has learnt all of its rows."""
+    splits = {"train": "train", "validation": "valid"}
+    paths = (f"{split}: data/ner/{corpus}.{part}.jsonl" for split, part in splits.items())
+    return {
+        "domains": f"{{{corpus}: {{{', '.join(paths)}}}}}",
+        "teachers": f"{{tagger: {{model: {TAGGERS[corpus]}, cpus: 0.5}}}}",
+        "student.cpus": "0.5",
+    }
+
+
 @dataclass(frozen=True)
 class Trial:
     """A recipe with options on top, in which both students of a run are compared."""
@@ -71,6 +83,7 @@ class Trial:
     recipe: str
     options: dict[str, str] = field(default_factory=dict)  # `a.b` -> value as in YAML
     verb: str = "run"
+    seeded: tuple[str, ...] = ("seed",)  # options that are the seed
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,22 @@ ROUNDS = Table(
     baseline="few labels",
     student="best round",
 )
-TABLES = (CLASSES, ACROSS, ROUNDS)
+TAGS = Table(
+    "tags",
+    {"span F1": "span_f1"},
+    tuple(
+        Trial(
+            f"{corpus}-{shots}",
+            f"{corpus}, {shots} of each type",
+            "tagging",
+            of_corpus(corpus) | {"task.shots": str(shots)},
+            seeded=("seed", "task.episode"),
+        )
+        for corpus in TAGGERS
+        for shots in (1, 5, 20)
+    ),
+)
+TABLES = (CLASSES, ACROSS, ROUNDS, TAGS)
 TRIALS = {trial.name: trial for table in TABLES for trial in table.trials}
 
 
@@ -148,6 +176,25 @@ def make_classifier(to: Path, *, folder: Path, root: Path) -> None:
     }
     command("classification", options, folder=folder, root=root)
     (folder / "runs" / "classifier" / "export").rename(to)
+
+
+def make_tagger(to: Path, *, folder: Path, root: Path) -> None:
+    """A teacher of 6 M weights that learnt the entities of all rows of a corpus."""
+    corpus = next(name for name, made in TAGGERS.items() if made.endswith(to.name))
+    options = of_corpus(corpus) | {
+        "name": to.name,
+        "student.model": "models/teacher-6m",
+        "teachers": "{none: {model: models/student-base-1m, cpus: 0.1}}",
+        "task.shots": "null",
+        "losses": "[{kind: cross_entropy}]",
+        "data.validation_rows": "4",  # which the teacher, who teaches nothing, reads word by word
+        "batch": "{rows_per_step: 32, micro_batch: 32}",
+        "steps": "800",
+        "baseline": "false",
+        "seed": str(MADE_SEED),
+    }
+    command("tagging", options, folder=folder, root=root)
+    (folder / "runs" / to.name / "export").rename(to)
 
 
 def make_few(to: Path, *, folder: Path, root: Path) -> None:
@@ -170,6 +217,7 @@ MAKERS: dict[str, Callable[..., None]] = {
     CLASSIFIER: make_classifier,
     FEW: make_few,
     f"{rounds.FOLDER}/writer": make_writer,
+    **dict.fromkeys(TAGGERS.values(), make_tagger),
 }
 
 
@@ -199,7 +247,7 @@ def run_trial(trial: Trial, seed: int, *, folder: Path, root: Path) -> Record:
     """Both students' measures; the run's folder is removed."""
     make_missing(trial, folder=folder, root=root)
     name = f"{trial.name}-{seed}"
-    options = trial.options | {"name": name, "seed": str(seed)}
+    options = trial.options | {"name": name} | dict.fromkeys(trial.seeded, str(seed))
     run = folder / "runs" / name
     shutil.rmtree(run, ignore_errors=True)
     command(trial.recipe, options, folder=folder, root=root, verb=trial.verb)

@@ -1,9 +1,15 @@
-"""What a teacher reads of the words of tagged rows: each row of its own holds a document for each
-word of the student's, the text with that word marked, and its tag."""
+"""What a teacher reads of the words of tagged rows.
+
+Of a causal language model each row of its own holds a document for each word of the student's, the
+text with that word marked, and its tag. Of a token classifier it holds the text by the teacher's
+tokenizer, with loss at the first token of each word, and then the tags; words that share a first
+token are in documents of their own.
+"""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +24,15 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import makers, storage_errors
 from shared.data.row_store import RowStore, write_rows
 from shared.errors import HandshakeError
+from shared.prompts.class_reading import OwnHead
 from shared.prompts.verbaliser import Verbaliser
 from shared.targets.asks.classes import Tokens
 from shared.text.digests import digest_file
 from shared.text.documents import Document
 from shared.text.sources import Split
-from shared.text.tagged import TagFraming, TaggedText, read_tagged
+from shared.text.tagged import Span, TagFraming, TaggedText, read_tagged
+
+Reading = Verbaliser | OwnHead
 
 FOLDER = "word_rows"
 FORMAT = 1  # counts up when rows are made in another way
@@ -46,18 +55,18 @@ def marked(text: str, word: tuple[int, int]) -> str:
 
 
 def _of_domain(domain: PreparedDomain, config: Config, hands: Handshake) -> PreparedDomain:
-    verbaliser = hands.teachers[config.teacher_of(domain.name)].reading
-    assert isinstance(verbaliser, Verbaliser), "the handshake makes no other for words"
+    reading = hands.teachers[config.teacher_of(domain.name)].reading
+    assert isinstance(reading, Verbaliser | OwnHead), "the handshake makes no other for words"
     folder = Path(config.paths.cache).expanduser().absolute() / FOLDER
     paths: dict[Split, str] = {}
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for split, students in domain.paths.items():
-            path = folder / f"{_digest(students, domain.name, config, verbaliser)}.arrow"
+            path = folder / f"{_digest(students, domain.name, config, reading)}.arrow"
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():  # it is renamed into its place when it is whole
                     store = RowStore.open(students)
-                    rows = _rows(store, _texts(domain.name, config, hands), verbaliser)
+                    rows = _rows(store, _texts(domain.name, config, hands), reading)
                     draft = path.with_name(f".{path.name}")
                     write_rows(draft, domain=domain.name, rows=rows)
                     draft.replace(path)
@@ -65,13 +74,13 @@ def _of_domain(domain: PreparedDomain, config: Config, hands: Handshake) -> Prep
     return replace(domain, teacher_paths=paths)
 
 
-def _digest(students: str, name: str, config: Config, verbaliser: Verbaliser) -> str:
+def _digest(students: str, name: str, config: Config, reading: Reading) -> str:
     decides = {
         "format": FORMAT,
         "rows": digest_file(Path(students)),
         "columns": dict(config.domains[name].columns),
         "task": config.task.model_dump(),
-        "teacher": verbaliser.identity,
+        "teacher": reading.identity,
         "made_by": makers(),
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
@@ -89,27 +98,62 @@ def _texts(name: str, config: Config, hands: Handshake) -> Iterator[tuple[Docume
 
 
 def _rows(
-    store: RowStore, texts: Iterable[tuple[Document, TaggedText]], verbaliser: Verbaliser
+    store: RowStore, texts: Iterable[tuple[Document, TaggedText]], reading: Reading
 ) -> RaggedRows:
     """The teacher's rows of a file. Texts that the student reads alike are shown as the first."""
     first: dict[bytes, tuple[Document, TaggedText]] = {}
     for document, text in texts:
         first.setdefault(text.ids_T.tobytes(), (document, text))
-    found, classes = RaggedRows([], [], []), verbaliser.ask().classes
+    found, add = RaggedRows([], [], []), _adding(reading)
     for number in range(len(store)):
         row = store.take([number])
         (ids,), (mask,) = row.column("input_ids"), row.column("loss_mask")
         length = len(ids) - int(mask.sum())
         document, text = first[np.ascontiguousarray(ids[:length], np.int32).tobytes()]
-        asked = [marked(document.prompt, (word.start, word.end)) for word in text.words_K]
-        prompts = verbaliser.framed(asked)
-        _refuse_overlong(document, prompts, classes, verbaliser)
-        _add(found, prompts, ids[length:])
+        add(found, document, text.words_K, ids[length:])
     return found
 
 
-def _add(found: RaggedRows, prompts: list[list[int]], tags: np.ndarray) -> None:
-    """A row of a document for each prompt, whose tag has the place of a next token."""
+def _adding(reading: Reading) -> Callable[[RaggedRows, Document, list[Span], np.ndarray], None]:
+    """What adds the teacher's row of a text, its words and their tags."""
+    if isinstance(reading, OwnHead):
+        return partial(_add_text, reading=reading)
+    return partial(_add_marked, by=reading, classes=reading.ask().classes)
+
+
+def _add_text(
+    found: RaggedRows, document: Document, words: list[Span], tags: np.ndarray, *, reading: OwnHead
+) -> None:
+    """A row of the text and its tags, and again of those words whose token has one already."""
+    ids, tokens = reading.with_words(document.prompt, [(word.start, word.end) for word in words])
+    parts: list[list[int]] = []
+    for number, token in enumerate(tokens):
+        if not parts or token <= tokens[parts[-1][-1]]:
+            parts.append([])
+        parts[-1].append(number)
+    documents, masks = [], []
+    for part in parts:
+        documents.append(np.array([*ids, *tags[part]], np.int32))
+        masks.append(np.zeros(len(documents[-1]), np.uint8))
+        masks[-1][[tokens[number] for number in part]] = 1
+    starts = np.cumsum([0, *map(len, documents[:-1])])
+    found.input_ids.append(np.concatenate(documents))
+    found.doc_starts.append(starts.astype(np.int32))
+    found.loss_masks.append(np.concatenate(masks))
+
+
+def _add_marked(
+    found: RaggedRows,
+    document: Document,
+    words: list[Span],
+    tags: np.ndarray,
+    *,
+    by: Verbaliser,
+    classes: tuple[Tokens, ...],
+) -> None:
+    """A row of a document for each word, whose tag has the place of a next token."""
+    prompts = by.framed([marked(document.prompt, (word.start, word.end)) for word in words])
+    _refuse_overlong(document, prompts, classes, by)
     documents = [np.array([*ids, tag], np.int32) for ids, tag in zip(prompts, tags, strict=True)]
     lengths = np.array([len(one) for one in documents])
     mask = np.zeros(lengths.sum(), np.uint8)

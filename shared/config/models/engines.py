@@ -73,13 +73,13 @@ def check_engines(
 
 
 def refuse_beyond_classifier(named: str, teacher: "Teacher") -> None:
-    """Raise ConfigError where a teacher that is a sequence classifier is to be loaded with more
+    """Raise ConfigError where a teacher that is a classifier is to be loaded with more
     than its weights; `named` is what the sentence calls it."""
     plain = {"adapter": None, "quantisation": "none", "tensor_parallel": 1}
     for option, value in plain.items():
         if (asked := getattr(teacher, option)) != value:
             merged = ", or merge it (`tutelage export --merge`)" if option == "adapter" else ""
             raise ConfigError(
-                f"{named} is a sequence classifier, and {option} is {asked}, which is of language "
+                f"{named} is a classifier, and {option} is {asked}, which is of language "
                 f"models; leave it out{merged}"
             )

@@ -90,7 +90,7 @@ class ClassLogProbs(ClassAsk):
 
 @dataclass(frozen=True, slots=True)
 class HeadLogProbs(ClassAsk):
-    """What a sequence classifier says: the log-softmax of its outputs, in the order asked for."""
+    """What a classifier says: the log-softmax of its outputs, in the order asked for."""
 
     classes: tuple[str, ...]  # as its config names them
 

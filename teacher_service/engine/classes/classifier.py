@@ -1,7 +1,8 @@
-"""ClassifierEngine: a sequence classifier of transformers that says how likely each of its classes
-is.
+"""ClassifierEngine: a sequence or token classifier of transformers that says how likely each of its
+classes is, of a text or of its words.
 
-P rows   B lines   T tokens of a row's text   C classes
+P texts   N positions with loss: of a text one, or one for each word   B lines   T tokens of a text
+C classes
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from teacher_service.engine.classes.texts import class_columns, texts_of
+from teacher_service.engine.classes.texts import class_columns, places_of, texts_of
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.identity import loaded_fingerprint, name_of, tokenizer_digest
 from teacher_service.engine.loading import load_model
@@ -36,7 +37,7 @@ COARSE_TOLERANCE = 5e-2
 
 
 class ClassifierEngine:
-    """Scores whole texts with any sequence classifier that transformers loads; an `Engine`."""
+    """Scores texts, or their words, with any classifier that transformers loads; an `Engine`."""
 
     def __init__(self, model: Any, fingerprint: dict[str, str], *, pad_id: int) -> None:
         self.model, self.fingerprint, self._pad_id = model, fingerprint, pad_id
@@ -87,49 +88,55 @@ class ClassifierEngine:
         )
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:
-        """See `Engine`: every row is a text and the number of its class."""
+        """See `Engine`: every document is a text and the numbers of its classes."""
         texts, ask = texts_of(rows), question.ask
         if not isinstance(ask, HeadLogProbs) or set(ask.classes) != set(self.classes):
             raise ConfigError(
                 f"the teacher tells the classes {', '.join(self.classes):.200} apart, and is asked "
-                f"about {ask.in_words()}; set task=classification, with classes of these names"
+                f"about {ask.in_words()}; ask about classes of these names"
             )
         refuse_ids(rows.names(), texts, vocab=self._rows, limit=self.max_context)
         order_C = [self.classes.index(name) for name in ask.classes]
-        logprobs_PC = self._logits(texts)[:, order_C].double().log_softmax(1)
-        if not bool(logprobs_PC.isfinite().all()):
+        logits_NC = self._logits(texts, places_of(rows))[:, order_C]
+        logprobs_NC = logits_NC.double().log_softmax(1)
+        if not bool(logprobs_NC.isfinite().all()):
             raise TeacherError("the teacher computed logits that are not finite")
         return SoftTargets.build(
             question=question,
             teacher=self.fingerprint,
             row_hashes=rows.hashes(),
             num_targets_R=rows.num_loss_tokens(),
-            columns=class_columns(rows, logprobs_PC.float().numpy()),
+            columns=class_columns(rows, logprobs_NC.float().numpy()),
         )
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """See `Engine`; a classifier writes nothing."""
         raise ConfigError(
-            f"the teacher {self.fingerprint['model']} is a sequence classifier, which writes no "
-            "text; name a causal language model"
+            f"the teacher {self.fingerprint['model']} is a classifier, which writes no text; name "
+            "a causal language model"
         )
 
     def ship_head(self) -> ShippedHead:
         """See `Engine`; its head gives no tokens."""
         raise ConfigError(
-            f"the teacher {self.fingerprint['model']} is a sequence classifier, whose head "
-            "gives no tokens; leave targets.exact out"
+            f"the teacher {self.fingerprint['model']} is a classifier, whose head gives no tokens; "
+            "leave targets.exact out"
         )
 
     @torch.inference_mode()
-    def _logits(self, texts: Sequence[np.ndarray]) -> Tensor:
-        """Of each text [P, C], float32 on the host; texts are read together with those after."""
+    def _logits(self, texts: Sequence[np.ndarray], places: Sequence[np.ndarray]) -> Tensor:
+        """At the places of each text, or of it as a whole [N, C], float32 on the host; texts are
+        read together with those after."""
         found = [torch.empty(0, len(self.classes))]
         for part in _parts(texts):
-            ids_BT, mask_BT = padded(part, pad_id=self._pad_id)
+            ids_BT, mask_BT = padded([texts[number] for number in part], pad_id=self._pad_id)
             device = self.model.device
             output = self.model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device))
-            found.append(output.logits.float().cpu())
+            logits = output.logits.float().cpu()
+            if logits.ndim == 3:  # of every token
+                at = [torch.from_numpy(places[number]) for number in part]
+                logits = torch.cat([own_TC[own] for own_TC, own in zip(logits, at, strict=True)])
+            found.append(logits)
         return torch.cat(found)
 
     def _refuse_unreadable(self) -> None:
@@ -138,8 +145,10 @@ class ClassifierEngine:
         name = self.fingerprint["model"]
         texts = [(3 + np.arange(size) * 7) % self._rows for size in PROBE_TOKENS]
         try:
-            both_PC = self._logits(texts)
-            alone_PC = torch.cat([self._logits([text]) for text in texts])
+            last = [np.array([size - 1]) for size in PROBE_TOKENS]
+            both_PC = self._logits(texts, last)
+            pairs = zip(texts, last, strict=True)
+            alone_PC = torch.cat([self._logits([text], [at]) for text, at in pairs])
         except Exception as error:  # of the model's own code
             raise ConfigError(
                 f"the teacher {name} cannot read two texts: {first_line(error)}; use "
@@ -169,14 +178,14 @@ def padded(texts: Sequence[np.ndarray], *, pad_id: int) -> tuple[Tensor, Tensor]
     return ids_BT, mask_BT
 
 
-def _parts(texts: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Texts that are read together."""
-    part: list[np.ndarray] = []
-    for text in texts:
-        width = max(map(len, [*part, text]))
+def _parts(texts: Sequence[np.ndarray]) -> Iterator[list[int]]:
+    """Numbers of texts that are read together."""
+    part: list[int] = []
+    for number in range(len(texts)):
+        width = max(len(texts[one]) for one in [*part, number])
         if part and width * (len(part) + 1) > TOKENS_AT_ONCE:
             yield part
             part = []
-        part.append(text)
+        part.append(number)
     if part:
         yield part

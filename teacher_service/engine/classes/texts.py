@@ -1,9 +1,12 @@
 """Rows of texts and their classes, as engines that tell classes apart see them.
 
-A document of a row is a text and its class, which its one position with loss predicts.
+A document of a row is a text, and after it the number of the class that each of its positions with
+loss has: of whole texts one, of words several.
 
-P texts: documents of rows   C classes
+P texts: documents of rows   N positions with loss   C classes
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,29 +15,30 @@ from shared.targets.asks.classes import COLUMN
 
 
 def texts_of(rows: Rows) -> list[np.ndarray]:
-    """The tokens of each text before its class."""
-    parts = zip(rows.column("input_ids"), rows.column("doc_starts"), _places(rows), strict=True)
-    return [
-        ids[start : place + 1]
-        for ids, starts, places in parts
-        for start, place in zip(starts, places, strict=True)
-    ]
+    """The tokens of each text, without its classes."""
+    return [ids[: len(ids) - int(mask.sum())] for ids, mask in _documents(rows)]
+
+
+def places_of(rows: Rows) -> list[np.ndarray]:
+    """The positions with loss of each text."""
+    return [np.flatnonzero(mask) for _, mask in _documents(rows)]
 
 
 def labels_of(rows: Rows) -> np.ndarray:
-    """The number of each text's class [P], int64."""
-    pairs = zip(rows.column("input_ids"), _places(rows), strict=True)
-    found = [np.zeros(0, np.int64), *(ids[places + 1] for ids, places in pairs)]
-    return np.concatenate(found).astype(np.int64)
+    """The number of the class of each position with loss [N], int64."""
+    found = [ids[len(ids) - int(mask.sum()) :] for ids, mask in _documents(rows)]
+    return np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)
 
 
-def class_columns(rows: Rows, logprobs_PC: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of an answer, float32: log-probabilities of the classes [P, C], and of each
-    text's own."""
-    label_P = labels_of(rows)
-    return {COLUMN: logprobs_PC, "label_logprob": logprobs_PC[np.arange(len(label_P)), label_P]}
+def class_columns(rows: Rows, logprobs_NC: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of an answer, float32: log-probabilities of the classes [N, C], and of each
+    position's own."""
+    label_N = labels_of(rows)
+    return {COLUMN: logprobs_NC, "label_logprob": logprobs_NC[np.arange(len(label_N)), label_N]}
 
 
-def _places(rows: Rows) -> list[np.ndarray]:
-    """The positions with loss of each row, one of each of its documents."""
-    return [np.flatnonzero(mask) for mask in rows.column("loss_mask")]
+def _documents(rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token ids and loss mask of each document."""
+    columns = (rows.column(name) for name in ("input_ids", "loss_mask", "doc_starts"))
+    for ids, mask, starts in zip(*columns, strict=True):
+        yield from zip(np.split(ids, starts[1:]), np.split(mask, starts[1:]), strict=True)

@@ -259,7 +259,7 @@ def test_a_classifier_teaches_no_next_token(tmp_path, models):
     teachers = {"t": {"model": classifier_of(tmp_path, models)}}
     fields |= {"task": "language_model", "teachers": teachers, "losses": [{"kind": "forward_kl"}]}
     with pytest.raises(
-        HandshakeError, match=r"teachers.t.model is .*, a sequence classifier, which"
+        HandshakeError, match=r"teachers.t.model is .*, a classifier of whole texts, which"
     ):
         prepare_run(Config.model_validate(fields))
 

@@ -1,16 +1,30 @@
 """The rows of a task that tags: those of its student, and what its teacher reads of each word."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from cluster.planning.preparation import prepare_run
+from cluster.planning.tasks.words import _add_text
+from shared.config.models.teachers import Teacher
 from shared.config.run import Config
+from shared.config.tasks.task import Tagging
+from shared.data.packing import RaggedRows
 from shared.data.row_store import RowStore
-from shared.errors import ConfigError, DataError
+from shared.data.rows import Rows
+from shared.errors import ConfigError, DataError, HandshakeError
+from shared.prompts.class_reading import OwnHead
+from shared.targets.question import Question
+from shared.text.documents import Document
+from shared.text.tagged import Span
+from teacher_service.engine.classes.texts import labels_of, places_of, texts_of
+from teacher_service.engine.opening import open_engine
 from tests.student_trainer.tasks import classified
 from tests.student_trainer.tasks.tagged import TAGS, config_of
 
@@ -53,6 +67,91 @@ def test_the_teacher_reads_a_document_for_each_word_with_it_marked_and_knows_its
             assert plain == f"In {row['text']} the marked is\n"
         entities = {row["text"][e["start"] : e["end"]].split()[0] for e in row["entities"]}
         assert {w for w, t in zip(words, tags, strict=True) if TAGS[t][0] == "B"} == entities
+
+
+@pytest.fixture(scope="module")
+def heads(models) -> dict[str, str]:
+    """Token classifiers of the tags in another order, of two tokenizers."""
+    found = {}
+    for base in ("own", "student"):
+        torch.manual_seed(3)
+        model = AutoModelForTokenClassification.from_pretrained(
+            models / base, id2label=dict(enumerate(TAGS[::-1]))
+        )
+        with torch.no_grad():
+            for weight in model.parameters():  # larger ones, so that the words decide
+                weight.mul_(4)
+        model.save_pretrained(models / f"{base}-head")
+        AutoTokenizer.from_pretrained(models / base).save_pretrained(models / f"{base}-head")
+        found[base] = str(models / f"{base}-head")
+    return found
+
+
+@pytest.mark.parametrize("base", ["own", "student"])
+def test_a_token_classifier_says_of_each_word_what_transformers_says_at_its_first_token(
+    tmp_path, models, heads, base
+):
+    config = config_of(tmp_path, "run", models=models, teachers={"t": {"model": heads[base]}})
+    prepared = prepare_run(config)
+    (domain,) = prepared.domains
+    assert domain.teacher_paths is not None
+    store = RowStore.open(domain.teacher_paths["train"])
+    ask = prepared.teachers["t"].classes()
+    assert ask is not None
+    engine = open_engine(Teacher(model=heads[base]), cache=None, context=None)
+    answer = engine.score(store.take(range(len(store))), Question(ask))
+    model = AutoModelForTokenClassification.from_pretrained(heads[base]).double().eval()
+    tokenizer = AutoTokenizer.from_pretrained(heads[base])
+    expected, order = [], [TAGS[::-1].index(tag) for tag in TAGS]
+    for row in map(json.loads, Path(str(config.domains["names"].train)).read_text().splitlines()):
+        read = tokenizer(row["text"], return_tensors="pt", return_offsets_mapping=True)
+        spans = read.pop("offset_mapping")[0].tolist()
+        for word in re.finditer(r"\w+|[^\w\s]", row["text"]):
+            at = next(n for n, (a, b) in enumerate(spans) if a < b and b > word.start())
+            with torch.no_grad():
+                expected.append(model(**read).logits[0, at, order].log_softmax(-1))
+    found_NC = answer.arrays().kept["class_logprobs_NC"]
+    np.testing.assert_allclose(found_NC, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_words_that_share_a_token_of_the_teacher_are_told_one_by_one(models):
+    reading = OwnHead(
+        Tagging(types=["who"]),
+        lambda: AutoTokenizer.from_pretrained(models / "own"),
+        "t",
+        ("O", "B-who", "I-who"),
+        tokenizer_digest="",
+        limit=None,
+    )
+    found, words = RaggedRows([], [], []), [Span(0, 1), Span(1, 2), Span(3, 6)]
+    _add_text(
+        found,
+        Document("pair", "here", prompt="de def"),
+        words,
+        np.array([1, 2, 0]),
+        reading=reading,
+    )
+    row = Rows.build(
+        domains=["x"],
+        indices=[0],
+        input_ids=found.input_ids,
+        doc_starts=found.doc_starts,
+        loss_masks=found.loss_masks,
+    )
+    ids, _ = reading.with_words("de def", [])
+    places = [places.tolist() for places in places_of(row)]
+    assert [text.tolist() for text in texts_of(row)] == [ids] * len(places)
+    assert labels_of(row).tolist() == [1, 2, 0]
+    assert sum(map(len, places)) == 3
+
+
+def test_a_classifier_of_whole_texts_is_no_teacher_of_words(tmp_path, models):
+    classified.save_classifier(models / "texts", models / "own", TAGS)
+    config = config_of(
+        tmp_path, "run", models=models, teachers={"t": {"model": str(models / "texts")}}
+    )
+    with pytest.raises(HandshakeError, match=r"a classifier of whole texts, and task is tagging"):
+        prepare_run(config)
 
 
 def test_types_are_in_the_order_that_is_asked_for_and_are_all_of_training_rows(tmp_path, models):

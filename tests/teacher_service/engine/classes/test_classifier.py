@@ -103,7 +103,7 @@ def test_what_a_classifier_never_answers_is_refused(models, tmp_path):
         engine.score(rows_of([[5] * (engine.max_context + 1)]), Question(HeadLogProbs(LABELS)))
     with pytest.raises(HandshakeError, match="holds token id 9999"):
         engine.score(rows_of([[5, 9999]]), Question(HeadLogProbs(LABELS)))
-    with pytest.raises(ConfigError, match="a sequence classifier, which writes no text"):
+    with pytest.raises(ConfigError, match="a classifier, which writes no text"):
         engine.generate(Openings.build(names=["d"], input_ids=[[5]]), GenerationSpec(4))
     with pytest.raises(ConfigError, match="whose head gives no tokens"):
         engine.ship_head()
@@ -115,5 +115,5 @@ def test_what_a_classifier_never_answers_is_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="says of each class by itself whether a text has it"):
         opened(several)
     for option, value in (("quantisation", "nf4"), ("tensor_parallel", 2), ("adapter", "a")):
-        with pytest.raises(ConfigError, match=f"a sequence classifier, and {option} is {value}"):
+        with pytest.raises(ConfigError, match=f"a classifier, and {option} is {value}"):
             opened(models / "both", **{option: value})
