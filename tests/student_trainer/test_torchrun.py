@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from shared.prompts.prefix import Opening
 from shared.run.plan import RunPlan
 from student_trainer.state.export import exported_step
@@ -51,12 +53,9 @@ def test_a_plan_survives_its_file(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     assert replace(read, openings={}) == plan
 
 
-def test_a_run_on_text_alone_trains_ends_and_can_be_evaluated(
-    tmp_path: Path, tiny_pair: tiny.Pair
-) -> None:
+def test_a_run_on_text_alone_trains_and_ends(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     """Its export is loaded by a new Python."""
-    plan = text_alone(tmp_path, tiny_pair)
-    done = launched(plan, tmp_path / "plan.json")
+    done = launched(text_alone(tmp_path, tiny_pair), tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 2/2 | loss " in done.stderr
     evaluations = json.loads((tmp_path / "run" / "evaluations.json").read_text())
@@ -64,8 +63,15 @@ def test_a_run_on_text_alone_trains_ends_and_can_be_evaluated(
         evaluations["after"]["code"]["student_nll"] != evaluations["before"]["code"]["student_nll"]
     )
     assert exported_step(tmp_path / "run" / "export") == 2
+
+
+@pytest.mark.drill
+def test_what_a_run_exported_can_be_evaluated(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
+    plan = text_alone(tmp_path, tiny_pair)
+    launched(plan, tmp_path / "plan.json").check_returncode()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     done = launched(replace(plan, mode="evaluate"), tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr[-3000:]
+    evaluations = json.loads((tmp_path / "run" / "evaluations.json").read_text())
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == evaluations["after"]
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines

@@ -519,8 +519,7 @@ KNOBS = {
     ),
     "active": f"{ACTIVE_LOOP}::test_rounds_stop_exactly_at_patience",
     "stages": (
-        "cluster/launch/test_staging.py"
-        "::test_a_stage_begins_with_what_the_one_before_it_ended_with"
+        "cluster/launch/test_staging.py::test_a_stage_begins_with_what_the_one_before_it_ended_with"
     ),
     "trackers": (
         "student_trainer/tracking/test_trackers.py"
