@@ -140,9 +140,8 @@ class ControllerActor:
 
     def _export(self) -> None:
         """Set the gauges of what is decided. Called by another thread."""
-        export, log = exporter.current(), self._controller.log
-        export.set(exported.DECISIONS, len(log.entries))
-        for entry in log.entries[-1:]:
+        export = exporter.current()
+        for entry in self._controller.log.entries[-1:]:
             for domain, weight in zip(self._controller.domains, entry.weights, strict=True):
                 export.set(exported.DECIDED_WEIGHT, weight or None, domain=domain)
 

@@ -29,7 +29,6 @@ SECTIONS = {
         Panel("Mixture", (exported.WEIGHT,), stacked=True),
         Panel("Mixture last decided", (exported.DECIDED_WEIGHT,), stacked=True),
         Panel("Tokens that a weighting lets count", (exported.SELECTED,)),
-        Panel("Decisions", (exported.DECISIONS,)),
         Panel("Gradient norm", (exported.GRAD_NORM,)),
         Panel("Learning rate", (exported.LEARNING_RATE,)),
         Panel("Captured mass", (exported.CAPTURED_MASS,)),
@@ -44,6 +43,7 @@ SECTIONS = {
             "Where a step's time goes",
             (
                 exported.STEP_WAIT,
+                exported.STEP_WRITING,
                 exported.STEP_COMPUTE,
                 exported.STEP_OPTIMISER,
                 exported.STEP_REST,

@@ -13,21 +13,14 @@ from shared.run.metrics import StepMetrics
 WRITING, BALANCING = "waiting for text", "measuring the balance"
 
 
-def _text_wait(line: StepMetrics) -> float:
-    """Seconds in which nothing was done but wait for text to be written."""
-    if line.writing_wait_s is None:
-        return line.writing_s + line.teacher_writing_s
-    return line.writing_wait_s
-
-
 # Where the time of training goes, in the order of a step: seconds of a line.
 PARTS: dict[str, Callable[[StepMetrics], float]] = {
     "waiting for the teacher": lambda m: m.teacher_wait_s,
     "forward and backward": lambda m: m.compute_s,
     "optimiser": lambda m: m.optimiser_s,
     BALANCING: lambda m: m.balancing_s,
-    WRITING: _text_wait,
-    "rest": lambda m: max(0.0, m.rest_s - _text_wait(m)),
+    WRITING: lambda m: m.text_wait_s,
+    "rest": lambda m: m.rest_s,
 }
 
 

@@ -142,6 +142,9 @@ STEP_TIME = _define("step_seconds", "s", "a step, mean over the last line", "tra
 STEP_WAIT = _define(
     "step_wait_seconds", "s", "part of a step that waits for answers, mean over ranks", "trainer"
 )
+STEP_WRITING = _define(
+    "step_writing_seconds", "s", "part of a step that waits for text to be written", "trainer"
+)
 STEP_COMPUTE = _define(
     "step_compute_seconds", "s", "part of a step in forward and backward passes", "trainer"
 )
@@ -202,7 +205,6 @@ TEACHER_SPEED = _define(
 REPLICA_BUSY = _define(
     "replica_busy", "0 to 1", "share of the time that a replica computes", "replica", _OF_REPLICA
 )
-DECISIONS = _define("decisions", "decisions", "weights decided so far", "controller")
 DECIDED_WEIGHT = _define(
     "decided_weight", "0 to 1", "target share last decided", "controller", _OF_DOMAIN
 )

@@ -184,10 +184,16 @@ class StepMetrics:
 
     @property
     def rest_s(self) -> float:
-        """What is left of `seconds`: drawing rows, rollouts among them, and waiting for weights to
-        be decided."""
+        """What is left of `seconds`: drawing rows, and waiting for weights to be decided."""
         known = self.teacher_wait_s + self.compute_s + self.optimiser_s + self.balancing_s
-        return max(0.0, self.seconds - known)
+        return max(0.0, self.seconds - known - self.text_wait_s)
+
+    @property
+    def text_wait_s(self) -> float:
+        """Part of `seconds` in which nothing was done but wait for text to be written."""
+        if self.writing_wait_s is None:
+            return self.writing_s + self.teacher_writing_s
+        return self.writing_wait_s
 
 
 MACHINE_FIELDS = (

@@ -37,9 +37,10 @@ def measured(
         exported.RETRIED: line.retried_units,
         exported.STEP_TIME: line.seconds / steps,
         exported.STEP_WAIT: line.teacher_wait_s / steps,
+        exported.STEP_WRITING: line.text_wait_s / steps,
         exported.STEP_COMPUTE: line.compute_s / steps,
         exported.STEP_OPTIMISER: line.optimiser_s / steps,
-        exported.STEP_REST: line.rest_s / steps,
+        exported.STEP_REST: (line.rest_s + line.balancing_s) / steps,
         exported.EXPERT_LOAD: None if line.experts is None else line.experts.max_load,
     }
     yield from ((metric, {}, value) for metric, value in of_run.items())

@@ -118,6 +118,7 @@ def test_what_is_exported_is_what_metrics_jsonl_says(watched, run_dir):
     seconds = [scrapes.of(part, run="job")[-1] for part in parts]
     assert sum(seconds) == pytest.approx(lines[-1].seconds / 2)
     assert all(part > 0 for part in seconds)
+    assert scrapes.of(exported.STEP_WRITING, run="job")[-1] == 0
     baseline = read_metrics(run_dir.baseline.metrics)
     assert scrapes.of(exported.LOSS, run="job/baseline")[-1] == pytest.approx(baseline[-1].loss)
 

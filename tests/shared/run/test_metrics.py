@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict, replace
 
+import pytest
+
 from shared.run.metrics import (
     DomainMetrics,
     StepMetrics,
@@ -68,3 +70,7 @@ def test_the_parts_of_a_step_add_up_to_it():
     timed = replace(line(1), seconds=2.0, teacher_wait_s=0.25, compute_s=1.0, optimiser_s=0.5)
     assert timed.rest_s == 0.25
     assert replace(timed, optimiser_s=0.8).rest_s == 0  # clocks differ by a little
+    written = replace(timed, writing_s=0.125, teacher_writing_s=0.0625)
+    assert (written.text_wait_s, written.rest_s) == (0.1875, 0.0625)
+    aside = replace(written, writing_wait_s=0.05)
+    assert (aside.text_wait_s, aside.rest_s) == (0.05, pytest.approx(0.2))

@@ -1,0 +1,44 @@
+"""A line of `metrics.jsonl` as exported gauges."""
+
+from dataclasses import replace
+
+import pytest
+
+from shared.config.run import Config
+from shared.run import exported
+from student_trainer.metrics.exported import measured
+from tests.shared.run.test_metrics import line
+
+PARTS = (
+    exported.STEP_WAIT,
+    exported.STEP_WRITING,
+    exported.STEP_COMPUTE,
+    exported.STEP_OPTIMISER,
+    exported.STEP_REST,
+)
+CONFIG = Config.model_validate(
+    {
+        "name": "run",
+        "steps": 4,
+        "teachers": {"t": {"model": "m"}},
+        "student": {"model": "m"},
+        "domains": {"code": {"train": "x.jsonl"}},
+    }
+)
+
+
+def test_the_parts_of_a_step_add_up_to_it_whatever_it_waits_for():
+    told = replace(
+        line(4),
+        seconds=2.0,
+        teacher_wait_s=0.1,
+        writing_s=0.4,
+        writing_wait_s=0.3,
+        compute_s=0.5,
+        optimiser_s=0.2,
+        balancing_s=0.4,
+    )
+    value = {metric: found for metric, _, found in measured(told, CONFIG, steps_in_line=2)}
+    parts = [value[part] for part in PARTS]
+    assert parts == pytest.approx([0.05, 0.15, 0.25, 0.1, 0.45])
+    assert sum(part or 0 for part in parts) == pytest.approx(value[exported.STEP_TIME])
