@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster.builtin.models import stages_to_build
 from cluster.launch.continuing import has_ended
+from cluster.planning.bases import refuse_dense, with_student
 from cluster.planning.loading import made
 from cluster.report.stages import expect, stages_of_run
 from cluster.session.services import named_services, reached, services_of
@@ -48,8 +49,7 @@ def stages_of(config: Config) -> list[Stage]:
             paths = own.paths.model_copy(update={"runs": str(whole.stages)})
             update = {"name": f"{config.name}-{name}", "paths": paths}
         if found:
-            export = {"model": str(found[-1].run_dir.export), "revision": None}
-            update["student"] = own.student.model_copy(update=export)
+            own = with_student(own, str(found[-1].run_dir.export))
         found.append(Stage(name, own.model_copy(update=update)))
     return found
 
@@ -123,15 +123,13 @@ def _in_turn(
 def _refuse_impossible(stage: Stage, whole: Config) -> None:
     """Prepare a later stage with the student that the first one begins with, as far as that can
     be: its rows are then in the cache. Raises UserErrors."""
-    from cluster.planning.bases import refuse_dense
     from cluster.planning.preparation import prepare_run, refuse_unasked, refuse_unreached
 
-    first = {"model": whole.student.model, "revision": whole.student.revision, "upcycle": None}
-    own = stage.config
+    own = with_student(stage.config, whole.student.model, whole.student.revision)
     plain = [loss for loss in own.losses if not isinstance(loss, RouterBalance)]
-    dense = {"student": own.student.model_copy(update=first), "losses": plain or own.losses}
+    dense = own.student.model_copy(update={"upcycle": None})
     try:
-        config = made(own.model_copy(update=dense))
+        config = made(own.model_copy(update={"student": dense, "losses": plain or own.losses}))
         refuse_dense(config, own.student.upcycle)
         refuse_unasked(config)
         refuse_unreached(config)

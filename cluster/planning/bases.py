@@ -63,8 +63,18 @@ def student_merged(config: Config) -> Config:
         f"{folder}, are the student",
         flush=True,
     )
-    update = {"model": folder, "revision": None}
-    return config.model_copy(update={"student": asked.model_copy(update=update)})
+    return with_student(config, folder)
+
+
+def with_student(config: Config, model: str, revision: str | None = None) -> Config:
+    """The config with another model as the student, and as a teacher that follows it."""
+    update = {"model": model, "revision": revision}
+    teachers = {
+        name: teacher.model_copy(update=update) if teacher.follow_student else teacher
+        for name, teacher in config.teachers.items()
+    }
+    student = config.student.model_copy(update=update)
+    return config.model_copy(update={"student": student, "teachers": teachers})
 
 
 def student_upcycled(config: Config) -> Config:
@@ -79,13 +89,7 @@ def student_upcycled(config: Config) -> Config:
         f"student.model is {asked.model}, upcycled to {asked.upcycle.in_words()}: in {folder}",
         flush=True,
     )
-    update = {"model": folder, "revision": None}
-    teachers = {
-        name: teacher.model_copy(update=update) if teacher.follow_student else teacher
-        for name, teacher in config.teachers.items()
-    }
-    student = asked.model_copy(update=update)
-    return config.model_copy(update={"student": student, "teachers": teachers})
+    return with_student(config, folder)
 
 
 def refuse_dense(config: Config, upcycle: Upcycle | None) -> None:

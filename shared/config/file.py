@@ -86,7 +86,8 @@ def in_stages(config: Config, place: Where = dotted) -> dict[str, Config]:
     """The config of each stage of a run, by its name: that of the stage before it, at first of the
     run, with the stage's own options. Raises ConfigError; `place` says where a value was written.
     """
-    values, found = config.model_dump(mode="json") | {"stages": {}}, {}
+    values = config.model_dump(mode="json", exclude_unset=True, exclude={"stages"})
+    found = {}
     for name, options in config.stages.items():
         for option, value in options.items():
             values = _with(values, _path(option), value, where=f"stages.{name}")

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cluster.cli import main
+from cluster.launch.staging import stages_of
+from shared.config.file import dump, load_config, resolve
 from shared.run.run_dir import RunDir
 from tests.cluster.jobs import write_job
 from tests.student_trainer.models.test_upcycling import EXPERTS, ROUTER
@@ -52,6 +54,22 @@ def test_a_stage_begins_with_what_the_one_before_it_ended_with(whole, first):
     for name, domain in ended.items():
         assert begun[name]["student_nll"] == pytest.approx(domain["student_nll"], rel=1e-6)
         assert domain["kl"] < evaluation(first, "before")[name]["kl"]
+
+
+def test_a_teacher_that_follows_the_student_is_in_each_stage_what_the_student_is(
+    tmp_path, tiny_pair
+):
+    teacher = {"model": str(tiny_pair.student), "follow_student": {"lag": 2}}
+    mixture = {"policy": "fixed"}
+    parts = {"teachers": {"own": teacher}, "stages": STAGES, "mixture": mixture}
+    config = resolve(load_config(write_job(tmp_path, tiny_pair, **parts)))
+    first, second = (stage.config for stage in stages_of(config))
+    assert first.teachers["own"].model == first.student.model == str(tiny_pair.student)
+    export = tmp_path / "runs" / "job" / "stages" / "job-dense" / "export"
+    assert second.teachers["own"].model == second.student.model == str(export)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(second))
+    assert load_config(again) == second
 
 
 def test_what_a_stage_trains_is_what_moves(whole, first):

@@ -3,6 +3,7 @@ end with the same bits."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,13 +123,13 @@ def test_each_stage_does_what_it_is_for(ended):
     assert moved
     assert all(any(part in name for part in ROUTED) for name in moved)
     lines = read_metrics(stages["preference"].metrics)
-    assert lines[-1].losses["preference"] < lines[0].losses["preference"]
-    assert "router_balance" in lines[0].losses
+    assert lines[-1].terms["preference"] < lines[0].terms["preference"]
+    assert "router_balance" in lines[0].terms
 
 
 def test_the_last_export_is_a_mixture_that_transformers_loads(ended):
     stages, _ = ended
-    asked = {"output_loading_info": True}
+    asked: Any = {"output_loading_info": True}
     model, found = AutoModelForImageTextToText.from_pretrained(stages["preference"].export, **asked)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]

@@ -46,6 +46,9 @@ def test_a_stage_has_the_options_of_the_one_before_it_but_for_its_own(path):
     config = load_config(path)
     dense, sparse, preference = in_stages(config).values()
     assert dense == config.model_copy(update={"stages": {}})
+    assert dense.model_fields_set == config.model_fields_set - {"stages"}
+    assert dense.data.model_fields_set == set()  # which decides what its default is
+    assert preference.data.model_fields_set == {"too_long"}
     assert (sparse.student.upcycle and sparse.student.upcycle.experts) == 3
     assert (sparse.optimiser.lr, sparse.optimiser.warmup_steps) == (1e-4, 2)
     assert (sparse.steps, preference.steps) == (10, 4)

@@ -3,6 +3,8 @@
 N tokens   E experts
 """
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,6 @@ from tests.tiny import Pair
 
 STEPS, TOP_K, WEIGHT = 3, 2, 0.3
 BALANCE = {"kind": "router_balance", "weight": WEIGHT, "experts_per_token": TOP_K}
-ZERO = (0, 1, 2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def config_of(folder: Path, name: str, *, pair: Pair, student: Any = (), **optio
 def test_a_mixture_computes_what_the_dense_model_does(tmp_path, pair, every, kind):
     config = config_of(tmp_path, "run", pair=pair, student={"upcycle": {"every": every}})
     folder, asked = config.student.model, {"output_loading_info": True}
-    sparse, found = AutoModelForImageTextToText.from_pretrained(folder, **asked)
+    sparse, found = AutoModelForImageTextToText.from_pretrained(folder, **asked)  # type: ignore[misc]
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     assert sparse.config.text_config.model_type == kind
@@ -87,6 +88,7 @@ def plain_steps(config: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The loss of each step on all rows, with that of the routers over all of their tokens once,
     and the weights that train after them."""
     rows, model = pictured.rows_in(config, "train"), load(config.student.model)
+    model.set_experts_implementation("eager")  # the only one that computes in float64
     for name, weight in model.named_parameters():
         weight.requires_grad_(bool(EXPERTS.fullmatch(name) or ROUTER.fullmatch(name)))
     teacher = load(config.teachers["t"].model)
@@ -136,29 +138,36 @@ def test_steps_are_those_of_a_plain_loop_with_the_loss_of_the_routers_once(tmp_p
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
-    """A folder with runs of two ranks under each stage of ZeRO, again from the checkpoint at their
-    middle."""
-    folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for zero in ZERO:
-        options = {"optimiser": OPTIMISER | {"clip_norm": 1.0}, "student": {"zero": zero}}
+def run_under(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Callable[[int], Path]:
+    """Gives the folder of a run of two ranks under a stage of ZeRO; beside it lies one that goes on
+    from the checkpoint at its middle."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    @cache
+    def run(zero: int) -> Path:
+        options = {"optimiser": OPTIMISER, "student": {"zero": zero}, "log_every": 3}
         plan = pictured.plan_of(config_of(folder, f"zero{zero}", pair=pair, **options))
         assert [loss.kind for loss in plan.config.losses][-1] == "router_balance"
-        jobs.append(as_job("resumed", plan, at=2))
-    run_jobs(jobs, folder / "jobs", ranks=2)
-    return folder
+        run_jobs([as_job("resumed", plan, at=2)], folder / f"jobs{zero}", ranks=2)
+        return folder / f"zero{zero}"
+
+    return run
 
 
-@pytest.mark.parametrize("zero", ZERO)
-def test_a_killed_run_ends_with_the_same_bits_under_every_stage_of_zero(runs, zero):
-    straight, resumed = runs / f"zero{zero}", runs / f"zero{zero}-resumed"
+@pytest.mark.parametrize(
+    "zero", [0, *(pytest.param(zero, marks=pytest.mark.drill) for zero in (1, 2)), 3]
+)
+def test_a_killed_run_ends_with_the_same_bits_under_every_stage_of_zero(run_under, zero):
+    straight = run_under(zero)
+    resumed = straight.with_name(f"{straight.name}-resumed")
     assert same_weights(straight, resumed)
     assert comparable_lines(straight) == comparable_lines(resumed)
-    expected, found = weights_after(runs / "zero0", 4), weights_after(straight, 4)
-    assert all((found[n] - expected[n]).abs().max() <= 1e-6 for n in expected)
+    expected, found = (weights_after(run, 4) for run in (run_under(0), straight))
+    assert all((found[name] - expected[name]).abs().max() <= 1e-6 for name in expected)
     line = read_metrics(straight / "metrics.jsonl")[0]
-    assert line.expert_load is not None
-    assert line.losses["router_balance"] > 0
+    assert line.terms["router_balance"] > 0
+    assert line.experts is not None
+    assert all(sum(shares) == pytest.approx(1, abs=1e-3) for shares in line.experts.shares)
 
 
 def test_the_routers_loss_of_another_number_of_experts_is_refused(tmp_path, pair):
