@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from shared.config.tasks.balance import Balance
+from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.run.metrics import BalanceMetrics
 from student_trainer.models.image_text import SIDES, ImageTextStudent
 from student_trainer.models.student import Student
 from student_trainer.ranks import Ranks
-from student_trainer.sources.batches import Batch
+from student_trainer.sources.batches import Batch, Layouts, Step
 
 POWER = 0.25
 
@@ -62,6 +63,20 @@ class ModalityBalance:
     def is_due(self, step: int) -> bool:
         """Whether the update of a step is measured."""
         return step % self.asked.every == 0
+
+    def chosen(self, drawn: Step, layouts: Layouts) -> Batch | None:
+        """What a step's update is measured on: of this rank's first unit with images the rows that
+        have some, and no position on a rank without any. None, on all ranks, where the step is not
+        measured, or has no image: what was measured before then stands."""
+        if not self.is_due(drawn.index):
+            return None
+        rows = with_images(drawn.units)
+        if not self.ranks.sum(np.array([float(rows is not None)]))[0]:
+            return None
+        if rows is not None:
+            return layouts.batch(rows)
+        batch = layouts.batch(drawn.units[0])
+        return batch | {"loss_index_N": batch["loss_index_N"][:0]}
 
     @contextmanager
     def watching(self, batch: Batch | None) -> Iterator[None]:
@@ -162,6 +177,15 @@ def ratio(moved_2: np.ndarray) -> float:
 def factors_of(kappa: float, asked: Balance) -> tuple[float, float]:
     """What the rates of the vision part and of the language part are multiplied by."""
     return _clipped(1 / kappa if kappa else float("inf"), asked), _clipped(kappa, asked)
+
+
+def with_images(units: Sequence[Rows]) -> Rows | None:
+    """The rows that have images, of the first unit with some; None where no unit has any."""
+    for rows in units:
+        has_some = [bool(own) for own in rows.images()]
+        if any(has_some):
+            return rows.where(has_some)
+    return None
 
 
 def _clipped(x: float, asked: Balance) -> float:

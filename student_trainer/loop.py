@@ -184,8 +184,7 @@ def balancing(run: Run, drawn: Step) -> Iterator[Mapping[str, float]]:
     if run.balance is None:
         yield {}
         return
-    batch = run.layouts.batch(drawn.units[0]) if run.balance.is_due(drawn.index) else None
-    with run.balance.watching(batch):
+    with run.balance.watching(run.balance.chosen(drawn, run.layouts)):
         yield run.balance.factors
 
 

@@ -8,6 +8,7 @@ from cluster.active.folder import ActiveDir, read_json, write_json
 from cluster.active.material import Material, material_of
 from cluster.active.report import report_of, table, write_report
 from cluster.active.standing import Standing
+from shared.config.adaptive_losses import learns_pairs
 from shared.config.file import dump, load_config
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -71,6 +72,11 @@ def refuse_unfit(config: Config) -> None:
         raise ConfigError(
             f"cross_tokenizer is {config.cross_tokenizer}, and what a teacher writes in rounds is "
             "in the student's tokens; leave it out, or take `tutelage run`"
+        )
+    if learns_pairs(config.losses):
+        raise ConfigError(
+            "losses has a preference, of rows with a chosen and a rejected response, and a teacher "
+            "writes one in rounds; take a divergence, or `tutelage run`"
         )
     for name, teacher in config.teachers.items():
         if teacher.online_modules is not None or teacher.follow_student is not None:

@@ -8,9 +8,6 @@ from cluster.commands.runs import config_of
 from cluster.commands.tasks import is_model
 from cluster.evaluation.results import Results, compared, results_of
 from cluster.evaluation.table import table
-from cluster.planning.tasks.classes import IN_SUMMARY, refuse_classifier
-from cluster.planning.tasks.images import IN_SUMMARY as IN_SUMMARY_OF_IMAGES
-from cluster.planning.tasks.images import refuse_images
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
@@ -29,7 +26,8 @@ def evaluate(
     as_json: bool = False,
 ) -> Results:
     """Measure, beside the student of another run where one is named, and let the models write on
-    `generate` prompts a domain; write `eval.json` into the run's folder, and print it."""
+    `generate` prompts a domain, those that write from text alone; write `eval.json` into the run's
+    folder, and print it."""
     if is_model(run):
         raise ConfigError(
             f"{run} holds a model and no run, so that there is no validation text to measure it "
@@ -37,8 +35,6 @@ def evaluate(
         )
     run_dir = RunDir(run.absolute())
     config = config_of(run_dir)
-    refuse_classifier(config, "`tutelage eval`", IN_SUMMARY)
-    refuse_images(config, "`tutelage eval`", IN_SUMMARY_OF_IMAGES)
     _refuse_elsewhere(run_dir, config)
     other = None if compare is None else compared(compare, run_dir, config.domains)
     from cluster.launch import driver
@@ -46,14 +42,20 @@ def evaluate(
 
     # What is said meanwhile is no part of the JSON.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        asked = Asked(generate, max_new_tokens)
+        asked = Asked(generate if _writes(config) else 0, max_new_tokens)
         prepared = driver.evaluate(config, asked, service=service, address=address)
-        results = results_of(run_dir, prepared.domains, student_tokenizer(config), other)
+        tokenizer = None if config.task.classifies else student_tokenizer(config)
+        results = results_of(run_dir, prepared.domains, tokenizer, other)
     path = results.write(run_dir.path)
     print(results.text().rstrip() if as_json else f"{table(results)}\n\nNumbers   {path}")
     if not as_json and run_dir.generations.exists():
         print(f"Texts     {run_dir.generations}\nPage      tutelage report {run}")
     return results
+
+
+def _writes(config: Config) -> bool:
+    """Whether models of a run's task write from text alone."""
+    return not (config.task.classifies or config.task.sees)
 
 
 def _refuse_elsewhere(run_dir: RunDir, config: Config) -> None:

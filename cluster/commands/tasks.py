@@ -9,8 +9,7 @@ from pathlib import Path
 
 from cluster.commands.runs import config_of
 from cluster.evaluation.harness import TaskResults, run_tasks
-from cluster.planning.tasks.classes import IN_SUMMARY, refuse_classifier
-from cluster.planning.tasks.images import IN_SUMMARY as IN_SUMMARY_OF_IMAGES
+from cluster.planning.tasks.classes import refuse_classifier
 from cluster.planning.tasks.images import refuse_images
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
@@ -19,6 +18,7 @@ from shared.run.run_dir import RunDir, locked
 
 TASKS = "tasks.json"
 ALSO = ("teacher", "before")
+WITHOUT_TASK = "without --task it is measured on its validation rows"
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 
 
@@ -56,8 +56,8 @@ def is_model(folder: Path) -> bool:
 def _of_run(run_dir: RunDir, also: Sequence[str]) -> Mapping[str, Teacher]:
     """The models of a run by name. Raises ConfigError for a run that has learnt nothing yet."""
     config = config_of(run_dir)
-    refuse_classifier(config, "`tutelage eval`", IN_SUMMARY)
-    refuse_images(config, "`tutelage eval`", IN_SUMMARY_OF_IMAGES)
+    refuse_classifier(config, "`tutelage eval --task`", WITHOUT_TASK)
+    refuse_images(config, "`tutelage eval --task`", WITHOUT_TASK)
     from cluster.launch.generating import exported_student
     from cluster.launch.teachers.serving import served_student
     from student_trainer.state.export import newest_export

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.evaluation.classes import macro_f1s, with_classes, with_difference
 from cluster.evaluation.generations import (
     Generation,
     read_generations,
@@ -34,7 +35,7 @@ class DomainResults:
 
     documents: int
     tokens: int  # with loss
-    bytes: int  # that they stand for
+    bytes: int | None  # that they stand for; None of classes
     kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
     prompts: int  # that were answered
     models: dict[str, Measures]
@@ -48,6 +49,7 @@ class Results:
     run: str
     domains: dict[str, DomainResults]
     standard_errors_over: str = OVER
+    per: str = "token"  # what NLL and KL are per: a row with a class is one
 
     def write(self, run_dir: Path) -> Path:
         """Write `eval.json` into a run's folder; returns its path."""
@@ -104,20 +106,23 @@ def _newest(run_dir: RunDir) -> DocumentSums | None:
 def results_of(
     run_dir: RunDir,
     domains: Sequence[PreparedDomain],
-    tokenizer: Decoder,
+    tokenizer: Decoder | None,
     other: Compared | None = None,
 ) -> Results:
-    """From what the evaluations of a run have left in its folder. Raises ConfigError for another
-    student on other text."""
+    """From what the evaluations of a run have left in its folder; without a tokenizer its rows have
+    classes. Raises ConfigError for another student on other text."""
     written = read_generations(run_dir.generations)
     after = DocumentSums.read(run_dir.documents("latest"))
     if other is not None:
         other.refuse_other_text(after, [domain.name for domain in domains])
     students = {"before": _before(run_dir, after), "after": after}
     texts = {name: _Texts(written, name) for name in MODELS}
+    f1s = macro_f1s(run_dir.path)
     if other is not None:
-        students[_label(other, run_dir)] = other.documents
-        texts[_label(other, run_dir)] = _Texts(other.generations, "after")
+        label = _label(other, run_dir)
+        students[label] = other.documents
+        texts[label] = _Texts(other.generations, "after")
+        f1s[label] = macro_f1s(other.run)["after"]
     known = {name: documents for name, documents in students.items() if documents is not None}
     kinds = json.loads((run_dir.path / "evaluation.json").read_text())
     return Results(
@@ -125,12 +130,14 @@ def results_of(
         {
             domain.name: _domain_results(
                 {name: documents.of(domain.name) for name, documents in known.items()},
-                bytes_of(after.of(domain.name), domain, tokenizer),
+                tokenizer and bytes_of(after.of(domain.name), domain, tokenizer),
                 {name: text.of(domain.name) for name, text in texts.items()},
+                {name: found.get(domain.name) for name, found in f1s.items()},
                 kl_kind=kinds[domain.name]["kl_kind"],
             )
             for domain in domains
         },
+        per="token" if tokenizer else "row",
     )
 
 
@@ -161,28 +168,36 @@ class _Texts:
 
 def _domain_results(
     students: Mapping[str, DocumentSums],
-    bytes_D: np.ndarray,
+    bytes_D: np.ndarray | None,
     texts: Mapping[str, _Texts],
+    f1s: Mapping[str, float | None],
     *,
     kl_kind: str,
 ) -> DomainResults:
-    after = students["after"]
-    models = {
-        name: texts[name].joined(measures(own, bytes_D, of="student"))
-        for name, own in students.items()
-    }
-    teacher = texts["teacher"].joined(measures(after, bytes_D, of="teacher"))
+    """`bytes_D` is None of rows with classes, whose F1 `f1s` has by model."""
+    after, has_classes = students["after"], bytes_D is None
+
+    def measured(documents: DocumentSums, name: str, *, of: str) -> Measures:
+        found = texts[name].joined(measures(documents, bytes_D, of=of))
+        gaps = documents.column(f"{of}_gap")
+        return with_classes(found, gaps, f1s.get(name)) if has_classes else found
+
+    def less(name: str, other: DocumentSums) -> Measures:
+        found = texts["after"].less(texts[name], difference(after, other, bytes_D))
+        gaps = after.column("student_gap"), other.column("student_gap")
+        return with_difference(found, gaps) if has_classes else found
+
+    models = {name: measured(own, name, of="student") for name, own in students.items()}
+    teacher = measured(after, "teacher", of="teacher")
     return DomainResults(
         documents=len(after),
         tokens=int(after.column("tokens").sum()),
-        bytes=int(bytes_D.sum()),
+        bytes=None if bytes_D is None else int(bytes_D.sum()),
         kl_kind=kl_kind,
         prompts=sum(one.is_scored for one in texts["after"].generations),
         models=models if teacher.nll is None else {"teacher": teacher, **models},
         differences={
-            f"after - {name}": texts["after"].less(texts[name], difference(after, own, bytes_D))
-            for name, own in students.items()
-            if name != "after"
+            f"after - {name}": less(name, own) for name, own in students.items() if name != "after"
         },
     )
 

@@ -31,13 +31,15 @@ class Measures:
     """One model on one domain's validation text; of what it wrote, means over prompts."""
 
     nll: Estimate | None  # nats per token; None without a teacher
-    bits_per_byte: Estimate | None  # None also where no token has text
+    bits_per_byte: Estimate | None  # None also where no token has text, and of classes
     kl: Estimate | None  # KL(teacher || student), nats per token; None for the teacher itself
     ece: Estimate | None  # expected calibration error; None where the likeliest id is not known
     exact_match: Estimate | None = None  # of its answers, which are right but for case and the like
     token_f1: Estimate | None = None
     rouge_l: Estimate | None = None
     cut: int | None = None  # answers that came to the limit of tokens
+    accuracy: Estimate | None = None  # of rows with classes, as the next
+    macro_f1: Estimate | None = None
 
 
 def ratio(sums_D: np.ndarray, weights_D: np.ndarray) -> Estimate | None:
@@ -59,18 +61,22 @@ def calibration_error(gap_DB: np.ndarray, tokens_D: np.ndarray) -> Estimate | No
     return ratio(gap_DB @ np.sign(gap_DB.sum(0)), tokens_D)
 
 
-def measures(documents: DocumentSums, bytes_D: np.ndarray, *, of: str) -> Measures:
-    """The measures of `student` or `teacher` on some documents."""
+def measures(documents: DocumentSums, bytes_D: np.ndarray | None, *, of: str) -> Measures:
+    """The measures of `student` or `teacher` on some documents; their bytes are None of classes."""
     tokens_D, nll_D = documents.column("tokens"), documents.column(f"{of}_nll")
     return Measures(
         nll=ratio(nll_D, tokens_D),
-        bits_per_byte=ratio(nll_D / NATS_PER_BIT, bytes_D),
+        bits_per_byte=_bits_per_byte(nll_D, bytes_D),
         kl=ratio(documents.column("kl"), tokens_D) if of == "student" else None,
         ece=calibration_error(documents.column(f"{of}_gap"), tokens_D),
     )
 
 
-def difference(one: DocumentSums, other: DocumentSums, bytes_D: np.ndarray) -> Measures:
+def _bits_per_byte(nll_D: np.ndarray, bytes_D: np.ndarray | None) -> Estimate | None:
+    return None if bytes_D is None else ratio(nll_D / NATS_PER_BIT, bytes_D)
+
+
+def difference(one: DocumentSums, other: DocumentSums, bytes_D: np.ndarray | None) -> Measures:
     """How much higher the first student is than the second on the same documents, paired by
     document."""
     tokens_D = one.column("tokens")
@@ -79,7 +85,7 @@ def difference(one: DocumentSums, other: DocumentSums, bytes_D: np.ndarray) -> M
     signed = [gap_DB @ np.sign(gap_DB.sum(0)) for gap_DB in gaps]
     return Measures(
         nll=ratio(nll_D, tokens_D),
-        bits_per_byte=ratio(nll_D / NATS_PER_BIT, bytes_D),
+        bits_per_byte=_bits_per_byte(nll_D, bytes_D),
         kl=ratio(one.column("kl") - other.column("kl"), tokens_D),
         ece=ratio(signed[0] - signed[1], tokens_D),
     )

@@ -8,6 +8,8 @@ from cluster.report.text import shortened
 
 NAME_WIDTH, MODEL_WIDTH, CELL_WIDTH = 16, 16, 17
 HEADS = {"nll": "NLL", "bits_per_byte": "bits/byte", "kl": "KL", "ece": "ECE"}
+OF_CLASSES = {"nll": "NLL", "kl": "KL", "ece": "ECE"}
+CLASSES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 WRITTEN = {
     "exact_match": "exact match",
     "token_f1": "token F1",
@@ -22,9 +24,12 @@ WRITTEN_LEGEND = (
 
 
 def table(results: Results) -> str:
-    """A line for each model of each domain, its differences below; the scores of what models wrote
-    under heads of their own, in domains with prompts."""
-    lines = list(_part(results.domains, HEADS))
+    """A line for each model of each domain, its differences below; how it tells classes apart, and
+    the scores of what models wrote in domains with prompts, under heads of their own."""
+    has_classes = results.per == "row"
+    lines = list(_part(results.domains, OF_CLASSES if has_classes else HEADS))
+    if has_classes:
+        lines += ["", *_part(results.domains, CLASSES)]
     if prompted := {name: domain for name, domain in results.domains.items() if domain.prompts}:
         lines += ["", *_part(prompted, WRITTEN)]
     return "\n".join([*lines, "", *_legend(results)])
@@ -62,13 +67,14 @@ def _cell(estimate: Estimate | int | None, sign: str) -> str:
 
 def _legend(results: Results) -> list[str]:
     prompts = sum(domain.prompts for domain in results.domains.values())
+    likeliest, over = ("class", "row") if results.per == "row" else ("token", "document")
     kinds = sorted({domain.kl_kind for domain in results.domains.values()} - {"none"})
     return [
-        "Student before and after training. NLL and KL to the teacher in nats per token, "
+        f"Student before and after training. NLL and KL to the teacher in nats per {results.per}, "
         f"KL {', '.join(kinds)}."
         if kinds
-        else "Student before and after training. NLL in nats per token.",
-        "ECE: expected calibration error of the likeliest token, 15 bins.",
-        "± standard errors over documents; those of differences are paired by document.",
+        else f"Student before and after training. NLL in nats per {results.per}.",
+        f"ECE: expected calibration error of the likeliest {likeliest}, 15 bins.",
+        f"± standard errors over {over}s; those of differences are paired by {over}.",
         *([WRITTEN_LEGEND.format(prompts)] if prompts else ()),
     ]

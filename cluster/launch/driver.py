@@ -35,6 +35,7 @@ from shared.config.models.modules import as_loaded
 from shared.config.models.rollouts import RolloutService
 from shared.config.run import Config
 from shared.config.selectors import selector_note, student_ids_note
+from shared.config.text.augmentation import Augmentation
 from shared.config.weighting import Uniform
 from shared.errors import StoppedError, StorageError
 from shared.run.exporter import exporting
@@ -363,12 +364,14 @@ def _train_baseline(launch: Launch, plan: RunPlan, open_reader: OpenRunReader) -
 
 
 def on_hard_labels(config: Config) -> Config:
-    """The config of a copy that asks no teacher in training."""
+    """The config of a copy that asks no teacher in training, so that documents stay as they are:
+    what is changed, nobody else labels."""
     targets = config.targets.model_copy(update={"student_ids": 0})
     routed = [loss for loss in config.losses if isinstance(loss, RouterBalance)]
     alone = {
         "losses": [CrossEntropy(), *routed],
         "weighting": Uniform(),
+        "augmentation": Augmentation(),
         "targets": targets,
         "teachers": as_loaded(config.teachers),
         "baseline": False,

@@ -27,7 +27,7 @@ from student_trainer.metrics.accumulator import Stopwatch
 from student_trainer.run import Run, close_run, open_run
 from student_trainer.schedule import learning_rate
 from student_trainer.state.resume import save
-from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.registry import task_of
 
 FOLLOWED = 1  # the step that is followed; the one before it makes the optimiser's states
 
@@ -53,7 +53,7 @@ def probe_student(
         open_reader,
         open_controller,
         open_source=LongestFirst,
-        task=CAUSAL_LM,
+        task=task_of(plan.config),
         load=early.load,
     )
     try:

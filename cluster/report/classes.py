@@ -1,6 +1,7 @@
 """How well classes are told apart, or entities found, of runs whose task has some: for
 `summary.json` and tables."""
 
+from collections.abc import Iterator
 from typing import NamedTuple, TypedDict
 
 from cluster.report.record import RunRecord
@@ -8,6 +9,7 @@ from shared.run.metrics import ClassScores, SpanScores, TagScores
 
 # By the scores of `summary.json` what they are called in tables.
 OF_CLASSES = {"accuracy": "accuracy", "macro_f1": "macro F1", "calibration_error": "ECE"}
+COSTS = ("weights", "row_ms")  # of those that tell classes, beside the scores
 OF_SPANS = {"span_f1": "span F1", "precision": "precision", "recall": "recall"}
 WHO = ("teacher", "before", "after", "hard")
 
@@ -38,6 +40,7 @@ class ClassTable(NamedTuple):
     who: list[str]
     lines: list[ClassLine]  # none where rows have no classes
     note: str
+    costs: list[str]  # by domain, what teacher and student take to tell the class of a row
 
 
 def class_summary(record: RunRecord, name: str) -> dict[str, ClassSummary] | None:
@@ -48,7 +51,8 @@ def class_summary(record: RunRecord, name: str) -> dict[str, ClassSummary] | Non
     if known is None:
         return None
     titles = OF_SPANS if isinstance(known, TagScores) else OF_CLASSES
-    found = {score: _by_who(scored, score) for score in titles}
+    costs = COSTS if titles is OF_CLASSES else ()
+    found = {score: _by_who(scored, score) for score in (*titles, *costs)}
     for kind in _types(scored):
         found |= {f"{kind} {score}": _by_who(_of_type(scored, kind), score) for score in OF_SPANS}
     return found
@@ -73,7 +77,25 @@ def class_table(record: RunRecord) -> ClassTable:
     )
     if titles is OF_SPANS:
         note = "Of whole entities with their types, as seqeval counts them."
-    return ClassTable(tuple(titles.values()), who, lines, note)
+    return ClassTable(tuple(titles.values()), who, lines, note, list(_costs(record)))
+
+
+def _costs(record: RunRecord) -> Iterator[str]:
+    for name in record.domains:
+        found = class_summary(record, name) or {}
+        if not found.keys() >= set(COSTS):
+            continue
+        who = {"teacher": "teacher", "student": "after" if record.after else "before"}
+        told = [_cost(model, *(found[cost][key] for cost in COSTS)) for model, key in who.items()]
+        if any(told):
+            yield f"{name}: " + "; ".join(filter(None, told))
+
+
+def _cost(model: str, weights: float | None, row_ms: float | None) -> str:
+    """Weights of a model and the time of a row, as far as they are known."""
+    parts = [] if weights is None else [f"{weights / 1e6:,.2f} M weights"]
+    parts += [] if row_ms is None else [f"{row_ms:,.2f} ms a row"]
+    return f"{model} {', '.join(parts)}" if parts else ""
 
 
 def _scored(record: RunRecord, name: str) -> dict[str, ClassScores | TagScores | None]:

@@ -159,7 +159,7 @@ def _heads(titles: Sequence[str], heads: Sequence[list[str]], *, width: int) -> 
 
 def _classes(record: RunRecord) -> list[str]:
     """A line per domain whose rows have classes; at most 100 columns."""
-    titles, who, lines, note = class_table(record)
+    titles, who, lines, note, costs = class_table(record)
     if not lines:
         return []
     width = _width(record)
@@ -171,6 +171,8 @@ def _classes(record: RunRecord) -> list[str]:
             + "".join("   " + _cells(list(map(_number, group))) for group in line.values)
             for line in lines
         ),
+        *(["What a row takes, asked by itself, a teacher through its service."] if costs else []),
+        *costs,
     ]
 
 
@@ -235,7 +237,7 @@ def _what_next(record: RunRecord) -> list[str]:
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
-        *([] if record.config.task.classifies else [f"Evaluate  {program} eval {run}"]),
+        f"Evaluate  {program} eval {run}",
         *used,
         *_after_demo(record, program),
         *_to_fetch(files),

@@ -9,6 +9,7 @@ from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.errors import UserError
 from shared.targets.asks.ask import Ask
+from shared.targets.asks.classes import ClassAsk, HeadLogProbs
 from shared.targets.asks.drawn_ids import DrawnIds
 from shared.targets.asks.head_location import ShippedHead, StatesEncoding
 from shared.targets.asks.kept_ids import KeptIds
@@ -39,6 +40,10 @@ class Asked:
 
 def asked_of(config: Config, teacher: ModelSizes, student: ModelSizes) -> Asked:
     """The question that training asks of the one teacher of `config`."""
+    if config.task.classifies:
+        classes = HeadLogProbs(tuple(config.task.classes))
+        size = classes.shared_vocab
+        return Asked(training_question(config, size, classes=classes), size, True, 0)
     ((name, section),) = config.teachers.items()
     found = _named_ids(config, name, section)
     rows = min(teacher.vocabulary, student.vocabulary)
@@ -86,6 +91,8 @@ def decoded(asked: Asked | None) -> float:
     if isinstance(ask, KeptIds):
         masses = 1 if isinstance(ask, DrawnIds) else 4
         size += ask.num_ids * (8 + 4) + 4 * masses
+    elif isinstance(ask, ClassAsk):
+        size += 4 * ask.shared_vocab
     elif isinstance(ask, LastStates):
         size += ask.width * (2 if ask.states == "bf16" else 4)
     return size + len(hidden.layers) * asked.hidden_width * (2 if hidden.encoding == "bf16" else 4)

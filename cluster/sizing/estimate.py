@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from cluster.sizing.asked import Asked, ask_of, asked_of, decoded, price
 from cluster.sizing.bounds import bounds_of
+from cluster.sizing.kinds import image_note, teacher_kind
 from cluster.sizing.measured import Probe
 from cluster.sizing.memory import (
     Activations,
@@ -41,6 +42,7 @@ from shared.config.run import Config
 from shared.data.layout import padded_length
 from shared.in_words import in_bytes
 from shared.targets.payload import BYTES, bytes_per_token
+from student_trainer.tasks.registry import task_of
 from student_trainer.weighing.weighed import weighers_of
 
 
@@ -105,7 +107,8 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
     """
     tokens = padded_length(tokens or config.data.context)
     micro_batch, student = config.batch.micro_batch, config.student
-    own, learning = student_sizes(student, lines=micro_batch, tokens=tokens, seed=config.seed)
+    size = {"lines": micro_batch, "tokens": tokens}
+    own, learning = student_sizes(student, **size, seed=config.seed, kind=task_of(config).model)
     names = [] if config.targets.teacher_free else [*config.teachers]
     taught = [_taught(config, name, own, tokens) for name in names]
     sides = [one.side for one in taught]
@@ -143,6 +146,7 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
         notes=(
             *_with_fewest(config, with_fewest, memory),
             *_of_writing(config, own, writing, taught),
+            *([image_note(config)] if config.task.sees else []),
             *_untraced([("student", learning), *((s.name, s.activations) for s in sides)]),
         ),
     )
@@ -181,8 +185,9 @@ class _Taught:
 
 def _taught(config: Config, name: str, own: ModelSizes, tokens: int) -> _Taught:
     teacher, lines = config.teachers[name], config.batch.micro_batch
-    sizes, scoring = teacher_sizes(name, teacher, lines=lines, tokens=tokens)
-    flops, count = scoring.flops + scoring.head_flops, 0
+    kind = teacher_kind(config, teacher)
+    sizes, scoring = teacher_sizes(name, teacher, lines=lines, tokens=tokens, kind=kind)
+    flops, count = scoring.flops + _positions(config, tokens) / tokens * scoring.head_flops, 0
     if teacher.online_modules is not None:
         modules = teacher.online_modules
         count, learning = module_sizes(name, teacher, modules, lines=lines, tokens=tokens)
@@ -196,7 +201,7 @@ def _taught(config: Config, name: str, own: ModelSizes, tokens: int) -> _Taught:
         sizes,
         scoring,
         bounds,
-        answer_bytes=lines * tokens * price(asked),
+        answer_bytes=lines * _positions(config, tokens) * price(asked),
         writing=writing,
         kept_batches=kept_batches(config, teacher),
         modules=count,
@@ -234,7 +239,7 @@ def _student_memory(
             side.sizes.vocabulary * side.sizes.width * BYTES[config.teachers[side.name].dtype]
             for side in teachers
         )
-    positions = config.batch.micro_batch * tokens
+    positions = config.batch.micro_batch * _positions(config, tokens)
     setting = StudentSetting(
         zero=student.zero,
         workers=config.most_workers,
@@ -253,8 +258,9 @@ def _wire(config: Config, asked: Asked | None, tokens: int) -> Wire | None:
     if asked is None or asked.question is None:
         return None
     found = bytes_per_token(asked.question, hidden_width=asked.hidden_width)
-    total, per_step = sum(found.values()), config.batch.rows_per_step * tokens
-    unit = config.batch.micro_batch * tokens * total
+    positions = _positions(config, tokens)
+    total, per_step = sum(found.values()), config.batch.rows_per_step * positions
+    unit = config.batch.micro_batch * positions * total
     return Wire(
         bytes_per_token=found,
         tokens_per_step=per_step,
@@ -266,7 +272,7 @@ def _wire(config: Config, asked: Asked | None, tokens: int) -> Wire | None:
 
 
 def _payloads(config: Config, asked: Asked | None, teachers: list[Side]) -> list[Payload]:
-    if asked is None or asked.question is None:
+    if asked is None or asked.question is None or config.task.classifies:
         return []
     teacher = max((side.sizes for side in teachers), key=lambda sizes: sizes.width)
     dtype = next(iter(config.teachers.values())).dtype
@@ -279,6 +285,11 @@ def _payloads(config: Config, asked: Asked | None, teachers: list[Side]) -> list
         head_bytes=teacher.vocabulary * teacher.width * BYTES[dtype],
         dtype=dtype,
     )
+
+
+def _positions(config: Config, tokens: int) -> int:
+    """Positions with loss of a row of so many tokens, at most."""
+    return 1 if config.task.classifies else tokens
 
 
 def _of_workers(config: Config, number: int) -> Config:

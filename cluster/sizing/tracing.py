@@ -9,10 +9,12 @@ B lines   T tokens   D hidden width   V head rows
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -20,49 +22,58 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cluster.sizing.alive import Alive
+from cluster.sizing.kinds import parts_of, pixels_of, with_classes
 from cluster.sizing.memory import Activations, ModelSizes, Writing, int8_bytes, nf4_bytes
 from shared.config.models.modules import TrainedModules
 from shared.config.models.student import QLoRATraining, Student
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
 from shared.loading import auto_class_of, first_line, read_config, untrusted
-from shared.model_parts import decoder_of, logit_formulas, takes
+from shared.model_parts import logit_formulas, takes
 from student_trainer.models.adapters import adapt, freeze, freeze_bystanders
 from student_trainer.tasks.causal_lm import CAUSAL_LM
+from student_trainer.tasks.task import ModelKind
 
 ATEN = torch.ops.aten
+NOTHING: Mapping = {}
 LAWS = 4  # tensors [B, V] in float32 while tokens are drawn: logits, the law, noise, and their sum
 
 
 def student_sizes(
-    asked: Student, *, lines: int, tokens: int, seed: int
+    asked: Student, *, lines: int, tokens: int, seed: int, kind: ModelKind = CAUSAL_LM.model
 ) -> tuple[ModelSizes, Activations]:
     """What a student is, and what a micro-batch of it keeps alive. Raises ConfigError for a config
     that cannot be read."""
-    with _built("student", asked) as model:
-        decoder, head = _parts(model, "student.model", asked.model)
+    with _built("student", asked, kind) as model:
+        decoder, head = parts_of(model, kind, option="student.model", name=asked.model)
         freeze(model, asked)
         freeze_bystanders(model, decoder=decoder, head=head)
-        saved = adapt(model, asked, CAUSAL_LM.model, decoder=decoder, head=head, seed=seed)
+        saved = adapt(model, asked, kind, decoder=decoder, head=head, seed=seed)
         if asked.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         quantised = "nf4" if isinstance(asked.train, QLoRATraining) else "none"
         sizes = _sizes(saved, model, head, quantisation=quantised)
-        return sizes, _traced(model.train(), decoder, sizes, lines, tokens, learns=True)
+        pixels = pixels_of(model, asked, kind, lines=lines)
+        return sizes, _traced(
+            model.train(), decoder, sizes, lines, tokens, learns=True, pixels=pixels
+        )
 
 
 def teacher_sizes(
-    name: str, asked: Teacher, *, lines: int, tokens: int
+    name: str, asked: Teacher, *, lines: int, tokens: int, kind: ModelKind = CAUSAL_LM.model
 ) -> tuple[ModelSizes, Activations]:
     """What a teacher is, with its adapter, and what a scoring unit of it keeps alive. Raises
     ConfigError for a config that cannot be read."""
-    with _built(f"teachers.{name}", asked) as model:
-        decoder, head = _parts(model, f"teachers.{name}.model", asked.model)
+    with _built(f"teachers.{name}", asked, kind) as model:
+        decoder, head = parts_of(model, kind, option=f"teachers.{name}.model", name=asked.model)
         model.requires_grad_(False)
         if asked.adapter is not None:
             _adapt_teacher(model, f"teachers.{name}.adapter", asked.adapter, asked.adapter_revision)
         sizes = _sizes(model, model, head, quantisation=asked.quantisation)
-        return sizes, _traced(model.eval(), decoder, sizes, lines, tokens, learns=False)
+        pixels = pixels_of(model, asked, kind, lines=lines)
+        return sizes, _traced(
+            model.eval(), decoder, sizes, lines, tokens, learns=False, pixels=pixels
+        )
 
 
 def module_sizes(
@@ -74,7 +85,8 @@ def module_sizes(
     import peft
 
     with _built(f"teachers.{name}", asked) as model:
-        decoder, head = _parts(model, f"teachers.{name}.model", asked.model)
+        option = f"teachers.{name}.model"
+        decoder, head = parts_of(model, CAUSAL_LM.model, option=option, name=asked.model)
         sizes = _sizes(model, model, head, quantisation=asked.quantisation)
         targets = modules.target_modules
         named = targets if targets == "all-linear" else list(targets)
@@ -101,7 +113,8 @@ def writing_of(
     """What a model keeps that goes on from `lines` openings of so many tokens to texts of `tokens`
     in all. Raises ConfigError for a config that cannot be read."""
     with _built(section, asked) as model:
-        decoder, head = _parts(model, f"{section}.model", asked.model)
+        option = f"{section}.model"
+        decoder, head = parts_of(model, CAUSAL_LM.model, option=option, name=asked.model)
         model.requires_grad_(False)
         sizes = _sizes(model, model, head, quantisation="none")
         scale = _followed_at(model, sizes)
@@ -134,7 +147,9 @@ def _states_of_a_line(decoder: nn.Module, tokens: int) -> int | None:
 
 
 @contextmanager
-def _built(section: str, asked: Student | Teacher) -> Iterator[Any]:
+def _built(
+    section: str, asked: Student | Teacher, kind: ModelKind = CAUSAL_LM.model
+) -> Iterator[Any]:
     """A model of the class that its config names, in the dtype asked for, without numbers."""
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -147,8 +162,10 @@ def _built(section: str, asked: Student | Teacher) -> Iterator[Any]:
             attention=asked.attention if asked.attention != "flash_attention_2" else "sdpa",
         )
         config.quantization_config = None
+        config = with_classes(config, kind)
         with torch.device("meta"):
-            auto_model: Any = getattr(transformers, auto_class_of(config))
+            auto_class = kind.auto_class if kind.labels else auto_class_of(config)
+            auto_model: Any = getattr(transformers, auto_class)
             model = auto_model.from_config(
                 config, dtype=getattr(torch, asked.dtype), trust_remote_code=trusted
             )
@@ -176,13 +193,6 @@ def _adapt_teacher(model: Any, option: str, adapter: str, revision: str | None) 
             f"{option} is {adapter}, whose adapter_config.json peft cannot build an adapter from: "
             f"{first_line(error).rstrip('.')}; correct it or name another adapter"
         ) from None
-
-
-def _parts(model: Any, option: str, name: str) -> tuple[nn.Module, nn.Linear]:
-    decoder, head = decoder_of(model), model.get_output_embeddings()
-    if decoder is None or not isinstance(head, nn.Linear):
-        raise ConfigError(f"{option}: {name} has no decoder with a linear output head")
-    return decoder, head
 
 
 def _sizes(saved: nn.Module, model: Any, head: nn.Linear, *, quantisation: str) -> ModelSizes:
@@ -235,25 +245,34 @@ def _traced(
     tokens: int,
     *,
     learns: bool,
+    pixels: Mapping[str, np.ndarray] = NOTHING,
 ) -> Activations:
-    """What a forward pass, and a backward pass where it `learns`, keep alive and multiply.
+    """What a forward pass, and a backward pass where it `learns`, keep alive and multiply; of a
+    model that sees, what makes states of `pixels` too, which are there while text is read.
 
     A model whose code looks at numbers cannot be followed; it is estimated from its sizes.
     """
     counter = FlopCounterMode(display=False, custom_mapping=FLOPS)  # type: ignore[arg-type]
     scale = _followed_at(model, sizes)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    seen = most_seen = 0
     try:
         _on_cpu(model, mode)
+        if pixels:
+            alive = Alive(*model.parameters(), *model.buffers())
+            with mode, torch.device("cpu"), counter, alive:
+                seen = _passed(model, lambda: _seen(model, pixels), learns=learns, alive=alive)
+            most_seen = alive.most
         alive = Alive(*model.parameters(), *model.buffers())
         with mode, torch.device("cpu"), counter, alive:
-            kept = _passed(model, decoder, lines, tokens, learns=learns, alive=alive)
+            read = partial(_told_apart if decoder is model else _read, decoder, lines, tokens)
+            kept = seen + _passed(model, read, learns=learns, alive=alive)
     except Exception:  # of a model's own code on tensors without numbers
         return _estimated(sizes, lines, tokens, learns=learns)
     head_flops = 2 * lines * tokens * sizes.width * sizes.vocabulary
     return Activations(
         kept_bytes=scale * kept,
-        most_bytes=scale * alive.most,
+        most_bytes=scale * max(most_seen, seen + alive.most),
         flops=counter.get_total_flops(),
         head_flops=head_flops,
         tokens=lines * tokens,
@@ -270,16 +289,38 @@ def _followed_at(model: nn.Module, sizes: ModelSizes) -> int:
     return 2
 
 
-def _passed(
-    model: nn.Module, decoder: nn.Module, lines: int, tokens: int, *, learns: bool, alive: Alive
-) -> int:
-    """Run the passes; returns the bytes that lie between them. A gradient of a weight is let go of
-    as it comes: it is a part of its own."""
+def _read(decoder: nn.Module, lines: int, tokens: int) -> Tensor:
+    """The last states of a batch of text."""
     ids_BT = torch.zeros(lines, tokens, dtype=torch.int64)
     positions_BT = torch.arange(tokens).expand(lines, -1).contiguous()
     named = {"position_ids": positions_BT} if takes(decoder, "position_ids") else {}
+    return decoder(input_ids=ids_BT, use_cache=False, **named).last_hidden_state
+
+
+def _told_apart(model: nn.Module, lines: int, tokens: int) -> Tensor:
+    """The logits of the classes of a batch of text."""
+    return model(input_ids=torch.zeros(lines, tokens, dtype=torch.int64)).logits
+
+
+def _seen(model: Any, pixels: Mapping[str, np.ndarray]) -> Tensor:
+    """The states of images, all of them together."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    tensors = {
+        name: torch.zeros(array.shape, dtype=dtype)
+        if array.dtype.kind == "f"
+        else torch.from_numpy(array)
+        for name, array in pixels.items()
+    }
+    found = model.get_image_features(**tensors)
+    states = getattr(found, "pooler_output", found)
+    return torch.cat(list(states)) if isinstance(states, list | tuple) else states
+
+
+def _passed(model: nn.Module, forward: Callable[[], Tensor], *, learns: bool, alive: Alive) -> int:
+    """Run the passes; returns the bytes that lie between them. A gradient of a weight is let go of
+    as it comes: it is a part of its own."""
     with torch.set_grad_enabled(learns):
-        states_BTD = decoder(input_ids=ids_BT, use_cache=False, **named).last_hidden_state
+        states_BTD = forward()
     kept = alive.bytes
     if not learns or not states_BTD.requires_grad:
         return kept

@@ -79,7 +79,8 @@ def _wire(found: Estimate) -> Iterator[str]:
         yield f"{'Wire':<{WIDTH}}nothing: no loss asks a teacher"
     else:
         parts = ", ".join(f"{name} {size:,.0f}" for name, size in wire.bytes_per_token.items())
-        yield f"{'Wire':<{WIDTH}}{wire.total_per_token:,.0f} bytes a token: {parts}"
+        unit = found.config.task.unit
+        yield f"{'Wire':<{WIDTH}}{wire.total_per_token:,.0f} bytes a {unit}: {parts}"
         rate = ""
         if found.pace is not None:
             per_s = wire.total_per_token * wire.tokens_per_step / found.pace.step_s

@@ -132,16 +132,16 @@ def image_processor(model: str, revision: str | None, *, trusted: bool = False) 
     return processor
 
 
-def differing_size(
+def differing_places(
     one: ImageProcessor, other: ImageProcessor
-) -> tuple[tuple[int, int], int, int] | None:
-    """A size of an image, wide and high, for which two models have other tokens, with how many each
-    has; None where they agree on all that are tried."""
+) -> tuple[tuple[int, int], np.ndarray, np.ndarray] | None:
+    """A size of an image, wide and high, in whose place two models have other tokens, with the ids
+    of each; None where they agree on all that are tried."""
     from PIL import Image
 
     for size in SIZES:
         image = Image.new("RGB", size)
         own, others = one.ids(image), other.ids(image)
         if not np.array_equal(own, others):
-            return size, len(own), len(others)
+            return size, own, others
     return None

@@ -224,6 +224,10 @@ class ClassScores:
     accuracy: float
     macro_f1: float
     calibration_error: float  # expected, over 15 bins of confidence
+    weights: int | None = None  # of the model; None: it has none, or they are not known
+    # From one row to its answer, median; of a teacher through its service. None: not measured, or
+    # answered from disk.
+    row_ms: float | None = None
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ class RunPlan:
     passes: Passes = TOGETHER  # what the lines of its units may share
     mode: Literal["train", "evaluate"] = "train"
     replays: bool = False  # weights come from another run's log, and nobody asks for reports
+    teacher_weights: int = 0  # how many it has; 0: it has none, or they are not known
     teacher_width: int | None = None  # of the hidden states it ships; None: no loss asks for them
     # By domain; what the teacher is shown and the student is not. Readers do it.
     openings: Mapping[str, DocumentOpenings] = field(default_factory=dict)

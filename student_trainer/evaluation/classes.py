@@ -12,6 +12,7 @@ from torch import Tensor
 from shared.data.rows import Rows
 from shared.run.document_sums import NUM_BINS, bins
 from shared.run.metrics import ClassScores
+from student_trainer.evaluation.costs import Cost, costs_of
 from student_trainer.evaluation.documents import DocumentAccumulator
 from student_trainer.objective import MEASURED
 from student_trainer.sources.batches import Batch
@@ -85,6 +86,10 @@ def scores_of(confusion_CC: np.ndarray, gap_B: np.ndarray) -> ClassScores | None
     )
 
 
+def _with(scores: ClassScores | None, cost: Cost) -> ClassScores | None:
+    return scores and replace(scores, weights=cost.weights, row_ms=cost.row_ms)
+
+
 def evaluate_classes(run: "Run", *, num_classes: int) -> Evaluation:
     """Nats per row of student and teacher, KL(teacher || student), and how well both tell classes
     apart; all ranks together."""
@@ -96,9 +101,12 @@ def evaluate_classes(run: "Run", *, num_classes: int) -> Evaluation:
     )
     compared = run.reader is not None and question is not None
     kinds = {name: run.plan.kl_kind_of(name) if compared else "none" for name in domains}
-    scored = zip(sums.evaluations(kinds).items(), found.scores(), strict=True)
+    scored = zip(sums.evaluations(kinds).items(), found.scores(), costs_of(run), strict=True)
     evaluations = {
-        name: replace(measured, student_scores=student, teacher_scores=teacher)
-        for (name, measured), (student, teacher) in scored
+        name: replace(
+            measured,
+            **{f"{m}_scores": _with(s, c) for m, s, c in zip(MODELS, scores, costs, strict=True)},
+        )
+        for (name, measured), scores, costs in scored
     }
     return Evaluation(evaluations, found.documents.joined(run.ranks, domains))

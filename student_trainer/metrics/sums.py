@@ -123,6 +123,8 @@ class SumLayout:
         if isinstance(state, list):
             listed = SumLayout(self.losses, LISTED[len(BY_DOMAIN) :], self.num_domains)
             state = listed.state(np.array(state))
-        absent = {f"losses.{name}": [0.0] for name in self.losses}  # of a loss that came later
+        # Of a loss, or a report, that came later.
+        absent = {f"losses.{name}": [0.0] for name in self.losses}
+        absent |= {name: [0.0] * self.num_domains for name in self.reports}
         absent[EXPERT_TOKENS] = [0.0] * (self.routers[0] * self.routers[1])
         return np.concatenate([(absent | state)[name] for name in self.names])

@@ -26,6 +26,7 @@ class TeacherDescription:
     packed: bool  # whether packed documents stay apart
     notes: tuple[str, ...] = ()  # sentences the user should read once
     watched: bool = True  # whether a canary sits on it; not where it reads no rows
+    num_weights: int = 0  # 0: it has no model, or does not say
     classes: tuple[str, ...] = ()  # of a classifier, in the order of its outputs
 
 

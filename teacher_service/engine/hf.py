@@ -18,7 +18,7 @@ from shared.data.rows import Rows
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
 from shared.loading import first_line
-from shared.model_parts import longest_context
+from shared.model_parts import longest_context, num_weights
 from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -159,6 +159,7 @@ class HFEngine:
             max_context=self.max_context,
             packed=self.trust.packed,
             notes=self.notes,
+            num_weights=sum(map(num_weights, self.model.parameters())),
         )
 
     def score(self, rows: Rows, question: Question) -> SoftTargets:

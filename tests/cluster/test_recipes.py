@@ -6,7 +6,8 @@ import pytest
 
 import cluster
 from cluster.cli import main
-from shared.config.file import load_config, resolve
+from cluster.launch.driver import on_hard_labels
+from shared.config.file import dump, load_config, resolve
 
 RECIPES = sorted((Path(cluster.__file__).parent / "recipes").glob("*.yaml"))
 
@@ -15,6 +16,15 @@ RECIPES = sorted((Path(cluster.__file__).parent / "recipes").glob("*.yaml"))
 def test_every_recipe_loads(path):
     config = load_config(path)
     assert config.accumulation >= 1
+
+
+def test_the_copy_on_hard_labels_of_every_recipe_with_one_is_a_config_that_loads(tmp_path):
+    compared = [found for found in map(load_config, RECIPES) if found.baseline]
+    assert len(compared) > 5
+    for config in compared:
+        hard = on_hard_labels(config)
+        (tmp_path / "hard.yaml").write_text(dump(hard))
+        assert load_config(tmp_path / "hard.yaml") == hard, config.name
 
 
 def test_the_real_text_recipe_finds_its_models_and_text(reference):

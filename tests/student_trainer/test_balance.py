@@ -3,6 +3,8 @@
 N positions   V vocabulary
 """
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,16 @@ import pytest
 import torch
 
 from shared.config.tasks.balance import Balance
+from shared.data.row_store import RowStore
 from shared.run.metrics import read_metrics
 from student_trainer.balance import ModalityBalance, factors_of, ratio
+from student_trainer.sources.batches import Layouts, Step
+from student_trainer.tasks.registry import task_of
 from tests import pictured
 from tests.pictured import config_of, plan_of
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
+from tests.student_trainer.tasks.test_image_text import half_bare, rewritten
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.tiny import Pair
 
@@ -110,6 +116,37 @@ def test_measurements_are_at_equal_rates_and_fade():
     assert ratio(balance._moved_2) == 4
     balance._follow(np.array([1.0, 1.0]), np.array([1.0, 1.0]))
     assert balance._moved_2.tolist() == [2.5, 1.0]
+
+
+class Beside(Alone):
+    """A rank beside another one with images."""
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        return values + 1
+
+
+def test_rows_with_images_alone_are_looked_at(tmp_path, pair):
+    """And nothing where no rank has any, so that the language part is not slowed for that."""
+    config = rewritten(config_of(tmp_path, "run", pair=pair), half_bare)
+    (domain,) = plan_of(config).domains
+    rows = RowStore.open(domain.train_path).take(range(12))
+    seen = [bool(own) for own in rows.images()]
+    assert 0 < sum(seen) < len(seen)
+    bare, mixed = rows.where([not has for has in seen]), rows
+    layouts = Layouts(("shapes",), False, torch.device("cpu"), task=task_of(config))
+    balance = balance_of(Sum(), every=2)
+    step = partial(Step, domain_tokens_D=np.ones(1), domain_rows_D=np.ones(1))
+    found = balance.chosen(step(0, (bare, mixed)), layouts)
+    assert found is not None
+    expected = layouts.batch(rows.where(seen))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert balance.chosen(step(0, (bare,)), layouts) is None
+    assert balance.chosen(step(1, (mixed,)), layouts) is None
+    other = dataclasses.replace(balance, ranks=Beside())  # type: ignore[arg-type]
+    none = other.chosen(step(0, (bare,)), layouts)
+    assert none is not None
+    assert len(none["loss_index_N"]) == 0
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1e-9, 0.3, 1.0, 7.0, 1e9, np.inf])

@@ -116,7 +116,7 @@ def _asked(
         projection=projection_of(launch.prepared, fingerprint, _prompted(launch, live)),
         head=_shipped_head(launch.config, name),
     )
-    return plan, live
+    return replace(plan, teacher_weights=description.num_weights), live
 
 
 def _fingerprint(part: RunPlan) -> dict[str, str]:

@@ -46,7 +46,6 @@ SHARED = (
     "texts are to the student what ones before them are, and share the teacher's answers to those",
 )
 VALIDATION_ROWS = 10_000  # of a domain at most, unless the config says how many
-IN_SUMMARY = "summary.json and report.html of the run have its accuracy, F1 and calibration"
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 

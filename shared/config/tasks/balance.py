@@ -24,7 +24,9 @@ class Balance(Section):
     least: Positive = Field(default=0.5, description="that a learning rate is multiplied by")
     most: Positive = Field(default=2.0, description="that a learning rate is multiplied by")
     positions: int = Field(
-        default=64, ge=1, description="of each worker's first micro-batch, looked at to measure"
+        default=64,
+        ge=1,
+        description="of each worker's first rows with images, looked at to measure",
     )
 
     @model_validator(mode="after")

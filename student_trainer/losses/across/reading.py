@@ -21,13 +21,16 @@ COMPARED = "compared_share"  # what is reported of positions, a field of `Domain
 
 
 def compared(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Which positions are compared with what the teacher says [N], by the name of the report: those
-    at which both models begin a token after the same bytes and, unless outcomes are compared by
-    rank, those of spans of several tokens. Nothing of a batch of one tokenizer."""
+    """Which positions are compared with what the teacher says [N], by the name of the report: by
+    rank, those at which both models begin a token after the same bytes; else those of them at which
+    the student has one of the teacher's outcomes, and those of spans of several tokens. Nothing of
+    a batch of one tokenizer."""
     if "compared_N" not in batch:
         return {}
-    found_N = batch["compared_N"]
-    if "span_share_N" in batch and "ranked_NK" not in batch:
+    if "ranked_NK" in batch:
+        return {COMPARED: batch["compared_N"]}
+    found_N = batch["compared_N"] & ~batch["absent_NK"].all(-1)
+    if "span_share_N" in batch:
         found_N = found_N | (batch["span_share_N"] > 0)
     return {COMPARED: found_N}
 

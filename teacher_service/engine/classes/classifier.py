@@ -18,7 +18,7 @@ from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
 from shared.loading import classes_of, first_line
-from shared.model_parts import longest_text, pad_with
+from shared.model_parts import longest_text, num_weights, pad_with
 from shared.targets.asks.classes import HeadLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -84,6 +84,7 @@ class ClassifierEngine:
             state_widths=(),
             max_context=self.max_context,
             packed=False,
+            num_weights=sum(map(num_weights, self.model.parameters())),
             classes=self.classes,
         )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from cluster.cli import main
 from student_trainer.tasks.classification import Classification
@@ -65,29 +66,49 @@ def test_a_finished_run_tells_how_well_all_tell_classes_apart(job, capsys):
     assert summary["tokens"] == 6 * 8, "a row has one"
     classes = summary["domains"]["kinds"]["classes"]
     assert summary["domains"]["heads"]["kl_kind"] == "full"
+    weights, row_ms = classes.pop("weights"), classes.pop("row_ms")
     assert set(classes) == {"accuracy", "macro_f1", "calibration_error"}
     for told in classes.values():
         assert set(told) == {"teacher", "before", "after", "hard"}
         assert all(0 <= value <= 1 for value in told.values())
+    own = load_file(run / "export" / "model.safetensors").values()
+    assert weights["after"] == weights["before"] == sum(weight.numel() for weight in own)
+    assert all(row_ms[who] > 0 for who in ("before", "after", "hard"))
+    assert weights["teacher"] is row_ms["teacher"] is None, "answers lay on disk"
     assert main(["run", str(job), "targets.teacher_free=true"]) == 0
     said = capsys.readouterr().out
     assert "accuracy" in said
     assert "nats per row" in said
     assert "export/README.md says" in said
+    assert f"student {weights['after'] / 1e6:.2f} M weights" in said
+    assert "ms a row" in (run / "report.html").read_text()
     assert "macro F1" in (run / "report.html").read_text()
 
 
-def test_what_is_of_language_models_is_refused(job, capsys):
-    run = str(job.parent / "runs" / "kinds")
-    for command in (
-        ["plan", str(job)],
-        ["eval", run],
-        ["selftest", str(job)],
-    ):
-        assert main(command) == 2
-        assert "task is classification, and " in capsys.readouterr().err
-    assert main(["prompts", "optimise", str(job)]) == 2
-    assert "write task.template yourself" in capsys.readouterr().err
+def test_eval_tells_rows_from_rows_as_the_summary_does(job, capsys):
+    run = job.parent / "runs" / "kinds"
+    domains = json.loads((run / "summary.json").read_text())["domains"]
+    capsys.readouterr()
+    assert main(["eval", str(run)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    found = json.loads((run / "eval.json").read_text())
+    assert found["per"] == "row"
+    assert any("accuracy" in line and "macro F1" in line for line in said)
+    assert max(map(len, said)) <= 110
+    for name, domain in found["domains"].items():
+        told, models = domains[name]["classes"], domain["models"]
+        assert domain["bytes"] is None
+        assert list(models) == ["teacher", "before", "after"]
+        for model, measured in models.items():
+            share = told["accuracy"][model]
+            assert measured["accuracy"]["value"] == pytest.approx(share)
+            error = (share * (1 - share) / (domain["documents"] - 1)) ** 0.5
+            assert measured["accuracy"]["error"] == pytest.approx(error)
+            assert measured["macro_f1"] == {"value": told["macro_f1"][model], "error": None}
+            assert measured["ece"]["value"] == pytest.approx(told["calibration_error"][model])
+        paired = domain["differences"]["after - before"]["accuracy"]["value"]
+        after, before = (told["accuracy"][model] for model in ("after", "before"))
+        assert paired == pytest.approx(after - before)
 
 
 def test_a_run_names_the_classes_of_its_rows_in_its_config(job):

@@ -55,11 +55,23 @@ def test_answers_that_were_kept_teach_what_a_teacher_does(job):
     assert summary["cache_hit_rate"] == 1.0
 
 
-def test_what_reads_text_alone_is_refused(job, capsys):
-    run = str(job.parent / "runs" / "shapes")
-    for command in (["eval", run], ["selftest", str(job)], ["prompts", "optimise", str(job)]):
-        assert main(command) == 2
-        assert "task is image_text, and " in capsys.readouterr().err
+def test_eval_measures_what_follows_the_images(job, capsys):
+    run = job.parent / "runs" / "live"
+    shapes = json.loads((run / "summary.json").read_text())["domains"]["shapes"]
+    assert main(["eval", str(run)]) == 0
+    found = json.loads((run / "eval.json").read_text())["domains"]["shapes"]
+    assert found["models"]["after"]["nll"]["value"] == pytest.approx(shapes["student_nll_after"])
+    assert found["models"]["after"]["kl"]["value"] == pytest.approx(shapes["kl_after"], rel=1e-5)
+    rows = (job.parent / "valid.jsonl").read_text().splitlines()
+    assert found["bytes"] == sum(len(json.loads(row)["response"]) for row in rows)
+    assert found["prompts"] == 0
+
+
+@pytest.mark.drill
+def test_a_probe_takes_steps_with_images(job, capsys):
+    assert main(["plan", str(job), "targets.store=null", "--probe", "--json"]) == 0
+    probe = json.loads(capsys.readouterr().out)["probe"]
+    assert probe["student"][0]["steps"][0]["seconds"] > 0
 
 
 def test_an_image_that_cannot_be_read_ends_a_run_before_it_starts(job, capsys):

@@ -26,12 +26,13 @@ from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.data.tokenise import prepare
 from shared.errors import ConfigError, DataError, HandshakeError
-from shared.images.processor import ImageProcessor, image_processor
+from shared.images.processor import ImageProcessor, differing_places, image_processor
 from shared.images.reading import ImageRows
 from shared.model_parts import token_types_of
 from teacher_service.engine.hf import HFEngine
 from tests import pictured, tiny
 from tests.answers import decoded, question_of
+from tests.drawn import dense_weights, drawn_spec
 from tests.pictured import SEEN, VOCAB, config_of
 from tests.student_trainer.tasks.test_image_text import as_pair, inputs_of, load, rewritten
 from tests.tiny import Pair
@@ -349,10 +350,70 @@ def test_a_teacher_that_sees_nothing_says_so(tiny_pair):
         engine.score(rows, question_of(4, tiny.VOCAB))
 
 
+def test_places_of_as_many_but_other_tokens_are_told_apart(pair):
+    own, other = (AutoProcessor.from_pretrained(pair.student) for _ in range(2))
+    other.image_token, other.image_token_id = other.tokenizer.eos_token, 2
+    found = differing_places(ImageProcessor("one", own), ImageProcessor("two", other))
+    assert found is not None
+    _, one, two = found
+    assert len(one) == len(two) == SEEN
+    assert (set(one.tolist()), set(two.tolist())) == ({VOCAB - 1}, {2})
+    assert differing_places(ImageProcessor("one", own), ImageProcessor("one", own)) is None
+
+
+def dense_logprobs(config: Config, folder: Path, count: int) -> np.ndarray:
+    """Of the first rows, in float64 [N, V]."""
+    model, processor, found = load(folder), AutoProcessor.from_pretrained(folder), []
+    for row in pictured.rows_in(config, "train")[:count]:
+        made, num = inputs_of(processor, row)
+        with torch.no_grad():
+            pixels = made["pixel_values"].double()
+            logits = model(**made | {"pixel_values": pixels}).logits[0, -1 - num : -1]
+        found.append(logits.log_softmax(-1).numpy())
+    return np.concatenate(found)
+
+
+def test_ids_are_drawn_from_what_the_teacher_says_of_the_image(tmp_path, pair):
+    """Entropies are those of a plain forward, no id stands for less than itself, and another image
+    draws anew."""
+    config = config_of(tmp_path, "run", pair=pair)
+    rows, engine = rows_of(config).part(slice(0, 4)), HFEngine.load(str(pair.teacher))
+    question = drawn_spec("threshold", 24, VOCAB)
+    answer = engine.score(rows, question)
+    answer.check(rows, question, engine.fingerprint)
+    found, logp_NV = decoded(answer), dense_logprobs(config, pair.teacher, 4)
+    assert found.entropy_N is not None
+    np.testing.assert_allclose(found.entropy_N, -(np.exp(logp_NV) * logp_NV).sum(1), atol=1e-5)
+    weights_NV = dense_weights(answer).numpy()
+    np.testing.assert_allclose(weights_NV.sum(1), 1, atol=2e-6)
+    kept_NV = weights_NV > 0
+    assert (weights_NV >= np.exp(logp_NV) * (1 - 1e-4))[kept_NV].all()
+    images = rows.images()
+    other = Rows(rows.table.drop_columns(["images"])).with_images([images[1], *images[1:]])
+    ids = [decoded(engine.score(asked, question)).ids_NK for asked in (rows, other)]
+    first = int(rows.num_loss_tokens()[0])
+    assert not np.array_equal(ids[0][:first], ids[1][:first])
+    assert np.array_equal(ids[0][first:], ids[1][first:])
+
+
+def test_last_states_times_the_head_are_what_a_plain_forward_says_of_the_image(tmp_path, pair):
+    config = config_of(tmp_path, "run", pair=pair)
+    rows, engine = rows_of(config).part(slice(0, 4)), HFEngine.load(str(pair.teacher))
+    engine.cache = str(tmp_path / "cache")
+    head = engine.ship_head()
+    told = {"head": head.digest, "states": head.states, "states_width": head.states_width}
+    last_ND = decoded(engine.score(rows, question_of(0, VOCAB, **told))).last_ND
+    assert last_ND is not None
+    logits_NV = last_ND.astype(np.float64) @ load(pair.teacher).lm_head.weight.detach().numpy().T
+    found_NV = torch.from_numpy(logits_NV).log_softmax(-1).numpy()
+    np.testing.assert_allclose(found_NV, dense_logprobs(config, pair.teacher, 4), atol=1e-5)
+
+
 def test_models_that_see_otherwise_are_refused(tmp_path, pair, tiny_pair):
     pictured.save_llava(tmp_path / "large", width=48, layers=2, seed=3, side=32)
     other = {"t": {"model": str(tmp_path / "large")}}
-    with pytest.raises(HandshakeError, match=r"64 x 64 stands in 16 tokens .* and in 4"):
+    said = r"64 x 64 stands in 16 tokens .ids 512. for .* and in 4 tokens .ids 512. for the student"
+    with pytest.raises(HandshakeError, match=said):
         check(config_of(tmp_path, "run", pair=pair, teachers=other))
     blind = replace(pair, student=tiny_pair.student, teacher=tiny_pair.teacher)
     with pytest.raises(ConfigError, match="no processor"):

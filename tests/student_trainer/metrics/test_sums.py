@@ -40,6 +40,13 @@ def test_a_state_survives_json_bit_for_bit() -> None:
     assert (LAYOUT.from_state(state) == vector).all()
 
 
+def test_what_a_state_does_not_have_is_0() -> None:
+    """As of a loss or a report that a later version counts."""
+    state = {name: value for name, value in SUMS.items() if name not in ("losses.jsd", "tkd")}
+    vector = LAYOUT.from_state(state)
+    assert vector.tolist() == [0, 1, 2, 3, 0, *range(5, 11), 0, 0]
+
+
 def test_a_state_that_is_a_list_is_read() -> None:
     """It has all that any loss reported, by domain."""
     listed = [*range(5), *(10 * q + d for q in range(6) for d in range(2))]

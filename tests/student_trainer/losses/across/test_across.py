@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.data.rows import Rows
+from student_trainer.losses.across.reading import compared
 from student_trainer.sources.batches import Layouts
 from tests import tiny
 from tests.student_trainer.losses.across.subjects import CPU, FEW, Across, across, tokenizer
@@ -137,6 +138,18 @@ def test_what_is_compared_is_counted_and_what_is_not(other: Across, method: str)
     counted = sums[objective.loss_head.layout.place("compared_share")].sum()
     assert counted == sum(found)
     assert 0 < counted < other.student_rows.num_loss_tokens().sum()
+
+
+def test_a_position_whose_outcomes_the_student_lacks_is_compared_in_its_span_alone() -> None:
+    batch = {
+        "compared_N": torch.tensor([True, True, True, False]),
+        "absent_NK": torch.tensor([[False, True], [True, True], [True, True], [True, True]]),
+        "span_share_N": torch.tensor([0.0, 0.0, 0.5, 0.5]),
+    }
+    assert compared(batch)["compared_share"].tolist() == [True, False, True, True]
+    by_rank = batch | {"ranked_NK": torch.zeros(4, 2)}
+    assert compared(by_rank)["compared_share"].tolist() == [True, True, True, False]
+    assert compared({}) == {}
 
 
 def without_first_document(rows: Rows) -> Rows:
