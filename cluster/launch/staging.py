@@ -7,11 +7,12 @@ A stage is an ordinary run, with checkpoints, report and export of its own, that
 so which one is under way is what their folders say. A stage begins with new moments of AdamW.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.builtin.models import stages_to_build
+from cluster.builtin.models import resolve_builtin, stages_to_build
 from cluster.launch.continuing import has_ended
 from cluster.planning.bases import refuse_dense, with_student
 from cluster.planning.loading import made
@@ -22,7 +23,9 @@ from shared.config.file import in_stages, resolve
 from shared.config.losses import RouterBalance
 from shared.config.run import Config
 from shared.errors import ConfigError, UserError
-from shared.run.run_dir import RunDir, locked, move_aside
+from shared.run.run_dir import RunDir, locked, move_aside, write_atomically
+
+NAMES = "names.json"  # of the stages, in order, among their folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +104,19 @@ def _in_turn(
     with locked(whole):
         if fresh:
             move_aside(whole)
-        if len(stages) > 1 and whole.config.exists() and not whole.stages.exists():
+        if whole.config.exists() and not whole.stages.exists():
             raise ConfigError(
                 f"{whole.path} holds a run without stages; give this run another name, or pass "
                 "--fresh to move that one aside"
             )
     with locked(RunDir(whole.stages)), reached(address, services):
+        _refuse_other_stages(whole, stages)
         if not stages[0].run_dir.has_begun:
+            _refuse_other_classes(stages)
             for stage in stages[1:]:
                 _refuse_impossible(stage, config)
+        whole.stages.mkdir(parents=True, exist_ok=True)
+        write_atomically(whole.stages / NAMES, json.dumps([stage.name for stage in stages]))
         with connected(address):
             for number, stage in enumerate(stages):
                 _refuse_grown(stage, stages[number + 1 :])
@@ -118,6 +125,35 @@ def _in_turn(
                 go(made(stage.config))
     print("\n".join(f"Stage     {stage.run_dir.report}, {stage.name}" for stage in stages[:-1]))
     return whole
+
+
+def _refuse_other_stages(whole: RunDir, stages: Sequence[Stage]) -> None:
+    """Raise ConfigError where the folder is of a run that has begun with other stages."""
+    path = whole.stages / NAMES
+    before = json.loads(path.read_text()) if path.exists() else []
+    now = [stage.name for stage in stages]
+    folders = [whole, *(RunDir(whole.stages / f"{whole.path.name}-{name}") for name in before)]
+    if before and before != now and any(folder.has_begun for folder in folders):
+        raise ConfigError(
+            f"{whole.path} was begun with the stages {', '.join(before)}, now they are "
+            f"{', '.join(now)}; change them back, give this run another name, or pass --fresh to "
+            "move that one aside"
+        )
+
+
+def _refuse_other_classes(stages: Sequence[Stage]) -> None:
+    """Raise ConfigError where a later stage's rows have other classes than the first one's, whose
+    head its student has."""
+    from cluster.planning.tasks.classes import with_classes
+
+    found = [list(with_classes(resolve_builtin(one.config)).task.classes) for one in stages]
+    for stage, classes in zip(stages, found, strict=True):
+        if classes != found[0]:
+            odd = min({*classes} ^ {*found[0]})
+            raise ConfigError(
+                f"stage {stage.name} has other classes than stage {stages[0].name}: its rows and "
+                f"those do not both have {odd}; give all stages rows of the same classes"
+            )
 
 
 def _refuse_impossible(stage: Stage, whole: Config) -> None:
@@ -138,7 +174,7 @@ def _refuse_impossible(stage: Stage, whole: Config) -> None:
         raise type(error)(f"stage {stage.name}: {error}") from error
 
 
-def _refuse_grown(stage: Stage, later: list[Stage]) -> None:
+def _refuse_grown(stage: Stage, later: Sequence[Stage]) -> None:
     """Raise ConfigError for more steps of a stage that another one has begun from."""
     begun = next((one for one in later if one.run_dir.has_begun), None)
     if begun is not None and not has_ended(stage.run_dir, stage.config):

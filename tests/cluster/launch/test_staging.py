@@ -113,6 +113,10 @@ def test_the_same_command_changes_nothing(job, whole, first, capsys):
     [
         (["stages.dense.optimiser.lr=1e-4"], "'job-dense' was started with other values of optim"),
         (["stages.dense.steps=5"], "stage dense has not taken its 5 steps, and stage sparse began"),
+        (
+            ["stages.last={}"],
+            "begun with the stages dense, sparse, now they are dense, sparse, last",
+        ),
         (["stages={}"], "holds a run in stages, which this config has not"),
         (["stages.sparse.seed=9"], "'job' was started with other values of seed"),
     ],
@@ -148,6 +152,31 @@ def test_a_student_that_no_mixture_holds_is_refused_before_the_first_stage(job, 
     assert "stage sparse: student.upcycle: " in (said := capsys.readouterr().err)
     assert "has no place for" in said
     assert not (job.parent / "runs" / "other").exists()
+
+
+def test_stages_of_other_classes_are_refused_before_the_first(job, capsys):
+    """The head of a student that a stage exports is for the classes of its rows."""
+    folder = job.parent
+    for name, labels in (("first", "ab"), ("second", "ac")):
+        rows = [{"text": f"{label} {n}", "label": label} for label in labels for n in range(9)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {
+        "name": "other",
+        "task": "classification",
+        "domains": {"kinds": {"train": "first.jsonl"}},
+        "losses": [{"kind": "forward_kl"}],
+        "stages": {
+            "one": {},
+            "two": {"domains": {"kinds": {"train": "second.jsonl"}}},
+        },
+    }
+    told = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+    assert main(["run", str(job), *told]) == 2
+    said = capsys.readouterr().err
+    assert "stage two has other classes than stage one: its rows and those do not both have b" in (
+        said
+    )
+    assert not (folder / "runs" / "other").exists()
 
 
 def test_commands_that_look_at_one_run_say_so(job, capsys):
