@@ -237,7 +237,7 @@ def _what_next(record: RunRecord) -> list[str]:
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
-        f"Evaluate  {program} eval {run}",
+        *([] if record.config.task.unit == "word" else [f"Evaluate  {program} eval {run}"]),
         *used,
         *_after_demo(record, program),
         *_to_fetch(files),

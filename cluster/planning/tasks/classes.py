@@ -126,6 +126,12 @@ def refuse_classifier(config: Config, verb: str, way_out: str) -> None:
         )
 
 
+def refuse_tagging(config: Config, verb: str, way_out: str) -> None:
+    """Raise ConfigError where a verb that measures rows whole is called for tags of words."""
+    if config.task.unit == "word":
+        raise ConfigError(f"task is {config.task.kind}, and {verb} knows no tags; {way_out}")
+
+
 def refuse_unread_words(config: Config, hands: "Handshake") -> None:
     """Raise ConfigError where words for a language model are set and no teacher is one."""
     task, plain = config.task, Classification()

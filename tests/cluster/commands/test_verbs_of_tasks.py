@@ -10,16 +10,15 @@ import typer.main
 from cluster.cli import app, main
 from shared.config.file import dump
 from shared.config.run import Config
-from shared.config.tasks.task import Classification, ImageText, LanguageModel, Task
+from shared.config.tasks.task import Classification, ImageText, LanguageModel, Tagging, Task
 from tests import pictured
 from tests.cluster.jobs import write_job
-from tests.student_trainer.tasks import classified
+from tests.student_trainer.tasks import classified, tagged
 from tests.tiny import Pair
 
 ROOT = Path(__file__).parents[3]
-LANGUAGE, CLASSES, IMAGES = (
-    kind.model_fields["kind"].default for kind in (LanguageModel, Classification, ImageText)
-)
+KINDS = (LanguageModel, Classification, Tagging, ImageText)
+LANGUAGE, CLASSES, TAGS, IMAGES = (kind.model_fields["kind"].default for kind in KINDS)
 # Of machines, files and clusters, whatever a task is.
 OF_NO_TASK = {"jobs", "manifests", "cache", "doctor", "init", "monitor", "recipes", "status"}
 SAME = {"train": "run", "submit": "run", "report": "run", "export": "run"}
@@ -42,30 +41,39 @@ OTHERS = {
     "run": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
     "capture": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
     "teacher": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
-    "eval": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
+    "eval": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)}
+    | {TAGS: "`tutelage eval` knows no tags; summary.json"},
     "eval --task": {
         CLASSES: "`tutelage eval --task` is of language models; without --task",
+        TAGS: "`tutelage eval` knows no tags; summary.json",
         IMAGES: "`tutelage eval --task` reads text alone; without --task",
     },
-    "plan": dict.fromkeys((CLASSES, IMAGES), HERE),
+    "plan": {CLASSES: HERE, TAGS: "`tutelage plan` knows no tags; run with", IMAGES: HERE},
     "plan --probe": {
         CLASSES: "--probe is of language models; plan without it",
+        TAGS: "`tutelage plan` knows no tags; run with",
         IMAGES: f"{LAUNCH}/test_{IMAGES}.py",
     },
     "selftest": {
         CLASSES: "selftest is of language models; run with steps=10",
+        TAGS: "selftest is of language models; run with steps=10",
         IMAGES: "selftest reads text alone; run with steps=10",
     },
     "prompts": {
         CLASSES: "a search for prompts is of language models; write task.template",
+        TAGS: "a search for prompts is of language models; write task.template",
         IMAGES: "a search for prompts reads text alone; leave prompts out",
     },
     "active": {
         CLASSES: "rounds are of a student that writes its answers; leave task out",
+        TAGS: "rounds are of a student that writes its answers; leave task out",
         IMAGES: "active is set, whose teachers write text alone; leave it out",
     },
 }
-TASKS = (CLASSES, IMAGES)
+TASKS = (CLASSES, TAGS, IMAGES)
+TAGGING = "tests/student_trainer/tasks/test_tagging.py"
+for verb in ("run", "capture", "teacher"):
+    OTHERS[verb][TAGS] = TAGGING
 
 
 def is_test(found: str) -> bool:
@@ -81,6 +89,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
     pair = pictured.save_pair(folder / "images")
     made = {
         CLASSES: classified.config_of(folder / CLASSES, "run", models=folder / "models"),
+        TAGS: tagged.config_of(folder / TAGS, "run", models=folder / "models"),
         IMAGES: pictured.config_of(folder / IMAGES, "run", pair=pair),
     }
     return {task: written(config, folder / task) for task, config in made.items()}
@@ -98,6 +107,7 @@ def written(config: Config, folder: Path) -> tuple[Path, Path]:
 
 def arguments(verb: str, job: Path, run: Path) -> list[str]:
     named = {
+        "eval": ["eval", str(run)],
         "eval --task": ["eval", str(run), "--task", "any"],
         "plan --probe": ["plan", str(job), "--probe"],
         "prompts": ["prompts", "optimise", str(job)],
