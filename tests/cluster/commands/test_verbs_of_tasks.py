@@ -10,15 +10,23 @@ import typer.main
 from cluster.cli import app, main
 from shared.config.file import dump
 from shared.config.run import Config
-from shared.config.tasks.task import Classification, ImageText, LanguageModel, Task
+from shared.config.tasks.task import (
+    Classification,
+    ImageText,
+    LanguageModel,
+    Marking,
+    Tagging,
+    Task,
+)
 from tests import pictured
 from tests.cluster.jobs import write_job
-from tests.student_trainer.tasks import classified
+from tests.student_trainer.tasks import classified, tagged
 from tests.tiny import Pair
 
 ROOT = Path(__file__).parents[3]
-LANGUAGE, CLASSES, IMAGES = (
-    kind.model_fields["kind"].default for kind in (LanguageModel, Classification, ImageText)
+LANGUAGE, CLASSES, IMAGES, TAGS, MARKS = (
+    kind.model_fields["kind"].default
+    for kind in (LanguageModel, Classification, ImageText, Tagging, Marking)
 )
 # Of machines, files and clusters, whatever a task is.
 OF_NO_TASK = {"jobs", "manifests", "cache", "doctor", "init", "monitor", "recipes", "status"}
@@ -65,7 +73,24 @@ OTHERS = {
         IMAGES: "active is set, whose teachers write text alone; leave it out",
     },
 }
-TASKS = (CLASSES, IMAGES)
+TASKS = (CLASSES, IMAGES, TAGS, MARKS)
+IN_TASKS = "tests/student_trainer/tasks"
+NO_ENTITIES = {
+    "eval": "`tutelage eval` knows no entities; summary.json",
+    "eval --task": "`tutelage eval --task` knows no entities; summary.json",
+    "plan": "`tutelage plan` knows no entities; run with steps=10",
+    "plan --probe": "`tutelage plan` knows no entities; run with steps=10",
+    "selftest": "selftest knows no entities; run with steps=10",
+    "prompts": "a search for prompts knows no entities; write task.template",
+}
+for entities in (TAGS, MARKS):
+    OTHERS["run"][entities] = f"{IN_TASKS}/test_{entities}.py"
+    for alike in ("capture", "teacher"):  # as of texts, whose rows are in the same stores
+        OTHERS[alike][entities] = TEXTS[alike]
+    for refused, sentence in NO_ENTITIES.items():
+        OTHERS[refused][entities] = sentence
+OTHERS["active"][TAGS] = OTHERS["active"][CLASSES]
+OTHERS["active"][MARKS] = "active is set, whose teachers write no marks; leave it out"
 
 
 def is_test(found: str) -> bool:
@@ -83,6 +108,11 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
         CLASSES: classified.config_of(folder / CLASSES, "run", models=folder / "models"),
         IMAGES: pictured.config_of(folder / IMAGES, "run", pair=pair),
     }
+    for entities in (TAGS, MARKS):
+        task = {"task": {"kind": entities}, "student": {"zero": 1}}
+        made[entities] = tagged.config_of(
+            folder / entities, "run", models=folder / "models", **task
+        )
     return {task: written(config, folder / task) for task, config in made.items()}
 
 
