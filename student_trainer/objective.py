@@ -20,8 +20,9 @@ from shared.targets.asks.kept_ids import LikeliestIds
 from student_trainer.accelerator import deepspeed
 from student_trainer.answers import Reading, view_of
 from student_trainer.losses.across.reading import compared, of_student
-from student_trainer.losses.auxiliary.auxiliary import with_auxiliaries
+from student_trainer.losses.auxiliary.auxiliary import MOVED, with_auxiliaries
 from student_trainer.losses.auxiliary.hidden_states import projection
+from student_trainer.losses.auxiliary.moving import moved_output
 from student_trainer.losses.auxiliary.self_features import own_projections
 from student_trainer.losses.kernel.averaged import AveragedHeads
 from student_trainer.losses.kernel.entropy import entropies
@@ -113,6 +114,10 @@ class Objective(nn.Module):
         output, hidden_ND = self._student[0].outputs(batch, options)
         for auxiliary in picking:
             batch = batch | auxiliary.pick(output, batch)
+            if size := auxiliary.needs.moved_by:
+                moved = moved_output(self._student[0], batch, options, size=size)
+                own = auxiliary.pick(moved, batch)
+                batch = batch | {MOVED + name: value for name, value in own.items()}
         return self.loss_head(
             hidden_ND,
             batch,

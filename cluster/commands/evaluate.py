@@ -8,7 +8,7 @@ from cluster.commands.runs import config_of
 from cluster.commands.tasks import is_model
 from cluster.evaluation.results import Results, compared, results_of
 from cluster.evaluation.table import table
-from cluster.planning.tasks.classes import refuse_tagging
+from cluster.planning.tasks.classes import ENTITIES_IN_SUMMARY, refuse_entities
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
@@ -36,7 +36,7 @@ def evaluate(
         )
     run_dir = RunDir(run.absolute())
     config = config_of(run_dir)
-    refuse_tagging(config, "`tutelage eval`", "summary.json has precision, recall and F1")
+    refuse_entities(config, "`tutelage eval`", ENTITIES_IN_SUMMARY)
     _refuse_elsewhere(run_dir, config)
     other = None if compare is None else compared(compare, run_dir, config.domains)
     from cluster.launch import driver

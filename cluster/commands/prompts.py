@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cluster.planning.tasks.classes import refuse_classifier
+from cluster.planning.tasks.classes import refuse_classifier, refuse_entities
 from cluster.planning.tasks.images import refuse_images
 from cluster.prompt_search.search import Material, Outcome, search
 from cluster.prompt_search.splits import Task, task_of
@@ -45,6 +45,7 @@ def optimise(
 
     found = load(path, overrides)
     found = found.model_copy(update={"prompts": None})
+    refuse_entities(found, "a search for prompts", "write task.template yourself")
     refuse_classifier(found, "a search for prompts", "write task.template yourself")
     refuse_images(found, "a search for prompts", "leave prompts out")
     refuse_across(found)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.planning.preparation import Launch, prepare_run
-from cluster.planning.tasks.classes import refuse_classifier
+from cluster.planning.tasks.classes import refuse_classifier, refuse_entities
 from cluster.planning.tasks.images import refuse_images
 from cluster.selftest.models import tiny_config
 from shared.config.losses import ForwardKL
@@ -59,6 +59,7 @@ def plain(config: Config) -> Config:
             f"cross_tokenizer is {config.cross_tokenizer}, and selftest compares a teacher and a "
             "student at the same tokens; plan with --probe takes steps of this pair"
         )
+    refuse_entities(config, "selftest", "run with steps=10 to try the pair")
     refuse_classifier(config, "selftest", "run with steps=10 to try the pair")
     refuse_images(config, "selftest", "run with steps=10 to try the pair")
     losses = config.losses if config.needs_teacher else [*config.losses, ForwardKL()]

@@ -9,7 +9,11 @@ from pathlib import Path
 
 from cluster.commands.runs import config_of
 from cluster.evaluation.harness import TaskResults, run_tasks
-from cluster.planning.tasks.classes import refuse_classifier, refuse_tagging
+from cluster.planning.tasks.classes import (
+    ENTITIES_IN_SUMMARY,
+    refuse_classifier,
+    refuse_entities,
+)
 from cluster.planning.tasks.images import refuse_images
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
@@ -56,7 +60,7 @@ def is_model(folder: Path) -> bool:
 def _of_run(run_dir: RunDir, also: Sequence[str]) -> Mapping[str, Teacher]:
     """The models of a run by name. Raises ConfigError for a run that has learnt nothing yet."""
     config = config_of(run_dir)
-    refuse_tagging(config, "`tutelage eval`", "summary.json has precision, recall and F1")
+    refuse_entities(config, "`tutelage eval --task`", ENTITIES_IN_SUMMARY)
     refuse_classifier(config, "`tutelage eval --task`", WITHOUT_TASK)
     refuse_images(config, "`tutelage eval --task`", WITHOUT_TASK)
     from cluster.launch.generating import exported_student

@@ -76,7 +76,10 @@ def class_table(record: RunRecord) -> ClassTable:
         "confidence; lower is better."
     )
     if titles is OF_SPANS:
-        note = "Of whole entities with their types, as seqeval counts them."
+        note = (
+            "Of whole entities with their types, as seqeval counts them, in what of a text fits "
+            "data.context."
+        )
     return ClassTable(tuple(titles.values()), who, lines, note, list(_costs(record)))
 
 

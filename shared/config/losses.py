@@ -306,6 +306,30 @@ class SelfFeatures(LossSection):
         return self
 
 
+class EntityContrast(LossSection):
+    """Pull marked entities towards a moved copy and away from the words around them: InfoNCE.
+
+    (CLLMFS, arXiv 2408.12834; `student_trainer.losses.auxiliary.contrast` has what is
+    reconstructed.) Of task marking.
+    """
+
+    asks_teacher: ClassVar[bool] = False
+    single: ClassVar[str | None] = "it is about all entities of a row"
+
+    kind: Literal["entity_contrast"] = "entity_contrast"
+    weight: Positive = 0.1
+    layer: int = Field(
+        ge=0, description="of the student, a middle one; 0 is the embedding's output"
+    )
+    tau: Positive = Field(default=0.1, description="temperature of the cosines")
+    epsilon: Positive = Field(default=0.1, description="how far each embedding is moved, its norm")
+
+    @property
+    def student_layers(self) -> tuple[int, ...]:
+        """Its one."""
+        return (self.layer,)
+
+
 class RouterBalance(LossSection):
     """Use the experts of a mixture evenly: the load-balancing loss of the student's routers.
 
@@ -341,6 +365,7 @@ Loss = Annotated[
     | CrossEntropy
     | HiddenStates
     | SelfFeatures
+    | EntityContrast
     | RouterBalance,
     Field(discriminator="kind"),
 ]

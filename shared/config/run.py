@@ -106,7 +106,7 @@ class Config(Section):
     student: Student
     task: Task = Field(
         default=LanguageModel(),
-        description="language_model, image_text, classification of whole texts, tagging of words",
+        description="language_model, image_text, marking, classification or tagging of words",
     )
     domains: dict[str, Domain] = Field(min_length=1)
     data: Data = Data()

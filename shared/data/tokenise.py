@@ -74,7 +74,7 @@ def prepare(
             tokenizer=tokenizer,
             tokenizer_digest=tokenizer_digest,
             left_out=(left_out or {}).get(name),
-            classes=framing_of(config.task),
+            classes=framing_of(config),
             pairs=learns_pairs(config.losses),
             images=images,
         )

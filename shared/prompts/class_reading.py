@@ -86,7 +86,9 @@ class OwnHead:
                 found[number] = Read(ids, is_cut=True)
         return found
 
-    def with_words(self, text: str, words: Sequence[Word]) -> tuple[list[int], list[int]]:
+    def with_words(
+        self, text: str, words: Sequence[Word], *, where: str
+    ) -> tuple[list[int], list[int]]:
         """What it reads of a text, and of each word, its first character and that after its last,
         the first token. Raises HandshakeError where it does not read all of them."""
         tokenizer = self.load_tokenizer()
@@ -94,16 +96,16 @@ class OwnHead:
         most = min(filter(None, (self.limit, tokenizer.model_max_length)))
         if len(ids) > most:
             raise HandshakeError(
-                f"a text has {len(ids)} tokens as {self.teacher} reads it, which reads {most}; "
-                "lower data.context, or leave it out"
+                f"{where} has {len(ids)} tokens as {self.teacher} reads it, which reads {most}; "
+                "leave the row out, or lower data.context"
             )
         found = []
         for first, after in words:
             held = (n for n, (a, b) in enumerate(offsets) if a < b and a < after and b > first)
             if (token := next(held, None)) is None:
                 raise HandshakeError(
-                    f"the tokenizer of {self.teacher} has no token for {text[first:after]!r}; name "
-                    "another teacher"
+                    f"{where}: the tokenizer of {self.teacher} has no token for "
+                    f"{text[first:after]!r}; leave the row out, or name another teacher"
                 )
             found.append(token)
         return ids, found

@@ -6,7 +6,8 @@ characters from 0 and `end` is the one after the last, or of `{"text", "type"}`,
 the first place, from left to right, where its text stands as whole words that no entity before it
 in the list has taken.
 
-Words are runs of letters and digits, and every other character that is no space by itself. A word
+Words are runs of letters and digits, and every other character that is no space by itself; so is
+every letter of scripts that write no spaces between words. A word
 is tagged at its first token; words that share a first token are one.
 
 T tokens of a text   K words of it
@@ -15,9 +16,10 @@ T tokens of a text   K words of it
 import json
 import random
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +42,10 @@ from shared.text.framing import (
 from shared.text.sources import Split, read_documents, sources_of
 
 ENTITIES: tuple[Field, ...] = ("entities", "response")
-WORD = re.compile(r"\w+|[^\w\s]")
+# Letters of scripts that write no spaces: Thai to Khmer, kana, ideographs.
+ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+ALONE += "\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+|[^\w\s]")
 
 
 class Span(NamedTuple):
@@ -59,6 +64,11 @@ class TaggedText:
     at_K: list[int]  # the token of each word
     words_K: list[Span]
     tags_K: list[str]
+    is_cut: bool = False  # whether the document goes on
+
+    def read_of(self, document: Document) -> str:
+        """What of its document's text it has."""
+        return document.prompt[: self.words_K[-1].end] if self.is_cut else document.prompt
 
 
 def tagged_of(row: object, where: str, columns: Columns) -> Document:
@@ -96,8 +106,13 @@ def _span_of(entity: Any, text: str, where: str, taken: Sequence[Span]) -> Span:
             f"{where}: the entity {entity!r:.60} names no type; write start, end and type, or text "
             "and type"
         )
-    if not isinstance(start, int) or not isinstance(end, int):
+    if start is None and end is None:
         return _found(fields.get("text"), name, text, where, taken)
+    if type(start) is not int or type(end) is not int:
+        raise DataError(
+            f"{where}: an entity of type {name} is from {start!r} to {end!r}; write start and end "
+            "as whole numbers"
+        )
     if not 0 <= start < end <= len(text):
         raise DataError(
             f"{where}: an entity of type {name} is from {start} to {end}, but the text has "
@@ -147,6 +162,19 @@ def read_tagged(domain: Domain, split: Split, *, root: Path) -> Iterator[Documen
     return read_documents(sources, root=root, columns=domain.columns, make=tagged_of)
 
 
+def read_episode(
+    domain: Domain, split: Split, *, root: Path, shots: int | None, seed: int
+) -> Iterator[Document]:
+    """The same; where `shots` is said, of training rows those that are `drawn` of rows whose text
+    no validation row has."""
+    documents = read_tagged(domain, split, root=root)
+    if shots is None or split != "train":
+        return documents
+    held_out = {document.prompt for document in read_tagged(domain, "validation", root=root)}
+    left = [document for document in documents if document.prompt not in held_out]
+    return iter(drawn(left, shots=shots, seed=seed))
+
+
 def types_in(domains: Mapping[str, Domain], *, root: Path) -> dict[str, str]:
     """Types of entities in training rows of all domains, each with the first row that has it."""
     found: dict[str, str] = {}
@@ -193,10 +221,7 @@ class TagFraming:
 
     def read(self, domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
         """The rows of a split; of training rows those of the episode."""
-        documents = read_tagged(domain, split, root=root)
-        if self.shots is None or split != "train":
-            return documents
-        return iter(drawn(list(documents), shots=self.shots, seed=self.episode))
+        return read_episode(domain, split, root=root, shots=self.shots, seed=self.episode)
 
     def encode(
         self,
@@ -207,7 +232,7 @@ class TagFraming:
         cut: Callable[[], None] | None,
     ) -> Iterator[Encoded]:
         """Token ids and loss masks in order. With `cut`, a text that is longer than `context` with
-        its tags loses what is beyond half of it, and is told. Raises DataError for a type that is
+        its tags loses its end, and is told. Raises DataError for a type that is
         not known."""
         numbers = {label: number for number, label in enumerate(self.labels)}
         texts = self.texts(documents, tokenizer=tokenizer, context=context, cut=cut)
@@ -243,12 +268,19 @@ class TagFraming:
         while batch := list(islice(waiting, DOCUMENTS_PER_CALL)):
             found = _read(batch, tokenizer)
             if cut is not None:
-                long = [n for n, t in enumerate(found) if len(t.ids_T) + len(t.at_K) > context]
-                shorter = _read([batch[n] for n in long], tokenizer, most=context // 2)
-                for number, text in zip(long, shorter, strict=True):
-                    found[number] = text
-                    cut()
+                for number, text in enumerate(found):
+                    if len(text.ids_T) + len(text.at_K) > context:
+                        most = _most(text, context)
+                        (shorter,) = _read(batch[number : number + 1], tokenizer, most=most)
+                        found[number] = replace(shorter, is_cut=True)
+                        cut()
             yield from zip(batch, found, strict=True)
+
+
+def _most(text: TaggedText, context: int) -> int:
+    """Tokens of a text that fit with the tags of their words."""
+    sizes = range(context, 0, -1)
+    return next((n for n in sizes if n + bisect_left(text.at_K, n) <= context), 1)
 
 
 def _read(

@@ -92,7 +92,7 @@ class Validation:
         against the teacher. What each document adds is told to `documents`."""
         mode = "evaluate" if documents is None else "measure"
         size = unit_size(self.rows_per_unit, question)
-        units = list(self._own_units(size, rows=rows))
+        units = list(self.own_units(size, rows=rows))
         num_domains = len(self.stores)
         totals = np.zeros((4, num_domains))
         engine.eval()
@@ -109,7 +109,7 @@ class Validation:
         engine.train()
         return ValidationSums(*self.ranks.sum(totals))
 
-    def _own_units(self, size: int, *, rows: int | None = None) -> Iterator[Rows]:
+    def own_units(self, size: int, *, rows: int | None = None) -> Iterator[Rows]:
         """This rank's units of the first `rows` of each domain, or all, padded with empty ones to
         the same number on every rank."""
         world_size = self.ranks.world_size

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from student_trainer.losses.auxiliary.auxiliary import Auxiliary
+from student_trainer.losses.auxiliary.contrast import EntityContrast
 from student_trainer.losses.auxiliary.hidden_states import HiddenStateMatching
 from student_trainer.losses.auxiliary.router_balance import RouterBalance
 from student_trainer.losses.auxiliary.self_features import SelfFeatures
@@ -30,6 +31,7 @@ TERMS: dict[str, Callable[[Any], Term]] = {
     "token_temperature": TokenTemperature,
 }
 AUXILIARIES: dict[str, Callable[[Any, nn.ModuleDict], Auxiliary]] = {
+    "entity_contrast": EntityContrast,
     "hidden_states": HiddenStateMatching,
     "router_balance": RouterBalance,
     "self_features": SelfFeatures,

@@ -4,10 +4,15 @@ apart."""
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForTokenClassification
 
 from shared.config.models.student import Student
-from shared.config.tasks.task import OUTSIDE
+from shared.config.tasks.task import OUTSIDE, tags_of
 from shared.errors import ConfigError
 from shared.loading import classes_of
 from shared.model_parts import pad_with
@@ -22,23 +27,31 @@ def name_classes(config: Any, labels: Sequence[str], *, model: str) -> None:
     known = _learnt(config)
     if known and known != list(labels):
         alike = sorted(known) == sorted(labels)
-        option, in_order = "task.labels", known
-        if known[0] == OUTSIDE:
-            option, in_order = "task.types", [tag[2:] for tag in known if tag.startswith("B-")]
         what = "the same classes in another order" if alike else f"other classes, as {known[0]}"
-        way_out = f"set {option} to {in_order}" if alike else "name a model without a head"
+        way_out = "name a model without a head"
+        if alike and OUTSIDE not in known:
+            way_out = f"set task.labels to {known}"
+        elif alike and tags_of(types := [t[2:] for t in known if t.startswith("B-")]) == known:
+            way_out = f"set task.types to {types}"
         raise ConfigError(
             f"student.model: {model} tells {what} apart, and not {list(labels)!s:.80} in this "
             f"order; {way_out}"
         )
-    if all(
-        getattr(config, name, None) is None for name in ("classifier_dropout", "hidden_dropout")
-    ):
-        config.classifier_dropout = 0.0  # else a causal model's token head would drop a tenth
+    if _drops_a_tenth(config) and OUTSIDE in labels:
+        config.classifier_dropout = 0.0
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "single_label_classification"  # of whole texts; others do not read it
+
+
+def _drops_a_tenth(config: Any) -> bool:
+    """Whether transformers puts dropout before a head for tags that the config does not ask for, as
+    it does for causal families."""
+    head = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(config), None)
+    asked = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
+    is_general = head is not None and issubclass(head, GenericForTokenClassification)
+    return is_general and all(share is None for share in asked)
 
 
 def _learnt(config: Any) -> list[str]:

@@ -63,15 +63,15 @@ ULD = {
 }
 
 
-def of_corpus(corpus: str) -> dict[str, str]:
-    """Options of a run on one corpus of entities, whose teacher has learnt all of its rows."""
+def of_corpus(corpus: str, *, taught: bool = True) -> dict[str, str]:
+    """Options of a run on one corpus of entities, whose teacher, where it is `taught`, has learnt
+    all of its rows."""
     splits = {"train": "train", "validation": "valid"}
     paths = (f"{split}: data/ner/{corpus}.{part}.jsonl" for split, part in splits.items())
-    return {
-        "domains": f"{{{corpus}: {{{', '.join(paths)}}}}}",
-        "teachers": f"{{tagger: {{model: {TAGGERS[corpus]}, cpus: 0.5}}}}",
-        "student.cpus": "0.5",
-    }
+    found = {"domains": f"{{{corpus}: {{{', '.join(paths)}}}}}", "student.cpus": "0.5"}
+    if taught:
+        found["teachers"] = f"{{tagger: {{model: {TAGGERS[corpus]}, cpus: 0.5}}}}"
+    return found
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,24 @@ TAGS = Table(
         for shots in (1, 5, 20)
     ),
 )
-TABLES = (CLASSES, ACROSS, ROUNDS, TAGS)
+MARKS = Table(
+    "marks",
+    {"span F1": "span_f1"},
+    tuple(
+        Trial(
+            f"cllmfs-{corpus}-{shots}",
+            f"{corpus}, {shots} of each type",
+            "cllmfs",
+            of_corpus(corpus, taught=False) | {"task.shots": str(shots)},
+            seeded=("seed", "task.episode"),
+        )
+        for corpus in TAGGERS
+        for shots in (1, 5, 20)
+    ),
+    baseline="without contrast",
+    student="CLLMFS",
+)
+TABLES = (CLASSES, ACROSS, ROUNDS, TAGS, MARKS)
 TRIALS = {trial.name: trial for table in TABLES for trial in table.trials}
 
 

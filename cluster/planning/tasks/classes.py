@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from shared.config.run import Config
-from shared.config.tasks.task import Classification, Tagging
+from shared.config.tasks.task import Classification, Marking, Tagging
 from shared.data.row_cache import makers, storage_errors
 from shared.errors import ConfigError, DataError
 from shared.in_words import those
@@ -45,6 +45,7 @@ SHARED = (
     "text is to the student what one before it is, and shares the teacher's answer to that",
     "texts are to the student what ones before them are, and share the teacher's answers to those",
 )
+ENTITIES_IN_SUMMARY = "summary.json and report.html of the run have its F1"
 VALIDATION_ROWS = 10_000  # of a domain at most, unless the config says how many
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -54,7 +55,7 @@ def with_classes(config: Config) -> Config:
     are too long cut. Raises ConfigError for a class without rows, DataError for a row of a class
     that is not named."""
     task = config.task
-    if isinstance(task, Tagging):
+    if isinstance(task, Tagging | Marking):
         return _of_single_rows(config, _with_types(task, config))
     if not isinstance(task, Classification):
         return config
@@ -80,7 +81,7 @@ def with_classes(config: Config) -> Config:
     return _of_single_rows(config, named)
 
 
-def _with_types(task: Tagging, config: Config) -> Tagging:
+def _with_types(task: Tagging | Marking, config: Config) -> Tagging | Marking:
     """The task with the types of entities in its training rows. Raises ConfigError for one without
     rows, DataError for a row of one that is not named."""
     found = types_in(config.domains, root=Path(config.paths.root))
@@ -102,17 +103,18 @@ def _with_types(task: Tagging, config: Config) -> Tagging:
             "no training row has an entity, so that there is nothing to find; add rows with some"
         )
     try:
-        return Tagging.model_validate(task.model_dump() | {"types": types})
+        return type(task).model_validate(task.model_dump() | {"types": types})
     except ValidationError as error:
         (first, *_) = error.errors()
         raise ConfigError(f"task.{first['msg'].removeprefix('Value error, ')}") from None
 
 
-def _of_single_rows(config: Config, task: Classification | Tagging) -> Config:
+def _of_single_rows(config: Config, task: Classification | Tagging | Marking) -> Config:
     """The config with a task whose rows are a text each."""
     data = config.data
-    if data.too_long == "split":  # a text has one class, and no second half
-        data = data.model_copy(update={"too_long": "cut"})
+    if data.too_long == "split":  # a text has one class, and no second half; a copy is whole
+        whole = isinstance(task, Marking)
+        data = data.model_copy(update={"too_long": "drop" if whole else "cut"})
     if "validation_rows" not in data.model_fields_set:  # rows of one text each, not packed ones
         data = data.model_copy(update={"validation_rows": VALIDATION_ROWS})
     return config.model_copy(update={"task": task, "data": data})
@@ -126,10 +128,10 @@ def refuse_classifier(config: Config, verb: str, way_out: str) -> None:
         )
 
 
-def refuse_tagging(config: Config, verb: str, way_out: str) -> None:
-    """Raise ConfigError where a verb that measures rows whole is called for tags of words."""
-    if config.task.unit == "word":
-        raise ConfigError(f"task is {config.task.kind}, and {verb} knows no tags; {way_out}")
+def refuse_entities(config: Config, verb: str, way_out: str) -> None:
+    """Raise ConfigError where a verb that knows no entities is called for a task of them."""
+    if isinstance(config.task, Tagging | Marking):
+        raise ConfigError(f"task is {config.task.kind}, and {verb} knows no entities; {way_out}")
 
 
 def refuse_unread_words(config: Config, hands: "Handshake") -> None:

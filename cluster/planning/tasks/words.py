@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,25 @@ from filelock import FileLock
 
 from cluster.planning.handshake import Handshake
 from shared.config.run import Config
-from shared.config.tasks.task import Tagging
 from shared.data.packing import RaggedRows
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import makers, storage_errors
 from shared.data.row_store import RowStore, write_rows
 from shared.errors import HandshakeError
 from shared.prompts.class_reading import OwnHead
+from shared.prompts.marking import marked
 from shared.prompts.verbaliser import Verbaliser
 from shared.targets.asks.classes import Tokens
 from shared.text.digests import digest_file
 from shared.text.documents import Document
-from shared.text.sources import Split
-from shared.text.tagged import Span, TagFraming, TaggedText, read_tagged
+from shared.text.framings import framing_of
+from shared.text.sources import Split, digest_sources, sources_of
+from shared.text.tagged import TagFraming, TaggedText
 
 Reading = Verbaliser | OwnHead
 
 FOLDER = "word_rows"
-FORMAT = 1  # counts up when rows are made in another way
-OPENS, CLOSES = "<<< ", " >>>"  # about the word that is asked about, as CLLMFS marks entities
+FORMAT = 2  # counts up when rows are made in another way
 
 
 def with_words(
@@ -48,12 +49,6 @@ def with_words(
     return tuple(_of_domain(domain, config, hands) for domain in domains)
 
 
-def marked(text: str, word: tuple[int, int]) -> str:
-    """A text with one of its words marked."""
-    start, end = word
-    return f"{text[:start]}{OPENS}{text[start:end]}{CLOSES}{text[end:]}"
-
-
 def _of_domain(domain: PreparedDomain, config: Config, hands: Handshake) -> PreparedDomain:
     reading = hands.teachers[config.teacher_of(domain.name)].reading
     assert isinstance(reading, Verbaliser | OwnHead), "the handshake makes no other for words"
@@ -62,11 +57,11 @@ def _of_domain(domain: PreparedDomain, config: Config, hands: Handshake) -> Prep
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for split, students in domain.paths.items():
-            path = folder / f"{_digest(students, domain.name, config, reading)}.arrow"
+            path = folder / f"{_digest(students, domain.name, config, hands, reading)}.arrow"
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():  # it is renamed into its place when it is whole
                     store = RowStore.open(students)
-                    rows = _rows(store, _texts(domain.name, config, hands), reading)
+                    rows = _rows(store, _texts(domain.name, split, config, hands), reading)
                     draft = path.with_name(f".{path.name}")
                     write_rows(draft, domain=domain.name, rows=rows)
                     draft.replace(path)
@@ -74,47 +69,56 @@ def _of_domain(domain: PreparedDomain, config: Config, hands: Handshake) -> Prep
     return replace(domain, teacher_paths=paths)
 
 
-def _digest(students: str, name: str, config: Config, reading: Reading) -> str:
+def _digest(students: str, name: str, config: Config, hands: Handshake, reading: Reading) -> str:
+    domain, root = config.domains[name], Path(config.paths.root)
+    splits: tuple[Split, ...] = ("train", "validation")
     decides = {
         "format": FORMAT,
         "rows": digest_file(Path(students)),
-        "columns": dict(config.domains[name].columns),
+        "sources": [digest_sources(sources_of(domain, split), root=root) for split in splits],
+        "columns": dict(domain.columns),
         "task": config.task.model_dump(),
+        "student": hands.rows_digest,
         "teacher": reading.identity,
         "made_by": makers(),
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(decides, sort_keys=True).encode())
 
 
-def _texts(name: str, config: Config, hands: Handshake) -> Iterator[tuple[Document, TaggedText]]:
-    """The texts of both splits as the student reads them, whole ones and cut ones."""
-    assert isinstance(config.task, Tagging), "it has words"
-    framing, root = TagFraming(tuple(config.task.classes)), Path(config.paths.root)
+def _texts(
+    name: str, split: Split, config: Config, hands: Handshake
+) -> Iterator[tuple[Document, TaggedText]]:
+    """The texts of which a split's rows are some, in their order, as the student reads them."""
+    framing, domain = framing_of(config), config.domains[name]
+    assert isinstance(framing, TagFraming), "it has words"
     cut = (lambda: None) if config.data.too_long == "cut" else None
-    for split in ("train", "validation"):
-        documents = read_tagged(config.domains[name], split, root=root)
-        read = {"tokenizer": hands.load_tokenizer(), "context": config.data.context, "cut": cut}
-        yield from framing.texts(documents, **read)
+    source: Split = "train" if domain.validation is None else split  # some were held out
+    documents = framing.read(domain, source, root=Path(config.paths.root))
+    read = {"tokenizer": hands.load_tokenizer(), "context": config.data.context, "cut": cut}
+    return framing.texts(documents, **read)
 
 
 def _rows(
     store: RowStore, texts: Iterable[tuple[Document, TaggedText]], reading: Reading
 ) -> RaggedRows:
-    """The teacher's rows of a file. Texts that the student reads alike are shown as the first."""
-    first: dict[bytes, tuple[Document, TaggedText]] = {}
-    for document, text in texts:
-        first.setdefault(text.ids_T.tobytes(), (document, text))
+    """The teacher's rows of a file, each of the next text that the student reads so."""
+    waiting = cycle(texts)
     found, add = RaggedRows([], [], []), _adding(reading)
     for number in range(len(store)):
         row = store.take([number])
         (ids,), (mask,) = row.column("input_ids"), row.column("loss_mask")
         length = len(ids) - int(mask.sum())
-        document, text = first[np.ascontiguousarray(ids[:length], np.int32).tobytes()]
-        add(found, document, text.words_K, ids[length:])
+        places = np.flatnonzero(mask).tolist()
+        document, text = next(
+            (document, text)
+            for document, text in waiting
+            if text.at_K == places and np.array_equal(text.ids_T, ids[:length])
+        )
+        add(found, document, text, ids[length:])
     return found
 
 
-def _adding(reading: Reading) -> Callable[[RaggedRows, Document, list[Span], np.ndarray], None]:
+def _adding(reading: Reading) -> Callable[[RaggedRows, Document, TaggedText, np.ndarray], None]:
     """What adds the teacher's row of a text, its words and their tags."""
     if isinstance(reading, OwnHead):
         return partial(_add_text, reading=reading)
@@ -122,10 +126,11 @@ def _adding(reading: Reading) -> Callable[[RaggedRows, Document, list[Span], np.
 
 
 def _add_text(
-    found: RaggedRows, document: Document, words: list[Span], tags: np.ndarray, *, reading: OwnHead
+    found: RaggedRows, document: Document, text: TaggedText, tags: np.ndarray, *, reading: OwnHead
 ) -> None:
     """A row of the text and its tags, and again of those words whose token has one already."""
-    ids, tokens = reading.with_words(document.prompt, [(word.start, word.end) for word in words])
+    words = [(word.start, word.end) for word in text.words_K]
+    ids, tokens = reading.with_words(text.read_of(document), words, where=document.where)
     parts: list[list[int]] = []
     for number, token in enumerate(tokens):
         if not parts or token <= tokens[parts[-1][-1]]:
@@ -145,14 +150,14 @@ def _add_text(
 def _add_marked(
     found: RaggedRows,
     document: Document,
-    words: list[Span],
+    text: TaggedText,
     tags: np.ndarray,
     *,
     by: Verbaliser,
     classes: tuple[Tokens, ...],
 ) -> None:
     """A row of a document for each word, whose tag has the place of a next token."""
-    prompts = by.framed([marked(document.prompt, (word.start, word.end)) for word in words])
+    prompts = by.framed([marked(text.read_of(document), [word]) for word in text.words_K])
     _refuse_overlong(document, prompts, classes, by)
     documents = [np.array([*ids, tag], np.int32) for ids, tag in zip(prompts, tags, strict=True)]
     lengths = np.array([len(one) for one in documents])
@@ -170,5 +175,6 @@ def _refuse_overlong(
     if by.limit is not None and longest > by.limit:
         raise HandshakeError(
             f"{document.where} has {longest} tokens as {by.teacher} reads it with task.template "
-            f"and a tag, which reads {by.limit}; shorten the template, or leave the row out"
+            f"and a tag, which reads {by.limit}; shorten the template, leave the row out, or lower "
+            "data.context"
         )

@@ -8,14 +8,19 @@ from pydantic import BeforeValidator, Field, model_validator
 from shared.config.base import Section
 from shared.config.losses import CrossEntropy, Divergence
 from shared.config.tasks.images import unseeing
+from shared.config.tasks.marks import unmarked, without_validation
 
 if TYPE_CHECKING:
     from shared.config.run import Config
 
-TEXT = "{text}"
+TEXT, TYPE = "{text}", "{type}"
 OUTSIDE = "O"  # the tag of a word that no entity holds
 # Columns of a domain that are read in one task alone.
-OF_TASKS = {"label": "classification", "entities": "tagging", "images": "image_text"}
+OF_TASKS = {
+    "label": ("classification",),
+    "entities": ("tagging", "marking"),
+    "images": ("image_text",),
+}
 
 
 class LanguageModel(Section):
@@ -37,6 +42,60 @@ class ImageText(LanguageModel):
     sees: ClassVar[bool] = True
 
     kind: Literal["image_text"] = "image_text"  # type: ignore[assignment]
+
+
+class OfEntities(Section):
+    """A task of entities in texts."""
+
+    types: list[str] | None = Field(
+        default=None,
+        description="types of entities, in their order; default: those of training rows, sorted",
+    )
+    shots: int | None = Field(
+        default=None,
+        ge=1,
+        description="of each domain train on rows with so many entities of each type, drawn; "
+        "default: on all",
+    )
+    episode: int = Field(default=0, ge=0, description="the seed by which rows of `shots` are drawn")
+
+    @model_validator(mode="after")
+    def _types_are_sound(self) -> Self:
+        types = self.types
+        if types is not None and (not types or len(set(types)) < len(types) or "" in types):
+            raise ValueError(f"types is {types}; name one or more, each once")
+        return self
+
+    @property
+    def known_types(self) -> list[str]:
+        """The types, once they are known."""
+        assert self.types is not None, "a config that can run names them"
+        return self.types
+
+
+class Marking(OfEntities, LanguageModel):
+    """A causal language model writes a text again, the entities of one type marked `<<< X >>>`.
+
+    One row asks about one type (CLLMFS, arXiv 2408.12834). Like any row of a language model it may
+    be learnt from a teacher too.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ("text", "entities")
+
+    kind: Literal["marking"] = "marking"  # type: ignore[assignment]
+    template: str = Field(
+        default="Mark each {type} in this text with <<< and >>>: {text}",
+        description="of task marking the prompt, {type} being a type and {text} a row's text",
+    )
+
+    @model_validator(mode="after")
+    def _template_asks(self) -> Self:
+        if self.template.count(TEXT) != 1 or TYPE not in self.template:
+            raise ValueError(
+                f"template is {self.template!r}, without {TYPE}, or without one {TEXT}, so that "
+                "the student would not know what to mark; write both where they belong"
+            )
+        return self
 
 
 class Verbalised(Section):
@@ -106,7 +165,7 @@ class Classification(Verbalised):
         return self.labels
 
 
-class Tagging(Verbalised):
+class Tagging(OfEntities, Verbalised):
     """Every word of a row is outside, at the beginning of or inside an entity of some type (BIO).
 
     The teacher reads the text once for each word, which is marked in it, and says how likely it
@@ -118,26 +177,10 @@ class Tagging(Verbalised):
     columns: ClassVar[tuple[str, ...]] = ("text", "entities")
 
     kind: Literal["tagging"] = "tagging"
-    types: list[str] | None = Field(
-        default=None,
-        description="types of entities, in their order; default: those of training rows, sorted",
-    )
-    shots: int | None = Field(
-        default=None,
-        ge=1,
-        description="of each domain train on rows with so many entities of each type, drawn; "
-        "default: on all",
-    )
-    episode: int = Field(default=0, ge=0, description="the seed by which rows of `shots` are drawn")
 
     @model_validator(mode="after")
-    def _types_are_sound(self) -> Self:
-        types = self.types
-        if types is None:
-            return self
-        if not types or len(set(types)) < len(types) or "" in types:
-            raise ValueError(f"types is {types}; name one or more, each once")
-        for name in self.verbaliser:
+    def _tags_are_known(self) -> Self:
+        for name in self.verbaliser if self.types is not None else ():
             if name not in self.classes:
                 raise ValueError(f"verbaliser names {name}, which is no tag of types; remove it")
         return self
@@ -145,8 +188,7 @@ class Tagging(Verbalised):
     @property
     def classes(self) -> list[str]:
         """The tags, once the types are known: O, then B and I of each type."""
-        assert self.types is not None, "a config that can run names them"
-        return tags_of(self.types)
+        return tags_of(self.known_types)
 
     def said(self, label: str) -> str:
         """What the teacher would write for a tag: of O `none`, else the type, with I `inside`."""
@@ -169,7 +211,10 @@ def _by_name(value: Any) -> Any:
 
 
 Task = Annotated[
-    Annotated[LanguageModel | ImageText | Classification | Tagging, Field(discriminator="kind")],
+    Annotated[
+        LanguageModel | ImageText | Classification | Tagging | Marking,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_by_name),
 ]
 
@@ -177,12 +222,12 @@ Task = Annotated[
 def check_task(config: "Config") -> None:
     """Raise ValueError for what has no meaning in the task of a config, with the way out."""
     kind = config.task.kind
-    for field, task in OF_TASKS.items():
+    for field, tasks in OF_TASKS.items():
         for name, domain in config.domains.items():
-            if field in domain.columns and kind != task:
+            if field in domain.columns and kind not in tasks:
                 raise ValueError(
                     f"domains.{name}.columns names {field}, but task is {kind}, which reads none; "
-                    f"set task={task}, or remove it"
+                    f"set task={tasks[0]}, or remove it"
                 )
     if config.task.classifies:
         for said, way_out in _meaningless(config):
@@ -190,6 +235,8 @@ def check_task(config: "Config") -> None:
     if config.task.sees:
         for said, way_out in unseeing(config):
             raise ValueError(f"task is image_text, but {said}; {way_out}")
+    for said, way_out in unmarked(config):
+        raise ValueError(f"task is {kind}, but {said}; {way_out}")
 
 
 def _meaningless(config: "Config") -> list[tuple[str, str]]:
@@ -262,11 +309,7 @@ def _of_tags(config: "Config") -> list[tuple[str, str]]:
     if not isinstance(task, Tagging):
         return found
     if task.shots is not None:
-        found += [
-            (f"task.shots is {task.shots} and domains.{name} has no validation", "name some")
-            for name, domain in config.domains.items()
-            if domain.validation is None
-        ]
+        found += without_validation(config, said=f"task.shots is {task.shots} and ")
     if config.student.model == "tiny":
         found.append(("student.model is tiny, which reads whole texts", "name another student"))
     return found

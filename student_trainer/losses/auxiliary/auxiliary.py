@@ -15,13 +15,17 @@ from torch import Tensor, nn
 
 from student_trainer.losses.token_losses import NOTHING, TokenLosses, weighted
 
+MOVED = "moved."
+
 
 @dataclass(frozen=True, slots=True)
 class OutputNeeds:
     """What an auxiliary asks of the decoder: names of arguments that are set to true, as
-    `output_hidden_states` or `output_router_logits`."""
+    `output_hidden_states` or `output_router_logits`, and how far the embeddings are moved of which
+    it reads a second output; 0: it reads none."""
 
     options: tuple[str, ...] = ()
+    moved_by: float = 0.0
 
 
 class Auxiliary(Protocol):
@@ -42,7 +46,8 @@ class Auxiliary(Protocol):
         ...
 
     def pick(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What it reads of the decoder's output, by names that join the batch's.
+        """What it reads of the decoder's output, by names that join the batch's; of the output on
+        moved embeddings they begin with `MOVED`.
 
         `loss_index_N` of the batch are the positions with loss in the flattened output.
         """

@@ -24,7 +24,7 @@ from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
-from teacher_service.engine.classes.texts import class_columns, places_of, texts_of
+from teacher_service.engine.classes.texts import class_columns, names_of, places_of, texts_of
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.identity import loaded_fingerprint, name_of, tokenizer_digest
 from teacher_service.engine.loading import load_model
@@ -96,7 +96,7 @@ class ClassifierEngine:
                 f"the teacher tells the classes {', '.join(self.classes):.200} apart, and is asked "
                 f"about {ask.in_words()}; ask about classes of these names"
             )
-        refuse_ids(rows.names(), texts, vocab=self._rows, limit=self.max_context)
+        refuse_ids(names_of(rows), texts, vocab=self._rows, limit=self.max_context)
         order_C = [self.classes.index(name) for name in ask.classes]
         logits_NC = self._logits(texts, places_of(rows))[:, order_C]
         logprobs_NC = logits_NC.double().log_softmax(1)

@@ -37,6 +37,12 @@ def class_columns(rows: Rows, logprobs_NC: np.ndarray) -> dict[str, np.ndarray]:
     return {COLUMN: logprobs_NC, "label_logprob": logprobs_NC[np.arange(len(label_N)), label_N]}
 
 
+def names_of(rows: Rows) -> list[str]:
+    """The name of each text's row."""
+    counts = [len(starts) for starts in rows.column("doc_starts")]
+    return np.repeat(rows.names(), counts).tolist()
+
+
 def _documents(rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Token ids and loss mask of each document."""
     columns = (rows.column(name) for name in ("input_ids", "loss_mask", "doc_starts"))

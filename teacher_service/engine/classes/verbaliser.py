@@ -16,7 +16,7 @@ from shared.data.rows import Rows
 from shared.errors import ConfigError
 from shared.targets.asks.classes import ClassLogProbs, Tokens
 from teacher_service.engine.branching import Branching
-from teacher_service.engine.classes.texts import class_columns, texts_of
+from teacher_service.engine.classes.texts import class_columns, names_of, texts_of
 from teacher_service.scoring.scoring import ScoringHead
 from teacher_service.scoring.verbalising import Tree, continuation_logprobs
 
@@ -147,8 +147,7 @@ def _refuse_overlong(
     if limit is None:
         return
     longest = max(map(len, ask.classes))
-    counts = [len(starts) for starts in rows.column("doc_starts")]
-    for name, text in zip(np.repeat(rows.names(), counts), texts, strict=True):
+    for name, text in zip(names_of(rows), texts, strict=True):
         if len(text) + longest > limit:
             raise ConfigError(
                 f"row {name} has {len(text)} tokens as the teacher reads it, and a class up to "

@@ -10,15 +10,24 @@ import typer.main
 from cluster.cli import app, main
 from shared.config.file import dump
 from shared.config.run import Config
-from shared.config.tasks.task import Classification, ImageText, LanguageModel, Tagging, Task
+from shared.config.tasks.task import (
+    Classification,
+    ImageText,
+    LanguageModel,
+    Marking,
+    Tagging,
+    Task,
+)
 from tests import pictured
 from tests.cluster.jobs import write_job
 from tests.student_trainer.tasks import classified, tagged
 from tests.tiny import Pair
 
 ROOT = Path(__file__).parents[3]
-KINDS = (LanguageModel, Classification, Tagging, ImageText)
-LANGUAGE, CLASSES, TAGS, IMAGES = (kind.model_fields["kind"].default for kind in KINDS)
+LANGUAGE, CLASSES, IMAGES, TAGS, MARKS = (
+    kind.model_fields["kind"].default
+    for kind in (LanguageModel, Classification, ImageText, Tagging, Marking)
+)
 # Of machines, files and clusters, whatever a task is.
 OF_NO_TASK = {"jobs", "manifests", "cache", "doctor", "init", "monitor", "recipes", "status"}
 SAME = {"train": "run", "submit": "run", "report": "run", "export": "run"}
@@ -41,39 +50,47 @@ OTHERS = {
     "run": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
     "capture": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
     "teacher": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
-    "eval": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)}
-    | {TAGS: "`tutelage eval` knows no tags; summary.json"},
+    "eval": {t: f"{LAUNCH}/test_{t}.py" for t in (CLASSES, IMAGES)},
     "eval --task": {
         CLASSES: "`tutelage eval --task` is of language models; without --task",
-        TAGS: "`tutelage eval` knows no tags; summary.json",
         IMAGES: "`tutelage eval --task` reads text alone; without --task",
     },
-    "plan": {CLASSES: HERE, TAGS: "`tutelage plan` knows no tags; run with", IMAGES: HERE},
+    "plan": {CLASSES: HERE, IMAGES: HERE},
     "plan --probe": {
         CLASSES: "--probe is of language models; plan without it",
-        TAGS: "`tutelage plan` knows no tags; run with",
         IMAGES: f"{LAUNCH}/test_{IMAGES}.py",
     },
     "selftest": {
         CLASSES: "selftest is of language models; run with steps=10",
-        TAGS: "selftest is of language models; run with steps=10",
         IMAGES: "selftest reads text alone; run with steps=10",
     },
     "prompts": {
         CLASSES: "a search for prompts is of language models; write task.template",
-        TAGS: "a search for prompts is of language models; write task.template",
         IMAGES: "a search for prompts reads text alone; leave prompts out",
     },
     "active": {
         CLASSES: "rounds are of a student that writes its answers; leave task out",
-        TAGS: "rounds are of a student that writes its answers; leave task out",
         IMAGES: "active is set, whose teachers write text alone; leave it out",
     },
 }
-TASKS = (CLASSES, TAGS, IMAGES)
-TAGGING = "tests/student_trainer/tasks/test_tagging.py"
-for verb in ("run", "capture", "teacher"):
-    OTHERS[verb][TAGS] = TAGGING
+TASKS = (CLASSES, IMAGES, TAGS, MARKS)
+IN_TASKS = "tests/student_trainer/tasks"
+NO_ENTITIES = {
+    "eval": "`tutelage eval` knows no entities; summary.json",
+    "eval --task": "`tutelage eval --task` knows no entities; summary.json",
+    "plan": "`tutelage plan` knows no entities; run with steps=10",
+    "plan --probe": "`tutelage plan` knows no entities; run with steps=10",
+    "selftest": "selftest knows no entities; run with steps=10",
+    "prompts": "a search for prompts knows no entities; write task.template",
+}
+for entities in (TAGS, MARKS):
+    OTHERS["run"][entities] = f"{IN_TASKS}/test_{entities}.py"
+    for alike in ("capture", "teacher"):  # as of texts, whose rows are in the same stores
+        OTHERS[alike][entities] = TEXTS[alike]
+    for refused, sentence in NO_ENTITIES.items():
+        OTHERS[refused][entities] = sentence
+OTHERS["active"][TAGS] = OTHERS["active"][CLASSES]
+OTHERS["active"][MARKS] = "active is set, whose teachers write no marks; leave it out"
 
 
 def is_test(found: str) -> bool:
@@ -89,9 +106,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
     pair = pictured.save_pair(folder / "images")
     made = {
         CLASSES: classified.config_of(folder / CLASSES, "run", models=folder / "models"),
-        TAGS: tagged.config_of(folder / TAGS, "run", models=folder / "models"),
         IMAGES: pictured.config_of(folder / IMAGES, "run", pair=pair),
     }
+    for entities in (TAGS, MARKS):
+        task = {"task": {"kind": entities}, "student": {"zero": 1}}
+        made[entities] = tagged.config_of(
+            folder / entities, "run", models=folder / "models", **task
+        )
     return {task: written(config, folder / task) for task, config in made.items()}
 
 

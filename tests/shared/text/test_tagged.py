@@ -4,12 +4,22 @@ import json
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from shared.config.domains import Domain
 from shared.config.tasks.task import tags_of
 from shared.errors import DataError
-from shared.text.tagged import Span, TagFraming, drawn, spans_of, tagged_of
+from shared.text.tagged import (
+    WORD,
+    Span,
+    TagFraming,
+    drawn,
+    read_episode,
+    spans_of,
+    tagged_of,
+)
 
 TEXT = "Ann met Ann of New York, Inc."
 LABELS = tuple(tags_of(["place", "who"]))
@@ -60,6 +70,11 @@ def test_an_entity_is_found_as_whole_words_alone():
         ({"text": "Bob", "type": "who"}, "'Bob' of type who is not in the text as whole words"),
         ({"text": "York", "type": "who"}, "'York' of type who overlaps others"),
         ({"text": "Ann"}, "names no type"),
+        (
+            {"start": 0.0, "end": 3.0, "type": "who"},
+            "from 0.0 to 3.0; write start and end as whole",
+        ),
+        ({"start": 0, "type": "who"}, "from 0 to None; write start and end as whole"),
         ("Ann", "names no type"),
     ],
 )
@@ -102,6 +117,35 @@ def test_a_text_that_is_too_long_loses_its_end_and_is_told(tokenizer):
     assert len(found.input_ids) <= 12
     assert told == [1]
     assert found.loss_mask.any()
+
+
+def test_letters_of_scripts_without_spaces_are_words():
+    assert read([{"start": 2, "end": 4, "type": "place"}], "我爱北京天安门 ok") == [
+        Span(2, 4, "place")
+    ]
+    assert [match.group() for match in WORD.finditer("né_1 カ京ab, ก")] == [
+        *("né_1", "カ", "京", "ab", ",", "ก")
+    ]
+
+
+def test_a_cut_text_keeps_all_that_fits_with_its_tags(tokenizer):
+    row = {"text": TEXT, "entities": []}
+    whole = encoded(row, tokenizer)
+    for context in range(6, len(whole.input_ids)):
+        found = encoded(row, tokenizer, context=context, cut=lambda: None)
+        words = int(found.loss_mask.sum())
+        assert len(found.input_ids) <= context
+        more = np.flatnonzero(whole.loss_mask)[words : words + 1]
+        assert len(found.input_ids) + 2 > context or len(more) == 0 or more[0] + words > context - 2
+
+
+def test_an_episode_is_drawn_of_rows_whose_text_no_validation_row_has(tmp_path):
+    rows = [{"text": f"a {n}", "entities": [{"text": "a", "type": "who"}]} for n in range(6)]
+    for name, part in (("train", rows), ("held", rows[:5])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    domain = Domain(train=str(tmp_path / "train.jsonl"), validation=str(tmp_path / "held.jsonl"))
+    found = read_episode(domain, "train", root=tmp_path, shots=2, seed=0)
+    assert [document.prompt for document in found] == ["a 5"]
 
 
 def rows_of_types() -> list[Any]:

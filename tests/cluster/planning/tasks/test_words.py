@@ -22,7 +22,7 @@ from shared.errors import ConfigError, DataError, HandshakeError
 from shared.prompts.class_reading import OwnHead
 from shared.targets.question import Question
 from shared.text.documents import Document
-from shared.text.tagged import Span
+from shared.text.tagged import Span, TaggedText
 from teacher_service.engine.classes.texts import labels_of, places_of, texts_of
 from teacher_service.engine.opening import open_engine
 from tests.student_trainer.tasks import classified
@@ -78,9 +78,6 @@ def heads(models) -> dict[str, str]:
         model = AutoModelForTokenClassification.from_pretrained(
             models / base, id2label=dict(enumerate(TAGS[::-1]))
         )
-        with torch.no_grad():
-            for weight in model.parameters():  # larger ones, so that the words decide
-                weight.mul_(4)
         model.save_pretrained(models / f"{base}-head")
         AutoTokenizer.from_pretrained(models / base).save_pretrained(models / f"{base}-head")
         found[base] = str(models / f"{base}-head")
@@ -110,27 +107,20 @@ def test_a_token_classifier_says_of_each_word_what_transformers_says_at_its_firs
             at = next(n for n, (a, b) in enumerate(spans) if a < b and b > word.start())
             with torch.no_grad():
                 expected.append(model(**read).logits[0, at, order].log_softmax(-1))
+    apart = torch.stack(expected).std(0)
+    assert apart.min() > 1e-3, "words are told apart by more than rounding"
     found_NC = answer.arrays().kept["class_logprobs_NC"]
     np.testing.assert_allclose(found_NC, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_words_that_share_a_token_of_the_teacher_are_told_one_by_one(models):
-    reading = OwnHead(
-        Tagging(types=["who"]),
-        lambda: AutoTokenizer.from_pretrained(models / "own"),
-        "t",
-        ("O", "B-who", "I-who"),
-        tokenizer_digest="",
-        limit=None,
-    )
-    found, words = RaggedRows([], [], []), [Span(0, 1), Span(1, 2), Span(3, 6)]
-    _add_text(
-        found,
-        Document("pair", "here", prompt="de def"),
-        words,
-        np.array([1, 2, 0]),
-        reading=reading,
-    )
+def test_words_that_share_a_token_of_the_teacher_are_told_one_by_one(models, heads):
+    tokenizer = AutoTokenizer.from_pretrained(models / "own")
+    told = {"tokenizer_digest": "", "limit": None}
+    reading = OwnHead(Tagging(types=["kind", "place"]), lambda: tokenizer, "t", TAGS, **told)
+    found, words = RaggedRows([], [], []), [Span(0, 1), Span(1, 3), Span(4, 8)]
+    document = Document("pair", "here", prompt="def self")
+    text = TaggedText(np.zeros(1), [0, 1, 2], words, [])
+    _add_text(found, document, text, np.array([1, 2, 0]), reading=reading)
     row = Rows.build(
         domains=["x"],
         indices=[0],
@@ -138,11 +128,62 @@ def test_words_that_share_a_token_of_the_teacher_are_told_one_by_one(models):
         doc_starts=found.doc_starts,
         loss_masks=found.loss_masks,
     )
-    ids, _ = reading.with_words("de def", [])
-    places = [places.tolist() for places in places_of(row)]
-    assert [text.tolist() for text in texts_of(row)] == [ids] * len(places)
+    ids = tokenizer("def self")["input_ids"]
+    assert [text.tolist() for text in texts_of(row)] == [ids, ids], "two words are in one token"
+    assert [places.tolist() for places in places_of(row)] == [[1], [1, 2]]
     assert labels_of(row).tolist() == [1, 2, 0]
-    assert sum(map(len, places)) == 3
+    engine = open_engine(Teacher(model=heads["own"]), cache=None, context=None)
+    answer = engine.score(row, Question(reading.ask()))
+    model = AutoModelForTokenClassification.from_pretrained(heads["own"]).double().eval()
+    order = [TAGS[::-1].index(tag) for tag in TAGS]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0][[1, 1, 2]][:, order]
+    found_NC = answer.arrays().kept["class_logprobs_NC"]
+    np.testing.assert_allclose(found_NC, logits.log_softmax(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_reads_the_words_of_every_text_though_the_student_reads_them_alike(
+    tmp_path, models
+):
+    rows = [{"text": f"def {word} list", "entities": []} for word in ("If", "if", "iF")]
+    rows[1]["entities"] = [{"start": 7, "end": 11, "type": "kind"}]
+    config = config_of(tmp_path, "run", models=models, student={"model": str(models / "own")})
+    path = Path(str(next(iter(config.domains.values())).train))
+    texts = [*rows, *map(json.loads, path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    _, teachers = stores(config)
+    tokenizer = AutoTokenizer.from_pretrained(config.teachers["t"].model)
+    read = teachers.take([0, 1, 2]).column("input_ids")
+    for ids, row in zip(read, rows, strict=True):
+        assert row["text"].split()[1] in tokenizer.decode(ids)
+        others = {"If", "if", "iF"} - {row["text"].split()[1]}
+        assert not any(other in tokenizer.decode(ids) for other in others)
+
+
+def test_a_corrected_text_is_read_anew_though_the_student_reads_it_as_before(tmp_path, models):
+    config = config_of(tmp_path, "run", models=models, student={"model": str(models / "own")})
+    (domain,) = config.domains.values()
+    (before,) = prepare_run(config).domains
+    path = Path(str(domain.train))
+    path.write_text(path.read_text().replace("return", "RETURN"))
+    (after,) = prepare_run(config).domains
+    assert before.teacher_paths != after.teacher_paths
+
+
+def test_a_teacher_reads_of_a_text_what_the_student_does(tmp_path, models):
+    config = config_of(tmp_path, "run", models=models, data={"context": 12})
+    own, teachers = stores(config)
+    tokenizer = AutoTokenizer.from_pretrained(config.teachers["t"].model)
+    (domain,) = config.domains.values()
+    texts = [json.loads(line)["text"] for line in Path(str(domain.train)).read_text().splitlines()]
+    assert all(len(ids) <= 12 for ids in own.take(range(len(own))).column("input_ids"))
+    long = [n for n, text in enumerate(texts) if len(tokenizer(text)["input_ids"]) > 12]
+    for number in long:
+        (read,) = teachers.take([number]).column("input_ids")
+        plain = tokenizer.decode(read).replace("<<< ", "").replace(" >>>", "")
+        assert texts[number][:4] in plain
+        assert texts[number] not in plain
+    assert long
 
 
 def test_a_classifier_of_whole_texts_is_no_teacher_of_words(tmp_path, models):

@@ -96,3 +96,32 @@ def test_a_task_is_named_by_its_kind_alone_or_with_its_options():
     assert by_name == Config.model_validate(BASE | {"task": {"kind": "classification"}})
     plain = {name: value for name, value in BASE.items() if name != "task"}
     assert not Config.model_validate(plain).task.classifies
+
+
+MARKING: dict[str, Any] = {
+    "task": "marking",
+    "student": {"model": "small", "zero": 1},
+    "losses": [{"kind": "cross_entropy"}, {"kind": "entity_contrast", "layer": 1}],
+    "domains": {"names": {"train": "rows.jsonl", "validation": "held.jsonl"}},
+}
+UNMARKED = [
+    ({"student": {"model": "small", "zero": 3}}, "student.zero is 3, .*; set it to 2 or less"),
+    ({"source": "student"}, "source has text that models write, without marks; set source=dataset"),
+    ({"augmentation": {"share": 0.5, "swap": 0.1}}, "augmentation changes what is to be copied"),
+    ({"data": {"loss_on": "everything"}}, "set data.loss_on=responses"),
+    ({"data": {"too_long": "cut"}}, "data.too_long is cut, and a copy is whole; .*drop or refuse"),
+    ({"domains": {"names": {"train": "rows.jsonl"}}}, "domains.names has no validation; name some"),
+    (
+        {"teachers": {"t": {"model": "large"}, "u": {"model": "other"}}},
+        "losses has an entity_contrast and teachers has 2; keep one",
+    ),
+    ({"task": {"kind": "marking", "template": "Mark {text}"}}, "without {type}, or without one"),
+    ({"task": "language_model"}, "an entity_contrast, of marked entities; set task=marking"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), UNMARKED)
+def test_what_has_no_meaning_for_marked_entities_is_refused(options, said):
+    assert Config.model_validate(BASE | MARKING).task.kind == "marking"
+    with pytest.raises(ValidationError, match=said):
+        Config.model_validate(BASE | MARKING | options)
