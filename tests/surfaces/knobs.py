@@ -64,7 +64,7 @@ STEPS = "test_steps_are_those_of_a_plain_loop"
 CLASSES = "cluster/planning/tasks/test_classes.py"
 CONTRAST = "student_trainer/losses/auxiliary/test_contrast.py"
 MARKING = "student_trainer/tasks/test_marking.py"
-COPIES = "test_steps_are_those_of_a_plain_loop_and_entities_those_of_its_likeliest_copies"
+LIKELIEST = "test_steps_are_those_of_a_plain_loop_and_entities_those_of_its_likeliest_copies"
 WORDS = "cluster/planning/tasks/test_words.py"
 TYPES = "test_types_are_in_the_order_that_is_asked_for_and_are_all_of_training_rows"
 EPISODE = "test_shots_and_episode_decide_the_training_rows_and_no_validation_row"
@@ -359,7 +359,7 @@ KNOBS = {
     ),
     "losses.N.layer": f"{CONTRAST}::test_states_are_those_of_the_labels_own_tokens_in_the_layer",
     "losses.N.tau": f"{CONTRAST}::test_values_are_those_of_each_entity_in_float64_and_0_elsewhere",
-    "losses.N.epsilon": f"{MARKING}::{COPIES}",
+    "losses.N.epsilon": f"{MARKING}::{LIKELIEST}",
     "losses.N.experts_per_token": (
         "student_trainer/losses/auxiliary/test_router_balance.py"
         "::test_the_loss_of_a_step_is_that_of_a_plain_step"
