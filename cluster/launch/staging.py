@@ -101,34 +101,42 @@ def _in_turn(
     services: Mapping[str, str] | None,
 ) -> RunDir:
     stages, whole = stages_of(config), RunDir(Path(config.paths.runs) / config.name)
-    with locked(whole):
-        if fresh:
-            move_aside(whole)
-        if whole.config.exists() and not whole.stages.exists():
-            raise ConfigError(
-                f"{whole.path} holds a run without stages; give this run another name, or pass "
-                "--fresh to move that one aside"
-            )
-    with locked(RunDir(whole.stages)), reached(address, services):
-        _refuse_other_stages(whole, stages)
-        if not stages[0].run_dir.has_begun:
+    with reached(address, services):
+        if fresh or not stages[0].run_dir.has_begun:
             _refuse_other_classes(stages)
             for stage in stages[1:]:
                 _refuse_impossible(stage, config)
-        whole.stages.mkdir(parents=True, exist_ok=True)
-        write_atomically(whole.stages / NAMES, json.dumps([stage.name for stage in stages]))
-        with connected(address):
-            for number, stage in enumerate(stages):
-                _refuse_grown(stage, stages[number + 1 :])
-                print(f"\nstage {stage.name}, {number + 1} of {len(stages)}", flush=True)
-                expect([*stages_to_build(stage.config), *stages_of_run(stage.config)])
-                go(made(stage.config))
+        with locked(whole):
+            if fresh:
+                move_aside(whole)
+            _refuse_other_stages(whole, stages)
+        with locked(RunDir(whole.stages)):
+            _go(whole, stages, go, address)
     print("\n".join(f"Stage     {stage.run_dir.report}, {stage.name}" for stage in stages[:-1]))
     return whole
 
 
+def _go(
+    whole: RunDir, stages: Sequence[Stage], go: Callable[[Config], None], address: str | None
+) -> None:
+    """Run the stages one after the other, those that have ended among them."""
+    whole.stages.mkdir(parents=True, exist_ok=True)
+    write_atomically(whole.stages / NAMES, json.dumps([stage.name for stage in stages]))
+    with connected(address):
+        for number, stage in enumerate(stages):
+            _refuse_grown(stage, stages[number + 1 :])
+            print(f"\nstage {stage.name}, {number + 1} of {len(stages)}", flush=True)
+            expect([*stages_to_build(stage.config), *stages_of_run(stage.config)])
+            go(made(stage.config))
+
+
 def _refuse_other_stages(whole: RunDir, stages: Sequence[Stage]) -> None:
-    """Raise ConfigError where the folder is of a run that has begun with other stages."""
+    """Raise ConfigError where the folder is of a run that has begun with other stages, or none."""
+    if whole.config.exists() and not whole.stages.exists():
+        raise ConfigError(
+            f"{whole.path} holds a run without stages; give this run another name, or pass "
+            "--fresh to move that one aside"
+        )
     path = whole.stages / NAMES
     before = json.loads(path.read_text()) if path.exists() else []
     now = [stage.name for stage in stages]

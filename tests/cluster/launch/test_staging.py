@@ -177,6 +177,8 @@ def test_stages_of_other_classes_are_refused_before_the_first(job, capsys):
         said
     )
     assert not (folder / "runs" / "other").exists()
+    assert main(["run", str(job), *told, "name=job", "--fresh"]) == 2
+    assert not list((folder / "runs").glob("job.old*"))
 
 
 def test_commands_that_look_at_one_run_say_so(job, capsys):
