@@ -130,14 +130,14 @@ def results_of(
         {
             domain.name: _domain_results(
                 {name: documents.of(domain.name) for name, documents in known.items()},
-                tokenizer and bytes_of(after.of(domain.name), domain, tokenizer),
+                None if tokenizer is None else bytes_of(after.of(domain.name), domain, tokenizer),
                 {name: text.of(domain.name) for name, text in texts.items()},
                 {name: found.get(domain.name) for name, found in f1s.items()},
                 kl_kind=kinds[domain.name]["kl_kind"],
             )
             for domain in domains
         },
-        per="token" if tokenizer else "row",
+        per="row" if tokenizer is None else "token",
     )
 
 
