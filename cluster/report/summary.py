@@ -26,7 +26,7 @@ from cluster.report.measurement import (
 from cluster.report.record import RunRecord, read_record
 from cluster.report.text import NAME_WIDTH, shortened
 from shared.config.paths import in_job
-from shared.config.tasks.task import Tagging
+from shared.config.tasks.task import OfEntities, Tagging
 from shared.loading import is_bag
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically
@@ -228,16 +228,18 @@ def _what_next(record: RunRecord) -> list[str]:
         kind = "Token" if isinstance(task, Tagging) else "Sequence"
         model = f"{loader}ModelFor{kind}Classification"
         more += f", num_labels={len(task.classes)}" if peft else ""
+    if task.sees and not peft:
+        model = "AutoModelForImageTextToText"
     used = [
         f"Use it    from {library} import {model}",
         f'          model = {model}.from_pretrained("{files.export}"{more})',
     ]
-    if is_bag(record.config.student.model):
+    if is_bag(record.config.student.model) or (task.sees and peft):
         used = [f"Use it    as {files.export / 'README.md'} says"]
     return [
         f"Report    {files.report}",
         f"Numbers   {files.summary}",
-        *([] if record.config.task.unit == "word" else [f"Evaluate  {program} eval {run}"]),
+        *([] if isinstance(task, OfEntities) else [f"Evaluate  {program} eval {run}"]),
         *used,
         *_after_demo(record, program),
         *_to_fetch(files),
