@@ -44,7 +44,7 @@ from student_trainer.tasks.registry import task_of
 from student_trainer.tasks.task import Side
 
 LARGEST_FULL_VOCABULARY = 32_768
-IN_WORDS = {OF_TEXTS: "of whole texts", OF_WORDS: "of their words"}
+IN_WORDS: dict[str | None, str] = {OF_TEXTS: "of whole texts", OF_WORDS: "of their words"}
 
 
 @dataclass(frozen=True, slots=True)

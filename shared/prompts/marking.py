@@ -74,8 +74,12 @@ class MarkFraming:
     ) -> Iterator[Encoded]:
         """As prompts and responses of a language model; `data.too_long` says what becomes of those
         beyond `context`."""
-        asked = {"loss_on": self.loss_on, "special_tokens": self.special_tokens}
-        return encode(iter(documents), tokenizer=tokenizer, **asked)
+        return encode(
+            iter(documents),
+            tokenizer=tokenizer,
+            loss_on=self.loss_on,
+            special_tokens=self.special_tokens,
+        )
 
 
 def _refuse_marks(row: Document) -> None:

@@ -48,7 +48,7 @@ def name_classes(config: Any, labels: Sequence[str], *, model: str) -> None:
 def _drops_a_tenth(config: Any) -> bool:
     """Whether transformers puts dropout before a head for tags that the config does not ask for, as
     it does for causal families."""
-    head = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(config), None)
+    head: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(config), None)
     asked = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
     is_general = head is not None and issubclass(head, GenericForTokenClassification)
     return is_general and all(share is None for share in asked)
