@@ -18,8 +18,16 @@ from student_trainer.losses.terms.divergences import DIVERGENCES, DivergenceTerm
 from student_trainer.losses.terms.term import ChunkView, Needs, TermValues
 from tests.student_trainer.losses.dense import Case, cross_entropy_term, gradients, relative_error
 
-OPTIONS = {"hidden_states": {"layers": {2: 1}}, "self_features": {"layers": {1: 2}}}
-LAYERS = {"hidden_states": ((2,), (1,)), "self_features": ((), (1, 2))}  # teacher's, student's
+OPTIONS = {
+    "hidden_states": {"layers": {2: 1}},
+    "self_features": {"layers": {1: 2}},
+    "entity_contrast": {"layer": 3},
+}
+LAYERS = {  # of the teacher, of the student
+    "hidden_states": ((2,), (1,)),
+    "self_features": ((), (1, 2)),
+    "entity_contrast": ((), (3,)),
+}
 
 
 def test_every_kind_of_the_config_is_a_term_or_an_auxiliary() -> None:
