@@ -30,13 +30,19 @@ def read_classified(domain: Domain, split: Split, *, root: Path) -> Iterator[Doc
     return read_documents(sources, root=root, columns=domain.columns, make=classified_of)
 
 
+def text_in(row: Mapping[str, object], where: str, columns: Columns) -> str:
+    """The text of a row. Raises DataError for one without words."""
+    text = field_of(row, where, columns, TEXT)
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: its text is {text!r:.40}, no words; leave the row out")
+    return text
+
+
 def classified_of(row: object, where: str, columns: Columns) -> Document:
     """A row as a document. Raises DataError."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is no object with a text and a label; correct the row")
-    text = field_of(row, where, columns, TEXT)
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: its text is {text!r:.40}, no words; leave the row out")
+    text = text_in(row, where, columns)
     label = field_of(row, where, columns, LABEL)
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)

@@ -29,7 +29,7 @@ import numpy as np
 from shared.config.domains import Domain
 from shared.config.tasks.task import OUTSIDE
 from shared.errors import DataError
-from shared.text.classified import TEXT, field_of
+from shared.text.classified import field_of, text_in
 from shared.text.documents import Columns, Document, Field
 from shared.text.framing import (
     DOCUMENTS_PER_CALL,
@@ -75,9 +75,7 @@ def tagged_of(row: object, where: str, columns: Columns) -> Document:
     """A row as a document, whose response is the JSON of its spans. Raises DataError."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is no object with a text and entities; correct the row")
-    text = field_of(row, where, columns, TEXT)
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: its text is {text!r:.40}, no words; leave the row out")
+    text = text_in(row, where, columns)
     told = field_of(row, where, columns, ENTITIES)
     if isinstance(told, str):
         try:
