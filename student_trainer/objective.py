@@ -8,7 +8,6 @@ M ids that the student names
 G domains in config order
 """
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -24,6 +23,7 @@ from student_trainer.losses.auxiliary.auxiliary import MOVED, with_auxiliaries
 from student_trainer.losses.auxiliary.hidden_states import projection
 from student_trainer.losses.auxiliary.moving import moved_output
 from student_trainer.losses.auxiliary.self_features import own_projections
+from student_trainer.losses.in_phase import PhaseLosses
 from student_trainer.losses.kernel.averaged import AveragedHeads
 from student_trainer.losses.kernel.entropy import entropies
 from student_trainer.losses.kernel.likeliest import likeliest_ids, likeliest_logprobs
@@ -32,7 +32,6 @@ from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.kernel.teacher_states import TeacherHead
 from student_trainer.losses.kernel.top1 import Top1, top1
 from student_trainer.losses.parts import BatchPart, in_order, parts_of, put_together
-from student_trainer.losses.registry import auxiliaries_of, loss_names, terms_of
 from student_trainer.losses.terms.token_temperature import Hellinger
 from student_trainer.losses.token_losses import (
     CHANGED,
@@ -131,31 +130,6 @@ class Objective(nn.Module):
         )
 
 
-class PhaseLosses:
-    """The losses of a run with the weights that they have in a phase, in config order."""
-
-    def __init__(self, config: Config, phase: int, projections: nn.ModuleDict) -> None:
-        sections = config.losses_in(phase)
-        named = dict(zip(loss_names(sections), sections, strict=True))
-        self.weights = {name: section.weight for name, section in named.items()}
-        self.terms = terms_of(sections)
-        self.auxiliaries = auxiliaries_of(sections, projections)
-        self._taught = {name for name, section in named.items() if section.asks_teacher}
-        self._of_text = {name for name, term in self.terms.items() if term.needs.text}
-
-    def counts(self, weight_N: Tensor | None, counted: PositionWeights | None) -> dict[str, Tensor]:
-        """What each position counts in a loss [N], by its name; absent: 1 each. `weight_N` is that
-        of a weigher, `counted` that of a weighting."""
-        found = {}
-        for name in self.weights:
-            kind = {"asks_teacher": name in self._taught, "text": name in self._of_text}
-            own_N = None if counted is None else counted.in_loss(**kind)
-            factors = [factor_N for factor_N in (weight_N, own_N) if factor_N is not None]
-            if factors:
-                found[name] = math.prod(factors[1:], start=factors[0])
-        return found
-
-
 class LossHead(nn.Module):
     """Output head and losses. Under ZeRO-3 the head is gathered when this module is entered,
     once per micro-batch, and stays whole until its gradient is formed."""
@@ -185,7 +159,9 @@ class LossHead(nn.Module):
         )
         self.projections.update(own_projections(config.losses, student.state_width))
         phases = config.progressive.phases if config.progressive else 1
-        self.losses_in = [PhaseLosses(config, phase, self.projections) for phase in range(phases)]
+        self.losses_in = [
+            PhaseLosses(config.losses_in(phase), self.projections) for phase in range(phases)
+        ]
 
     def forward(
         self,

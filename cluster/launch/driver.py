@@ -38,9 +38,10 @@ from shared.config.selectors import selector_note, student_ids_note
 from shared.config.text.augmentation import Augmentation
 from shared.config.weighting import Uniform
 from shared.errors import StoppedError, StorageError
+from shared.run.environment import write_environment
 from shared.run.exporter import exporting
 from shared.run.plan import Assignment, OpenController, OpenRunReader, RunPlan
-from shared.run.run_dir import RunDir, locked, open_run, write_atomically, write_environment
+from shared.run.run_dir import RunDir, locked, open_run, write_atomically
 from shared.run.start import StartClock
 from shared.targets.payload import Pair, bytes_per_token, payload_note
 from shared.targets.question import Question

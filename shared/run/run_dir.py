@@ -1,17 +1,12 @@
 """The run directory: what a run leaves behind, who may write to it, and what may continue it."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import socket
-import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -20,21 +15,6 @@ from shared.config.run import Config
 from shared.errors import ConfigError, RunInUseError, StorageError, reason_of
 from shared.prompts.prompts import read_prompts
 from shared.run.changes import differing_options, in_words
-
-PACKAGES = (
-    "tutelage",
-    "torch",
-    "ray",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "deepspeed",
-    "accelerate",
-    "datasets",
-    "pyarrow",
-    "numpy",
-    "pydantic",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,26 +356,5 @@ def write_atomically(path: Path, text: str) -> None:
         ) from None
 
 
-def write_environment(run_dir: RunDir, *, cluster: Mapping[str, float]) -> None:
-    """Record versions, platform and the cluster's resources; no variables, so no secrets."""
-    facts: dict[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "cluster": {name: value for name, value in cluster.items() if ":" not in name},
-    }
-    write_atomically(run_dir.environment, json.dumps(facts, indent=2) + "\n")
-
-
 def _prompts_id(path: str | Path | None) -> str:
     return "" if path is None else read_prompts(path).id
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from shared.data.rows import Rows
 from shared.run.document_sums import NUM_BINS, bins
-from shared.run.metrics import ClassScores
+from shared.run.metrics import ClassScores, TagScores
 from student_trainer.evaluation.costs import Cost, costs_of
 from student_trainer.evaluation.documents import DocumentAccumulator
+from student_trainer.evaluation.labelled import MODELS, evaluate_labelled
 from student_trainer.objective import MEASURED
+from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Batch
 from student_trainer.tasks.task import Evaluation
 
 if TYPE_CHECKING:
     from student_trainer.run import Run
-
-MODELS = ("student", "teacher")
 
 
 @dataclass(slots=True)
@@ -55,6 +55,10 @@ class ClassSums:
             gap_N = np.nan_to_num(value_N[f"{model}_right"]) - confidence_N
             np.add.at(self.gap_MGB[place], (domain_N, bins(confidence_N)), gap_N)
 
+    def sum_over(self, ranks: Ranks) -> None:
+        """Make the counts those of all ranks."""
+        self.confusion_MGCC, self.gap_MGB = map(ranks.sum, (self.confusion_MGCC, self.gap_MGB))
+
     def scores(self) -> list[tuple[ClassScores | None, ...]]:
         """By domain, of each of `MODELS`; None of one that did not say."""
         return [
@@ -86,27 +90,25 @@ def scores_of(confusion_CC: np.ndarray, gap_B: np.ndarray) -> ClassScores | None
     )
 
 
-def _with(scores: ClassScores | None, cost: Cost) -> ClassScores | None:
-    return scores and replace(scores, weights=cost.weights, row_ms=cost.row_ms)
-
-
 def evaluate_classes(run: "Run", *, num_classes: int) -> Evaluation:
-    """Nats per row of student and teacher, KL(teacher || student), and how well both tell classes
-    apart; all ranks together."""
-    question, domains = run.plan.validation_question, tuple(run.config.domains)
-    found = ClassSums(len(domains), num_classes)
-    sums = run.validation.sums(run.engine, run.reader, question, documents=found)
-    found.confusion_MGCC, found.gap_MGB = (
-        run.ranks.sum(part) for part in (found.confusion_MGCC, found.gap_MGB)
-    )
-    compared = run.reader is not None and question is not None
-    kinds = {name: run.plan.kl_kind_of(name) if compared else "none" for name in domains}
-    scored = zip(sums.evaluations(kinds).items(), found.scores(), costs_of(run), strict=True)
-    evaluations = {
+    """As a language model's, a row being a token, and how well classes are told apart, by models of
+    which weights, in what time."""
+    measured = evaluate_labelled(run, ClassSums(len(run.config.domains), num_classes))
+    domains = {
         name: replace(
-            measured,
-            **{f"{m}_scores": _with(s, c) for m, s, c in zip(MODELS, scores, costs, strict=True)},
+            domain,
+            student_scores=_with(domain.student_scores, student),
+            teacher_scores=_with(domain.teacher_scores, teacher),
         )
-        for (name, measured), scores, costs in scored
+        for (name, domain), (student, teacher) in zip(
+            measured.domains.items(), costs_of(run), strict=True
+        )
     }
-    return Evaluation(evaluations, found.documents.joined(run.ranks, domains))
+    return replace(measured, domains=domains)
+
+
+def _with(scores: ClassScores | TagScores | None, cost: Cost) -> ClassScores | None:
+    if scores is None:
+        return None
+    assert isinstance(scores, ClassScores), "they are of classes"
+    return replace(scores, weights=cost.weights, row_ms=cost.row_ms)

@@ -4,7 +4,7 @@ N words of a unit   G domains in config order   M models: student, teacher
 Y types of entities, sorted
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from shared.data.rows import Rows
 from shared.run.metrics import SpanScores, TagScores
-from student_trainer.evaluation.classes import MODELS
 from student_trainer.evaluation.documents import DocumentAccumulator
+from student_trainer.evaluation.labelled import MODELS, evaluate_labelled
 from student_trainer.objective import MEASURED
+from student_trainer.ranks import Ranks
 from student_trainer.sources.batches import Batch
 from student_trainer.tasks.task import Evaluation
 
@@ -60,6 +61,10 @@ class SpanSums:
                     for kind, *_ in spans:
                         self.spans_MGY3[model, domain, self.types.index(kind), place] += 1
 
+    def sum_over(self, ranks: Ranks) -> None:
+        """Make the counts those of all ranks."""
+        self.spans_MGY3, self.words_MG = map(ranks.sum, (self.spans_MGY3, self.words_MG))
+
     def _spans(self, number_N: np.ndarray) -> set[tuple[str, int, int]]:
         """Type, first and last word of each span."""
         return set(get_entities([self.tags[int(number)] for number in number_N]))
@@ -91,19 +96,5 @@ def _score(spans_3: np.ndarray) -> SpanScores:
 
 
 def evaluate_tags(run: "Run", *, tags: tuple[str, ...]) -> Evaluation:
-    """Nats per word of student and teacher, KL(teacher || student), and how well both find
-    entities; all ranks together."""
-    question, domains = run.plan.validation_question, tuple(run.config.domains)
-    found = SpanSums(len(domains), tags)
-    sums = run.validation.sums(run.engine, run.reader, question, documents=found)
-    found.spans_MGY3, found.words_MG = (
-        run.ranks.sum(part) for part in (found.spans_MGY3, found.words_MG)
-    )
-    compared = run.reader is not None and question is not None
-    kinds = {name: run.plan.kl_kind_of(name) if compared else "none" for name in domains}
-    scored = zip(sums.evaluations(kinds).items(), found.scores(), strict=True)
-    evaluations = {
-        name: replace(measured, student_scores=student, teacher_scores=teacher)
-        for (name, measured), (student, teacher) in scored
-    }
-    return Evaluation(evaluations, found.documents.joined(run.ranks, domains))
+    """As a language model's, a word being a token, and how well entities are found."""
+    return evaluate_labelled(run, SpanSums(len(run.config.domains), tags))

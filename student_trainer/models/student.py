@@ -24,15 +24,12 @@ from shared.data.layout import Layout
 from shared.data.passes import TOGETHER, switches_of
 from shared.data.trust import Trust, probe, reach_of
 from shared.errors import ConfigError
-from shared.loading import first_line, read_config, why_unloadable
+from shared.loading import read_config, why_unloadable
 from shared.model_parts import (
     decoder_of,
-    logit_formulas,
     longest_context,
     not_finite,
-    seeing_part_of,
     takes,
-    tolerance,
     why_incomplete,
 )
 from student_trainer.losses.kernel.primitive import Head
@@ -47,7 +44,13 @@ from student_trainer.models.adapters import (
 )
 from student_trainer.models.classes import is_of_head, name_classes
 from student_trainer.models.decoding import decode
-from student_trainer.models.probing import empties_padding, evaluating, probe_ids
+from student_trainer.models.probing import (
+    Parts,
+    empties_padding,
+    evaluating,
+    probe_ids,
+    take_apart,
+)
 from student_trainer.models.routers import routers_of
 from student_trainer.models.saving import refuse_unsaveable
 from student_trainer.models.upcycling import refuse_idle_experts
@@ -206,79 +209,6 @@ def load_model(asked: StudentConfig, kind: ModelKind) -> PreTrainedModel:
         raise ConfigError(f"student.model: {asked.model} cannot be loaded: {why}")
     keep_unpacked(model)
     return model
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Decoder and head of a model, with logits = cap(scale * (head(hidden)))."""
-
-    decoder: nn.Module
-    head: nn.Linear
-    logit_scale: float
-    soft_cap: float | None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits in float32 as the loss has them, for probes only: they are as wide as the
-        vocabulary."""
-        weight, bias = self.head.weight, self.head.bias
-        return Head(weight, bias, self.logit_scale, self.soft_cap).logits(hidden)
-
-
-def take_apart(model: PreTrainedModel, *, name: str, sees: bool = False) -> Parts:
-    """Find decoder, head and what stands between head and logits, and prove it on a probe; of one
-    that `sees` the decoder takes the pixels of images too.
-
-    Raises ConfigError if decoder and head do not reproduce the model's logits.
-    """
-    head, decoder = model.get_output_embeddings(), (seeing_part_of if sees else decoder_of)(model)
-    if sees and decoder is None:
-        raise ConfigError(
-            f"student.model: {name} has no part that takes the pixels of images beside token ids; "
-            "choose another student, or set task=language_model"
-        )
-    if not isinstance(head, nn.Linear) or decoder is None:
-        raise ConfigError(f"student.model: {name} has no decoder with a linear output head")
-    ids = probe_ids(model, length=16)
-    try:
-        with torch.no_grad(), evaluating(model):
-            whole = model(input_ids=ids, use_cache=False).logits.float()
-            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-            other = torch.cat([ids[:, :8], ids[:, 8:].flip(1)], dim=1)  # from half of it onwards
-            start = decoder(input_ids=other, use_cache=False).last_hidden_state[:, :8]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of the model's own code
-        raise ConfigError(
-            f"student.model: {name} cannot read {ids.shape[1]} tokens: {first_line(error)}; "
-            "choose another student"
-        ) from error
-    if not bool(whole.isfinite().all()):
-        raise ConfigError(
-            f"student.model: the logits of {name} are not finite in {str(model.dtype)[6:]}; look "
-            "at its weights and its config.json"
-        )
-    if not _agree(hidden[:, :8], start, model.dtype):
-        raise ConfigError(
-            f"student.model: the state of a token of {name} depends on those that follow it; "
-            "choose a student that reads from left to right"
-        )
-    for formula in logit_formulas(model.config.get_text_config()):
-        parts = Parts(decoder, head, formula.scale, formula.soft_cap)
-        if hidden.shape[-1] == head.in_features and _agree(
-            parts.logits(hidden), whole, model.dtype
-        ):
-            return parts
-    raise ConfigError(
-        f"student.model: {name} does more than a linear head between hidden states and "
-        "logits, so its loss cannot be computed in chunks; choose another student"
-    )
-
-
-def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits, or states, are the same but for the rounding of a dtype."""
-    if found.shape != expected.shape:
-        return False
-    return bool((found - expected).abs().max() <= tolerance(dtype) * expected.abs().max())
 
 
 def trust_in(model: PreTrainedModel, *, name: str, context: int) -> Trust:

@@ -53,6 +53,7 @@ def test_a_plan_survives_its_file(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     assert replace(read, openings={}) == plan
 
 
+@pytest.mark.drill
 def test_a_run_on_text_alone_trains_and_ends(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
     """Its export is loaded by a new Python."""
     done = launched(text_alone(tmp_path, tiny_pair), tmp_path / "plan.json")

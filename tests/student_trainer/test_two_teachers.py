@@ -25,6 +25,8 @@ from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job, teacher
 from tests.student_trainer.runs import mark_exported
 
+pytestmark = pytest.mark.drill
+
 CPU = torch.device("cpu")
 DOMAINS = {"code": "coder", "prose": "writer"}  # domain -> its teacher
 TEACHER_STEPS, STUDENT_STEPS, ROWS = 220, 120, 16

@@ -35,7 +35,7 @@ def _adapted(engine: Any, config: Config) -> Any | None:
     if not isinstance(config.student.train, LoRATraining):
         return None
     from student_trainer.models.adapters import adapt
-    from student_trainer.models.student import take_apart
+    from student_trainer.models.probing import take_apart
     from student_trainer.tasks.causal_lm import CAUSAL_LM
 
     parts = take_apart(engine.model, name=config.student.model)

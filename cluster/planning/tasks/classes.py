@@ -1,7 +1,7 @@
 """The classes of a run, and what its teachers read of each row."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,68 +48,51 @@ SHARED = (
 ENTITIES_IN_SUMMARY = "summary.json and report.html of the run have its F1"
 VALIDATION_ROWS = 10_000  # of a domain at most, unless the config says how many
 SPLITS: tuple[Split, ...] = ("train", "validation")
+Labelled = Classification | Tagging | Marking  # tasks with names for what rows hold
 
 
 def with_classes(config: Config) -> Config:
-    """The config with the classes of its training rows, where its task has some, and texts that
-    are too long cut. Raises ConfigError for a class without rows, DataError for a row of a class
-    that is not named."""
-    task = config.task
-    if isinstance(task, Tagging | Marking):
-        return _of_single_rows(config, _with_types(task, config))
-    if not isinstance(task, Classification):
+    """The config with the classes, or types of entities, of its training rows, where its task has
+    some, and texts that are too long cut. Raises ConfigError for one without rows, DataError for a
+    row of one that is not named."""
+    task, root = config.task, Path(config.paths.root)
+    if isinstance(task, Classification):
+        found = labels_in(config.domains, root=root)
+        return _of_single_rows(config, _naming(task, "labels", found, "the label"))
+    if not isinstance(task, Tagging | Marking):
         return config
-    found = labels_in(config.domains, root=Path(config.paths.root))
-    labels = sorted(found) if task.labels is None else task.labels
-    for label in labels:
-        if label not in found:
-            raise ConfigError(
-                f"task.labels names {label}, which no training row has; add rows of it, or take it "
-                "out"
-            )
-    for label, where in found.items():
-        if label not in labels:
-            raise DataError(
-                f"{where} has the label {label!r}, which is not among task.labels; add it there, "
-                "or leave the row out"
-            )
-    try:
-        named = Classification.model_validate(task.model_dump() | {"labels": labels})
-    except ValidationError as error:
-        (first, *_) = error.errors()
-        raise ConfigError(f"task.{first['msg'].removeprefix('Value error, ')}") from None
-    return _of_single_rows(config, named)
-
-
-def _with_types(task: Tagging | Marking, config: Config) -> Tagging | Marking:
-    """The task with the types of entities in its training rows. Raises ConfigError for one without
-    rows, DataError for a row of one that is not named."""
-    found = types_in(config.domains, root=Path(config.paths.root))
-    types = sorted(found) if task.types is None else task.types
-    for name in types:
-        if name not in found:
-            raise ConfigError(
-                f"task.types names {name}, which no training row has; add rows of it, or take it "
-                "out"
-            )
-    for name, where in found.items():
-        if name not in types:
-            raise DataError(
-                f"{where} has an entity of type {name!r}, which is not among task.types; add it "
-                "there, or leave the row out"
-            )
-    if not types:
+    found = types_in(config.domains, root=root)
+    if not found:
         raise ConfigError(
             "no training row has an entity, so that there is nothing to find; add rows with some"
         )
+    return _of_single_rows(config, _naming(task, "types", found, "an entity of type"))
+
+
+def _naming(task: Labelled, option: str, found: Mapping[str, str], what: str) -> Labelled:
+    """The task with the names that training rows have, each found in a row."""
+    asked: list[str] | None = getattr(task, option)
+    names = sorted(found) if asked is None else asked
+    for name in names:
+        if name not in found:
+            raise ConfigError(
+                f"task.{option} names {name}, which no training row has; add rows of it, or take "
+                "it out"
+            )
+    for name, where in found.items():
+        if name not in names:
+            raise DataError(
+                f"{where} has {what} {name!r}, which is not among task.{option}; add it there, or "
+                "leave the row out"
+            )
     try:
-        return type(task).model_validate(task.model_dump() | {"types": types})
+        return type(task).model_validate(task.model_dump() | {option: names})
     except ValidationError as error:
         (first, *_) = error.errors()
         raise ConfigError(f"task.{first['msg'].removeprefix('Value error, ')}") from None
 
 
-def _of_single_rows(config: Config, task: Classification | Tagging | Marking) -> Config:
+def _of_single_rows(config: Config, task: Labelled) -> Config:
     """The config with a task whose rows are a text each."""
     data = config.data
     if data.too_long == "split":  # a text has one class, and no second half; a copy is whole

@@ -207,6 +207,7 @@ def test_another_plan_is_another_model(cache: Path):
     assert build_model("student", folder, plan=plan) != build_model("student", folder)
 
 
+@pytest.mark.drill
 def test_two_processes_train_what_one_does(tmp_path: Path):
     """But for the rounding, of bfloat16 where the processor has it."""
     tokens = [np.random.default_rng(0).integers(3, 64, 2_000)]

@@ -49,6 +49,7 @@ def job(tmp_path, tiny_pair, monkeypatch) -> Path:
     return active_job(tmp_path, tiny_pair)
 
 
+@pytest.mark.drill
 def test_rounds_of_real_models_write_train_and_end(ray_cluster, job, tiny_pair, tmp_path, capsys):
     alike = Rounds(config_of(job, *spelt(SMALL | {"paths.runs": "alike"})))
     alike.teach()

@@ -212,6 +212,7 @@ def test_another_objective_under_the_same_name_is_refused(finished, capsys):
     assert "other values of optimiser.lr" in capsys.readouterr().err
 
 
+@pytest.mark.drill
 def test_a_finished_run_goes_on_with_more_steps_and_cut_otherwise(
     finished, run_dir, tmp_path, capsys
 ):
@@ -313,6 +314,7 @@ def test_a_signal_saves_the_step_under_way_and_the_same_command_goes_on_from_it(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.drill
 def test_two_lifetimes(ray_cluster, tmp_path, tiny_pair, capsys):
     job = write_job(tmp_path, tiny_pair)
     assert main(["train", str(job)]) == 2  # no service yet

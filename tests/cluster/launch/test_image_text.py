@@ -43,6 +43,7 @@ def job(ray_cluster, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.drill
 def test_answers_that_were_kept_teach_what_a_teacher_does(job):
     runs = job.parent / "runs"
     live, stored = (load_file(runs / n / "export/model.safetensors") for n in ("live", "shapes"))

@@ -158,6 +158,7 @@ def test_a_weightings_centre_is_a_statistic_of_all_documents_scored_once(
     assert models[0].services == 1, "rows and documents are scored together"
 
 
+@pytest.mark.drill
 def test_the_size_of_a_unit_moves_a_score_by_rounding_alone(prepared, models, tmp_path):
     by_size = {
         size: found(with_micro_batch(prepared, size, tmp_path / str(size)), "teacher_nll", *models)

@@ -138,6 +138,7 @@ def test_other_prompts_under_the_same_name_are_refused(prompted, run_dir, tmp_pa
         assert "started with other values of prompts;" in capsys.readouterr().err
 
 
+@pytest.mark.drill
 def test_an_evaluation_shows_the_teacher_what_the_run_was_shown(prompted, run_dir, tiny_pair):
     (prompted.parent / "prompts.json").rename(prompted.parent / "elsewhere.json")
     try:

@@ -31,6 +31,7 @@ def probed(folder: str, to: str) -> dict[str, Any]:
     return json.loads((Path(to) / name).read_text())
 
 
+@pytest.mark.drill
 def test_each_process_counts_its_part_and_one_answers_for_the_replica(tmp_path):
     folder = str(save_family("llama", tmp_path / "model"))
     ranks = Ranks(2)

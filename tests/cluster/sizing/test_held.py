@@ -50,7 +50,7 @@ def estimated(dtype: str) -> ModelSizes:
         return student_sizes(Student(model=folder, dtype=dtype), lines=1, tokens=32, seed=0)[0]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.drill)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("zero", STAGES)
 def test_weights_optimiser_and_gradients_are_those_of_a_real_engine(zero, dtype, workers):

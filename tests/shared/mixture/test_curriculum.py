@@ -184,7 +184,9 @@ def test_every_row_of_a_part_comes_once_per_epoch(stores: list[RowStore]) -> Non
             assert counts == [(part_R == part).sum()] * full + [rest] * (rest > 0)
 
 
-@pytest.mark.parametrize("replay", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize(
+    "replay", [0.2, *(pytest.param(share, marks=pytest.mark.drill) for share in (0.0, 0.5))]
+)
 def test_realised_loss_tokens_keep_to_domain_weights_and_replay(
     stores: list[RowStore], replay: float
 ) -> None:

@@ -12,12 +12,12 @@ import pytest
 from shared.config.run import Config
 from shared.errors import ConfigError, RunInUseError, StorageError
 from shared.run.changes import differing_options
+from shared.run.environment import write_environment
 from shared.run.run_dir import (
     RunDir,
     locked,
     open_run,
     write_atomically,
-    write_environment,
 )
 
 HOLD = """

@@ -191,6 +191,7 @@ def true_tags(row: dict[str, Any], name: str) -> list[str]:
     return found
 
 
+@pytest.mark.drill
 def test_a_killed_run_with_adapters_ends_with_the_same_bits(tmp_path, models):
     lora = {"kind": "lora", "r": 3, "target_modules": "all-linear", "dropout": 0.1}
     student = {"model": str(models / "student"), "zero": 1, "workers": 2, "train": lora}

@@ -99,6 +99,7 @@ def test_the_divergence_is_the_dense_kl(tiny_pair):
     assert float(audit.divergence(reference_ND, reference_ND, engine.head)[0].abs().max()) == 0
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     ("quantisation", "most_kl", "least"), [("int8", 2e-3, 96), ("nf4", 3e-2, 85)]
 )

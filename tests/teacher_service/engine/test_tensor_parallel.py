@@ -134,6 +134,7 @@ def one_rank_stops(folder: str) -> str:
     return "answered"
 
 
+@pytest.mark.drill
 def test_a_process_that_takes_no_part_is_not_waited_for_for_ever(tmp_path):
     ranks = Ranks(2, timeout_s=10)
     try:

@@ -109,6 +109,7 @@ def test_a_service_grows_under_waits_and_shrinks_when_idle(name):
     assert service.status(name).scale.wanted == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.drill
 def test_a_place_that_never_comes_is_given_up_and_by_hand_a_number_is_refused(name, capsys):
     wide = teacher(max=2).model_copy(update={"cpus": 5.0})
     service.start(name, wide, detached=True, make_engine=SLOW).described()
@@ -149,6 +150,7 @@ def test_bounds_and_numbers_take_turns(name):
     ]
 
 
+@pytest.mark.drill
 def test_a_registry_that_is_started_again_knows_the_bounds_it_was_given(name):
     def restarted() -> service.ServiceStatus:
         def anew() -> bool:  # the one before may still answer, and it has said something

@@ -21,6 +21,8 @@ from tests.cluster.jobs import WORDS, write_job
 from tests.student_trainer.processes import LocalTeacher
 from tests.tiny import Pair
 
+pytestmark = pytest.mark.drill
+
 TEACHERS = dict(zip(WORDS, ("wide", "narrow"), strict=True))  # by domain
 
 

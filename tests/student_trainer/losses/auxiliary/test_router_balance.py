@@ -177,7 +177,7 @@ def test_the_routers_of_a_batch_are_asked_for_where_the_loss_is() -> None:
     assert (auxiliary.weight, auxiliary.needs.options) == (2.0, ("output_router_logits",))
 
 
-@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("zero", [pytest.param(0, marks=pytest.mark.drill), 3])
 def test_a_mixture_trains_with_it_and_resumes_bit_for_bit(tmp_path: Path, zero: int) -> None:
     model = tmp_path / "model"
     tiny.save_tokenizer(model)

@@ -196,7 +196,11 @@ def mixed(models, asked: Openings, spec: GenerationSpec, share: float) -> Contin
 
 @pytest.mark.parametrize(
     ("share", "options"),
-    [(0.3, {}), (0.3, {"temperature": 0.7, "top_p": 0.9}), (0.8, {"temperature": 2.0})],
+    [
+        pytest.param(0.3, {}, marks=pytest.mark.drill),
+        (0.3, {"temperature": 0.7, "top_p": 0.9}),
+        pytest.param(0.8, {"temperature": 2.0}, marks=pytest.mark.drill),
+    ],
 )
 def test_tokens_are_drawn_from_the_mixture(models, share, options):
     """Chi-square of all texts of two tokens out of three, over 4,000 of one prompt."""
