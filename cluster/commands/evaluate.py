@@ -8,7 +8,6 @@ from cluster.commands.runs import config_of
 from cluster.commands.tasks import is_model
 from cluster.evaluation.results import Results, compared, results_of
 from cluster.evaluation.table import table
-from cluster.planning.tasks.classes import ENTITIES_IN_SUMMARY, refuse_entities
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.run.run_dir import RunDir
@@ -36,7 +35,6 @@ def evaluate(
         )
     run_dir = RunDir(run.absolute())
     config = config_of(run_dir)
-    refuse_entities(config, "`tutelage eval`", ENTITIES_IN_SUMMARY)
     _refuse_elsewhere(run_dir, config)
     other = None if compare is None else compared(compare, run_dir, config.domains)
     from cluster.launch import driver
@@ -47,7 +45,8 @@ def evaluate(
         asked = Asked(generate if _writes(config) else 0, max_new_tokens)
         prepared = driver.evaluate(config, asked, service=service, address=address)
         tokenizer = None if config.task.classifies else student_tokenizer(config)
-        results = results_of(run_dir, prepared.domains, tokenizer, other)
+        unit = config.task.unit
+        results = results_of(run_dir, prepared.domains, tokenizer, other, per=unit)
     path = results.write(run_dir.path)
     print(results.text().rstrip() if as_json else f"{table(results)}\n\nNumbers   {path}")
     if not as_json and run_dir.generations.exists():

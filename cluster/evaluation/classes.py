@@ -1,4 +1,4 @@
-"""What `tutelage eval` says of rows with classes: how many are told right, and F1.
+"""What `tutelage eval` says of rows with classes or entities: how many are told right, and F1.
 
 D documents, of one row each   B bins of confidence
 """
@@ -16,6 +16,7 @@ from cluster.report.record import read_json
 # How far above 1 rounding may put a probability; the likeliest of fewer than a million classes has
 # more, so that a wrong one's gap lies below.
 ROUNDING = 1e-6
+OF_ALL = ("macro_f1", "span_f1", "precision", "recall")  # scores of all rows of a domain
 
 
 def right(gap_DB: np.ndarray) -> np.ndarray:
@@ -25,12 +26,18 @@ def right(gap_DB: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(gap_D), np.nan, gap_D > -ROUNDING)
 
 
-def with_classes(measured: Measures, gap_DB: np.ndarray, macro_f1: float | None) -> Measures:
-    """The measures of a model on rows with classes; a mean of F1 over classes has no standard
-    error."""
-    found = right(gap_DB)
-    f1 = None if macro_f1 is None else Estimate(macro_f1, None)
-    return replace(measured, accuracy=ratio(found, np.ones(len(found))), macro_f1=f1)
+def with_labels(
+    measured: Measures, gap_DB: np.ndarray, scores: Mapping[str, float] | None, *, one_each: bool
+) -> Measures:
+    """The measures of a model on rows with classes or entities. A score of all rows together has no
+    standard error; where a row has `one_each`, a class, how many are told right has one."""
+    named: dict[str, Estimate | None] = {
+        name: Estimate(scores[name], None) for name in OF_ALL if scores and name in scores
+    }
+    if one_each:
+        found = right(gap_DB)
+        named["accuracy"] = ratio(found, np.ones(len(found)))
+    return replace(measured, **named)
 
 
 def with_difference(measured: Measures, gaps: tuple[np.ndarray, np.ndarray]) -> Measures:
@@ -39,17 +46,17 @@ def with_difference(measured: Measures, gaps: tuple[np.ndarray, np.ndarray]) -> 
     return replace(measured, accuracy=ratio(one - other, np.ones(len(one))))
 
 
-def macro_f1s(run_dir: Path) -> dict[str, dict[str, float | None]]:
-    """Of the models that evaluations of a run have left in its folder, by domain."""
+def scores_of(run_dir: Path) -> dict[str, dict[str, Mapping[str, float] | None]]:
+    """Of the models that evaluations of a run have left in its folder, by domain; None of one that
+    has none."""
     written = read_json(run_dir / "evaluations.json")
     latest = read_json(run_dir / "evaluation.json") or written.get("after", {})
     return {
-        "teacher": _macro_f1(latest, "teacher"),
-        "before": _macro_f1(written.get("before", {}), "student"),
-        "after": _macro_f1(latest, "student"),
+        "teacher": _scores(latest, "teacher"),
+        "before": _scores(written.get("before", {}), "student"),
+        "after": _scores(latest, "student"),
     }
 
 
-def _macro_f1(domains: Mapping[str, Any], model: str) -> dict[str, float | None]:
-    scores = {name: found.get(f"{model}_scores") for name, found in domains.items()}
-    return {name: None if own is None else own["macro_f1"] for name, own in scores.items()}
+def _scores(domains: Mapping[str, Any], model: str) -> dict[str, Mapping[str, float] | None]:
+    return {name: found.get(f"{model}_scores") for name, found in domains.items()}

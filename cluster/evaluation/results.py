@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.evaluation.classes import macro_f1s, with_classes, with_difference
+from cluster.evaluation.classes import scores_of, with_difference, with_labels
 from cluster.evaluation.generations import (
     Generation,
     read_generations,
@@ -35,7 +35,7 @@ class DomainResults:
 
     documents: int
     tokens: int  # with loss
-    bytes: int | None  # that they stand for; None of classes
+    bytes: int | None  # that they stand for; None of classes and tags
     kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
     prompts: int  # that were answered
     models: dict[str, Measures]
@@ -49,7 +49,7 @@ class Results:
     run: str
     domains: dict[str, DomainResults]
     standard_errors_over: str = OVER
-    per: str = "token"  # what NLL and KL are per: a row with a class is one
+    per: str = "token"  # what NLL and KL are per: a row with a class is one, a word with a tag too
 
     def write(self, run_dir: Path) -> Path:
         """Write `eval.json` into a run's folder; returns its path."""
@@ -108,21 +108,23 @@ def results_of(
     domains: Sequence[PreparedDomain],
     tokenizer: Decoder | None,
     other: Compared | None = None,
+    *,
+    per: str = "token",
 ) -> Results:
     """From what the evaluations of a run have left in its folder; without a tokenizer its rows have
-    classes. Raises ConfigError for another student on other text."""
+    classes or tags. Raises ConfigError for another student on other text."""
     written = read_generations(run_dir.generations)
     after = DocumentSums.read(run_dir.documents("latest"))
     if other is not None:
         other.refuse_other_text(after, [domain.name for domain in domains])
     students = {"before": _before(run_dir, after), "after": after}
     texts = {name: _Texts(written, name) for name in MODELS}
-    f1s = macro_f1s(run_dir.path)
+    scores = scores_of(run_dir.path)
     if other is not None:
         label = _label(other, run_dir)
         students[label] = other.documents
         texts[label] = _Texts(other.generations, "after")
-        f1s[label] = macro_f1s(other.run)["after"]
+        scores[label] = scores_of(other.run)["after"]
     known = {name: documents for name, documents in students.items() if documents is not None}
     kinds = json.loads((run_dir.path / "evaluation.json").read_text())
     return Results(
@@ -132,12 +134,13 @@ def results_of(
                 {name: documents.of(domain.name) for name, documents in known.items()},
                 None if tokenizer is None else bytes_of(after.of(domain.name), domain, tokenizer),
                 {name: text.of(domain.name) for name, text in texts.items()},
-                {name: found.get(domain.name) for name, found in f1s.items()},
+                {name: found.get(domain.name) for name, found in scores.items()},
                 kl_kind=kinds[domain.name]["kl_kind"],
+                one_each=per == "row",
             )
             for domain in domains
         },
-        per="row" if tokenizer is None else "token",
+        per=per,
     )
 
 
@@ -170,22 +173,24 @@ def _domain_results(
     students: Mapping[str, DocumentSums],
     bytes_D: np.ndarray | None,
     texts: Mapping[str, _Texts],
-    f1s: Mapping[str, float | None],
+    scores: Mapping[str, Mapping[str, float] | None],
     *,
     kl_kind: str,
+    one_each: bool,
 ) -> DomainResults:
-    """`bytes_D` is None of rows with classes, whose F1 `f1s` has by model."""
-    after, has_classes = students["after"], bytes_D is None
+    """`bytes_D` is None of rows with classes or tags; `scores` has, by model, those of all rows
+    together, and `one_each` says whether a row has one class."""
+    after = students["after"]
 
     def measured(documents: DocumentSums, name: str, *, of: str) -> Measures:
         found = texts[name].joined(measures(documents, bytes_D, of=of))
         gaps = documents.column(f"{of}_gap")
-        return with_classes(found, gaps, f1s.get(name)) if has_classes else found
+        return with_labels(found, gaps, scores.get(name), one_each=one_each)
 
     def less(name: str, other: DocumentSums) -> Measures:
         found = texts["after"].less(texts[name], difference(after, other, bytes_D))
         gaps = after.column("student_gap"), other.column("student_gap")
-        return with_difference(found, gaps) if has_classes else found
+        return with_difference(found, gaps) if one_each else found
 
     models = {name: measured(own, name, of="student") for name, own in students.items()}
     teacher = measured(after, "teacher", of="teacher")

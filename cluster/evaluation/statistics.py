@@ -40,6 +40,11 @@ class Measures:
     cut: int | None = None  # answers that came to the limit of tokens
     accuracy: Estimate | None = None  # of rows with classes, as the next
     macro_f1: Estimate | None = None
+    span_f1: Estimate | None = (
+        None  # of rows with entities, whole and with their types, as the next
+    )
+    precision: Estimate | None = None
+    recall: Estimate | None = None
 
 
 def ratio(sums_D: np.ndarray, weights_D: np.ndarray) -> Estimate | None:

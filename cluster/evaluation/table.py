@@ -1,6 +1,7 @@
 """The results of `tutelage eval` as a table of at most 100 columns."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from cluster.evaluation.results import DomainResults, Results
 from cluster.evaluation.statistics import Estimate, Measures
@@ -8,8 +9,10 @@ from cluster.report.text import shortened
 
 NAME_WIDTH, MODEL_WIDTH, CELL_WIDTH = 16, 16, 17
 HEADS = {"nll": "NLL", "bits_per_byte": "bits/byte", "kl": "KL", "ece": "ECE"}
-OF_CLASSES = {"nll": "NLL", "kl": "KL", "ece": "ECE"}
+OF_LABELS = {"nll": "NLL", "kl": "KL", "ece": "ECE"}
 CLASSES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+SPANS = {"span_f1": "span F1", "precision": "precision", "recall": "recall"}
+LIKELIEST = {"token": "token", "row": "class", "word": "tag"}  # by what NLL is per
 WRITTEN = {
     "exact_match": "exact match",
     "token_f1": "token F1",
@@ -17,6 +20,9 @@ WRITTEN = {
     "cut": "cut",
 }
 
+SPANS_LEGEND = (
+    "Span F1: of whole entities with their types, all rows together, as seqeval counts them."
+)
 WRITTEN_LEGEND = (
     "Exact match, token F1, Rouge-L: of {} answers, written greedily; ± over prompts, paired in\n"
     "differences. Cut: answers that came to the limit of tokens, counted as they are."
@@ -24,15 +30,36 @@ WRITTEN_LEGEND = (
 
 
 def table(results: Results) -> str:
-    """A line for each model of each domain, its differences below; how it tells classes apart, and
-    the scores of what models wrote in domains with prompts, under heads of their own."""
-    has_classes = results.per == "row"
-    lines = list(_part(results.domains, OF_CLASSES if has_classes else HEADS))
-    if has_classes:
-        lines += ["", *_part(results.domains, CLASSES)]
+    """A line for each model of each domain, its differences below; how it tells classes apart or
+    finds entities, and the scores of what models wrote in domains with prompts, under heads of
+    their own."""
+    heads = HEADS if results.per == "token" else OF_LABELS
+    lines = list(_part(results.domains, heads))
+    for heads in (CLASSES, SPANS):
+        if scored := dict(_scored(results.domains, heads)):
+            lines += ["", *_part(scored, heads)]
     if prompted := {name: domain for name, domain in results.domains.items() if domain.prompts}:
         lines += ["", *_part(prompted, WRITTEN)]
     return "\n".join([*lines, "", *_legend(results)])
+
+
+def _scored(
+    domains: Mapping[str, DomainResults], heads: Mapping[str, str]
+) -> Iterator[tuple[str, DomainResults]]:
+    """The domains of which some of the models have the scores of `heads`, and those models."""
+    for name, domain in domains.items():
+        models = {
+            model: measured
+            for model, measured in domain.models.items()
+            if any(getattr(measured, head) is not None for head in heads)
+        }
+        paired = {
+            pair: measured
+            for pair, measured in domain.differences.items()
+            if any(getattr(measured, head) is not None for head in heads)
+        }
+        if models:
+            yield name, replace(domain, models=models, differences=paired)
 
 
 def _part(domains: Mapping[str, DomainResults], heads: Mapping[str, str]) -> Iterator[str]:
@@ -67,7 +94,7 @@ def _cell(estimate: Estimate | int | None, sign: str) -> str:
 
 def _legend(results: Results) -> list[str]:
     prompts = sum(domain.prompts for domain in results.domains.values())
-    likeliest, over = ("class", "row") if results.per == "row" else ("token", "document")
+    likeliest, over = LIKELIEST[results.per], "document" if results.per == "token" else "row"
     kinds = sorted({domain.kl_kind for domain in results.domains.values()} - {"none"})
     return [
         f"Student before and after training. NLL and KL to the teacher in nats per {results.per}, "
@@ -76,5 +103,6 @@ def _legend(results: Results) -> list[str]:
         else f"Student before and after training. NLL in nats per {results.per}.",
         f"ECE: expected calibration error of the likeliest {likeliest}, 15 bins.",
         f"± standard errors over {over}s; those of differences are paired by {over}.",
+        *([SPANS_LEGEND] if any(_scored(results.domains, SPANS)) else ()),
         *([WRITTEN_LEGEND.format(prompts)] if prompts else ()),
     ]

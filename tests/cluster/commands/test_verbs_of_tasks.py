@@ -76,7 +76,6 @@ OTHERS = {
 TASKS = (CLASSES, IMAGES, TAGS, MARKS)
 IN_TASKS = "tests/student_trainer/tasks"
 NO_ENTITIES = {
-    "eval": "`tutelage eval` knows no entities; summary.json",
     "eval --task": "`tutelage eval --task` knows no entities; summary.json",
     "plan": "`tutelage plan` knows no entities; run with steps=10",
     "plan --probe": "`tutelage plan` knows no entities; run with steps=10",
@@ -85,8 +84,9 @@ NO_ENTITIES = {
 }
 for entities in (TAGS, MARKS):
     OTHERS["run"][entities] = f"{IN_TASKS}/test_{entities}.py"
-    for alike in ("capture", "teacher"):  # as of texts, whose rows are in the same stores
-        OTHERS[alike][entities] = TEXTS[alike]
+    for verb in ("capture", "eval"):
+        OTHERS[verb][entities] = f"{LAUNCH}/test_{TAGS}.py"
+    OTHERS["teacher"][entities] = TEXTS["teacher"]  # whose rows are in the same stores
     for refused, sentence in NO_ENTITIES.items():
         OTHERS[refused][entities] = sentence
 OTHERS["active"][TAGS] = OTHERS["active"][CLASSES]
