@@ -8,6 +8,7 @@ T tokens of a text   K likeliest ids   W tokens written
 """
 
 import functools
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def in_plain_words(method: Callable[..., Any]) -> Callable[..., Any]:
 
 class VllmWorker:
     """Holds one model."""
+
+    _lora: Any = None  # the adapters that it answers with, as vLLM names them
 
     @in_plain_words
     def open(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +123,29 @@ class VllmWorker:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         self._llm.reset_prefix_cache()
 
+    @in_plain_words
+    def load_adapters(self, file: str, adapters: dict[str, Any]) -> None:
+        """Go on with LoRA adapters out of a file of safetensors, named as peft's modules are;
+        `adapters` are rank and alpha as peft's config has them."""
+        LoRARequest = import_module("vllm.lora.request").LoRARequest
+        safetensors = import_module("safetensors.torch")
+        named = {
+            name.replace(".default.", "."): t for name, t in safetensors.load_file(file).items()
+        }
+        modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in named})
+        described = {"peft_type": "LORA", "bias": "none", "target_modules": modules, **adapters}
+        number = (
+            1 if self._lora is None else self._lora.lora_int_id + 1
+        )  # none is taken for another
+        with tempfile.TemporaryDirectory() as folder:
+            safetensors.save_file(named, Path(folder) / "adapter_model.safetensors")
+            (Path(folder) / "adapter_config.json").write_text(json.dumps(described))
+            request = LoRARequest(f"version {number}", number, folder)
+            if self._lora is not None:
+                self._llm.llm_engine.remove_lora(self._lora.lora_int_id)
+            self._llm.llm_engine.add_lora(request)
+        self._lora = request
+
     def _generate(self, texts: pa.Table, asked: list[Any]) -> list[Any]:
         prompts = [{"prompt_token_ids": ids} for ids in texts.column(INPUT_IDS).to_pylist()]
-        return self._llm.generate(prompts, asked, use_tqdm=False)
+        return self._llm.generate(prompts, asked, use_tqdm=False, lora_request=self._lora)
