@@ -147,7 +147,7 @@ def test_driver_and_the_process_of_vllm_killed_change_no_weight(
     assert_same(run, runs[0] / "job")
     assert failures(run)["rollout_restarts"] == 1
     lines = read_metrics(run / "metrics.jsonl")
-    assert all(line.rollouts.rollouts and line.pushed_bytes for line in lines)
+    assert all(line.rollouts and line.rollouts.rollouts and line.pushed_bytes for line in lines)
     assert len(load_file(run / "export" / "model.safetensors"))
     assert not home.processes()
 

@@ -43,6 +43,14 @@ def in_plain_words(method: Callable[..., Any]) -> Callable[..., Any]:
     return worded
 
 
+def pack_head(model: Any) -> None:
+    """Make anew what vLLM on CPUs multiplies with in place of a head's weights: of a head that
+    shares them with the embedding, reloading leaves it as it was."""
+    head = getattr(model, "lm_head", None)
+    if (method := getattr(head, "quant_method", None)) is not None:
+        method.process_weights_after_loading(head)
+
+
 class VllmWorker:
     """Holds one model."""
 
@@ -56,12 +64,12 @@ class VllmWorker:
 
         vllm: Any = import_module("vllm")
         self._llm: Any = vllm.LLM(**settings)
-        on_gpu = torch.cuda.is_available()
+        self._on_gpu = torch.cuda.is_available()
         kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
         return {
             "engine": f"vllm {vllm.__version__} torch {torch.__version__} transformers "
             f"{transformers.__version__}",
-            "device": torch.cuda.get_device_name() if on_gpu else kind,
+            "device": torch.cuda.get_device_name() if self._on_gpu else kind,
             "threads": str(torch.get_num_threads()),
             "vocab": int(self._llm.llm_engine.model_config.get_vocab_size()),
         }
@@ -121,6 +129,8 @@ class VllmWorker:
         with tempfile.TemporaryDirectory() as folder:
             os.symlink(file, Path(folder) / "model.safetensors")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if not self._on_gpu:
+            self._llm.apply_model(pack_head)
         self._llm.reset_prefix_cache()
 
     @in_plain_words
