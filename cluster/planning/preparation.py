@@ -124,9 +124,10 @@ def check(config: Config) -> Handshake:
 
 def _refuse_environments(config: Config) -> None:
     """Look at the environments of engines, those that are on this machine."""
-    for name, teacher in config.teachers.items():
-        if teacher.python is not None and Path(teacher.python).expanduser().exists():
-            refuse_environment(teacher.python, section=f"teachers.{name}")
+    named = {f"teachers.{name}": teacher.python for name, teacher in config.teachers.items()}
+    for section, python in {**named, "rollouts": config.rollouts.python}.items():
+        if python is not None and Path(python).expanduser().exists():
+            refuse_environment(python, section=section)
 
 
 def prepare_run(config: Config) -> Prepared:

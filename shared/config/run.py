@@ -338,7 +338,9 @@ class Config(Section):
             baseline=self.baseline,
             teacher_free=self.targets.teacher_free,
         )
-        check_rollouts(self.rollouts, self.source)
+        check_rollouts(
+            self.rollouts, self.source, self.student, waited_s=self.service.unit_deadline_s
+        )
         check_modules(self.teachers, self.targets, self.source, most_ahead=self.prefetch_steps)
         check_following(
             self.teachers, self.student, self.targets, self.source, rollout_lag=self.rollout_lag

@@ -31,7 +31,11 @@ Score = Callable[[Rows, Question], SoftTargets]
 
 def canary_rows(vocab: int, limit: int | None = None) -> Rows:
     """The text as a row of a model with `vocab` ids, which reads at most `limit` tokens."""
-    ids = _text(vocab, limit)
+    return whole_text(_text(vocab, limit))
+
+
+def whole_text(ids: np.ndarray) -> Rows:
+    """A text as a row in which every token but the first is asked about."""
     return _row(ids, np.append(np.ones(len(ids) - 1), 0))
 
 

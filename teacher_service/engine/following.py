@@ -15,7 +15,7 @@ from torch import nn
 from shared.data.rows import Rows
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.asks.kept_ids import LikeliestIds
-from shared.targets.canary import is_flat, refuse_flat, refuse_other
+from shared.targets.canary import is_flat, refuse_flat, refuse_other, whole_text
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
@@ -91,15 +91,8 @@ class FollowingEngine:
     def _refuse_other(self, ref: WeightsRef, canary: dict[str, Any]) -> None:
         """Raise EngineError where a version does not give its text what it gave the student."""
         ids_T, expected_T = np.array(canary["ids"]), np.array(canary["logprobs"])
-        rows = Rows.build(
-            domains=["canary"],
-            indices=[0],
-            input_ids=[ids_T],
-            doc_starts=[np.zeros(1)],
-            loss_masks=[np.append(np.ones(len(ids_T) - 1), 0)],
-        )
         vocab = self._engine.describe().vocab_rows
-        answer = self._engine.score(rows, Question(LikeliestIds(1, vocab)))
+        answer = self._engine.score(whole_text(ids_T), Question(LikeliestIds(1, vocab)))
         found_T = answer.arrays().label_logprob_N
         engine = f"the teacher, given the student's weights of version {ref.version},"
         if not is_flat(expected_T):  # as that of a student whose head begins with zeros

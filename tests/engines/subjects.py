@@ -55,6 +55,19 @@ class Plain:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
         self._model = model.double().eval()
 
+    @property
+    def vocab(self) -> int:
+        """Rows of its head."""
+        return self._model.config.vocab_size
+
+    def weights(self) -> dict[str, Tensor]:
+        """Its own, by name, to be changed in place."""
+        return self._model.state_dict()
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on with other weights; those that are not given stay."""
+        assert not self._model.load_state_dict(weights, strict=False).unexpected_keys
+
     @torch.no_grad()
     def logits(self, ids_T: np.ndarray) -> Tensor:
         """What follows each token [T, V], float64."""

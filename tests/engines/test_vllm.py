@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -21,19 +20,11 @@ from shared.errors import ConfigError, HandshakeError
 from shared.targets.generation import GenerationSpec
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.vllm.engine import VllmEngine
-from teacher_service.engine.vllm.worker import (
-    END,
-    IDS,
-    INPUT_IDS,
-    LABEL,
-    LOGPROBS,
-    SEED,
-    WRITTEN,
-)
 from teacher_service.service import service
 from teacher_service.service.pool import TeacherPool
 from tests.answers import decoded, question_of
-from tests.engines.subjects import CONTEXT, STOPS, VOCAB, Plain, openings, save_model
+from tests.engines.plain_worker import PlainWorker
+from tests.engines.subjects import CONTEXT, STOPS, VOCAB, openings, save_model
 from tests.teacher_service.scripted import make_rows
 
 LEVEL = 2e-5
@@ -42,72 +33,6 @@ LEVEL = 2e-5
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("vllm") / "model", seed=1)
-
-
-class PlainWorker:
-    """The wire's other side, of plain forward passes; vLLM itself is in the drills."""
-
-    def __init__(self, folder: Path) -> None:
-        self._plain, self.asked = Plain(folder), list[int]()
-        self.seeds: list[int] = []
-
-    def __call__(self, method: str, *args: Any) -> Any:
-        return getattr(self, method)(*args)
-
-    def open(self, settings: dict[str, Any]) -> dict[str, Any]:
-        self._longest = settings["max_model_len"]
-        return {"engine": "plain", "device": "cpu", "threads": "1", "vocab": VOCAB}
-
-    def logprobs(self, texts: pa.Table, num_ids: int) -> pa.Table:
-        self.asked.append(num_ids)
-        labels, ids, logprobs = [], [], []
-        for text in texts.column(INPUT_IDS).to_pylist():
-            ids_T = np.array(text)
-            assert len(ids_T) < self._longest, "it writes a token after each text"
-            found_TV = self._plain.logits(ids_T)[:-1].log_softmax(-1)
-            values_TK, ids_TK = found_TV.topk(num_ids)
-            labels.append(found_TV.numpy()[np.arange(len(ids_T) - 1), ids_T[1:]])
-            ids.append(ids_TK.flatten().numpy().astype(np.int32))
-            logprobs.append(values_TK.flatten().numpy())
-        return pa.table(
-            {
-                LABEL: pa.array(labels, pa.list_(pa.float32())),
-                IDS: pa.array(ids, pa.list_(pa.int32())),
-                LOGPROBS: pa.array(logprobs, pa.list_(pa.float32())),
-            }
-        )
-
-    def write(self, texts: pa.Table, sampling: dict[str, Any]) -> pa.Table:
-        self.seeds = texts.column(SEED).to_pylist()
-        pairs = zip(texts.column(INPUT_IDS).to_pylist(), self.seeds, strict=True)
-        found = [self._written(np.array(text), seed, **sampling) for text, seed in pairs]
-        written, logprobs, ends = zip(*found, strict=True)
-        return pa.table(
-            {
-                WRITTEN: pa.array(written, pa.list_(pa.int32())),
-                LOGPROBS: pa.array(logprobs, pa.list_(pa.float32())),
-                END: pa.array(ends, pa.int32()),
-            }
-        )
-
-    def _written(self, ids_T: np.ndarray, seed: int, **asked: Any) -> tuple[list, list, int]:
-        """By the words of vLLM's sampling; each id is the largest of its logit and noise."""
-        assert asked["ignore_eos"]
-        noise, stops = np.random.default_rng(seed), asked["stop_token_ids"]
-        allowed, opening = asked.get("allowed_token_ids", [*range(VOCAB)]), len(ids_T)
-        logprobs: list[float] = []
-        while len(ids_T) - opening < asked["max_tokens"]:
-            logits_V = np.full(VOCAB, -np.inf)
-            logits_V[allowed] = self._plain.logits(ids_T)[-1].numpy()[allowed]
-            if len(logprobs) < asked["min_tokens"]:
-                logits_V[stops] = -np.inf
-            warmth = asked["temperature"] or 1.0
-            scores_V = logits_V / warmth + bool(asked["temperature"]) * noise.gumbel(size=VOCAB)
-            ids_T = np.append(ids_T, scores_V.argmax())
-            logprobs.append(-1.0)
-            if ids_T[-1] in stops:
-                return ids_T[opening:].tolist(), logprobs, int(ids_T[-1])
-        return ids_T[opening:].tolist(), logprobs, -1
 
 
 @pytest.fixture

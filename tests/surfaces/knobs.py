@@ -53,6 +53,7 @@ MOVES = "test_what_modules_learn_changes_what_the_student_learns"
 FOLLOWED = "student_trainer/sources/test_followed_student.py"
 DIFFERS = "test_a_student_differs_from_what_it_was_and_not_from_what_it_is"
 LEARNING = "teacher_service/engine/test_learning.py::test_every_option_changes_what_is_learnt"
+IN_VLLM = "cluster/rollouts/test_in_vllm.py::test_its_own_python_is_looked_for_on_its_node"
 SERVED = "shared/config/models/test_rollouts.py"
 ADVANTAGES = "student_trainer/weighing/test_advantages.py"
 CONVENTIONS = "test_the_three_conventions_and_others_have_their_golden_vectors"
@@ -271,6 +272,8 @@ KNOBS = {
     "rollouts.replicas.wait": f"{SERVED}::test_copies_are_served_as_asked",
     "rollouts.gpus": f"{SERVED}::test_copies_are_served_as_asked",
     "rollouts.cpus": f"{COPIES}::test_copies_write_are_listed_and_leave_nothing_behind",
+    "rollouts.engine": IN_VLLM,
+    "rollouts.python": IN_VLLM,
     "targets.selector": "cluster/launch/test_asked.py"
     "::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it",
     "targets.top_k": LOOP,

@@ -14,11 +14,34 @@ if TYPE_CHECKING:
 ANSWERS_WITHIN_S = 3600.0  # an engine's own process, or it is ended; loading is its first answer
 VLLM_DRAWS_AT = (0.01, 2.0)  # least and most temperature; a lower one it would raise to the least
 
+# Ranks of adapters that vLLM makes room for; one between them takes the room of the next.
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def draws_in_vllm(temperature: float) -> bool:
     """Whether vLLM draws at a temperature as it is asked; 0 is the likeliest token."""
     least, most = VLLM_DRAWS_AT
     return temperature == 0 or least <= temperature <= most
+
+
+def check_environment(engine: str, python: str | None) -> None:
+    """Raise ValueError where an engine and the Python of an environment of its own do not fit."""
+    if engine != "vllm":
+        if python is not None:
+            raise ValueError(
+                f"python is {python}, but engine is {engine}, which computes in the replica's own; "
+                "set engine=vllm, or leave python out"
+            )
+        return
+    if python is None:
+        raise ValueError(
+            "engine is vllm, which needs an environment of its own; set python=PATH to its Python"
+        )
+    if not python.startswith(("/", "~")):
+        raise ValueError(
+            f"python is {python}, which each replica would look for in a folder of its own; name "
+            "it from / or ~"
+        )
 
 
 def check_engines(

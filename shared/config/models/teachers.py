@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from shared.config.base import Dtype, Section
 from shared.config.models.attention import Attention
+from shared.config.models.engines import check_environment
 from shared.config.models.following import FollowedStudent, why_unfollowing
 from shared.config.models.modules import TrainedModules, why_untrainable
 from shared.config.models.similarity import Similarity, why_unlike
@@ -114,23 +115,9 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _elsewhere(self) -> "Teacher":
+        check_environment(self.engine, self.python)
         if self.engine != "vllm":
-            if self.python is not None:
-                raise ValueError(
-                    f"python is {self.python}, but engine is {self.engine}, which computes in the "
-                    "replica's own; set engine=vllm, or leave python out"
-                )
             return self
-        if self.python is None:
-            raise ValueError(
-                "engine is vllm, which needs an environment of its own; set python=PATH to its "
-                "Python"
-            )
-        if not self.python.startswith(("/", "~")):
-            raise ValueError(
-                f"python is {self.python}, which each replica would look for in a folder of its "
-                "own; name it from / or ~"
-            )
         plain = {"adapter": None, "quantisation": "none", "attention": "auto", "tensor_parallel": 1}
         for option, value in plain.items():
             if getattr(self, option) != value:

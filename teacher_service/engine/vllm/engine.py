@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from shared.config.models.engines import VLLM_DRAWS_AT, draws_in_vllm
+from shared.config.models.engines import VLLM_DRAWS_AT, VLLM_RANKS, draws_in_vllm
 from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
@@ -59,9 +59,19 @@ class _Found:
 class VllmEngine:
     """Scores and continues texts with the model of a `VllmWorker`."""
 
-    def __init__(self, ask: Ask, teacher: Teacher, *, context: int | None = None) -> None:
-        """Load the teacher in the worker's process, for rows of at most `context` tokens. Raises
-        ConfigError where it cannot be loaded."""
+    def __init__(
+        self,
+        ask: Ask,
+        teacher: Teacher,
+        *,
+        context: int | None = None,
+        section: str = "teachers.NAME",
+        adapters: dict[str, Any] | None = None,
+    ) -> None:
+        """Load the teacher in the worker's process, for rows of at most `context` tokens; `section`
+        is where the config has it. With `adapters`, rank and alpha as peft's config names them,
+        the weights that it is given are LoRA adapters. Raises ConfigError where it cannot be
+        loaded."""
         config = read_config(
             teacher.model,
             revision=teacher.revision,
@@ -70,13 +80,14 @@ class VllmEngine:
         )
         text, limit = config.get_text_config(), longest_context(config.get_text_config())
         self._limit = min(filter(None, (limit, context)), default=None)
-        self._ask = ask
+        self._ask, self._adapters = ask, adapters
+        settings = _settings(teacher, self._limit) | _room_for(adapters)
         try:
-            loaded = ask("open", _settings(teacher, self._limit))
+            loaded = ask("open", settings)
         except TeacherError as error:
             raise ConfigError(
                 f"vllm in {teacher.python} cannot load {teacher.model}: {error}; leave "
-                "teachers.NAME.engine at transformers, or mend it"
+                f"{section}.engine at transformers, or mend it"
             ) from error
         self._vocab = loaded.pop("vocab")
         folder = local_folder(teacher.model, revision=teacher.revision, marker="config.json")
@@ -168,8 +179,12 @@ class VllmEngine:
 
     def load_weights(self, file: str) -> None:
         """Go on with the weights of a file of safetensors, named as the model's own files name
-        them. Raises TeacherError where vLLM does not take them."""
-        self._ask("load_weights", file)
+        them, or adapters, named as peft's modules are. Raises TeacherError where vLLM does not take
+        them."""
+        if self._adapters is None:
+            self._ask("load_weights", file)
+        else:
+            self._ask("load_adapters", file, self._adapters)
 
     def _selected(self, rows: Rows, ask: LikeliestIds) -> Selection:
         """The kept ids among the shared ones; where others are among the likeliest, as many more
@@ -246,6 +261,14 @@ def _settings(teacher: Teacher, limit: int | None) -> dict[str, Any]:
     else:
         found["enforce_eager"] = True
     return found
+
+
+def _room_for(adapters: dict[str, Any] | None) -> dict[str, Any]:
+    """What vLLM is told of adapters that it will be given, one set at a time."""
+    if adapters is None:
+        return {}
+    rank = next(rank for rank in VLLM_RANKS if rank >= adapters["r"])
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
 
 
 def _sampling(spec: GenerationSpec, vocab: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ T tokens of a text   K likeliest ids   W tokens written
 """
 
 import functools
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -42,8 +43,18 @@ def in_plain_words(method: Callable[..., Any]) -> Callable[..., Any]:
     return worded
 
 
+def pack_head(model: Any) -> None:
+    """Make anew what vLLM on CPUs multiplies with in place of a head's weights: of a head that
+    shares them with the embedding, reloading leaves it as it was."""
+    head = getattr(model, "lm_head", None)
+    if (method := getattr(head, "quant_method", None)) is not None:
+        method.process_weights_after_loading(head)
+
+
 class VllmWorker:
     """Holds one model."""
+
+    _lora: Any = None  # the adapters that it answers with, as vLLM names them
 
     @in_plain_words
     def open(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -53,12 +64,12 @@ class VllmWorker:
 
         vllm: Any = import_module("vllm")
         self._llm: Any = vllm.LLM(**settings)
-        on_gpu = torch.cuda.is_available()
+        self._on_gpu = torch.cuda.is_available()
         kind = f"cpu {torch.backends.cpu.get_cpu_capability()}"
         return {
             "engine": f"vllm {vllm.__version__} torch {torch.__version__} transformers "
             f"{transformers.__version__}",
-            "device": torch.cuda.get_device_name() if on_gpu else kind,
+            "device": torch.cuda.get_device_name() if self._on_gpu else kind,
             "threads": str(torch.get_num_threads()),
             "vocab": int(self._llm.llm_engine.model_config.get_vocab_size()),
         }
@@ -118,8 +129,33 @@ class VllmWorker:
         with tempfile.TemporaryDirectory() as folder:
             os.symlink(file, Path(folder) / "model.safetensors")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if not self._on_gpu:
+            self._llm.apply_model(pack_head)
         self._llm.reset_prefix_cache()
+
+    @in_plain_words
+    def load_adapters(self, file: str, adapters: dict[str, Any]) -> None:
+        """Go on with LoRA adapters out of a file of safetensors, named as peft's modules are;
+        `adapters` are rank and alpha as peft's config has them."""
+        LoRARequest = import_module("vllm.lora.request").LoRARequest
+        safetensors = import_module("safetensors.torch")
+        named = {
+            name.replace(".default.", "."): t for name, t in safetensors.load_file(file).items()
+        }
+        modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in named})
+        described = {"peft_type": "LORA", "bias": "none", "target_modules": modules, **adapters}
+        number = (
+            1 if self._lora is None else self._lora.lora_int_id + 1
+        )  # none is taken for another
+        with tempfile.TemporaryDirectory() as folder:
+            safetensors.save_file(named, Path(folder) / "adapter_model.safetensors")
+            (Path(folder) / "adapter_config.json").write_text(json.dumps(described))
+            request = LoRARequest(f"version {number}", number, folder)
+            if self._lora is not None:
+                self._llm.llm_engine.remove_lora(self._lora.lora_int_id)
+            self._llm.llm_engine.add_lora(request)
+        self._lora = request
 
     def _generate(self, texts: pa.Table, asked: list[Any]) -> list[Any]:
         prompts = [{"prompt_token_ids": ids} for ids in texts.column(INPUT_IDS).to_pylist()]
-        return self._llm.generate(prompts, asked, use_tqdm=False)
+        return self._llm.generate(prompts, asked, use_tqdm=False, lora_request=self._lora)

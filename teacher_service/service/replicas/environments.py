@@ -29,10 +29,11 @@ class Worker:
     """The process of an engine, in an environment of its own. One that dies, or does not answer,
     ends the process that asks it, which Ray starts again with another."""
 
-    def __init__(self, teacher: Teacher) -> None:
-        """Raises ConfigError where the environment is none for it."""
+    def __init__(self, teacher: Teacher, *, section: str) -> None:
+        """`section` is where the config has it. Raises ConfigError where the environment is none
+        for it."""
         assert teacher.python is not None, "the config names one"
-        refuse_environment(teacher.python)
+        refuse_environment(teacher.python, section=section)
         # by value: the other environment has no module of ours
         cloudpickle.register_pickle_by_value(vllm_worker)
         options: dict[str, Any] = {
@@ -61,11 +62,19 @@ class Worker:
             raise _lost(f"did not answer within {DEADLINE_S:g} s") from None
 
 
-def load_vllm(teacher: Teacher, *, context: int | None = None) -> Any:
-    """The engine of a teacher in vLLM. Raises ConfigError."""
+def load_vllm(
+    teacher: Teacher,
+    *,
+    context: int | None = None,
+    section: str = "teachers.NAME",
+    adapters: dict[str, Any] | None = None,
+) -> Any:
+    """The engine of a model in vLLM, with arguments as `VllmEngine` has them. Raises
+    ConfigError."""
     from teacher_service.engine.vllm.engine import VllmEngine
 
-    return VllmEngine(Worker(teacher), teacher, context=context)
+    worker = Worker(teacher, section=section)
+    return VllmEngine(worker, teacher, context=context, section=section, adapters=adapters)
 
 
 def _variables(teacher: Teacher) -> dict[str, str]:

@@ -165,6 +165,20 @@ def test_what_decides_nothing_about_the_student_may_change(tmp_path, option, val
     assert [*differing_options(before, after)] == ([] if passes else [option])
 
 
+def test_how_many_copies_write_may_change_and_not_what_draws(tmp_path):
+    """One engine's draws are not another's."""
+
+    def written(**rollouts: object) -> Config:
+        return config(tmp_path, source="student", rollouts=rollouts)
+
+    vllm = {"replicas": 1, "engine": "vllm", "python": "/p"}
+    before = written(**vllm)
+    others = {"replicas": 3, "gpus": 1.0, "cpus": 0.5, "python": "/q"}
+    assert differing_options(before, written(**vllm | others)) == {}
+    assert differing_options(written(), written(replicas=2)) == {}
+    assert [*differing_options(written(), before)] == ["rollouts.engine"]
+
+
 def test_a_long_value_is_shown_where_it_differs(tmp_path):
     losses = [{"kind": kind} for kind in ("forward_kl", "reverse_kl", "jsd")]
     other = [*losses[:2], {"kind": "jsd", "beta": 0.25}]

@@ -18,6 +18,9 @@ STUDENT = Student(
     trust_remote_code=True,
 )
 
+PYTHON = "~/vllm/bin/python"
+VLLM = {"replicas": 1, "engine": "vllm", "python": PYTHON}
+
 
 def config(**options: object) -> Config:
     return Config.model_validate(
@@ -62,8 +65,41 @@ def test_copies_are_served_as_asked():
         ),
         ({"rollouts": {"cpus": 0.5}}, "rollouts.cpus is 0.5, but rollouts.replicas is 0"),
         ({"rollouts": {"replicas": {"min": 3, "max": 2}}, "source": "student"}, "raise max"),
+        ({"rollouts": {"python": PYTHON}}, f"python is {PYTHON}, but engine is transformers"),
+        ({"rollouts": {"replicas": 1, "engine": "vllm"}}, "needs an environment of its own"),
+        ({"rollouts": VLLM | {"python": "venv/python"}}, "name it from / or ~"),
+        ({"rollouts": VLLM | {"replicas": 0}}, "rollouts.engine is vllm, but rollouts.replicas is"),
     ],
 )
 def test_copies_that_cannot_be_are_refused(options: dict, said: str):
     with pytest.raises(ValidationError, match=said):
         config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"source": {"student": 1.0, "temperature": 0.005}}, "source.temperature is 0.005"),
+        ({"source": {"student": 1.0, "temperature": 2.5}}, "source.temperature is 2.5"),
+        ({"student": {"attention": "eager"}}, "student.attention is eager"),
+        ({"student": {"upcycle": {}}}, "student.upcycle makes another of it"),
+        ({"student": {"train": {"kind": "qlora"}}}, "student.train.kind is qlora"),
+        ({"student": {"train": {"kind": "lora", "r": 513}}}, "student.train.r is 513"),
+        ({"service": {"unit_deadline_s": 7200.0}}, "service.unit_deadline_s is 7200"),
+    ],
+)
+def test_a_student_that_vllm_cannot_write_as_is_refused(options: dict, said: str):
+    student = {"model": "small", **options.get("student", {})}
+    asked = {"source": "student", **options, "student": student}
+    with pytest.raises(ValidationError) as refused:
+        config(**asked, rollouts=VLLM)
+    (error,) = refused.value.errors()
+    assert "rollouts.engine is vllm, wh" in error["msg"]
+    assert error["msg"].endswith(f"{said}; change that, or set rollouts.engine=transformers")
+    config(**asked, rollouts={"replicas": 1})
+
+
+def test_a_copy_in_vllm_is_served_in_a_process_apart():
+    asked = config(source="student", rollouts=VLLM)
+    served = asked.rollouts.served(asked.student)
+    assert (served.engine, served.python, served.apart) == ("vllm", PYTHON, True)
