@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from cluster.sizing.estimate import Estimate, Side, seconds_of
-from cluster.sizing.fitting import Room
+from cluster.sizing.fitting import Room, has_in_words
 from cluster.sizing.probe_words import bounded, side_by_side, speeds
 from cluster.sizing.rates import cost, gpus_of
 from cluster.sizing.writers import COPIES
@@ -41,7 +41,7 @@ def _memory(found: Estimate, room: Room) -> Iterator[str]:
             if size:
                 yield f"  {name:<{WIDTH - 2}}{in_bytes(size):>12}"
     verdict = {True: "fits", False: "does not fit", None: "name it with --gpu"}[room.fits]
-    has = "memory not known" if room.has is None else f"{room.has / 2**30:,.0f} GiB"
+    has = "memory not known" if room.has is None else has_in_words(room.has)
     if found.probe is not None:
         yield f"  {room.where} ({has}): {verdict}"
         return

@@ -158,6 +158,7 @@ def test_workers_that_follow_the_room_are_planned_for_at_their_most(bare, tmp_pa
         (("student.gpus=1", "--gpu-memory", "1.05GB"), "a student worker takes"),
         (("teachers.tiny.gpus=1", "--gpu-memory", "1.05GB"), "a replica of tiny takes"),
         (("--memory", "1GiB"), "all processes together take"),
+        (("--memory", "64MB"), "of the machine's 64.0 MB, most of it for"),
     ],
 )
 def test_what_has_no_room_is_refused_with_the_part_and_the_way_out(
