@@ -108,7 +108,8 @@ def _time(found: Estimate, price: float | None) -> Iterator[str]:
     pace, config = found.pace, found.config
     gpus = gpus_of(config)
     if pace is None:
-        yield f"{'Time':<{WIDTH}}not known: name GPUs (--gpu), or measure: --probe"
+        way = "name GPUs (--gpu)" if gpus else "the config gives no process a GPU (gpus)"
+        yield f"{'Time':<{WIDTH}}not known: {way}, or measure: --probe"
         return
     how = "by operations" if pace.waited_s is None else "measured"
     yield f"{'Step':<{WIDTH}}{pace.step_s:.3g} s ({how}): student {pace.student_s:.3g} s"
