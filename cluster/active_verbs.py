@@ -13,7 +13,10 @@ def active(
     fresh: Fresh = False,
     address: Address = None,
 ) -> None:
-    """Rounds: train, evaluate, let the teacher write for what the student gets wrong, train on."""
+    """Rounds: train, evaluate, let the teacher write, train on.
+
+    The teacher writes for what the student gets wrong.
+    """
     from cluster.commands.active import active
 
     with interrupts.interrupted_as(lambda: KEPT):

@@ -42,7 +42,7 @@ prompts = typer.Typer(
 app.add_typer(prompts, name="prompts")
 
 cache = typer.Typer(
-    help="What stored answers there are, whether they are sound, and what may go.",
+    help="Stored answers: what there is, what is sound, what may go.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -143,7 +143,10 @@ def prompts_optimise(
     service: Service = None,
     address: Address = None,
 ) -> None:
-    """Search for the prompts under which the teacher does best; the same command continues."""
+    """Search for the prompts under which the teacher does best.
+
+    The same command continues.
+    """
     from cluster.commands.prompts import optimise
 
     kept = "Interrupted; the scores so far are kept, and the same command goes on."
@@ -161,7 +164,10 @@ def capture(
         bool, typer.Option("--all-rows", help="Every row, not only those the steps draw.")
     ] = False,
 ) -> None:
-    """Ask the teacher all that a run will ask and keep it in targets.store; run again to go on."""
+    """Ask the teacher all that a run will ask, and keep it.
+
+    Answers go to targets.store; the same command goes on.
+    """
     from cluster.commands import runs
 
     runs.capture(config, overrides or [], service=service, address=address, all_rows=all_rows)
@@ -180,7 +186,10 @@ def cache_verify(
     store: Store,
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is damaged.")] = False,
 ) -> None:
-    """Compare every checksum; a list and exit code 2 where files are damaged."""
+    """Compare every checksum.
+
+    A list and exit code 2 where files are damaged.
+    """
     from cluster.commands import cache
 
     cache.check(store, delete=delete)
@@ -204,8 +213,10 @@ def cache_gc(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
-    """Remove leftovers, damaged files and second copies, and what the options choose; never what
-    a live process uses."""
+    """Remove leftovers, and what the options choose.
+
+    Damaged files and second copies, too; never what a live process uses.
+    """
     from cluster.commands import cache
 
     cache.gc(
@@ -231,7 +242,10 @@ def report(
         Path | None, typer.Option(help="The page of several runs; default: comparison.html.")
     ] = None,
 ) -> None:
-    """Write RUN/report.html again and print the table; of several runs, a page that compares."""
+    """Write report.html again and print its table.
+
+    Of several runs, a page that compares them.
+    """
     from cluster.commands import runs
 
     if len(run) > 1:
@@ -256,7 +270,10 @@ def selftest(
     service: Service = None,
     address: Address = None,
 ) -> None:
-    """Prove that a pair learns what it should, and say how fast: masks, losses, payload, speed."""
+    """Prove that a pair learns what it should, and say how fast.
+
+    Masks, losses, payload, speed.
+    """
     from cluster.commands import selftest
 
     selftest.selftest(config, overrides or [], service=service, address=address)
@@ -269,7 +286,10 @@ def init(
         str, typer.Option(metavar="NAME", help="One of `tutelage recipes`.")
     ] = "starter",
 ) -> None:
-    """Write a first config, with comments, or FILE.ipynb, a notebook; an existing file stays."""
+    """Write a first config, with comments, or a notebook.
+
+    FILE.ipynb is the notebook; an existing file stays.
+    """
     from cluster.commands import runs
 
     runs.init(to, recipe=recipe)

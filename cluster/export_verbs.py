@@ -17,7 +17,10 @@ def export(
         bool, typer.Option("--merge", help="Base and adapter as one model, as servers take it.")
     ] = False,
 ) -> None:
-    """Write a run's newest checkpoint as a folder that transformers or peft load by themselves."""
+    """Write a run's newest checkpoint as a folder to be loaded.
+
+    transformers or peft load it by themselves.
+    """
     from cluster.commands import exports
 
     exports.export(run, to=to, merge=merge)

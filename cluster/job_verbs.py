@@ -20,8 +20,10 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
     fresh: Fresh = False,
 ) -> None:
-    """Run a config as a job of a cluster, with the current folder as its working folder, and
-    follow its log; Ctrl-C leaves the job at work."""
+    """Run a config as a job of a cluster, and follow its log.
+
+    The job takes the current folder along; Ctrl-C leaves it at work.
+    """
     from cluster.commands import jobs
 
     jobs.submit(config, overrides or [], address=address, detach=detach, fresh=fresh)
@@ -29,7 +31,10 @@ def submit(
 
 @jobs.command("ls")
 def jobs_ls(address: Dashboard = None) -> None:
-    """A line per job: how it stands, when it began, how long it took, what it is."""
+    """A line per job.
+
+    How it stands, when it began, how long it took, what it is.
+    """
     from cluster.commands import jobs
 
     jobs.ls(address=address)
@@ -49,7 +54,10 @@ def jobs_logs(
 
 @jobs.command("stop")
 def jobs_stop(job: JobName, address: Dashboard = None) -> None:
-    """Stop a job once the step under way is saved; submitted again it goes on."""
+    """Stop a job once the step under way is saved.
+
+    Submitted again it goes on.
+    """
     from cluster.commands import jobs
 
     jobs.stop(job, address=address)
@@ -61,8 +69,10 @@ def manifests(
         str | None, typer.Option(metavar="NAME", help="The image that nodes run, with its tag.")
     ] = None,
 ) -> None:
-    """Write what a cluster is started from: a Dockerfile, KubeRay's manifests, a config of Ray's
-    cluster launcher."""
+    """Write what a cluster is started from.
+
+    A Dockerfile, KubeRay's manifests and a config of Ray's cluster launcher.
+    """
     from cluster.commands import manifests
     from cluster.manifests.facts import IMAGE
 

@@ -25,7 +25,10 @@ def monitor_up(
         typer.Option(metavar="FOLDER", help="Instead of the cluster's own folder."),
     ] = None,
 ) -> None:
-    """Write a scrape config and a dashboard, and say how Prometheus and Grafana are started."""
+    """Write a scrape config and a dashboard for both.
+
+    Says how Prometheus and Grafana are started.
+    """
     from cluster.commands import monitor
 
     monitor.up(address=address, to=to)

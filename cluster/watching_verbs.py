@@ -33,7 +33,10 @@ def doctor(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Examine this machine and the cluster's nodes: versions, GPUs, memory, disks."""
+    """Examine this machine and the nodes of the cluster.
+
+    Versions, GPUs, memory, disks.
+    """
     from cluster.commands import doctor
 
     doctor.doctor(address=address, as_json=as_json)
@@ -67,9 +70,11 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Compare a run's student with its teacher, and as it began, on validation text; the student
-    is loaded from its export, made anew where there is a newer checkpoint. With --task RUN may also
-    be the folder of a model."""
+    """Compare teacher, student before and after on validation text.
+
+    The student is loaded from its export, made anew where there is a newer checkpoint. With --task
+    RUN may also be the folder of a model.
+    """
     from cluster.commands.evaluate import evaluate
     from cluster.commands.tasks import evaluate_tasks
 
@@ -108,8 +113,10 @@ def plan(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """What a run takes: memory by part, wire, disk, time, cost. Reads config.json, no weights; with
-    --probe, it takes the first steps instead of guessing."""
+    """What a run takes: memory by part, wire, disk, time, cost.
+
+    Reads config.json, no weights; with --probe, it takes the first steps instead of guessing.
+    """
     from cluster.commands import plan
 
     plan.plan(

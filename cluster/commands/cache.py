@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from shared.config.file import load_config, resolve
 from shared.errors import ConfigError, DamagedError
-from shared.in_words import in_bytes
+from shared.in_words import counted, in_bytes
 from shared.locations import Location
 from shared.store.upkeep import Choice, Question, clear_up, questions, verify
 
@@ -25,7 +25,8 @@ def ls(where: str) -> None:
         print(f"{question.key}  {question.title}")
         print(f"  {_held(question)}, last used {_day(question.used_at)}")
     total = in_bytes(sum(question.size for question in found))
-    print(f"{store.shown}: {len(found)} questions, {total}" if found else f"{store.shown} is empty")
+    held = f": {counted(len(found), 'question')}, {total}" if found else " is empty"
+    print(f"{store.shown}{held}")
 
 
 def check(where: str, *, delete: bool = False) -> None:

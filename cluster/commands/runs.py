@@ -1,7 +1,6 @@
 """Commands on configs and run folders: what the command line calls, with its printing."""
 
 import difflib
-import textwrap
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -147,8 +146,7 @@ def recipes() -> None:
 def _first_sentence(text: str) -> str:
     """Of the comment that opens a recipe."""
     comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
-    joined = " ".join(line.strip("# ") for line in comment)
-    return textwrap.shorten(joined.partition(". ")[0].rstrip("."), 80, placeholder=" ...")
+    return " ".join(line.strip("# ") for line in comment).partition(". ")[0].rstrip(".")
 
 
 def _recipes() -> dict[str, Path]:

@@ -13,7 +13,7 @@ from shared.config.run import Config
 SENTENCES = {
     "corpus": "building the built-in corpus and its tokenizer, once; some ten seconds",
     "models": "training the built-in models, once",
-    "start": "starting: rows, cluster, teacher; less than a minute",
+    "start": "starting: rows, cluster, teacher; a minute, and longer where much text is new",
     "students": "training the student",
     "baseline": "training the baseline on hard labels alone, on the same rows",
 }

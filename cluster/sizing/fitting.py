@@ -94,9 +94,14 @@ def _sentence(found: Estimate, room: Room) -> str:
     side, has = room.side, room.has or 0
     part = side.memory.largest
     return (
-        f"{_whose(side)} takes {in_bytes(room.taken)} of {room.where}'s {has / GIB:,.0f} GiB, most "
+        f"{_whose(side)} takes {in_bytes(room.taken)} of {room.where}'s {has_in_words(has)}, most "
         f"of it for {part} ({in_bytes(side.memory.parts[part])}): {_way_out(found, side)}"
     )
+
+
+def has_in_words(size_bytes: float) -> str:
+    """The memory of a GPU or a machine, which are sold in GiB."""
+    return f"{size_bytes / GIB:,.0f} GiB" if size_bytes >= GIB else in_bytes(size_bytes)
 
 
 def _whose(side: Side) -> str:

@@ -265,7 +265,8 @@ def _traced(
             most_seen = alive.most
         alive = Alive(*model.parameters(), *model.buffers())
         with mode, torch.device("cpu"), counter, alive:
-            read = partial(_told_apart if decoder is model else _read, decoder, lines, tokens)
+            placed = partial(_read, placed=not pixels)  # lines with images have their own places
+            read = partial(_told_apart if decoder is model else placed, decoder, lines, tokens)
             kept = seen + _passed(model, read, learns=learns, alive=alive)
     except Exception:  # of a model's own code on tensors without numbers
         return _estimated(sizes, lines, tokens, learns=learns)
@@ -289,11 +290,12 @@ def _followed_at(model: nn.Module, sizes: ModelSizes) -> int:
     return 2
 
 
-def _read(decoder: nn.Module, lines: int, tokens: int) -> Tensor:
-    """The last states of a batch of text."""
+def _read(decoder: nn.Module, lines: int, tokens: int, *, placed: bool) -> Tensor:
+    """The last states of a batch of text; `placed`: at positions that it is told."""
     ids_BT = torch.zeros(lines, tokens, dtype=torch.int64)
     positions_BT = torch.arange(tokens).expand(lines, -1).contiguous()
-    named = {"position_ids": positions_BT} if takes(decoder, "position_ids") else {}
+    told = placed and takes(decoder, "position_ids")
+    named = {"position_ids": positions_BT} if told else {}
     return decoder(input_ids=ids_BT, use_cache=False, **named).last_hidden_state
 
 
@@ -321,6 +323,7 @@ def _passed(model: nn.Module, forward: Callable[[], Tensor], *, learns: bool, al
     as it comes: it is a part of its own."""
     with torch.set_grad_enabled(learns):
         states_BTD = forward()
+    gc.collect()  # of tensors without numbers some lie in reference cycles
     kept = alive.bytes
     if not learns or not states_BTD.requires_grad:
         return kept

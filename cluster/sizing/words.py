@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from cluster.sizing.estimate import Estimate, Side, seconds_of
-from cluster.sizing.fitting import Room
+from cluster.sizing.fitting import Room, has_in_words
 from cluster.sizing.probe_words import bounded, side_by_side, speeds
 from cluster.sizing.rates import cost, gpus_of
 from cluster.sizing.writers import COPIES
@@ -41,7 +41,7 @@ def _memory(found: Estimate, room: Room) -> Iterator[str]:
             if size:
                 yield f"  {name:<{WIDTH - 2}}{in_bytes(size):>12}"
     verdict = {True: "fits", False: "does not fit", None: "name it with --gpu"}[room.fits]
-    has = "memory not known" if room.has is None else f"{room.has / 2**30:,.0f} GiB"
+    has = "memory not known" if room.has is None else has_in_words(room.has)
     if found.probe is not None:
         yield f"  {room.where} ({has}): {verdict}"
         return
@@ -108,7 +108,8 @@ def _time(found: Estimate, price: float | None) -> Iterator[str]:
     pace, config = found.pace, found.config
     gpus = gpus_of(config)
     if pace is None:
-        yield f"{'Time':<{WIDTH}}not known: name GPUs (--gpu), or measure: --probe"
+        way = "name GPUs (--gpu)" if gpus else "the config gives no process a GPU (gpus)"
+        yield f"{'Time':<{WIDTH}}not known: {way}, or measure: --probe"
         return
     how = "by operations" if pace.waited_s is None else "measured"
     yield f"{'Step':<{WIDTH}}{pace.step_s:.3g} s ({how}): student {pace.student_s:.3g} s"

@@ -160,6 +160,15 @@ def _headers(url: str, patience_s: float) -> dict[str, str]:
     return headers
 
 
+def _way_to_one(url: str, why: str) -> str:
+    if url == HERE and why == ABSENT:
+        return "`ray start --head` starts a cluster with one here, and --address names another's"
+    return (
+        f"its port is {PORT} unless `ray start` was told another, and other machines reach it with "
+        "--dashboard-host 0.0.0.0"
+    )
+
+
 def _version(url: str, headers: dict[str, str], patience_s: float = 0.0) -> requests.Response:
     deadline, told = time.monotonic() + patience_s, patience_s <= 0
     while True:
@@ -168,10 +177,7 @@ def _version(url: str, headers: dict[str, str], patience_s: float = 0.0) -> requ
         except requests.RequestException as error:
             why = _why(error)
         if why not in MAY_COME or time.monotonic() > deadline:
-            raise PlacementError(
-                f"no dashboard answers at {url}: {why}; its port is {PORT} unless `ray start` was "
-                "told another, and other machines reach it with --dashboard-host 0.0.0.0"
-            )
+            raise PlacementError(f"no dashboard answers at {url}: {why}; {_way_to_one(url, why)}")
         if not told:
             print(f"Waiting    for a dashboard at {url}, up to {patience_s:.0f} s", flush=True)
             told = True

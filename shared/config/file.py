@@ -166,6 +166,9 @@ def _built(
         key, line = str(key_node.value), f"{where}, line {key_node.start_mark.line + 1}"
         if not key or not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError(f"an option's name is empty or no plain word; change it ({line})")
+        if ":" in key and child.value == "" and isinstance(child, yaml.ScalarNode):
+            apart = key.replace(":", ": ", 1)
+            raise ConfigError(f"{key} has no space after its colon; write {apart} ({line})")
         if key in values:
             raise ConfigError(f"{dotted((*path, key))} is written twice; remove one ({line})")
         origins[(*path, key)] = line

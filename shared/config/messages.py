@@ -173,5 +173,5 @@ def _joined(messages: list[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = "empty" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -221,6 +221,8 @@ class RunDir:
                 f"{self.path} is a run in stages whose last one has not begun; name the folder of "
                 f"another, below {self.stages}"
             )
+        if self.path.is_file():
+            raise ConfigError(f"{self.path} is a file; name the folder of a run, as runs/NAME")
         if not self.config.exists():
             raise ConfigError(f"{self.path} holds no run: it has no config.yaml")
         return load_config(self.config)

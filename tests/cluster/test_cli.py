@@ -203,6 +203,15 @@ def test_ctrl_c_exits_with_1_and_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == "Interrupted; the same command starts again.\n"
 
 
+def test_every_command_is_listed_with_a_whole_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    for group in ([], ["teacher"], ["prompts"], ["cache"], ["jobs"], ["monitor"]):
+        assert main([*group, "--help"]) == 0
+        commands = capsys.readouterr().out.partition("Commands:")[2].strip().splitlines()
+        assert commands
+        assert not [line for line in commands if line.endswith("...")]
+
+
 def test_help_is_quick():
     started = time.monotonic()
     command = [sys.executable, "-m", "cluster.cli", "--help"]

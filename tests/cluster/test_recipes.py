@@ -54,6 +54,12 @@ def test_init_writes_every_recipe_that_is_listed_with_commands_that_name_the_fil
     assert "cluster/recipes" not in mine.read_text()
 
 
+def test_every_recipe_is_listed_with_a_whole_sentence_on_one_line(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()[: len(RECIPES)]
+    assert max(map(len, lines)) <= 100
+
+
 def test_a_recipe_that_there_is_none_of_is_named_with_the_nearest(tmp_path, capsys):
     assert main(["init", str(tmp_path / "mine.yaml"), "--recipe", "reel_text"]) == 2
     assert "did you mean real_text?" in capsys.readouterr().err

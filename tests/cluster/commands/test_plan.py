@@ -152,12 +152,22 @@ def test_workers_that_follow_the_room_are_planned_for_at_their_most(bare, tmp_pa
     assert f"takes {in_bytes(sum(alone.values()))} in place of" in note
 
 
+def test_where_no_process_has_a_gpu_the_time_is_said_to_need_a_probe(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare)
+    assert main(["plan", str(path), "--gpu", "H100"]) == 0
+    said = "not known: the config gives no process a GPU (gpus), or measure: --probe"
+    assert said in capsys.readouterr().out
+    assert main(["plan", str(path), "student.gpus=1"]) == 0
+    assert "not known: name GPUs (--gpu), or measure: --probe" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
         (("student.gpus=1", "--gpu-memory", "1.05GB"), "a student worker takes"),
         (("teachers.tiny.gpus=1", "--gpu-memory", "1.05GB"), "a replica of tiny takes"),
         (("--memory", "1GiB"), "all processes together take"),
+        (("--memory", "64MB"), "of the machine's 64.0 MB, most of it for"),
     ],
 )
 def test_what_has_no_room_is_refused_with_the_part_and_the_way_out(

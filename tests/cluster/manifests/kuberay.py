@@ -1,20 +1,28 @@
-"""What KubeRay's published types (ray.io/v1) and Kubernetes' take, as far as our manifests go: the
-whole of the Ray parts, and of pods the fields that a cluster of ours may use."""
+"""What KubeRay's published schemas (CustomResourceDefinitions of ray.io/v1) take, as far as our
+manifests go: names, types, required fields and choices. Every object is closed, as `kubectl apply`
+has it. Read from ray-project/kuberay, helm-chart/kuberay-operator/crds:
+
+    ray.io_rayclusters.yaml  at 017710c025a86af5225c0e68cd78fb06e2918296
+    ray.io_rayjobs.yaml      at 037e91b0e311e6240431a4dcb111fab341a6f613, of an older operator
+
+A field is here if both know it, and required if either requires it, so that our files suit both
+operators. The claim is what an ephemeral volume's template holds there.
+"""
 
 from typing import Any
 
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
-NUMBER: Schema = {"type": "integer"}
+INT32: Schema = {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}
+INT64: Schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 YES: Schema = {"type": "boolean"}
-TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
-ANY: Schema = {}
+PORT: Schema = {"type": ["integer", "string"]}
 QUANTITY: Schema = {
-    "type": ["string", "integer"],
-    "pattern": r"^[+-]?[0-9]+(\.[0-9]*)?([KMGTPE]i|[numkMGTPE])?$",
+    "type": ["integer", "string"],
+    "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
 }
-QUANTITIES: Schema = {"type": "object", "additionalProperties": QUANTITY}
 
 
 def of(*required: str, **properties: Schema) -> Schema:
@@ -32,81 +40,129 @@ def many(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
-KEY_OF_SECRET = of("key", key=TEXT, name=TEXT, optional=YES)
-ENVIRONMENT = many(of("name", name=TEXT, value=TEXT, valueFrom=of(secretKeyRef=KEY_OF_SECRET)))
-RESOURCES = of(requests=QUANTITIES, limits=QUANTITIES)
-MOUNTS = many(of("name", "mountPath", name=TEXT, mountPath=TEXT, readOnly=YES, subPath=TEXT))
+def named(values: Schema) -> Schema:
+    """An object whose names are anybody's."""
+    return {"type": "object", "additionalProperties": values}
+
+
+TEXTS, QUANTITIES = named(TEXT), named(QUANTITY)
+METADATA = of(annotations=TEXTS, finalizers=many(TEXT), labels=TEXTS, name=TEXT, namespace=TEXT)
+KEY = of("key", key=TEXT, name=TEXT, optional=YES)
+FIELD = of("fieldPath", apiVersion=TEXT, fieldPath=TEXT)
+AMOUNT = of("resource", containerName=TEXT, divisor=QUANTITY, resource=TEXT)
+VALUE = of(configMapKeyRef=KEY, fieldRef=FIELD, resourceFieldRef=AMOUNT, secretKeyRef=KEY)
+ENVIRONMENT = many(of("name", name=TEXT, value=TEXT, valueFrom=VALUE))
+OTHER = of(name=TEXT, optional=YES)
+ENVIRONMENTS = many(of(configMapRef=OTHER, prefix=TEXT, secretRef=OTHER))
+RESOURCES = of(claims=many(of("name", name=TEXT)), limits=QUANTITIES, requests=QUANTITIES)
+MOUNTS = many(
+    of(
+        "mountPath",
+        "name",
+        mountPath=TEXT,
+        mountPropagation=TEXT,
+        name=TEXT,
+        readOnly=YES,
+        recursiveReadOnly=TEXT,
+        subPath=TEXT,
+        subPathExpr=TEXT,
+    )
+)
+PROFILE = of("type", localhostProfile=TEXT, type=TEXT)
+SE_LINUX = of(level=TEXT, role=TEXT, type=TEXT, user=TEXT)
 CONFINED = of(
     allowPrivilegeEscalation=YES,
+    appArmorProfile=PROFILE,
     capabilities=of(add=many(TEXT), drop=many(TEXT)),
     privileged=YES,
+    procMount=TEXT,
     readOnlyRootFilesystem=YES,
+    runAsGroup=INT64,
     runAsNonRoot=YES,
-    runAsUser=NUMBER,
-    runAsGroup=NUMBER,
-    seccompProfile=of("type", type=TEXT, localhostProfile=TEXT),
+    runAsUser=INT64,
+    seLinuxOptions=SE_LINUX,
+    seccompProfile=PROFILE,
 )
+HEADERS = many(of("name", "value", name=TEXT, value=TEXT))
 PROBE = of(
     exec=of(command=many(TEXT)),
-    httpGet=of("port", path=TEXT, port=ANY, scheme=TEXT),
-    initialDelaySeconds=NUMBER,
-    periodSeconds=NUMBER,
-    timeoutSeconds=NUMBER,
-    successThreshold=NUMBER,
-    failureThreshold=NUMBER,
+    failureThreshold=INT32,
+    grpc=of("port", port=INT32, service=TEXT),
+    httpGet=of("port", host=TEXT, httpHeaders=HEADERS, path=TEXT, port=PORT, scheme=TEXT),
+    initialDelaySeconds=INT32,
+    periodSeconds=INT32,
+    successThreshold=INT32,
+    tcpSocket=of("port", host=TEXT, port=PORT),
+    terminationGracePeriodSeconds=INT64,
+    timeoutSeconds=INT32,
+)
+PORTS = of(
+    "containerPort", containerPort=INT32, hostIP=TEXT, hostPort=INT32, name=TEXT, protocol=TEXT
 )
 CONTAINER = of(
     "name",
-    name=TEXT,
+    args=many(TEXT),
+    command=many(TEXT),
+    env=ENVIRONMENT,
+    envFrom=ENVIRONMENTS,
     image=TEXT,
     imagePullPolicy=TEXT,
-    command=many(TEXT),
-    args=many(TEXT),
-    ports=many(of("containerPort", name=TEXT, containerPort=NUMBER, protocol=TEXT)),
-    env=ENVIRONMENT,
-    resources=RESOURCES,
-    readinessProbe=PROBE,
     livenessProbe=PROBE,
+    name=TEXT,
+    ports=many(PORTS),
+    readinessProbe=PROBE,
+    resources=RESOURCES,
     securityContext=CONFINED,
+    startupProbe=PROBE,
     volumeMounts=MOUNTS,
+    workingDir=TEXT,
 )
 VOLUME = of(
     "name",
-    name=TEXT,
-    persistentVolumeClaim=of("claimName", claimName=TEXT, readOnly=YES),
     emptyDir=of(medium=TEXT, sizeLimit=QUANTITY),
+    hostPath=of("path", path=TEXT, type=TEXT),
+    name=TEXT,
+    nfs=of("path", "server", path=TEXT, readOnly=YES, server=TEXT),
+    persistentVolumeClaim=of("claimName", claimName=TEXT, readOnly=YES),
 )
+TOLERATION = of(effect=TEXT, key=TEXT, operator=TEXT, tolerationSeconds=INT64, value=TEXT)
 POD = of(
-    metadata=of(labels=TEXTS, annotations=TEXTS),
+    metadata=METADATA,
     spec=of(
         "containers",
         containers=many(CONTAINER),
-        volumes=many(VOLUME),
-        restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
-        serviceAccountName=TEXT,
+        initContainers=many(CONTAINER),
         nodeSelector=TEXTS,
-        tolerations=many(ANY),
-        terminationGracePeriodSeconds=NUMBER,
+        priorityClassName=TEXT,
+        restartPolicy=TEXT,
+        runtimeClassName=TEXT,
         securityContext=of(
+            fsGroup=INT64,
+            fsGroupChangePolicy=TEXT,
+            runAsGroup=INT64,
             runAsNonRoot=YES,
-            runAsUser=NUMBER,
-            runAsGroup=NUMBER,
-            fsGroup=NUMBER,
-            seccompProfile=of("type", type=TEXT),
+            runAsUser=INT64,
+            seLinuxOptions=SE_LINUX,
+            seccompProfile=PROFILE,
+            supplementalGroups=many(INT64),
         ),
+        serviceAccountName=TEXT,
+        terminationGracePeriodSeconds=INT64,
+        tolerations=many(TOLERATION),
+        volumes=many(VOLUME),
     ),
 )
 CLUSTER = of(
     "headGroupSpec",
     autoscalerOptions=of(
         env=ENVIRONMENT,
-        envFrom=many(ANY),
-        idleTimeoutSeconds=NUMBER,
+        envFrom=ENVIRONMENTS,
+        idleTimeoutSeconds=INT32,
         image=TEXT,
         imagePullPolicy=TEXT,
         resources=RESOURCES,
         securityContext=CONFINED,
-        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+        upscalingMode={"type": "string", "enum": ["Default", "Aggressive", "Conservative"]},
         volumeMounts=MOUNTS,
     ),
     enableInTreeAutoscaling=YES,
@@ -114,7 +170,6 @@ CLUSTER = of(
         "rayStartParams",
         "template",
         enableIngress=YES,
-        headService=ANY,
         rayStartParams=TEXTS,
         serviceType=TEXT,
         template=POD,
@@ -125,24 +180,25 @@ CLUSTER = of(
     workerGroupSpecs=many(
         of(
             "groupName",
-            "minReplicas",
             "maxReplicas",
+            "minReplicas",
             "rayStartParams",
             "template",
             groupName=TEXT,
-            replicas=NUMBER,
-            minReplicas=NUMBER,
-            maxReplicas=NUMBER,
-            numOfHosts=NUMBER,
+            maxReplicas=INT32,
+            minReplicas=INT32,
+            numOfHosts=INT32,
             rayStartParams=TEXTS,
-            scaleStrategy=ANY,
+            replicas=INT32,
+            scaleStrategy=of(workersToDelete=many(TEXT)),
             template=POD,
         )
     ),
 )
 JOB = of(
-    activeDeadlineSeconds=NUMBER,
-    backoffLimit=NUMBER,
+    "entrypoint",
+    activeDeadlineSeconds=INT32,
+    backoffLimit=INT32,
     clusterSelector=TEXTS,
     entrypoint=TEXT,
     entrypointNumCpus={"type": "number"},
@@ -153,15 +209,15 @@ JOB = of(
     rayClusterSpec=CLUSTER,
     runtimeEnvYAML=TEXT,
     shutdownAfterJobFinishes=YES,
-    submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
-    submitterConfig=of(backoffLimit=NUMBER),
+    submissionMode=TEXT,
+    submitterConfig=of(backoffLimit=INT32),
     submitterPodTemplate=POD,
     suspend=YES,
-    ttlSecondsAfterFinished=NUMBER,
+    ttlSecondsAfterFinished=INT32,
 )
 CLAIM = of(
-    accessModes=many({"enum": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"]}),
-    resources=RESOURCES,
+    accessModes=many(TEXT),
+    resources=of(limits=QUANTITIES, requests=QUANTITIES),
     storageClassName=TEXT,
     volumeName=TEXT,
 )
@@ -174,9 +230,9 @@ def resource(version: str, kind: str, spec: Schema) -> Schema:
         "kind",
         "metadata",
         "spec",
-        apiVersion={"const": version},
-        kind={"const": kind},
-        metadata=of("name", name=TEXT, namespace=TEXT, labels=TEXTS, annotations=TEXTS),
+        apiVersion={"type": "string", "const": version},
+        kind={"type": "string", "const": kind},
+        metadata={**METADATA, "required": ["name"]},
         spec=spec,
     )
 

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -31,7 +30,6 @@ from cluster.manifests.facts import (
     SHARED,
     USER,
 )
-from tests.cluster.manifests.kuberay import KINDS
 from tests.documents import ROOT
 
 JOB, CLUSTER = "rayjob.yaml", "raycluster.yaml"
@@ -114,18 +112,6 @@ def test_the_dockerfile_copies_the_packages_and_installs_this_ray_as_nobody_spec
     assert users[-1] == f"{USER}:{GROUP}"
     (install,) = [rest for step, rest in steps if step == "RUN" and "pip install" in rest]
     assert f'"ray[default,train]=={RAY}"' in install
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_manifests_are_of_the_published_types(name):
-    jsonschema.validate(loaded(name), KINDS[name])
-
-
-def test_a_field_that_kuberay_does_not_know_is_found():
-    wrong = loaded(CLUSTER)
-    wrong["spec"]["workerGroupSpecs"][0]["maxReplica"] = 3
-    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
-        jsonschema.validate(wrong, KINDS[CLUSTER])
 
 
 def test_the_cluster_of_a_job_is_the_cluster():

@@ -194,6 +194,7 @@ def test_watching_ends_with_the_run_and_says_what_is_new(run_dir, capsys):
     ("arguments", "said"),
     [
         (["status", "nowhere"], "holds no run"),
+        (["status", __file__], "is a file; name the folder of a run, as runs/NAME"),
         (["status", "--watch"], "name its folder"),
         (["status", "--json"], "name its folder"),
     ],

@@ -1,6 +1,7 @@
 """Joining and starting clusters: the second time works like the first, dead ones are passed by."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -11,7 +12,13 @@ import psutil
 import pytest
 
 from cluster.session import ray_head
-from cluster.session.session import JOB_ENVIRONMENT, PASSED_ON, find_address, runtime_env
+from cluster.session.session import (
+    JOB_ENVIRONMENT,
+    PASSED_ON,
+    find_address,
+    prepare_environment,
+    runtime_env,
+)
 from shared.errors import PlacementError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -194,3 +201,13 @@ def test_a_command_that_ray_would_abort_ends_in_seconds_with_its_sentence(script
     )
     assert outcome.returncode == 1, outcome.stderr
     assert outcome.stderr.splitlines()[-1] == "it goes on from step 3"
+
+
+def test_of_deepspeed_a_terminal_shows_errors_alone():
+    prepare_environment()
+    log = logging.getLogger("DeepSpeed")
+    shown = {
+        level: bool(log.filter(log.makeRecord(log.name, level, "", 0, "said", (), None)))
+        for level in (logging.WARNING, logging.ERROR)
+    }
+    assert shown == {logging.WARNING: False, logging.ERROR: True}

@@ -11,6 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from cluster.cli import main
+from cluster.submission import dashboard
 from cluster.submission.dashboard import Dashboard
 from shared.errors import PlacementError
 
@@ -114,6 +115,14 @@ def test_a_dashboard_that_cannot_be_reached_is_named_in_seconds(command, capsys)
         in capsys.readouterr().err
     )
     assert time.monotonic() - began < 60
+
+
+def test_where_nothing_is_on_this_machine_the_way_to_a_cluster_is_said(monkeypatch):
+    monkeypatch.setattr(dashboard, "HERE", "http://127.0.0.1:9")
+    monkeypatch.setattr(dashboard, "_web_address_of_ray", lambda: None)
+    monkeypatch.delenv(dashboard.VARIABLE, raising=False)
+    with pytest.raises(PlacementError, match="`ray start --head` starts a cluster with one here"):
+        Dashboard()
 
 
 def test_a_head_that_has_only_just_started_is_given_time_where_a_job_is_sent(serve, capsys):

@@ -45,6 +45,22 @@ def test_exponents_are_numbers_and_only_true_and_false_are_booleans(config):
     assert values["domains"]["off"] == {"train": "text.txt"}
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "apart"),
+    [
+        ("student.workers={min:1,max:4}", "min:1", "min: 1"),
+        ("losses=[{kind:jsd}]", "kind:jsd", "kind: jsd"),
+    ],
+)
+def test_a_colon_without_a_space_is_named(config, override, key, apart):
+    said = f"{key} has no space after its colon; write {apart} (override {override!r}, line 1)"
+    assert refusal(config, override) == said
+
+
+def test_an_override_without_a_value_is_said_to_be_empty(config):
+    assert refusal(config, "steps=").startswith("steps is empty, but it should be a valid integer")
+
+
 def test_zero_padded_numbers_and_dates_are_not_reinterpreted(config):
     assert load_config(config, ["steps=010"]).steps == 10
     assert load_config(config, ["name=2024-01-01"]).name == "2024-01-01"

@@ -14,11 +14,12 @@ from transformers import AutoTokenizer
 
 from shared.config.domains import Data, Domain
 from shared.config.run import Config
-from shared.data import row_store
+from shared.data import bar, row_store
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare, prepare_domain
 from shared.errors import DataError, StorageError
+from shared.in_words import in_bytes
 from shared.text.tokenizers import identify
 from tests import tiny
 from tests.shared.text.test_framing import CHATML
@@ -98,6 +99,19 @@ def test_no_document_is_in_both_splits_and_few_are_in_neither(tmp_path: Path, to
     assert set(training + validation) <= {f"{r['prompt']}\n{r['response']}" for r in rows}
     assert len(training) >= 0.95 * 200
     assert len(validation) > 4
+
+
+def test_where_there_is_no_terminal_a_line_says_how_far_the_reading_is(
+    tmp_path: Path, tokenizer, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(bar, "SAID_EVERY_S", 0.0)
+    write(tmp_path / "train.jsonl", *pairs(30))
+    size = in_bytes((tmp_path / "train.jsonl").stat().st_size)
+    prepared(tmp_path, tokenizer)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) >= 30
+    assert said[-1].startswith("tokenising math: ")
+    assert said[-1].endswith(f" of {size}")
 
 
 def test_rows_hold_the_context_at_most_and_are_well_filled(tmp_path: Path, tokenizer) -> None:
