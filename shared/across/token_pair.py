@@ -68,7 +68,7 @@ class TokenPair:
                 SideTokens(found[f"{n}_width_V"], found[f"{n}_spaced_V"], int(found[f"{n}_bos"]))
                 for n in ("student", "teacher")
             )
-            group_V = found["group_V"] if "group_V" in found else None
+            group_V = found.get("group_V")
             known = (found["student_of_W"], bool(found["adds_space"]), group_V)
             return TokenPair(student, teacher, *known)
 

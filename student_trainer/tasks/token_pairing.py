@@ -27,9 +27,9 @@ class TokenPairing:
         and `log_tail_NS` the teacher's, and `absent_NK` marks what the student does not have.
         Elsewhere all mass is in the tail. With groups those are named in place of ids, each once,
         `group_V` has that of each of the student's ids, and nothing is compared where the next
-        tokens of the text are in different ones. `label_logprob_N` are the teacher's nats of each span,
-        in equal shares on the student's tokens of it, so that their sum is that of the text; where
-        the teacher says nothing, as of an end that it does not have, their mean stands.
+        tokens of the text are in different ones. `label_logprob_N` are the teacher's nats of each
+        span, in equal shares on the student's tokens of it, so that their sum is that of the text;
+        where the teacher says nothing, as of an end that it does not have, their mean stands.
         `span_N`, `span_logprob_N` and `span_share_N` are of spans of several tokens, where there
         are some."""
         found, told = align(rows, answer.rows, self.pair), answer.targets.arrays()

@@ -51,9 +51,9 @@ def tokenizers_of(
     pair = pair_tokens(own, others, student_rows=rows["student"], teacher_rows=rows["teacher"])
     if config.cross_tokenizer != "uld" and not pair.overlap:
         raise HandshakeError(
-            f"cross_tokenizer is {config.cross_tokenizer}, but no token of {teacher.name} (teacher) is the same "
-            f"bytes as one of {student.name} (student); take cross_tokenizer=uld with "
-            "{kind: total_variation, weight: 2}, or another teacher"
+            f"cross_tokenizer is {config.cross_tokenizer}, but no token of {teacher.name} "
+            f"(teacher) is the same bytes as one of {student.name} (student); take "
+            "cross_tokenizer=uld with {kind: total_variation, weight: 2}, or another teacher"
         )
     if config.cross_tokenizer == "grouped":
         readers = (Reader(own, student.load_tokenizer()), Reader(others, teacher.load_tokenizer()))

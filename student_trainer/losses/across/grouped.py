@@ -1,9 +1,9 @@
 """One chunk of positions whose ids are grouped: its logits, log-probabilities of groups, and their
 gradient.
 
-Stands in for `kernel.chunk.ChunkWorkspace` where a group is an outcome, at temperature 1. With g the
-loss's derivatives with respect to the log-probabilities of groups and of the rest, the logit of id
-v in group c has the gradient
+Stands in for `kernel.chunk.ChunkWorkspace` where a group is an outcome, at temperature 1. With g
+the loss's derivatives with respect to the log-probabilities of groups and of the rest, the logit of
+id v in group c has the gradient
 
     softmax_v (g_c / q_c - sum(g)),   q_c the mass of the group,
 
@@ -65,7 +65,7 @@ class GroupedWorkspace:
         mass_nV.copy_(self._empty_V.expand_as(mass_nV))
         mass_nV.scatter_add_(1, self._group_V.expand_as(mass_nV), self._softmax_nV)
         groups_nK = mass_nV.gather(1, ids_nM[:, :-1]).log_().clamp_(min=LOG_NOTHING)
-        removed_nM = torch.zeros_like(kept_nM, dtype=mass_nV.dtype).masked_fill_(kept_nM, -torch.inf)
+        removed_nM = mass_nV.new_zeros(kept_nM.shape).masked_fill_(kept_nM, -torch.inf)
         mass_nV.scatter_add_(1, ids_nM, removed_nM)
         nothing_n = mass_nV.amax(-1) == -torch.inf
         rest_n = mass_nV.clamp(min=0).sum(-1).log_().clamp_(min=LOG_NOTHING)

@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.across.token_pair import ABSENT
 from student_trainer.losses.across.matched import ByBytes
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.losses.token_losses import TokenLosses, token_losses
 from student_trainer.losses.registry import terms_of
+from student_trainer.losses.token_losses import TokenLosses, token_losses
 from tests import tiny
 from tests.student_trainer.losses.across.subjects import FEW, Across, across, tokenizer
 from tests.student_trainer.losses.across.test_across import begun, diverges, exact, student_of
 from tests.student_trainer.losses.dense import cross_entropy_term, forward_kl_term
 
+P_G = [0.5, 0.25, 0.15]  # a teacher's masses of groups 0, 2 and 3
+NAMES_G = torch.tensor([0, 2, 3])
 GROUP_V = torch.tensor([0, 0, 2, 3, 2, 2, 6, 3])  # of ids 0 to 7; 6 is no group of the teacher's
 
 
@@ -108,7 +109,7 @@ def targets_of(p_NG: Tensor, names_G: Tensor) -> ByBytes:
 
 @pytest.fixture
 def teacher() -> ByBytes:
-    return targets_of(torch.tensor([[0.5, 0.25, 0.15]], dtype=torch.double), torch.tensor([0, 2, 3]))
+    return targets_of(torch.tensor([P_G], dtype=torch.double), NAMES_G)
 
 
 def test_golden_values_of_groups(teacher) -> None:
@@ -127,7 +128,8 @@ def test_golden_values_of_groups(teacher) -> None:
 
 def test_mass_moved_within_a_group_changes_nothing(teacher) -> None:
     q_V = torch.tensor([0.1, 0.2, 0.05, 0.3, 0.1, 0.05, 0.15, 0.05], dtype=torch.double)
-    moved_V = q_V + torch.tensor([0.09, -0.09, 0.02, -0.25, 0.02, -0.04, 0.0, 0.25], dtype=torch.double)
+    moved = [0.09, -0.09, 0.02, -0.25, 0.02, -0.04, 0.0, 0.25]
+    moved_V = q_V + torch.tensor(moved, dtype=torch.double)
     one, other = (
         losses_of(q[None].log(), teacher, torch.tensor([0]), forward_kl_term()).terms["forward_kl"]
         for q in (q_V, moved_V)
@@ -168,9 +170,7 @@ def test_gradients_through_every_head_are_those_of_autograd(teacher, head: str) 
     options = {"biased": {"bias_V": bias_V}, "scaled": {"logit_scale": 0.7}}
     made = Head(weight_VD, **(options | {"capped": {"soft_cap": 2.0}}).get(head, {}))
     label_N = torch.tensor([1, 4, 6])
-    targets = replace(
-        targets_of(torch.tensor([[0.5, 0.25, 0.15]], dtype=torch.double).expand(3, 3), torch.tensor([0, 2, 3]))
-    )
+    targets = targets_of(torch.tensor([P_G] * 3, dtype=torch.double), NAMES_G)
     terms = [forward_kl_term(), cross_entropy_term(weight=0.5)]
     inputs = [hidden_ND, weight_VD, *([bias_V] if head == "biased" else [])]
     found = token_losses(
@@ -200,7 +200,8 @@ def test_a_group_that_the_student_excludes_has_a_finite_value_and_gradient(teach
 
 
 def test_where_every_group_is_kept_the_student_has_no_rest() -> None:
-    p_NG = torch.tensor([[0.5, 0.2, 0.2, 0.05]], dtype=torch.double)  # and 0.05 of no token of the student's
+    """And what the teacher says of no token of the student's is left out."""
+    p_NG = torch.tensor([[0.5, 0.2, 0.2, 0.05]], dtype=torch.double)
     targets = targets_of(p_NG, torch.tensor([0, 2, 3, 6]))
     logits_NV = torch.zeros(1, 8, dtype=torch.double, requires_grad=True)
     found = losses_of(logits_NV, targets, torch.tensor([4]))
@@ -209,14 +210,16 @@ def test_where_every_group_is_kept_the_student_has_no_rest() -> None:
 
 
 def test_nothing_is_compared_where_the_text_goes_on_in_two_groups(other: Across) -> None:
-    batch = other.batch(other.answer(8))
-    names_N = batch["group_V"][batch["label_N"]]
-    at = int(torch.nonzero(~batch["absent_NK"].all(-1))[0])
-    pair = other.pair
+    """As where the teacher's token of the text had another group."""
+    answer, pair = other.answer(8), other.pair
+    batch = other.batch(answer)
     assert pair.group_V is not None
-    crossed = pair.group_V.copy()
-    (lost,) = np.unique(crossed[int(batch["label_N"][at])])
-    moved = replace(pair, student_of_W=np.where(pair.student_of_W == lost, ABSENT, pair.student_of_W))
-    found = replace(other, pair=moved).batch(other.answer(8))
-    assert found["absent_NK"][names_N == lost].all()
-    assert not found["absent_NK"][names_N != lost].all()
+    names_N = pair.group_V[batch["label_N"]]
+    compared_N = ~batch["absent_NK"].all(-1).numpy()
+    lost = names_N[compared_N][0]
+    another = np.setdiff1d(names_N[compared_N], [lost])[0]
+    moved_W = np.where(pair.student_of_W == lost, another, pair.student_of_W)
+    found = replace(other, pair=replace(pair, student_of_W=moved_W)).batch(answer)
+    now_N = ~found["absent_NK"].all(-1).numpy()
+    assert not now_N[names_N == lost].any()
+    assert np.array_equal(now_N[names_N != lost], compared_N[names_N != lost])
