@@ -3,9 +3,9 @@
 Where both models have read the same bytes, the next token of each begins there, and the shorter of
 the two is the beginning of the longer. A token that one tokenizer alone has is read by the other;
 the first token which that one makes of it is, where need be, read by the first one again, and so
-on, until a token of both is found: its group. So " tusk", which the other writes as " t", "us" and
-"k", is in the group of " t", beside that one's own " t". The groups part both vocabularies alike,
-and the probability of a group is what each model says of the same event.
+on, until a token of both is found: its group. So " com", which the other writes as " c" and "om",
+is in the group of " c", beside that one's own " c". The groups part both vocabularies alike, and
+the probability of a group is what each model says of the same event.
 
 V ids of the student   W ids of the teacher
 """

@@ -138,10 +138,10 @@ ACROSS = Table(
         Trial("back-uld", "and back, ULD", "cross_tokenizer", STORIES | BACK | ULD),
     ),
     (
-        ("aligned", "grouped"),
-        ("uld", "grouped"),
-        ("back-aligned", "back-grouped"),
-        ("back-uld", "back-grouped"),
+        ("grouped", "aligned"),
+        ("uld", "aligned"),
+        ("back-grouped", "back-aligned"),
+        ("back-uld", "back-aligned"),
     ),
 )
 ROUNDS = Table(

@@ -111,13 +111,13 @@ def test_the_next_tokens_of_a_text_are_of_one_group() -> None:
     assert np.mean(alike) > 0.98 > np.mean(same)
 
 
-def test_what_is_no_text_and_what_a_reader_joins_to_any_text_has_no_first_token() -> None:
-    student, teacher = reader(byte_level()), reader(sentence_piece())
-    first = first_tokens(student.tokens, teacher)
-    ids = student.encoder.convert_tokens_to_ids  # type: ignore[attr-defined]
+def test_what_is_no_whole_text_has_no_first_token() -> None:
+    student, teacher = byte_level(), sentence_piece()
+    first = first_tokens(reader(student).tokens, reader(teacher))
+    ids = student.convert_tokens_to_ids
     assert first[ids("<|end|>")] == ABSENT
     assert first[ids("Ã")] == ABSENT  # half of a character
-    assert first[ids("Ġc")] == teacher.encoder.convert_tokens_to_ids("▁")  # type: ignore[attr-defined]
+    assert first[ids("Ġc")] == teacher.convert_tokens_to_ids("▁")
 
 
 def test_groups_come_back_from_a_file(tmp_path: Path) -> None:
