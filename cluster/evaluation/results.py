@@ -36,7 +36,7 @@ class DomainResults:
     documents: int
     tokens: int  # with loss
     bytes: int | None  # that they stand for; None of classes and tags
-    kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
+    kl_kind: str  # "full", "bucketed-K", "aligned", "grouped" or "none"
     prompts: int  # that were answered
     models: dict[str, Measures]
     differences: dict[str, Measures] = field(default_factory=dict)

@@ -271,7 +271,9 @@ def validation_question(
     num_ids = vocabulary if full else config.targets.top_k
     ask = LikeliestIds(num_ids, vocabulary, encoding="fp32", ids=config.targets.ids)
     kind = "full" if full else f"bucketed-{num_ids}"
-    return Question(ask, prefix=prompts), "aligned" if config.cross_tokenizer else kind
+    if config.cross_tokenizer is not None:
+        kind = "grouped" if config.cross_tokenizer == "grouped" else "aligned"
+    return Question(ask, prefix=prompts), kind
 
 
 def refuse_beyond_vllm(config: Config, vocabulary: int) -> None:

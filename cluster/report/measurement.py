@@ -27,7 +27,7 @@ class DomainSummary(TypedDict):
     teacher_nll: float | None
     student_nll_before: float | None
     student_nll_after: float | None
-    kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
+    kl_kind: str  # "full", "bucketed-K", "aligned", "grouped" or "none"
     kl_before: float | None  # KL(teacher || student)
     kl_after: float | None
     weight_first: float | None  # share of loss tokens at the first step

@@ -33,13 +33,17 @@ class TokenPair:
 
     student: SideTokens
     teacher: SideTokens
-    student_of_W: np.ndarray  # int32: the student's id of the same bytes, or ABSENT
+    # int32: the student's id of the same bytes, or where there are groups, that of the group
+    # (`shared.across.groups`), or ABSENT
+    student_of_W: np.ndarray
     adds_space: bool  # whether the student's tokenizer puts a space before a text
+    group_V: np.ndarray | None = None  # int32: the same of the student's; None: no groups
 
     @property
     def overlap(self) -> int:
-        """Tokens that are the same bytes in both."""
-        return int((self.student_of_W != ABSENT).sum())
+        """Tokens that are the same bytes in both, each of which has a group where there are
+        groups."""
+        return len(np.unique(self.student_of_W[self.student_of_W != ABSENT]))
 
     def write(self, path: Path) -> None:
         """To a file of numpy's, under its whole name or not at all."""
@@ -51,6 +55,7 @@ class TokenPair:
         }
         draft = path.with_name(f".{path.name}")
         arrays |= {"student_of_W": self.student_of_W, "adds_space": np.asarray(self.adds_space)}
+        arrays |= {} if self.group_V is None else {"group_V": self.group_V}
         with draft.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         draft.replace(path)
@@ -63,7 +68,9 @@ class TokenPair:
                 SideTokens(found[f"{n}_width_V"], found[f"{n}_spaced_V"], int(found[f"{n}_bos"]))
                 for n in ("student", "teacher")
             )
-            return TokenPair(student, teacher, found["student_of_W"], bool(found["adds_space"]))
+            group_V = found.get("group_V")
+            known = (found["student_of_W"], bool(found["adds_space"]), group_V)
+            return TokenPair(student, teacher, *known)
 
 
 def pair_tokens(

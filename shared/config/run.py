@@ -123,7 +123,7 @@ class Config(Section):
     targets: Targets = Targets()
     cross_tokenizer: CrossTokenizer | None = Field(
         default=None,
-        description="aligned or uld: how to learn from a teacher of another tokenizer",
+        description="grouped, aligned or uld: how to learn from a teacher of another tokenizer",
     )
     losses: list[Loss] = Field(default_factory=lambda: [ForwardKL()], min_length=1)
     augmentation: Augmentation = Augmentation()

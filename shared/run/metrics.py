@@ -254,7 +254,7 @@ class DomainEvaluation:
     student_nll: float
     teacher_nll: float | None
     kl: float | None  # KL(teacher || student)
-    kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
+    kl_kind: str  # "full", "bucketed-K", "aligned", "grouped" or "none"
     tokens: int
     student_scores: ClassScores | TagScores | None = None  # None: the task has no classes
     # None: it has none, or there is no teacher.

@@ -26,7 +26,7 @@ class RunPlan:
     domains: tuple[PreparedDomain, ...]  # config order
     training_question: Question | None  # None: no loss needs a teacher
     validation_question: Question | None  # None: no teacher to compare with
-    kl_kind: str  # "full", "bucketed-K", "aligned" (across tokenizers) or "none"
+    kl_kind: str  # "full", "bucketed-K", "aligned", "grouped" or "none"
     teacher: dict[str, str] | None  # the engine's fingerprint
     packed: bool  # whether the student keeps packed documents apart
     passes: Passes = TOGETHER  # what the lines of its units may share
@@ -81,7 +81,7 @@ class RunPlan:
         return self.parts or {next(iter(self.config.teachers)): self}
 
     def kl_kind_of(self, domain: str) -> str:
-        """ "full", "bucketed-K", "aligned" or "none"."""
+        """ "full", "bucketed-K", "aligned", "grouped" or "none"."""
         return self.by_teacher[self.config.teacher_of(domain)].kl_kind
 
     @property

@@ -19,6 +19,7 @@ from shared.text.chat import chosen_template
 ENCODING_PARTS = ("normalizer", "pre_tokenizer", "model")
 # The ways to learn from a teacher of another tokenizer.
 ACROSS = (
+    "cross_tokenizer=grouped, which compares groups of tokens whose text begins alike, "
     "cross_tokenizer=aligned, which compares tokens of the same bytes and spans of text, or "
     "cross_tokenizer=uld, which compares probabilities by rank"
 )

@@ -182,6 +182,11 @@ class WeightedTerms:
         """K where the teacher's whole distribution over the shared ids is known, else None."""
         return None if self.targets is None else self.targets.kept_prefix
 
+    @property
+    def group_V(self) -> Tensor | None:
+        """The groups of the student's ids, where the teacher's answer is about groups."""
+        return self.targets.groups() if isinstance(self.targets, IdsPerPosition) else None
+
     def select(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The label rides along as the last id, not kept, whether or not it is among the others.
 

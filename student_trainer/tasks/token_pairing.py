@@ -1,7 +1,7 @@
 """A teacher of another tokenizer: its answers at the positions of the student's rows.
 
 N positions with loss of the student's unit   M those of the teacher's   S spans, or temperatures
-K ids kept per position
+K ids kept per position   V ids of the student
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,11 @@ class TokenPairing:
         """See `Pairing`. `compared_N` are positions at which both models begin a token after the
         same bytes; there `ids_NK` are the student's ids of what the teacher kept, `logprobs_NK`
         and `log_tail_NS` the teacher's, and `absent_NK` marks what the student does not have.
-        Elsewhere all mass is in the tail. `label_logprob_N` are the teacher's nats of each span,
-        in equal shares on the student's tokens of it, so that their sum is that of the text; where
-        the teacher says nothing, as of an end that it does not have, their mean stands.
+        Elsewhere all mass is in the tail. With groups those are named in place of ids, each once,
+        `group_V` has that of each of the student's ids, and nothing is compared where the next
+        tokens of the text are in different ones. `label_logprob_N` are the teacher's nats of each
+        span, in equal shares on the student's tokens of it, so that their sum is that of the text;
+        where the teacher says nothing, as of an end that it does not have, their mean stands.
         `span_N`, `span_logprob_N` and `span_share_N` are of spans of several tokens, where there
         are some."""
         found, told = align(rows, answer.rows, self.pair), answer.targets.arrays()
@@ -35,7 +37,7 @@ class TokenPairing:
         at_N = _beginnings(found)
         arrays = self._compared(found, at_N, told.kept, layout.label_N)
         arrays["label_logprob_N"] = in_shares(found, nats_S)
-        return arrays | _merged(found, nats_S)
+        return arrays if self.pair.group_V is not None else arrays | _merged(found, nats_S)
 
     def _compared(
         self, found: Alignment, at_N: np.ndarray, kept: dict[str, np.ndarray], label_N: np.ndarray
@@ -45,24 +47,52 @@ class TokenPairing:
         if not len(label_M):  # of a unit that the teacher does not read
             kept = {name: np.zeros((1, *v.shape[1:]), v.dtype) for name, v in kept.items()}
             label_M = np.zeros(1, np.int64)
-        teachers_NK = kept["ids_NK"][at_N]
-        known_NK = teachers_NK < len(self.pair.student_of_W)
-        ids_NK = self.pair.student_of_W[np.where(known_NK, teachers_NK, 0)].astype(np.int64)
-        is_absent_NK = ~known_NK | (ids_NK == ABSENT) | ~is_compared_N[:, None]
-        # Of a span of several tokens the first of each model is no whole outcome of the other's.
+        teachers_NK, theirs_N = kept["ids_NK"][at_N], label_M[at_N]
+        ids_NK, none_N1 = self._students(teachers_NK), ~is_compared_N[:, None]
+        logprobs_NK = np.where(none_N1, np.float32(0), kept["logprobs_NK"][at_N])
         span_N = np.where(is_compared_N, found.span_N, NONE)
-        is_merged_N = np.append(found.is_merged_S, False)[span_N]
-        own_NK = (ids_NK == label_N[:, None]) | (teachers_NK == label_M[at_N][:, None])
-        is_absent_NK |= is_merged_N[:, None] & own_NK
+        is_absent_NK = (ids_NK == ABSENT) | none_N1
         is_absent_NK |= np.append(found.is_shifted_S, False)[span_N][:, None]
-        none_N1 = ~is_compared_N[:, None]
-        return {
+        group_V = self.pair.group_V
+        if group_V is None:  # the first token of several is no whole outcome of the other's
+            is_merged_N = np.append(found.is_merged_S, False)[span_N]
+            own_NK = (ids_NK == label_N[:, None]) | (teachers_NK == theirs_N[:, None])
+            is_absent_NK |= is_merged_N[:, None] & own_NK
+        else:
+            is_absent_NK |= (group_V[label_N] != self._students(theirs_N))[:, None]
+            logprobs_NK, is_absent_NK = _in_groups(ids_NK, logprobs_NK, is_absent_NK)
+        arrays = {
             "compared_N": is_compared_N,
             "ids_NK": np.where(is_absent_NK, 0, ids_NK),
             "absent_NK": is_absent_NK,
-            "logprobs_NK": np.where(none_N1, np.float32(0), kept["logprobs_NK"][at_N]),
+            "logprobs_NK": logprobs_NK,
             "log_tail_NS": np.where(none_N1, np.float32(0), kept["log_tail_NS"][at_N]),
         }
+        return arrays if group_V is None else arrays | {"group_V": group_V.astype(np.int64)}
+
+    def _students(self, teachers: np.ndarray) -> np.ndarray:
+        """The student's ids, or groups, of the teacher's ids; ABSENT where there is none."""
+        is_known = teachers < len(self.pair.student_of_W)
+        found = self.pair.student_of_W[np.where(is_known, teachers, 0)].astype(np.int64)
+        return np.where(is_known, found, ABSENT)
+
+
+def _in_groups(
+    ids_NK: np.ndarray, logprobs_NK: np.ndarray, is_absent_NK: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of groups in place of ids that may repeat: at the first id of each group
+    that of all, and the others absent with none."""
+    at = np.nonzero(~is_absent_NK)
+    place = at[0] * (ids_NK.max(initial=0) + 1) + ids_NK[at]
+    order = np.argsort(place, kind="stable")
+    _, first = np.unique(place[order], return_index=True)
+    sums = np.logaddexp.reduceat(logprobs_NK[at][order], first) if len(first) else []
+    heads = tuple(index[order][first] for index in at)
+    summed_NK = np.where(is_absent_NK, logprobs_NK, -np.inf).astype(np.float32)
+    summed_NK[heads] = sums
+    is_other_NK = np.ones_like(is_absent_NK)
+    is_other_NK[heads] = False
+    return summed_NK, is_other_NK
 
 
 def _summed(found: Alignment, label_logprob_M: np.ndarray) -> np.ndarray:

@@ -57,6 +57,8 @@ BACK = {
     "teachers": "{student-base-1m: {model: models/student-base-1m, cpus: 0.6}}",
     "student.model": "models/stories260k",
 }
+FORTH = "stories260k to student-base-1m"
+ALIGNED = {"cross_tokenizer": "aligned"}
 ULD = {
     "cross_tokenizer": "uld",
     "losses": "[{kind: total_variation, weight: 2}, {kind: cross_entropy}]",
@@ -128,12 +130,19 @@ ACROSS = Table(
     "across",
     {"NLL": "nll"},
     (
-        Trial("aligned", "stories260k to student-base-1m, aligned", "cross_tokenizer", STORIES),
-        Trial("uld", "stories260k to student-base-1m, ULD", "cross_tokenizer", STORIES | ULD),
-        Trial("back-aligned", "and back, aligned", "cross_tokenizer", STORIES | BACK),
+        Trial("grouped", f"{FORTH}, grouped", "cross_tokenizer", STORIES),
+        Trial("aligned", f"{FORTH}, aligned", "cross_tokenizer", STORIES | ALIGNED),
+        Trial("uld", f"{FORTH}, ULD", "cross_tokenizer", STORIES | ULD),
+        Trial("back-grouped", "and back, grouped", "cross_tokenizer", STORIES | BACK),
+        Trial("back-aligned", "and back, aligned", "cross_tokenizer", STORIES | BACK | ALIGNED),
         Trial("back-uld", "and back, ULD", "cross_tokenizer", STORIES | BACK | ULD),
     ),
-    (("uld", "aligned"), ("back-uld", "back-aligned")),
+    (
+        ("grouped", "aligned"),
+        ("uld", "aligned"),
+        ("back-grouped", "back-aligned"),
+        ("back-uld", "back-aligned"),
+    ),
 )
 ROUNDS = Table(
     "rounds",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.planning.description import ModelDescription
+from shared.across.groups import Reader, in_groups
 from shared.across.token_bytes import TokenBytes, token_bytes
 from shared.across.token_pair import TokenPair, pair_tokens
 from shared.config.run import Config
@@ -28,10 +29,13 @@ class Tokenizers:
         """A sentence for the start of a run."""
         if self.are_same:
             return "teacher and student have one tokenizer, whose tokens are compared as they are"
-        return (
+        said = (
             f"{self.pair.overlap:,} of the teacher's {len(self.pair.student_of_W):,} tokens are "
             f"the same bytes as one of the student's {len(self.student):,}"
         )
+        if self.pair.group_V is None:
+            return said
+        return f"{said}, and each is the group of those that begin with it"
 
 
 def tokenizers_of(
@@ -45,12 +49,15 @@ def tokenizers_of(
     )
     rows = {"teacher": teacher.vocab_size, "student": student.vocab_size}
     pair = pair_tokens(own, others, student_rows=rows["student"], teacher_rows=rows["teacher"])
-    if config.cross_tokenizer == "aligned" and not pair.overlap:
+    if config.cross_tokenizer != "uld" and not pair.overlap:
         raise HandshakeError(
-            f"cross_tokenizer is aligned, but no token of {teacher.name} (teacher) is the same "
-            f"bytes as one of {student.name} (student); take cross_tokenizer=uld with "
-            "{kind: total_variation, weight: 2}, or another teacher"
+            f"cross_tokenizer is {config.cross_tokenizer}, but no token of {teacher.name} "
+            f"(teacher) is the same bytes as one of {student.name} (student); take "
+            "cross_tokenizer=uld with {kind: total_variation, weight: 2}, or another teacher"
         )
+    if config.cross_tokenizer == "grouped":
+        readers = (Reader(own, student.load_tokenizer()), Reader(others, teacher.load_tokenizer()))
+        pair = in_groups(pair, *readers, student_rows=rows["student"])
     are_same = same_tokens(teacher.identity, student.identity)
     digests = (student.rows_digest, teacher.rows_digest)
     return Tokenizers(own, others, pair, teacher.load_tokenizer, digests, are_same, rows)

@@ -15,7 +15,7 @@ from shared.config.losses import (
 if TYPE_CHECKING:
     from shared.config.run import Config
 
-CrossTokenizer = Literal["aligned", "uld"]
+CrossTokenizer = Literal["grouped", "aligned", "uld"]
 
 
 def check_cross_tokenizer(config: "Config") -> None:
@@ -44,7 +44,13 @@ def _check_loss(loss: Loss, method: CrossTokenizer) -> None:
         raise ValueError(
             f"cross_tokenizer is uld, but losses has a {loss.kind}, and ULD is the sum of |p - q| "
             "over ranks, twice total_variation; take {kind: total_variation, weight: 2}, or "
-            "cross_tokenizer=aligned"
+            "cross_tokenizer=grouped"
+        )
+    if method == "grouped" and loss.temperature != 1:
+        raise ValueError(
+            f"cross_tokenizer is grouped, but losses has a {loss.kind} with temperature "
+            f"{loss.temperature}, at which a group would weigh more the more tokens it has; set "
+            "temperature to 1, or cross_tokenizer=aligned"
         )
 
 

@@ -4,9 +4,11 @@ with which of the student's.
 Where both begin a token after the same bytes, their distributions stand beside each other;
 elsewhere nothing is compared, and both have all mass in the tail, where no divergence finds a
 difference.
-`ByBytes` pairs tokens that are the same bytes, `ByRank` the likeliest with the likeliest.
+`ByBytes` pairs tokens that are the same bytes, or groups of tokens whose text begins alike,
+`ByRank` the likeliest with the likeliest.
 
 N positions   n positions of a chunk   K ids of the teacher per position   S temperatures
+V student vocabulary
 """
 
 from collections.abc import Callable, Sequence
@@ -53,10 +55,11 @@ class Matched(IdsPerPosition):
 
 @dataclass(frozen=True, slots=True)
 class ByBytes(Matched):
-    """The teacher's ids are those of the student that are the same bytes; all others of either are
-    in its tail. `spans` are compared beside it."""
+    """The teacher's ids are those of the student that are the same bytes, or its groups'; all
+    others of either are in its tail. `spans` are compared beside it."""
 
     spans_N: Spans | None = None
+    group_V: Tensor | None = None  # int64, the group of each of the student's ids
 
     def at(
         self,
@@ -72,8 +75,9 @@ class ByBytes(Matched):
 
         def buckets(temperature: float) -> Buckets:
             shipped = self._shipped(rows, temperature)
-            if self.num_ids >= vocabulary:
-                shipped = self._without_tail(rows, shipped, temperature, vocabulary=vocabulary)
+            if self.group_V is not None or self.num_ids >= vocabulary:
+                outcomes = self._outcomes(vocabulary)
+                shipped = self._without_tail(rows, shipped, temperature, outcomes=outcomes)
             return _folded(shipped, absent_nK)
 
         return buckets
@@ -93,12 +97,22 @@ class ByBytes(Matched):
         folded = _folded(self._shipped(slice(None), 1.0), self.absent_NK)
         return -torch.expm1(folded.tail_N)
 
+    def groups(self) -> Tensor | None:
+        """See `IdsPerPosition`."""
+        return self.group_V
+
+    def _outcomes(self, vocabulary: int) -> Tensor | int:
+        """The student's ids, or their groups, each of which has the name of one of its ids."""
+        if self.group_V is None:
+            return vocabulary
+        return (self.group_V == torch.arange(vocabulary, device=self.group_V.device)).sum()
+
     def _without_tail(
-        self, rows: slice, shipped: Buckets, temperature: float, *, vocabulary: int
+        self, rows: slice, shipped: Buckets, temperature: float, *, outcomes: Tensor | int
     ) -> Buckets:
-        """The same, with all mass on the kept ids where these are the student's every id."""
+        """The same, with all mass on the kept ids where these are the student's every outcome."""
         absent_nK = self.absent_NK[rows]
-        is_whole_n = (~absent_nK).sum(-1) >= vocabulary
+        is_whole_n = (~absent_nK).sum(-1) >= outcomes
         nothing_n = torch.full_like(shipped.tail_N, -torch.inf)
         paired_nK = self.logprobs_NK[rows].masked_fill(absent_nK, -torch.inf)
         paired_nK = torch.where(is_whole_n[:, None], paired_nK, 0.0)

@@ -45,7 +45,7 @@ def matched(batch: Mapping[str, Tensor], temperatures: tuple[float, ...]) -> ByB
     spans = None
     if "span_rest_N" in batch:
         spans = Spans(batch["span_logprob_N"], batch["span_rest_N"], batch["span_share_N"])
-    return ByBytes(batch["ids_NK"], batch["absent_NK"], *shipped, spans)
+    return ByBytes(batch["ids_NK"], batch["absent_NK"], *shipped, spans, batch.get("group_V"))
 
 
 @torch.no_grad()

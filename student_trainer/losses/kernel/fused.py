@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from student_trainer.losses.across.grouped import GroupedWorkspace
 from student_trainer.losses.kernel.chunk import ChunkWorkspace, LogProbs, Slopes
 from student_trainer.losses.kernel.primitive import Head, chunks, default_chunk_rows, precision
 from student_trainer.losses.kernel.products import hidden_product, weight_product
 from student_trainer.losses.kernel.whole import WholeWorkspace, whole_chunk_rows
 
+Workspace = ChunkWorkspace | GroupedWorkspace | WholeWorkspace
 PART_BYTES = 4 * 2**20  # of logits that are evaluated at a time, to stay in a core's cache
 # The same on an accelerator over a whole vocabulary, where five such tensors are computed of them.
 ACCELERATOR_PART_BYTES = 64 * 2**20
@@ -53,6 +55,12 @@ class TokenObjective(Protocol):
     def kept_prefix(self) -> int | None:
         """K where the kept ids are the first K of the vocabulary, ascending: `select` is not asked
         then, and the log-probabilities are those of these K alone."""
+        ...
+
+    @property
+    def group_V(self) -> Tensor | None:
+        """The group of each id, where the ids asked about are names of groups but for the last of
+        each position; None: they are ids."""
         ...
 
     def select(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -203,7 +211,7 @@ def _run(
     return loss_N, values_NJ
 
 
-def parts(num_rows: int, workspace: ChunkWorkspace | WholeWorkspace, *, on: str) -> Iterator[slice]:
+def parts(num_rows: int, workspace: Workspace, *, on: str) -> Iterator[slice]:
     """Slices of a chunk that are evaluated one at a time on a type of device: an accelerator takes
     the chunk as a whole where little is computed of its logits."""
     row_bytes = 4 * workspace.head.vocabulary
@@ -218,12 +226,14 @@ def parts(num_rows: int, workspace: ChunkWorkspace | WholeWorkspace, *, on: str)
 
 def _workspace(
     hidden_ND: Tensor, head: Head, *, objective: TokenObjective, rows: int, gradients: bool
-) -> ChunkWorkspace | WholeWorkspace:
+) -> Workspace:
     shared: dict[str, Any] = {
         "like_ND": hidden_ND,
         "temperatures": objective.temperatures,
         "rows": rows,
     }
+    if objective.group_V is not None:
+        return GroupedWorkspace(head, group_V=objective.group_V, **shared)
     if objective.kept_prefix is None:
         return ChunkWorkspace(head, gradients=gradients, **shared)
     return WholeWorkspace(head, kept=objective.kept_prefix, **shared)

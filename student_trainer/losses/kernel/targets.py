@@ -1,7 +1,7 @@
 """What the objective asks of a teacher's answer, whatever it holds, and the usual one: ranked ids.
 
 N positions   n positions of a chunk   K ids kept per position   S temperatures shipped
-W rows of the teacher's head
+W rows of the teacher's head   V student vocabulary
 """
 
 from collections.abc import Callable, Sequence
@@ -103,6 +103,11 @@ class IdsPerPosition:
 
     def spans(self, rows: slice) -> Spans | None:
         """Spans of several tokens that are compared too; None: none are."""
+        return None
+
+    def groups(self) -> Tensor | None:
+        """The group of each of the student's ids [V], whose names the kept ids are then; None:
+        every id stands for itself."""
         return None
 
 

@@ -25,7 +25,7 @@ def test_what_is_captured_across_tokenizers_is_learnt_without_a_teacher(
     store = str(tmp_path / "store")
     targets = {"store": store, "top_k": 32}
     losses = [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]
-    job = write_job(tmp_path, pair, cross_tokenizer="aligned", targets=targets, losses=losses)
+    job = write_job(tmp_path, pair, cross_tokenizer="grouped", targets=targets, losses=losses)
     assert main(["capture", str(job)]) == 0
     assert all(answers.question.ask.shared_vocab == FEW for answers in stored_answers(Path(store)))
     assert main(["run", str(job), "targets.teacher_free=true"]) == 0
@@ -45,10 +45,12 @@ def test_what_is_captured_across_tokenizers_is_learnt_without_a_teacher(
     evaluated = json.loads((run.path / "evaluations.json").read_text())
     for name in WORDS:
         before, after = (evaluated[when][name] for when in ("before", "after"))
-        assert before["kl_kind"] == "aligned"
+        assert before["kl_kind"] == "grouped"
         assert 0 < after["kl"] < before["kl"]
         assert before["teacher_nll"] > 0
-    assert TokenPair.read(run.token_pair).overlap > 256
+    found = TokenPair.read(run.token_pair)
+    assert found.overlap > 256
+    assert found.group_V is not None
     capsys.readouterr()
     assert main(["eval", str(run.path), "--json", "--generate", "0"]) == 0
     found = json.loads(capsys.readouterr().out)["domains"]

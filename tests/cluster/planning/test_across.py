@@ -41,14 +41,13 @@ def prepared(folder: Path, pair: tiny.Pair, *overrides: str) -> Prepared:
     return prepare_run(resolve(load_config(job, list(overrides))))
 
 
-def test_two_tokenizers_are_refused_with_both_ways_to_learn_across_them(
+def test_two_tokenizers_are_refused_with_every_way_to_learn_across_them(
     tmp_path, pair, capsys
 ) -> None:
     assert main(["run", str(write_job(tmp_path, pair))]) == 2
     said = capsys.readouterr().err
     assert "do not share a vocabulary" in said
-    assert "cross_tokenizer=aligned" in said
-    assert "cross_tokenizer=uld" in said
+    assert all(f"cross_tokenizer={method}" in said for method in ("grouped", "aligned", "uld"))
 
 
 def test_the_teacher_reads_the_text_of_every_row_in_tokens_of_its_own(tmp_path, pair) -> None:
@@ -73,6 +72,23 @@ def test_the_teacher_reads_the_text_of_every_row_in_tokens_of_its_own(tmp_path, 
     assert found.across is not None
     assert found.facts.shared_vocab == FEW
     assert any("are the same bytes as one of the student's 512" in note for note in notes(found))
+
+
+def test_groups_lie_in_the_runs_folder_and_the_start_says_that_there_are_some(
+    tmp_path, pair, tiny_pair
+) -> None:
+    from cluster.planning.preparation import run_plan
+
+    found = prepared(tmp_path, pair, "cross_tokenizer=grouped")
+    plan = run_plan(found, run_dir=tmp_path / "runs" / "job", teacher=None)
+    assert plan.token_pair is not None
+    group_V = TokenPair.read(Path(plan.token_pair)).group_V
+    assert group_V is not None
+    assert FEW > len(np.unique(group_V)) - 1 > 256
+    assert any("each is the group of those that begin with it" in note for note in notes(found))
+    alike = prepared(tmp_path, tiny_pair, "cross_tokenizer=grouped")
+    assert alike.across is not None
+    assert alike.across.pair.group_V is None
 
 
 def test_the_teachers_rows_are_made_once(tmp_path, pair) -> None:

@@ -46,7 +46,16 @@ def test_uld_is_total_variation_by_rank() -> None:
     assert config(cross_tokenizer="uld", losses=[*TV, {"kind": "cross_entropy"}]).losses
     said = refused(cross_tokenizer="uld")
     assert "losses has a forward_kl" in said
-    assert "take {kind: total_variation, weight: 2}, or cross_tokenizer=aligned" in said
+    assert "take {kind: total_variation, weight: 2}, or cross_tokenizer=grouped" in said
+
+
+def test_groups_are_compared_at_temperature_1() -> None:
+    losses = [{"kind": "reverse_kl", "temperature": 2.0}]
+    said = refused(cross_tokenizer="grouped", losses=losses)
+    assert "losses has a reverse_kl with temperature 2.0" in said
+    assert "set temperature to 1, or cross_tokenizer=aligned" in said
+    assert config(losses=losses).cross_tokenizer == "aligned"
+    assert config(cross_tokenizer="grouped", losses=[{"kind": "reverse_kl"}]).losses
 
 
 @pytest.mark.parametrize(

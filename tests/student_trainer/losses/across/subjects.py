@@ -14,6 +14,8 @@ import torch
 
 from cluster.builtin.models import train_tokenizer
 from cluster.selftest import models
+from shared.across import groups
+from shared.across.groups import Reader
 from shared.across.token_bytes import TokenBytes, token_bytes
 from shared.across.token_pair import TokenPair, pair_tokens
 from shared.across.translating import Translator
@@ -73,7 +75,7 @@ class Across:
         return layouts.batch(self.student_rows, answer)
 
 
-def across(folder: Path, *, teacher_vocab: int) -> Across:
+def across(folder: Path, *, teacher_vocab: int, in_groups: bool = False) -> Across:
     """Random models around two tokenizers, and two rows of two documents."""
     pair = tiny.save_pair(folder / "pair")
     models.save_model(pair.teacher, tokenizer(teacher_vocab), width=48, layers=3, seed=1)
@@ -81,6 +83,9 @@ def across(folder: Path, *, teacher_vocab: int) -> Across:
     write_rows(path, domain=DOMAINS[0], rows=_rows())
     own, others = (token_bytes(tokenizer(v), model="m") for v in (tiny.VOCAB, teacher_vocab))
     pairing = pair_tokens(own, others, student_rows=tiny.VOCAB, teacher_rows=teacher_vocab)
+    if in_groups:
+        readers = (Reader(own, tokenizer(tiny.VOCAB)), Reader(others, tokenizer(teacher_vocab)))
+        pairing = groups.in_groups(pairing, *readers, student_rows=tiny.VOCAB)
     store = RowStore.open(path)
     found = Translator(own, others, pairing, tokenizer(teacher_vocab)).translated(store)
     assert found.left_out == 0
