@@ -52,7 +52,7 @@ def test_eval_finds_the_entities_that_the_summary_says(job, capsys):
     writes = yaml.safe_load((run / "config.yaml").read_text())["task"]["kind"] == "marking"
     assert found["per"] == ("token" if writes else "word")
     assert any("span F1" in line and "recall" in line for line in said)
-    assert max(map(len, said)) <= 110
+    assert max(map(len, said)) <= 100
     domain = found["domains"]["names"]
     assert (domain["bytes"] is None, domain["prompts"] > 0) == (not writes, writes)
     assert list(domain["models"]) == ["teacher", "before", "after"]
