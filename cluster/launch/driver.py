@@ -110,7 +110,8 @@ def evaluate(
     run_dir, services = run_dir_of(config), services_of(config, service)
     with locked(run_dir), reached(address, services):
         refuse_unplaceable_early(config, services)
-        launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), services)
+        attempt = run_dir.new_attempt()
+        launch = Launch(prepare_run(config), run_dir, attempt, services, trains=False)
         with connected(address):
             refuse_unplaceable(launch)
             export = newest_export(run_dir, config, task_of(config).model)

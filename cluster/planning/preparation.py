@@ -92,6 +92,7 @@ class Launch:
     # In place of those of its own services' replicas, by teacher, and of its workers' training.
     engines: Mapping[str, LoadEngine] = field(default_factory=dict)
     work: Work | None = None
+    trains: bool = True  # or evaluates, and needs nothing that models write before training
 
     def taught_by(self, teacher: str) -> "Launch":
         """The part of the command that one teacher teaches."""

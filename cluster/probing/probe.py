@@ -122,6 +122,7 @@ def probed(config: Config, folder: Path, *, steps: int) -> Config:
             "mixture": mixture,
             "progressive": None,
             "weighting": as_unscored(config.weighting),
+            "augmentation": config.augmentation.by_rules,
             "baseline": False,
             "trackers": [],
         }

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cluster.launch.teachers.filling import filled_domains
 from cluster.launch.teachers.following import following
 from cluster.launch.teachers.modules import with_modules
 from cluster.launch.teachers.similarity import with_similarity
@@ -79,6 +80,9 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         }
         plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
         plan = _by_scores(launch, plan, teachers=scorers)
+        if launch.trains and launch.config.augmentation.fills:
+            filled = filled_domains(launch.prepared, plan.domains, teachers=scorers)
+            plan = replace(plan, domains=filled)
         before = sum(map(restarts_of, services.values()))
         try:
             yield plan, live
