@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.config.adaptive_losses import writes_pairs
 from shared.data.augmented.augmenting import Augmenter
 from shared.data.augmented.fills import Fills
 from shared.data.rollouts import expected_tokens, share_of_rows
@@ -19,6 +20,7 @@ from shared.mixture.blocks import Block
 from shared.mixture.curriculum import Curriculum, DomainParts, parts_of, whole_domain
 from shared.mixture.weight_log import WeightLog
 from shared.run.plan import RunPlan
+from shared.text.digests import digest_file
 from student_trainer.ranks import Ranks
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.source import DomainCounts, Drawn
@@ -108,6 +110,8 @@ class DataSet:
             f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in domains
         }
         rows |= {f"the order of {d.name}": d.digest for d in self._domains if d.digest}
+        if writes_pairs(self._plan.config.losses):
+            rows |= {f"the pairs of {d.name}": digest_file(Path(d.train_path)) for d in domains}
         if self._augmenter is None:
             return rows
         left_out = None if self._augmenter.fills else FILLING  # which names what was filled

@@ -350,6 +350,10 @@ KNOBS = {
         "student_trainer/weighing/test_preferences.py"
         "::test_a_step_is_that_of_the_dense_models_however_it_is_cut"
     ),
+    "losses.N.pairs": (
+        "cluster/launch/test_pairing.py"
+        "::test_the_teachers_likeliest_text_is_chosen_and_the_students_rejected"
+    ),
     "losses.N.final_weight": (
         "student_trainer/test_phases.py::test_the_loss_adds_up_with_the_weight_of_its_phase"
     ),

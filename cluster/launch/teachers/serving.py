@@ -275,7 +275,7 @@ def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) 
     progressive = launch.config.progressive
     if progressive is None:
         return plan
-    student = _student(launch) if progressive.difficulty == "gap" else None
+    student = starting_student(launch) if progressive.difficulty == "gap" else None
     domains = ordered_domains(
         launch.prepared,
         progressive.difficulty,
@@ -286,8 +286,8 @@ def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) 
     return replace(plan, domains=domains)
 
 
-def _student(launch: Launch) -> Asked:
-    """The student as it starts."""
+def starting_student(launch: Launch) -> Asked:
+    """The student as it starts, as something that scores rows."""
     from teacher_service.engine.loading import local_folder, weights_digest
 
     student, asked = launch.config.student, served_student(launch.config)

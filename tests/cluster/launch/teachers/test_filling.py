@@ -145,6 +145,11 @@ def test_documents_come_after_training_text_of_another_domain_and_validation_is_
     domains = filled(prepared, model)
     text = {name: text_of(domain, "train") for name, domain in domains.items()}
     held = [one for d in domains.values() for one in text_of(d, "validation") if len(one) > LEAST]
+    stores = {name: RowStore.open(domain.train_path) for name, domain in domains.items()}
+    rows_of = {
+        name: [ids.tolist() for ids in store.take(range(len(store))).column("input_ids")]
+        for name, store in stores.items()
+    }
     lengths = []
     for rows in model.asked_rows:
         columns = (rows.column(name) for name in ("input_ids", "loss_mask"))
@@ -155,7 +160,7 @@ def test_documents_come_after_training_text_of_another_domain_and_validation_is_
             assert length <= MOST_BEFORE
             assert len(ids) <= CONTEXT
             assert not mask[:length].any()
-            assert any(one[:length] == ids[:length].tolist() for one in text[other])
+            assert any(one[:length] == ids[:length].tolist() for one in rows_of[other])
             assert not any(_ends(ids, one) for one in held)
     assert held
     assert max(lengths) > LEAST
