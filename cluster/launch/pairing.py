@@ -175,7 +175,7 @@ class _Domain:
         with writing.serve() as generator:
             parts = [generator.generate(openings.at(at), specs[room]) for room, at in lines.items()]
         order = np.argsort(np.concatenate([*lines.values()]), kind="stable")
-        found = Continuations.joined(parts).at(order)
+        found = Continuations.joined(parts).at(order.tolist())
         try:
             write_table(path, found.table)
         except OSError as error:

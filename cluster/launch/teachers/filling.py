@@ -271,5 +271,5 @@ class _Unit:
                 is_filled_M = fill_M >= 0
                 places[one.row].append(one.first + one.masked.place_M[is_filled_M])
                 ids[one.row].append(fill_M[is_filled_M])
-        for row in zip(places, ids, strict=True):
-            yield tuple(np.concatenate(parts).astype(np.int32) for parts in row)
+        for at, fills in zip(places, ids, strict=True):
+            yield np.concatenate(at).astype(np.int32), np.concatenate(fills).astype(np.int32)

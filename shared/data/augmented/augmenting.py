@@ -46,8 +46,8 @@ class Augmenter:
                 filled = self.fills[domain_R[row]].put(ids, row=index_R[row], epoch=epoch_R[row])
             parts = (np.split(each, starts[1:]) for each in (ids, filled, mask))
             documents = [
-                self._document(*part, f"{draw}/{number}", domain=domain_R[row])
-                for number, part in enumerate(zip(*parts, strict=True))
+                self._document(own, put, loss, f"{draw}/{number}", domain=domain_R[row])
+                for number, (own, put, loss) in enumerate(zip(*parts, strict=True))
             ]
             found.append(documents)
         lengths = [[len(ids) for ids, _, _ in documents] for documents in found]

@@ -8,13 +8,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.cli import main
@@ -23,7 +21,7 @@ from cluster.planning.loading import load
 from cluster.planning.preparation import Prepared, prepare_run
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.run.metrics import read_metrics
 from shared.targets.generation import Continuations, GenerationSpec, Generator, Openings
 from tests.cluster.jobs import WORDS, write_job
@@ -128,8 +126,7 @@ def test_the_teachers_likeliest_text_is_chosen_and_the_students_rejected(
     counts = json.loads((tmp_path / "pairs" / "counts.json").read_text())["said"]
     assert counts["pairs"] == len(pairs) > 20
     assert counts["pairs"] + counts["alike"] == counts["prompts"] == len(given)
-    tokens = sum(len(ids) for answer in authors[0].asked for ids in answer.ids())
-    assert 0 < counts["teacher_tokens"] <= NEW_TOKENS * len(given) < tokens * NEW_TOKENS
+    assert 0 < counts["teacher_tokens"] <= NEW_TOKENS * len(given)
 
 
 def test_validation_text_is_never_gone_on_from(
@@ -177,18 +174,21 @@ def test_prompts_without_room_for_two_responses_are_refused(
     tmp_path: Path, tiny_pair: Pair, authors: tuple[Author, Author]
 ) -> None:
     job = job_of(tmp_path, tiny_pair)
-    rows = [{"prompt": "alpha " * 12 + str(n), "response": "beta"} for n in range(30)]
+    rows = [{"prompt": "alpha " * 8 + str(n), "response": "beta"} for n in range(30)]
     (tmp_path / "said.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     prepared = prepare_run(load(job, []))
     with pytest.raises(DataError, match=r"no prompt that leaves room for two responses in data.co"):
         paired(prepared, tmp_path / "pairs", *authors)
 
 
+BY_LENGTH = {"difficulty": "length", "phases": 2, "max_steps": 2, "plateau": None}
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         ({"targets": {"teacher_free": True, "store": "s"}}, "leaves no teacher to write"),
-        ({"progressive": {}}, "progressive orders rows before pairs are written"),
+        ({"progressive": BY_LENGTH}, "progressive orders rows before pairs are written"),
         ({"cross_tokenizer": "uld"}, "in tokens of its own; set pairs=given"),
         ({"task": "image_text"}, "models write after text alone; set pairs=given"),
     ],
@@ -196,7 +196,7 @@ def test_prompts_without_room_for_two_responses_are_refused(
 def test_a_run_whose_pairs_nobody_could_write_is_refused(
     tmp_path: Path, tiny_pair: Pair, asked: dict, said: str
 ) -> None:
-    with pytest.raises((ValidationError, ValueError, Exception), match=said):
+    with pytest.raises(ConfigError, match=said):
         load(job_of(tmp_path, tiny_pair, **asked), [])
 
 
@@ -218,6 +218,6 @@ def test_a_run_learns_what_its_models_wrote_and_goes_on_with_the_same(
     assert (run / "pairs" / "rows.0.arrow").read_bytes() == rows
     terms = [line.terms["preference"] for line in read_metrics(run / "metrics.jsonl")]
     assert len(terms) == 6
-    assert all(after is not None for _, after in pairwise(terms))
+    assert None not in terms
     assert main(["capture", str(job), f"targets.store={tmp_path / 'store'}"]) == 2
     assert "capture cannot know them" in capsys.readouterr().err
