@@ -124,7 +124,7 @@ class _Filling:
         """Ask about every copy of every row, under a bar, and keep what is drawn."""
         size, copies = len(self.store), self.section.copies
         name, hidden = f"filling {self.domain.name}", not sys.stderr.isatty()
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        found, num_read = list[tuple[np.ndarray, np.ndarray]](), 0
         assert self.teacher.serve is not None, "a teacher is alive"
         with (
             self.teacher.serve() as open_reader,
@@ -132,9 +132,10 @@ class _Filling:
         ):
             reader = open_reader(0)
             try:
-                for line in self._lines(reader):
-                    found.append(line)
-                    bar.update()
+                for unit, answer in self._answered(reader):
+                    found += unit.filled(answer, self.section, self.prepared.special_ids)
+                    num_read += unit.num_tokens
+                    bar.update(len(unit.rows))
             finally:
                 reader.close()
         by_row = [found[copy * size + row] for row in range(size) for copy in range(copies)]
@@ -143,21 +144,18 @@ class _Filling:
             write(path, copies=copies, places=places, ids=ids)
         print(
             f"the teacher filled {sum(map(len, ids)):,} masks of {size:,} rows of "
-            f"{self.domain.name}",
+            f"{self.domain.name}, for which it read {num_read:,} tokens",
             flush=True,
         )
 
-    def _lines(self, reader: TargetReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places and ids of the fills of every row, one copy after the other. What is masked is
-        drawn twice, when it is asked about and when it is answered, and is the same."""
+    def _answered(self, reader: TargetReader) -> Iterator[tuple["_Unit", SoftTargets | None]]:
+        """Every copy of all rows, and what the teacher says where any of them is masked. Masks are
+        drawn twice, when they are asked about and when they are answered, and are the same."""
         asked = (unit.asked() for unit in self._units() if unit.num_masks)
         ahead = 2 * self.prepared.config.service.in_flight
         answers = answered(reader, asked, self._question, ahead=ahead)
         for unit in self._units():
-            answer = next(answers)[1] if unit.num_masks else None
-            yield from unit.filled(
-                answer, most=self.section.candidates, special_ids=self.prepared.special_ids
-            )
+            yield unit, next(answers)[1] if unit.num_masks else None
 
     def _units(self) -> Iterator["_Unit"]:
         for copy in range(self.section.copies):
@@ -233,6 +231,11 @@ class _Unit:
         """Masks of all of them."""
         return sum(len(one.masked.place_M) for one in self.documents)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the teacher reads."""
+        return sum(len(one.before) + len(one.masked.ids_T) for one in self.documents)
+
     def asked(self) -> Rows:
         """What the teacher is asked: every document by itself, with loss where the next token is
         masked."""
@@ -251,7 +254,7 @@ class _Unit:
         )
 
     def filled(
-        self, answer: SoftTargets | None, *, most: int, special_ids: Collection[int]
+        self, answer: SoftTargets | None, section: Augmentation, special_ids: Collection[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places and ids of the fills of each row; `answer` is there where anything is masked."""
         places = [[np.zeros(0, np.int32)] for _ in range(len(self.rows))]
@@ -263,7 +266,7 @@ class _Unit:
                 kept["logprobs_NK"],
                 own_M=np.concatenate([one.ids_T[one.place_M] for one in masked]),
                 chance_M=np.concatenate([one.chance_M for one in masked]),
-                most=most,
+                most=section.candidates,
                 special_ids=special_ids,
             )
             ends = np.cumsum([len(one.place_M) for one in masked])[:-1]

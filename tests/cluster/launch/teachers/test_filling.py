@@ -4,6 +4,7 @@ The teacher is the real engine, in this process.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -138,11 +139,14 @@ def text_of(domain: PreparedDomain, split: str) -> list[list[int]]:
 
 
 def test_documents_come_after_training_text_of_another_domain_and_validation_is_never_read(
-    tmp_path: Path, tiny_pair: Pair
+    tmp_path: Path, tiny_pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared = prepared_with(tmp_path, tiny_pair)
     model = Watched("teacher", tiny_pair.teacher)
     domains = filled(prepared, model)
+    num_read = sum(len(ids) for rows in model.asked_rows for ids in rows.column("input_ids"))
+    said = re.findall(r"for which it read ([\d,]+) tokens", capsys.readouterr().out)
+    assert sum(int(one.replace(",", "")) for one in said) == num_read > 0
     text = {name: text_of(domain, "train") for name, domain in domains.items()}
     held = [one for d in domains.values() for one in text_of(d, "validation") if len(one) > LEAST]
     stores = {name: RowStore.open(domain.train_path) for name, domain in domains.items()}
