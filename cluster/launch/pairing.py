@@ -16,7 +16,7 @@ P prompts of a domain
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -119,15 +119,34 @@ def paired_domains(
     config = prepared.config
     numbered = enumerate(prepared.domains)
     domains = [_Domain.of(prepared, domain, folder, number) for number, domain in numbered]
-    chosen = [
-        domain.texts("chosen", teachers[config.teacher_of(domain.name)]) for domain in domains
-    ]
-    rejected = [domain.texts("rejected", student) for domain in domains]
+    with ExitStack() as stack:
+        authors = {name: _Author(writing, stack) for name, writing in teachers.items()}
+        by_domain = [authors[config.teacher_of(domain.name)] for domain in domains]
+        pairs = zip(domains, by_domain, strict=True)
+        chosen = [domain.texts("chosen", author) for domain, author in pairs]
+        author = _Author(student, stack)
+        rejected = [domain.texts("rejected", author) for domain in domains]
     told = zip(domains, chosen, rejected, strict=True)
     found = [domain.paired(*texts) for domain, *texts in told]
     counts = {domain.name: asdict(count) for domain, (_, count) in zip(domains, found, strict=True)}
     write_atomically(folder / "counts.json", json.dumps(counts, indent=1) + "\n")
     return tuple(domain for domain, _ in found)
+
+
+@dataclass(slots=True)
+class _Author:
+    """A model that is served from the first text that it writes until a stack is left."""
+
+    writing: Writing
+    stack: ExitStack
+    _generator: Generator | None = None
+
+    @property
+    def generator(self) -> Generator:
+        """Its way to write."""
+        if self._generator is None:
+            self._generator = self.stack.enter_context(self.writing.serve())
+        return self._generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +176,13 @@ class _Domain:
         """Of the domain."""
         return self.domain.name
 
-    def texts(self, answer: Answer, writing: Writing) -> Continuations:
+    def texts(self, answer: Answer, author: _Author) -> Continuations:
         """What a model writes after the prompts, in their order, or wrote before. Raises
         StorageError."""
         openings, lines = self._openings(answer), self._by_room()
         specs = {room: self._spec(room) for room in lines}
         decides = {
-            "model": dict(writing.identity),
+            "model": dict(author.writing.identity),
             "openings": [digest.hex() for digest in openings.hashes()],
             "specs": [spec.as_dict() for spec in specs.values()],
         }
@@ -172,8 +191,8 @@ class _Domain:
         kept = _kept(path)
         if kept is not None and len(kept.table) == len(openings):
             return kept
-        with writing.serve() as generator:
-            parts = [generator.generate(openings.at(at), specs[room]) for room, at in lines.items()]
+        generator = author.generator
+        parts = [generator.generate(openings.at(at), specs[room]) for room, at in lines.items()]
         order = np.argsort(np.concatenate([*lines.values()]), kind="stable")
         found = Continuations.joined(parts).at(order.tolist())
         try:

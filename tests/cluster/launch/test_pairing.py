@@ -162,6 +162,20 @@ def test_what_was_written_before_a_kill_is_not_written_again(
     assert Path(domain.train_path).read_bytes() != rows
 
 
+def test_a_student_is_loaded_once_for_all_domains(
+    tmp_path: Path, tiny_pair: Pair, authors: tuple[Author, Author]
+) -> None:
+    domains = {name: {"train": "said.jsonl"} for name in ("said", "told")}
+    both = prepare_run(load(job_of(tmp_path, tiny_pair, domains=domains), []))
+    (name,) = both.teachers
+    writing = [author.writing for author in authors]
+    found = paired_domains(both, tmp_path / "pairs", {name: writing[0]}, writing[1])
+    assert [domain.name for domain in found] == ["said", "told"]
+    first, second = (documents(domain.train_path) for domain in found)
+    assert sorted(first) == sorted(second)  # of the same text
+    assert [author.services for author in authors] == [1, 1]
+
+
 def test_models_that_write_the_same_make_no_pair(
     prepared: Prepared, tmp_path: Path, tiny_pair: Pair
 ) -> None:
