@@ -124,6 +124,11 @@ def reads_pairs(losses: Sequence[LossSection]) -> bool:
     return learns_pairs(losses) and not writes_pairs(losses)
 
 
+def teachers_write(config: "Config") -> bool:
+    """Whether teachers write texts, in training or before it."""
+    return config.source.teacher > 0 or writes_pairs(config.losses)
+
+
 def check_preference(config: "Config") -> None:
     """Raise ValueError where a run that learns pairs of responses asks for what reads each as a
     text to learn, or would cut one."""
