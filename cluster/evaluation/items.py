@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from cluster.prompt_search.splits import question
-from shared.config.adaptive_losses import learns_pairs
+from shared.config.adaptive_losses import reads_pairs
 from shared.config.run import Config
 from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
@@ -127,7 +127,7 @@ def _candidates(
     is_held_out = asked.validation is None
     root = Path(config.paths.root)
     split: Split = "train" if is_held_out else "validation"
-    if learns_pairs(config.losses):
+    if reads_pairs(config.losses):
         read = read_chosen(asked, split, root=root)
     else:
         read = read_documents(sources_of(asked, split), root=root, columns=asked.columns)

@@ -28,6 +28,7 @@ from cluster.session.interrupts import interrupted_as
 from cluster.session.placement import refuse_unplaceable_here, teachers_demands
 from cluster.session.services import reached, services_of
 from cluster.session.session import connected, prepare_environment
+from shared.config.adaptive_losses import writes_pairs
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
@@ -297,7 +298,12 @@ class _Progress:
 
 
 def _refuse_changed_text(config: Config) -> None:
-    """Raise ConfigError where documents are changed anew in every epoch."""
+    """Raise ConfigError where documents are changed anew in every epoch, or written in pairs."""
+    if writes_pairs(config.losses):
+        raise ConfigError(
+            "losses has a preference whose pairs teacher and student write before a run, so that "
+            "capture cannot know them; let a run fill targets.store, or set pairs=given"
+        )
     if config.augmentation.applies:
         raise ConfigError(
             f"augmentation.share is {config.augmentation.share:g}, which changes documents anew in "

@@ -110,7 +110,8 @@ def evaluate(
     run_dir, services = run_dir_of(config), services_of(config, service)
     with locked(run_dir), reached(address, services):
         refuse_unplaceable_early(config, services)
-        launch = Launch(prepare_run(config), run_dir, run_dir.new_attempt(), services)
+        attempt = run_dir.new_attempt()
+        launch = Launch(prepare_run(config), run_dir, attempt, services, trains=False)
         with connected(address):
             refuse_unplaceable(launch)
             export = newest_export(run_dir, config, task_of(config).model)
@@ -194,6 +195,7 @@ def _distil(launch: Launch) -> None:
     import ray
     import ray.util.metrics
 
+    from cluster.launch.pairing import with_pairs
     from cluster.launch.teachers.serving import teaching
 
     refuse_unplaceable(launch)
@@ -209,6 +211,7 @@ def _distil(launch: Launch) -> None:
                 if part.training_question is not None:
                     _say_price(launch.taught_by(name), part, part.training_question)
             if learning is not None:
+                plan = with_pairs(launch, plan)
                 begin("students")
                 learning(plan, open_reader)
                 conclude(launch.run_dir, status="finished")
@@ -328,7 +331,7 @@ def _students(
         export=export,
     )
     with students(training) as group:
-        if not launch.scores_with_student:  # which takes the workers' places first
+        if not launch.serves_student:  # which takes the workers' places first
             beside = beside_students(launch.config, launch.services, declared())
             group.start(beside=[] if baseline else beside)
         yield group

@@ -19,7 +19,7 @@ from cluster.planning.folders import (
 )
 from cluster.planning.pair_notes import pair_notes
 from cluster.planning.tasks.images import seen_alike
-from shared.config.adaptive_losses import learns_pairs
+from shared.config.adaptive_losses import reads_pairs
 from shared.config.losses import RouterBalance, SelfFeatures
 from shared.config.models.attention import INSTALLED_BY, refusal
 from shared.config.models.engines import refuse_beyond_classifier
@@ -376,6 +376,6 @@ def _whose(config: Config) -> str:
 def _uses_chat_template(config: Config) -> bool:
     """Whether any row of any source, of training or validation, is a prompt or a conversation."""
     root = Path(config.paths.root)
-    return learns_pairs(config.losses) or any(
+    return reads_pairs(config.losses) or any(
         kind != "text" for domain in config.domains.values() for kind in kinds_of(domain, root=root)
     )

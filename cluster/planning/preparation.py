@@ -20,6 +20,7 @@ from cluster.planning.handshake import (
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
 from cluster.planning.revisions import revision_notes
 from cluster.planning.tasks.words import with_words
+from shared.config.adaptive_losses import writes_pairs
 from shared.config.losses import RouterBalance
 from shared.config.mixture import AdaptiveMixture, FixedMixture
 from shared.config.models.teachers import Teacher
@@ -92,6 +93,7 @@ class Launch:
     # In place of those of its own services' replicas, by teacher, and of its workers' training.
     engines: Mapping[str, LoadEngine] = field(default_factory=dict)
     work: Work | None = None
+    trains: bool = True  # or evaluates, and needs nothing that models write before training
 
     def taught_by(self, teacher: str) -> "Launch":
         """The part of the command that one teacher teaches."""
@@ -104,10 +106,12 @@ class Launch:
         return self.prepared.config
 
     @property
-    def scores_with_student(self) -> bool:
-        """Whether a service of the student may have to score its rows, in its workers' places."""
+    def serves_student(self) -> bool:
+        """Whether a service of the student may have to score its rows, or write, before training,
+        in its workers' places."""
         progressive = self.config.progressive
-        return progressive is not None and progressive.difficulty == "gap"
+        scores = progressive is not None and progressive.difficulty == "gap"
+        return scores or writes_pairs(self.config.losses)
 
     @property
     def namespace(self) -> str:
@@ -161,6 +165,7 @@ def prepare_run(config: Config) -> Prepared:
         )
     if isinstance(config.task, Tagging):
         domains = with_words(domains, config, hands)
+    writes_texts = not config.source.is_dataset or writes_pairs(config.losses)
     for domain in () if across is not None or config.task.classifies else domains:
         for name in config.teachers_of(domain.name):
             known = hands.teachers[name]
@@ -169,7 +174,7 @@ def prepare_run(config: Config) -> Prepared:
                 domain,
                 teacher_context=known.context,
                 context=config.data.context,
-                source=None if config.source.is_dataset else config.source,
+                source=config.source if writes_texts else None,
             )
             refuse_unknown_ids(hands, domain, known=known)
     return Prepared(
@@ -179,7 +184,7 @@ def prepare_run(config: Config) -> Prepared:
         trust=student_trust(config),
         showing=showing,
         special_ids=special_ids(hands.load_tokenizer()) if config.augmentation.applies else (),
-        ends=() if config.source.is_dataset else ends_of(hands.load_tokenizer()),
+        ends=ends_of(hands.load_tokenizer()) if writes_texts else (),
         across=across,
     )
 

@@ -10,7 +10,7 @@ import xxhash
 from cluster.planning.handshake import Handshake
 from cluster.planning.row_prompting import by_row_of
 from cluster.planning.tasks.classes import class_openings, refuse_unread_words
-from shared.config.adaptive_losses import learns_pairs
+from shared.config.adaptive_losses import reads_pairs
 from shared.config.run import Config
 from shared.config.source import TokenSources
 from shared.config.tasks.task import Tagging
@@ -93,7 +93,7 @@ def _of_domain(name: str, prompt: Prompt, config: Config, hands: Handshake) -> O
     """What every document of a domain begins with after its prompt."""
     tokenizer = hands.load_tokenizer()
     kinds: list[Kind] = ["pair"]
-    if not learns_pairs(config.losses):
+    if not reads_pairs(config.losses):
         kinds = [*kinds_of(config.domains[name], root=Path(config.paths.root))]
     if config.data.unfit == "drop" and "teacher_prompt" in config.domains[name].columns:
         kinds = [kind for kind in kinds if kind != "text"] or kinds  # which is left out

@@ -16,6 +16,7 @@ from cluster.probing.longest import longest_steps
 from cluster.sizing.estimate import Estimate, Side
 from cluster.sizing.fitting import machine_total
 from cluster.sizing.measured import Probe, read
+from shared.config.adaptive_losses import writes_pairs
 from shared.config.mixture import FixedMixture
 from shared.config.models.modules import as_loaded
 from shared.config.run import Config
@@ -60,6 +61,11 @@ def refuse_unprobed(found: Estimate) -> None:
         raise ConfigError(
             f"source has {config.source.written_in_words}, and a probe takes steps of the data set "
             "alone; plan without --probe, or probe with source=dataset"
+        )
+    if writes_pairs(config.losses):
+        raise ConfigError(
+            "losses has a preference whose pairs are written, and a probe takes steps of the data "
+            "set alone; plan without --probe, or probe with pairs=given"
         )
     for name, teacher in config.teachers.items():
         if teacher.apart:
@@ -122,6 +128,7 @@ def probed(config: Config, folder: Path, *, steps: int) -> Config:
             "mixture": mixture,
             "progressive": None,
             "weighting": as_unscored(config.weighting),
+            "augmentation": config.augmentation.by_rules,
             "baseline": False,
             "trackers": [],
         }

@@ -84,11 +84,13 @@ class Preference(LossSection):
     """Preference distillation: prefer the chosen response to the rejected one by more than the
     teacher does, which is the reference (LLaVA-MoD, arXiv 2408.15881; DPO, arXiv 2305.18290).
 
-    Rows have `prompt`, `chosen` and `rejected`. Of the teacher the log-probabilities of labels are
-    asked. `kto_pair` is KTO (arXiv 2402.01306) on pairs, as in TRL, with the gradient through its
-    KL estimates stopped and the estimates those of the whole step; the published code has neither.
-    A step's value is the mean over its pairs. The student reads every row once more before it
-    learns, without dropout.
+    Rows have `prompt`, `chosen` and `rejected`. With `pairs: written` they are ordinary ones, and
+    before training starts the teacher writes the chosen response to each prompt and the student, as
+    it begins, the rejected one. Of the teacher the log-probabilities of labels are asked.
+    `kto_pair` is KTO (arXiv 2402.01306) on pairs, as in TRL, with the gradient through its KL
+    estimates stopped and the estimates those of the whole step; the published code has neither. A
+    step's value is the mean over its pairs. The student reads every row once more before it learns,
+    without dropout.
     """
 
     of_pairs: ClassVar[bool] = True
@@ -98,14 +100,33 @@ class Preference(LossSection):
     weight: Positive = 1.0
     objective: Literal["dpo", "kto_pair"] = "dpo"
     beta: Positive = 0.1
+    pairs: Literal["given", "written"] = Field(
+        default="given",
+        description="given in rows, or written: chosen by the teacher, rejected by the student",
+    )
 
 
 BESIDE_PAIRS = ("hidden_states", "self_features", "router_balance")
 
 
 def learns_pairs(losses: Sequence[LossSection]) -> bool:
-    """Whether the rows of a run are preferences."""
+    """Whether a run learns from preferences."""
     return any(loss.of_pairs for loss in losses)
+
+
+def writes_pairs(losses: Sequence[LossSection]) -> bool:
+    """Whether teacher and student write the preferences of a run before it starts."""
+    return any(isinstance(loss, Preference) and loss.pairs == "written" for loss in losses)
+
+
+def reads_pairs(losses: Sequence[LossSection]) -> bool:
+    """Whether the rows of a run hold preferences."""
+    return learns_pairs(losses) and not writes_pairs(losses)
+
+
+def teachers_write(config: "Config") -> bool:
+    """Whether teachers write texts, in training or before it."""
+    return config.source.teacher > 0 or writes_pairs(config.losses)
 
 
 def check_preference(config: "Config") -> None:
@@ -140,3 +161,20 @@ def check_preference(config: "Config") -> None:
     for said, found in contradictions.items():
         if found:
             raise ValueError(f"losses has a preference, for pairs of responses, but {said}")
+    for said, found in _unwritten(config).items():
+        if found and writes_pairs(losses):
+            raise ValueError(f"losses has a preference whose pairs are written, but {said}")
+
+
+def _unwritten(config: "Config") -> dict[str, bool]:
+    """What leaves nobody to write pairs, or looks at rows before they are there."""
+    across, free = config.cross_tokenizer, config.targets.teacher_free
+    return {
+        "task is image_text, and models write after text alone; set pairs=given": config.task.sees,
+        f"cross_tokenizer is {across}, and the teacher writes in tokens of its own; set "
+        "pairs=given": across is not None,
+        "targets.teacher_free leaves no teacher to write; remove it": free,
+        "progressive orders rows before pairs are written; leave it out": (
+            config.progressive is not None
+        ),
+    }

@@ -17,6 +17,7 @@ class PreparedDomain:
     num_loss_tokens: int  # in the training rows
     natural_weight: float  # share of the corpus's loss tokens
     order_path: str | None = None  # rows from easy to difficult; None: no phases
+    fills_path: str | None = None  # what a teacher put into masks of the rows; None: nothing
     # Rows that the teacher reads in place of these, row by row; None: it reads these.
     teacher_paths: Mapping[Split, str] | None = None
 

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 from filelock import FileLock
 
-from shared.config.adaptive_losses import learns_pairs
+from shared.config.adaptive_losses import reads_pairs
 from shared.config.domains import Data, Domain, Source
 from shared.config.run import Config
 from shared.data.account import Account, listed
@@ -75,7 +75,7 @@ def prepare(
             tokenizer_digest=tokenizer_digest,
             left_out=(left_out or {}).get(name),
             classes=framing_of(config),
-            pairs=learns_pairs(config.losses),
+            pairs=reads_pairs(config.losses),
             images=images,
         )
         for name, domain in config.domains.items()

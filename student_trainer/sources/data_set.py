@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from shared.data.augmenting import Augmenter
+from shared.config.adaptive_losses import writes_pairs
+from shared.data.augmented.augmenting import Augmenter
+from shared.data.augmented.fills import Fills
 from shared.data.rollouts import expected_tokens, share_of_rows
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
@@ -18,9 +20,12 @@ from shared.mixture.blocks import Block
 from shared.mixture.curriculum import Curriculum, DomainParts, parts_of, whole_domain
 from shared.mixture.weight_log import WeightLog
 from shared.run.plan import RunPlan
+from shared.text.digests import digest_file
 from student_trainer.ranks import Ranks
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.source import DomainCounts, Drawn
+
+FILLING = {"mask", "candidates", "copies", "across"}  # of `augmentation`, how masks are filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +110,15 @@ class DataSet:
             f"the text of {d.name}": [d.num_rows, d.num_loss_tokens] for d in domains
         }
         rows |= {f"the order of {d.name}": d.digest for d in self._domains if d.digest}
-        changed = {} if self._augmenter is None else self._augmenter.section.model_dump()
-        return rows | {f"augmentation.{name}": value for name, value in changed.items()}
+        if writes_pairs(self._plan.config.losses):
+            rows |= {f"the pairs of {d.name}": digest_file(Path(d.train_path)) for d in domains}
+        if self._augmenter is None:
+            return rows
+        left_out = None if self._augmenter.fills else FILLING  # which names what was filled
+        changed = self._augmenter.section.model_dump(exclude=left_out)
+        rows |= {f"augmentation.{name}": value for name, value in changed.items()}
+        fills = zip(domains, self._augmenter.fills, strict=False)
+        return rows | {f"the fills of {d.name}": found.digest for d, found in fills}
 
     def _ruled(self) -> Curriculum:
         """The curriculum under every entry read."""
@@ -120,7 +132,11 @@ def _augmenter(plan: RunPlan, stores: Sequence[RowStore]) -> Augmenter | None:
     section = plan.config.augmentation
     if not section.applies or plan.mode != "train":
         return None
-    return Augmenter(section, stores, plan.config.seed, plan.special_ids)
+    fills: list[Fills] = []
+    if section.fills:
+        fills = [Fills.open(d.fills_path) for d in plan.domains if d.fills_path is not None]
+        assert len(fills) == len(stores), "masks are filled by now"
+    return Augmenter(section, stores, plan.config.seed, plan.special_ids, fills)
 
 
 def _parts(plan: RunPlan, stores: Sequence[RowStore]) -> tuple[DomainParts, ...]:

@@ -41,7 +41,9 @@ EQUATIONS = (
 INSTANCES = "student_trainer/weighing/test_instance_weights.py"
 LINE = "test_the_steepness_falls_on_a_line_to_the_last_step"
 REINFORCED = "student_trainer/weighing/test_reinforced.py"
-CHANGING = "shared/data/test_augmenting.py"
+FILLED = "shared/data/augmented/test_fills.py"
+FILLING = "cluster/launch/teachers/test_filling.py"
+CHANGING = "shared/data/augmented/test_augmenting.py"
 REWARDED = "test_a_look_moves_the_policy_by_what_the_reward_is_over_its_running_mean"
 CENTRE = "test_the_centre_is_a_number_or_the_running_mean_of_the_steps_before"
 ADAPTIVE = "student_trainer/sources/generated/test_adaptive.py"
@@ -348,6 +350,10 @@ KNOBS = {
         "student_trainer/weighing/test_preferences.py"
         "::test_a_step_is_that_of_the_dense_models_however_it_is_cut"
     ),
+    "losses.N.pairs": (
+        "cluster/launch/test_pairing.py"
+        "::test_the_teachers_likeliest_text_is_chosen_and_the_students_rejected"
+    ),
     "losses.N.final_weight": (
         "student_trainer/test_phases.py::test_the_loss_adds_up_with_the_weight_of_its_phase"
     ),
@@ -369,6 +375,16 @@ KNOBS = {
     ),
     "augmentation.share": (
         f"{CHANGING}::test_a_share_of_documents_is_changed_and_the_others_are_as_they_were"
+    ),
+    "augmentation.mask": f"{FILLING}::test_what_is_filled_is_asked_once_and_other_masks_anew",
+    "augmentation.candidates": (
+        f"{FILLING}::test_fills_are_among_the_teachers_likeliest_ids_after_the_text_to_the_left"
+    ),
+    "augmentation.copies": (
+        f"{FILLED}::test_changed_documents_have_the_fills_of_their_epochs_copy_and_others_none"
+    ),
+    "augmentation.across": (
+        f"{FILLING}::test_fills_are_among_the_teachers_likeliest_ids_after_the_text_to_the_left"
     ),
     "augmentation.replace": f"{CHANGING}::test_tokens_are_replaced_by_those_of_another_domain",
     "augmentation.swap": f"{CHANGING}::test_neighbours_change_places_and_none_is_lost",

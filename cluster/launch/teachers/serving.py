@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cluster.launch.teachers.filling import filled_domains
 from cluster.launch.teachers.following import following
 from cluster.launch.teachers.modules import with_modules
 from cluster.launch.teachers.similarity import with_similarity
@@ -79,6 +80,9 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         }
         plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
         plan = _by_scores(launch, plan, teachers=scorers)
+        if launch.trains and launch.config.augmentation.fills:
+            filled = filled_domains(launch.prepared, plan.domains, teachers=scorers)
+            plan = replace(plan, domains=filled)
         before = sum(map(restarts_of, services.values()))
         try:
             yield plan, live
@@ -271,7 +275,7 @@ def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) 
     progressive = launch.config.progressive
     if progressive is None:
         return plan
-    student = _student(launch) if progressive.difficulty == "gap" else None
+    student = starting_student(launch) if progressive.difficulty == "gap" else None
     domains = ordered_domains(
         launch.prepared,
         progressive.difficulty,
@@ -282,8 +286,8 @@ def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) 
     return replace(plan, domains=domains)
 
 
-def _student(launch: Launch) -> Asked:
-    """The student as it starts."""
+def starting_student(launch: Launch) -> Asked:
+    """The student as it starts, as something that scores rows."""
     from teacher_service.engine.loading import local_folder, weights_digest
 
     student, asked = launch.config.student, served_student(launch.config)

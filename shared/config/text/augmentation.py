@@ -1,4 +1,4 @@
-"""Documents of the training text changed by rules, for the teacher to label."""
+"""Documents of the training text changed by rules and by the teacher, for it to label."""
 
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,31 @@ if TYPE_CHECKING:
 
 
 class Augmentation(Section):
-    """Which share of documents is changed, anew in every epoch, and how (`shared.data.augmenting`).
+    """Which share of documents is changed, anew in every epoch, and how
+    (`shared.data.augmented.augmenting`).
 
     What the teacher says of a changed document is learnt, its text is not: losses that ask no
-    teacher leave it out.
+    teacher leave it out. With `mask` the teacher itself puts other tokens in the places of some,
+    which it is asked for before training starts (`cluster.launch.teachers.filling`).
     """
 
     share: Fraction = Field(
-        default=0.0, description="share of documents changed by rules, for the teacher to label"
+        default=0.0, description="share of documents that are changed, for the teacher to label"
+    )
+    mask: Fraction = Field(
+        default=0.0, description="share of their tokens masked, for the teacher to fill"
+    )
+    candidates: int = Field(
+        default=8, ge=1, le=1024, description="likeliest ids that the teacher draws a fill from"
+    )
+    copies: int = Field(
+        default=1,
+        ge=1,
+        description="fillings of a document, which take turns from epoch to epoch",
+    )
+    across: bool = Field(
+        default=True,
+        description="whether the teacher reads text of another domain before what it fills",
     )
     replace: Fraction = Field(
         default=0.1, description="share of their tokens replaced by those of another domain's text"
@@ -31,12 +48,28 @@ class Augmentation(Section):
         """Whether any document is changed."""
         return self.share > 0
 
+    @property
+    def fills(self) -> bool:
+        """Whether the teacher fills masks in any document."""
+        return self.applies and self.mask > 0
+
+    @property
+    def by_rules(self) -> "Augmentation":
+        """As many tokens changed without asking a teacher, at the same cost of a step."""
+        changed = {"mask": 0.0, "copies": 1, "replace": max(self.mask, self.replace)}
+        return self.model_copy(update=changed)
+
     @model_validator(mode="after")
     def _something_changes(self) -> "Augmentation":
-        if self.applies and not (self.replace or self.swap or self.delete):
+        if self.applies and not (self.mask or self.replace or self.swap or self.delete):
             raise ValueError(
-                f"augmentation.share is {self.share:g}, but replace, swap and delete are 0, so "
-                "that nothing would change; raise one of them, or leave augmentation out"
+                f"augmentation.share is {self.share:g}, but mask, replace, swap and delete are 0, "
+                "so that nothing would change; raise one of them, or leave augmentation out"
+            )
+        if self.copies > 1 and not self.mask:
+            raise ValueError(
+                f"augmentation.copies is {self.copies}, but augmentation.mask is 0, so that the "
+                "teacher fills nothing; raise mask, or leave copies out"
             )
         return self
 

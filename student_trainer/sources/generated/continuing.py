@@ -5,6 +5,7 @@ R rows of a rank for a step
 
 from collections.abc import Sequence
 
+from shared.config.run import Config
 from shared.data.rollouts import Rollout, RowPrompt
 from shared.data.rows import Rows
 from shared.run.plan import RunPlan
@@ -38,7 +39,7 @@ def continued(
             names=[name_R[prompt.row] for prompt in asked],
             input_ids=[prompt.input_ids for prompt in asked],
         ).with_draws(draws)
-        spec = spec_of(plan, room, vocab=vocab)
+        spec = spec_of(plan.config, room, ends=plan.ends, vocab=vocab)
         if partners is None:
             answer = generator.generate(openings, spec)
         else:
@@ -53,14 +54,14 @@ def continued(
     return [found[line] for line in range(len(prompts))]
 
 
-def spec_of(plan: RunPlan, room: int, *, vocab: int) -> GenerationSpec:
+def spec_of(config: Config, room: int, *, ends: tuple[int, ...], vocab: int) -> GenerationSpec:
     """What whoever writes for a run is asked for, where `room` tokens still fit into a row."""
-    source = plan.config.source
+    source = config.source
     return GenerationSpec(
         room,
-        stop_ids=plan.ends,
+        stop_ids=ends,
         temperature=source.temperature,
-        seed=plan.config.seed,
+        seed=config.seed,
         top_p=source.top_p,
         min_new_tokens=min(source.min_new_tokens, room),
         vocab=vocab,

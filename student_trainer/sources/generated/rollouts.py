@@ -345,13 +345,16 @@ class Rollouts:
             return []
         start, draws = time.perf_counter(), self.plan.config.source.draws
         names, domains, epoch_R = begun.rows.names(), begun.rows.domains(), begun.epoch_R
+        config, ends = self.plan.config, self.plan.ends
         asked = [
             TeacherPrompt(
                 prompt,
                 name=names[prompt.row],
                 domain=domains[prompt.row],
                 draw=f"{names[prompt.row]}/{epoch_R[prompt.row] % draws}/{prompt.document}",
-                spec=spec_of(self.plan, prompt.room, vocab=self._vocab_of(domains[prompt.row])),
+                spec=spec_of(
+                    config, prompt.room, ends=ends, vocab=self._vocab_of(domains[prompt.row])
+                ),
             )
             for prompt in prompts
         ]

@@ -5,6 +5,8 @@ N positions with loss   C changed documents   F features
 
 import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 import torch
 
 from shared.config.weighting import ReinforcedSelection
+from shared.data.augmented.fills import write
+from shared.data.prepared import PreparedDomain
+from shared.data.row_store import RowStore
 from shared.run.metrics import read_metrics
 from student_trainer.weighing.reinforced import FEATURES, Selection, features
 from student_trainer.weighing.weighting import PositionWeights, Seen, StepMeans
@@ -140,17 +145,33 @@ def test_looks_are_due_every_so_many_steps():
 
 
 HALF = {"share": 0.5, "replace": 0.2, "swap": 0.2, "delete": 0.2}
+FILLED = HALF | {"mask": 0.2, "copies": 2}
 LOSSES = [{"kind": "forward_kl"}, {"kind": "cross_entropy", "weight": 0.5}]
 REINFORCED = {"policy": "reinforced", "every": 1, "rows": 2, "step_size": 50.0}
 RUNS: dict[str, dict] = {
     "plain": {},
     "changed": {"augmentation": HALF},
     "selected": {"augmentation": HALF, "weighting": REINFORCED},
+    "filled": {"augmentation": FILLED, "weighting": REINFORCED},
     "all-kept": {"augmentation": HALF, "weighting": REINFORCED | {"start": 1.0}},
     "none-kept": {"augmentation": HALF | {"share": 1.0}, "weighting": REINFORCED | {"start": 1e-9}},
 }
-RESUMED = ("changed", "selected")
+RESUMED = ("changed", "selected", "filled")
 IN_ONE = {"batch": {"rows_per_step": 8, "micro_batch": 8}, "student": {"workers": 1}}
+
+
+def filled(domains: Sequence[PreparedDomain]) -> tuple[PreparedDomain, ...]:
+    """The domains with made-up fills of two copies: id 7 or 8 in place of every third token."""
+    found = []
+    for domain in domains:
+        rows = RowStore.open(domain.train_path).take(range(domain.num_rows))
+        lines = [(ids, copy) for ids in rows.column("input_ids") for copy in range(2)]
+        places = [np.arange(2, len(ids) - 1, 3) for ids, _ in lines]
+        fills = [np.full(len(at), 7 + n) for at, (_, n) in zip(places, lines, strict=True)]
+        path = Path(domain.train_path).with_suffix(".fills")
+        write(path, copies=2, places=places, ids=fills)
+        found.append(replace(domain, fills_path=str(path)))
+    return tuple(found)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +179,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tiny.Pair) -> tupl
     """Runs of two ranks in micro-batches of 2, some resumed at their middle too, and one of one
     rank in one piece."""
     folder = tmp_path_factory.mktemp("augmented")
-    domains, jobs = prepared_domains(folder), []
+    domains, jobs = filled(prepared_domains(folder)), []
     for name, options in RUNS.items():
         plan = plan_of(folder / name, tiny_pair, domains, losses=LOSSES, **options)
         mark_exported(plan)
@@ -178,7 +199,8 @@ def test_a_run_on_changed_documents_resumes_bit_for_bit(runs, name: str) -> None
     assert same_weights(straight, resumed)
     assert comparable_lines(straight) == comparable_lines(resumed)
     assert state_of(straight) == state_of(resumed)
-    assert not same_weights(straight, folder / "plain")
+    others = {"changed": "plain", "selected": "changed", "filled": "selected"}
+    assert not same_weights(straight, folder / others[name])
 
 
 def test_a_policy_that_keeps_all_has_the_bits_of_none(runs) -> None:

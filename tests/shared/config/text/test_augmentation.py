@@ -13,13 +13,29 @@ def test_nothing_is_changed_unless_a_share_is_named():
     assert config(augmentation=HALF).augmentation.applies
 
 
+def test_a_teacher_fills_masks_where_a_share_of_documents_has_some():
+    assert not config(augmentation=HALF).augmentation.fills
+    assert not config(augmentation={"mask": 0.2}).augmentation.fills
+    rules = {"replace": 0, "swap": 0, "delete": 0}
+    filled = config(augmentation=HALF | {"mask": 0.2, "copies": 3} | rules).augmentation
+    assert filled.fills
+    assert not filled.by_rules.fills
+    assert (filled.by_rules.share, filled.by_rules.replace) == (0.5, 0.2)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (
             {"augmentation": HALF | {"replace": 0, "swap": 0, "delete": 0}},
-            "replace, swap and delete are 0",
+            "mask, replace, swap and delete are 0",
         ),
+        (
+            {"augmentation": HALF | {"copies": 2}},
+            "copies is 2, but augmentation.mask is 0, so that the teacher fills nothing",
+        ),
+        ({"augmentation": HALF | {"mask": 1.2}}, "augmentation.mask"),
+        ({"augmentation": HALF | {"mask": 0.1, "candidates": 0}}, "augmentation.candidates"),
         ({"augmentation": {"share": 1.5}}, "augmentation.share"),
         (
             {"augmentation": HALF, "losses": [{"kind": "cross_entropy"}]},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.config.text.augmentation import Augmentation
-from shared.data.augmenting import UNCHANGED, Augmenter
+from shared.data.augmented.augmenting import UNCHANGED, Augmenter
 from shared.data.row_store import RaggedRows, RowStore, write_rows
 from shared.data.rows import Rows
 from tests.shared.data.test_rollouts import rows_of

@@ -1,0 +1,267 @@
+"""Preferences that models write before a run: after the same prompts of training text, the teacher
+the chosen response, and the student as it begins the rejected one (LLaVA-MoD, arXiv 2408.15881,
+names pairs of chosen and rejected responses; who writes them is our choice).
+
+What each wrote lies in the run's folder before the next one writes, and rows are made of that, so
+that a run which is killed at any point and gone on with learns the same pairs:
+
+    pairs/
+      chosen.IDENTITY.arrow     what the teacher wrote, a line for each prompt of a domain
+      rejected.IDENTITY.arrow   what the student did
+      rows.N.arrow              both as rows of preferences of the domain that comes N-th, from 0
+      counts.json               of prompts, pairs and tokens, by domain
+
+P prompts of a domain
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from cluster.launch.teachers.serving import (
+    own_services,
+    pool_settings,
+    served_student,
+    starting_student,
+    student_served,
+)
+from cluster.launch.writing import Replicas
+from cluster.planning.preparation import Launch, Prepared
+from shared.config.adaptive_losses import writes_pairs
+from shared.data.prepared import PreparedDomain
+from shared.data.rollouts import RowPrompt
+from shared.data.row_store import RowStore, write_rows
+from shared.data.written_pairs import pair_prompts, pair_rows
+from shared.errors import DataError, not_kept
+from shared.prompts.prefix import shown_prompts
+from shared.run.plan import RunPlan
+from shared.run.run_dir import write_atomically
+from shared.targets.generation import Continuations, GenerationSpec, Generator, Openings
+from student_trainer.sources.generated.arrow_files import write_table
+from student_trainer.sources.generated.continuing import spec_of
+from teacher_service.service.pool import GenerationPool
+
+Answer = Literal["chosen", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A model that writes responses."""
+
+    identity: Mapping[str, str]  # everything that may change them
+    serve: Callable[[], AbstractContextManager[Generator]]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of a domain's prompts."""
+
+    prompts: int
+    pairs: int
+    alike: int  # prompts after which both wrote the same, which is no pair
+    teacher_tokens: int  # written
+    student_tokens: int
+
+
+def with_pairs(launch: Launch, plan: RunPlan) -> RunPlan:
+    """The plan with rows of the pairs that its models write, where they write any; its teachers are
+    up. Raises TutelageErrors of the services, and what `paired_domains` does."""
+    if not writes_pairs(launch.config.losses):
+        return plan
+    services, own = launch.services or own_services(launch), launch.services is None
+    teachers = {}
+    for name, part in plan.by_teacher.items():
+        fingerprint = part.teacher or {}
+        writing = partial(_replicas, launch, services[name], fingerprint, own=own)
+        teachers[name] = Writing(fingerprint, writing)
+    student = Writing(starting_student(launch).identity, partial(_student, launch))
+    folder = launch.run_dir.path / "pairs"
+    return replace(plan, domains=paired_domains(launch.prepared, folder, teachers, student))
+
+
+@contextmanager
+def _replicas(
+    launch: Launch, service: str, fingerprint: dict[str, str], *, own: bool
+) -> Iterator[Generator]:
+    client = str(launch.run_dir.path)
+    settings = pool_settings(launch.config, service, teacher=fingerprint, client=client, own=own)
+    with closing(GenerationPool(0, **settings)) as pool:
+        yield Replicas(pool, launch.config.source.batch_rows)
+
+
+@contextmanager
+def _student(launch: Launch) -> Iterator[Generator]:
+    model = served_student(launch.config)
+    with (
+        student_served(launch, model, purpose="to write rejected responses") as served,
+        _replicas(launch, *served, own=True) as generator,
+    ):
+        yield generator
+
+
+def paired_domains(
+    prepared: Prepared, folder: Path, teachers: Mapping[str, Writing], student: Writing
+) -> tuple[PreparedDomain, ...]:
+    """The domains with pairs in place of their training rows, by the teacher of each, of several
+    the one of the largest weight; validation rows stay and are never gone on from.
+
+    Raises DataError for a domain without a prompt that has room for two responses, or without a
+    pair, StorageError where the folder cannot be written.
+    """
+    config = prepared.config
+    numbered = enumerate(prepared.domains)
+    domains = [_Domain.of(prepared, domain, folder, number) for number, domain in numbered]
+    with ExitStack() as stack:
+        authors = {name: _Author(writing, stack) for name, writing in teachers.items()}
+        by_domain = [authors[config.teacher_of(domain.name)] for domain in domains]
+        pairs = zip(domains, by_domain, strict=True)
+        chosen = [domain.texts("chosen", author) for domain, author in pairs]
+        author = _Author(student, stack)
+        rejected = [domain.texts("rejected", author) for domain in domains]
+    told = zip(domains, chosen, rejected, strict=True)
+    found = [domain.paired(*texts) for domain, *texts in told]
+    counts = {domain.name: asdict(count) for domain, (_, count) in zip(domains, found, strict=True)}
+    write_atomically(folder / "counts.json", json.dumps(counts, indent=1) + "\n")
+    return tuple(domain for domain, _ in found)
+
+
+@dataclass(slots=True)
+class _Author:
+    """A model that is served from the first text that it writes until a stack is left."""
+
+    writing: Writing
+    stack: ExitStack
+    _generator: Generator | None = None
+
+    @property
+    def generator(self) -> Generator:
+        """Its way to write."""
+        if self._generator is None:
+            self._generator = self.stack.enter_context(self.writing.serve())
+        return self._generator
+
+
+@dataclass(frozen=True, slots=True)
+class _Domain:
+    """A domain and its prompts."""
+
+    prepared: Prepared
+    domain: PreparedDomain
+    folder: Path
+    number: int
+    prompts: Sequence[RowPrompt]
+
+    @staticmethod
+    def of(prepared: Prepared, domain: PreparedDomain, folder: Path, number: int) -> "_Domain":
+        """Find the prompts. Raises DataError where there are none."""
+        config, store = prepared.config, RowStore.open(domain.train_path)
+        prompts = pair_prompts(store, config.source, context=config.data.context)
+        if not prompts:
+            raise DataError(
+                f"domain {domain.name} has no prompt that leaves room for two responses in "
+                f"data.context {config.data.context}; raise it, or give shorter prompts"
+            )
+        return _Domain(prepared, domain, folder, number, prompts)
+
+    @property
+    def name(self) -> str:
+        """Of the domain."""
+        return self.domain.name
+
+    def texts(self, answer: Answer, author: _Author) -> Continuations:
+        """What a model writes after the prompts, in their order, or wrote before. Raises
+        StorageError."""
+        openings, lines = self._openings(answer), self._by_room()
+        specs = {room: self._spec(room) for room in lines}
+        decides = {
+            "model": dict(author.writing.identity),
+            "openings": [digest.hex() for digest in openings.hashes()],
+            "specs": [spec.as_dict() for spec in specs.values()],
+        }
+        key = xxhash.xxh3_64_hexdigest(json.dumps(decides, sort_keys=True).encode())
+        path = self.folder / f"{answer}.{key}.arrow"
+        kept = _kept(path)
+        if kept is not None and len(kept.table) == len(openings):
+            return kept
+        generator = author.generator
+        parts = [generator.generate(openings.at(at), specs[room]) for room, at in lines.items()]
+        order = np.argsort(np.concatenate([*lines.values()]), kind="stable")
+        found = Continuations.joined(parts).at(order.tolist())
+        try:
+            write_table(path, found.table)
+        except OSError as error:
+            who = "the teacher" if answer == "chosen" else "the student"
+            raise not_kept(f"what {who} wrote for pairs", self.folder, error) from None
+        return found
+
+    def paired(
+        self, chosen: Continuations, rejected: Continuations
+    ) -> tuple[PreparedDomain, Counts]:
+        """The domain with rows of the pairs; says how many there are. Raises DataError where there
+        are none, and StorageError."""
+        config, num_prompts = self.prepared.config, len(self.prompts)
+        texts = [answer.written() for answer in (chosen, rejected)]
+        rows, num_pairs = pair_rows(self.prompts, *texts, context=config.data.context)
+        sizes = [sum(map(len, ids)) for ids in texts]
+        counts = Counts(num_prompts, num_pairs, num_prompts - num_pairs, *sizes)
+        print(
+            f"pairs of {self.name}: {num_pairs:,} after {num_prompts:,} prompts, {counts.alike:,} "
+            f"left out in which both wrote the same; the teacher wrote {sizes[0]:,} tokens, the "
+            f"student {sizes[1]:,}",
+            flush=True,
+        )
+        if not num_pairs:
+            raise DataError(
+                f"teacher and student wrote the same after all {num_prompts:,} prompts of domain "
+                f"{self.name}, so that neither is preferred; take another student, or raise "
+                "source.temperature"
+            )
+        path = self.folder / f"rows.{self.number}.arrow"
+        draft = path.with_name(f".{path.name}.draft")
+        try:
+            write_rows(draft, domain=self.name, rows=rows)
+            draft.replace(path)
+        except OSError as error:
+            raise not_kept("rows of pairs", self.folder, error) from None
+        size = {"num_rows": len(rows), "num_loss_tokens": rows.num_loss_tokens}
+        return replace(self.domain, train_path=str(path), **size), counts
+
+    def _openings(self, answer: Answer) -> Openings:
+        """As the model is shown them: the teacher with the run's prompts. Both draw for
+        themselves."""
+        ids = [prompt.input_ids for prompt in self.prompts]
+        domains = [self.name] * len(ids)
+        if answer == "chosen":
+            ids = shown_prompts(ids, domains, self.prepared.showing.openings)
+        names = [f"{self.name}, document {prompt.row}" for prompt in self.prompts]
+        openings = Openings.build(names=names, input_ids=ids)
+        return openings.with_draws([f"{answer}/{self.name}/{one.row}" for one in self.prompts])
+
+    def _by_room(self) -> dict[int, list[int]]:
+        """Lines of the prompts that have the same room."""
+        found: dict[int, list[int]] = {}
+        for line, prompt in enumerate(self.prompts):
+            found.setdefault(prompt.room, []).append(line)
+        return dict(sorted(found.items()))
+
+    def _spec(self, room: int) -> GenerationSpec:
+        vocab = min(facts.shared_vocab for facts in self.prepared.teachers.values())
+        return spec_of(self.prepared.config, room, ends=self.prepared.ends, vocab=vocab)
+
+
+def _kept(path: Path) -> Continuations | None:
+    """What a model wrote before; None where it has not, or the file is damaged and is written
+    anew."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            return Continuations(pa.ipc.open_file(source).read_all())
+    except (OSError, pa.ArrowException):
+        return None
