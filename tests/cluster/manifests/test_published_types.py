@@ -29,7 +29,7 @@ def slips(value: Any, schema: Schema, at: str = "$") -> Iterator[Slip]:
     if isinstance(value, dict):
         known = schema.get("properties", {})
         for name, held in value.items():
-            rest = {other: value[other] for other in value if other != name}
+            rest = {field: value[field] for field in value if field != name}
             if name in known:
                 yield "misspelt", f"{at}.{name}", {**rest, f"{name}s": held}, schema
             if name in schema.get("required", ()):

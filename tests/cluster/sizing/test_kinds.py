@@ -73,6 +73,7 @@ def test_a_student_that_sees_is_the_real_one_and_its_passes_those_of_a_picture_a
     ids_BT = torch.cat([seen_T, text_T]).repeat(LINES, 1)
     pixels = processor.pixels([[blank_image()]] * LINES)["pixel_values"]
     decoder = seeing_part_of(model)
+    assert decoder is not None
     sizes, found = sized(tmp_path, SEEING)
     assert found.traced
     assert sizes.weight_bytes == weight_bytes(model)
