@@ -25,14 +25,15 @@ def with_bar(
         disable=not (shown and on_terminal),
     )
     done, said = 0, time.monotonic()
-    whole = "" if size is None else f" of {in_bytes(size)}"
+    whole = "" if size is None else f" of files of {in_bytes(size)}"
     with bar:
         for document in documents:
             bar.update(document.num_chars)
             done += document.num_chars
             if shown and not on_terminal and time.monotonic() - said > SAID_EVERY_S:
                 said = time.monotonic()
-                print(f"tokenising {name}: {in_bytes(done)}{whole}", flush=True)
+                told = f"tokenising {name}: {done:,} characters{whole}"
+                print(told, file=sys.stderr, flush=True)  # where the bar would be
             yield document
         bar.total = bar.n  # a file is a little larger than the text in it
         bar.refresh()

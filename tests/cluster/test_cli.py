@@ -204,7 +204,7 @@ def test_ctrl_c_exits_with_1_and_says_so(monkeypatch, capsys):
 
 
 def test_every_command_is_listed_with_a_whole_sentence(capsys, monkeypatch):
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    monkeypatch.setenv("COLUMNS", "80")
     for group in ([], ["teacher"], ["prompts"], ["cache"], ["jobs"], ["monitor"]):
         assert main([*group, "--help"]) == 0
         commands = capsys.readouterr().out.partition("Commands:")[2].strip().splitlines()

@@ -5,8 +5,10 @@ has it. Read from ray-project/kuberay, helm-chart/kuberay-operator/crds:
     ray.io_rayclusters.yaml  at 017710c025a86af5225c0e68cd78fb06e2918296
     ray.io_rayjobs.yaml      at 037e91b0e311e6240431a4dcb111fab341a6f613, of an older operator
 
-A field is here if both know it, and required if either requires it, so that our files suit both
-operators. The claim is what an ephemeral volume's template holds there.
+Of the fields that a cluster of ours may use, those are here that both know, and required if either
+requires them, so that our files suit both operators. Rules beyond types, as of the lengths of
+names, are not here: what they refuse is found by a cluster alone. The claim is what an ephemeral
+volume's template holds there.
 """
 
 from typing import Any

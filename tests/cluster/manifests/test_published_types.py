@@ -1,4 +1,5 @@
-"""Manifests are of KubeRay's published types, which find every slip of the pen in them."""
+"""Manifests are of KubeRay's published types, by which a misspelt name, a wrong type and a missing
+field are found wherever they stand in them."""
 
 from collections.abc import Iterator
 from typing import Any
