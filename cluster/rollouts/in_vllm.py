@@ -15,6 +15,7 @@ import numpy as np
 
 from shared.config.models.student import LoRATraining
 from shared.config.run import Config
+from shared.errors import ConfigError, TeacherError
 from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.canary import whole_text
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -28,6 +29,7 @@ class VllmStudent:
 
     def __init__(self, config: Config) -> None:
         """Load it. Raises ConfigError."""
+        self._python = config.rollouts.python
         self._engine = load_vllm(
             config.rollouts.served(config.student),
             context=config.data.context,
@@ -40,8 +42,15 @@ class VllmStudent:
         return replace(self._engine.describe(), watched=False)  # its weights change
 
     def load(self, file: Path) -> None:
-        """See `StudentModel`."""
-        self._engine.load_weights(str(file))
+        """See `StudentModel`. Raises ConfigError where vLLM does not take them."""
+        try:
+            self._engine.load_weights(str(file))
+        except TeacherError as error:
+            raise ConfigError(
+                f"vllm in {self._python} does not take the student's weights of {file.name}: "
+                f"{error}; change student.train.target_modules, or set "
+                "rollouts.engine=transformers"
+            ) from error
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
         """See `Engine`."""

@@ -115,6 +115,11 @@ def _beyond_vllm(source: TokenSources, student: Student, *, waited_s: float) -> 
             f"which draws at temperatures from {least:g} to {most:g}, or 0 for the likeliest, but "
             f"source.temperature is {source.temperature:g}"
         )
+    if student.dtype != "float32":
+        yield (
+            "whose log-probabilities are proven to be the student's in float32 alone, but "
+            f"student.dtype is {student.dtype}"
+        )
     if student.attention != "auto":
         yield f"which has an attention of its own, but student.attention is {student.attention}"
     if student.upcycle is not None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from cluster.rollouts.engine import load_engine
 from shared.config.file import load_config, resolve
 from shared.config.run import Config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, TeacherError
 from shared.targets.canary import is_flat
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.weights import CANARY, WeightFiles, WeightsRef
@@ -24,6 +24,7 @@ from tests.engines.plain_worker import PlainWorker
 
 IDS = np.arange(16) * 5 % tiny.VOCAB
 OPENINGS = Openings.build(names=["a", "b"], input_ids=[IDS[:4], IDS[3:12]]).with_draws("ab")
+IN_VLLM = {"engine": "vllm", "python": "/vllm/bin/python"}
 TRAINED = {"full": {"kind": "full"}, "lora": {"kind": "lora", "r": 4, "alpha": 12}}
 
 
@@ -37,6 +38,19 @@ def config_of(folder: Path, pair: tiny.Pair, train: str, **rollouts: object) -> 
         rollouts={"replicas": 1, **rollouts},
     )
     return resolve(load_config(job))
+
+
+def started(monkeypatch) -> list[PlainWorker]:
+    """The workers that take the place of vLLM's process, as each is started."""
+    workers: list[PlainWorker] = []
+
+    def start(teacher, *, section: str) -> PlainWorker:
+        assert (section, teacher.python) == ("rollouts", "/vllm/bin/python")
+        workers.append(PlainWorker(Path(teacher.model)))
+        return workers[0]
+
+    monkeypatch.setattr("teacher_service.service.replicas.environments.Worker", start)
+    return workers
 
 
 def pushed(config: Config, files: WeightFiles, version: int) -> WeightsRef:
@@ -54,16 +68,8 @@ def test_it_writes_with_each_version_what_a_copy_in_transformers_writes(
     tmp_path, tiny_pair, monkeypatch, train
 ):
     """All weights, or adapters on the model, of one version after the other."""
-    workers: list[PlainWorker] = []
-
-    def start(teacher, *, section: str) -> PlainWorker:
-        assert (section, teacher.python) == ("rollouts", "/vllm/bin/python")
-        workers.append(PlainWorker(Path(teacher.model)))
-        return workers[0]
-
-    monkeypatch.setattr("teacher_service.service.replicas.environments.Worker", start)
-    named = {"engine": "vllm", "python": "/vllm/bin/python"}
-    config = config_of(tmp_path, tiny_pair, train, **named)
+    workers = started(monkeypatch)
+    config = config_of(tmp_path, tiny_pair, train, **IN_VLLM)
     files = WeightFiles(tmp_path / "weights")
     engine = load_engine(config, str(files.folder))
     own = load_engine(config_of(tmp_path, tiny_pair, train), str(files.folder))
@@ -82,6 +88,21 @@ def test_it_writes_with_each_version_what_a_copy_in_transformers_writes(
     with pytest.raises(ConfigError, match="is asked to write without a version"):
         engine.generate(OPENINGS, GenerationSpec(8))
     assert workers[0].settings.get("max_lora_rank") == (8 if train == "lora" else None)
+
+
+def test_weights_that_it_does_not_take_are_refused_with_what_to_change(
+    tmp_path, tiny_pair, monkeypatch
+):
+    workers, files = started(monkeypatch), WeightFiles(tmp_path / "weights")
+    config = config_of(tmp_path, tiny_pair, "lora", **IN_VLLM)
+    engine, ref = load_engine(config, str(files.folder)), pushed(config, files, 3)
+
+    def refuse(file: str, adapters: dict) -> None:
+        raise TeacherError("ValueError: expected target modules in ['q_proj']")
+
+    monkeypatch.setattr(workers[0], "load_adapters", refuse)
+    with pytest.raises(ConfigError, match=r"does not take .* of version-000003.*q_proj.*change"):
+        engine.generate(OPENINGS, GenerationSpec(8, weights=ref))
 
 
 def test_its_own_python_is_looked_for_on_its_node(tmp_path, tiny_pair):

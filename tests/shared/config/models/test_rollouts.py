@@ -81,6 +81,7 @@ def test_copies_that_cannot_be_are_refused(options: dict, said: str):
     [
         ({"source": {"student": 1.0, "temperature": 0.005}}, "source.temperature is 0.005"),
         ({"source": {"student": 1.0, "temperature": 2.5}}, "source.temperature is 2.5"),
+        ({"student": {"dtype": "bfloat16"}}, "student.dtype is bfloat16"),
         ({"student": {"attention": "eager"}}, "student.attention is eager"),
         ({"student": {"upcycle": {}}}, "student.upcycle makes another of it"),
         ({"student": {"train": {"kind": "qlora"}}}, "student.train.kind is qlora"),
