@@ -17,7 +17,7 @@ from cluster.planning.folders import (
     refuse_incomplete_teacher,
     refuse_quantised,
 )
-from cluster.planning.pair_notes import pair_notes
+from cluster.planning.notes import pair_notes
 from cluster.planning.tasks.images import seen_alike
 from shared.config.adaptive_losses import reads_pairs
 from shared.config.losses import RouterBalance, SelfFeatures

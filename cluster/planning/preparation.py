@@ -18,11 +18,10 @@ from cluster.planning.handshake import (
     validation_question,
 )
 from cluster.planning.prompting import Showing, refuse_overlong, showing_of
-from cluster.planning.revisions import revision_notes
 from cluster.planning.tasks.words import with_words
 from shared.config.adaptive_losses import writes_pairs
 from shared.config.losses import RouterBalance
-from shared.config.mixture import AdaptiveMixture, FixedMixture
+from shared.config.mixture import AdaptiveMixture
 from shared.config.models.teachers import Teacher
 from shared.config.paths import refuse_unwritable
 from shared.config.run import Config
@@ -220,18 +219,6 @@ def with_router_balance(config: Config, asked: RouterBalance | None) -> Config:
     return config.model_copy(update={"losses": [*config.losses, asked]})
 
 
-def router_balance_note(config: Config) -> str | None:
-    """A sentence where the student's routers learn to use their experts evenly."""
-    for loss in config.losses:
-        if isinstance(loss, RouterBalance) and loss.weight:
-            return (
-                f"router_balance {loss.weight:g}: the student's routers learn to use their experts "
-                f"evenly, {loss.experts_per_token} a token, as its own config, student.upcycle or "
-                "losses ask; {kind: router_balance, weight: 0} among losses leaves that out"
-            )
-    return None
-
-
 def refuse_unasked(config: Config) -> None:
     """Refuse what needs a teacher's answers where no loss asks for any; a baseline, which asks
     none either, takes its weights from its run's log. Raises ConfigError."""
@@ -279,59 +266,6 @@ def refuse_unreached(config: Config) -> None:
             f"steps, and its rate would reach {reached:.3g} of optimiser.lr {asked.lr:g}; set "
             f"optimiser.warmup_steps={config.steps // 10} or more steps"
         )
-
-
-def notes(prepared: Prepared) -> list[str]:
-    """What its models do differently, and what a run does other than its config seems to say, in
-    sentences."""
-    config = prepared.config
-    found = (
-        idle_policy_note(config),
-        weights_note(config),
-        router_balance_note(config),
-        None if config.task.classifies else trust_note(prepared.trust),
-    )
-    differences = [note for known in prepared.teachers.values() for note in known.differences]
-    told = [*differences, *revision_notes(config)]
-    told += prepared.across.notes if prepared.across is not None else ()
-    return told + [note for note in found if note is not None]
-
-
-def trust_note(trust: Trust) -> str | None:
-    """A sentence where the student does not run whole units at once."""
-    said = trust.in_words()
-    return (
-        f"The student's states would depend on what shares a batch; it reads {said}."
-        if said
-        else None
-    )
-
-
-def weights_note(config: Config) -> str | None:
-    """A sentence where fixed weights are no shares as they stand."""
-    mixture = config.mixture
-    if not isinstance(mixture, FixedMixture) or not isinstance(mixture.weights, dict):
-        return None
-    total = sum(mixture.weights.values())
-    never = [name for name, weight in mixture.weights.items() if not weight]
-    unseen = f"; {', '.join(never)} is never drawn" if never else ""
-    shares = zip(mixture.weights, mixture.shares(mixture.weights), strict=True)
-    listed = ", ".join(f"{name} {share:.3g}" for name, share in shares)
-    if abs(total - 1) < 1e-6:
-        return f"mixture.weights: {listed}{unseen}" if never else None
-    return f"mixture.weights sum to {total:g} and are taken as shares: {listed}{unseen}"
-
-
-def idle_policy_note(config: Config) -> str | None:
-    """A sentence where weights that should move stay as they start, since the run is too short."""
-    mixture = config.mixture
-    if not isinstance(mixture, AdaptiveMixture) or len(config.decision_steps) > 1:
-        return None
-    return (
-        f"mixture.policy {mixture.policy} moves no weight in this run: its first decision would "
-        f"take effect at step {mixture.interval + mixture.lag_steps}, and the run has "
-        f"{config.steps}; lower mixture.interval or raise steps"
-    )
 
 
 def run_plan(

@@ -11,7 +11,8 @@ import pytest
 from cluster.builtin.models import train_tokenizer
 from cluster.cli import main
 from cluster.planning.across.rows import read_across
-from cluster.planning.preparation import Prepared, check, notes, prepare_run
+from cluster.planning.notes import notes
+from cluster.planning.preparation import Prepared, check, prepare_run
 from cluster.selftest import models
 from shared.across.token_pair import TokenPair
 from shared.config.file import load_config, resolve

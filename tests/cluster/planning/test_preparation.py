@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planning.preparation import (
-    check,
-    idle_policy_note,
-    prepare_run,
-    refuse_unasked,
-    router_balance_note,
-    trust_note,
-    weights_note,
-)
+from cluster.planning.notes import idle_policy_note, router_balance_note, trust_note, weights_note
+from cluster.planning.preparation import check, prepare_run, refuse_unasked
 from cluster.planning.revisions import revision_notes
 from shared.config.file import load_config
 from shared.data.trust import Trust
