@@ -4,8 +4,10 @@ Where both models have read the same bytes, the next token of each begins there,
 the two is the beginning of the longer. A token that one tokenizer alone has is read by the other;
 the first token which that one makes of it is, where need be, read by the first one again, and so
 on, until a token of both is found: its group. So " com", which the other writes as " c" and "om",
-is in the group of " c", beside that one's own " c". The groups part both vocabularies alike, and
-the probability of a group is what each model says of the same event.
+is in the group of " c", beside that one's own " c". A token that is a part of a character, or that
+the other does not write, goes with the longest token of both that its bytes begin with. The groups
+part both vocabularies alike, and the probability of a group is what each model says of nearly the
+same event: text is seldom cut so that the next tokens are of two groups.
 
 V ids of the student   W ids of the teacher
 """
@@ -43,7 +45,7 @@ class Reader:
 def in_groups(pair: TokenPair, student: Reader, teacher: Reader, *, student_rows: int) -> TokenPair:
     """The pair with every token in its group, which is named by the student's id of the token of
     both. A token whose text leads to none is a group of its own for the student, and absent for the
-    teacher. The same pair where every group is one token of each, as with one tokenizer."""
+    teacher."""
     group_V = np.full(max(student_rows, len(student.tokens)), ABSENT, np.int32)
     group_W = np.full(max(len(pair.student_of_W), len(teacher.tokens)), ABSENT, np.int32)
     group_W[: len(pair.student_of_W)] = pair.student_of_W
@@ -53,9 +55,12 @@ def in_groups(pair: TokenPair, student: Reader, teacher: Reader, *, student_rows
         "student": (group_V, group_W, first_tokens(student.tokens, teacher)),
         "teacher": (group_W, group_V, first_tokens(teacher.tokens, student)),
     }
+    sides_of = {"student": student, "teacher": teacher}
+    paired = np.flatnonzero(pair.student_of_W != ABSENT)
+    known = {teacher.tokens.texts[index]: pair.student_of_W[index] for index in paired}
     lengths = [
         (len(text), side, index)
-        for side, reader in (("student", student), ("teacher", teacher))
+        for side, reader in sides_of.items()
         for index, text in enumerate(reader.tokens.texts)
         if text and sides[side][0][index] == ABSENT
     ]
@@ -63,17 +68,22 @@ def in_groups(pair: TokenPair, student: Reader, teacher: Reader, *, student_rows
         own, others, first = sides[side]
         if first[index] != ABSENT:
             own[index] = others[first[index]]
+        if own[index] == ABSENT:
+            own[index] = _longest(sides_of[side].tokens.texts[index] or b"", known)
     own_V = np.arange(student_rows, dtype=np.int32)
     found_V = np.where(group_V[:student_rows] == ABSENT, own_V, group_V[:student_rows])
-    found_W = group_W[: len(pair.student_of_W)]
-    if np.array_equal(found_V, own_V) and np.array_equal(found_W, pair.student_of_W):
-        return pair
-    return replace(pair, student_of_W=found_W, group_V=found_V)
+    return replace(pair, student_of_W=group_W[: len(pair.student_of_W)], group_V=found_V)
+
+
+def _longest(text: bytes, known: Mapping[bytes | None, int]) -> int:
+    """What is known of the longest beginning of a text, short of all of it."""
+    found = (known[text[:end]] for end in range(len(text) - 1, 0, -1) if text[:end] in known)
+    return next(found, ABSENT)
 
 
 def first_tokens(tokens: TokenBytes, reader: Reader) -> np.ndarray:
     """The first token that a reader makes of the text of each, within a text; ABSENT of what is no
-    text, or begins no token of the reader's."""
+    whole text, or that the reader writes in another way."""
     first = np.full(len(tokens), ABSENT, np.int64)
     texts = dict(_texts(tokens))
     for anchor in ANCHORS:
@@ -104,6 +114,8 @@ def _after(anchor: str, texts: Mapping[int, str], reader: Reader) -> list[tuple[
     for index, ids in zip(texts, read, strict=True):
         lengths = [len(reader.tokens.texts[token] or b"") for token in ids]
         place = np.searchsorted(np.cumsum(lengths), begins) + 1
-        if place < len(ids) and sum(lengths[:place]) == begins:
+        start = reader.tokens.texts[ids[place]] if place < len(ids) else None
+        as_it_is = start and texts[index].encode().startswith(start)
+        if as_it_is and sum(lengths[:place]) == begins:
             found.append((index, ids[place]))
     return found

@@ -54,6 +54,7 @@ class TokenPairing:
         is_absent_NK = (ids_NK == ABSENT) | none_N1
         is_absent_NK |= np.append(found.is_shifted_S, False)[span_N][:, None]
         group_V = self.pair.group_V
+        absent_N = np.zeros_like(label_N) if group_V is None else group_V[label_N]
         if group_V is None:  # the first token of several is no whole outcome of the other's
             is_merged_N = np.append(found.is_merged_S, False)[span_N]
             own_NK = (ids_NK == label_N[:, None]) | (teachers_NK == theirs_N[:, None])
@@ -63,7 +64,7 @@ class TokenPairing:
             logprobs_NK, is_absent_NK = _in_groups(ids_NK, logprobs_NK, is_absent_NK)
         arrays = {
             "compared_N": is_compared_N,
-            "ids_NK": np.where(is_absent_NK, 0, ids_NK),
+            "ids_NK": np.where(is_absent_NK, absent_N[:, None], ids_NK),
             "absent_NK": is_absent_NK,
             "logprobs_NK": logprobs_NK,
             "log_tail_NS": np.where(none_N1, np.float32(0), kept["log_tail_NS"][at_N]),

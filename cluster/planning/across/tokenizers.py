@@ -55,9 +55,9 @@ def tokenizers_of(
             f"(teacher) is the same bytes as one of {student.name} (student); take "
             "cross_tokenizer=uld with {kind: total_variation, weight: 2}, or another teacher"
         )
-    if config.cross_tokenizer == "grouped":
+    are_same = same_tokens(teacher.identity, student.identity)
+    if config.cross_tokenizer == "grouped" and not are_same:
         readers = (Reader(own, student.load_tokenizer()), Reader(others, teacher.load_tokenizer()))
         pair = in_groups(pair, *readers, student_rows=rows["student"])
-    are_same = same_tokens(teacher.identity, student.identity)
     digests = (student.rows_digest, teacher.rows_digest)
     return Tokenizers(own, others, pair, teacher.load_tokenizer, digests, are_same, rows)

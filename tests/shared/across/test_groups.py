@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from cluster.builtin.models import train_tokenizer
 from shared.across.groups import Reader, first_tokens, in_groups
-from shared.across.token_bytes import token_bytes
+from shared.across.token_bytes import TokenBytes, token_bytes
 from shared.across.token_pair import ABSENT, TokenPair, pair_tokens
 from tests.shared.across.own import byte_level, sentence_piece
 
@@ -88,9 +90,36 @@ def test_a_group_is_a_token_of_both_that_is_in_it_and_that_all_of_it_begin_with(
         assert all(t is not None and t.startswith(text) for t in (*whole, *theirs))
 
 
-def test_with_one_tokenizer_there_are_no_groups() -> None:
+def test_with_one_tokenizer_every_token_is_a_group_and_so_are_those_beyond_it() -> None:
     for own in (sentence_piece(), byte_level(), shorter()):
-        assert grouped(own, own, rows=2000).group_V is None
+        pair = grouped(own, own, rows=2000)
+        assert pair.group_V is not None
+        assert pair.group_V.tolist() == list(range(2000))
+
+
+def test_a_part_of_a_character_goes_with_its_first_byte_and_so_does_the_whole() -> None:
+    student = train_tokenizer(["\u2019\u201c\u201d" * 9], vocab=270)
+    pair, own = grouped(student, sentence_piece()), reader(student).tokens
+    assert pair.group_V is not None
+    named = {text: own.texts[pair.group_V[index]] for index, text in enumerate(own.texts) if text}
+    parts = [text for text in named if text.startswith(b"\xe2")]
+    assert len(parts) > 1
+    assert all(named[text] == b"\xe2" for text in parts)
+
+
+def test_a_token_that_the_other_changes_or_does_not_know_is_of_no_group_of_its_text() -> None:
+    """As under NFKC, by which a half begins with 1, or where it is the unknown token of both."""
+    half = byte_level()
+    half.add_tokens(["\u00bd"])
+    changes = byte_level()
+    changes.backend_tokenizer.normalizer = normalizers.NFKC()
+    first = first_tokens(reader(half).tokens, reader(changes))
+    assert first[half.convert_tokens_to_ids("\u00bd")] == ABSENT
+    few = Tokenizer(models.BPE({"<unk>": 0, "\n": 1}, [], unk_token="<unk>"))
+    known = TokenBytes((None, b"\n"), {0: "<unk>"}, frozenset(), None, None, 0, adds_space=False)
+    encoder = PreTrainedTokenizerFast(tokenizer_object=few, unk_token="<unk>")
+    first = first_tokens(reader(half).tokens, Reader(known, encoder))
+    assert first[half.convert_tokens_to_ids("\u00bd")] == ABSENT
 
 
 def test_the_next_tokens_of_a_text_are_of_one_group() -> None:

@@ -36,7 +36,7 @@ KINDS = [
 @pytest.fixture(scope="module")
 def same(tmp_path_factory: pytest.TempPathFactory) -> Across:
     """Teacher and student with one tokenizer."""
-    return across(tmp_path_factory.mktemp("same"), teacher_vocab=tiny.VOCAB, in_groups=True)
+    return across(tmp_path_factory.mktemp("same"), teacher_vocab=tiny.VOCAB)
 
 
 @pytest.fixture(scope="module")
