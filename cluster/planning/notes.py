@@ -1,5 +1,5 @@
-"""What a run says before it starts: how its models differ without keeping one from learning, and what
-it does other than its config seems to say."""
+"""What a run says before it starts: how its models differ without keeping one from learning, and
+what it does other than its config seems to say."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
