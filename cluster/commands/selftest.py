@@ -15,6 +15,7 @@ from cluster.selftest.models import tiny_config
 from shared.config.losses import ForwardKL
 from shared.config.mixture import FixedMixture
 from shared.config.run import Config, Paths
+from shared.config.text.augmentation import Augmentation
 from shared.config.weighting import Uniform
 from shared.errors import ConfigError, SelftestError, TutelageError
 from shared.run.plan import OpenReader, RunPlan
@@ -72,6 +73,7 @@ def plain(config: Config) -> Config:
             },
             "targets": config.targets.model_copy(update={"store": None, "teacher_free": False}),
             "weighting": Uniform(),
+            "augmentation": Augmentation(),
             "mixture": FixedMixture(),
             "progressive": None,
             "prompts": None,
@@ -94,7 +96,7 @@ def _examined(
     with reached(address, services):
         for teacher in config.teachers:
             refuse_unplaceable_early(config.taught_by(teacher), services)
-        launch = Launch(prepare_run(config), run_dir, folder / "logs", services)
+        launch = Launch(prepare_run(config), run_dir, folder / "logs", services, trains=False)
         with connected(address):
             return [
                 check for teacher in config.teachers for check in _failed(launch.taught_by(teacher))

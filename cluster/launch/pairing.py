@@ -67,6 +67,9 @@ class Counts:
     prompts: int
     pairs: int
     alike: int  # prompts after which both wrote the same, which is no pair
+    without_room: int  # documents whose prompt leaves no room for two responses
+    chosen_cut: int  # responses that did not come to an end
+    rejected_cut: int
     teacher_tokens: int  # written
     student_tokens: int
 
@@ -157,19 +160,21 @@ class _Domain:
     domain: PreparedDomain
     folder: Path
     number: int
+    num_documents: int
     prompts: Sequence[RowPrompt]
 
     @staticmethod
     def of(prepared: Prepared, domain: PreparedDomain, folder: Path, number: int) -> "_Domain":
         """Find the prompts. Raises DataError where there are none."""
         config, store = prepared.config, RowStore.open(domain.train_path)
-        prompts = pair_prompts(store, config.source, context=config.data.context)
+        documents = store.take(range(len(store))).documents()
+        prompts = pair_prompts(documents, config.source, context=config.data.context)
         if not prompts:
             raise DataError(
                 f"domain {domain.name} has no prompt that leaves room for two responses in "
                 f"data.context {config.data.context}; raise it, or give shorter prompts"
             )
-        return _Domain(prepared, domain, folder, number, prompts)
+        return _Domain(prepared, domain, folder, number, len(documents), prompts)
 
     @property
     def name(self) -> str:
@@ -191,6 +196,8 @@ class _Domain:
         kept = _kept(path)
         if kept is not None and len(kept.table) == len(openings):
             return kept
+        who = "the teacher" if answer == "chosen" else "the student"
+        print(f"{who} writes after {len(openings):,} prompts of {self.name}", flush=True)
         generator = author.generator
         parts = [generator.generate(openings.at(at), specs[room]) for room, at in lines.items()]
         order = np.argsort(np.concatenate([*lines.values()]), kind="stable")
@@ -198,7 +205,6 @@ class _Domain:
         try:
             write_table(path, found.table)
         except OSError as error:
-            who = "the teacher" if answer == "chosen" else "the student"
             raise not_kept(f"what {who} wrote for pairs", self.folder, error) from None
         return found
 
@@ -211,11 +217,14 @@ class _Domain:
         texts = [answer.written() for answer in (chosen, rejected)]
         rows, num_pairs = pair_rows(self.prompts, *texts, context=config.data.context)
         sizes = [sum(map(len, ids)) for ids in texts]
-        counts = Counts(num_prompts, num_pairs, num_prompts - num_pairs, *sizes)
+        cut = [answer.stopped().count(False) for answer in (chosen, rejected)]
+        alike, without = num_prompts - num_pairs, self.num_documents - num_prompts
+        counts = Counts(num_prompts, num_pairs, alike, without, *cut, *sizes)
         print(
             f"pairs of {self.name}: {num_pairs:,} after {num_prompts:,} prompts, {counts.alike:,} "
-            f"left out in which both wrote the same; the teacher wrote {sizes[0]:,} tokens, the "
-            f"student {sizes[1]:,}",
+            f"left out in which both wrote the same, {without:,} documents without room for two; "
+            f"the teacher wrote {sizes[0]:,} tokens, the student {sizes[1]:,}, and {cut[0]:,} and "
+            f"{cut[1]:,} of their responses were cut",
             flush=True,
         )
         if not num_pairs:

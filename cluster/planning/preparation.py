@@ -30,6 +30,7 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare
 from shared.data.trust import Trust
+from shared.data.written_pairs import RESPONSES
 from shared.errors import ConfigError, HandshakeError
 from shared.images.reading import ImageRows
 from shared.locations import Location
@@ -172,7 +173,7 @@ def prepare_run(config: Config) -> Prepared:
                 showing,
                 domain,
                 teacher_context=known.context,
-                context=config.data.context,
+                context=config.data.context // (RESPONSES if writes_pairs(config.losses) else 1),
                 source=config.source if writes_texts else None,
             )
             refuse_unknown_ids(hands, domain, known=known)

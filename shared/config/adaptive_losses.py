@@ -173,6 +173,9 @@ def _unwritten(config: "Config") -> dict[str, bool]:
         "task is image_text, and models write after text alone; set pairs=given": config.task.sees,
         f"cross_tokenizer is {across}, and the teacher writes in tokens of its own; set "
         "pairs=given": across is not None,
+        "teachers has a follow_student, which writes as the student does; leave it out": (
+            any(teacher.follow_student is not None for teacher in config.teachers.values())
+        ),
         "targets.teacher_free leaves no teacher to write; remove it": free,
         "progressive orders rows before pairs are written; leave it out": (
             config.progressive is not None

@@ -12,15 +12,15 @@ import xxhash
 from shared.config.source import TokenSources
 from shared.data.packing import Piece, pack
 from shared.data.rollouts import RowPrompt, prompts_of
-from shared.data.row_store import RaggedRows, RowStore
+from shared.data.row_store import RaggedRows
+from shared.data.rows import Rows
 
 RESPONSES = 2  # that a row has room for, each with its prompt
 
 
-def pair_prompts(store: RowStore, source: TokenSources, *, context: int) -> list[RowPrompt]:
-    """What is gone on from: a prompt of every document of a domain that leaves room for two
-    responses in one row, whose `row` counts the documents."""
-    documents = store.take(range(len(store))).documents()
+def pair_prompts(documents: Rows, source: TokenSources, *, context: int) -> list[RowPrompt]:
+    """What is gone on from: the prompt of every document, a row each, that leaves room for two
+    responses in one row."""
     return prompts_of(documents, source, context=context // RESPONSES)
 
 

@@ -42,6 +42,7 @@ from shared.targets.soft_targets import SoftTargets
 from shared.text.digests import digest_file
 
 FORMAT = 1  # counts up when masks are drawn or filled in another way
+MOST_SPECIAL = 64  # special ids beside which a token's candidates are asked for
 MOST_BEFORE = 64  # tokens of another domain's text that the teacher reads before a document
 
 
@@ -132,9 +133,9 @@ class _Filling:
         ):
             reader = open_reader(0)
             try:
-                for unit, answer in self._answered(reader):
-                    found += unit.filled(answer, self.section, self.prepared.special_ids)
-                    num_read += unit.num_tokens
+                for unit, answers in self._answered(reader):
+                    found += unit.filled(answers, self.section, self.prepared.special_ids)
+                    num_read += unit.num_tokens + len(unit.documents) * self._shown
                     bar.update(len(unit.rows))
             finally:
                 reader.close()
@@ -148,14 +149,16 @@ class _Filling:
             flush=True,
         )
 
-    def _answered(self, reader: TargetReader) -> Iterator[tuple["_Unit", SoftTargets | None]]:
-        """Every copy of all rows, and what the teacher says where any of them is masked. Masks are
+    def _answered(self, reader: TargetReader) -> Iterator[tuple["_Unit", Sequence[SoftTargets]]]:
+        """Every copy of all rows, and what the teacher says of those that have masks. They are
         drawn twice, when they are asked about and when they are answered, and are the same."""
-        asked = (unit.asked() for unit in self._units() if unit.num_masks)
+        size = self.prepared.config.batch.micro_batch
+        asked = (rows for unit in self._units() for rows in unit.asked(room=self._room, size=size))
         ahead = 2 * self.prepared.config.service.in_flight
         answers = answered(reader, asked, self._question, ahead=ahead)
         for unit in self._units():
-            yield unit, next(answers)[1] if unit.num_masks else None
+            parts = unit.asked(room=self._room, size=size)
+            yield unit, [next(answers)[1] for _ in parts]
 
     def _units(self) -> Iterator["_Unit"]:
         for copy in range(self.section.copies):
@@ -189,7 +192,9 @@ class _Filling:
     @property
     def _question(self) -> Question:
         vocab = min(facts.shared_vocab for facts in self.prepared.teachers.values())
-        num_ids = min(self.section.candidates + 1, vocab)  # a token's own id is not drawn
+        # Beside a token's own id, which is not drawn, as many as may be special ones.
+        most_special = min(len(self.prepared.special_ids), MOST_SPECIAL)
+        num_ids = min(self.section.candidates + 1 + most_special, vocab)
         ask = LikeliestIds(num_ids, vocab, encoding="fp32")
         return Question(ask, prefix=self.prepared.showing.prompts)
 
@@ -204,9 +209,14 @@ class _Filling:
         """Tokens of the longest line that the teacher is sent, without the run's prompt."""
         config, name = self.prepared.config, self.domain.name
         limit = self.prepared.teachers[config.teacher_of(name)].context
-        shown = self.prepared.showing.openings.get(name)
-        before = shown.longest if shown is not None else 0
-        return config.data.context if limit is None else min(config.data.context, limit - before)
+        context = config.data.context
+        return context if limit is None else min(context, limit - self._shown)
+
+    @property
+    def _shown(self) -> int:
+        """Tokens by which the run's prompt makes a document longer at most."""
+        shown = self.prepared.showing.openings.get(self.domain.name)
+        return shown.longest if shown is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +228,23 @@ class _Document:
     masked: Masked
     before: np.ndarray  # int32; what the teacher reads first
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the teacher reads."""
+        return len(self.before) + len(self.masked.ids_T)
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """Those tokens."""
+        return np.concatenate([self.before, self.masked.ids_T])
+
+    @property
+    def loss_mask(self) -> np.ndarray:
+        """1 where the next of them is masked."""
+        mask = np.zeros(self.num_tokens, np.uint8)
+        mask[len(self.before) + self.masked.place_M - 1] = 1
+        return mask
+
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
@@ -227,43 +254,45 @@ class _Unit:
     documents: tuple[_Document, ...]
 
     @property
-    def num_masks(self) -> int:
-        """Masks of all of them."""
-        return sum(len(one.masked.place_M) for one in self.documents)
-
-    @property
     def num_tokens(self) -> int:
         """Tokens that the teacher reads."""
-        return sum(len(one.before) + len(one.masked.ids_T) for one in self.documents)
+        return sum(one.num_tokens for one in self.documents)
 
-    def asked(self) -> Rows:
-        """What the teacher is asked: every document by itself, with loss where the next token is
-        masked."""
-        domains, indices = self.rows.domains(), self.rows.table.column("index").to_pylist()
-        ids, masks = [], []
+    def asked(self, *, room: int, size: int) -> list[Rows]:
+        """What the teacher is asked, `size` lines at a time: the documents in order, as many to a
+        line as fit into `room` beside each other, with loss where the next token is masked."""
+        lines, taken = list[list[_Document]](), room
         for one in self.documents:
-            ids.append(np.concatenate([one.before, one.masked.ids_T]))
-            masks.append(np.zeros(len(ids[-1]), np.uint8))
-            masks[-1][len(one.before) + one.masked.place_M - 1] = 1
+            if taken + one.num_tokens > room:
+                lines.append([])
+                taken = 0
+            lines[-1].append(one)
+            taken += one.num_tokens
+        return [self._rows(lines[at : at + size]) for at in range(0, len(lines), size)]
+
+    def _rows(self, lines: Sequence[Sequence[_Document]]) -> Rows:
+        domains, indices = self.rows.domains(), self.rows.table.column("index").to_pylist()
+        lengths = [[one.num_tokens for one in line] for line in lines]
         return Rows.build(
-            domains=[domains[one.row] for one in self.documents],
-            indices=[indices[one.row] for one in self.documents],
-            input_ids=ids,
-            doc_starts=[np.zeros(1)] * len(ids),
-            loss_masks=masks,
+            domains=[domains[line[0].row] for line in lines],
+            indices=[indices[line[0].row] for line in lines],
+            input_ids=[np.concatenate([one.input_ids for one in line]) for line in lines],
+            doc_starts=[np.cumsum([0, *each[:-1]]) for each in lengths],
+            loss_masks=[np.concatenate([one.loss_mask for one in line]) for line in lines],
         )
 
     def filled(
-        self, answer: SoftTargets | None, section: Augmentation, special_ids: Collection[int]
+        self, answers: Sequence[SoftTargets], section: Augmentation, special_ids: Collection[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places and ids of the fills of each row; `answer` is there where anything is masked."""
+        """Places and ids of the fills of each row; `answers` are to what was asked."""
         places = [[np.zeros(0, np.int32)] for _ in range(len(self.rows))]
         ids = [[np.zeros(0, np.int32)] for _ in range(len(self.rows))]
-        if answer is not None:
-            kept, masked = answer.arrays().kept, [one.masked for one in self.documents]
+        if answers:
+            kept = [answer.arrays().kept for answer in answers]
+            masked = [one.masked for one in self.documents]
             fill_N = drawn(
-                kept["ids_NK"],
-                kept["logprobs_NK"],
+                np.concatenate([one["ids_NK"] for one in kept]),
+                np.concatenate([one["logprobs_NK"] for one in kept]),
                 own_M=np.concatenate([one.ids_T[one.place_M] for one in masked]),
                 chance_M=np.concatenate([one.chance_M for one in masked]),
                 most=section.candidates,

@@ -1,11 +1,8 @@
 """Rows of pairs that models wrote: their prompts, what of them is learnt, and what is no pair."""
 
-from pathlib import Path
-
 import numpy as np
 
 from shared.config.source import TokenSources
-from shared.data.row_store import RaggedRows, RowStore, write_rows
 from shared.data.written_pairs import pair_prompts, pair_rows
 from tests.shared.data.test_rollouts import rows_of
 
@@ -14,27 +11,16 @@ SOURCE = TokenSources(max_new_tokens=8, prompt_tokens=6)
 DOCUMENTS = [[(4, 9), (5, 30)], [(18, 20)], [(25, 36)], [(0, 30)]]
 
 
-def store_of(folder: Path) -> RowStore:
-    rows = rows_of(*DOCUMENTS)
-    names = ("input_ids", "doc_starts", "loss_mask")
-    write_rows(folder / "rows.arrow", domain="a", rows=RaggedRows(*map(rows.column, names)))
-    return RowStore.open(folder / "rows.arrow")
-
-
-def test_every_document_whose_prompt_leaves_room_for_two_responses_is_gone_on_from(
-    tmp_path: Path,
-) -> None:
+def test_every_document_whose_prompt_leaves_room_for_two_responses_is_gone_on_from() -> None:
     """Of 40 tokens a document has 20; the rest of a room is a power of two."""
-    found = pair_prompts(store_of(tmp_path), SOURCE, context=CONTEXT)
+    found = pair_prompts(rows_of(*DOCUMENTS).documents(), SOURCE, context=CONTEXT)
     sizes = [(one.row, len(one.input_ids), one.room) for one in found]
     assert sizes == [(0, 4, 8), (1, 5, 8), (2, 18, 2), (4, 6, 8)]
     assert found[1].input_ids.tolist() == [109, 110, 111, 112, 113]
 
 
-def test_all_that_was_written_is_learnt_after_its_prompt_and_what_is_alike_is_no_pair(
-    tmp_path: Path,
-) -> None:
-    prompts = pair_prompts(store_of(tmp_path), SOURCE, context=CONTEXT)
+def test_all_that_was_written_is_learnt_after_its_prompt_and_what_is_alike_is_no_pair() -> None:
+    prompts = pair_prompts(rows_of(*DOCUMENTS).documents(), SOURCE, context=CONTEXT)
     chosen = [np.array(ids) for ids in ([1, 2], [1, 2, 3], [7, 8], [5])]
     rejected = [np.array(ids) for ids in ([1, 3, 4], [1, 2, 3], [7], [6, 6])]
     rows, count = pair_rows(prompts, chosen, rejected, context=CONTEXT)

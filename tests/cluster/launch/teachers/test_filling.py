@@ -65,12 +65,16 @@ def model(tiny_pair: Pair) -> Model:
     return Model("teacher", tiny_pair.teacher)
 
 
-def likeliest(folder: Path, ids: np.ndarray, at: int, *, most: int) -> set[int]:
-    """The likeliest ids at a place after the text to its left, but for the own one, in float64."""
+def likeliest(
+    folder: Path, ids: np.ndarray, at: int, *, most: int, special: tuple[int, ...]
+) -> set[int]:
+    """The likeliest ids at a place after the text to its left, but for its own one and special
+    ones, in float64."""
     dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     with torch.no_grad():
         logits_V = dense(torch.from_numpy(ids[None, :at].astype(np.int64))).logits[0, -1]
-    order = [one for one in logits_V.argsort(descending=True).tolist() if one != ids[at]]
+    left_out = {*special, int(ids[at])}
+    order = [one for one in logits_V.argsort(descending=True).tolist() if one not in left_out]
     return set(order[:most])
 
 
@@ -89,7 +93,9 @@ def test_fills_are_among_the_teachers_likeliest_ids_after_the_text_to_the_left(
                 first = starts[starts <= at].max()
                 own = ids[first:]
                 fill = int(fills.put(ids, row=row, epoch=0)[at])
-                assert fill in likeliest(tiny_pair.teacher, own, at - first, most=3)
+                assert fill in likeliest(
+                    tiny_pair.teacher, own, at - first, most=3, special=prepared.special_ids
+                )
                 assert fill not in prepared.special_ids
                 seen.add(fill)
     assert len(seen) > 3
@@ -156,20 +162,25 @@ def test_documents_come_after_training_text_of_another_domain_and_validation_is_
     }
     lengths = []
     for rows in model.asked_rows:
+        assert rows.table.num_rows <= 4  # as many lines as a micro-batch has rows
+        assert max(map(len, rows.column("input_ids"))) <= CONTEXT
+        rows = rows.documents()
         columns = (rows.column(name) for name in ("input_ids", "loss_mask"))
         for name, ids, mask in zip(rows.domains(), *columns, strict=True):
             (other,) = set(domains) - {name}
             length = len(ids) - max(len(one) for one in text[name] if _ends(ids, one))
             lengths.append(length)
             assert length <= MOST_BEFORE
-            assert len(ids) <= CONTEXT
             assert not mask[:length].any()
             assert any(one[:length] == ids[:length].tolist() for one in rows_of[other])
             assert not any(_ends(ids, one) for one in held)
     assert held
     assert max(lengths) > LEAST
     alone = prepared_with(tmp_path, tiny_pair, across=False)
-    letters = filled(alone, Model("teacher", tiny_pair.teacher))["letters"]
+    model = Watched("teacher", tiny_pair.teacher)
+    letters = filled(alone, model)["letters"]
+    starts = [own for rows in model.asked_rows for own in rows.column("doc_starts")]
+    assert max(map(len, starts)) > 1  # documents share a line
     assert fills_of(letters).digest != fills_of(domains["letters"]).digest
 
 
