@@ -2,12 +2,12 @@
 the chosen response, and the student as it begins the rejected one (LLaVA-MoD, arXiv 2408.15881,
 names pairs of chosen and rejected responses; who writes them is our choice).
 
-What each wrote lies in the run's folder before the next one writes, and rows are made of that, so
-that a run which is killed at any point and gone on with learns the same pairs:
+What each wrote lies in the run's folder, part by part, before the next one writes, and rows are
+made of that, so that a run which is killed at any point and gone on with learns the same pairs:
 
     pairs/
-      chosen.IDENTITY.arrow     what the teacher wrote, a line for each prompt of a domain
-      rejected.IDENTITY.arrow   what the student did
+      chosen.IDENTITY.N.arrow   what the teacher wrote, a line for each prompt of a part of a domain
+      rejected.IDENTITY.N.arrow what the student did
       rows.N.arrow              both as rows of preferences of the domain that comes N-th, from 0
       counts.json               of prompts, pairs and tokens, by domain
 
@@ -50,6 +50,7 @@ from student_trainer.sources.generated.continuing import spec_of
 from teacher_service.service.pool import GenerationPool
 
 Answer = Literal["chosen", "rejected"]
+PART = 1_024  # prompts after which what is written is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,31 +183,48 @@ class _Domain:
         return self.domain.name
 
     def texts(self, answer: Answer, author: _Author) -> Continuations:
-        """What a model writes after the prompts, in their order, or wrote before. Raises
-        StorageError."""
-        openings, lines = self._openings(answer), self._by_room()
-        specs = {room: self._spec(room) for room in lines}
+        """What a model writes after the prompts, in their order; of the parts that it wrote before
+        it writes none again. Raises StorageError."""
+        openings, parts = self._openings(answer), list(self._parts())
+        key = self._key(author, openings, [spec for spec, _ in parts])
+        paths = [self.folder / f"{answer}.{key}.{number}.arrow" for number in range(len(parts))]
+        found = [_kept(path, len(at)) for path, (_, at) in zip(paths, parts, strict=True)]
+        who = "the teacher" if answer == "chosen" else "the student"
+        missing = sum(len(at) for (_, at), one in zip(parts, found, strict=True) if one is None)
+        if missing:
+            print(f"{who} writes after {missing:,} prompts of {self.name}", flush=True)
+        for number, (spec, at) in enumerate(parts):
+            if found[number] is None:
+                written = author.generator.generate(openings.at(at), spec)
+                self._keep(written, paths[number], who)
+                found[number] = written
+                missing -= len(at)
+                if missing:
+                    print(f"{who} has {missing:,} to go", flush=True)
+        order = np.argsort(np.concatenate([at for _, at in parts]), kind="stable")
+        return Continuations.joined([one for one in found if one is not None]).at(order.tolist())
+
+    def _parts(self) -> Iterator[tuple[GenerationSpec, list[int]]]:
+        """Prompts of one room, `PART` at most, and how they are gone on from."""
+        for room, at in self._by_room().items():
+            spec = self._spec(room)
+            for first in range(0, len(at), PART):
+                yield spec, at[first : first + PART]
+
+    def _key(self, author: _Author, openings: Openings, specs: Sequence[GenerationSpec]) -> str:
+        """Names all that decides what a model writes, part by part."""
         decides = {
             "model": dict(author.writing.identity),
             "openings": [digest.hex() for digest in openings.hashes()],
-            "specs": [spec.as_dict() for spec in specs.values()],
+            "specs": [spec.as_dict() for spec in specs],
         }
-        key = xxhash.xxh3_64_hexdigest(json.dumps(decides, sort_keys=True).encode())
-        path = self.folder / f"{answer}.{key}.arrow"
-        kept = _kept(path)
-        if kept is not None and len(kept.table) == len(openings):
-            return kept
-        who = "the teacher" if answer == "chosen" else "the student"
-        print(f"{who} writes after {len(openings):,} prompts of {self.name}", flush=True)
-        generator = author.generator
-        parts = [generator.generate(openings.at(at), specs[room]) for room, at in lines.items()]
-        order = np.argsort(np.concatenate([*lines.values()]), kind="stable")
-        found = Continuations.joined(parts).at(order.tolist())
+        return xxhash.xxh3_64_hexdigest(json.dumps(decides, sort_keys=True).encode())
+
+    def _keep(self, written: Continuations, path: Path, who: str) -> None:
         try:
-            write_table(path, found.table)
+            write_table(path, written.table)
         except OSError as error:
             raise not_kept(f"what {who} wrote for pairs", self.folder, error) from None
-        return found
 
     def paired(
         self, chosen: Continuations, rejected: Continuations
@@ -266,11 +284,12 @@ class _Domain:
         return spec_of(self.prepared.config, room, ends=self.prepared.ends, vocab=vocab)
 
 
-def _kept(path: Path) -> Continuations | None:
-    """What a model wrote before; None where it has not, or the file is damaged and is written
-    anew."""
+def _kept(path: Path, count: int) -> Continuations | None:
+    """What a model wrote before after `count` prompts; None where it has not, or the file is
+    damaged, and it writes anew."""
     try:
         with pa.memory_map(str(path)) as source:
-            return Continuations(pa.ipc.open_file(source).read_all())
+            found = Continuations(pa.ipc.open_file(source).read_all())
     except (OSError, pa.ArrowException):
         return None
+    return found if len(found.table) == count else None

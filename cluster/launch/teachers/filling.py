@@ -126,6 +126,7 @@ class _Filling:
         size, copies = len(self.store), self.section.copies
         name, hidden = f"filling {self.domain.name}", not sys.stderr.isatty()
         found, num_read = list[tuple[np.ndarray, np.ndarray]](), 0
+        print(f"the teacher fills masks of {size:,} rows of {self.domain.name}", flush=True)
         assert self.teacher.serve is not None, "a teacher is alive"
         with (
             self.teacher.serve() as open_reader,

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.cli import main
+from cluster.launch import pairing
 from cluster.launch.pairing import Writing, paired_domains
 from cluster.planning.loading import load
 from cluster.planning.preparation import Prepared, prepare_run
@@ -55,7 +56,7 @@ class Author:
     folder: Path
     services: int = 0
     asked: list[Openings] = field(default_factory=list)
-    fails: bool = False
+    fails_after: int | None = None  # calls
 
     @contextmanager
     def serve(self) -> Iterator[Generator]:
@@ -63,7 +64,7 @@ class Author:
         yield self
 
     def generate(self, openings: Openings, spec: GenerationSpec) -> Continuations:
-        if self.fails:
+        if self.fails_after == len(self.asked):
             raise KeyboardInterrupt
         self.asked.append(openings)
         return teacher(str(self.folder)).generate(openings, spec)
@@ -145,10 +146,10 @@ def test_what_was_written_before_a_kill_is_not_written_again(
     prepared: Prepared, tmp_path: Path, authors: tuple[Author, Author]
 ) -> None:
     first, second = authors
-    second.fails = True
+    second.fails_after = 0
     with pytest.raises(KeyboardInterrupt):
         paired(prepared, tmp_path / "pairs", *authors)
-    second.fails = False
+    second.fails_after = None
     domain = paired(prepared, tmp_path / "pairs", *authors)
     rows = Path(domain.train_path).read_bytes()
     assert (first.services, second.services) == (1, 2)
@@ -160,6 +161,29 @@ def test_what_was_written_before_a_kill_is_not_written_again(
     paired(warm, tmp_path / "pairs", *authors)
     assert (first.services, second.services) == (2, 3)
     assert Path(domain.train_path).read_bytes() != rows
+
+
+def test_parts_that_were_written_before_a_kill_are_not_written_again(
+    prepared: Prepared,
+    tmp_path: Path,
+    authors: tuple[Author, Author],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A part is ten prompts; the fourth is not answered at first."""
+    monkeypatch.setattr(pairing, "PART", 10)
+    first, second = authors
+    whole = Author(first.folder), Author(second.folder)
+    rows = Path(paired(prepared, tmp_path / "whole", *whole).train_path).read_bytes()
+    assert (parts := len(whole[0].asked)) > 3
+    first.fails_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        paired(prepared, tmp_path / "pairs", *authors)
+    first.fails_after = None
+    domain = paired(prepared, tmp_path / "pairs", *authors)
+    assert len(first.asked) == parts
+    asked = [ids.tolist() for openings in first.asked for ids in openings.ids()]
+    assert sorted(asked) == sorted(i.tolist() for one in whole[0].asked for i in one.ids())
+    assert Path(domain.train_path).read_bytes() == rows
 
 
 def test_a_student_is_loaded_once_for_all_domains(
