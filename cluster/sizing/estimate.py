@@ -32,6 +32,7 @@ from cluster.sizing.rates import (
 from cluster.sizing.tracing import module_sizes, student_sizes, teacher_sizes
 from cluster.sizing.writers import (
     COPIES,
+    before_training,
     copies_memory,
     in_words,
     kept_batches,
@@ -145,6 +146,7 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
         checkpoint_bytes=checkpoint_bytes(weight_bytes=own.weight_bytes, trained=own.trained),
         notes=(
             *_with_fewest(config, with_fewest, memory),
+            *before_training(config),
             *_of_writing(config, own, writing, taught),
             *([image_note(config)] if config.task.sees else []),
             *_untraced([("student", learning), *((s.name, s.activations) for s in sides)]),
@@ -311,12 +313,11 @@ def _of_writing(
     config: Config, own: ModelSizes, writing: Writing | None, taught: list[_Taught]
 ) -> Iterator[str]:
     """What is not in parts and rates where models write what is learnt."""
-    if config.source.is_dataset:
-        return
-    yield (
-        "what models write to learn from is counted as rows of full length; the time of writing "
-        "it is not"
-    )
+    if not config.source.is_dataset:
+        yield (
+            "what models write to learn from is counted as rows of full length; the time of "
+            "writing it is not"
+        )
     yield from in_words("the student", writing)
     for one in taught:
         batches = max(1, kept_batches(config, config.teachers[one.side.name]))

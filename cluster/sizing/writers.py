@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 from cluster.sizing.memory import Memory, ModelSizes, Writing, copy_memory
 from cluster.sizing.tracing import writing_of
+from shared.config.adaptive_losses import writes_pairs
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.data.layout import padded_length
-from shared.in_words import in_bytes
+from shared.in_words import counted, in_bytes
 from teacher_service.engine.generation.lock_step import MOST_BETWEEN
 
 COPIES = "rollouts"  # the copies of the student that write, as the config calls them
@@ -23,8 +24,9 @@ def students_writing(config: Config) -> Writing | None:
 
 
 def teachers_writing(name: str, teacher: Teacher, config: Config) -> Writing | None:
-    """What a teacher keeps that writes, or has a share in every token of the student's."""
-    if not config.source.teachers_write:
+    """What a teacher keeps that writes, before training or in it, or has a share in every token of
+    the student's."""
+    if not (config.source.teachers_write or writes_pairs(config.losses)):
         return None
     return _writing(f"teachers.{name}", teacher, config)
 
@@ -57,6 +59,16 @@ def in_words(who: str, writing: Writing | None, *, batches: int = 1) -> Iterator
         f"{who} writes {writing.lines} texts of up to {writing.tokens:,} tokens at once{keeps}, "
         f"whose keys and values are {kept}"
     )
+
+
+def before_training(config: Config) -> Iterator[str]:
+    """What models read or write before the first step, which no rate and no time has."""
+    untimed = "before the first step; the time of that is not counted"
+    if writes_pairs(config.losses):
+        yield f"the teacher and the student write after every prompt of training text {untimed}"
+    if config.augmentation.mask:
+        times = counted(config.augmentation.copies, "time")
+        yield f"the teacher reads all training text {times} to fill masks {untimed}"
 
 
 def _writing(section: str, asked: Student | Teacher, config: Config) -> Writing:

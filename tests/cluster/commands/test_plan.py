@@ -127,6 +127,19 @@ def test_what_a_teacher_keeps_of_texts_and_modules_is_planned_for(bare, tmp_path
     assert taught["memory"]["parts"]["activations"] > plain["memory"]["parts"]["activations"]
 
 
+def test_what_models_do_before_the_first_step_is_said_and_has_room(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare)
+    plain = planned(capsys, path)
+    filled = planned(capsys, path, "augmentation={mask: 0.2, share: 0.5, copies: 3}")
+    (said,) = set(filled["notes"]) - set(plain["notes"])
+    assert said.startswith("the teacher reads all training text 3 times to fill masks before")
+    kinds = "losses=[{kind: preference, pairs: written}]"
+    paired = planned(capsys, path, kinds, "mixture={policy: fixed}", "data.too_long=drop")
+    assert any("write after every prompt of training text before" in n for n in paired["notes"])
+    (before,), (after,) = (found["teachers"] for found in (plain, paired))
+    assert sum(after["memory"]["parts"].values()) > sum(before["memory"]["parts"].values())
+
+
 @pytest.mark.parametrize("changes", ["online_modules={r: 4}", "follow_student={lag: 2}"])
 def test_a_probe_of_a_teacher_that_changes_is_refused(tiny_pair, tmp_path, capsys, changes):
     one = replace(tiny_pair, teacher=tiny_pair.student)  # the student's own, that it may follow it
