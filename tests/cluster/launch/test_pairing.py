@@ -219,6 +219,7 @@ def test_prompts_without_room_for_two_responses_are_refused(
         paired(prepared, tmp_path / "pairs", *authors)
 
 
+FOLLOWING = {"t": {"model": "m", "follow_student": {"lag": 1}}}
 BY_LENGTH = {"difficulty": "length", "phases": 2, "max_steps": 2, "plateau": None}
 
 
@@ -229,6 +230,7 @@ BY_LENGTH = {"difficulty": "length", "phases": 2, "max_steps": 2, "plateau": Non
         ({"progressive": BY_LENGTH}, "progressive orders rows before pairs are written"),
         ({"cross_tokenizer": "uld"}, "in tokens of its own; set pairs=given"),
         ({"task": "image_text"}, "models write after text alone; set pairs=given"),
+        ({"teachers": FOLLOWING}, "has a follow_student, which writes as the student does; leave"),
     ],
 )
 def test_a_run_whose_pairs_nobody_could_write_is_refused(

@@ -244,7 +244,8 @@ def test_a_config_is_examined_without_what_would_answer_from_disk(tmp_path, tiny
         losses=[{"kind": "atkd"}, {"kind": "cross_entropy"}],
         targets={"store": str(tmp_path / "store"), "teacher_free": True, "top_k": 8},
     )
-    found = plain(load(job, []))
+    found = plain(load(job, ["augmentation={share: 0.5, mask: 0.2}"]))
+    assert not found.augmentation.mask, "no text is read for an examination"
     assert [loss.kind for loss in found.losses] == ["atkd", "cross_entropy"]
     assert found.targets.store is None
     assert not found.targets.teacher_free
