@@ -244,12 +244,17 @@ def test_a_config_is_examined_without_what_would_answer_from_disk(tmp_path, tiny
         losses=[{"kind": "atkd"}, {"kind": "cross_entropy"}],
         targets={"store": str(tmp_path / "store"), "teacher_free": True, "top_k": 8},
     )
-    found = plain(load(job, ["augmentation={share: 0.5, mask: 0.2}"]))
-    assert not found.augmentation.mask, "no text is read for an examination"
+    found = plain(load(job, []))
     assert [loss.kind for loss in found.losses] == ["atkd", "cross_entropy"]
     assert found.targets.store is None
     assert not found.targets.teacher_free
     assert found.targets.top_k == 8
+
+
+def test_no_text_is_filled_for_an_examination(tmp_path, tiny_pair):
+    filled = load(write_job(tmp_path, tiny_pair), ["augmentation={share: 0.5, mask: 0.2}"])
+    assert filled.augmentation.mask
+    assert not plain(filled).augmentation.mask
 
 
 def test_a_config_of_hard_labels_alone_is_examined_with_forward_kl(tmp_path, tiny_pair):
