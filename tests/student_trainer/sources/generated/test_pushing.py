@@ -168,24 +168,25 @@ def test_a_copy_that_ignores_the_push_stops_the_run(copy, spoil: Callable, said:
     again = asked.generate(OPENINGS, SPEC).written()
     assert all(map(np.array_equal, again, good.written()))
     kept = {
-        name: parameter.detach().clone() for name, parameter in engine._model.named_parameters()
+        name: parameter.detach().clone()
+        for name, parameter in engine._model._model.named_parameters()
     }
     try:
         with torch.no_grad():
-            for parameter in engine._model.parameters():
+            for parameter in engine._model._model.parameters():
                 spoil(parameter)
         with pytest.raises(EngineError, match=said):
             asked.generate(OPENINGS, SPEC)
     finally:
-        engine._model.load_state_dict(kept, strict=False)  # a tied weight has one name
+        engine._model._model.load_state_dict(kept, strict=False)  # a tied weight has one name
 
 
 def test_a_copy_of_a_student_whose_head_begins_with_zeros_writes(copy):
     engine, ref = copy
     good = engine.generate(OPENINGS, replace(SPEC, weights=ref))
     (own_T, *_) = good.canaries()
-    head = engine._model.get_output_embeddings()
-    kept = {n: p.detach().clone() for n, p in engine._model.named_parameters()}
+    head = engine._model._model.get_output_embeddings()
+    kept = {n: p.detach().clone() for n, p in engine._model._model.named_parameters()}
     flat_T = np.full_like(own_T, -np.log(tiny.VOCAB))
     try:
         torch.nn.init.zeros_(head.weight)
@@ -193,4 +194,4 @@ def test_a_copy_of_a_student_whose_head_begins_with_zeros_writes(copy):
         with pytest.raises(EngineError, match="as if it had no weights"):
             Versioned(engine, ref, own_T, 1e-3).generate(OPENINGS, SPEC)
     finally:
-        engine._model.load_state_dict(kept, strict=False)
+        engine._model._model.load_state_dict(kept, strict=False)
