@@ -113,7 +113,7 @@ def test_the_notebook_runs_and_plots(tmp_path, tiny_pair):
     (given,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     given.source += f"\nCONFIG, OVERRIDES = {str(job)!r}, {{'name': 'told'}}"
     NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
     shown = [kind for cell in notebook.cells for kind in _kinds(cell)]
     assert shown.count("image/png") == 1
