@@ -48,18 +48,17 @@ def _scored(
 ) -> Iterator[tuple[str, DomainResults]]:
     """The domains of which some of the models have the scores of `heads`, and those models."""
     for name, domain in domains.items():
-        models = {
-            model: measured
-            for model, measured in domain.models.items()
-            if any(getattr(measured, head) is not None for head in heads)
-        }
-        paired = {
-            pair: measured
-            for pair, measured in domain.differences.items()
-            if any(getattr(measured, head) is not None for head in heads)
-        }
-        if models:
-            yield name, replace(domain, models=models, differences=paired)
+        if models := _with_any(domain.models, heads):
+            differences = _with_any(domain.differences, heads)
+            yield name, replace(domain, models=models, differences=differences)
+
+
+def _with_any(measured: Mapping[str, Measures], heads: Iterable[str]) -> dict[str, Measures]:
+    return {
+        name: one
+        for name, one in measured.items()
+        if any(getattr(one, head) is not None for head in heads)
+    }
 
 
 def _part(domains: Mapping[str, DomainResults], heads: Mapping[str, str]) -> Iterator[str]:

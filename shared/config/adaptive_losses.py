@@ -124,7 +124,7 @@ def reads_pairs(losses: Sequence[LossSection]) -> bool:
     return learns_pairs(losses) and not writes_pairs(losses)
 
 
-def teachers_write(config: "Config") -> bool:
+def teachers_write_texts(config: "Config") -> bool:
     """Whether teachers write texts, in training or before it."""
     return config.source.teacher > 0 or writes_pairs(config.losses)
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.adaptive_losses import check_preference, teachers_write
+from shared.config.adaptive_losses import check_preference, teachers_write_texts
 from shared.config.base import Fraction, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
@@ -322,7 +322,7 @@ class Config(Section):
             temperatures=self.temperatures,
             hidden_layers=self.hidden_layers,
             difficulty=self.progressive and self.progressive.difficulty,
-            writes_at=self.source.temperature if teachers_write(self) else None,
+            writes_at=self.source.temperature if teachers_write_texts(self) else None,
             mixes=self.source.teacher_mix > 0,
             waited_s=self.service.unit_deadline_s,
         )

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses.kernel.buckets import LOG_NOTHING
-from student_trainer.losses.kernel.chunk import LogProbs, Slopes, head_logits
+from student_trainer.losses.kernel.chunk import ChunkBuffers, LogProbs, Slopes
 from student_trainer.losses.kernel.primitive import Head, precision
 
 
-class GroupedWorkspace:
+class GroupedWorkspace(ChunkBuffers):
     """Two buffers [n,V] in which the chunks of one call take turns (one more where a soft-cap needs
     the logits again)."""
 
@@ -44,11 +44,6 @@ class GroupedWorkspace:
         shape, kind = (rows, head.vocabulary), precision(like_ND)
         count = 2 + (head.soft_cap is not None)
         self._buffers = [like_ND.new_empty(shape, dtype=kind) for _ in range(count)]
-
-    def load(self, hidden_nD: Tensor) -> None:
-        """Form the logits of a chunk."""
-        self._chunk_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
-        head_logits(hidden_nD, self.head, out_nV=self._chunk_nV[-1])
 
     def log_probs(self, part: slice, ids_nM: Tensor, kept_nM: Tensor) -> list[LogProbs]:
         """Log-probabilities of the groups named, of the label and of all other groups, of a part of
@@ -93,8 +88,3 @@ class GroupedWorkspace:
         if self.head.soft_cap is not None:  # d(capped) / d(uncapped) = 1 - (capped / cap)^2
             capped_nV = self._logits_nV.div_(self.head.soft_cap)
             grad_nV.addcmul_(grad_nV * capped_nV, capped_nV, value=-1)
-
-    @property
-    def gradient_nV(self) -> Tensor:
-        """Of the chunk, once all parts are turned."""
-        return self._chunk_nV[0]

@@ -32,7 +32,24 @@ class Slopes:
     tail_n: Tensor
 
 
-class ChunkWorkspace:
+class ChunkBuffers:
+    """What the chunks of one call take turns in, [n,V]: the last has the logits at first."""
+
+    head: Head
+    _buffers: list[Tensor]
+
+    def load(self, hidden_nD: Tensor) -> None:
+        """Form the logits of a chunk."""
+        self._chunk_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
+        head_logits(hidden_nD, self.head, out_nV=self._chunk_nV[-1])
+
+    @property
+    def gradient_nV(self) -> Tensor:
+        """Of the chunk, once all parts are turned."""
+        return self._chunk_nV[0]
+
+
+class ChunkWorkspace(ChunkBuffers):
     """Buffers [n,V] in which the chunks of one call take turns."""
 
     def __init__(
@@ -51,11 +68,6 @@ class ChunkWorkspace:
             like_ND.new_empty((rows, head.vocabulary), dtype=precision(like_ND))
             for _ in range(count + self._keeps_logits)
         ]
-
-    def load(self, hidden_nD: Tensor) -> None:
-        """Form the logits of a chunk."""
-        self._chunk_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
-        head_logits(hidden_nD, self.head, out_nV=self._chunk_nV[-1])
 
     def log_probs(self, part: slice, ids_nM: Tensor, kept_nM: Tensor) -> list[LogProbs]:
         """Read the log-probabilities of a part of the chunk at every temperature.
@@ -95,11 +107,6 @@ class ChunkWorkspace:
         grad_nV.scatter_add_(1, self._ids_nM, picked_nM)
         if grad_nV is not self._buffers_nV[0]:
             self._buffers_nV[0].copy_(grad_nV)
-
-    @property
-    def gradient_nV(self) -> Tensor:
-        """Of the chunk, once all parts are turned."""
-        return self._chunk_nV[0]
 
     def _buffer(self, index: int) -> Tensor:
         """Where a temperature's softmax goes; the last one overwrites the logits."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from student_trainer.losses.kernel.chunk import LogProbs, Slopes, head_logits
+from student_trainer.losses.kernel.chunk import ChunkBuffers, LogProbs, Slopes
 from student_trainer.losses.kernel.primitive import MIN_CHUNK_ROWS, Head, precision
 
 # Rows of the largest chunk's logits: fewer read the head too often, more take memory for nothing.
@@ -23,7 +23,7 @@ def whole_chunk_rows(vocabulary: int) -> int:
     return max(MIN_CHUNK_ROWS, CHUNK_BYTES // (4 * vocabulary))
 
 
-class WholeWorkspace:
+class WholeWorkspace(ChunkBuffers):
     """Buffers [n,V] of log-probabilities, one per temperature, in which chunks take turns."""
 
     def __init__(
@@ -40,11 +40,6 @@ class WholeWorkspace:
             like_ND.new_empty((rows, head.vocabulary), dtype=precision(like_ND))
             for _ in range(len(self.temperatures) + (head.soft_cap is not None))
         ]
-
-    def load(self, hidden_nD: Tensor) -> None:
-        """Form the logits of a chunk."""
-        self._chunk_nV = [buffer[: len(hidden_nD)] for buffer in self._buffers]
-        head_logits(hidden_nD, self.head, out_nV=self._chunk_nV[-1])
 
     def log_probs(self, part: slice) -> list[LogProbs]:
         """Log-probabilities of the kept ids and of all others at every temperature, of a part of
@@ -67,11 +62,6 @@ class WholeWorkspace:
             grad_nV.addcmul_(grad_nV * capped_nV, capped_nV, value=-1)
         if grad_nV is not self._buffers_nV[0]:
             self._buffers_nV[0].copy_(grad_nV)
-
-    @property
-    def gradient_nV(self) -> Tensor:
-        """Of the chunk, once all parts are turned."""
-        return self._chunk_nV[0]
 
     def _softened(self, logits_nV: Tensor, index: int) -> LogProbs:
         """Into the temperature's buffer; the last one overwrites the logits, unless a soft-cap

@@ -144,15 +144,14 @@ class VllmWorker:
         }
         modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in named})
         described = {"peft_type": "LORA", "bias": "none", "target_modules": modules, **adapters}
-        number = (
-            1 if self._lora is None else self._lora.lora_int_id + 1
-        )  # none is taken for another
+        before = self._lora and self._lora.lora_int_id
+        number = (before or 0) + 1  # none is taken for another
         with tempfile.TemporaryDirectory() as folder:
             safetensors.save_file(named, Path(folder) / "adapter_model.safetensors")
             (Path(folder) / "adapter_config.json").write_text(json.dumps(described))
             request = LoRARequest(f"version {number}", number, folder)
-            if self._lora is not None:
-                self._llm.llm_engine.remove_lora(self._lora.lora_int_id)
+            if before is not None:
+                self._llm.llm_engine.remove_lora(before)
             self._llm.llm_engine.add_lora(request)
         self._lora = request
 

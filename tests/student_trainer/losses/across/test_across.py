@@ -102,9 +102,7 @@ def test_values_and_gradients_are_those_of_a_dense_computation(
     expected = dense_aligned(other, answer, model, kind, temperature)
     expected.backward()
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
-    own = dict(objective.student.named_parameters())
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(own[name].grad, parameter.grad, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(objective, model)
 
 
 @pytest.mark.parametrize("top_k", [8, FEW])
@@ -119,9 +117,7 @@ def test_uld_is_the_sum_of_differences_of_sorted_probabilities(other: Across, to
     expected = dense_by_rank(other, answer, model, top_k)
     expected.backward()
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
-    own = dict(objective.student.named_parameters())
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(own[name].grad, parameter.grad, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(objective, model)
 
 
 @pytest.mark.parametrize("method", ["aligned", "uld"])
@@ -186,6 +182,12 @@ def test_evaluation_has_the_divergence_of_both_models_next_tokens_and_spans(othe
 
 
 # A dense computation of its own: by the bytes of decoded prefixes, position by position.
+
+
+def assert_same_gradients(objective: Any, model: Any) -> None:
+    own = dict(objective.student.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(own[name].grad, parameter.grad, rtol=1e-5, atol=1e-6)
 
 
 def student_of(case: Across) -> Any:

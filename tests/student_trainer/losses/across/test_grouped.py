@@ -18,7 +18,13 @@ from student_trainer.losses.registry import terms_of
 from student_trainer.losses.token_losses import TokenLosses, token_losses
 from tests import tiny
 from tests.student_trainer.losses.across.subjects import FEW, Across, across, tokenizer
-from tests.student_trainer.losses.across.test_across import begun, diverges, exact, student_of
+from tests.student_trainer.losses.across.test_across import (
+    assert_same_gradients,
+    begun,
+    diverges,
+    exact,
+    student_of,
+)
 from tests.student_trainer.losses.dense import cross_entropy_term, forward_kl_term
 
 P_G = [0.5, 0.25, 0.15]  # a teacher's masses of groups 0, 2 and 3
@@ -46,9 +52,7 @@ def test_values_and_gradients_are_those_of_a_dense_computation(
     expected = dense_grouped(other, answer, model, kind)
     expected.backward()
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
-    own = dict(objective.student.named_parameters())
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(own[name].grad, parameter.grad, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(objective, model)
 
 
 def dense_grouped(case: Across, answer: Any, model: Any, kind: str) -> Tensor:
