@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock
-
 from cluster.builtin.corpus import DOMAINS, build_corpus, corpus_folder
 from cluster.report.stages import begin
 from cluster.session.session import with_variables
@@ -26,6 +24,7 @@ from shared.config.paths import BUILTIN
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.files import obey_umask
+from shared.locking import alone
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +111,7 @@ def build_model(name: str, folder: Path, *, plan: "ModelPlan | None" = None) -> 
     plan = plan or plans()[name]
     target = _model_folder(name, folder, plan)
     if not target.is_dir():
-        with FileLock(folder / f"{target.name}.lock"):
+        with alone(folder / f"{target.name}.lock", making=f"the built-in {name}"):
             if not target.is_dir():
                 with renamed_into_place(target) as scratch:
                     _train_into(scratch, plan, build_tokenizer(folder), target)
@@ -125,7 +124,7 @@ def build_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
     target = _tokenizer_folder(folder)
     if not target.is_dir():
-        with FileLock(folder / f"{target.name}.lock"):
+        with alone(folder / f"{target.name}.lock", making="the built-in tokenizer"):
             if not target.is_dir():
                 texts = (text for domain in DOMAINS for text in _texts(folder, domain))
                 with renamed_into_place(target) as scratch:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import xxhash
-from filelock import FileLock
 
 from cluster.builtin.models import renamed_into_place
 from cluster.planning.description import READERS, files_of
@@ -28,6 +27,7 @@ from shared.loading import (
     stored_as,
     upcycled_of,
 )
+from shared.locking import alone
 
 ADAPTER_CONFIG = "adapter_config.json"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -234,7 +234,7 @@ def _merged(found: Adapter, asked: Student, *, cache: Path) -> Path:
     key = xxhash.xxh3_64_hexdigest(json.dumps(decisive, sort_keys=True).encode())
     target = cache / "merged" / f"{Path(found.name).name}-{key}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with alone(target.with_name(f"{target.name}.lock"), making="the merged student"):
         if not target.is_dir():
             with renamed_into_place(target) as scratch:
                 _merge_into(scratch, found, asked)
@@ -265,7 +265,7 @@ def _upcycled(asked: Student, upcycle: Upcycle, config: Config) -> Path:
     name = Path(asked.model).name
     target = Path(config.paths.cache).expanduser() / "upcycled" / f"{name}-{key}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with alone(target.with_name(f"{target.name}.lock"), making="the mixture of the student"):
         if not target.is_dir():
             with renamed_into_place(target) as scratch:
                 _upcycle_into(scratch, config, upcycle)

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
-from filelock import FileLock
 from tqdm import tqdm
 
 from cluster.planning.preparation import Prepared
@@ -30,6 +29,7 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.errors import ConfigError, DataError
+from shared.locking import alone
 from shared.run.plan import OpenReader
 from shared.run.run_dir import write_atomically
 from shared.targets.asks.kept_ids import LikeliestIds
@@ -266,7 +266,7 @@ def _path(prepared: Prepared, domain: PreparedDomain, model: Asked, question: Qu
 def _keep(path: Path, score: Callable[[], Scored]) -> None:
     """Score and write, unless another process did so meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with alone(path.with_suffix(".lock"), making="scores of the training rows"):
         if _kept(path) is None:
             found = score()
             kept = {"digest": found.digest, "scores": found.fields()}

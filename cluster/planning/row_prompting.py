@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from filelock import FileLock
 
 from shared.config.domains import Data, Domain
 from shared.config.run import Config
 from shared.data.row_cache import makers, storage_errors
 from shared.errors import ConfigError, DataError
+from shared.locking import alone
 from shared.prompts.prefix import Opening, opening
 from shared.prompts.prompts import Prompt
 from shared.prompts.row_prompts import (
@@ -70,7 +70,7 @@ def by_row_of(
     path = folder / f"{digest}.arrow"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{digest}.lock"):
+        with alone(folder / f"{digest}.lock", making=f"the teacher's prompts of {name}"):
             try:
                 return ByRow(read_row_prompts(path), read_left_out(path))
             except (OSError, pa.ArrowException):

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from filelock import FileLock
 from tqdm import tqdm
 
 from cluster.planning.difficulty import Asked
@@ -35,6 +34,7 @@ from shared.data.row_cache import storage_errors
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.errors import DataError
+from shared.locking import alone
 from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
@@ -99,7 +99,7 @@ class _Filling:
         """The domain's fills in the cache, asked for where they are not there; safe with several
         processes at once."""
         path = folder / f"{self._key()}.arrow"
-        with FileLock(path.with_suffix(".lock")):
+        with alone(path.with_suffix(".lock"), making=f"the fills of {self.domain.name}"):
             try:
                 return path, Fills.open(path)
             except DataError:  # absent or damaged

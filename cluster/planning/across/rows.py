@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from filelock import FileLock
 
 from cluster.planning.across.tokenizers import Tokenizers
 from shared.across.token_pair import TokenPair
@@ -16,6 +15,7 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import makers, storage_errors
 from shared.data.row_store import RowStore, write_rows
 from shared.errors import DataError, HandshakeError
+from shared.locking import alone
 from shared.run.run_dir import write_atomically
 from shared.text.digests import digest_file
 from shared.text.sources import Split
@@ -90,7 +90,7 @@ def _rows(
     path = folder / f"{_digest(students, tokenizers)}.arrow"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with alone(path.with_suffix(".lock"), making=f"the teacher's tokens of {domain.name}"):
             share = _kept(path)
             if share is None:
                 share = _write(path, domain.name, RowStore.open(students), tokenizers)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import xxhash
-from filelock import FileLock
 from pydantic import ValidationError
 
 from shared.config.run import Config
@@ -18,6 +17,7 @@ from shared.config.tasks.task import Classification, Marking, Tagging
 from shared.data.row_cache import makers, storage_errors
 from shared.errors import ConfigError, DataError
 from shared.in_words import those
+from shared.locking import alone
 from shared.prompts.class_reading import ClassReading
 from shared.prompts.prefix import Opening
 from shared.prompts.row_prompts import (
@@ -158,7 +158,7 @@ def class_openings(name: str, config: Config, hands: "Handshake") -> ClassOpenin
     path = folder / f"{digest}.arrow"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{digest}.lock"):
+        with alone(folder / f"{digest}.lock", making=f"what is read of the texts of {name}"):
             try:
                 return _opened(path)
             except (OSError, pa.ArrowException):

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import xxhash
-from filelock import FileLock
 
 from cluster.builtin.models import renamed_into_place
 from cluster.planning.handshake import describe_teacher
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.locking import alone
 
 TINY = "tiny"
 
@@ -37,7 +37,7 @@ def with_tiny(config: Config) -> Config:
     key = xxhash.xxh3_64_hexdigest(json.dumps(decides).encode())
     folder = cache / "tiny" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with alone(folder.with_name(f"{key}.lock"), making="the tiny student"):
         if not folder.is_dir():
             with renamed_into_place(folder) as scratch:
                 _save(scratch, config, described.load_tokenizer())

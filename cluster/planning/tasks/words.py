@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from filelock import FileLock
 
 from cluster.planning.handshake import Handshake
 from shared.config.run import Config
@@ -24,6 +23,7 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import makers, storage_errors
 from shared.data.row_store import RowStore, write_rows
 from shared.errors import HandshakeError
+from shared.locking import alone
 from shared.prompts.class_reading import OwnHead
 from shared.prompts.marking import marked
 from shared.prompts.verbaliser import Verbaliser
@@ -58,7 +58,7 @@ def _of_domain(domain: PreparedDomain, config: Config, hands: Handshake) -> Prep
         folder.mkdir(parents=True, exist_ok=True)
         for split, students in domain.paths.items():
             path = folder / f"{_digest(students, domain.name, config, hands, reading)}.arrow"
-            with FileLock(path.with_suffix(".lock")):
+            with alone(path.with_suffix(".lock"), making=f"the teacher's words of {domain.name}"):
                 if not path.exists():  # it is renamed into its place when it is whole
                     store = RowStore.open(students)
                     rows = _rows(store, _texts(domain.name, split, config, hands), reading)
