@@ -106,9 +106,10 @@ def say_stopped(run: Run, step: int) -> None:
 
 def foresee(run: Run, step: int, *, seconds: float) -> None:
     """Start the process that will load the export, where the run ends soon at so many seconds a
-    step."""
-    left = run.config.steps - step
-    if run.ranks.leads and run.reloader is None and left * seconds < AHEAD_S:
+    step and its export is not there yet."""
+    steps = run.config.steps
+    is_soon = run.ranks.leads and (steps - step) * seconds < AHEAD_S
+    if is_soon and run.reloader is None and exported_step(run.files.export) != steps:
         run.reloader = Reloader()
 
 

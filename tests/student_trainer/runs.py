@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from cluster.planning.handshake import training_question
 from shared.config.run import Config
@@ -155,15 +154,6 @@ def with_orders(domains: tuple[PreparedDomain, ...], folder: Path) -> tuple[Prep
         write_order(path, np.random.default_rng(seed).normal(size=domain.num_rows))
         ordered.append(replace(domain, order_path=str(path)))
     return tuple(ordered)
-
-
-def asked(request: pytest.FixtureRequest, parameter: str) -> list:
-    """The values of a parameter that tests of this file have in this session, each once: what a
-    fixture of many runs needs to make, with drills or without."""
-    own = (item for item in request.session.items if item.path == request.path)
-    cases = (getattr(item, "callspec", None) for item in own)
-    found = (case.params[parameter] for case in cases if case and parameter in case.params)
-    return list(dict.fromkeys(found))
 
 
 def mark_exported(plan: RunPlan, *, step: int | None = None) -> None:

@@ -23,6 +23,7 @@ from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.tasks.test_image_text import half_bare, rewritten
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
+from tests.telling import asked, telling
 from tests.tiny import Pair
 
 EVERY = {"every": 2, "decay": 0.5, "least": 0.6, "most": 1.5, "positions": 8}
@@ -177,18 +178,20 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pair: Pair
+) -> Path:
     """A folder with runs, the first two again from the checkpoint at their middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for name, options in RUNS.items():
-        plan = plan_of(config_of(folder, name, pair=pair, **options))
-        resumes = name in ("balanced", "adapted")
-        jobs.append(as_job("resumed", plan, at=2) if resumes else as_job("train", plan))
+    resumed = asked(request, "name")
+    for name in (*resumed, "seldom", "steady"):
+        plan = plan_of(config_of(folder, name, pair=pair, **RUNS[name]))
+        jobs.append(as_job("resumed", plan, at=2) if name in resumed else as_job("train", plan))
     run_jobs(jobs, folder / "jobs", ranks=2)
     return folder
 
 
-@pytest.mark.parametrize("name", ["balanced", "adapted"])
+@pytest.mark.parametrize("name", telling(["balanced", "adapted"], "balanced"))
 def test_a_killed_run_ends_with_the_same_bits(runs, name):
     straight, resumed = runs / name, runs / f"{name}-resumed"
     assert same_weights(straight, resumed)

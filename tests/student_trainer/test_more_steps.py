@@ -12,15 +12,13 @@ from student_trainer.state.export import exported_step
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import DOMAINS, asked, mark_exported, plan_of, prepared_domains
+from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines, weights_after
+from tests.telling import asked, telling
 
 SHORT, LONG = 4, 8
 # One decision of the longer run lies before the end of the shorter one, which has no use for them.
-POLICIES = (
-    "odm",
-    *(pytest.param(policy, marks=pytest.mark.drill) for policy in ("doremi", "sheared")),
-)
+POLICIES = telling(("odm", "doremi", "sheared"), "odm")
 INTERVAL, LAG = 2, 2
 # What a student writes that is older than its weights, by its workers or by a copy of it.
 WRITTEN: dict[str, dict[str, object]] = {
@@ -79,9 +77,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-@pytest.mark.parametrize(
-    "written", ["", pytest.param("own-1", marks=pytest.mark.drill), "own-2", "copy-2"]
-)
+@pytest.mark.parametrize("written", telling(["", *WRITTEN], "", "own-2"))
 def test_a_finished_run_that_takes_more_steps_is_the_longer_run(runs: Path, written: str) -> None:
     grown, long = runs / f"grown{written}", runs / f"long{written}"
     weights, expected = weights_after(grown, LONG), weights_after(long, LONG)

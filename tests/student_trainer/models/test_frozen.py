@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
+from tests.telling import asked, telling
 
 KINDS = ("lora", "qlora")
 STAGES = (0, 2, 3)
@@ -13,12 +14,12 @@ HIDDEN = {"kind": "hidden_states", "weight": 0.5, "layers": {1: 1}}
 # Under ZeRO-3 the embedding is cut into shards, the norm stays whole.
 UNFROZEN = ("embed_tokens.weight", "model.norm.weight")
 TOUCHED = {"lora": "embed_tokens.weight", "qlora": "down_proj.base_layer.weight"}
-each = pytest.mark.parametrize("zero", STAGES)
+each = pytest.mark.parametrize("zero", telling(STAGES, 3))
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_pair) -> dict[str, dict]:
+def results(request, tmp_path_factory, tiny_pair) -> dict[str, dict]:
     """What every job found, by its name."""
     folder, jobs = tmp_path_factory.mktemp("frozen"), {}
     domains = prepared_domains(folder)
@@ -36,10 +37,10 @@ def results(tmp_path_factory, tiny_pair) -> dict[str, dict]:
         jobs[job_name] = as_job(job, plan, **arguments)
 
     for kind in KINDS:
-        for zero in STAGES:
+        for zero in asked(request, "zero"):
             add(f"{kind}-{zero}", kind, zero, "frozen")
             add(f"{kind}-{zero}-touched", kind, zero, "touched", name=TOUCHED[kind])
-    for zero in STAGES:
+    for zero in asked(request, "zero"):
         for number, name in enumerate(UNFROZEN):
             add(f"unfrozen-{zero}-{number}", KINDS[number], zero, "unfrozen", name=name)
     return dict(zip(jobs, run_jobs(list(jobs.values()), folder / "jobs"), strict=True))

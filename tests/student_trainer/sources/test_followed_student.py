@@ -26,6 +26,7 @@ from tests.student_trainer.runs import mark_exported, plan_of
 from tests.student_trainer.sources.generated.test_rollouts import ENDS
 from tests.student_trainer.test_matrix import comparable_lines, final_weights, same_weights
 from tests.teacher_service.scripted import make_rows
+from tests.telling import asked, telling
 
 LOSSES = [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]
 LORA = {"train": {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.3}}
@@ -37,6 +38,7 @@ RESUMED = {
     "in-turns": {"followed": {"lag": 0, "every": 3}, "student": LORA},
     "writes": {"followed": {"lag": 1}, "source": WRITES, "losses": [{"kind": "reverse_kl"}]},
 }
+KEPT = {"whole": [1, 2, 3], "sharded": [0, 1, 2, 3], "in-turns": [0, 3]}  # versions, at the end
 ALONE = {"student": {"workers": 1}, "losses": LOSSES}
 # On one rank; the step of each line of which the teacher is the student itself.
 SAME_AT = {
@@ -57,10 +59,11 @@ def followed_plan(folder: Path, pair: tiny.Pair, domains, **options: Any) -> Run
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path, material) -> Path:
+def runs(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs, alone = [], []
-    for name, options in RESUMED.items():
-        jobs.append(as_job("resumed", followed_plan(folder / name, *material, **options), at=2))
+    for name in asked(request, "name", among=RESUMED):
+        plan = followed_plan(folder / name, *material, **RESUMED[name])
+        jobs.append(as_job("resumed", plan, at=2))
     for name, (followed, _) in SAME_AT.items():
         plan = followed_plan(folder / name, *material, followed=followed, **ALONE)
         alone.append(as_job("train", plan))
@@ -84,7 +87,7 @@ def versions(run: Path) -> list[int]:
     return sorted(int(name.removeprefix("version-")) for name in names)
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", telling(RESUMED, "whole", "sharded"))
 def test_a_killed_run_ends_with_the_same_weights(runs: Path, name: str):
     again = runs / f"{name}-resumed"
     assert same_weights(runs / name, again)
@@ -107,11 +110,10 @@ def test_several_replicas_follow_as_one_does(runs: Path):
     assert same_weights(runs / "one-ago", runs / "replicas")
 
 
-def test_versions_stay_as_long_as_a_checkpoint_names_them(runs: Path):
+@pytest.mark.parametrize("name", telling(KEPT, "whole", "sharded"))
+def test_versions_stay_as_long_as_a_checkpoint_names_them(runs: Path, name: str):
     """Checkpoints are at steps 2 and 4, and no step begins after the fourth."""
-    assert versions(runs / "whole") == [1, 2, 3]
-    assert versions(runs / "sharded") == [0, 1, 2, 3]
-    assert versions(runs / "in-turns") == [0, 3]
+    assert versions(runs / name) == KEPT[name]
 
 
 def test_adapters_alone_are_kept_where_adapters_alone_train(runs: Path):

@@ -25,7 +25,8 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import asked, plan_of, prepared_domains
+from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.telling import asked
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
 RUNS = {

@@ -20,8 +20,9 @@ from student_trainer.state.resume import BASE
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.runs import asked, mark_exported, plan_of, prepared_domains
+from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines, weights_after
+from tests.telling import asked
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
 KINDS: dict[str, dict] = {"full": {"kind": "full"}, "lora": LORA, "qlora": LORA | {"kind": "qlora"}}

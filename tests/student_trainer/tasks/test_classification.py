@@ -28,6 +28,7 @@ from tests.student_trainer.processes import as_job
 from tests.student_trainer.tasks import classified
 from tests.student_trainer.tasks.classified import LABELS, TEMPLATE, config_of, plan_of
 from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
+from tests.telling import asked, telling
 
 STEPS = 4
 LOSSES = [
@@ -126,7 +127,7 @@ def pooled(run: Path, name: str) -> float:
     return sum(v[model][score] if score else v[model] for v in after.values()) / len(after)
 
 
-@pytest.mark.parametrize(("student", "zero"), [("own", 2), ("student", 3)])
+@pytest.mark.parametrize(("student", "zero"), telling([("own", 2), ("student", 3)], ("own", 2)))
 def test_steps_are_those_of_a_plain_loop(tmp_path, models, student, zero):
     options = {"steps": STEPS, "batch": EVERY, "losses": LOSSES, "optimiser": OPTIMISER}
     asked = {"model": str(models / student), "zero": zero, "workers": 2}
@@ -184,16 +185,18 @@ def run_of(folder: Path, name: str, models: Path) -> Config:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: Path
+) -> Path:
     """A folder with the runs, and each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for name in RUNS:
+    for name in asked(request, "name", among=RUNS):
         jobs.append(as_job("resumed", plan_of(run_of(folder, name, models)), at=2))
     run_jobs(jobs, folder / "jobs", ranks=2)
     return folder
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", telling(RUNS, "adapters", "small"))
 def test_a_killed_run_ends_with_the_same_bits(runs, name):
     straight, resumed = runs / name, runs / f"{name}-resumed"
     assert same_weights(straight, resumed)
@@ -215,15 +218,15 @@ def test_an_adapted_student_is_used_with_peft_alone(runs, models):
         runs / "adapters" / "export", num_labels=len(LABELS)
     ).eval()
     base = classified.classifier(config).float()
-    asked = AutoTokenizer.from_pretrained(models / "bert")("def name", return_tensors="pt")
+    read = AutoTokenizer.from_pretrained(models / "bert")("def name", return_tensors="pt")
     with torch.no_grad():
-        assert not torch.allclose(trained(**asked).logits, base(**asked).logits)
+        assert not torch.allclose(trained(**read).logits, base(**read).logits)
     assert json.loads((runs / "adapters" / "export" / "tutelage.json").read_text())["labels"] == [
         *LABELS
     ]
 
 
-@pytest.mark.parametrize("name", ["adapters", "padless"])
+@pytest.mark.parametrize("name", telling(["adapters", "padless"], "adapters"))
 def test_an_adapted_student_is_merged_into_one_model_that_pads(runs, models, name):
     config = run_of(runs, name, models)
     kind = Classification(LABELS).model
@@ -250,7 +253,7 @@ def test_an_adapted_student_is_merged_into_one_model_that_pads(runs, models, nam
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", telling(RUNS, "adapters", "small"))
 def test_the_card_of_an_export_says_how_to_use_it(runs, name, monkeypatch):
     export = runs / name / "export"
     card = (export / "README.md").read_text()

@@ -22,6 +22,7 @@ from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import rates_of
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
+from tests.telling import asked, telling
 from tests.tiny import Pair
 
 STEPS = 3
@@ -175,11 +176,13 @@ def rewritten(config: Config, change: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pair: Pair
+) -> Path:
     """A folder with runs of two ranks, each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for name, options in RUNS.items():
-        config = config_of(folder, name, pair=pair, log_every=3, **options)
+    for name in asked(request, "name", among=RUNS):
+        config = config_of(folder, name, pair=pair, log_every=3, **RUNS[name])
         if name != "whole":
             config = rewritten(config, half_bare if name == "adapters" else as_pair)
         jobs.append(as_job("resumed", plan_of(config), at=2))
@@ -187,7 +190,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", telling(RUNS, "whole"))
 def test_a_killed_run_ends_with_the_same_bits(runs, name):
     straight, resumed = runs / name, runs / f"{name}-resumed"
     assert same_weights(straight, resumed)

@@ -25,6 +25,7 @@ from tests.student_trainer.tasks.classified import plan_of
 from tests.student_trainer.tasks.tagged import TAGS, config_of
 from tests.student_trainer.tasks.test_classification import OPTIMISER, trained
 from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
+from tests.telling import asked, telling
 
 LOSSES = [
     {"kind": "forward_kl", "temperature": 2.0, "weight": 0.7},
@@ -162,10 +163,13 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: Path
+) -> Path:
     """A folder with the runs, and each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for name, options in RUNS.items():
+    for name in asked(request, "name", among=RUNS):
+        options = RUNS[name]
         student = options["student"] | {"model": str(models / options["student"]["model"])}
         given = options | {"student": student, "log_every": 3}
         config = config_of(folder, name, models=models, **given)
@@ -174,14 +178,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", telling(RUNS, "adapters"))
 def test_a_killed_run_ends_with_the_same_bits(runs, name):
     straight, resumed = runs / name, runs / f"{name}-resumed"
     assert same_weights(straight, resumed)
     assert comparable_lines(straight) == comparable_lines(resumed)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", telling(RUNS, "adapters"))
 def test_the_card_of_an_export_says_how_to_use_it(runs, name, monkeypatch):
     export = runs / name / "export"
     (code,) = re.findall(r"```python\n(.*?)```", (export / "README.md").read_text(), re.DOTALL)

@@ -37,6 +37,7 @@ from tests.student_trainer.test_matrix import same_weights
 from tests.student_trainer.test_objective import CPU
 from tests.student_trainer.weighing.test_weigher import LAYOUTS, Dense, check, learnt
 from tests.teacher_service.scripted import make_rows
+from tests.telling import telling
 
 OBJECTIVES = ("dpo", "kto_pair")
 LENGTHS = [[9, 12], [20, 6, 8, 8], [15, 15], [7, 30]]  # of responses and what stands before them
@@ -252,7 +253,7 @@ def test_what_would_learn_rejected_responses_is_refused(tmp_path, tiny_pair, ask
         plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path), **{**plain, **asked})
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", telling(OBJECTIVES, "kto_pair"))
 def test_a_run_learns_what_is_chosen_and_resumes_bit_for_bit(
     tmp_path: Path, tiny_pair: tiny.Pair, objective: str
 ) -> None:

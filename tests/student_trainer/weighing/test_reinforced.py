@@ -26,6 +26,7 @@ from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.student_trainer.weighing.test_weighting import state_of
+from tests.telling import asked, telling
 
 DOCUMENTS = 3  # of the toy; two positions each, and one document that was not changed
 RANDOM = np.random.default_rng(0)
@@ -175,7 +176,11 @@ def filled(domains: Sequence[PreparedDomain]) -> tuple[PreparedDomain, ...]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tiny.Pair) -> tuple[Path, list]:
+def runs(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_pair: tiny.Pair,
+) -> tuple[Path, list]:
     """Runs of two ranks in micro-batches of 2, some resumed at their middle too, and one of one
     rank in one piece."""
     folder = tmp_path_factory.mktemp("augmented")
@@ -183,7 +188,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tiny.Pair) -> tupl
     for name, options in RUNS.items():
         plan = plan_of(folder / name, tiny_pair, domains, losses=LOSSES, **options)
         mark_exported(plan)
-        jobs.append(as_job("resumed", plan, at=2) if name in RESUMED else as_job("train", plan))
+        resumes = name in asked(request, "name")
+        jobs.append(as_job("resumed", plan, at=2) if resumes else as_job("train", plan))
     results = run_jobs(jobs, folder / "jobs")
     options = RUNS["selected"] | IN_ONE
     plan = plan_of(folder / "alone", tiny_pair, domains, losses=LOSSES, **options)
@@ -192,7 +198,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tiny.Pair) -> tupl
     return folder, results
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", telling(RESUMED, "selected"))
 def test_a_run_on_changed_documents_resumes_bit_for_bit(runs, name: str) -> None:
     folder, _ = runs
     straight, resumed = folder / name, folder / f"{name}-resumed"

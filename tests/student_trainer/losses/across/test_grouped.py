@@ -4,6 +4,7 @@ alone.
 N positions   D width   V vocabulary   G groups
 """
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +74,9 @@ def dense_grouped(case: Across, answer: Any, model: Any, kind: str) -> Tensor:
 
     groups = {index: group(token) for token, index in known.items()}
     of_teacher = {index: group(token) for token, index in theirs.items()}
+    members, all_groups = defaultdict(list), set(groups.values())
+    for index, name in groups.items():
+        members[name].append(index)
     total = torch.zeros((), dtype=torch.double)
     for logprob, labels, begins, kept in begun(case, answer, model):
         for students, teachers in begins:
@@ -86,10 +90,9 @@ def dense_grouped(case: Across, answer: Any, model: Any, kind: str) -> Tensor:
             scale = (1 - tail_p) / sum(masses.values())
             rest_p = tail_p + scale * masses.pop(None)
             p, q = [scale * mass for mass in masses.values()], []
-            is_whole = set(masses) == set(groups.values())
+            is_whole = set(masses) == all_groups
             for name in masses:
-                own_ids = [i for i, g in groups.items() if g == name]
-                q.append(logprob[at][own_ids].exp().sum())
+                q.append(logprob[at][members[name]].exp().sum())
             rest = ([], []) if is_whole else ([rest_p], [1 - sum(q)])
             p = [mass / sum(p) for mass in p] if is_whole else p
             total = total + diverges([*p, *rest[0]], [*q, *rest[1]], kind)

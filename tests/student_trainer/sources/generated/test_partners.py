@@ -22,6 +22,7 @@ from tests.student_trainer.sources.generated.test_rollouts import (
     written_plan,
 )
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
+from tests.telling import asked, telling
 
 SHARE = 0.4
 MIXED = {"teacher_mix": SHARE}
@@ -39,10 +40,10 @@ RESUMED = {
 
 
 @pytest.fixture(scope="module")
-def resumed(folder: Path, material) -> Path:
+def resumed(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs = [
-        as_job("resumed", written_plan(folder / "resumed" / name, *material, **options), at=2)
-        for name, options in RESUMED.items()
+        as_job("resumed", written_plan(folder / "resumed" / name, *material, **RESUMED[name]), at=2)
+        for name in asked(request, "name", among=RESUMED)
     ]
     strict = {"source": MIXED | {"lag": 0}, "losses": MINILLM}
     for name, options in {"strict": strict, "alone": {"steps": 1}}.items():
@@ -70,7 +71,7 @@ def weights_of(rows: Rows) -> np.ndarray:
     return np.exp(rows.own_logprobs() - rows.behaviour())[written_N]
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", telling(RESUMED, "minillm"))
 def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
     run = resumed / name
     again = run.with_name(f"{run.name}-resumed")

@@ -28,6 +28,7 @@ from tests.student_trainer.sources.generated.test_rollouts import (
     written_plan,
 )
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
+from tests.telling import asked, telling
 
 ONE = {"rollouts": {"replicas": 1}}
 # Killed after the checkpoint at step 2 of 4, and gone on from there, with a copy that writes.
@@ -41,11 +42,14 @@ RUNS = {
     "adapters": {"source": {"lag": 2, "batch_rows": 2}, "student": LORA | {"zero": 3}},
 }
 
+each = pytest.mark.parametrize("name", telling(RUNS, "whole", "adapters"))
+
 
 @pytest.fixture(scope="module")
-def runs(folder: Path, material) -> Path:
+def runs(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs = []
-    for name, options in RUNS.items():
+    for name in asked(request, "name", among=RUNS):
+        options = RUNS[name]
         jobs.append(as_job("train", written_plan(folder / "own" / name, *material, **options)))
         plan = written_plan(folder / "copies" / name, *material, **options, **ONE)
         jobs.append(as_job("resumed", plan, at=2))
@@ -53,7 +57,7 @@ def runs(folder: Path, material) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RUNS)
+@each
 def test_a_copy_that_writes_gives_the_run_of_ranks_that_write(runs: Path, name: str):
     own = runs / "own" / name
     for other in (runs / "copies" / name, runs / "copies" / f"{name}-resumed"):
@@ -63,22 +67,22 @@ def test_a_copy_that_writes_gives_the_run_of_ranks_that_write(runs: Path, name: 
     assert len(files(runs / "copies" / name, 3)) == 2
 
 
-def test_metrics_are_those_of_ranks_that_write(runs: Path):
-    for name in RUNS:
-        own, copies = (runs / who / name for who in ("own", "copies"))
-        for line, other in zip(*map(comparable_lines, (own, copies)), strict=True):
-            # A worker under ZeRO-3 multiplies by frozen weights, which may round otherwise.
-            ratios = [one["rollouts"].pop("importance_ratio") for one in (line, other)]
-            assert ratios[0] == pytest.approx(ratios[1], abs=1e-6 if name == "adapters" else 0)
-            assert line == other
-        again = comparable_lines(copies.with_name(f"{name}-resumed"))
-        assert comparable_lines(copies)[2:] == again[-2:]
-        assert max(line.pushed_bytes for line in lines(copies)) > 0
-        assert not any(line.pushed_bytes for line in lines(own))
+@each
+def test_metrics_are_those_of_ranks_that_write(runs: Path, name: str):
+    own, copies = (runs / who / name for who in ("own", "copies"))
+    for line, other in zip(*map(comparable_lines, (own, copies)), strict=True):
+        # A worker under ZeRO-3 multiplies by frozen weights, which may round otherwise.
+        ratios = [one["rollouts"].pop("importance_ratio") for one in (line, other)]
+        assert ratios[0] == pytest.approx(ratios[1], abs=1e-6 if name == "adapters" else 0)
+        assert line == other
+    again = comparable_lines(copies.with_name(f"{name}-resumed"))
+    assert comparable_lines(copies)[2:] == again[-2:]
+    assert max(line.pushed_bytes for line in lines(copies)) > 0
+    assert not any(line.pushed_bytes for line in lines(own))
 
 
 def test_adapters_alone_are_pushed_where_adapters_alone_train(runs: Path):
-    files = {name: runs / "copies" / name / "weights" for name in RUNS}
+    files = {name: runs / "copies" / name / "weights" for name in ("whole", "adapters")}
     adapters = [set(load_file(path)) for path in files["adapters"].glob("*.safetensors")]
     assert adapters
     assert all("lora_" in name for names in adapters for name in names)
@@ -88,7 +92,7 @@ def test_adapters_alone_are_pushed_where_adapters_alone_train(runs: Path):
     )
 
 
-@pytest.mark.parametrize("name", RUNS)
+@each
 def test_as_many_versions_are_kept_as_steps_under_way_name(runs: Path, name: str):
     kept = sorted((runs / "copies" / name / "weights").glob("*.safetensors"))
     versions = [int(path.stem.removeprefix("version-")) for path in kept]

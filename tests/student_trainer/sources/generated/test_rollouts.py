@@ -19,6 +19,7 @@ from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
+from tests.telling import asked, telling
 
 ENDS = tuple(
     range(3, tiny.VOCAB // 6)
@@ -72,9 +73,10 @@ def written_plan(folder: Path, pair: tiny.Pair, domains, **options) -> RunPlan:
 
 
 @pytest.fixture(scope="module")
-def resumed(folder: Path, material) -> Path:
+def resumed(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs = []
-    for name, options in RESUMED.items():
+    for name in asked(request, "name", among=RESUMED):
+        options = RESUMED[name]
         plan = written_plan(folder / "resumed" / name, *material, **options)
         jobs.append(as_job("decided" if "mixture" in options else "resumed", plan, at=2))
     run_jobs(jobs, folder / "jobs-resumed")
@@ -120,7 +122,7 @@ def lines(run: Path) -> list[StepMetrics]:
     return read_metrics(run / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", telling(RESUMED, "lag-0", "lag-1", "several-updates"))
 def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
     run = resumed / name
     again = run.with_name(f"{run.name}-resumed")
@@ -129,7 +131,7 @@ def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
     assert any(line.rollouts and line.rollouts.tokens for line in lines(again))
 
 
-@pytest.mark.parametrize("lag", [0, 1, 2])
+@pytest.mark.parametrize("lag", telling([0, 1, 2], 0, 1))
 def test_step_s_learns_what_version_s_minus_lag_wrote(resumed: Path, lag: int):
     for run in (resumed / f"lag-{lag}", resumed / f"lag-{lag}-resumed"):
         for step in (2, 3):
