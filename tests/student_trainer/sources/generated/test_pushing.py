@@ -113,9 +113,9 @@ def test_what_a_checkpoint_waits_for_is_time_of_training(folder: Path, material)
 
 @pytest.fixture(scope="module")
 def copy(runs: Path, material) -> tuple[StudentEngine, WeightsRef]:
-    """A copy of the strict run's student, and the last version that was pushed to it."""
-    plan = written_plan(runs / "other", *material, **RUNS["strict"], **ONE)
-    folder = RunDir(runs / "copies" / "strict").weights
+    """A copy of the whole run's student, and the last version that was pushed to it."""
+    plan = written_plan(runs / "other", *material, **RUNS["whole"], **ONE)
+    folder = RunDir(runs / "copies" / "whole").weights
     version = max(int(path.stem.removeprefix("version-")) for path in folder.glob("*.safetensors"))
     ref = WeightsRef(version, WeightFiles(folder).digest(version))
     return load_engine(plan.config, str(folder)), ref

@@ -54,7 +54,7 @@ def resumed(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     return folder / "resumed"
 
 
-@pytest.mark.parametrize("name", telling(RESUMED, "three-shares"))
+@pytest.mark.parametrize("name", telling(RESUMED, "three-shares", "hard-labels-alone"))
 def test_a_killed_run_ends_with_the_same_weights(resumed: Path, name: str):
     run = resumed / name
     again = run.with_name(f"{name}-resumed")
