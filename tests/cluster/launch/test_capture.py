@@ -293,10 +293,19 @@ def test_answers_that_depend_on_their_batch_are_stored_and_refused(plan, engine,
 def test_rounding_of_the_teachers_type_is_allowed():
     refuse_unsound({"t": Teacher(model="m")}, {"t": Again(1e-3, 1e-4)})
     refuse_unsound({"t": Teacher(model="m", dtype="bfloat16")}, {"t": Again(0.4, 0.02)})
-    refuse_unsound({"t": Teacher(model="m", quantisation="int8")}, {"t": Again(0.9, 0.2)})
+    refuse_unsound({"t": Teacher(model="m")}, {"t": Again(0.9, 0.2, in_int8=True)})
     for teacher in (Teacher(model="m"), Teacher(model="m", quantisation="nf4")):
         with pytest.raises(HandshakeError):
             refuse_unsound({"t": teacher}, {"t": Again(0.4, 0.02)})
+
+
+@pytest.mark.parametrize(
+    "bits", [{"quantisation": "int8"}, {"stored": "in 8 bits by bitsandbytes"}]
+)
+def test_a_teacher_in_int8_is_known_by_what_it_is(plan, engine, tmp_path, bits):
+    teacher = plan.teacher | bits
+    capture = Capture(replace(plan, teacher=teacher), "t", "", LocalTeacher(engine), ahead=3)
+    assert capture.again == Again(in_int8=True)
 
 
 def test_each_of_two_teachers_is_asked_about_its_domains_alone(tmp_path, tiny_pair, ranks):
