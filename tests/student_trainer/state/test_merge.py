@@ -1,6 +1,7 @@
 """`tutelage export --merge`: base and adapter as one model, for LoRA and QLoRA."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -199,6 +200,9 @@ def test_a_merged_model_generates(merged: Path) -> None:
 def test_it_is_copied_to_a_folder_that_is_named(merged: Path, tmp_path: Path, capsys) -> None:
     assert main(["export", str(merged / "lora"), "--merge", "--to", str(tmp_path / "new")]) == 0
     assert f"step 4, merged into its base, is in {tmp_path / 'new'}" in capsys.readouterr().out
+    copied = [p for f in (tmp_path / "new", merged / "lora" / "merged") for p in f.iterdir()]
+    os.umask(mask := os.umask(0))
+    assert {path.stat().st_mode & 0o777 for path in copied} == {0o666 & ~mask}
     assert (logits(whole(tmp_path / "new")) == logits(whole(merged / "lora" / "merged"))).all()
 
 
