@@ -3,6 +3,7 @@ ours."""
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ MERGED = "merged_from.json"  # beside weights that an adapter was merged into
 EXPORTED = "tutelage.json"  # beside the weights of an export
 UPCYCLED = "upcycled_from.json"  # beside weights of experts that were a dense model's FFNs
 OF_TEXTS, OF_WORDS = "ForSequenceClassification", "ForTokenClassification"  # names of heads
+STORED_IN_INT8 = "in 8 bits by bitsandbytes"  # as `stored_as` says it
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
@@ -171,6 +173,17 @@ def why_unloadable(error: BaseException, *, section: str, attention: str) -> str
         other = "auto" if attention != "auto" else "eager, since its config.json asks for another"
         return f"{reason.split('. ')[0].rstrip('.')}; set {section}.attention={other}"
     return reason
+
+
+def in_int8(fingerprint: Mapping[str, str]) -> bool:
+    """Whether a teacher multiplies in the eight bits of bitsandbytes, as asked or as its weights
+    are stored, so that a row's product depends on all that is multiplied at once."""
+    return fingerprint.get("quantisation") == "int8" or fingerprint.get("stored") == STORED_IN_INT8
+
+
+def in_few_bits(fingerprint: Mapping[str, str]) -> bool:
+    """Whether a teacher's weights are quantised, as asked or as they are stored."""
+    return fingerprint.get("quantisation", "none") != "none" or "stored" in fingerprint
 
 
 def stored_as(config: Any) -> str | None:

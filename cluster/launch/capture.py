@@ -35,6 +35,7 @@ from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
 from shared.data.teacher_rows import TeacherRows
 from shared.errors import ConfigError
+from shared.loading import in_int8
 from shared.mixture.curriculum import Curriculum
 from shared.mixture.decisions import first_entry
 from shared.prompts.prefix import shown
@@ -193,8 +194,11 @@ class Capture:
     ahead: int  # units asked beyond the one waited for
     rows: int = 0  # asked
     tokens: int = 0  # of them
-    again: Again = field(default_factory=Again)
+    again: Again = field(init=False)
     started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.again = Again(in_int8=in_int8(self.plan.teacher or {}))
 
     def all(self, *, all_rows: bool) -> Captured:
         """Training rows, then validation rows."""

@@ -4,7 +4,7 @@ N positions with loss
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Again:
 
     largest: float = 0.0  # nats
     mean: float = 0.0  # nats, of the unit where it is largest
+    in_int8: bool = False  # the teacher's products, which rows of a unit share
 
     def with_unit(
         self, unit: Rows | None, store: TargetStore, reader: TargetReader, question: Question
@@ -62,7 +63,8 @@ class Again:
         stored_N = store.read(unit).arrays().label_logprob_N
         off_N = np.abs(np.concatenate([np.zeros(0), *parts]) - stored_N)
         mean = float(off_N.sum() / max(len(off_N), 1))
-        return Again(max(self.largest, float(off_N.max(initial=0.0))), max(self.mean, mean))
+        largest = max(self.largest, float(off_N.max(initial=0.0)))
+        return replace(self, largest=largest, mean=max(self.mean, mean))
 
     def in_words(self) -> str:
         """For the terminal."""
@@ -76,8 +78,7 @@ def refuse_unsound(teachers: Mapping[str, Teacher], found: Mapping[str, Again]) 
     """Raise HandshakeError where a teacher's answers depend on what shared their batch."""
     for name, again in found.items():
         teacher = teachers[name]
-        is_int8 = teacher.quantisation == "int8"
-        allowed = INT8_ALLOWED_MEAN if is_int8 else ALLOWED_MEAN[teacher.dtype]
+        allowed = INT8_ALLOWED_MEAN if again.in_int8 else ALLOWED_MEAN[teacher.dtype]
         if not again.mean <= allowed:
             raise HandshakeError(
                 f"the answers of teacher {name} depend on what shares a batch: scored alone, "

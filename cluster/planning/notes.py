@@ -24,6 +24,7 @@ def notes(prepared: "Prepared") -> list[str]:
         idle_policy_note(config),
         weights_note(config),
         router_balance_note(config),
+        prepared.left_out,
         None if config.task.classifies else trust_note(prepared.trust),
     )
     differences = [note for known in prepared.teachers.values() for note in known.differences]

@@ -40,6 +40,7 @@ from shared.run.start import StartClock
 from shared.targets.asks.head_location import ShippedHead
 from shared.text.ends import ends_of
 from shared.text.special_tokens import special_ids
+from student_trainer.models.routers import OtherRouterLoss
 from teacher_service.engine.description import LoadEngine, TeacherDescription
 from teacher_service.engine.vllm.environment import refuse_environment
 
@@ -56,6 +57,7 @@ class Prepared:
     special_ids: tuple[int, ...] = ()  # of the tokenizer, where documents are changed
     ends: tuple[int, ...] = ()  # ids that end what the student writes, where it writes any
     across: ReadAcross | None = None  # of a run across tokenizers
+    left_out: str | None = None  # of what the student's own config asks, in a sentence
 
     def taught_by(self, teacher: str) -> "Prepared":
         """The part of the run that one teacher teaches."""
@@ -141,7 +143,6 @@ def prepare_run(config: Config) -> Prepared:
     hands = check(config)
     if not config.targets.teacher_free:
         refuse_unloadable(config)
-    config = with_router_balance(config, hands.router_balance)
     if config.targets.store is not None:
         store = Location.of(config.targets.store)
         if store.local and not config.targets.teacher_free:
@@ -177,16 +178,32 @@ def prepare_run(config: Config) -> Prepared:
                 source=config.source if writes_texts else None,
             )
             refuse_unknown_ids(hands, domain, known=known)
+    config, trust, left_out = trusted(config, hands.router_balance)
     return Prepared(
         config=config,
         teachers=hands.teachers,
         domains=domains,
-        trust=student_trust(config),
+        trust=trust,
         showing=showing,
         special_ids=special_ids(hands.load_tokenizer()) if config.augmentation.applies else (),
         ends=ends_of(hands.load_tokenizer()) if writes_texts else (),
         across=across,
+        left_out=left_out,
     )
+
+
+def trusted(config: Config, asked: RouterBalance | None) -> tuple[Config, Trust, str | None]:
+    """A config with what `with_router_balance` adds, what units of its student are trusted for, and
+    a sentence where the student's routers have no such loss, which is left out then."""
+    routed = with_router_balance(config, asked)
+    try:
+        return routed, student_trust(routed), None
+    except OtherRouterLoss as error:
+        if routed is config:
+            raise
+        why = str(error).partition("; ")[0]
+    said = f"The loss of its routers that the student's config.json asks for is left out: {why}."
+    return config, student_trust(config), said
 
 
 def refuse_unknown_ids(hands: Handshake, domain: PreparedDomain, *, known: TeacherFacts) -> None:

@@ -99,7 +99,7 @@ def same_model(subject: Subject) -> list[Check]:
     """The student is the teacher: nothing to learn, and each position predicts the same token."""
     teacher = next(iter(subject.config.teachers.values()))
     names = ("student := teacher", "mask and shift")
-    if teacher.adapter is not None or teacher.quantisation != "none":
+    if teacher.adapter is not None or subject.in_few_bits:
         said = "not tested: a teacher with an adapter or quantised weights trains as no student"
         picture = mask_picture(subject)
         return [Check(names[0], None, said), Check(names[1], mask_is_sound(subject.rows), picture)]

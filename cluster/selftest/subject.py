@@ -9,6 +9,7 @@ import torch
 from shared.config.run import Config
 from shared.data.row_store import RowStore, take_rows
 from shared.data.rows import Rows
+from shared.loading import in_few_bits
 from shared.run.plan import OpenReader, RunPlan
 from shared.targets.question import Question
 from shared.targets.reader import TargetReader, answered
@@ -71,11 +72,16 @@ class Subject:
         )
 
     @property
+    def in_few_bits(self) -> bool:
+        """Whether the teacher's weights are quantised."""
+        return in_few_bits(self.plan.teacher or {})
+
+    @property
     def tolerance(self) -> dict[str, float]:
         """What is rounding in the types of this pair."""
         teacher = next(iter(self.config.teachers.values()))
         fine = teacher.dtype == self.config.student.dtype == "float32"
-        found = FINE if fine and teacher.quantisation == "none" else COARSE
+        found = COARSE if self.in_few_bits or not fine else FINE
         coarser = INT8 if self.question.ask.is_rounded else {}
         return found | {name: max(found[name], value) for name, value in coarser.items()}
 

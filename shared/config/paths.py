@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from shared.config.domains import HubDataset, Source
@@ -86,15 +87,18 @@ def local_paths(
 
 
 def refuse_unwritable(option: str, folder: str) -> None:
-    """Refuse a folder that cannot be made or written to, making none. Raises ConfigError."""
+    """Refuse a folder that cannot be made or written to, leaving none. Raises ConfigError."""
     place = Path(folder).expanduser()
     try:
         nearest = next(path for path in (place, *place.parents) if path.exists())
         reason = "" if nearest.is_dir() else f"{nearest} is no folder"
-        if not reason and not os.access(nearest, os.W_OK | os.X_OK):
-            reason = f"{nearest} may not be written to"
     except OSError as error:
         reason = reason_of(error)
+    if not reason:
+        try:  # modes do not tell it to root, nor of a file system that is read-only or remote
+            TemporaryDirectory(dir=nearest).cleanup()
+        except OSError as error:
+            reason = f"{nearest} cannot be written to: {reason_of(error)}"
     if reason:
         raise ConfigError(f"{option} is {folder}, but {reason}; set {option}=FOLDER")
 

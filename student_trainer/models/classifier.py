@@ -18,7 +18,7 @@ from shared.config.run import Config
 from shared.data.trust import Trust
 from shared.errors import ConfigError
 from shared.loading import first_line
-from shared.model_parts import longest_text, not_finite
+from shared.model_parts import longest_text, not_finite, tolerance
 from student_trainer.losses.kernel.primitive import Head
 from student_trainer.models import bag  # noqa: F401  # transformers then loads it
 from student_trainer.models.adapters import adapt, refuse_lost_adapters, with_adapters
@@ -180,7 +180,7 @@ def _refuse_unreadable(
             "choose another student"
         )
     off, most = (both_BC[1] - alone_1C[0]).abs().max(), both_BC.abs().max()
-    if off > (1e-4 if config.student.dtype == "float32" else 5e-2) * most:
+    if off > tolerance(config.student.dtype, reordered=True) * most:
         raise ConfigError(
             f"student.model: the classes of a text depend on what {name} reads beside it; choose "
             "another student"

@@ -17,6 +17,7 @@ from shared.errors import ConfigError
 from shared.loading import first_line
 from shared.model_parts import decoder_of, logit_formulas, seeing_part_of, tolerance
 from student_trainer.losses.kernel.primitive import Head
+from student_trainer.models.routers import ROUTED
 
 
 def probe_ids(model: PreTrainedModel, *, length: int) -> Tensor:
@@ -99,9 +100,11 @@ def take_apart(model: PreTrainedModel, *, name: str, sees: bool = False) -> Part
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of the model's own code
+        routed = getattr(model.config.get_text_config(), ROUTED, False)  # some cannot say
+        way_out = f"set {ROUTED} in its config.json to false, or " if routed else ""
         raise ConfigError(
             f"student.model: {name} cannot read {ids.shape[1]} tokens: {first_line(error)}; "
-            "choose another student"
+            f"{way_out}choose another student"
         ) from error
     if not bool(whole.isfinite().all()):
         raise ConfigError(

@@ -19,6 +19,10 @@ ROUTED = "output_router_logits"
 TOLERANCE = 1e-3  # relative; of bfloat16 logits, whose ties may fall either way
 
 
+class OtherRouterLoss(ConfigError):
+    """A model whose routers have no loss in transformers, or another one than ours."""
+
+
 def router_balance_of(config: Any) -> dict[str, Any] | None:
     """Options of the loss that a config of transformers asks for with `output_router_logits`, and
     how much it counts; None where it asks for none, or for nothing."""
@@ -35,7 +39,7 @@ def router_balance_of(config: Any) -> dict[str, Any] | None:
 
 def routers_of(model: Any, config: Config) -> tuple[int, int]:
     """How many layers of a causal language model of transformers have routers, and among how many
-    experts each chooses, where their balance is asked for; (0, 0) elsewhere. Raises ConfigError
+    experts each chooses, where their balance is asked for; (0, 0) elsewhere. Raises OtherRouterLoss
     where that loss is not what the model itself computes, on a probe."""
     section = next((s for s in config.losses if isinstance(s, RouterBalance)), None)
     if section is None or not section.weight:
@@ -46,17 +50,27 @@ def routers_of(model: Any, config: Config) -> tuple[int, int]:
     from student_trainer.models.probing import evaluating, probe_ids
 
     ids_BT = probe_ids(model, length=24)
-    with torch.no_grad(), evaluating(model):
-        expected, logits = (_seeing if config.task.sees else _speaking)(model, ids_BT)
+    try:
+        with torch.no_grad(), evaluating(model):
+            expected, logits = (_seeing if config.task.sees else _speaking)(model, ids_BT)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of a family whose layers say nothing of their routers
+        expected, logits = None, None
     if logits and expected is not None:
         real_BT = torch.ones_like(ids_BT, dtype=torch.bool).to(logits[0].device)
         ours, _ = load_balance(logits, real_BT, active=section.experts_per_token)
         if bool((ours - expected).abs() <= TOLERANCE * expected.abs()):
             return len(logits), logits[0].shape[-1]
-    raise ConfigError(
-        f"losses has a router_balance over {section.experts_per_token} experts a token, but "
-        f"{config.student.model} {'computes another one' if logits else 'has no such loss'}; set "
-        "its experts_per_token to the model's, or its weight to 0"
+    name = config.student.model
+    if not logits or expected is None:
+        raise OtherRouterLoss(
+            f"transformers has no loss of the routers of {name}; take router_balance out of losses"
+        )
+    raise OtherRouterLoss(
+        f"{name} computes another loss of its routers than router_balance over "
+        f"{section.experts_per_token} experts a token; set its experts_per_token to the model's, "
+        "or its weight to 0"
     )
 
 

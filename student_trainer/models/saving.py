@@ -1,25 +1,37 @@
 """What an export of a whole student holds, tried before it trains: files, and names, sizes and ties
-of weights, as transformers reads them back. No value is written or read, so that a large student
-takes no longer than a small one.
+of weights, as transformers reads them back. No value of a model of transformers is written or read,
+so that a large student takes no longer than a small one; a model of its own code is saved and
+loaded as an export is, and its config and its logits are compared.
 """
 
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from shared.config.models.student import Student as StudentConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, StorageError
 from shared.loading import first_line
+from shared.model_parts import tolerance
+from student_trainer.models.probing import evaluating, probe_ids
 from student_trainer.tasks.task import ModelKind
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+OF_THE_FILE = {
+    "transformers_version",
+    "auto_map",
+    "architectures",
+    "dtype",
+}  # not of what it computes
 ALIGNMENT = 8  # bytes, of a header of safetensors
 STORED_AS = {
     torch.float64: "F64",
@@ -43,30 +55,86 @@ def buffers_of(model: Any) -> dict[str, Tensor]:
 
 
 def refuse_unsaveable(model: PreTrainedModel, asked: StudentConfig, kind: ModelKind) -> None:
-    """Raise ConfigError for a model of which transformers would not read the same weights back."""
+    """Raise ConfigError for a model of which transformers would not read the same back."""
     told = f"student.model: an export of {asked.model} would not be what was trained"
     way_out = "set student.train.kind=lora, or choose another student"
     try:
         with TemporaryDirectory() as folder:
-            _save_hollow(model, Path(folder))
-            auto_model: Any = getattr(transformers, kind.auto_class)
-            found, info = auto_model.from_pretrained(
-                folder,
-                dtype="auto",
-                device_map={"": "meta"},
-                trust_remote_code=asked.trust_remote_code,
-                output_loading_info=True,
-            )
+            found, info = _again(model, Path(folder), asked, kind)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise ConfigError(_unloadable(told, error, way_out)) from error
+        raise StorageError(
+            f"an export of {asked.model} is tried in {gettempdir()}, which does not take it: "
+            f"{error.strerror}; free some space, or set TMPDIR to another folder"
+        ) from error
     except Exception as error:  # of a model's own code and of every library it needs
-        raise ConfigError(
-            f"{told}, since it cannot be loaded: {first_line(error)}; {way_out}"
-        ) from (error)
+        raise ConfigError(_unloadable(told, error, way_out)) from error
     lost = [*info["missing_keys"], *info["unexpected_keys"]]
     kept, expected = _weights(found), _weights(model)
     lost += [name for name in expected if kept.get(name) != expected[name]]
     if lost:
         names = sorted(set(lost))
         raise ConfigError(f"{told} at {len(names)} weights, as {names[0]}; {way_out}")
+    if not model.is_custom_code():
+        return
+    for name, ours, theirs in _other_fields(model.config, found.config):
+        raise ConfigError(
+            f"{told}: its config.json would say {name} {theirs}, not {ours}; {way_out}"
+        )
+    if not (off := _difference(model, found)) <= tolerance(model.dtype):
+        raise ConfigError(
+            f"{told}: its logits would be off by {off:.1e} of the largest one; {way_out}"
+        )
+
+
+def _again(
+    model: PreTrainedModel, folder: Path, asked: StudentConfig, kind: ModelKind
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model as it is after it has been saved in a folder and loaded from it, of transformers
+    without values, and what was said of its weights."""
+    place = {}
+    if model.is_custom_code():
+        model.save_pretrained(folder)
+    else:
+        _save_hollow(model, folder)
+        place = {"device_map": {"": "meta"}}
+    auto_model: Any = getattr(transformers, kind.auto_class)
+    return auto_model.from_pretrained(
+        folder,
+        dtype="auto",
+        trust_remote_code=asked.trust_remote_code,
+        output_loading_info=True,
+        **place,
+    )
+
+
+def _unloadable(told: str, error: Exception, way_out: str) -> str:
+    return f"{told}, since it cannot be loaded: {first_line(error)}; {way_out}"
+
+
+def _other_fields(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Fields of a config, and of those in it, that are others in a second one, with both values."""
+    known, found = (
+        {name: value for name, value in vars(config).items() if not name.startswith("_")}
+        for config in (ours, theirs)
+    )
+    for name in sorted((known.keys() | found.keys()) - OF_THE_FILE):
+        pair = known.get(name), found.get(name)
+        if all(isinstance(value, PretrainedConfig) for value in pair):
+            yield from _other_fields(*pair, at=f"{at}{name}.")
+        elif pair[0] != pair[1]:
+            yield f"{at}{name}", *pair
+
+
+def _difference(model: PreTrainedModel, other: Any) -> float:
+    """How far the logits of two models on a probe are from each other, relative to the largest."""
+    ids_1T = probe_ids(model, length=16)
+    with torch.no_grad(), evaluating(model), evaluating(other):
+        expected, found = (
+            each(input_ids=ids_1T.to(each.device)).logits.float().cpu() for each in (model, other)
+        )
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def _weights(model: Any) -> dict[str, tuple]:

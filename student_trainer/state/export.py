@@ -21,6 +21,7 @@ from shared.config.run import Config
 from shared.errors import CheckpointError, StorageError
 from shared.files import obey_umask
 from shared.loading import EXPORTED, keep_upcycling
+from shared.model_parts import tolerance
 from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import damage_of, latest_checkpoint, read_state, step_of
 from student_trainer.state.model_card import model_card
@@ -30,7 +31,6 @@ from student_trainer.tasks.task import ModelKind
 ADAPTER_CONFIG = "adapter_config.json"
 # A process without any of our code that loads a folder.
 FRESH: tuple[str, ...] = (sys.executable, "-I", str(Path(__file__).parent / "reload.py"))
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest logit
 
 
 class Reloader:
@@ -215,7 +215,7 @@ def _refuse_other_logits(
     except CheckpointError as error:
         raise CheckpointError(f"the export of {checkpoint.name} {error}") from None
     assert not found["ours"], "the fresh process runs without our code"
-    if not found["difference"] <= TOLERANCE[student.dtype]:
+    if not found["difference"] <= tolerance(student.dtype, reordered=True):
         raise CheckpointError(
             f"the export of {checkpoint.name} gives logits that differ from the trained student's "
             f"by {found['difference']:.1e} of the largest one; nothing was published"

@@ -22,11 +22,11 @@ from shared.config.models.student import LoRATraining, QLoRATraining
 from shared.config.run import Config
 from shared.errors import CheckpointError, ConfigError, StorageError
 from shared.loading import first_line
+from shared.model_parts import tolerance
 from shared.run.run_dir import RunDir
 from student_trainer.models.classes import keep_padding
 from student_trainer.models.student import load_model
 from student_trainer.state.export import (
-    TOLERANCE,
     Reloader,
     describe,
     publishing,
@@ -125,7 +125,7 @@ def _logits(model: Any, probe: Mapping[str, np.ndarray], kind: ModelKind) -> np.
 
 def _refuse_far(what: str, than: str, found: float, config: Config, checkpoint: Path) -> None:
     """Raise CheckpointError where logits differ by more than the rounding of a dtype."""
-    if not found <= TOLERANCE[config.student.dtype]:
+    if not found <= tolerance(config.student.dtype, reordered=True):
         raise CheckpointError(
             f"the logits of {what} of {checkpoint.name} differ from those of {than} by "
             f"{found:.1e} of the largest one; nothing was published. Is {config.student.model} "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import StorageError
-from shared.loading import stored_as
+from shared.loading import in_int8, stored_as
 from shared.model_parts import num_weights
 from teacher_service.engine.hf import HFEngine
 from teacher_service.engine.loading import local_folder, weights_digest
@@ -66,15 +66,7 @@ class Audit:
 
     def sentences(self, quantisation: str) -> tuple[str, ...]:
         """For the user; the last one has the price of quantisation."""
-        mean, most = float(self.mates_kl_N.mean()), float(self.mates_kl_N.max())
-        if mean < ROUNDING:
-            return (self.sentence(quantisation),)
-        mates = (
-            f"The {quantisation} teacher's answer about a row depends on the rows beside it: alone "
-            f"and in a unit of {PROBE_UNIT} probe rows it differs by a KL of {mean:.4f} nats per "
-            f"token, {most:.2f} at most; nf4, or no quantisation, answers alike."
-        )
-        return (mates, self.sentence(quantisation))
+        return (*mates_notes(self.mates_kl_N, quantisation), self.sentence(quantisation))
 
     def sentence(self, quantisation: str) -> str:
         """For the user."""
@@ -96,6 +88,9 @@ def load_engine(
     if teacher.quantisation == "none":
         engine = _load(teacher, cache, context)
         if (stored := stored_as(engine.model.config)) is not None:
+            if in_int8(engine.fingerprint):
+                unit = probe_rows(teacher).part(slice(0, PROBE_UNIT))
+                engine.notes += mates_notes(_mates_kl(engine, unit), "int8")
             engine.notes += (
                 f"The teacher's weights are stored {stored}; it computes in {teacher.dtype}, and "
                 "nothing compares it with its unquantised weights.",
@@ -123,6 +118,18 @@ def audit(engine: HFEngine, reference_ND: Tensor, rows: Rows) -> Audit:
     kl_N, same_N = divergence(reference_ND, engine.last_hidden(rows), engine.head)
     mates_kl_N = _mates_kl(engine, rows.part(slice(0, PROBE_UNIT)))
     return Audit(float(kl_N.mean()), float(same_N.float().mean()), len(kl_N), mates_kl_N)
+
+
+def mates_notes(mates_kl_N: Tensor, quantisation: str) -> tuple[str, ...]:
+    """What rows of a unit change about each other's answers, where that is more than rounding."""
+    mean, most = float(mates_kl_N.mean()), float(mates_kl_N.max())
+    if mean < ROUNDING:
+        return ()
+    return (
+        f"The {quantisation} teacher's answer about a row depends on the rows beside it: alone "
+        f"and in a unit of {PROBE_UNIT} probe rows it differs by a KL of {mean:.4f} nats per "
+        f"token, {most:.2f} at most; nf4, or no quantisation, answers alike.",
+    )
 
 
 def _mates_kl(engine: HFEngine, rows: Rows) -> Tensor:

@@ -3,7 +3,7 @@
 B lines   T tokens   N positions with loss   M those of a pass   D hidden width   V head rows
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from shared.data.passes import TOGETHER, Passes, switches_of
 from shared.data.rows import Rows
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
-from shared.loading import first_line
+from shared.loading import first_line, in_int8, stored_as
 from shared.model_parts import longest_context, num_weights
 from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.asks.head_location import ShippedHead
@@ -76,7 +76,7 @@ class HFEngine:
         context = context or LEAST_TOKENS
         self._probed = context if self.max_context is None else min(context, self.max_context)
         self._dtype, self._name = fingerprint["dtype"], fingerprint["model"]
-        self._quantisation = fingerprint["quantisation"]
+        self._in_int8 = in_int8(fingerprint)
         self.trust = self._probe(self._probed)
         said = self.trust.in_words()
         self.notes: tuple[str, ...] = (UNTRUSTED_NOTE.format(said),) if said else ()
@@ -126,7 +126,6 @@ class HFEngine:
             trust_remote_code=trust_remote_code,
             tensor_parallel=tensor_parallel,
         )
-        decoder, head = _proven_parts(loaded, model, device, quantisation)
         named = {
             "model": name_of(model),
             "revision": loaded.commit or revision or "",
@@ -135,6 +134,9 @@ class HFEngine:
             "quantisation": quantisation,
             "tokenizer": tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
+        if quantisation == "none" and (stored := stored_as(loaded.model.config)) is not None:
+            named["stored"] = stored
+        decoder, head = _proven_parts(loaded, model, device, named)
         if tensor_parallel > 1:
             named["tensor_parallel"] = layout()  # sums over shards have other last bits
         asked = {"name": model, "revision": revision, "trusted": trust_remote_code}
@@ -288,7 +290,7 @@ class HFEngine:
             switches=switches,
             reach=reach_of(self._text_config),
         )
-        if self._quantisation != "int8":
+        if not self._in_int8:
             return found
         return Trust(found.packed, Passes(switches=switches).within(context))
 
@@ -321,11 +323,12 @@ class HFEngine:
 
 
 def _proven_parts(
-    loaded: Loaded, name: str, device: str, quantisation: str
+    loaded: Loaded, name: str, device: str, named: Mapping[str, str]
 ) -> tuple[Decoder, ScoringHead]:
-    """Decoder and head whose composition is the model; an adapter on the head is merged into it."""
+    """Decoder and head whose composition is the model, `named` as in its fingerprint; an adapter on
+    the head is merged into it."""
     model = loaded.model
-    if loaded.adapter_folder is not None and quantisation == "none":
+    if loaded.adapter_folder is not None and named["quantisation"] == "none":
         merge_head(model)
     head = find_head(model)
     if head is None:
@@ -334,7 +337,7 @@ def _proven_parts(
         decoder = find_decoder(model, _input_device(model, device))
         exact = exact_head(model, decoder, head)
         # int8 products depend a little on all that is multiplied at once
-        onwards = quantisation == "int8" or reads_onwards(decoder, head)
+        onwards = in_int8(named) or reads_onwards(decoder, head)
     except (TutelageError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of the model's own code

@@ -145,6 +145,7 @@ def test_more_workers_than_the_cluster_has_are_refused(ray_cluster, job, capsys)
     assert main(["run", str(job), *overrides]) == 2
     assert time.monotonic() - started < 60
     assert "no room for the student's workers" in capsys.readouterr().err
+    assert nothing_is_left_of(job)
 
 
 def test_a_refused_request_does_not_stand_in_the_way_of_the_next(ray_cluster, job, capsys):
@@ -156,6 +157,12 @@ def test_a_refused_request_does_not_stand_in_the_way_of_the_next(ray_cluster, jo
 def test_gpus_the_cluster_lacks_are_refused(ray_cluster, job, capsys):
     assert main(["run", str(job), "teachers.tiny.gpus=64"]) == 2
     assert "64 GPU" in capsys.readouterr().err
+    assert nothing_is_left_of(job)
+
+
+def nothing_is_left_of(job: Path) -> bool:
+    """No folder of the run, no lock, and no rows."""
+    return not (job.parent / "runs").exists() and not list(job.parent.rglob("*.arrow"))
 
 
 def test_an_address_that_does_not_answer_is_refused_before_any_work(refused, job):
@@ -245,6 +252,14 @@ def test_a_folder_of_the_config_that_is_a_file_is_named(refused, job, tmp_path, 
     assert option in said
     assert str(tmp_path / "taken") in said
     assert "fault" not in said
+
+
+@pytest.mark.parametrize("option", ["paths.runs", "paths.cache", "targets.store"])
+def test_a_folder_of_the_config_that_nobody_may_make_is_named(refused, job, option):
+    """Of the kernel, which not even root writes to."""
+    said = refused("run", str(job), f"{option}=/sys/tutelage/inside")
+    assert option in said
+    assert "/sys" in said
 
 
 def test_a_name_too_long_for_a_file_is_named(refused, job):
@@ -338,3 +353,17 @@ def test_a_cluster_that_does_not_start_is_a_sentence_that_says_what_to_do():
     said = not_started(busy)
     assert "Ray did not start a cluster on this machine: The current node timed out" in said
     assert "run the same command again" in said
+
+
+def test_rays_timeout_on_a_busy_machine_ends_a_run_with_2(job, monkeypatch, capsys):
+    def busy(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr("ray.init", busy)
+    monkeypatch.setattr("cluster.session.session.is_connected", lambda: False)
+    monkeypatch.setattr("cluster.session.session._end_private", lambda: None)
+    assert main(["run", str(job), "--address", "local"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("PlacementError: Ray did not start a cluster on this machine: The curr")
+    assert "Traceback" not in said
+    assert main(["run", str(job), "--address", "local"]) == 2, "the run is free for the next try"

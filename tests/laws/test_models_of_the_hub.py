@@ -3,6 +3,7 @@
 Teacher and student alike.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cluster.planning.description import describe
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
@@ -30,6 +32,20 @@ class OwnConfig(LlamaConfig):
 class OwnLlama(LlamaForCausalLM):
     config_class = OwnConfig
 """
+OWN_TOKENIZER = """
+from transformers import PreTrainedTokenizerFast
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def give_own_tokenizer(folder: Path) -> None:
+    """Let the tokenizer of a saved model be of a class whose code lies beside it."""
+    (folder / "own_tokenizer.py").write_text(OWN_TOKENIZER)
+    path, classes = folder / "tokenizer_config.json", [None, "own_tokenizer.OwnTokenizer"]
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": classes}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +100,21 @@ def test_a_student_is_the_one_of_its_revision(hub, revision, folder):
 
 @pytest.fixture(scope="module")
 def with_code(folders, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose class lies beside its weights."""
+    """A model whose class, and its tokenizer's, lies beside its weights."""
     folder = tmp_path_factory.mktemp("code") / "model"
     shutil.copytree(folders["main"], folder)
     (folder / "own.py").write_text(OWN_CODE)
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnLlama"}
     tiny.edit_config(folder, model_type="own_llama", auto_map=classes)
+    give_own_tokenizer(folder)
     return str(folder)
 
 
-def test_a_models_own_code_runs_where_the_config_trusts_it(with_code, monkeypatch):
+def test_a_models_own_code_runs_where_the_config_trusts_it(with_code, monkeypatch, tmp_path):
     monkeypatch.setattr("builtins.input", lambda prompt="": pytest.fail("nobody is there to ask"))
     engine = load_engine(Teacher(model=with_code, trust_remote_code=True))
-    assert engine.describe().fingerprint["tokenizer"]
+    identity = describe("student.model", with_code, revision=None, trusted=True, cache=tmp_path)
+    assert engine.describe().fingerprint["tokenizer"] == identity.identity.digest
     student = load_model(Student(model=with_code, trust_remote_code=True), KIND)
     assert type(student).__name__ == "OwnLlama"
 
@@ -106,3 +124,10 @@ def test_a_models_own_code_does_not_run_otherwise(with_code):
         load_engine(Teacher(model=with_code))
     with pytest.raises(ConfigError, match=r"set student\.trust_remote_code=true"):
         load_model(Student(model=with_code), KIND)
+
+
+def test_a_tokenizers_own_code_does_not_run_otherwise(folders, tmp_path):
+    shutil.copytree(folders["main"], folder := tmp_path / "model")
+    give_own_tokenizer(folder)
+    with pytest.raises(ConfigError, match=r"set student\.trust_remote_code=true"):
+        describe("student.model", str(folder), revision=None, trusted=False, cache=tmp_path)

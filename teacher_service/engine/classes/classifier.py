@@ -18,7 +18,7 @@ from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
 from shared.loading import classes_of, first_line
-from shared.model_parts import longest_text, num_weights, pad_with
+from shared.model_parts import longest_text, num_weights, pad_with, tolerance
 from shared.targets.asks.classes import HeadLogProbs
 from shared.targets.asks.head_location import ShippedHead
 from shared.targets.generation import Continuations, GenerationSpec, Openings
@@ -32,8 +32,6 @@ from teacher_service.engine.refusing import refuse_ids
 
 TOKENS_AT_ONCE = 2**14  # that a forward pass reads, with padding
 PROBE_TOKENS = (8, 4)  # of two texts
-TOLERANCE = {"float32": 1e-4}  # of the largest logit
-COARSE_TOLERANCE = 5e-2
 
 
 class ClassifierEngine:
@@ -160,7 +158,7 @@ class ClassifierEngine:
                 f"the teacher {name} does not give a finite logit of each of {len(self.classes)} "
                 "classes; get its files again, or use another teacher"
             )
-        level = TOLERANCE.get(self.fingerprint["dtype"], COARSE_TOLERANCE)
+        level = tolerance(self.fingerprint["dtype"], reordered=True)
         if (both_PC - alone_PC).abs().max() > level * both_PC.abs().max():
             raise ConfigError(
                 f"the classes of a text depend on what the teacher {name} reads beside it; use "

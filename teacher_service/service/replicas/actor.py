@@ -20,6 +20,7 @@ from ray import cloudpickle
 
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError, TutelageError
+from shared.loading import in_few_bits
 from shared.run import exported, exporter
 from shared.run.threads import use_threads
 from shared.targets.asks.head_location import ShippedHead
@@ -158,13 +159,12 @@ class TeacherReplica:
         if not described.watched:
             return None
         fingerprint = described.fingerprint
-        whole = fingerprint.get("quantisation", "none") == "none"
         canary = Canary(
             self._score,
             f"the engine of {fingerprint.get('model', self._name)}",
             described.vocab_rows,
             described.max_context,
-            fingerprint.get("dtype", "float32") if whole else "",
+            "" if in_few_bits(fingerprint) else fingerprint.get("dtype", "float32"),
             classes=described.classes,
         )
         with self._at_work():

@@ -14,7 +14,8 @@ import pytest
 import torch.distributed as dist
 
 from cluster.cli import main
-from cluster.launch.capture import Capture, training_units
+from cluster.launch import capture as capturing
+from cluster.launch.capture import Capture, Captured, training_units
 from cluster.launch.repeating import Again, Widest, refuse_unsound
 from cluster.planning.handshake import training_question
 from shared.config.mixture import DDKMixture
@@ -26,6 +27,7 @@ from shared.mixture.weight_log import DomainReport
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan, open_routing
 from shared.run.run_dir import RunDir
+from shared.store.answer_files import Holding
 from shared.store.readers import StoreReader
 from shared.store.target_store import stored_answers
 from shared.targets.routing import MixedTargets, RunReader
@@ -293,10 +295,30 @@ def test_answers_that_depend_on_their_batch_are_stored_and_refused(plan, engine,
 def test_rounding_of_the_teachers_type_is_allowed():
     refuse_unsound({"t": Teacher(model="m")}, {"t": Again(1e-3, 1e-4)})
     refuse_unsound({"t": Teacher(model="m", dtype="bfloat16")}, {"t": Again(0.4, 0.02)})
-    refuse_unsound({"t": Teacher(model="m", quantisation="int8")}, {"t": Again(0.9, 0.2)})
+    refuse_unsound({"t": Teacher(model="m")}, {"t": Again(0.9, 0.2, in_int8=True)})
     for teacher in (Teacher(model="m"), Teacher(model="m", quantisation="nf4")):
         with pytest.raises(HandshakeError):
             refuse_unsound({"t": teacher}, {"t": Again(0.4, 0.02)})
+
+
+def test_a_capture_whose_answers_are_unsound_ends_with_2(tmp_path, tiny_pair, monkeypatch, capsys):
+    job = write_job(tmp_path, tiny_pair, targets={"store": "store"})
+    found = Captured(None, Holding(4, 9, 99), 4, 9, 1.0, Again(7.0, 1.0))
+    monkeypatch.setattr(capturing, "capture", lambda *_, **__: {"tiny": found})
+    assert main(["capture", str(job)]) == 2
+    said = capsys.readouterr()
+    assert "the answers of teacher tiny depend on what shares a batch" in said.err
+    assert "asked 4 rows" in said.out
+    assert "tutelage run" not in said.out
+
+
+@pytest.mark.parametrize(
+    "bits", [{"quantisation": "int8"}, {"stored": "in 8 bits by bitsandbytes"}]
+)
+def test_a_teacher_in_int8_is_known_by_what_it_is(plan, engine, tmp_path, bits):
+    teacher = plan.teacher | bits
+    capture = Capture(replace(plan, teacher=teacher), "t", "", LocalTeacher(engine), ahead=3)
+    assert capture.again == Again(in_int8=True)
 
 
 def test_each_of_two_teachers_is_asked_about_its_domains_alone(tmp_path, tiny_pair, ranks):

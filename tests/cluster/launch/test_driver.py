@@ -1,13 +1,16 @@
 """The main job through the public path: what it leaves behind, and that it continues."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -48,21 +51,22 @@ SUMMARY = {
 
 
 @pytest.fixture(scope="module")
-def watched(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, Scrapes]:
+def watched(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, Scrapes, str]:
     """A config whose run has finished, with a baseline, a store, a weighting and experts; what it
-    exported meanwhile."""
+    exported meanwhile, and what it said."""
     import ray
 
     student = {"model": str(tiny_pair.student), "cpus": 0.5, "zero": 0, "upcycle": MIXTURE}
     parts = {"targets": {"store": "store"}, "weighting": WEIGHTING, "student": student}
     job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, **parts)
-    with scraping(export_url(ray.nodes()[0])) as scrapes:
+    said = io.StringIO()
+    with scraping(export_url(ray.nodes()[0])) as scrapes, redirect_stdout(said):
         assert main(["run", str(job)]) == 0
-    return job, scrapes
+    return job, scrapes, said.getvalue()
 
 
 @pytest.fixture(scope="module")
-def finished(watched: tuple[Path, Scrapes]) -> Path:
+def finished(watched: tuple[Path, Scrapes, str]) -> Path:
     """Its config."""
     return watched[0]
 
@@ -89,6 +93,26 @@ def test_a_run_leaves_everything_behind(run_dir):
     assert expected <= {path.name for path in run_dir.path.iterdir()}
 
 
+def test_what_is_known_of_the_text_and_what_a_run_does_unasked_is_said_first(watched, run_dir):
+    *_, said = watched
+    before = said.partition("step 2/6")[0]
+    assert before != said
+    header, letters, *_ = before[before.index("domain ") :].splitlines()
+    assert header.split()[:3] == ["domain", "documents", "rows"]
+    assert letters.split()[:2] == ["letters", "60"]
+    assert "router_balance 0.01: the student's routers learn" in before
+    text = json.loads(run_dir.summary.read_text())["domains"]["letters"]["text"]
+    assert text["documents"] == 60
+
+
+def test_a_teacher_that_is_no_better_than_the_student_is_named_before_the_first_step(run_dir):
+    evaluated = json.loads((run_dir.path / "evaluations.json").read_text())["before"]
+    before = (run_dir.path / "logs" / "progress.log").read_text().partition("step 2/6")[0]
+    weak = {name for name, d in evaluated.items() if d["teacher_nll"] >= d["student_nll"]}
+    told = re.findall(r"the teacher tiny is no better .* text of (\w+) before training", before)
+    assert set(told) == weak != set()
+
+
 def test_a_centre_of_all_rows_is_scored_before_the_run(finished, run_dir):
     """Nothing stands in for it: without, the first step would have failed."""
     config = resolve(load_config(finished))
@@ -98,7 +122,7 @@ def test_a_centre_of_all_rows_is_scored_before_the_run(finished, run_dir):
 
 
 def test_what_is_exported_is_what_metrics_jsonl_says(watched, run_dir):
-    _, scrapes = watched
+    _, scrapes, _ = watched
     lines = read_metrics(run_dir.metrics)
     assert scrapes.of(exported.LOSS, run="job")[-1] == pytest.approx(lines[-1].loss)
     assert scrapes.of(exported.STEP, run="job")[-1] == 6
@@ -124,7 +148,7 @@ def test_what_is_exported_is_what_metrics_jsonl_says(watched, run_dir):
 
 
 def test_everything_that_is_defined_is_exported(watched):
-    _, scrapes = watched
+    _, scrapes, _ = watched
     assert scrapes.helps == {m.exported: m.description for m in exported.METRICS}
 
 

@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from cluster.planning.handshake import shake_hands
 from cluster.planning.preparation import prepare_run
 from shared.config.file import load_config
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError, HandshakeError
+from shared.loading import in_few_bits, in_int8
 from shared.run.run_dir import RunDir
 from student_trainer.state.model_card import model_card
 from teacher_service.engine.audit import load_engine
@@ -53,18 +55,38 @@ def test_a_teacher_is_not_quantised_twice(tmp_path, tiny_pair, marked) -> None:
         shake_hands(job)
 
 
-def test_a_teacher_in_few_bits_is_called_that(tmp_path: Path, tiny_pair: tiny.Pair) -> None:
-    stored = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher, quantization_config=stored)
-    folder = tmp_path / "teacher"
+IN_FOUR = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+IN_EIGHT = BitsAndBytesConfig(load_in_8bit=True)
+
+
+@pytest.mark.parametrize(
+    ("bits", "scale"), [(4, 1), (8, 4)], ids=["4 bits", "8 bits, with outliers"]
+)
+def test_a_teacher_in_few_bits_is_called_that(
+    tmp_path: Path, tiny_pair: tiny.Pair, bits: int, scale: float
+) -> None:
+    """What rows of a unit change about each other, as an outlier that sends its column past eight
+    bits for all of them, is said and no reason to refuse."""
+    folder = shutil.copytree(tiny_pair.teacher, tmp_path / "teacher")
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(scale)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_pair.teacher).save_pretrained(folder)
+    stored = IN_FOUR if bits == 4 else IN_EIGHT
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=stored)
+    model.save_pretrained(folder)
     job = load_config(write_job(tmp_path, tiny_pair, teachers={"t": {"model": str(folder)}}))
     shake_hands(job)
-    notes = load_engine(Teacher(model=str(folder))).notes
-    assert "weights are stored in 4 bits by bitsandbytes; it computes in float32" in notes[-1]
+    engine = load_engine(Teacher(model=str(folder)))
+    said = f"weights are stored in {bits} bits by bitsandbytes; it computes in float32"
+    assert said in engine.notes[-1]
+    assert any("rows beside it" in note for note in engine.notes) == (bits == 8)
+    assert in_int8(engine.fingerprint) == (bits == 8)
+    assert in_few_bits(engine.fingerprint)
+    assert engine.trust.passes.shared
     said = model_card(job, run_dir=RunDir(tmp_path / "run"), step=1, frozen=None, usage=USAGE)
-    assert "(stored in 4 bits by bitsandbytes) with Tutelage" in said
+    assert f"(stored in {bits} bits by bitsandbytes) with Tutelage" in said
 
 
 @pytest.mark.parametrize("short", ["teacher", "student"])

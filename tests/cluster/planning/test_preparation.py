@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planning.notes import idle_policy_note, router_balance_note, trust_note, weights_note
+from cluster.planning.notes import (
+    idle_policy_note,
+    notes,
+    router_balance_note,
+    trust_note,
+    weights_note,
+)
 from cluster.planning.preparation import check, prepare_run, refuse_unasked
 from cluster.planning.revisions import revision_notes
 from shared.config.file import load_config
@@ -15,6 +21,7 @@ from shared.data.trust import Trust
 from shared.errors import ConfigError, DataError, HandshakeError
 from tests import tiny
 from tests.cluster.jobs import write_job
+from tests.families.making import save_family
 from tests.student_trainer.losses.auxiliary.test_router_balance import mixture
 
 
@@ -156,6 +163,20 @@ def test_a_mixture_whose_config_asks_for_its_routers_loss_learns_it(tmp_path, ti
     config = prepare_run(load_config(job, left_out)).config
     assert [loss.weight for loss in config.losses] == [1, 0]
     assert router_balance_note(config) is None
+
+
+def test_a_loss_of_its_routers_that_transformers_lacks_is_left_out_and_said(tmp_path, tiny_pair):
+    """But not where losses ask for it, where the start is refused."""
+    folder = save_family("llama4_text", tmp_path / "mixture", seed=1)
+    tiny.edit_config(folder, output_router_logits=True)
+    job = write_job(tmp_path, tiny_pair, student={"model": str(folder)})
+    prepared = prepare_run(load_config(job))
+    assert [loss.kind for loss in prepared.config.losses] == ["forward_kl"]
+    (said,) = (note for note in notes(prepared) if "routers" in note)
+    assert said.endswith(f"is left out: transformers has no loss of the routers of {folder}.")
+    asked = "losses=[{kind: forward_kl}, {kind: router_balance, experts_per_token: 2}]"
+    with pytest.raises(ConfigError, match="take router_balance out of losses"):
+        prepare_run(load_config(job, [asked]))
 
 
 def test_a_revision_of_what_has_none_is_said(tmp_path, tiny_pair):

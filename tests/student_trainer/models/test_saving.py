@@ -1,12 +1,14 @@
 """An export is tried before training: what transformers would not read back is refused."""
 
+import errno
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from shared.config.models.student import Student
-from shared.errors import ConfigError
+from shared.errors import ConfigError, StorageError
+from student_trainer.models import saving
 from student_trainer.models.saving import _save_hollow, refuse_unsaveable
 from student_trainer.models.student import load_model
 from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -28,16 +30,31 @@ class OwnConfig(LlamaConfig):
 class OwnLlama(LlamaForCausalLM):
     config_class = OwnConfig
     _keys_to_ignore_on_save = IGNORED
+
+    def state_dict(self, *args, **options):
+        found = super().state_dict(*args, **options)
+        return {name: SCALE * w if "down_proj" in name else w for name, w in found.items()}
 """
 CLASSES = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnLlama"}
 
 
-def trust(folder: Path, *, ignored: list[str] | None = None, left_out: str = "") -> None:
-    """Ask what a student of its own code, which leaves something out when saved, is trusted for."""
+def trust(
+    folder: Path,
+    *,
+    ignored: list[str] | None = None,
+    left_out: str = "",
+    scale: float = 1,
+    **fields,
+) -> None:
+    """Ask what a student of its own code, which leaves something out or changes it when saved, is
+    trusted for; `fields` of its config are not their defaults."""
     tiny.save_model(folder, width=32, layers=2, tied=False)
-    code = OWN_CODE.replace("IGNORED", repr(ignored)).replace("LEFT_OUT", repr(left_out))
+    named = {"IGNORED": ignored, "LEFT_OUT": left_out, "SCALE": scale}
+    code = OWN_CODE
+    for name, value in named.items():
+        code = code.replace(name, repr(value))
     (folder / "own.py").write_text(code)
-    tiny.edit_config(folder, model_type="own_llama", auto_map=CLASSES)
+    tiny.edit_config(folder, model_type="own_llama", auto_map=CLASSES, **fields)
     rows, pair = prepared_domains(folder.parent), tiny.Pair(folder, folder)
     own: dict = {"student": {"trust_remote_code": True, "workers": 1}}
     CAUSAL_LM.trust(plan_of(folder.parent / "run", pair, rows, **own).config)
@@ -56,6 +73,41 @@ def test_a_size_that_is_not_saved_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"forgetting .* since it cannot be loaded: .*; set") as e:
         trust(tmp_path / "forgetting", left_out="intermediate_size")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("rms_norm_eps", 0.5, r"rms_norm_eps 1e-06, not 0\.5"),
+        (
+            "rope_parameters",
+            {"rope_type": "default", "rope_theta": 50.0},
+            r"rope_parameters .* not .*50\.0\}",
+        ),
+    ],
+)
+def test_a_field_that_is_not_saved_is_named(
+    tmp_path: Path, field: str, value: object, said: str
+) -> None:
+    """Of no size, so that every weight still fits."""
+    with pytest.raises(ConfigError, match=rf"forgetting .* config\.json would say {said}; set"):
+        trust(tmp_path / "forgetting", left_out=field, **{field: value})
+
+
+def test_weights_that_are_saved_otherwise_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"scaling .* its logits would be off by .* largest one"):
+        trust(tmp_path / "scaling", scale=0.5)
+
+
+def test_a_disk_without_room_for_the_trial_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(saving, "TemporaryDirectory", full)
+    with pytest.raises(StorageError, match=r"No space left on device; free .* or set TMPDIR"):
+        trust(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,6 +1,7 @@
 """`tutelage export --merge`: base and adapter as one model, for LoRA and QLoRA."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from cluster.cli import main
 from shared.config.file import dump
 from shared.errors import ConfigError
+from shared.model_parts import tolerance
 from shared.run.run_dir import RunDir
 from student_trainer.models.student import load_student
 from student_trainer.state import export as exports
 from student_trainer.state.checkpoint import latest_checkpoint
-from student_trainer.state.export import TOLERANCE, exported_step
+from student_trainer.state.export import exported_step
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.group import run_jobs
@@ -109,7 +111,7 @@ def test_the_trainer_evaluates_what_an_export_holds(runs: Path, name: str) -> No
         ids_1T = torch.from_numpy(probe["ids"])[None]
         found = student.saved.eval()(input_ids=ids_1T, use_cache=False).logits[0].float().numpy()
     far = np.abs(found - probe["logits"]).max() / np.abs(probe["logits"]).max()
-    assert far <= TOLERANCE[config.student.dtype]
+    assert far <= tolerance(config.student.dtype, reordered=True)
     begun = load_student(config, CAUSAL_LM.model, device=cpu).saved.eval()
     with torch.no_grad():
         before = begun(input_ids=ids_1T, use_cache=False).logits[0].float().numpy()
@@ -199,6 +201,9 @@ def test_a_merged_model_generates(merged: Path) -> None:
 def test_it_is_copied_to_a_folder_that_is_named(merged: Path, tmp_path: Path, capsys) -> None:
     assert main(["export", str(merged / "lora"), "--merge", "--to", str(tmp_path / "new")]) == 0
     assert f"step 4, merged into its base, is in {tmp_path / 'new'}" in capsys.readouterr().out
+    copied = [p for f in (tmp_path / "new", merged / "lora" / "merged") for p in f.iterdir()]
+    os.umask(mask := os.umask(0))
+    assert {path.stat().st_mode & 0o777 for path in copied} == {0o666 & ~mask}
     assert (logits(whole(tmp_path / "new")) == logits(whole(merged / "lora" / "merged"))).all()
 
 

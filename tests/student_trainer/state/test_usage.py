@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from shared.text.ends import ends_of
 from student_trainer.state.usage import save_usage
 from tests import tiny
-from tests.laws.test_models_of_the_hub import OWN_CODE
+from tests.laws.test_models_of_the_hub import OWN_CODE, give_own_tokenizer
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import plan_of, prepared_domains
@@ -82,6 +82,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             give_template(model)
         else:
             give_own_code(model)
+        if name == "lora":
+            give_own_tokenizer(model)
         plan = plan_of(
             folder / name,
             tiny.Pair(model, model),
@@ -132,6 +134,7 @@ def test_the_example_of_the_card_runs_and_stops(
     assert (asked_L[0] == BOS) == (name != "chat")
     assert asked_L.count(BOS) == (name != "chat")
     assert EOS not in asked_L
+    assert (type(ran["tokenizer"]).__name__ == "OwnTokenizer") == (name == "lora")
 
 
 @pytest.mark.parametrize("end", [5, EOS, TURN_END])

@@ -14,11 +14,13 @@ from shared.errors import ConfigError
 from shared.run.metrics import read_metrics
 from student_trainer.losses.auxiliary.router_balance import RouterBalance as Balance
 from student_trainer.metrics.sums import EXPERT_TOKENS
+from student_trainer.models.probing import take_apart
 from student_trainer.models.routers import router_balance_of, routers_of
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Layouts
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
+from tests.families.making import make_model
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import plan_of, prepared_domains
@@ -156,15 +158,27 @@ def test_what_a_config_asks_for_is_found() -> None:
     assert router_balance_of(mixture("mixtral", router_aux_loss_coef=0.0).config) is None
 
 
-@pytest.mark.parametrize("wrong", ["number of experts", "no routers"])
+WRONG = {
+    "number of experts": r"another loss .* over 2 experts a token; set its experts_per_token to",
+    "no routers": "transformers has no loss of the routers of .*; take router_balance out",
+    "routers that say nothing": "transformers has no loss of the routers of .*; take router_balan",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_loss_that_is_not_the_models_is_refused(tmp_path: Path, tiny_pair, wrong: str) -> None:
+    losses = balanced()
     if wrong == "no routers":
         model = AutoModelForCausalLM.from_pretrained(tiny_pair.student)
-        losses = balanced()
-    else:
+    elif wrong == "number of experts":
         model, losses = mixture("mixtral"), balanced(experts_per_token=2)
+    else:
+        model = make_model("flint", seed=1)
+        model.config.output_router_logits = True
+        with pytest.raises(ConfigError, match=r"set output_router_logits in its config\.json to"):
+            take_apart(model, name="flint")
     config = config_of(tmp_path, tiny_pair.student, losses=losses)
-    with pytest.raises(ConfigError, match="experts_per_token to the model's, or its weight to 0"):
+    with pytest.raises(ConfigError, match=WRONG[wrong]):
         routers_of(model, config)
     left_out = [loss | {"weight": 0} for loss in losses if loss["kind"] == "router_balance"]
     config = config_of(tmp_path, tiny_pair.student, losses=[{"kind": "cross_entropy"}, *left_out])
