@@ -1,5 +1,6 @@
 """Parts shared by the tests: tiny real models, the reference folder, a Ray cluster."""
 
+import gc
 import os
 import tempfile
 from contextlib import ExitStack
@@ -82,10 +83,21 @@ def pytest_configure(config: pytest.Config) -> None:
         FORKS.enter_context(forking.serving(folder))
 
 
+def pytest_collection() -> None:
+    """Nothing that is collected is garbage."""
+    gc.disable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first."""
     place = {f"tests/{file}": index for index, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.location[0], len(LONGEST)))
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Items and modules are not looked through at every collection of garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,9 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
     return Strip().visit(tree)
 
 
-def tops(path: Path, *, module_level: bool = False) -> set[str]:
-    return {name.partition(".")[0] for name in imported(path, module_level=module_level)}
+@cache
+def tops(path: Path, *, module_level: bool = False) -> frozenset[str]:
+    return frozenset(name.partition(".")[0] for name in imported(path, module_level=module_level))
 
 
 @pytest.mark.parametrize("path", sources("shared"), ids=lambda path: path.stem)

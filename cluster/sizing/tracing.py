@@ -321,22 +321,23 @@ def _seen(model: Any, pixels: Mapping[str, np.ndarray]) -> Tensor:
 def _passed(model: nn.Module, forward: Callable[[], Tensor], *, learns: bool, alive: Alive) -> int:
     """Run the passes; returns the bytes that lie between them. A gradient of a weight is let go of
     as it comes: it is a part of its own."""
-    with torch.set_grad_enabled(learns):
-        states_BTD = forward()
-    gc.collect()  # of tensors without numbers some lie in reference cycles
-    kept = alive.bytes
-    if not learns or not states_BTD.requires_grad:
-        return kept
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_let_go)
-    alive.collects = True
     gc.freeze()  # what is there already is not looked through at every collection
     try:
+        with torch.set_grad_enabled(learns):
+            states_BTD = forward()
+        gc.collect()  # of tensors without numbers some lie in reference cycles
+        kept = alive.bytes
+        if not learns or not states_BTD.requires_grad:
+            return kept
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_let_go)
+        alive.collects = True
+        gc.freeze()
         states_BTD.backward(torch.empty_like(states_BTD))
+        return kept
     finally:
         gc.unfreeze()
-    return kept
 
 
 def _on_cpu(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.benchmarks.losses import LOSSES, VOCABULARIES, WIDTHS, Result, Size, lines, measure
+from tests.telling import telling
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def by_name(results: list[Result]) -> dict[str, Result]:
     return {result.name: result for result in results}
 
 
-@pytest.mark.parametrize("task", ["whole", "64 ids"])
+@pytest.mark.parametrize("task", telling(["whole", "64 ids"], "64 ids"))
 @pytest.mark.parametrize(
     ("dtype", "error"),
     [("float32", 1e-5), pytest.param("bfloat16", 2e-2, marks=pytest.mark.drill)],

@@ -13,6 +13,7 @@ from tests import tiny
 from tests.families.known import APART, REFUSED, STAGES_APART
 from tests.families.making import FAMILIES
 from tests.families.trial import Trial
+from tests.telling import telling
 
 # Unlike each other where families are: heads, caps, positions, experts, recurrence, streams.
 DIVERSE = (
@@ -64,7 +65,7 @@ def _refused(trial: Trial, said: str) -> None:
         assert str(trial.family) in sentence
 
 
-@pytest.mark.parametrize("family", DIVERSE)
+@pytest.mark.parametrize("family", telling(DIVERSE, "bert", "bloom", "gemma2", "gpt_oss", "mamba2"))
 def test_a_family_does_what_plain_transformers_does(
     on_trial: Callable[[str], Trial], family: str
 ) -> None:
@@ -89,7 +90,10 @@ def test_adapters_that_would_be_lost_are_refused_before_the_start(
         CAUSAL_LM.trust(config)
 
 
-@pytest.mark.parametrize(("pad", "train"), [(0, "full"), (None, "full"), (0, "lora")])
+@pytest.mark.parametrize(
+    ("pad", "train"),
+    telling([(0, "full"), (None, "full"), (0, "lora")], (0, "full"), (None, "full")),
+)
 def test_a_row_that_would_be_lost_is_refused_before_the_start(
     on_trial: Callable[[str], Trial], pad: int | None, train: str
 ) -> None:

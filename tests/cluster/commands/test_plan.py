@@ -1,5 +1,7 @@
 """`tutelage plan` through the command line, on folders that hold no weights."""
 
+import contextlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from cluster.commands.plan import plan
+from cluster.sizing.estimate import Estimate
 from shared.config.run import Config
 from shared.data.row_store import RowStore
 from shared.data.rows import Rows
@@ -17,17 +21,20 @@ from teacher_service.engine.hf import HFEngine
 from tests.answers import question_of
 from tests.cluster.jobs import write_job
 from tests.student_trainer.runs import prepared_domains
+from tests.telling import telling
 from tests.tiny import VOCAB, Pair
 
 
 @pytest.fixture
 def bare(tiny_pair, tmp_path) -> Pair:
     """The pair's folders without weights."""
-    pair = Pair(tmp_path / "teacher", tmp_path / "student")
-    for whole, folder in zip(
-        (tiny_pair.teacher, tiny_pair.student), vars(pair).values(), strict=True
-    ):
-        shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return without_weights(tiny_pair, tmp_path)
+
+
+def without_weights(whole: Pair, folder: Path) -> Pair:
+    pair = Pair(folder / "teacher", folder / "student")
+    for one, copy in zip((whole.teacher, whole.student), vars(pair).values(), strict=True):
+        shutil.copytree(one, copy, ignore=shutil.ignore_patterns("*.safetensors"))
     return pair
 
 
@@ -36,32 +43,35 @@ def planned(capsys, *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_names_each_part_and_reads_no_weights(bare, tmp_path, capsys):
-    path = write_job(tmp_path, bare)
-    assert main(["plan", str(path)]) == 0
-    told = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def plain(tiny_pair, tmp_path_factory) -> tuple[Estimate, str, Path]:
+    """The estimate of a job as it is, what was told of it, and its folder; of models without
+    weights."""
+    folder, told = tmp_path_factory.mktemp("plain"), io.StringIO()
+    path = write_job(folder, without_weights(tiny_pair, folder))
+    with contextlib.redirect_stdout(told):
+        found = plan(path, ())
+    return found, told.getvalue(), folder
+
+
+def test_a_plan_names_each_part_and_reads_no_weights(plain):
+    _, told, folder = plain
     for part in ("weights", "optimiser", "gradients", "activations", "loss", "in all", "fits"):
         assert part in told
     assert "bytes a token" in told
     assert "<- configured" in told
-    assert not (tmp_path / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
-def test_memory_and_bytes_grow_with_what_is_asked(bare, tmp_path, capsys):
-    path = write_job(tmp_path, bare)
-    plain = planned(capsys, path)
-    longer = planned(capsys, path, "data.context=256")
-    wider = planned(capsys, path, "batch.micro_batch=4")
-    more_ids = planned(capsys, path, "targets.top_k=128")
-
-    def activations(found: dict) -> int:
-        return found["student"]["activations"]["most_bytes"]
-
-    assert activations(plain) < activations(longer)
-    assert activations(plain) < activations(wider)
-    assert sum(plain["wire"]["bytes_per_token"].values()) < sum(
-        more_ids["wire"]["bytes_per_token"].values()
-    )
+def test_memory_and_bytes_grow_with_what_is_asked(plain, bare, tmp_path, capsys):
+    path, (least, *_) = write_job(tmp_path, bare), plain
+    longer = planned(capsys, path, "data.context=128")
+    wider = planned(capsys, path, "batch.micro_batch=4", "targets.top_k=128")
+    for found in (longer, wider):
+        activations = found["student"]["activations"]["most_bytes"]
+        assert least.student.activations.most_bytes < activations
+    shipped = sum(least.wire.bytes_per_token.values())
+    assert shipped < sum(wider["wire"]["bytes_per_token"].values())
 
 
 def test_bytes_a_token_are_those_of_a_real_answer(tiny_pair, tmp_path, capsys):
@@ -85,62 +95,65 @@ def test_gpus_by_name_give_time_cost_and_replicas(bare, tmp_path, capsys):
         found["pace"]["student_s"], found["pace"]["teacher_s"] / found["pace"]["replicas"]
     )
     assert found["cost"] == pytest.approx(2 * 2 * seconds * found["config"]["steps"] / 3600)
-    assert main(["plan", *map(str, asked)]) == 0
-    told = capsys.readouterr().out
-    assert "keep one worker busy" in told
-    assert "for 2 GPUs at 2 an hour" in told
 
 
 def test_copies_that_write_are_planned_for_at_their_most(bare, tmp_path, capsys):
     path = write_job(tmp_path, bare)
-    asked = (path, "student.gpus=1", "teachers.tiny.gpus=1", "--gpu", "H100", "--price", "2")
-    copies = "rollouts={replicas: {min: 1, max: 3}, cpus: 2}"
-    assert main(["plan", *map(str, asked), "source={student: 1, max_new_tokens: 8}", copies]) == 0
+    on_gpus, copies = (
+        ("student.gpus=1", "teachers.tiny.gpus=1"),
+        "rollouts={replicas: {min: 1, max: 3}, cpus: 2}",
+    )
+    found = plan(
+        path, (*on_gpus, "source={student: 1, max_new_tokens: 8}", copies), gpu="H100", price=2
+    )
     told = capsys.readouterr().out
+    assert "keep one worker busy" in told
     assert "3 x 1 GPUs and 2 CPUs for copies of the student that write, each with " in told
     assert "for 5 GPUs at 2 an hour" in told
-    found = planned(capsys, *asked, "source={student: 1, max_new_tokens: 8}", copies)
-    assert found["copies"]["processes"] == 3
-    assert found["copies"]["memory"]["parts"]["keys and values"] > 0
-    asked = (*asked, "source={student: 1, max_new_tokens: 8, batch_rows: 4096}", copies)
-    assert main(["plan", *map(str, asked), "--gpu-memory", "1.4GB"]) == 2
+    assert found.copies is not None
+    assert found.copies.processes == 3
+    assert found.copies.memory.parts["keys and values"] > 0
+    asked = (*on_gpus, "source={student: 1, max_new_tokens: 8, batch_rows: 4096}", copies)
+    assert main(["plan", str(path), *asked, "--gpu", "H100", "--gpu-memory", "1.4GB"]) == 2
     said = capsys.readouterr().err
     assert "a copy of the student that writes takes" in said
     assert "set source.batch_rows=2048, or lower source.max_new_tokens, 8" in said
 
 
-def test_what_a_teacher_keeps_of_texts_and_modules_is_planned_for(bare, tmp_path, capsys):
+@pytest.mark.parametrize(("workers", "batches"), telling([(1, 9), (2, 11)], (2, 11)))
+def test_what_a_teacher_keeps_of_texts_is_planned_for(bare, tmp_path, capsys, workers, batches):
     path = write_job(tmp_path, bare, losses=[{"kind": "policy_gradient"}])
     source = "source={student: 1, max_new_tokens: 8, teacher_mix: 0.2}"
-    (teacher,) = planned(capsys, path, source)["teachers"]
-    parts = teacher["memory"]["parts"]
-    assert parts["kept batches"] > 0
-    assert main(["plan", str(path), source]) == 0
-    keeps = "tiny writes 32 texts of up to 64 tokens at once, and keeps 9 batches, whose"
+    (teacher,) = plan(path, (source, f"student.workers={workers}")).teachers
+    assert teacher.memory.parts["kept batches"] > 0
+    keeps = f"tiny writes 32 texts of up to 64 tokens at once, and keeps {batches} batches, whose"
     assert keeps in capsys.readouterr().out
-    assert main(["plan", str(path), source, "student.workers=2"]) == 0
-    assert "at once, and keeps 11 batches" in capsys.readouterr().out
+
+
+def test_modules_of_a_teacher_that_learn_are_planned_for(plain, bare, tmp_path, capsys):
+    (frozen,) = plain[0].teachers
     path = write_job(tmp_path, bare)
-    (plain,) = planned(capsys, path)["teachers"]
     (taught,) = planned(capsys, path, "teachers.tiny.online_modules={r: 4}")["teachers"]
     assert taught["memory"]["parts"]["modules"] > 0
-    assert taught["memory"]["parts"]["activations"] > plain["memory"]["parts"]["activations"]
+    assert taught["memory"]["parts"]["activations"] > frozen.memory.parts["activations"]
 
 
-def test_what_models_do_before_the_first_step_is_said_and_has_room(bare, tmp_path, capsys):
-    path = write_job(tmp_path, bare)
-    plain = planned(capsys, path)
+def test_what_models_do_before_the_first_step_is_said_and_has_room(plain, bare, tmp_path, capsys):
+    path, (alone, *_) = write_job(tmp_path, bare), plain
     filled = planned(capsys, path, "augmentation={mask: 0.2, share: 0.5, copies: 3}")
-    (said,) = set(filled["notes"]) - set(plain["notes"])
+    (said,) = set(filled["notes"]) - set(alone.notes)
     assert said.startswith("the teacher reads all training text 3 times to fill masks before")
     kinds = "losses=[{kind: preference, pairs: written}]"
     paired = planned(capsys, path, kinds, "mixture={policy: fixed}", "data.too_long=drop")
     assert any("write after every prompt of training text before" in n for n in paired["notes"])
-    (before,), (after,) = (found["teachers"] for found in (plain, paired))
-    assert sum(after["memory"]["parts"].values()) > sum(before["memory"]["parts"].values())
+    (before,), (after,) = alone.teachers, paired["teachers"]
+    assert sum(after["memory"]["parts"].values()) > sum(before.memory.parts.values())
 
 
-@pytest.mark.parametrize("changes", ["online_modules={r: 4}", "follow_student={lag: 2}"])
+@pytest.mark.parametrize(
+    "changes",
+    telling(["online_modules={r: 4}", "follow_student={lag: 2}"], "follow_student={lag: 2}"),
+)
 def test_a_probe_of_a_teacher_that_changes_is_refused(tiny_pair, tmp_path, capsys, changes):
     one = replace(tiny_pair, teacher=tiny_pair.student)  # the student's own, that it may follow it
     path = write_job(tmp_path, one)
@@ -174,14 +187,21 @@ def test_where_no_process_has_a_gpu_the_time_is_said_to_need_a_probe(bare, tmp_p
     assert "not known: name GPUs (--gpu), or measure: --probe" in capsys.readouterr().out
 
 
+NO_ROOM = [
+    (("student.gpus=1", "--gpu-memory", "1.05GB"), "a student worker takes"),
+    (("teachers.tiny.gpus=1", "--gpu-memory", "1.05GB"), "a replica of tiny takes"),
+    (("--memory", "1GiB"), "all processes together take"),
+    (("--memory", "64MB"), "of the machine's 64.0 MB, most of it for"),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
-    [
-        (("student.gpus=1", "--gpu-memory", "1.05GB"), "a student worker takes"),
+    telling(
+        NO_ROOM,
         (("teachers.tiny.gpus=1", "--gpu-memory", "1.05GB"), "a replica of tiny takes"),
-        (("--memory", "1GiB"), "all processes together take"),
         (("--memory", "64MB"), "of the machine's 64.0 MB, most of it for"),
-    ],
+    ),
 )
 def test_what_has_no_room_is_refused_with_the_part_and_the_way_out(
     options, part, bare, tmp_path, capsys

@@ -238,6 +238,7 @@ def test_a_look_at_an_entry_never_waits_and_finds_what_is_decided(
     del handle
 
 
+@pytest.mark.drill
 def test_a_student_that_waits_through_a_kill_still_gets_its_entry(
     name: str, tmp_path: Path
 ) -> None:
@@ -273,6 +274,7 @@ def _hand_over(client: RayControllerClient, report: DomainReport) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
+@pytest.mark.drill
 def test_a_report_to_a_killed_controller_costs_nothing_and_is_decided_once_it_is_back(
     name: str, tmp_path: Path
 ) -> None:
@@ -308,6 +310,7 @@ def test_a_report_handed_over_before_the_controller_starts_is_decided(
     del handle
 
 
+@pytest.mark.drill
 def test_a_controller_that_hangs_for_a_while_costs_the_student_only_its_wait_for_the_entry(
     name: str, tmp_path: Path
 ) -> None:

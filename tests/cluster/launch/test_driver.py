@@ -274,6 +274,7 @@ def test_a_report_is_written_again(finished, run_dir, capsys):
     assert "teacher" in capsys.readouterr().out
 
 
+@pytest.mark.drill
 def test_an_evaluation_finds_what_the_run_ended_with(finished, run_dir, capsys):
     assert main(["eval", str(run_dir.path)]) == 0
     found = json.loads((run_dir.path / "evaluation.json").read_text())

@@ -83,6 +83,7 @@ def test_each_teacher_answers_its_domains_alone_and_both_lie_in_one_store(finish
     assert len(answers) == 4  # each in training and validation
 
 
+@pytest.mark.drill
 def test_a_store_of_both_feeds_a_run_without_any_to_the_bit(finished):
     assert main(["run", str(finished), "name=stored", "targets.teacher_free=true"]) == 0
     assert same(run_of(finished, "job"), run_of(finished, "stored"))

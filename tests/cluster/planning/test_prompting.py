@@ -107,6 +107,7 @@ def test_every_answer_is_stored_under_the_prompts_and_the_run_keeps_them(prompte
     assert run_dir.prompts.read_text() == (prompted.parent / "prompts.json").read_text()
 
 
+@pytest.mark.drill
 def test_a_run_resumes_to_the_same_end(run_dir, prompted):
     weights = (run_dir.export / "model.safetensors").read_bytes()
     losses = [line.loss for line in read_metrics(run_dir.metrics)]

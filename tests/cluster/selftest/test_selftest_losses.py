@@ -21,6 +21,7 @@ from student_trainer.losses.terms.token_adaptive import tkd
 from tests.answers import Given
 from tests.cluster.jobs import write_job
 from tests.cluster.selftest.examined import by_name, looked_at, subject
+from tests.telling import telling
 from tests.tiny import Pair
 
 BOTH = ("value", "gradient")
@@ -53,7 +54,7 @@ def test_losses_without_a_law_at_the_teacher_are_said_to_have_none(tmp_path, tin
     assert check.said.endswith("no divergence among its losses")
 
 
-@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
+@pytest.mark.parametrize("encoding", telling(["fp16", "int8", "fp32"], "int8"))
 def test_every_divergence_of_a_student_that_is_its_teacher_vanishes(
     tmp_path, tiny_pair, encoding: str
 ):
@@ -79,8 +80,8 @@ def test_tails_of_another_temperature_fail(tmp_path, tiny_pair):
     assert not by_name(checks.same_model(subject(pair, unscaled)))["student := teacher"].ok
 
 
-@pytest.mark.parametrize("encoding", ["fp16", "int8", "fp32"])
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("encoding", telling(["fp16", "int8", "fp32"], "int8"))
+@pytest.mark.parametrize("direction", telling(["forward", "reverse"], "reverse"))
 def test_atkd_of_a_student_that_is_its_teacher_vanishes(
     tmp_path, tiny_pair, direction: str, encoding: str
 ):
@@ -91,7 +92,7 @@ def test_atkd_of_a_student_that_is_its_teacher_vanishes(
     assert looked_at(check.said) == {what: ["atkd", "jsd"] for what in BOTH}
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("direction", telling(["forward", "reverse"], "reverse"))
 def test_atkd_of_a_step_cut_otherwise_is_the_same(tmp_path, tiny_pair, direction: str):
     losses = [{"kind": "atkd", "direction": direction}]
     pair = subject(divergences(tmp_path, tiny_pair, losses))
@@ -99,7 +100,7 @@ def test_atkd_of_a_step_cut_otherwise_is_the_same(tmp_path, tiny_pair, direction
     assert check.ok, check.said
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("direction", telling(["forward", "reverse"], "forward"))
 def test_labels_of_another_position_fail_with_atkd(tmp_path, tiny_pair, direction: str):
     """No other loss sees what was shipped of the labels."""
 
@@ -126,9 +127,14 @@ def above(target: LabelledBuckets, learner: LabelledBuckets) -> torch.Tensor:
     return tkd(target, learner) + 1
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("direction", telling(["forward", "reverse"], "forward"))
 @pytest.mark.parametrize(
-    ("part", "wrong"), [("tkd", unweighted), ("dkd", kept_alone), ("tkd", above), ("dkd", above)]
+    ("part", "wrong"),
+    telling(
+        [("tkd", unweighted), ("dkd", kept_alone), ("tkd", above), ("dkd", above)],
+        ("dkd", kept_alone),
+        ("tkd", above),
+    ),
 )
 def test_a_part_of_atkd_that_breaks_its_law_at_its_teacher_fails(
     tmp_path, tiny_pair, monkeypatch, part: str, wrong: Callable, direction: str
@@ -150,7 +156,15 @@ def squared(teacher: Buckets, student: Buckets, **_: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "wrong"),
-    [("soft_cross_entropy", without_tail), ("taid", without_tail), ("total_variation", squared)],
+    telling(
+        [
+            ("soft_cross_entropy", without_tail),
+            ("taid", without_tail),
+            ("total_variation", squared),
+        ],
+        ("taid", without_tail),
+        ("total_variation", squared),
+    ),
 )
 def test_a_divergence_that_breaks_its_law_at_its_teacher_fails(
     tmp_path, tiny_pair, monkeypatch, kind: str, wrong: Callable

@@ -21,6 +21,7 @@ from cluster.session.session import (
     runtime_env,
 )
 from shared.errors import PlacementError
+from tests.telling import telling
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -193,7 +194,7 @@ with handling(), interrupted_as(lambda: "it goes on from step 3"), connected("lo
 """
 
 
-@pytest.mark.parametrize("script", [WAITS, STUCK])
+@pytest.mark.parametrize("script", telling([WAITS, STUCK], WAITS))
 def test_a_command_that_ray_would_abort_ends_in_seconds_with_its_sentence(script):
     environment = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"}
     command = [sys.executable, "-c", script]

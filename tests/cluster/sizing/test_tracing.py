@@ -1,5 +1,6 @@
 """Weights are those of real models to the byte; activations are those that live in real passes."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from teacher_service.engine.lora import LoraModules
 from tests.allocations import peak_bytes
 from tests.cluster.sizing.held import config_of
 from tests.cluster.sizing.small import SMALL
+from tests.telling import telling
 
 FAMILIES = {
     "llama, tied": transformers.LlamaConfig(**SMALL),
@@ -41,6 +43,8 @@ FAMILIES = {
         moe_intermediate_size=64,
     ),
 }
+
+CASES = tuple(product(FAMILIES, ("float32", "bfloat16")))
 
 
 def saved(folder: Path, config) -> str:
@@ -65,8 +69,10 @@ def sizes_of(model: str, **options: Any) -> ModelSizes:
     return student_sizes(Student(model=model, **options), lines=1, tokens=32, seed=0)[0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    telling(CASES, ("llama, untied", "float32"), ("gpt2", "float32"), ("mixture", "bfloat16")),
+)
 def test_weights_are_those_of_the_real_state_dict_to_the_byte(family, dtype, tmp_path):
     config = FAMILIES[family]
     found = sizes_of(saved(tmp_path, config), dtype=dtype)
@@ -76,8 +82,9 @@ def test_weights_are_those_of_the_real_state_dict_to_the_byte(family, dtype, tmp
     assert found.tied == config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"), telling(CASES, ("qwen2", "float32"), ("gemma2", "bfloat16"))
+)
 def test_keys_and_values_are_those_of_real_writing_to_the_byte(family, dtype, tmp_path):
     config = FAMILIES[family]
     student = Student(model=saved(tmp_path, config), dtype=dtype)
@@ -93,7 +100,9 @@ def test_keys_and_values_are_those_of_real_writing_to_the_byte(family, dtype, tm
     assert planned.states_bytes == sum(real.values())  # of all but the last token
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+@pytest.mark.parametrize(
+    "targets", telling(["all-linear", ["q_proj", "down_proj"]], ["q_proj", "down_proj"])
+)
 def test_modules_of_a_teacher_are_those_that_it_learns_with(targets, tmp_path):
     folder, asked = whole(tmp_path), TrainedModules(r=3, target_modules=targets)
     teacher = Teacher(model=folder, online_modules=asked)
@@ -108,7 +117,7 @@ def test_modules_of_a_teacher_are_those_that_it_learns_with(targets, tmp_path):
     assert learning.flops > 1.5 * scoring.flops  # backward, from the last layer to the first module
 
 
-@pytest.mark.parametrize("kind", ["lora", "qlora"])
+@pytest.mark.parametrize("kind", telling(["lora", "qlora"], "qlora"))
 def test_adapters_and_4_bits_are_those_of_the_real_student(kind, tmp_path):
     student = {"model": whole(tmp_path), "train": {"kind": kind, "r": 5}}
     found = sizes_of(student["model"], train={"kind": kind, "r": 5})
@@ -119,7 +128,7 @@ def test_adapters_and_4_bits_are_those_of_the_real_student(kind, tmp_path):
     assert found.trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("train", ["experts", "all"])
+@pytest.mark.parametrize("train", telling(["experts", "all"], "experts"))
 def test_an_upcycled_student_counts_all_experts_and_what_of_it_trains(train, tmp_path):
     asked = Upcycle(every=1, experts=5, train=train)
     dense = transformers.AutoModelForCausalLM.from_pretrained(whole(tmp_path / "dense"))
@@ -137,7 +146,7 @@ def test_an_upcycled_student_counts_all_experts_and_what_of_it_trains(train, tmp
     assert (found.trained == 5 * ffns + routers) == (train == "experts")
 
 
-@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
+@pytest.mark.parametrize("quantisation", telling(["int8", "nf4"], "int8"))
 def test_a_quantised_teacher_weighs_what_the_real_one_does(quantisation, tmp_path):
     folder = whole(tmp_path)
     asked = Teacher(model=folder, quantisation=quantisation)
@@ -145,8 +154,8 @@ def test_a_quantised_teacher_weighs_what_the_real_one_does(quantisation, tmp_pat
     assert found.weight_bytes == held_bytes(real_teacher(asked))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+@pytest.mark.parametrize("dtype", telling(["float32", "bfloat16"], "bfloat16"))
+@pytest.mark.parametrize("quantisation", telling(["none", "nf4"], "nf4"))
 def test_a_teacher_with_an_adapter_weighs_what_the_real_one_does(quantisation, dtype, tmp_path):
     folder, adapter = whole(tmp_path / "base"), tmp_path / "adapter"
     base: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -221,7 +230,7 @@ def real_peak(config, *, lines: int, tokens: int, dtype: str, checkpointing: boo
     return peak_bytes(passes)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", telling(FAMILIES, "gemma2", "mixture"))
 def test_activations_are_those_that_live_in_real_passes(family, tmp_path):
     config, size = FAMILIES[family], {"lines": 2, "tokens": 96}
     asked = Student(model=saved(tmp_path, config), dtype=FOLLOWED[family])
@@ -231,7 +240,7 @@ def test_activations_are_those_that_live_in_real_passes(family, tmp_path):
     assert found.most_bytes == pytest.approx(real, rel=0.1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", telling(FAMILIES, "qwen2"))
 def test_recomputed_activations_are_those_of_a_layer_or_two(family, tmp_path):
     """Without numbers a layer's are let go of once the next one's are there, not as they are used:
     the estimate is above the truth, by a layer's at most."""

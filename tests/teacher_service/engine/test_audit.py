@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -16,13 +17,16 @@ from teacher_service.engine.loading import weights_digest
 from tests.answers import question_of
 from tests.student_trainer.models.test_adapters import save as save_mixture
 from tests.teacher_service.scripted import make_rows
+from tests.telling import telling
 from tests.tiny import VOCAB
 
 CHANCE = 100 / VOCAB  # percent; four bits leave little of random weights
 
 
-@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "quantisation"),
+    telling(product(["float32", "bfloat16"], ["int8", "nf4"]), ("bfloat16", "nf4")),
+)
 def test_a_quantised_teacher_scores_and_says_what_it_costs(
     tiny_pair, tmp_path, quantisation, dtype
 ):
@@ -61,7 +65,7 @@ def test_what_rows_change_about_each_other_is_said(tiny_pair, tmp_path):
     assert not any("rows beside it" in note for note in nf4.notes)
 
 
-@pytest.mark.parametrize("quantisation", ["int8", "nf4"])
+@pytest.mark.parametrize("quantisation", telling(["int8", "nf4"], "nf4"))
 def test_how_much_is_quantised_is_said(tmp_path, quantisation):
     save_mixture(tmp_path / "model", "mixtral")
     teacher = Teacher(model=str(tmp_path / "model"), quantisation=quantisation)

@@ -168,6 +168,7 @@ def test_no_position_gives_empty_tensors():
     assert found.log_tail_NS.shape == (0, 1)
 
 
+@pytest.mark.drill
 def test_scoring_imports_with_torch_alone():
     code = (
         "import sys, teacher_service.scoring.scoring; "

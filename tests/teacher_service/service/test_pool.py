@@ -106,6 +106,7 @@ def test_the_most_units_under_way_are_reported_whatever_the_moment(name, monkeyp
     pool.close()
 
 
+@pytest.mark.drill
 def test_a_replica_killed_in_mid_unit_costs_nothing_but_time(name, tiny_pair):
     """Real engines: every unit arrives once, in order, with the bits of the undisturbed run."""
     teacher = Teacher(model=str(tiny_pair.teacher), cpus=0.5, replicas=2)
@@ -127,6 +128,7 @@ def test_a_replica_killed_in_mid_unit_costs_nothing_but_time(name, tiny_pair):
     assert [r.restarts for r in service.status(name).replicas] == [1, 0]
 
 
+@pytest.mark.drill
 def test_the_only_replica_comes_back_and_is_waited_for(name, tmp_path):
     pool = started(name, Scripted(killed_once=str(tmp_path / "killed")), unit_deadline_s=60)
     asked = units(5)

@@ -200,6 +200,7 @@ def test_a_replica_that_is_another_teacher_never_serves(name, tmp_path):
         assert states(name) == ["alive"]
 
 
+@pytest.mark.drill
 def test_a_replica_that_dies_comes_back_and_no_other_takes_its_place(name):
     service.start(
         name, teacher(min=2, max=3, wait=0.9), detached=True, make_engine=SLOW

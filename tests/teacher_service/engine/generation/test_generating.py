@@ -23,6 +23,7 @@ from teacher_service.service.replicas.naming import replica_name
 from tests.teacher_service.engine.test_trust import LEAKY, longrope, saved
 from tests.teacher_service.scripted import VOCAB, Scripted, echoed
 from tests.teacher_service.teachers import FAMILIES, save_family
+from tests.telling import telling
 from tests.tiny import VOCAB as TINY_VOCAB
 
 GREEDY = GenerationSpec(12, stop_ids=(2,))
@@ -59,7 +60,7 @@ def name(ray_cluster) -> Iterator[str]:
     service.stop(name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", telling(FAMILIES, "gemma2", "bloom"))
 def test_greedy_in_a_batch_is_the_models_own_greedy_one_by_one(family, tmp_path):
     folder = save_family(family, tmp_path)
     found = HFEngine.load(str(folder)).generate(openings(), GREEDY)
@@ -80,7 +81,10 @@ def test_a_mixture_whose_config_asks_for_the_loss_of_its_routers_writes_the_same
     assert asking.model.config.output_router_logits
 
 
-@pytest.mark.parametrize("family", ["longrope", "recurrent gemma", "lfm2", "rwkv"])
+@pytest.mark.parametrize(
+    "family",
+    telling(["longrope", "recurrent gemma", "lfm2", "rwkv"], "longrope", "recurrent gemma"),
+)
 def test_neighbours_change_nothing_where_a_batch_would_let_them(family, tmp_path):
     """Below, across and beyond the switch of longrope; recurrent states that read padding."""
     if family == "longrope":
@@ -102,7 +106,7 @@ def test_every_position_is_drawn_anew(engine):
         assert len(set(ids)) > 6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", telling(FAMILIES, "qwen2_moe"))
 def test_what_is_drawn_depends_on_the_opening_and_not_on_its_neighbours(family, tmp_path):
     engine, asked = HFEngine.load(str(save_family(family, tmp_path))), openings()
     together = written(engine, asked, DRAWN)
@@ -231,6 +235,7 @@ def test_a_batch_lost_with_its_replica_is_asked_again(name, tmp_path):
     assert pool.stats.retried_units > 0
 
 
+@pytest.mark.drill
 def test_a_batch_that_kills_every_replica_stops_with_its_names(name):
     pool = started(name, Scripted(killed_by=POISON))
     pool.submit(Openings.build(names=["sql/7"], input_ids=[[5, POISON]]), GREEDY)
