@@ -12,18 +12,19 @@ from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
 from tests.student_trainer.test_matrix import comparable_lines
+from tests.telling import asked, telling
 
 POLICIES = ("doremi", "odm")
 STEPS, INTERVAL = 8, 2
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run under each policy, and each again from a checkpoint between two decisions."""
     folder = tmp_path_factory.mktemp("decisions")
     domains, pair = prepared_domains(folder), tiny.save_pair(folder / "pair")
     jobs = []
-    for policy in POLICIES:
+    for policy in asked(request, "policy"):
         plan = plan_of(
             folder / policy,
             pair,
@@ -43,7 +44,7 @@ def _log(run: Path) -> WeightLog:
     return read_log(run / "weight_log.jsonl", DOMAINS)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", telling(POLICIES, "odm"))
 def test_a_resumed_run_decides_the_same_bits(runs: Path, policy: str) -> None:
     straight, resumed = runs / policy, runs / f"{policy}-resumed"
     log = _log(straight)

@@ -25,6 +25,7 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.runs import plan_of, prepared_domains
 from tests.student_trainer.state.test_model_card import USAGE
+from tests.telling import telling
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -95,7 +96,7 @@ def logits_of(folder: str | Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "every", "kind"), MIXTURES)
-@pytest.mark.parametrize(("experts", "top_k"), [(4, 2), (3, 1)])
+@pytest.mark.parametrize(("experts", "top_k"), telling([(4, 2), (3, 1)], (3, 1)))
 def test_a_mixture_computes_what_the_dense_model_does(
     tmp_path: Path, name: str, every: int, kind: str, experts: int, top_k: int
 ) -> None:

@@ -37,6 +37,7 @@ from tests.student_trainer.tasks.test_image_text import (
     trained,
 )
 from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
+from tests.telling import telling
 from tests.tiny import Pair
 
 STEPS, TOP_K, WEIGHT = 3, 2, 0.3
@@ -154,9 +155,7 @@ def run_under(tmp_path_factory: pytest.TempPathFactory, pair: Pair) -> Callable[
     return run
 
 
-@pytest.mark.parametrize(
-    "zero", [0, *(pytest.param(zero, marks=pytest.mark.drill) for zero in (1, 2)), 3]
-)
+@pytest.mark.parametrize("zero", telling(range(4), 3))
 def test_a_killed_run_ends_with_the_same_bits_under_every_stage_of_zero(run_under, zero):
     straight = run_under(zero)
     resumed = straight.with_name(f"{straight.name}-resumed")
