@@ -1,5 +1,6 @@
 """Work that one process does while others wait for what it makes."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ def alone(lock: Path, *, making: str) -> Iterator[None]:
     try:
         held.acquire(timeout=0)
     except Timeout:
-        print(f"another process makes {making}; waiting until it has ({lock})", flush=True)
+        said = f"another process makes {making}; waiting until it has ({lock})"
+        print(said, file=sys.stderr, flush=True)
         held.acquire()
     try:
         yield

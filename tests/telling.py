@@ -20,13 +20,17 @@ def _drill(case: Any) -> Any:
 
 
 def asked(
-    request: pytest.FixtureRequest, parameter: str, among: Iterable[Any] | None = None
+    request: pytest.FixtureRequest,
+    parameter: str,
+    *,
+    among: Iterable[Any] | None = None,
+    always: Iterable[Any] = (),
 ) -> list[Any]:
     """The values of a parameter that tests of this file have in this session, each once: what a
-    fixture of many runs needs to make, with drills or without. Those `among` cases alone, in their
-    order, where other tests have a parameter of this name too."""
+    fixture of many runs needs to make, with drills or without. `always` are those that tests name;
+    `among` cases alone, in their order, where other tests have a parameter of this name too."""
     own = (item for item in request.session.items if item.path == request.path)
     cases = (getattr(item, "callspec", None) for item in own)
     found = (case.params[parameter] for case in cases if case and parameter in case.params)
-    values = list(dict.fromkeys(found))
+    values = list(dict.fromkeys([*always, *found]))
     return values if among is None else [case for case in among if case in values]

@@ -31,14 +31,14 @@ def test_who_comes_second_says_what_it_waits_for_and_comes_in_when_the_first_is_
         second.start()
         said, until = "", time.monotonic() + 60
         while not said and time.monotonic() < until:
-            said += capsys.readouterr().out
+            said += capsys.readouterr().err
             time.sleep(0.01)
         assert not inside.is_set()
         first.kill()
     second.join(60)
     assert inside.is_set()
     assert said == f"another process makes rows of code; waiting until it has ({lock})\n"
-    assert not capsys.readouterr().out
+    assert not any(capsys.readouterr())
 
 
 def test_who_is_alone_says_nothing_and_leaves_the_lock_open_after_an_error(
@@ -47,4 +47,4 @@ def test_who_is_alone_says_nothing_and_leaves_the_lock_open_after_an_error(
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), alone(tmp_path / "lock", making="rows"):
             raise ZeroDivisionError
-    assert not capsys.readouterr().out
+    assert not any(capsys.readouterr())

@@ -183,7 +183,7 @@ def runs(
 ) -> Path:
     """A folder with runs, the first two again from the checkpoint at their middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    resumed = asked(request, "name")
+    resumed = asked(request, "name", always=("balanced",))
     for name in (*resumed, "seldom", "steady"):
         plan = plan_of(config_of(folder, name, pair=pair, **RUNS[name]))
         jobs.append(as_job("resumed", plan, at=2) if name in resumed else as_job("train", plan))

@@ -24,7 +24,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("decisions")
     domains, pair = prepared_domains(folder), tiny.save_pair(folder / "pair")
     jobs = []
-    for policy in asked(request, "policy"):
+    for policy in asked(request, "policy", always=("odm",)):
         plan = plan_of(
             folder / policy,
             pair,

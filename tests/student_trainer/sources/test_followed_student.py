@@ -61,7 +61,7 @@ def followed_plan(folder: Path, pair: tiny.Pair, domains, **options: Any) -> Run
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs, alone = [], []
-    for name in asked(request, "name", among=RESUMED):
+    for name in asked(request, "name", among=RESUMED, always=("whole", "sharded")):
         plan = followed_plan(folder / name, *material, **RESUMED[name])
         jobs.append(as_job("resumed", plan, at=2))
     for name, (followed, _) in SAME_AT.items():

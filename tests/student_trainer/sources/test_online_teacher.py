@@ -71,7 +71,7 @@ def taught_plan(folder: Path, pair: tiny.Pair, domains, **options: Any) -> RunPl
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs, alone = [], []
-    for name in asked(request, "name", among=RESUMED):
+    for name in asked(request, "name", among=RESUMED, always=("lag-1",)):
         plan = taught_plan(folder / name, *material, **RESUMED[name])
         jobs.append(as_job("resumed", plan, at=2))
     for name, options in VARIANTS.items():

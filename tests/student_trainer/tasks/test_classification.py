@@ -190,7 +190,7 @@ def runs(
 ) -> Path:
     """A folder with the runs, and each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for name in asked(request, "name", among=RUNS):
+    for name in asked(request, "name", among=RUNS, always=("adapters", "small")):
         jobs.append(as_job("resumed", plan_of(run_of(folder, name, models)), at=2))
     run_jobs(jobs, folder / "jobs", ranks=2)
     return folder

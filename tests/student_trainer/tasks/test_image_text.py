@@ -181,7 +181,7 @@ def runs(
 ) -> Path:
     """A folder with runs of two ranks, each again from the checkpoint at its middle."""
     folder, jobs = tmp_path_factory.mktemp("runs"), []
-    for name in asked(request, "name", among=RUNS):
+    for name in asked(request, "name", among=RUNS, always=("whole",)):
         config = config_of(folder, name, pair=pair, log_every=3, **RUNS[name])
         if name != "whole":
             config = rewritten(config, half_bare if name == "adapters" else as_pair)

@@ -48,7 +48,7 @@ each = pytest.mark.parametrize("name", telling(RUNS, "whole", "adapters"))
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs = []
-    for name in asked(request, "name", among=RUNS):
+    for name in asked(request, "name", among=RUNS, always=("whole", "adapters")):
         options = RUNS[name]
         jobs.append(as_job("train", written_plan(folder / "own" / name, *material, **options)))
         plan = written_plan(folder / "copies" / name, *material, **options, **ONE)

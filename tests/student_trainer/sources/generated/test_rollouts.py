@@ -75,7 +75,7 @@ def written_plan(folder: Path, pair: tiny.Pair, domains, **options) -> RunPlan:
 @pytest.fixture(scope="module")
 def resumed(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs = []
-    for name in asked(request, "name", among=RESUMED):
+    for name in asked(request, "name", among=RESUMED, always=("lag-0", "lag-1", "several-updates")):
         options = RESUMED[name]
         plan = written_plan(folder / "resumed" / name, *material, **options)
         jobs.append(as_job("decided" if "mixture" in options else "resumed", plan, at=2))

@@ -38,7 +38,9 @@ RESUMED = {
 def resumed(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     jobs = [
         as_job("resumed", written_plan(folder / "resumed" / name, *material, **RESUMED[name]), at=2)
-        for name in asked(request, "name", among=RESUMED)
+        for name in asked(
+            request, "name", among=RESUMED, always=("three-shares", "hard-labels-alone")
+        )
     ]
     for draws in (1, 2):
         plan = written_plan(
