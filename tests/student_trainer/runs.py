@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.planning.handshake import training_question
+from shared.config.domains import Domain
 from shared.config.run import Config
 from shared.config.targets import Targets
 from shared.data.prepared import PreparedDomain
@@ -119,7 +120,7 @@ def plan_of_two(
         parts[name] = with_states(part, cache) if cache else part
     first = next(iter(parts.values())).config
     described = {
-        domain: first.domains[domain].model_copy(update={"teacher": name})
+        domain: Domain(train=first.domains[domain].train, teacher=name)
         for domain, name in named.items()
     }
     asked = {name: part.config.teachers["t"] for name, part in parts.items()}

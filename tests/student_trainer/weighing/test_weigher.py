@@ -167,8 +167,8 @@ def test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut(
     divergence: str,
     hardest: float,
 ) -> None:
-    options = {"divergence": divergence, "hardest": hardest, "strength": 0.8, "levels": 3}
-    section = {"kind": "token_temperature", **options}
+    options = {"hardest": hardest, "strength": 0.8, "levels": 3}
+    section = {"kind": "token_temperature", "divergence": divergence, **options}
     objective = objective_of(tmp_path, tiny_pair, [section])
     (term,) = objective_losses(tmp_path, tiny_pair, [section])
     found = learnt(
