@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.launch.continuing import changes_in_words, has_ended
-from cluster.launch.teachers.modules import modules_of, refuse_shared_service
+from cluster.launch.teachers.lessons import modules_of
+from cluster.launch.teachers.modules import refuse_shared_service
 from cluster.launch.writing import teachers_of
 from cluster.planning.notes import notes
 from cluster.planning.preparation import (

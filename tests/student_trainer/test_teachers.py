@@ -86,7 +86,7 @@ def batch_of(plan: RunPlan, rows: Rows, targets, objective: Objective) -> Batch:
     """The tensors of a unit, with the weights of its positions where a loss has some."""
     (batch,) = weighed_batches(
         [(rows, targets)],
-        Layouts(DOMAINS, True, CPU),
+        Layouts(DOMAINS, True, CPU, CAUSAL_LM),
         weighers_of(plan.config.losses),
         engine=objective,
         gather=lambda own: [own],
@@ -134,7 +134,7 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, teachers) 
         part.targets.check(own, plan.parts[part.teacher].training_question)
         head = load_teacher_heads(plan.parts[part.teacher], CPU)
         alone = Objective(student, config, teacher_width=None, teacher_heads=head)
-        batch = Layouts(DOMAINS, True, CPU).batch(own, part.targets)
+        batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(own, part.targets)
         split = {n: mixed[n][part.index_P] for n in OF_THE_STEP if n in mixed}
         expected.append(learnt(alone, batch | split))
     for value, ones in zip(found, zip(*expected, strict=True), strict=True):
@@ -153,7 +153,7 @@ def test_validation_compares_each_domain_with_its_teacher(plan, teachers) -> Non
     answer = reader.next()
     student = CAUSAL_LM.load(plan.config, device=CPU)
     objective = Objective(student, plan.config, teacher_width=None)
-    layouts = Layouts(DOMAINS, True, CPU)
+    layouts = Layouts(DOMAINS, True, CPU, CAUSAL_LM)
     (mixed_2G,) = objective(layouts.batch(rows, answer), mode="evaluate")
     own = [plan.parts[name].validation_question for name in engines]
     assert [question.ask.shared_vocab for question in filter(None, own)] == [*VOCABS.values()]
@@ -211,7 +211,7 @@ def test_teachers_are_averaged_per_position_with_weights(plan, folders, teachers
     heads = load_teacher_heads(plan, CPU)
     student = CAUSAL_LM.load(plan.config, device=CPU)
     objective = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
-    batch = Layouts(DOMAINS, True, CPU).batch(rows, answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(rows, answer)
     (found_2G,) = objective(batch, mode="evaluate")
     p_NV = {name: bucketed(dense_logprobs(folder, batch)) for name, folder in folders.items()}
     mixed_NV = 0.7 * p_NV["wide"] + 0.3 * p_NV["narrow"]
@@ -276,7 +276,7 @@ def test_a_student_whose_teacher_is_its_own_model_begins_at_it_whatever_its_adap
     objective = Objective(student, plan.config, teacher_width=None)
     rows = unit(0, count=4)
     answer = HFEngine.load(str(itself.teacher)).score(rows, plan.validation_question)
-    batch = Layouts(DOMAINS, True, CPU).batch(rows, answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(rows, answer)
     assert objective(batch, mode="evaluate")[0][1].abs().max() < 1e-4
     with torch.no_grad():
         for name, weight in student.saved.named_parameters():

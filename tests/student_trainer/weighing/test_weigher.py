@@ -29,7 +29,7 @@ from tests.student_trainer.test_objective import CPU, unit
 
 ROWS = 8
 CUTS = {"whole": [0, 8], "halves": [0, 4, 8], "uneven": [0, 1, 6, 8], "rows": list(range(9))}
-LAYOUTS = Layouts(DOMAINS, True, CPU)
+LAYOUTS = Layouts(DOMAINS, True, CPU, CAUSAL_LM)
 every_cut = pytest.mark.parametrize("cut", CUTS)
 
 
