@@ -56,9 +56,9 @@ def test_a_folder_of_ones_own_is_submitted_twice(home, project, token):
         make_token(home)
     dashboard = start_head(home, **(TOKEN if token == "asked for" else {})).dashboard
     address = f"--address={dashboard}"
-    began, busy = time.monotonic(), max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     submitted = home.start("submit", "job.yaml", address)
     wait_until(lambda: "Dashboard  " in submitted.output, doing=submitted)
+    began, busy = time.monotonic(), max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     wait_until(lambda: f": {SENTENCES['start']}" in submitted.output, doing=submitted)
     assert time.monotonic() - began < FIRST_LINE_S * busy
     assert submitted.wait() == 0, submitted.output
@@ -133,9 +133,15 @@ def test_a_job_is_left_found_stopped_and_gone_on_with(home, project):
 
 
 def left(home: Home, dashboard: str) -> dict[str, set[str]]:
-    """Living actors, by class, once Ray has ended those of a job that is gone."""
+    """Living actors, by class, once Ray has ended those of a job that is gone; but the one in which
+    Ray keeps, for its dashboard, what Train has run on a cluster."""
+
+    def living() -> dict[str, set[str]]:
+        found = actors(home, dashboard)
+        return {name: nodes for name, nodes in found.items() if name != "TrainStateActor"}
+
     deadline = time.monotonic() + 30
-    while (found := actors(home, dashboard)) and time.monotonic() < deadline:
+    while (found := living()) and time.monotonic() < deadline:
         time.sleep(1)
     return found
 
