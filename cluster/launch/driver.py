@@ -50,7 +50,7 @@ from student_trainer.state.checkpoint import refuse_fewer_steps
 from student_trainer.tracking.services import refuse_unready
 
 if TYPE_CHECKING:
-    from cluster.launch.generating import Asked
+    from cluster.launch.generating import GenerationLimits
     from cluster.launch.students.training import Students
 
 CONTROLLER_DEADLINE_S = 120.0
@@ -95,7 +95,11 @@ def train(
 
 
 def evaluate(
-    config: Config, asked: "Asked", *, service: str | None = None, address: str | None = None
+    config: Config,
+    asked: "GenerationLimits",
+    *,
+    service: str | None = None,
+    address: str | None = None,
 ) -> Prepared:
     """Compare the run's export, made anew where it is older than the newest checkpoint, with its
     teacher, as `evaluation.json` and the latest documents in the run's folder have it; returns

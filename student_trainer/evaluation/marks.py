@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPELT_OUT = 3  # times as many tokens as the row's own, within which a copy must be written
 
 
-class Asked(NamedTuple):
+class MarkedRow(NamedTuple):
     """A validation row: what is asked, and what is right."""
 
     opening: list[int]  # token ids
@@ -58,7 +58,7 @@ def evaluate_marks(run: "Run", task: "Marking", measured: Evaluation) -> Evaluat
     return replace(measured, domains=scored)
 
 
-def asked_of(ids: np.ndarray, mask: np.ndarray, task: "Marking", tokens: TokenBytes) -> Asked:
+def asked_of(ids: np.ndarray, mask: np.ndarray, task: "Marking", tokens: TokenBytes) -> MarkedRow:
     """A row of one document, taken apart."""
     first = int(np.argmax(mask))
     opening, labels = ids[: first + 1].tolist(), ids[first + 1 :].tolist()
@@ -68,7 +68,7 @@ def asked_of(ids: np.ndarray, mask: np.ndarray, task: "Marking", tokens: TokenBy
     copying = Copying.of(copy.replace(OPEN, b"").replace(CLOSE, b""))
     whole = copying.whole(copying.after([State()], copy))
     prompt = b"".join(tokens.of(one) or b"" for one in opening).decode(errors="replace")
-    return Asked(
+    return MarkedRow(
         opening,
         copying,
         frozenset(whole.spans if whole else ()),
@@ -87,7 +87,7 @@ def _kind(prompt: str, text: str, task: "Marking") -> str:
 @torch.no_grad()
 def told(
     model: Any,
-    rows: Sequence[Asked],
+    rows: Sequence[MarkedRow],
     tokens: TokenBytes,
     vocabulary: Vocabulary,
     *,
@@ -124,7 +124,7 @@ def told(
 class _Writing:
     """Copies under way."""
 
-    rows: Sequence[Asked]
+    rows: Sequence[MarkedRow]
     tokens: TokenBytes
     vocabulary: Vocabulary
     states: list[list[State]]  # of each row
