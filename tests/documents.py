@@ -15,7 +15,8 @@ DOCUMENTS = (
     ROOT / "tests" / "README.md",
     ROOT / "tests" / "benchmarks" / "RESULTS.md",
 )
-PROGRAMS = ("make", "tutelage", "ray", "export")
+VLLM = ("python3.11", "~/vllm/bin/pip")  # what makes the environment of a teacher in vLLM
+PROGRAMS = ("make", "tutelage", "ray", "export", *VLLM)
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class CommandBlock:
     """A fenced block whose lines are commands."""
 
     document: Path
+    text: str
     commands: tuple[tuple[str, ...], ...]  # words, without comments; continued lines joined
 
     @property
@@ -31,11 +33,16 @@ class CommandBlock:
         return {words[0] for words in self.commands}
 
 
+def fences(document: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a document: what follows ``` and the text, without its indentation."""
+    fenced = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.S | re.M)
+    found = fenced.findall(document.read_text())
+    return [(kind, re.sub(rf"^{indent}", "", text, flags=re.M)) for indent, kind, text in found]
+
+
 def blocks(document: Path, kind: str = "") -> list[str]:
-    """The fenced blocks of a document that begin with ```kind, without their indentation."""
-    fences = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.S | re.M)
-    found = fences.findall(document.read_text())
-    return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, k, text in found if k == kind]
+    """The fenced blocks of a document that begin with ```kind."""
+    return [text for one, text in fences(document) if one == kind]
 
 
 def command_blocks() -> list[CommandBlock]:
@@ -48,5 +55,5 @@ def command_blocks() -> list[CommandBlock]:
                 continue
             lines = text.replace("\\\n", " ").splitlines()
             commands = [tuple(shlex.split(line, comments=True)) for line in lines]
-            found.append(CommandBlock(document, tuple(filter(None, commands))))
+            found.append(CommandBlock(document, text, tuple(filter(None, commands))))
     return found

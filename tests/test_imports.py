@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_a_folder_holds_few_enough_modules_to_look_through(package):
 
 
 def imported(path: Path, *, module_level: bool = False) -> Iterator[str]:
-    """Names a file imports, at the top only or anywhere; typing-only imports are left out."""
+    """Names a file imports, modules or what is in them, at the top only or anywhere; typing-only
+    imports are left out."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if module_level else ast.walk(_without_type_checking(tree))
     for node in nodes:
@@ -77,6 +79,7 @@ def imported(path: Path, *, module_level: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _without_type_checking(tree: ast.Module) -> ast.Module:
@@ -86,6 +89,22 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
             return None if named else self.generic_visit(node)
 
     return Strip().visit(tree)
+
+
+def modules_of_ours() -> dict[str, Path]:
+    """By the names under which they are imported."""
+    files = [p for package in PACKAGES for p in sources(package) if p.name != "__init__.py"]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in files}
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    """Late imports are imports; those of types alone are none."""
+    ours = modules_of_ours()
+    graph = {name: {*imported(path)} & set(ours) for name, path in ours.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        pytest.fail(" <- ".join(circle.args[1]))
 
 
 @cache

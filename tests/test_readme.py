@@ -11,11 +11,21 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from cluster.manifests.facts import RAY
 from shared.config.run import Config
 from shared.run.exported import METRICS
 from student_trainer.losses.terms.divergences import DIVERGENCES, Laws
 from student_trainer.losses.terms.token_adaptive import PARTS
-from tests.documents import DOCUMENTS, PACKAGES, PROGRAMS, ROOT, blocks, command_blocks
+from tests.documents import (
+    DOCUMENTS,
+    PACKAGES,
+    PROGRAMS,
+    ROOT,
+    VLLM,
+    blocks,
+    command_blocks,
+    fences,
+)
 
 README = ROOT / "README.md"
 LARGEST_README = 14 * 1024  # bytes
@@ -238,6 +248,32 @@ def test_every_command_of_the_readme_is_known_to_the_command_line():
 def test_every_command_block_is_made_of_programs_that_a_test_runs():
     found = command_blocks()
     assert {program for block in found for program in block.programs} == set(PROGRAMS)
+
+
+def test_every_other_block_is_generated_or_of_a_test():
+    """Parts of configs are validated above, those of CONTRIBUTING.md are copied from the suite, and
+    `tests/cluster/test_api.py` runs what is typed in Python."""
+    typed = {block.text for block in command_blocks()}
+    written = [file_list(package) for package in PACKAGES] + list(map(example, examples()))
+    others = [
+        text
+        for document in DOCUMENTS
+        for kind, text in fences(document)
+        if text not in typed and kind != "yaml" and f"```{kind}\n{text}```\n" not in written
+    ]
+    told = (
+        "┌── controller actor (DDK) ──",
+        "Validation text, nats per token",
+        "from cluster import api",
+    )
+    assert len(others) == len(told)
+    for text, begins in zip(others, told, strict=True):
+        assert begins in re.sub("─+", "──", text.partition("\n")[0]), text
+
+
+def test_an_environment_for_vllm_has_the_ray_of_ours():
+    (block,) = [found for found in command_blocks() if found.programs & set(VLLM)]
+    assert f"ray=={RAY}" in {word for words in block.commands for word in words}
 
 
 def test_every_tutelage_line_of_the_documents_is_one_that_the_command_line_takes():

@@ -38,11 +38,11 @@ def evaluate(
     _refuse_elsewhere(run_dir, config)
     other = None if compare is None else compared(compare, run_dir, config.domains)
     from cluster.launch import driver
-    from cluster.launch.generating import Asked, student_tokenizer
+    from cluster.launch.generating import GenerationLimits, student_tokenizer
 
     # What is said meanwhile is no part of the JSON.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        asked = Asked(generate if _writes(config) else 0, max_new_tokens)
+        asked = GenerationLimits(generate if _writes(config) else 0, max_new_tokens)
         prepared = driver.evaluate(config, asked, service=service, address=address)
         tokenizer = None if config.task.classifies else student_tokenizer(config)
         unit = config.task.unit

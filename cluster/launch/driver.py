@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.launch.continuing import changes_in_words, has_ended
-from cluster.launch.teachers.modules import modules_of, refuse_shared_service
+from cluster.launch.teachers.lessons import modules_of
+from cluster.launch.teachers.modules import refuse_shared_service
 from cluster.launch.writing import teachers_of
 from cluster.planning.notes import notes
 from cluster.planning.preparation import (
@@ -49,7 +50,7 @@ from student_trainer.state.checkpoint import refuse_fewer_steps
 from student_trainer.tracking.services import refuse_unready
 
 if TYPE_CHECKING:
-    from cluster.launch.generating import Asked
+    from cluster.launch.generating import GenerationLimits
     from cluster.launch.students.training import Students
 
 CONTROLLER_DEADLINE_S = 120.0
@@ -94,7 +95,11 @@ def train(
 
 
 def evaluate(
-    config: Config, asked: "Asked", *, service: str | None = None, address: str | None = None
+    config: Config,
+    asked: "GenerationLimits",
+    *,
+    service: str | None = None,
+    address: str | None = None,
 ) -> Prepared:
     """Compare the run's export, made anew where it is older than the newest checkpoint, with its
     teacher, as `evaluation.json` and the latest documents in the run's folder have it; returns

@@ -38,7 +38,7 @@ from teacher_service.service.pool import GenerationPool
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GenerationLimits:
     """How much is written."""
 
     prompts: int = 32  # of a domain; 0: nothing
@@ -71,7 +71,7 @@ class Writer:
 class Generating:
     """The openings of an evaluation, and what models write on them one after the other."""
 
-    def __init__(self, launch: Launch, asked: Asked, export: Path | None) -> None:
+    def __init__(self, launch: Launch, asked: GenerationLimits, export: Path | None) -> None:
         """`export` holds the student after training; None: it has not begun. Openings that would
         not fit a model are left out, which is said."""
         self._launch, self._export = launch, export

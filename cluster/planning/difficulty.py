@@ -44,7 +44,7 @@ FORMAT = 2  # counts up when scores are computed in another way
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScoringModel:
     """A model that rows are scored by."""
 
     role: Literal["teacher", "student"]  # a teacher's readers show it the run's prompts
@@ -99,7 +99,11 @@ class Scored:
 
 
 def scores(
-    prepared: Prepared, measure: Measure, *, teachers: Mapping[str, Asked], student: Asked | None
+    prepared: Prepared,
+    measure: Measure,
+    *,
+    teachers: Mapping[str, ScoringModel],
+    student: ScoringModel | None,
 ) -> dict[str, np.ndarray]:
     """Difficulty of every training row by domain, float64 [R]; higher is harder.
 
@@ -122,7 +126,7 @@ def scores(
     return found
 
 
-def _by_row(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, np.ndarray]:
+def _by_row(prepared: Prepared, model: ScoringModel, quantity: Quantity) -> dict[str, np.ndarray]:
     found = _scored(prepared, model, quantity)
     return {d.name: found[d.name].by_row(d.num_rows) for d in prepared.domains}
 
@@ -135,7 +139,9 @@ STATISTICS: Mapping[Statistic, Callable[[np.ndarray], Any]] = {
 }
 
 
-def centre_of(prepared: Prepared, statistic: Statistic, *, teachers: Mapping[str, Asked]) -> float:
+def centre_of(
+    prepared: Prepared, statistic: Statistic, *, teachers: Mapping[str, ScoringModel]
+) -> float:
     """A statistic of the teachers' NLL of all training documents of all domains, each one's the
     mean over its loss tokens, nats; says it. A document that is cut into rows counts once for each
     part, as it is weighed. Raises ConfigError as `scores` does, DataError where a score is no
@@ -165,7 +171,7 @@ def _lengths(domain: PreparedDomain) -> np.ndarray:
     return RowStore.open(domain.train_path).loss_tokens().astype(np.float64)
 
 
-def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, Scored]:
+def _scored(prepared: Prepared, model: ScoringModel, quantity: Quantity) -> dict[str, Scored]:
     """A quantity of every domain from the cache, or scored and kept there; safe with several
     processes at once."""
     shared_vocab = min(facts.shared_vocab for facts in prepared.teachers.values())
@@ -196,7 +202,7 @@ def _scored(prepared: Prepared, model: Asked, quantity: Quantity) -> dict[str, S
     return {d.name: _read(paths[d.name]) for d in prepared.domains}
 
 
-def _nothing_stored(prepared: Prepared, model: Asked, domain: PreparedDomain) -> str:
+def _nothing_stored(prepared: Prepared, model: ScoringModel, domain: PreparedDomain) -> str:
     phases = prepared.config.progressive is not None
     way_out = "progressive.difficulty=length" if phases else "weighting.centre=running"
     return (
@@ -206,7 +212,7 @@ def _nothing_stored(prepared: Prepared, model: Asked, domain: PreparedDomain) ->
     )
 
 
-def _rows_path(domain: PreparedDomain, model: Asked) -> str:
+def _rows_path(domain: PreparedDomain, model: ScoringModel) -> str:
     """The training rows that a model reads."""
     return (domain.read_by_teacher if model.role == "teacher" else domain.paths)["train"]
 
@@ -250,7 +256,9 @@ def _of_unit(rows: Rows, answer: SoftTargets, *, first_row: int) -> Scored:
     return Scored(nats_D[has_loss_D], tokens_D[has_loss_D], row_D[has_loss_D])
 
 
-def _path(prepared: Prepared, domain: PreparedDomain, model: Asked, question: Question) -> Path:
+def _path(
+    prepared: Prepared, domain: PreparedDomain, model: ScoringModel, question: Question
+) -> Path:
     """Named by all that decides a score, but not by the size of a unit: it moves a score by the
     rounding of one forward pass only."""
     decides = {

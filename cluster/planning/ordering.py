@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from cluster.planning.difficulty import Asked, Measure, scores
+from cluster.planning.difficulty import Measure, ScoringModel, scores
 from cluster.planning.preparation import Prepared
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import storage_errors
@@ -20,8 +20,8 @@ def ordered_domains(
     measure: Measure,
     *,
     parts: int,
-    teachers: Mapping[str, Asked],
-    student: Asked | None,
+    teachers: Mapping[str, ScoringModel],
+    student: ScoringModel | None,
 ) -> tuple[PreparedDomain, ...]:
     """The run's domains with the orders that phases of so many parts need; says where they are
     cut. `student` is needed for `gap` alone.

@@ -44,7 +44,7 @@ def probed_engine(
 
 
 @dataclass(slots=True)
-class Asked:
+class Tally:
     """The units of one question so far."""
 
     tokens: int = 0
@@ -65,7 +65,7 @@ class ProbedEngine:
         self._weights = storage_bytes(live_tensors(device))
         self._on_gpu = device.type == "cuda"
         self._libraries = GPU_LIBRARIES if self._on_gpu else resident_bytes() - self._weights
-        self._step, self._by_question = 0, dict[str, Asked]()
+        self._step, self._by_question = 0, dict[str, Tally]()
         self._resident = ResidentPeak().__enter__()  # as long as the process
 
     @property
@@ -88,7 +88,7 @@ class ProbedEngine:
     def score(self, rows: Rows, question: Question) -> SoftTargets:
         """See `Engine`."""
         tokens, key = sum(map(len, rows.column("input_ids"))), json.dumps(question.as_dict())
-        asked = self._by_question.setdefault(key, Asked())
+        asked = self._by_question.setdefault(key, Tally())
         if tokens > asked.largest:
             asked.largest = tokens
             answer = self._followed(rows, question, asked)
@@ -101,7 +101,7 @@ class ProbedEngine:
         self._write()
         return answer
 
-    def _followed(self, rows: Rows, question: Question, asked: Asked) -> SoftTargets:
+    def _followed(self, rows: Rows, question: Question, asked: Tally) -> SoftTargets:
         asked.followed += 1
         with Followed(self._chunks, live_tensors(self._device)) as followed:
             answer = self._engine.score(rows, question)

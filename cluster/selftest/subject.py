@@ -17,6 +17,7 @@ from shared.targets.soft_targets import SoftTargets
 from student_trainer.accelerator import this_device
 from student_trainer.objective import Objective
 from student_trainer.sources.batches import Batch, Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.weighing.weighed import weighed_batches, weighers_of
 
 UNITS_AHEAD = 3
@@ -56,7 +57,7 @@ class Subject:
     def layouts(self) -> Layouts:
         """How rows become tensors."""
         domains, plan = tuple(self.config.domains), self.plan
-        return Layouts(domains, plan.packed, self.device, passes=plan.passes)
+        return Layouts(domains, plan.packed, self.device, CAUSAL_LM, passes=plan.passes)
 
     def batches(
         self, cut: Sequence[tuple[Rows, SoftTargets]], objective: Objective

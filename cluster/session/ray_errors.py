@@ -1,10 +1,11 @@
-"""What Ray says on a command's terminal of its own accord."""
+"""What Ray says of its own accord, in a line: on a command's terminal and in its errors."""
 
 import re
 from typing import Any
 
 from ray._private import worker
 
+_VERSION = re.compile(r"^ +(Ray|Python): (\S+)$", re.M)
 _LOST_NODE = re.compile(r"^The node with node id: \w+ and address: (\S+) and node name")
 
 
@@ -23,3 +24,13 @@ def in_one_line() -> None:
 
     said.in_one_line = True  # type: ignore[attr-defined]
     worker.print_to_stdstream = said
+
+
+def other_versions(said: str) -> str | None:
+    """What a cluster runs and what is installed here, of Ray's words about a mismatch; None for
+    other words."""
+    found = _VERSION.findall(said)
+    if not said.startswith("Version mismatch") or len(found) != 4:
+        return None
+    theirs, ours = (" and ".join(map(" ".join, pair)) for pair in (found[:2], found[2:]))
+    return f"runs {theirs}, but {ours} are installed here; install the same versions on both"

@@ -266,6 +266,8 @@ def _init(address: str, environment: dict[str, dict[str, str]]) -> None:
                 runtime_env=environment,
             )
     except Exception as error:  # of a cluster too busy to answer, Ray's own is a plain Exception
+        if versions := ray_errors.other_versions(str(error)):
+            raise PlacementError(f"the cluster at {address} {versions}") from None
         refused = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if not isinstance(error, AuthenticationError | ConnectionError | RuntimeError):
             raise PlacementError(

@@ -20,9 +20,9 @@ from cluster.sizing.memory import (
 from cluster.sizing.rates import (
     HEAD_PRODUCTS,
     MASTER_AND_MOMENTS,
-    Pace,
     Payload,
     Speed,
+    StepSeconds,
     Work,
     checkpoint_bytes,
     measured_pace,
@@ -90,7 +90,7 @@ class Estimate:
     payloads: tuple[Payload, ...]
     work: Work
     checkpoint_bytes: int
-    pace: Pace | None = None  # None: no speed is known
+    pace: StepSeconds | None = None  # None: no speed is known
     probe: Probe | None = None  # None: nothing is measured
     copies: Side | None = None  # of the student, that write; None: its workers do, or nobody
     notes: tuple[str, ...] = field(default=())

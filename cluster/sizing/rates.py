@@ -36,7 +36,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class StepSeconds:
     """Seconds of a step of each side by itself, and what follows from them."""
 
     student_s: float
@@ -73,10 +73,10 @@ class Payload:
     head_bytes: int = 0  # that each worker reads once
 
 
-def pace(work: Work, speed: Speed, config: Config) -> Pace:
+def pace(work: Work, speed: Speed, config: Config) -> StepSeconds:
     """From operations to seconds."""
     replicas = min(teacher.most for teacher in config.teachers.values())
-    return Pace(
+    return StepSeconds(
         student_s=work.student / speed.student,
         teacher_s=work.teacher / speed.teacher,
         replicas=replicas,
@@ -84,7 +84,7 @@ def pace(work: Work, speed: Speed, config: Config) -> Pace:
     )
 
 
-def measured_pace(probe: Probe, config: Config) -> Pace:
+def measured_pace(probe: Probe, config: Config) -> StepSeconds:
     """From measured seconds; where a teacher may have more replicas than were measured, its workers
     wait as much less."""
     step = probe.student[0].step
@@ -97,7 +97,7 @@ def measured_pace(probe: Probe, config: Config) -> Pace:
     waited_s = step["wait"]
     if any(config.teachers[name].fewest < most[name] for name in seconds):
         waited_s = min(waited_s, max(0.0, teacher_s / replicas - student_s))
-    return Pace(student_s, teacher_s, replicas, config.most_workers, waited_s)
+    return StepSeconds(student_s, teacher_s, replicas, config.most_workers, waited_s)
 
 
 def payloads(

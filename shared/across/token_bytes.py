@@ -32,6 +32,10 @@ class TokenBytes:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def of(self, token: int) -> bytes | None:
+        """Those that a token stands for; None of one that is no text."""
+        return self.texts[token] if token < len(self) else None
+
 
 def token_bytes(tokenizer: Any, *, model: str) -> TokenBytes:
     """The bytes of a fast tokenizer's tokens; `model` is how a message names its model.

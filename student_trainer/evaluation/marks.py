@@ -16,16 +16,16 @@ from shared.across.token_bytes import TokenBytes
 from shared.config.tasks.task import TEXT, TYPE
 from student_trainer.evaluation.copying import CLOSE, OPEN, Copying, State, Vocabulary
 from student_trainer.evaluation.tags import RIGHT, TOLD, TRUE, tag_scores
-from student_trainer.tasks.marking import Marking, bytes_of
 from student_trainer.tasks.task import Evaluation
 
 if TYPE_CHECKING:
     from student_trainer.run import Run
+    from student_trainer.tasks.marking import Marking
 
 SPELT_OUT = 3  # times as many tokens as the row's own, within which a copy must be written
 
 
-class Asked(NamedTuple):
+class MarkedRow(NamedTuple):
     """A validation row: what is asked, and what is right."""
 
     opening: list[int]  # token ids
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
     most: int  # tokens that may be written
 
 
-def evaluate_marks(run: "Run", task: Marking, measured: Evaluation) -> Evaluation:
+def evaluate_marks(run: "Run", task: "Marking", measured: Evaluation) -> Evaluation:
     """The evaluation with the student's scores by domain; all ranks together."""
     tokens, domains = task.tokens(), tuple(run.config.domains)
     vocabulary = Vocabulary.of(tokens.texts)
@@ -58,17 +58,17 @@ def evaluate_marks(run: "Run", task: Marking, measured: Evaluation) -> Evaluatio
     return replace(measured, domains=scored)
 
 
-def asked_of(ids: np.ndarray, mask: np.ndarray, task: Marking, tokens: TokenBytes) -> Asked:
+def asked_of(ids: np.ndarray, mask: np.ndarray, task: "Marking", tokens: TokenBytes) -> MarkedRow:
     """A row of one document, taken apart."""
     first = int(np.argmax(mask))
     opening, labels = ids[: first + 1].tolist(), ids[first + 1 :].tolist()
-    written = [bytes_of(label, tokens) for label in labels]
+    written = [tokens.of(label) for label in labels]
     size = written.index(None) if None in written else len(written)
     copy = b"".join(part or b"" for part in written[:size])
     copying = Copying.of(copy.replace(OPEN, b"").replace(CLOSE, b""))
     whole = copying.whole(copying.after([State()], copy))
-    prompt = b"".join(bytes_of(one, tokens) or b"" for one in opening).decode(errors="replace")
-    return Asked(
+    prompt = b"".join(tokens.of(one) or b"" for one in opening).decode(errors="replace")
+    return MarkedRow(
         opening,
         copying,
         frozenset(whole.spans if whole else ()),
@@ -78,7 +78,7 @@ def asked_of(ids: np.ndarray, mask: np.ndarray, task: Marking, tokens: TokenByte
     )
 
 
-def _kind(prompt: str, text: str, task: Marking) -> str:
+def _kind(prompt: str, text: str, task: "Marking") -> str:
     """The type that a prompt is about."""
     asked = {name: task.template.replace(TYPE, name).replace(TEXT, text) for name in task.types}
     return next(name for name, said in asked.items() if said.strip() in prompt)
@@ -87,7 +87,7 @@ def _kind(prompt: str, text: str, task: Marking) -> str:
 @torch.no_grad()
 def told(
     model: Any,
-    rows: Sequence[Asked],
+    rows: Sequence[MarkedRow],
     tokens: TokenBytes,
     vocabulary: Vocabulary,
     *,
@@ -124,7 +124,7 @@ def told(
 class _Writing:
     """Copies under way."""
 
-    rows: Sequence[Asked]
+    rows: Sequence[MarkedRow]
     tokens: TokenBytes
     vocabulary: Vocabulary
     states: list[list[State]]  # of each row
@@ -135,7 +135,7 @@ class _Writing:
         row = self.rows[line]
         for token in ids_T[self.read[line] :].tolist():
             if row.copying.whole(self.states[line]) is None:
-                written = bytes_of(token, self.tokens) or b""
+                written = self.tokens.of(token) or b""
                 self.states[line] = row.copying.after(self.states[line], written)
         self.read[line] = len(ids_T)
         if row.copying.whole(self.states[line]) is not None:

@@ -24,7 +24,7 @@ from student_trainer.losses.kernel.labelled import (
     labelled_teacher,
 )
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.losses.kernel.targets import IdsPerPosition, Targets
+from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.terms.divergences import DIVERGENCES
 from student_trainer.losses.terms.term import ChunkView, Pairs, Term, TermValues
 
@@ -185,7 +185,7 @@ class WeightedTerms:
     @property
     def group_V(self) -> Tensor | None:
         """The groups of the student's ids, where the teacher's answer is about groups."""
-        return self.targets.groups() if isinstance(self.targets, IdsPerPosition) else None
+        return None if self.targets is None else self.targets.groups()
 
     def select(self, rows: slice) -> tuple[Tensor, Tensor]:
         """The label rides along as the last id, not kept, whether or not it is among the others.
@@ -258,8 +258,7 @@ class WeightedTerms:
         )
 
     def _spans(self, rows: slice) -> Spans | None:
-        targets = self.targets
-        return targets.spans(rows) if isinstance(targets, IdsPerPosition) else None
+        return None if self.targets is None else self.targets.spans(rows)
 
     def _labelled(
         self, rows: slice, probs: LogProbs, pair: Pairs
@@ -295,15 +294,16 @@ class WeightedTerms:
         self, rows: slice, student: Sequence[LogProbs], teacher_logits: Tensor | None
     ) -> Pairs:
         """Teacher and student of a chunk at a temperature, over the same kept ids and tail."""
-        teacher = None
-        if self.targets is not None:
-            teacher = self.targets.at(
+        targets, teacher = self.targets, None
+        if targets is not None:
+            teacher = targets.at(
                 rows, teacher_logits, vocabulary=self.vocabulary, temperatures=self.temperatures
             )
 
         @cache
         def pair(temperature: float) -> tuple[Buckets, Buckets]:
-            assert teacher is not None, "a term that compares needs targets"
+            assert targets is not None, "a term that compares needs targets"
+            assert teacher is not None
             probs = student[self.temperatures.index(temperature)]
             if self.kept_prefix is not None:
                 return teacher(temperature), Buckets(probs.ids_nM, probs.tail_n)
@@ -312,8 +312,6 @@ class WeightedTerms:
                 inside_n = self._is_label(rows).any(-1)
                 tail_n = torch.where(inside_n, tail_n, torch.logaddexp(tail_n, probs.ids_nM[:, -1]))
             own = Buckets(probs.ids_nM[:, :-1], tail_n)
-            if isinstance(self.targets, IdsPerPosition):
-                own = self.targets.beside(rows, own)
-            return teacher(temperature), own
+            return teacher(temperature), targets.beside(rows, own)
 
         return pair

@@ -17,7 +17,6 @@ from shared.data.rows import Rows
 from shared.targets.paired import PairedTargets
 from shared.targets.routing import Answer, MixedTargets, called, label_logprobs
 from student_trainer.answers import answer_arrays, averaged_states
-from student_trainer.tasks.causal_lm import CAUSAL_LM
 from student_trainer.tasks.task import Pairing, Task
 
 Batch = dict[str, torch.Tensor]
@@ -46,7 +45,7 @@ class Layouts:
     domains: tuple[str, ...]
     packed: bool
     device: torch.device
-    task: Task = CAUSAL_LM
+    task: Task
     passes: Passes = TOGETHER
     pairing: Pairing | None = None  # None: the teacher reads the student's rows
 

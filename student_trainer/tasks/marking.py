@@ -46,7 +46,7 @@ class Marking(CausalLM):
         found = [np.zeros(0, np.int64)]
         for ids, mask in zip(rows.column("input_ids"), rows.column("loss_mask"), strict=True):
             labels = ids[np.flatnonzero(mask) + 1]
-            own = entities_of([bytes_of(int(label), tokens) for label in labels])
+            own = entities_of([tokens.of(int(label)) for label in labels])
             found.append(np.where(own > 0, own + last, own))
             last += int(own.max(initial=0))
         return {"entity_N": np.concatenate(found)}
@@ -71,11 +71,6 @@ def _tokens(student: str, revision: str | None, trusted: bool) -> TokenBytes:
             "stand for, so that marks cannot be found; take a student with a byte-level or "
             "SentencePiece tokenizer, or set task=tagging"
         ) from None
-
-
-def bytes_of(token: int, tokens: TokenBytes) -> bytes | None:
-    """Those that a token stands for; None of one that is no text."""
-    return tokens.texts[token] if token < len(tokens) else None
 
 
 def entities_of(written: list[bytes | None]) -> np.ndarray:

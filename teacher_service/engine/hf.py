@@ -316,9 +316,9 @@ class HFEngine:
                     f"layer {layer} is asked for and the teacher's layers are 0 to "
                     f"{self.decoder.num_layers}; change losses.layers"
                 )
-        reads_parts = isinstance(question.ask, ClassLogProbs)  # one document at a time
-        refuse_rows(rows, vocab=vocab_rows, limit=None if reads_parts else self.max_context)
-        if not reads_parts:
+        by_document = question.ask.reads_documents
+        refuse_rows(rows, vocab=vocab_rows, limit=None if by_document else self.max_context)
+        if not by_document:
             self._refuse_unprobed(max(map(len, rows.column("input_ids")), default=0))
 
 

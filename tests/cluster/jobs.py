@@ -23,6 +23,16 @@ def two_teachers(pair: Pair) -> dict[str, object]:
     }
 
 
+def with_all_that_is_exported(pair: Pair) -> dict[str, object]:
+    """Parts of a job that set every metric of a run: a store, a weighting and experts."""
+    mixture = {"every": 1, "experts": 2, "top_k": 1, "train": "all"}
+    return {
+        "targets": {"store": "store"},
+        "weighting": {"policy": "instance_weights", "centre": "mean"},
+        "student": {"model": str(pair.student), "cpus": 0.5, "zero": 0, "upcycle": mixture},
+    }
+
+
 def write_job(folder: Path, pair: Pair, **parts: object) -> Path:
     """Text of two domains and a config beside it; `parts` replace top-level options."""
     for name, words in WORDS.items():

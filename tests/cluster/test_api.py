@@ -4,6 +4,8 @@ import inspect
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
+from typing import Any
 
 import nbformat
 import pytest
@@ -14,6 +16,7 @@ from cluster import api, cli
 from shared.config.file import load_config, resolve
 from shared.errors import ConfigError, UserError
 from tests.cluster.jobs import WORDS, write_job
+from tests.documents import ROOT, blocks
 
 # Verbs on a run's folder are methods; of several runs, a function.
 FUNCTIONS = {
@@ -64,13 +67,19 @@ def test_overrides_are_spelt_as_on_the_command_line(tmp_path, tiny_pair):
 
 @pytest.fixture(scope="module")
 def done(ray_cluster, tmp_path_factory, tiny_pair) -> api.Run:
-    job = write_job(tmp_path_factory.mktemp("job"), tiny_pair)
-    return api.run(job, {"name": "mine", "steps": 4})
+    """What the document about it runs, on a config of this test."""
+    folder = tmp_path_factory.mktemp("job")
+    write_job(folder, tiny_pair, name="mine", steps=4).rename(folder / "my.yaml")
+    (shown,) = blocks(ROOT / "cluster" / "README.md", "python")
+    named: dict[str, Any] = {}
+    with chdir(folder):
+        exec(shown.replace("math", next(iter(WORDS))), named)
+    return named["run"]
 
 
 def test_a_run_is_an_object_with_what_was_measured(done):
     assert done.path.name == "mine"
-    assert done.config.steps == 4
+    assert done.config.optimiser.lr == 3e-4
     assert set(done.summary()["domains"]) == set(WORDS)
     assert [line.step for line in done.metrics()] == [2, 4]
     assert len(done.weights().entries) >= 1

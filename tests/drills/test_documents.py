@@ -94,9 +94,23 @@ def test_a_job_as_the_documents_of_clusters_say(home, folder):
     assert (folder / "runs" / "job" / "summary.json").exists()
 
 
+def block_of(verb: str) -> CommandBlock:
+    """The block of the documents of clusters that begins with a verb."""
+    shown = blocks_with("tutelage", document="cluster/README.md")
+    (block,) = [found for found in shown if found.commands[0][1] == verb]
+    return block
+
+
+def test_the_head_is_watched_as_the_documents_say(home, folder):
+    head = start_head(home)
+    for words in block_of("monitor").commands:
+        said = typed(home, folder, words, RAY_ADDRESS=head.address, RAY_AUTH_MODE="disabled")
+    (config,) = re.findall(r"--config\.file=(\S+)", said)
+    assert Path(config).exists()
+
+
 def test_a_cluster_to_submit_to_as_the_documents_say(home, folder):
-    (block,) = blocks_with("tutelage", document="cluster/README.md")
-    for words in block.commands:
+    for words in block_of("manifests").commands:
         said = typed(home, folder, words)
     assert "manifests/raycluster.yaml: " in said
     assert (folder / "manifests" / "raycluster.yaml").exists()

@@ -38,6 +38,12 @@ def texts(folder: Path) -> dict[str, Any]:
     return {n: {"train": str(write_rows(folder / f"{n}.jsonl", r))} for n, r in rows.items()}
 
 
+def taught(folder: Path) -> dict[str, Any]:
+    """Texts of one teacher each."""
+    teachers = zip(texts(folder).items(), ("code", "text"), strict=True)
+    return {domain: {**section, "teacher": teacher} for (domain, section), teacher in teachers}
+
+
 def pairs(folder: Path) -> dict[str, Any]:
     rows = [
         {"prompt": f"say {n}", "chosen": f"{n} it is", "rejected": "no answer"} for n in range(60)
@@ -73,6 +79,12 @@ def kappa(line: StepMetrics) -> float | None:
     return line.balance and line.balance.kappa
 
 
+def least_kl(line: StepMetrics) -> float | None:
+    """Of two teachers."""
+    one, other = (found.kl or 0 for found in line.teachers.values())
+    return min(one, other)
+
+
 SHALLOW = [{"kind": "forward_kl"}, {"kind": "self_features", "layers": {1: 2}, "weight": 0.1}]
 RUNS: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], Callable]] = {
     "preference": (pairs, {}, term("preference")),
@@ -80,6 +92,7 @@ RUNS: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], Callable
     "reffakd": (kinds, {}, term("soft_cross_entropy")),
     "augment": (texts, {}, changed),
     "image_text": (shapes, {}, term("forward_kl")),
+    "two_teachers": (taught, {"batch.rows_per_step": 16, "batch.micro_batch": 16}, least_kl),
     "commit": (shapes, {"optimiser.balance": {"every": 1}}, kappa),
 }
 
@@ -93,10 +106,12 @@ def test_a_recipe_runs_and_does_what_it_is_for(
     asked = yaml.safe_load(path.read_text())
     sees = asked.get("task") == "image_text"
     models = pictured.save_pair(tmp_path / "models") if sees else tiny_pair
-    ((teacher, section),) = asked["teachers"].items()
     light = {"gpus": 0, "cpus": 0.2, "dtype": "float32"}
     named = {
-        "teachers": {teacher: {**section, **light, "model": str(models.teacher)}},
+        "teachers": {
+            name: {**section, **light, "model": str(models.teacher)}
+            for name, section in asked["teachers"].items()
+        },
         "student": {**asked["student"], **light, "model": str(models.student)},
         "domains": write(tmp_path / "text"),
         "paths": {"root": str(tmp_path)}

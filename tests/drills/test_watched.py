@@ -6,7 +6,6 @@ import shutil
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,13 @@ from typing import Any
 import pytest
 
 from cluster.monitoring.panels import SECTIONS, query
+from shared.config.run import Config
 from shared.run import exported
 from shared.run.exported import Metric
 from shared.run.metrics import StepMetrics, read_metrics
-from tests.cluster.jobs import write_job
+from shared.run.run_dir import RunDir
+from student_trainer.metrics.exported import measured
+from tests.cluster.jobs import with_all_that_is_exported, write_job
 from tests.drills.commands import Command, Home, reached, wait_until
 from tests.drills.nodes import free_ports
 
@@ -31,6 +33,7 @@ WITHOUT_AUTHENTICATION = {"RAY_AUTH_MODE": "disabled"}
 class Watched:
     """What was seen of a run."""
 
+    config: Config
     lines: list[StepMetrics]
     prometheus: str
     began: float
@@ -70,7 +73,8 @@ def watched(tmp_path_factory, tiny_pair):
     from tests.drills.conftest import homes
 
     folder = tmp_path_factory.mktemp("watched")
-    job = write_job(folder, tiny_pair, steps=400, log_every=1, checkpoints={"every": 400})
+    parts = with_all_that_is_exported(tiny_pair)
+    job = write_job(folder, tiny_pair, steps=400, log_every=1, checkpoints={"every": 400}, **parts)
     for home in homes():
         yield _watch(home, job, binary, folder)
 
@@ -102,6 +106,7 @@ def _watch(home: Home, job: Path, binary: str, folder: Path) -> Watched:
     trained += _trained(dashboard)
     _after_two_scrapes(prometheus)
     return Watched(
+        RunDir(at).recorded_config(),
         read_metrics(at / "metrics.jsonl"),
         f"http://127.0.0.1:{prometheus_port}",
         began,
@@ -131,24 +136,14 @@ def test_every_query_of_the_dashboard_finds_something(watched: Watched, metric: 
 
 
 def test_prometheus_has_seen_the_last_line_of_metrics_jsonl(watched: Watched):
-    last = watched.lines[-1]
-    wanted: Mapping[Metric, float | None] = {
-        exported.STEP: last.step,
-        exported.LOSS: last.loss,
-        exported.GRAD_NORM: last.grad_norm,
-        exported.LEARNING_RATE: last.lr,
-        exported.CAPTURED_MASS: last.captured_mass,
-        exported.STUDENT_SPEED: last.tokens_per_s,
-        exported.STEP_WAIT: last.teacher_wait_s,
-        exported.STEP_COMPUTE: last.compute_s,
-        exported.STEP_OPTIMISER: last.optimiser_s,
-        exported.STEP_REST: last.rest_s,
-    }
-    for metric, value in wanted.items():
-        assert watched.asked(metric)["job"][-1] == pytest.approx(value), metric.name
-    for name, domain in last.domains.items():
-        assert watched.asked(exported.KL)[f"job {name}"][-1] == pytest.approx(domain.kl)
-        assert watched.asked(exported.WEIGHT)[f"job {name}"][-1] == pytest.approx(domain.weight)
+    told = list(measured(watched.lines[-1], watched.config, steps_in_line=1))
+    for metric, labels, value in told:
+        series = " ".join({"run": "job", **labels}[label] for label in metric.labels)
+        assert value is not None, metric.name
+        assert watched.asked(metric)[series][-1] == pytest.approx(value), metric.name
+    assert len(told) > 20
+    for name in watched.config.domains:
+        assert max(watched.asked(exported.TOKENS)[f"job {name}"]) > 0
 
 
 def test_every_loss_that_prometheus_has_seen_is_of_a_line(watched: Watched):

@@ -135,7 +135,7 @@ def test_it_is_asked_answered_stored_and_learnt_from(tmp_path, tiny_pair, questi
     answer = reader.next()
     reader.close()
     answer.check(rows, question, engine.fingerprint)
-    batch = Layouts(DOMAINS, True, CPU).batch(rows, answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(rows, answer)
     log_p_NC = dense(tiny_pair.teacher, batch)[:, CLASSES].log_softmax(-1)
     torch.testing.assert_close(batch["class_logprobs_NC"].double(), log_p_NC, rtol=0, atol=1e-4)
     (stored,) = stored_answers(tmp_path / "store")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.planning.handshake import training_question
+from shared.config.domains import Domain
 from shared.config.run import Config
 from shared.config.targets import Targets
 from shared.data.prepared import PreparedDomain
@@ -56,9 +57,15 @@ def prepared_domains(folder: Path) -> tuple[PreparedDomain, ...]:
 
 
 def plan_of(
-    folder: Path, pair: tiny.Pair, domains: tuple[PreparedDomain, ...], **options: object
+    folder: Path,
+    pair: tiny.Pair,
+    domains: tuple[PreparedDomain, ...],
+    *,
+    vocab: int = tiny.VOCAB,
+    **options: object,
 ) -> RunPlan:
-    """A plan of a short run in `folder`; options are sections or leaves of the config, merged."""
+    """A plan of a short run in `folder` whose models share `vocab` ids; options are sections or
+    leaves of the config, merged."""
     fields: dict = {
         "name": folder.name,
         "steps": 4,
@@ -82,9 +89,9 @@ def plan_of(
         config=config,
         run_dir=str(folder),
         domains=domains,
-        training_question=training_question(config, tiny.VOCAB),
+        training_question=training_question(config, vocab),
         validation_question=question_of(
-            tiny.VOCAB, tiny.VOCAB, temperatures=config.temperatures, encoding="fp32"
+            vocab, vocab, temperatures=config.temperatures, encoding="fp32"
         ),
         kl_kind="full",
         teacher=None,
@@ -100,18 +107,20 @@ def plan_of_two(
     teachers: Mapping[str, Path],
     *,
     cache: Path | None = None,
+    vocabs: Mapping[str, int] | None = None,
     **options: object,
 ) -> RunPlan:
     """A plan of a short run in which each teacher, a name and a folder, teaches one domain; with a
-    cache, their last states are asked for."""
+    cache, their last states are asked for. `vocabs`: how many ids each shares with the student."""
     named = dict(zip(DOMAINS, teachers, strict=True))
     parts = {}
     for name, model in teachers.items():
-        part = plan_of(folder, replace(pair, teacher=model), domains, **options)
+        vocab = vocabs[name] if vocabs else tiny.VOCAB
+        part = plan_of(folder, replace(pair, teacher=model), domains, vocab=vocab, **options)
         parts[name] = with_states(part, cache) if cache else part
     first = next(iter(parts.values())).config
     described = {
-        domain: first.domains[domain].model_copy(update={"teacher": name})
+        domain: Domain(train=first.domains[domain].train, teacher=name)
         for domain, name in named.items()
     }
     asked = {name: part.config.teachers["t"] for name, part in parts.items()}
@@ -135,8 +144,10 @@ def with_states(plan: RunPlan, cache: Path) -> RunPlan:
     config = plan.config
     paths = config.paths.model_copy(update={"cache": str(cache)})
     targets = Targets(exact="last_hidden")
+    assert plan.training_question is not None
+    vocab = plan.training_question.ask.shared_vocab
     spec = question_of(
-        0, tiny.VOCAB, head=head.digest, states=head.states, states_width=head.states_width
+        0, vocab, head=head.digest, states=head.states, states_width=head.states_width
     )
     return replace(
         plan,

@@ -61,7 +61,7 @@ def answer(tiny_pair: tiny.Pair) -> SoftTargets:
 def test_the_loss_equals_a_dense_one(
     objective: Objective, answer: SoftTargets, tiny_pair: tiny.Pair
 ) -> None:
-    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(unit(0, count=4), answer)
     loss, sums, weighted_N = objective(batch)
     model = AutoModelForCausalLM.from_pretrained(tiny_pair.student, dtype=torch.float64)
     logits = model(
@@ -105,7 +105,7 @@ def test_a_phase_sets_the_weight_of_the_hidden_states_and_of_nothing_else(
     objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=48)
     spec = question_of(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32", hidden_layers=(1,))
     answer = HFEngine.load(str(tiny_pair.teacher)).score(unit(0, count=4), spec)
-    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(unit(0, count=4), answer)
     found = []
     for phase in range(3):
         objective.zero_grad(set_to_none=True)
@@ -161,7 +161,7 @@ def test_a_further_auxiliary_is_one_class_and_one_entry(
     plan = plan_of(tmp_path / "run", tiny_pair, prepared_domains(tmp_path), losses=TEXT_ALONE)
     config = plan.config.model_copy(update={"losses": [DriftSection(), *plan.config.losses]})
     objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
-    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4))
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(unit(0, count=4))
     loss, sums, weighted_N = objective(batch, multiplier=0.5)
     found = objective.loss_head.layout.losses_in(sums.numpy())
     assert list(found) == ["drift", "cross_entropy"]
@@ -173,7 +173,7 @@ def test_a_further_auxiliary_is_one_class_and_one_entry(
 def test_positions_without_loss_get_exactly_no_gradient(
     objective: Objective, answer: SoftTargets
 ) -> None:
-    batch = Layouts(DOMAINS, True, CPU).batch(unit(0, count=4), answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(unit(0, count=4), answer)
     kept: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, _arguments: tuple, output: object) -> None:
@@ -197,7 +197,8 @@ def test_packed_documents_cost_the_same_as_separate_ones(
 ) -> None:
     rows = unit(0, count=4)
     losses = [
-        objective(Layouts(DOMAINS, packed, CPU).batch(rows, answer))[2] for packed in (True, False)
+        objective(Layouts(DOMAINS, packed, CPU, CAUSAL_LM).batch(rows, answer))[2]
+        for packed in (True, False)
     ]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
@@ -213,7 +214,7 @@ def test_a_unit_without_loss_has_a_zero_loss_with_zero_gradients(objective: Obje
     )
     spec = question_of(top_k=16, shared_vocab=tiny.VOCAB, encoding="fp32")
     targets = _no_targets(spec, empty)
-    loss, sums, _ = objective(Layouts(DOMAINS, True, CPU).batch(empty, targets))
+    loss, sums, _ = objective(Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(empty, targets))
     loss.backward()
     assert loss.item() == 0
     assert (sums == 0).all()
@@ -280,7 +281,7 @@ def test_no_tensor_is_as_large_as_all_logits(tmp_path: Path) -> None:
         loss_masks=[mask] * lines,
     )
     objective = Objective(CAUSAL_LM.load(config, device=CPU), config, teacher_width=None)
-    batch = Layouts(DOMAINS, True, CPU).batch(rows)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(rows)
     with Largest() as seen:
         loss, _, _ = objective(batch)
         loss.backward()

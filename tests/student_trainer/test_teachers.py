@@ -1,5 +1,7 @@
 """Several teachers in one micro-batch: each row is learnt from the teacher of its domain alone.
 
+They differ in width and, as models of one family do, in how many rows their vocabularies have.
+
 N positions with loss   P those of one teacher
 """
 
@@ -36,9 +38,11 @@ from tests.student_trainer.test_objective import unit
 
 CPU = torch.device("cpu")
 TEACHERS = {"wide": 48, "narrow": 40}  # by width; each teaches one domain
+ROWS = {"student": tiny.VOCAB + 32, "wide": tiny.VOCAB + 64, "narrow": tiny.VOCAB}
+VOCABS = {name: min(ROWS[name], ROWS["student"]) for name in TEACHERS}  # ids that are shared
 KINDS = {
     "ids and the tail": {"targets": {"top_k": 16}},
-    "every id": {"targets": {"top_k": tiny.VOCAB}},
+    "every id": {"targets": {"top_k": tiny.VOCAB}},  # of the teacher with the fewest
     "drawn ids": {"targets": {"selector": "threshold", "top_k": 16}},
     "renormalised": {"targets": {"selector": "renormalised"}},
     "token-adaptive": {"losses": [{"kind": "atkd"}, {"kind": "cross_entropy"}]},
@@ -51,26 +55,38 @@ OF_THE_STEP = ("hard_N", "class_weight_N", "level_N", "level_weight_N")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both teachers, of different widths."""
+    """Both teachers, and a student with rows that one of them lacks."""
     folder = tmp_path_factory.mktemp("teachers")
-    for seed, (name, width) in enumerate(TEACHERS.items()):
+    for seed, (name, width) in enumerate({**TEACHERS, "student": 32}.items()):
         tiny.save_model(folder / name, width=width, layers=2, seed=10 + seed)
-    return {name: folder / name for name in TEACHERS}
+        model = AutoModelForCausalLM.from_pretrained(folder / name)
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(ROWS[name])
+        model.save_pretrained(folder / name)
+    return {name: folder / name for name in ROWS}
+
+
+@pytest.fixture(scope="module")
+def teachers(folders: dict[str, Path]) -> dict[str, Path]:
+    return {name: folders[name] for name in TEACHERS}
 
 
 @pytest.fixture
-def plan(request, tmp_path: Path, tiny_pair: tiny.Pair, folders: dict[str, Path]) -> RunPlan:
+def plan(request, tmp_path: Path, folders: dict[str, Path], teachers: dict[str, Path]) -> RunPlan:
     """A run of both teachers, one domain each."""
     cache = tmp_path / "cache" if request.param == "last states" else None
     domains, options = prepared_domains(tmp_path), KINDS[request.param]
-    return plan_of_two(tmp_path / "run", tiny_pair, domains, folders, cache=cache, **options)
+    pair = tiny.Pair(folders["wide"], folders["student"])
+    return plan_of_two(
+        tmp_path / "run", pair, domains, teachers, cache=cache, vocabs=VOCABS, **options
+    )
 
 
 def batch_of(plan: RunPlan, rows: Rows, targets, objective: Objective) -> Batch:
     """The tensors of a unit, with the weights of its positions where a loss has some."""
     (batch,) = weighed_batches(
         [(rows, targets)],
-        Layouts(DOMAINS, True, CPU),
+        Layouts(DOMAINS, True, CPU, CAUSAL_LM),
         weighers_of(plan.config.losses),
         engine=objective,
         gather=lambda own: [own],
@@ -96,11 +112,11 @@ def answered(plan, readers):
 
 
 @pytest.mark.parametrize("plan", KINDS, indirect=True, ids=str)
-def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -> None:
+def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, teachers) -> None:
     """The same objective on each teacher's rows alone, in whose batch no other teacher is."""
     readers = {
         name: lambda rank, folder=folder: LocalTeacher(HFEngine.load(str(folder)))
-        for name, folder in folders.items()
+        for name, folder in teachers.items()
     }
     rows, answer = answered(plan, readers)
     heads = load_teacher_heads(plan, CPU)
@@ -116,9 +132,9 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
         config = plan.config
         own = rows.where([config.teacher_of(domain) == part.teacher for domain in rows.domains()])
         part.targets.check(own, plan.parts[part.teacher].training_question)
-        head = {n: h for n, h in heads.items() if n == part.teacher}
+        head = load_teacher_heads(plan.parts[part.teacher], CPU)
         alone = Objective(student, config, teacher_width=None, teacher_heads=head)
-        batch = Layouts(DOMAINS, True, CPU).batch(own, part.targets)
+        batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(own, part.targets)
         split = {n: mixed[n][part.index_P] for n in OF_THE_STEP if n in mixed}
         expected.append(learnt(alone, batch | split))
     for value, ones in zip(found, zip(*expected, strict=True), strict=True):
@@ -127,9 +143,9 @@ def test_a_mixed_micro_batch_is_the_sum_of_one_for_each_teacher(plan, folders) -
 
 
 @pytest.mark.parametrize("plan", ["every id"], indirect=True)
-def test_validation_compares_each_domain_with_its_teacher(plan, folders) -> None:
+def test_validation_compares_each_domain_with_its_teacher(plan, teachers) -> None:
     """KL to the other teacher is another number."""
-    engines = {name: HFEngine.load(str(folder)) for name, folder in folders.items()}
+    engines = {name: HFEngine.load(str(folder)) for name, folder in teachers.items()}
     readers = {name: lambda rank, e=engine: LocalTeacher(e) for name, engine in engines.items()}
     rows, reader = unit(0, count=6), open_routing(0, plan=plan, readers=readers)
     assert plan.validation_question is not None
@@ -137,9 +153,11 @@ def test_validation_compares_each_domain_with_its_teacher(plan, folders) -> None
     answer = reader.next()
     student = CAUSAL_LM.load(plan.config, device=CPU)
     objective = Objective(student, plan.config, teacher_width=None)
-    layouts = Layouts(DOMAINS, True, CPU)
+    layouts = Layouts(DOMAINS, True, CPU, CAUSAL_LM)
     (mixed_2G,) = objective(layouts.batch(rows, answer), mode="evaluate")
-    whole = [engine.score(rows, plan.validation_question) for engine in engines.values()]
+    own = [plan.parts[name].validation_question for name in engines]
+    assert [question.ask.shared_vocab for question in filter(None, own)] == [*VOCABS.values()]
+    whole = [e.score(rows, q) for e, q in zip(engines.values(), own, strict=True) if q]
     first_2G, second_2G = (objective(layouts.batch(rows, w), mode="evaluate")[0] for w in whole)
     expected_2G = torch.stack([first_2G[:, 0], second_2G[:, 1]], dim=1)
     torch.testing.assert_close(mixed_2G, expected_2G, rtol=1e-5, atol=1e-4)
@@ -183,30 +201,33 @@ def averaging(plan: RunPlan) -> RunPlan:
 
 
 @pytest.mark.parametrize("plan", ["last states"], indirect=True)
-def test_teachers_are_averaged_per_position_with_weights(plan, folders) -> None:
+def test_teachers_are_averaged_per_position_with_weights(plan, folders, teachers) -> None:
     """One domain learns .7 of one teacher and .3 of the other, the other domain one alone."""
     plan = averaging(plan)
     assert plan.config.teachers_of("code") == {"wide": 0.7, "narrow": 0.3}
-    engines = {name: HFEngine.load(str(folder)) for name, folder in folders.items()}
+    engines = {name: HFEngine.load(str(folder)) for name, folder in teachers.items()}
     readers = {name: lambda rank, e=engine: LocalTeacher(e) for name, engine in engines.items()}
     rows, answer = answered(plan, readers)
     heads = load_teacher_heads(plan, CPU)
     student = CAUSAL_LM.load(plan.config, device=CPU)
     objective = Objective(student, plan.config, teacher_width=None, teacher_heads=heads)
-    batch = Layouts(DOMAINS, True, CPU).batch(rows, answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(rows, answer)
     (found_2G,) = objective(batch, mode="evaluate")
-    log_NV = {
-        name: dense_logprobs(folder, batch)
-        for name, folder in (*folders.items(), ("student", plan.config.student.model))
-    }
-    mixed_NV = (0.7 * log_NV["wide"].exp() + 0.3 * log_NV["narrow"].exp()).log()
+    p_NV = {name: bucketed(dense_logprobs(folder, batch)) for name, folder in folders.items()}
+    mixed_NV = 0.7 * p_NV["wide"] + 0.3 * p_NV["narrow"]
     of_code_N1 = (batch["domain_N"] == DOMAINS.index("code"))[:, None]
-    p_NV = torch.where(of_code_N1, mixed_NV, log_NV["narrow"])
-    kl_N = (p_NV.exp() * (p_NV - log_NV["student"])).sum(-1)
+    taught_NV = torch.where(of_code_N1, mixed_NV, p_NV["narrow"])
+    kl_N = (torch.xlogy(taught_NV, taught_NV) - torch.xlogy(taught_NV, p_NV["student"])).sum(-1)
     expected_G = torch.zeros(2, dtype=torch.float64).index_add_(0, batch["domain_N"], kl_N)
     torch.testing.assert_close(found_2G[1], expected_G, rtol=1e-5, atol=1e-4)
-    label_N = p_NV.gather(1, batch["label_N"][:, None])[:, 0].numpy()
+    label_N = taught_NV.gather(1, batch["label_N"][:, None])[:, 0].log().numpy()
     np.testing.assert_allclose(label_logprobs(answer), label_N, atol=1e-4)
+
+
+def bucketed(log_NV: torch.Tensor) -> torch.Tensor:
+    """Probabilities of the ids that all share and, last, of all others together."""
+    shared = min(VOCABS.values())
+    return torch.cat([log_NV[:, :shared].exp(), log_NV[:, shared:].exp().sum(-1, True)], dim=-1)
 
 
 def dense_logprobs(folder: Path | str, batch: Batch) -> torch.Tensor:
@@ -255,7 +276,7 @@ def test_a_student_whose_teacher_is_its_own_model_begins_at_it_whatever_its_adap
     objective = Objective(student, plan.config, teacher_width=None)
     rows = unit(0, count=4)
     answer = HFEngine.load(str(itself.teacher)).score(rows, plan.validation_question)
-    batch = Layouts(DOMAINS, True, CPU).batch(rows, answer)
+    batch = Layouts(DOMAINS, True, CPU, CAUSAL_LM).batch(rows, answer)
     assert objective(batch, mode="evaluate")[0][1].abs().max() < 1e-4
     with torch.no_grad():
         for name, weight in student.saved.named_parameters():

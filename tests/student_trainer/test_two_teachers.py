@@ -20,6 +20,7 @@ from shared.data.row_store import RowStore
 from shared.data.rows import Rows
 from shared.run.plan import RunPlan
 from student_trainer.sources.batches import Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job, teacher
@@ -76,7 +77,7 @@ def train_teacher(folder: Path, rows: Rows) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    layouts, draw = Layouts(tuple(DOMAINS), True, CPU), np.random.default_rng(0)
+    layouts, draw = Layouts(tuple(DOMAINS), True, CPU, CAUSAL_LM), np.random.default_rng(0)
     for _ in range(TEACHER_STEPS):
         chosen = np.zeros(len(rows), bool)
         chosen[draw.choice(len(rows), ROWS, replace=False)] = True

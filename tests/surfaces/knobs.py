@@ -418,7 +418,7 @@ KNOBS = {
         f"{BALANCE}::test_kappa_is_that_of_the_divergences_in_float64_and_its_factors_undo_it"
     ),
     "optimiser.balance": f"{BALANCE}::test_measuring_changes_no_bit_and_factors_do",
-    "mixture.policy": POLICY,
+    "mixture.policy": LIMITS,
     "mixture.weights": POLICY,
     "mixture.interval": (
         f"{DECISIONS}::test_decisions_settle_exactly_the_blocks_before_the_next_one_takes_effect"

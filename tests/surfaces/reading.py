@@ -1,27 +1,45 @@
 """What a test sets, found by reading its source: no config is made and no test is run."""
 
 import ast
+import types
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
 
 from shared.config.messages import option_paths
+from shared.config.run import Config
 
-SECTIONS = {option.partition(".")[0] for option in option_paths() if "." in option}
-# Classes of sections that share names of options with others.
-SECTION_CLASSES = {"Teacher": "teachers", "Student": "student", "HubDataset": "domains"}
 ROOT = Path(__file__).resolve().parents[2]
 Definition = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+Place = tuple[str, ...]  # names around a value, from the outside: those of a config, or ANY
+Places = tuple[Place, ...]  # of a class that several sections are of
+ANY = "*"
+TAGS = {"kind", "policy", "method"}  # options that tell what a section is of
+SECTIONS = {option.partition(".")[0] for option in option_paths() if "." in option}
+SEGMENTS = {segment for option in option_paths() for segment in option.split(".")}
+
+
+def _split(option: str) -> tuple[Place, str]:
+    """The sections of an option and its own name; indices are left out."""
+    *sections, leaf = [segment for segment in option.split(".") if segment != "N"]
+    return tuple(sections), leaf
+
+
+NAMED_ALIKE = Counter(_split(option)[1] for option in option_paths())
 
 
 def is_set_by(test: str, option: str, *, defaults: list[Any]) -> bool:
     """Whether a test, `FILE::NAME` below `tests`, or anything of the tests' modules that it names,
     gives an option a value that is none of its defaults.
 
-    An option is given as a keyword, as a key of a dictionary or as an override `a.b=c`, and not
-    inside another section of a config than its own; values that only a run could tell count as
-    another than the default.
+    An option is given as a keyword, as a key of a dictionary or as an override `a.b=c`: in its own
+    section, which is told by the names around it, that of a variable among them, by the class that
+    is called, if need be through a function, or by a tag beside it. One whose name no other option
+    has may also stand in none. Values that only a run could tell count as another than the default.
     """
     return any(
         not any(_same(value, default) for default in defaults)
@@ -31,20 +49,81 @@ def is_set_by(test: str, option: str, *, defaults: list[Any]) -> bool:
 
 def values_given(test: str, option: str) -> Iterator[Any]:
     """Literals, or nodes where they are none, that a test gives an option."""
-    leaf, section = option.removesuffix(".N").rpartition(".")[2], option.partition(".")[0]
-    for node, inside in nodes_of(test):
-        if inside not in ("", section):
-            continue
-        if isinstance(node, ast.keyword) and node.arg == leaf:
+    leaf = _split(option)[1]
+    for node, places in nodes_of(test):
+        if isinstance(node, ast.keyword) and node.arg == leaf and _is_of(places, option):
             yield _literal(node.value)
         elif isinstance(node, ast.Dict):
+            own = _told_by_kind(node, leaf) or places
             for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == leaf:
+                if _text(key) == leaf and _is_of(own, option):
                     yield _literal(value)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             path, equals, value = node.value.partition("=")
             if equals and _names(path, option):
                 yield value
+
+
+def _is_of(places: Places, option: str) -> bool:
+    """Whether what stands in one of these places may be the option, by its sections."""
+    sections, leaf = _split(option)
+    if any(_ends(place, sections) for place in places):
+        return True
+    around = {segment for place in places for segment in place if segment in SECTIONS}
+    alone = NAMED_ALIKE[leaf] == 1 or not sections
+    return alone and around <= {*sections[:1]}
+
+
+def _ends(place: Place, sections: Place) -> bool:
+    """Whether a place is the last of an option's sections, at least one of them by its name."""
+    pairs = list(zip(reversed(place), reversed(sections), strict=False))
+    return any(one == other for one, other in pairs) and all(
+        one in (other, ANY) or other == "NAME" for one, other in pairs
+    )
+
+
+@cache
+def _classes() -> dict[str, tuple[type[BaseModel], Places]]:
+    """The classes of sections, by name, with the sections that are of them."""
+    found: dict[str, tuple[type[BaseModel], Places]] = {}
+    for model, place in _sections(Config, ()):
+        _, places = found.get(model.__name__, (model, ()))
+        found[model.__name__] = model, (*places, place)
+    return found
+
+
+def _sections(annotation: Any, place: Place) -> Iterator[tuple[type[BaseModel], Place]]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, place
+        for name, field in annotation.model_fields.items():
+            yield from _sections(field.annotation, (*place, name))
+    elif origin is dict:
+        yield from _sections(arguments[-1], (*place, "NAME"))
+    elif origin in (Union, types.UnionType, list):
+        for argument in arguments:
+            yield from _sections(argument, place)
+    elif arguments and hasattr(annotation, "__metadata__"):
+        yield from _sections(arguments[0], place)
+
+
+def _told_by_kind(node: ast.Dict, leaf: str) -> Places:
+    """The sections of a dictionary that says its tag; none where it does not."""
+    said = {_text(key): _text(value) for key, value in zip(node.keys, node.values, strict=True)}
+    told = ((tag, said[tag]) for tag in TAGS if said.get(tag))
+    return tuple(place for one in told for place in _kinds().get((*one, leaf), ()))
+
+
+@cache
+def _kinds() -> dict[tuple[str, Any, str], Places]:
+    """The sections of an option that stands beside a tag of some value."""
+    found: dict[tuple[str, Any, str], Places] = {}
+    for model, places in _classes().values():
+        for tag in TAGS & set(model.model_fields):
+            for value in get_args(model.model_fields[tag].annotation):
+                for leaf in model.model_fields:
+                    found[tag, value, leaf] = (*found.get((tag, value, leaf), ()), *places)
+    return found
 
 
 def exists(test: str) -> bool:
@@ -64,41 +143,90 @@ def is_drill(test: str) -> bool:
     )
 
 
-def nodes_of(test: str) -> Iterator[tuple[ast.AST, str]]:
+@cache
+def nodes_of(test: str) -> tuple[tuple[ast.AST, Places], ...]:
     """Every node of a test and of what it names, in its own module and in others of `tests`, and
-    the section of a config that it is written in, "" for none."""
+    where it stands in a config."""
     file, _, name = test.partition("::")
     waiting, seen = [(ROOT / "tests" / file, name)], set()
+    found: list[tuple[ast.AST, Places]] = []
     while waiting:
         path, name = waiting.pop()
         if (path, name) in seen:
             continue
         seen.add((path, name))
         for definition in _definitions(path).get(name, []):
-            yield from _within(definition, "")
+            found.extend(_within(definition, path, ((),)))
             for named in _names_in(definition):
                 waiting.append(_imports(path).get(named, (path, named)))
+    return tuple(found)
 
 
-def _within(node: ast.AST, section: str) -> Iterator[tuple[ast.AST, str]]:
-    """A node and all below it, each with its section: the nearest that is named around it."""
-    yield node, section
+def _within(node: ast.AST, path: Path, places: Places) -> Iterator[tuple[ast.AST, Places]]:
+    """A node of a module and all below it, each with its places."""
+    if isinstance(node, ast.Call):
+        places = _called(node, path) or places
+    yield node, places
     if isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
-            named = _section(key.value) if isinstance(key, ast.Constant) else ""
-            yield from _within(value, named or section)
+            named = places if key is None else _below(places, _text(key))
+            yield from _within(value, path, named)
         return
-    named = ""
-    if isinstance(node, ast.keyword):
-        named = _section(node.arg)
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        named = _section(SECTION_CLASSES.get(node.func.id))
+    if isinstance(node, ast.DictComp | ast.keyword):
+        places = _below(places, node.arg if isinstance(node, ast.keyword) else None)
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(target, ast.Name) and target.id.lower() in SEGMENTS:
+            places = (*places, (target.id.lower(),))
     for child in ast.iter_child_nodes(node):
-        yield from _within(child, named or section)
+        yield from _within(child, path, places)
 
 
-def _section(name: Any) -> str:
-    return name if isinstance(name, str) and name in SECTIONS else ""
+def _called(node: ast.Call, path: Path) -> Places:
+    """The sections that the keywords of a call are of: those of its class, which is called itself
+    or by a method of its own, or those that a function of the tests passes them on to."""
+    named = node.func.value if isinstance(node.func, ast.Attribute) else node.func
+    if not isinstance(named, ast.Name):
+        return ()
+    if named.id in _classes():
+        return _classes()[named.id][1]
+    if named is not node.func:
+        return ()
+    return _passed_on(*_imports(path).get(named.id, (path, named.id)))
+
+
+@cache
+def _passed_on(path: Path, name: str) -> Places:
+    """The places in a function at which its `**keywords` stand."""
+    found: list[Place] = []
+    for function in _definitions(path).get(name, []):
+        if not isinstance(function, ast.FunctionDef) or function.args.kwarg is None:
+            continue
+        keywords = function.args.kwarg.arg
+        for statement in function.body:
+            for node, places in _within(statement, path, ((),)):
+                if any(isinstance(one, ast.Name) and one.id == keywords for one in _spread(node)):
+                    found.extend(place for place in places if place)
+    return tuple(found)
+
+
+def _spread(node: ast.AST) -> list[ast.expr]:
+    """What a dictionary, a call or a union of dictionaries takes as a whole."""
+    if isinstance(node, ast.Dict):
+        return [value for key, value in zip(node.keys, node.values, strict=True) if key is None]
+    if isinstance(node, ast.Call):
+        return [keyword.value for keyword in node.keywords if keyword.arg is None]
+    return [node.left, node.right] if isinstance(node, ast.BinOp) else []
+
+
+def _below(places: Places, name: str | None) -> Places:
+    """Names that no config has stand for any."""
+    return tuple((*place, name if name in SEGMENTS else ANY) for place in places)  # type: ignore[misc]
+
+
+def _text(node: ast.AST | None) -> str | None:
+    constant = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if constant else None  # type: ignore[union-attr]
 
 
 def _same(value: Any, default: Any) -> bool:

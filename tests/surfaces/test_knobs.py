@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from shared.config.messages import option_paths
 from shared.config.run import Config
 from tests.surfaces.knobs import KNOBS
-from tests.surfaces.reading import exists, is_drill, is_set_by
+from tests.surfaces.reading import TAGS, exists, is_drill, is_set_by
 
 
 def defaults() -> dict[str, list[Any]]:
@@ -26,8 +26,15 @@ def _defaults(annotation: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
             option = ".".join((*path, name))
-            if option in option_paths() and not field.is_required():
-                yield option, field.get_default(call_default_factory=True)
+            if field.is_required():
+                default = None
+            elif (default := field.get_default(call_default_factory=True)) and name in TAGS:
+                pass  # which of several kinds is the default, the option above says
+            elif option in option_paths():
+                yield option, default
+            if isinstance(default, BaseModel):
+                told = TAGS & set(type(default).model_fields)
+                yield from ((f"{option}.{tag}", getattr(default, tag)) for tag in told)
             yield from _defaults(field.annotation, (*path, name))
     elif origin in (Union, types.UnionType):
         for argument in arguments:
@@ -61,7 +68,18 @@ def test_a_test_that_leaves_an_option_alone_is_told_from_one_that_sets_it():
     assert not exists(loop + "s")
 
 
-@pytest.mark.parametrize("name", ["dtype", "cpus", "gpus"])
-def test_a_teachers_option_is_not_the_students(name):
-    test = KNOBS[f"teachers.NAME.{name}"]
-    assert not is_set_by(test, f"student.{name}", defaults=DEFAULTS[f"student.{name}"])
+@pytest.mark.parametrize(
+    ("option", "other"),
+    [
+        ("student.dtype", "teachers.NAME.dtype"),
+        ("student.cpus", "teachers.NAME.cpus"),
+        ("student.gpus", "teachers.NAME.gpus"),
+        ("student.train.alpha", "mixture.alpha"),
+        ("student.upcycle.every", "weighting.every"),
+        ("mixture.start", "weighting.start"),
+        ("rollouts.python", "teachers.NAME.python"),
+    ],
+)
+def test_an_option_is_told_from_others_of_its_name(option, other):
+    assert is_set_by(KNOBS[other], other, defaults=DEFAULTS[other])
+    assert not is_set_by(KNOBS[other], option, defaults=DEFAULTS[option])

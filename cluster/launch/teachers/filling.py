@@ -25,7 +25,7 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from cluster.planning.difficulty import Asked
+from cluster.planning.difficulty import ScoringModel
 from cluster.planning.preparation import Prepared
 from shared.config.text.augmentation import Augmentation
 from shared.data.augmented.fills import Fills, Masked, drawn, generator_of, write
@@ -47,7 +47,7 @@ MOST_BEFORE = 64  # tokens of another domain's text that the teacher reads befor
 
 
 def filled_domains(
-    prepared: Prepared, domains: Sequence[PreparedDomain], *, teachers: Mapping[str, Asked]
+    prepared: Prepared, domains: Sequence[PreparedDomain], *, teachers: Mapping[str, ScoringModel]
 ) -> tuple[PreparedDomain, ...]:
     """The domains with the fills of their training rows, by the teacher of each, of several the one
     of the largest weight; says what it filled.
@@ -78,12 +78,12 @@ class _Filling:
 
     prepared: Prepared
     domain: PreparedDomain
-    teacher: Asked
+    teacher: ScoringModel
     store: RowStore
     others: tuple[RowStore, ...]  # of the domains whose text is read first, if any is
 
     @staticmethod
-    def of(prepared: Prepared, domain: PreparedDomain, teacher: Asked) -> "_Filling":
+    def of(prepared: Prepared, domain: PreparedDomain, teacher: ScoringModel) -> "_Filling":
         """Map the training rows that it reads."""
         others = [one for one in prepared.domains if one.name != domain.name]
         across = others if prepared.config.augmentation.across else []

@@ -8,13 +8,10 @@ from cluster.planning.tasks.classes import refuse_without_run
 from shared.config.models.modules import TrainedModules, unserved
 from shared.config.run import Config
 from shared.errors import ConfigError
-from shared.run.run_dir import append_progress
-from shared.targets.lessons import ModuleTrainer, OpenModules
 from teacher_service.engine.description import Engine, MakeEngine
 
 if TYPE_CHECKING:
     from cluster.planning.preparation import Launch
-    from shared.run.plan import RunPlan
 
 
 def with_modules(launch: "Launch", make_engine: MakeEngine) -> MakeEngine:
@@ -42,24 +39,3 @@ def refuse_shared_service(config: Config) -> None:
     refuse_without_run(config, "a service that outlives a run")
     if config.modules is not None or config.followed is not None:
         raise ConfigError(unserved(config.teachers))
-
-
-def modules_of(launch: "Launch", plan: "RunPlan") -> OpenModules | None:
-    """A way to the replicas of the teacher whose modules learn; None where none do."""
-    if plan.config.modules is None:
-        return None
-    from cluster.launch.teachers.serving import (  # slow, and workers import this
-        own_services,
-        pool_settings,
-    )
-
-    (service,) = own_services(launch).values()
-    client, teacher = str(launch.run_dir.path), plan.teacher or {}
-    settings = pool_settings(launch.config, service, teacher=teacher, client=client, own=True)
-    return partial(_open_modules, settings | {"say": partial(append_progress, launch.run_dir)})
-
-
-def _open_modules(settings: dict) -> ModuleTrainer:
-    from teacher_service.service.pool import LessonPool
-
-    return LessonPool(0, **settings)

@@ -12,7 +12,7 @@ from cluster.launch.teachers.modules import with_modules
 from cluster.launch.teachers.similarity import with_similarity
 from cluster.launch.teachers.stored import no_validation_answers, stored_part
 from cluster.launch.teachers.watch import restarts_of, using, when_gone
-from cluster.planning.difficulty import Asked, centre_of
+from cluster.planning.difficulty import ScoringModel, centre_of
 from cluster.planning.keeping import budget_note, exceeds_budget
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Launch, refuse_unfit, run_plan
@@ -71,7 +71,7 @@ def asking(launch: Launch) -> Iterator[tuple[RunPlan, Mapping[str, OpenReader]]]
         live = {name: open_reader for name, (_, open_reader) in served.items()}
         parts = {name: part for name, (part, _) in served.items()}
         scorers = {
-            name: Asked(
+            name: ScoringModel(
                 "teacher",
                 _fingerprint(part),
                 partial(nullcontext, _prompted(launch, live[name])),
@@ -265,7 +265,7 @@ def _open_stored(rank: int, *, store: str, teacher: dict[str, str] | None) -> Ta
     return StoreReader(store, teacher=teacher)
 
 
-def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) -> RunPlan:
+def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, ScoringModel]) -> RunPlan:
     """The plan with what the teachers' scores of all training rows decide: the orders that its
     phases need, and the centre of its weighting."""
     statistic = launch.config.weighting.scored_centre
@@ -286,7 +286,7 @@ def _by_scores(launch: Launch, plan: RunPlan, *, teachers: Mapping[str, Asked]) 
     return replace(plan, domains=domains)
 
 
-def starting_student(launch: Launch) -> Asked:
+def starting_student(launch: Launch) -> ScoringModel:
     """The student as it starts, as something that scores rows."""
     from teacher_service.engine.loading import local_folder, weights_digest
 
@@ -298,7 +298,7 @@ def starting_student(launch: Launch) -> Asked:
     folder = local_folder(student.model, revision=student.revision, marker="config.json")
     identity["model"] = weights_digest(folder)
     serve = None if launch.config.targets.teacher_free else partial(_served, launch, asked)
-    return Asked("student", identity, serve)
+    return ScoringModel("student", identity, serve)
 
 
 def served_student(config: Config) -> Teacher:
@@ -368,7 +368,9 @@ def _from_store(launch: Launch) -> tuple[RunPlan, OpenRunReader]:
     plan = RunPlan.joined(launch.config, launch.prepared.domains, parts)
     if plan.validation_question is None and launch.config.decides_from_validation:
         raise ConfigError(no_validation_answers(launch.config, store))
-    scorers = {name: Asked("teacher", teacher or {}, None) for name, (_, teacher) in found.items()}
+    scorers = {
+        name: ScoringModel("teacher", teacher or {}, None) for name, (_, teacher) in found.items()
+    }
     plan = _by_scores(launch, plan, teachers=scorers)
     readers = {
         name: _prompted(launch, partial(_open_stored, store=store, teacher=teacher))

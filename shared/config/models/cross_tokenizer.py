@@ -3,14 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from shared.config.losses import (
-    CrossEntropy,
-    Divergence,
-    Loss,
-    RouterBalance,
-    SelfFeatures,
-    TotalVariation,
-)
+from shared.config.losses import Divergence, Loss, TotalVariation
 
 if TYPE_CHECKING:
     from shared.config.run import Config
@@ -33,7 +26,7 @@ def check_cross_tokenizer(config: "Config") -> None:
 
 
 def _check_loss(loss: Loss, method: CrossTokenizer) -> None:
-    if isinstance(loss, CrossEntropy | RouterBalance | SelfFeatures):
+    if not loss.asks_teacher:
         return
     if not isinstance(loss, Divergence):
         raise ValueError(

@@ -31,6 +31,8 @@ class Ask(ABC):
     holds: ClassVar[tuple[str, ...]]  # what its bytes are counted as, in the order of a sentence
     # Whether a loss of its answers is right on average over draws alone.
     is_estimate: ClassVar[bool] = False
+    # Whether a teacher reads the documents of a row one by one, whatever the row's length.
+    reads_documents: ClassVar[bool] = False
     shared_vocab: int  # ids both tokenizers know; the answers are about these
 
     @property

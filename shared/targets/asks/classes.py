@@ -73,6 +73,7 @@ class ClassLogProbs(ClassAsk):
     content_free: Tokens = ()  # token ids of a text without content; empty: not calibrated
 
     selector: ClassVar = "classes"
+    reads_documents: ClassVar = True
 
     def in_words(self) -> str:
         """See `Ask`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from student_trainer.losses.kernel.buckets import Buckets
 from student_trainer.losses.kernel.chunk import head_logits
 from student_trainer.losses.kernel.primitive import chunks, default_chunk_rows, precision
+from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.kernel.teacher_states import TeacherHead, TeacherStates
 from student_trainer.losses.kernel.top1 import Top1
 
@@ -34,9 +35,9 @@ class AveragedHeads:
 
 
 @dataclass(frozen=True, slots=True)
-class AveragedStates:
-    """sum_t share_t p_t, each p_t a teacher's distribution at the temperature: `Targets`. Exact, as
-    every shared id is kept."""
+class AveragedStates(Targets):
+    """sum_t share_t p_t, each p_t a teacher's distribution at the temperature. Exact, as every
+    shared id is kept."""
 
     teachers: tuple[TeacherStates, ...]
     shares: tuple[float, ...]

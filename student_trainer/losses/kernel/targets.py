@@ -17,7 +17,8 @@ from student_trainer.losses.kernel.top1 import Top1
 
 
 class Targets(Protocol):
-    """A teacher's answer at the positions of a micro-batch, on the student's device."""
+    """A teacher's answer at the positions of a micro-batch, on the student's device. Answers are
+    subclasses, for what most of them have in common."""
 
     @property
     def num_ids(self) -> int:
@@ -72,9 +73,22 @@ class Targets(Protocol):
         """The teacher's likeliest ids beside the labels; None where it does not say."""
         ...
 
+    def beside(self, rows: slice, student: Buckets) -> Buckets:
+        """The student's buckets of a chunk as they stand beside the teacher's: as they are."""
+        return student
+
+    def spans(self, rows: slice) -> Spans | None:
+        """Spans of several tokens that are compared too; None: none are."""
+        return None
+
+    def groups(self) -> Tensor | None:
+        """The group of each of the student's ids [V], whose names the kept ids are then; None:
+        every id stands for itself."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
-class IdsPerPosition:
+class IdsPerPosition(Targets):
     """Common to `Targets` in which every position has ids of its own."""
 
     ids_NK: Tensor  # int64
@@ -95,19 +109,6 @@ class IdsPerPosition:
 
     def logits(self, rows: slice, *, buffer: Tensor | None) -> None:
         """None: such a teacher ships log-probabilities or weights."""
-        return None
-
-    def beside(self, rows: slice, student: Buckets) -> Buckets:
-        """The student's buckets of a chunk as they stand beside the teacher's: as they are."""
-        return student
-
-    def spans(self, rows: slice) -> Spans | None:
-        """Spans of several tokens that are compared too; None: none are."""
-        return None
-
-    def groups(self) -> Tensor | None:
-        """The group of each of the student's ids [V], whose names the kept ids are then; None:
-        every id stands for itself."""
         return None
 
 

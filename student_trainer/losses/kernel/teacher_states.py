@@ -13,6 +13,7 @@ from torch import Tensor
 from student_trainer.losses.kernel.buckets import Buckets
 from student_trainer.losses.kernel.chunk import head_logits
 from student_trainer.losses.kernel.primitive import Head, precision
+from student_trainer.losses.kernel.targets import Targets
 from student_trainer.losses.kernel.top1 import Top1, top1
 
 
@@ -25,9 +26,9 @@ class TeacherHead:
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherStates:
+class TeacherStates(Targets):
     """What the teacher shipped where it ships its last states: every shared id is kept, and the
-    head's rows beyond them are the tail: `Targets`."""
+    head's rows beyond them are the tail."""
 
     hidden_NE: Tensor  # in the teacher's own type
     teacher: TeacherHead

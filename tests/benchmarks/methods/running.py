@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from cluster.control.controller import Controller, ControllerPlan
 from cluster.launch.writing import open_generator
-from cluster.planning.difficulty import Asked
+from cluster.planning.difficulty import ScoringModel
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Prepared, prepare_run, run_plan
 from cluster.planning.projecting import projection_of
@@ -253,7 +253,9 @@ def _ordered(prepared: Prepared, place: Workplace) -> tuple[PreparedDomain, ...]
         return prepared.domains
     plain = replace(prepared, showing=Showing())
     fingerprint = place.engine(prepared.teacher.model).fingerprint
-    asked = Asked("teacher", fingerprint, lambda: nullcontext(lambda rank: place.asked(plain)))
+    asked = ScoringModel(
+        "teacher", fingerprint, lambda: nullcontext(lambda rank: place.asked(plain))
+    )
     difficulty, parts = progressive.difficulty, progressive.phases
     return ordered_domains(
         plain, difficulty, parts=parts, teachers=dict.fromkeys(plain.teachers, asked), student=None

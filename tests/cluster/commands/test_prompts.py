@@ -24,7 +24,7 @@ from tests.answers import question_of
 from tests.cluster.jobs import two_teachers, write_job
 from tests.tiny import VOCAB
 
-SEARCH = {
+PROMPT_SEARCH = {
     "rounds": 1,
     "beam": 1,
     "paraphrases": 1,
@@ -46,7 +46,7 @@ def job(tmp_path, tiny_pair, monkeypatch) -> Path:
     rows = [{"prompt": f"q {n}", "response": f"a {n % 5}"} for n in range(60)]
     rows += rows[:20]  # some questions come twice
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return write_job(tmp_path, tiny_pair, domains=DOMAINS, prompt_search=SEARCH)
+    return write_job(tmp_path, tiny_pair, domains=DOMAINS, prompt_search=PROMPT_SEARCH)
 
 
 def config_of(job: Path, *overrides: str) -> Config:
@@ -258,7 +258,7 @@ def test_the_command_writes_what_training_reads_and_the_second_time_asks_for_no_
 
 @pytest.mark.drill
 def test_every_teacher_is_searched_for_on_its_own_domains(ray_cluster, tmp_path, tiny_pair):
-    search = SEARCH | {"to": str(tmp_path / "found.json"), "instructions": {}}
+    search = PROMPT_SEARCH | {"to": str(tmp_path / "found.json"), "instructions": {}}
     job = write_job(tmp_path, tiny_pair, prompt_search=search, **two_teachers(tiny_pair))
     assert main(["prompts", "optimise", str(job)]) == 0
     found = json.loads((tmp_path / "found.json").read_text())

@@ -11,7 +11,14 @@ from pydantic import TypeAdapter
 
 from cluster.control.controller import Controller, ControllerPlan
 from cluster.control.policies import POLICIES
-from shared.config.mixture import Mixture
+from shared.config.mixture import (
+    DDKMixture,
+    DoReMiMixture,
+    FixedMixture,
+    Mixture,
+    ODMMixture,
+    ShearedMixture,
+)
 from shared.mixture.weight_log import DomainReport, read_log
 from tests.cluster.control.own import LargestGapMixture, LargestGapPolicy
 from tests.cluster.run_dirs import controlled
@@ -19,13 +26,14 @@ from tests.cluster.run_dirs import controlled
 NATURAL = (0.4, 0.3, 0.2, 0.1)
 NAMES = ("math", "code", "law", "news")
 ADAPTIVE = tuple(name for name in POLICIES if name != "fixed")
+OFTEN: dict[str, Any] = {"interval": 10, "lag_steps": 2}
 Reports = Sequence[DomainReport]
 
 
 def _mixture(policy: str, **options: Any) -> Any:
-    common = {"interval": 10, "lag_steps": 2} if policy in ADAPTIVE else {}
-    fields = {"policy": policy, **common, **options}
-    return TypeAdapter(Mixture).validate_python(fields)
+    common = OFTEN if policy in ADAPTIVE else {}
+    mixture = {"policy": policy, **common, **options}
+    return TypeAdapter(Mixture).validate_python(mixture)
 
 
 def _plan(folder: Path, mixture: Mixture) -> ControllerPlan:
@@ -149,14 +157,14 @@ def _odm(reports: Reports) -> Iterator[np.ndarray]:
         yield weight_D
 
 
-# Each policy: options that are no defaults, and the weights of every entry by its equations.
-RAISING = {"step_size": 0.7, "smoothing": 0.05}
-LAWS: dict[str, tuple[dict[str, Any], Callable[[Reports], Iterator[np.ndarray]]]] = {
-    "fixed": ({"weights": dict(zip(NAMES, (1.0, 6.0, 3.0, 0.0), strict=True))}, _fixed),
-    "ddk": ({"alpha": 0.8, "start": "ddk"}, _ddk),
-    "doremi": (RAISING, _doremi),
-    "sheared": (RAISING, _sheared),
-    "odm": ({"smoothing": 0.6}, _odm),
+# Each policy, its options no defaults, and the weights of every entry by its equations.
+WEIGHTS = dict(zip(NAMES, (1.0, 6.0, 3.0, 0.0), strict=True))
+LAWS: dict[str, tuple[Mixture, Callable[[Reports], Iterator[np.ndarray]]]] = {
+    "fixed": (FixedMixture(weights=WEIGHTS), _fixed),
+    "ddk": (DDKMixture(**OFTEN, alpha=0.8, start="ddk"), _ddk),
+    "doremi": (DoReMiMixture(**OFTEN, step_size=0.7, smoothing=0.05), _doremi),
+    "sheared": (ShearedMixture(**OFTEN, step_size=0.7, smoothing=0.05), _sheared),
+    "odm": (ODMMixture(**OFTEN, smoothing=0.6), _odm),
 }
 
 
@@ -171,9 +179,9 @@ def test_the_reports_leave_domains_out_now_and_then() -> None:
 
 @pytest.mark.parametrize("policy", LAWS)
 def test_a_policy_follows_its_equations(tmp_path: Path, policy: str) -> None:
-    options, equations = LAWS[policy]
+    mixture, equations = LAWS[policy]
     reports = [_report(step) for step in STEPS]
-    controller = Controller(_plan(tmp_path, _mixture(policy, **options)))
+    controller = Controller(_plan(tmp_path, mixture))
     for report in reports:
         controller.observe(report)
     found_ED = _weights(controller)

@@ -10,15 +10,22 @@ import pytest
 
 from cluster.cli import main
 from cluster.evaluation.generations import read_generations
+from cluster.evaluation.scores import scores
 from cluster.evaluation.statistics import ratio
 from shared.run.document_sums import DocumentSums
+from tests.cluster.evaluation.test_generating import LIMIT, written_by
 from tests.cluster.jobs import WORDS, write_job
 
 
 @pytest.fixture(scope="module")
 def runs(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
-    """The folder of two runs on one corpus."""
+    """The folder of two runs on one corpus: plain text, and prompts with responses."""
     job = write_job(tmp_path_factory.mktemp("eval"), tiny_pair)
+    rows = [
+        {"prompt": f"say {n}", "response": " ".join(str(n + k) for k in range(8))}
+        for n in range(200)
+    ]
+    (job.parent / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, lr in (("one", "3e-3"), ("two", "1e-4")):
         asked = [f"name={name}", f"optimiser.lr={lr}", "steps=4", "baseline=false"]
         assert main(["run", str(job), *asked]) == 0
@@ -33,13 +40,22 @@ def evaluated(capsys, *arguments: str) -> dict:
 
 def test_teacher_and_both_students_stand_in_one_table(runs, capsys) -> None:
     capsys.readouterr()
-    assert main(["eval", str(runs / "one")]) == 0
+    assert main(["eval", str(runs / "one"), "--max-new-tokens", str(LIMIT)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[lines.index(next(x for x in lines if "bits/byte" in x)) :])) <= 100
     written = read_generations(runs / "one" / "generations.jsonl")
     assert {g.domain for g in written} == set(WORDS)
     assert all(set(g.models) == {"teacher", "before", "after"} for g in written)
+    said = [g for g in written if g.domain == "numbers"]
+    assert said[0].models["after"].text == written_by(runs / "one" / "export", said[0].prompt)
     found = json.loads((runs / "one" / "eval.json").read_text())
+    assert {n: d["prompts"] for n, d in found["domains"].items()} == {
+        "letters": 0,
+        "numbers": len(said),
+    }
+    for name, told in found["domains"]["numbers"]["models"].items():
+        f1 = [scores(g.models[name].text.split("\n\n")[0], g.right).token_f1 for g in said]
+        assert told["token_f1"]["value"] == pytest.approx(sum(f1) / len(said))
     summary = json.loads((runs / "one" / "summary.json").read_text())["domains"]
     assert set(found["domains"]) == set(WORDS)
     for name, domain in found["domains"].items():

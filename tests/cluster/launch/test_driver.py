@@ -27,12 +27,10 @@ from shared.run.start import STAGES
 from student_trainer.state.checkpoint import all_checkpoints, step_of
 from student_trainer.state.export import exported_step
 from tests import signals
-from tests.cluster.jobs import WORDS, write_job
+from tests.cluster.jobs import WORDS, with_all_that_is_exported, write_job
 from tests.scraping import Scrapes, export_url, scraping
 
 ROOT = Path(__file__).resolve().parents[3]
-MIXTURE = {"every": 1, "experts": 2, "top_k": 1, "train": "all"}
-WEIGHTING = {"policy": "instance_weights", "centre": "mean"}
 SUMMARY = {
     "status",
     "steps",
@@ -56,8 +54,7 @@ def watched(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, Scrapes, st
     exported meanwhile, and what it said."""
     import ray
 
-    student = {"model": str(tiny_pair.student), "cpus": 0.5, "zero": 0, "upcycle": MIXTURE}
-    parts = {"targets": {"store": "store"}, "weighting": WEIGHTING, "student": student}
+    parts = with_all_that_is_exported(tiny_pair)
     job = write_job(tmp_path_factory.mktemp("job"), tiny_pair, baseline=True, **parts)
     said = io.StringIO()
     with scraping(export_url(ray.nodes()[0])) as scrapes, redirect_stdout(said):

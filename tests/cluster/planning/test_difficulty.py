@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.planning.difficulty import Asked, centre_of, scores
+from cluster.planning.difficulty import ScoringModel, centre_of, scores
 from cluster.planning.loading import load
 from cluster.planning.preparation import Prepared, prepare_run
 from cluster.planning.prompting import Showing
@@ -52,8 +52,8 @@ class Model:
         yield open_reader
 
     @property
-    def asked(self) -> Asked:
-        return Asked(self.role, {"model": self.folder.name}, self.serve)  # type: ignore[arg-type]
+    def asked(self) -> ScoringModel:
+        return ScoringModel(self.role, {"model": self.folder.name}, self.serve)  # type: ignore[arg-type]
 
     @property
     def units(self) -> int:

@@ -128,7 +128,7 @@ def test_a_winner_that_may_have_been_lucky_on_the_untouched_split_is_not_kept():
 
 
 def test_rounds_are_bounded():
-    outcome, _ = found(last_word_is_best, settings=replace_of(SETTINGS, rounds=1))
+    outcome, _ = found(last_word_is_best, settings=PromptSearch(rounds=1))
     assert max(t.round for t in outcome.history) == 1
     assert outcome.stopped in ("1 rounds are done", "round 1 gained less than one standard error")
 

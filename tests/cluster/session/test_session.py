@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from cluster.session import ray_head
 from cluster.session.session import (
     JOB_ENVIRONMENT,
     PASSED_ON,
+    _init,
     find_address,
     prepare_environment,
     runtime_env,
@@ -129,6 +132,21 @@ def test_a_cluster_that_someone_else_started_here_is_joined(tmp_path):
 def test_an_address_where_nothing_answers_is_refused():
     with pytest.raises(PlacementError, match=r"no Ray cluster answers at 127.0.0.1:1;"):
         find_address("127.0.0.1:1")
+
+
+def test_a_cluster_of_another_version_is_refused_with_both(monkeypatch):
+    """In Ray's own words, which are many lines, on what the head would have told it."""
+    from ray._private.utils import check_version_info
+
+    told = {"ray_version": "2.9.3", "python_version": "3.10.12"}
+    monkeypatch.setattr(ray, "init", lambda **_: check_version_info(told, "node 127.0.0.1"))
+    with pytest.raises(PlacementError) as refused:
+        _init("head:6379", {})
+    assert str(refused.value) == (
+        "the cluster at head:6379 runs Ray 2.9.3 and Python 3.10.12, but Ray "
+        f"{ray.__version__} and Python {platform.python_version()} are installed here; install the "
+        "same versions on both"
+    )
 
 
 def test_the_token_is_made_once_and_readable_by_its_owner_alone():

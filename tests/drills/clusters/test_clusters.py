@@ -1,5 +1,7 @@
 """Clusters that somebody else started: jobs submitted to them, roles on different nodes."""
 
+import json
+
 import pytest
 
 from tests.drills.commands import Command, Home, reached, titled, wait_until
@@ -100,6 +102,10 @@ def test_two_runs_on_one_cluster_share_nothing_but_what_they_should(home, job, t
     }
     for name, command in commands.items():
         wait_until(reached(tmp_path / name, 1), doing=command)
+    elsewhere = {"HOME": str(tmp_path), "RAY_TMPDIR": str(tmp_path)}  # where no cluster is
+    told = json.loads(home.run("status", str(tmp_path / "one"), "--json", **elsewhere))
+    assert told["state"] == "at work"
+    assert [replica["state"] for replica in told["replicas"]] == ["alive"] * 2
     alive = [a for a in listed(home, dashboard, "actors", **OPEN) if a["state"] == "ALIVE"]
     for kind, number in (("TeacherRegistry", 2), ("ControllerActor", 2), ("TeacherReplica", 4)):
         named = {(a["name"], a["ray_namespace"]) for a in alive if a["class_name"] == kind}

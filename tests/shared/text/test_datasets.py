@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.config.domains import Domain
+from shared.config.domains import Domain, HubDataset
 from shared.errors import DataError
 from shared.text.sources import read_documents, sources_of
 
@@ -43,18 +43,18 @@ def texts(folder: Path, domain: Domain, split: Literal["train", "validation"]) -
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_dataset_is_read_as_the_config_describes_it(folder, split):
-    source = {"dataset": "set", "config": "long", "split": "test"}
+    source = HubDataset(dataset="set", config="long", split="test")
     fields = {"train": "notes.txt", "columns": {"text": "body"}, split: source}
     assert texts(folder, Domain.model_validate(fields), split) == ["of long-test"]
-    fields[split] = {"dataset": "set", "config": "short"}
+    fields[split] = HubDataset(dataset="set", config="short")
     assert texts(folder, Domain.model_validate(fields), split) == ["of short"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_sources_of_all_kinds_stand_side_by_side(folder, split):
-    both = [{"dataset": "set", "config": "long", "split": "test"}, "*.txt"]
-    fields = {"train": both, "validation": both, "columns": {"text": "body"}}
-    assert texts(folder, Domain.model_validate(fields), split) == ["of long-test", "of a file"]
+    both = [HubDataset(dataset="set", config="long", split="test"), "*.txt"]
+    domain = Domain(train=both, validation=both, columns={"text": "body"})
+    assert texts(folder, domain, split) == ["of long-test", "of a file"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -68,7 +68,7 @@ def test_the_revision_goes_to_the_hub(folder, split, listed, monkeypatch):
         return datasets.Dataset.from_list([{"text": "of the hub"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = {"dataset": "some/set", "revision": "v1"}
+    source = HubDataset(dataset="some/set", revision="v1")
     fields = {"train": "notes.txt", split: [source] if listed else source}
     assert texts(folder, Domain.model_validate(fields), split) == ["of the hub"]
     assert asked == [("some/set", None, {"split": "train", "revision": "v1"})]

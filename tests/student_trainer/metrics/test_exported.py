@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from shared.config.run import Config
-from shared.run import exported
-from student_trainer.metrics.exported import measured
+from shared.run import exported, exporter
+from shared.run.metrics import DomainMetrics
+from student_trainer.metrics.exported import export_line, measured
+from tests.shared.run.test_exported import Instruments
 from tests.shared.run.test_metrics import line
 
 PARTS = (
@@ -42,3 +44,15 @@ def test_the_parts_of_a_step_add_up_to_it_whatever_it_waits_for():
     parts = [value[part] for part in PARTS]
     assert parts == pytest.approx([0.05, 0.15, 0.25, 0.1, 0.45])
     assert sum(part or 0 for part in parts) == pytest.approx(value[exported.STEP_TIME])
+
+
+def test_a_domain_that_is_done_has_a_weight_of_0_once_and_then_none():
+    library = Instruments()
+    with exporter.exporting(library, run="run"):
+        for weight in (0.5, 0.0, 0.0):
+            domain = DomainMetrics(kl=0.1, tokens=8, sequences=1, weight=weight)
+            export_line(replace(line(4), domains={"code": domain}), CONFIG, steps_in_line=2)
+        exporter.current().refresh()
+    seen = [value for metric, value, _ in library.written if metric == exported.WEIGHT.name]
+    assert list(dict.fromkeys(seen)) == [0.5, 0.0]
+    assert seen.count(0.0) == 1

@@ -51,7 +51,7 @@ def test_loss_and_gradients_are_those_of_every_document_alone(
         doc_starts=rows.column("doc_starts"),
         loss_masks=rows.column("loss_mask"),
     )
-    batch = Layouts(DOMAINS, APART.packed, CPU, passes=APART.passes).batch(rows)
+    batch = Layouts(DOMAINS, APART.packed, CPU, CAUSAL_LM, passes=APART.passes).batch(rows)
     assert len(batch["width_P"]) == 2
     loss, _, weighted_N = objective(batch)
     loss.backward()

@@ -33,24 +33,24 @@ LORA = {"train": {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.3}}
 WRITES = {"student": 0.5, "dataset": 0.5, "max_new_tokens": 8, "prompt_tokens": 6, "lag": 1}
 # Killed after the checkpoint at step 2 of 4, and gone on from there.
 RESUMED = {
-    "whole": {"followed": {"lag": 1}},
-    "sharded": {"followed": {"lag": 2}, "student": LORA | {"zero": 3}},
-    "in-turns": {"followed": {"lag": 0, "every": 3}, "student": LORA},
-    "writes": {"followed": {"lag": 1}, "source": WRITES, "losses": [{"kind": "reverse_kl"}]},
+    "whole": {"follow_student": {"lag": 1}},
+    "sharded": {"follow_student": {"lag": 2}, "student": LORA | {"zero": 3}},
+    "in-turns": {"follow_student": {"lag": 0, "every": 3}, "student": LORA},
+    "writes": {"follow_student": {"lag": 1}, "source": WRITES, "losses": [{"kind": "reverse_kl"}]},
 }
 KEPT = {"whole": [1, 2, 3], "sharded": [0, 1, 2, 3], "in-turns": [0, 3]}  # versions, at the end
 ALONE = {"student": {"workers": 1}, "losses": LOSSES}
 # On one rank; the step of each line of which the teacher is the student itself.
 SAME_AT = {
-    "now": ({"lag": 0}, [1, 2, 3, 4]),
-    "one-ago": ({"lag": 1}, [1]),
-    "every-other": ({"lag": 0, "every": 2}, [1, 3]),
-    "start": ({"lag": 9}, [1]),
+    "now": ({"follow_student": {"lag": 0}}, [1, 2, 3, 4]),
+    "one-ago": ({"follow_student": {"lag": 1}}, [1]),
+    "every-other": ({"follow_student": {"lag": 0, "every": 2}}, [1, 3]),
+    "start": ({"follow_student": {"lag": 9}}, [1]),
 }
 
 
 def followed_plan(folder: Path, pair: tiny.Pair, domains, **options: Any) -> RunPlan:
-    teacher = {"model": str(pair.student), "follow_student": options.pop("followed")}
+    teacher = {"model": str(pair.student), "follow_student": options.pop("follow_student")}
     teachers = {"t": teacher | {"replicas": options.pop("replicas", 1)}}
     plan = plan_of(folder, pair, domains, teachers=teachers, **{"log_every": 1, **options})
     plan = replace(plan, ends=ENDS) if "source" in options else plan
@@ -64,10 +64,10 @@ def runs(request: pytest.FixtureRequest, folder: Path, material) -> Path:
     for name in asked(request, "name", among=RESUMED, always=("whole", "sharded")):
         plan = followed_plan(folder / name, *material, **RESUMED[name])
         jobs.append(as_job("resumed", plan, at=2))
-    for name, (followed, _) in SAME_AT.items():
-        plan = followed_plan(folder / name, *material, followed=followed, **ALONE)
+    for name, (options, _) in SAME_AT.items():
+        plan = followed_plan(folder / name, *material, **options, **ALONE)
         alone.append(as_job("train", plan))
-    options = {"followed": {"lag": 1}, "replicas": 2, **ALONE}
+    options = {"follow_student": {"lag": 1}, "replicas": 2, **ALONE}
     alone.append(as_job("train", followed_plan(folder / "replicas", *material, **options)))
     plain = plan_of(
         folder / "plain",
@@ -123,7 +123,7 @@ def test_adapters_alone_are_kept_where_adapters_alone_train(runs: Path):
 
 
 def test_a_checkpoint_of_another_lag_is_refused(runs: Path, material, tmp_path: Path):
-    plan = followed_plan(runs / "whole", *material, followed={"lag": 2}, steps=6)
+    plan = followed_plan(runs / "whole", *material, follow_student={"lag": 2}, steps=6)
     mark_exported(plan, step=4)
     run_jobs([as_job("train", plan)], tmp_path)
     (result,) = json.loads((tmp_path / "results.json").read_text())
@@ -182,7 +182,8 @@ def test_weights_that_do_not_give_what_the_student_had_of_them_are_refused(repli
 
 
 def test_one_rank_and_two_are_taught_alike(runs: Path, folder: Path, material):
-    plan = followed_plan(folder / "alone", *material, followed={"lag": 1}, student={"workers": 1})
+    options = RESUMED["whole"] | {"student": {"workers": 1}}
+    plan = followed_plan(folder / "alone", *material, **options)
     run_jobs([as_job("train", plan)], folder / "jobs-one", ranks=1)
     others = final_weights(runs / "whole")
     for key, weight in final_weights(folder / "alone").items():

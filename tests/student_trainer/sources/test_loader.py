@@ -22,6 +22,7 @@ from student_trainer.sources.data_set import DataSet
 from student_trainer.sources.followed_log import FollowedLog
 from student_trainer.sources.loader import Loader
 from student_trainer.sources.student_ids import StudentIds
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.runs import DOMAINS, plan_of, prepared_domains
 
@@ -196,7 +197,7 @@ def test_a_step_is_asked_about_when_it_is_reached_with_the_student_of_then(
     )
     controller = Controller(ControllerPlan(plan.config, (0.5, 0.5), str(tmp_path / "log.jsonl")))
     reader, engine = Asked(), Naming()
-    layouts = Layouts(DOMAINS, True, torch.device("cpu"))
+    layouts = Layouts(DOMAINS, True, torch.device("cpu"), CAUSAL_LM)
     assert plan.training_question is not None
     assert plan.training_question.ask.num_ids == 16 + 3
     own = StudentIds(engine, layouts, plan.training_question.ask)

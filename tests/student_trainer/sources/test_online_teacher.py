@@ -37,29 +37,29 @@ LORA = {"train": {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.3}}
 # Killed after the checkpoint at step 2 of 4, and gone on from there.
 RESUMED = {
     "lag-0": {
-        "modules": {"lag": 0},
+        "online_modules": {"lag": 0},
         "targets": {"student_ids": 4},
         "losses": [{"kind": "reverse_kl"}],
     },
-    "lag-1": {"modules": {"lag": 1}},
-    "lag-2": {"modules": {"lag": 2}, "student": LORA | {"zero": 3}},
+    "lag-1": {"online_modules": {"lag": 1}},
+    "lag-2": {"online_modules": {"lag": 2}, "student": LORA | {"zero": 3}},
 }
 ALONE = {"student": {"workers": 1}, "checkpoints": {"every": 100}}
 # On one rank, as the reference, but for what is named.
 VARIANTS = {
     "reference": {},
-    "plain": {"modules": None},
-    "frozen": {"modules": {"lr": 0.0, "eta": 0.0}},
-    "frozen-looking": {"modules": {"lr": 0.0}},
+    "plain": {"online_modules": None},
+    "frozen": {"online_modules": {"lr": 0.0, "eta": 0.0}},
+    "frozen-looking": {"online_modules": {"lr": 0.0}},
     "replicas": {"replicas": 2},
-    "labels-alone": {"modules": {"eta": 0.0}},
-    "fewer-ids": {"modules": {"top_k": 2}},
-    "strict": {"modules": {"lag": 0}},
+    "labels-alone": {"online_modules": {"eta": 0.0}},
+    "fewer-ids": {"online_modules": {"top_k": 2}},
+    "strict": {"online_modules": {"lag": 0}},
 }
 
 
 def taught_plan(folder: Path, pair: tiny.Pair, domains, **options: Any) -> RunPlan:
-    asked = options.pop("modules", {})
+    asked = options.pop("online_modules", {})
     modules = None if asked is None else FAST | asked
     teacher = {"online_modules": modules, "replicas": options.pop("replicas", 1)}
     teachers = {"t": {"model": str(pair.teacher), **teacher}}
@@ -151,7 +151,7 @@ def test_versions_stay_as_long_as_a_checkpoint_names_them(runs: Path):
 
 
 def test_a_checkpoint_of_other_modules_is_refused(runs: Path, material, tmp_path: Path):
-    plan = taught_plan(runs / "lag-1", *material, modules={"lag": 1, "eta": 0.1}, steps=6)
+    plan = taught_plan(runs / "lag-1", *material, online_modules={"lag": 1, "eta": 0.1}, steps=6)
     mark_exported(plan, step=4)
     run_jobs([as_job("train", plan)], tmp_path)
     (result,) = json.loads((tmp_path / "results.json").read_text())

@@ -29,7 +29,7 @@ from tests.student_trainer.test_objective import CPU, unit
 
 ROWS = 8
 CUTS = {"whole": [0, 8], "halves": [0, 4, 8], "uneven": [0, 1, 6, 8], "rows": list(range(9))}
-LAYOUTS = Layouts(DOMAINS, True, CPU)
+LAYOUTS = Layouts(DOMAINS, True, CPU, CAUSAL_LM)
 every_cut = pytest.mark.parametrize("cut", CUTS)
 
 
@@ -167,8 +167,8 @@ def test_token_temperatures_are_those_of_the_whole_step_however_it_is_cut(
     divergence: str,
     hardest: float,
 ) -> None:
-    options = {"divergence": divergence, "hardest": hardest, "strength": 0.8, "levels": 3}
-    section = {"kind": "token_temperature", **options}
+    options = {"hardest": hardest, "strength": 0.8, "levels": 3}
+    section = {"kind": "token_temperature", "divergence": divergence, **options}
     objective = objective_of(tmp_path, tiny_pair, [section])
     (term,) = objective_losses(tmp_path, tiny_pair, [section])
     found = learnt(

@@ -13,10 +13,12 @@ import pytest
 from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
+from shared.store.readers import RecordingReader
 from teacher_service.engine.audit import load_engine
 from teacher_service.service import pool as pools
 from teacher_service.service import roster, service
 from teacher_service.service.pool import open_pool
+from teacher_service.service.scaling.demand import Report
 from tests.answers import decoded, question_of
 from tests.teacher_service.scripted import Scripted, invented, make_rows
 from tests.tiny import VOCAB
@@ -87,6 +89,25 @@ def test_a_long_wait_is_said_with_what_is_waited_for(name, monkeypatch):
     names = ", ".join(asked[0].names())
     assert f"teacher service {name} has not answered for rows {names} for " in said[0]
     assert said[0].endswith("1 replica at work; it is waited for up to 600 s")
+
+
+def test_what_a_store_has_is_neither_waited_for_nor_under_way(name, tmp_path):
+    """So that a teacher behind it is not asked for more replicas, and in the end has its fewest."""
+    pool, asked = started(name, Scripted(delay_s=0.1)), units(4)
+    reader = RecordingReader(pool, tmp_path, teacher=Scripted().describe().fingerprint)
+
+    def learnt() -> Report:
+        for rows in asked:
+            reader.submit(rows, SPEC)
+        for rows in asked:
+            assert reader.next().table.equals(invented(rows, SPEC).table)
+        return pool.report()
+
+    cold, warm = learnt(), learnt()
+    assert cold.wait_s > 0.1
+    assert cold.most_units == 3
+    assert warm.wait_s == cold.wait_s
+    assert warm.most_units == warm.units == 0
 
 
 @pytest.mark.drill

@@ -15,6 +15,7 @@ import ray
 from cluster.cli import main
 from cluster.commands import status
 from shared.config.models.teachers import Autoscaling, Teacher
+from shared.store.readers import RecordingReader
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
 from teacher_service.service.replicas.naming import REGISTRY
@@ -107,6 +108,28 @@ def test_a_service_grows_under_waits_and_shrinks_when_idle(name):
     wait_until(lambda: groups(name) == 1)
     assert lines(name)[-1] == "3 -> 1 replica, nothing was asked of it for 4 s"
     assert service.status(name).scale.wanted == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.drill
+def test_behind_a_store_that_has_the_answers_a_service_shrinks_to_its_fewest(name, tmp_path):
+    described = service.start(
+        name, teacher(min=2, max=3), detached=True, make_engine=SLOW
+    ).described()
+    pool = open_pool(0, service=name, run="runs/one", in_flight=4)
+    reader = RecordingReader(pool, tmp_path, teacher=described.fingerprint)
+    units = [make_rows([[10]], first=index, seed=index) for index in range(5)]
+
+    def learn() -> bool:
+        for unit in units:
+            reader.submit(unit, SPEC)
+            assert reader.next().table.equals(invented(unit, SPEC).table)
+        return states(name) == ["alive"]
+
+    assert not learn()
+    service.rescale(name, Autoscaling(min=1, max=3))
+    wait_until(learn, told=lambda: lines(name))
+    assert lines(name)[-1] == "2 -> 1 replica, nothing was asked of it for 4 s"
+    reader.close()
 
 
 @pytest.mark.drill

@@ -88,19 +88,15 @@ def test_they_are_those_of_the_training_rows_and_are_kept(tmp_path, models, monk
     assert np.array_equal(labels_of(config), found_CC), "from the cache"
 
 
-OPTIONS = {
-    "samples": {"samples": 3},
-    "passes": {"passes": 9},
-    "diagonal": {"diagonal": 0.7},
-}
+SIMILARITY = [{"samples": 3}, {"passes": 9}, {"diagonal": 0.7}]
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", SIMILARITY, ids=str)
 def test_every_option_changes_them(tmp_path, models, option):
     base = {"diagonal": DIAGONAL, "passes": 3}
     plain, other = (
         labels_of(asked(tmp_path / name, models, teacher={"similarity": base | changed}))
-        for name, changed in (("plain", {}), ("other", OPTIONS[option]))
+        for name, changed in (("plain", {}), ("other", option))
     )
     assert np.abs(plain - other).max() > 1e-4
 

@@ -71,7 +71,7 @@ class Across:
 
     def batch(self, answer: PairedTargets) -> Batch:
         """The unit with the teacher's part at the student's positions."""
-        layouts = Layouts(DOMAINS, True, CPU, pairing=TokenPairing(self.pair))
+        layouts = Layouts(DOMAINS, True, CPU, CAUSAL_LM, pairing=TokenPairing(self.pair))
         return layouts.batch(self.student_rows, answer)
 
 

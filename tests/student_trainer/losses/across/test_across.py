@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from shared.data.rows import Rows
 from student_trainer.losses.across.reading import compared
 from student_trainer.sources.batches import Layouts
+from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.student_trainer.losses.across.subjects import CPU, FEW, Across, across, tokenizer
 from tests.student_trainer.runs import DOMAINS
@@ -75,7 +76,7 @@ def test_with_one_tokenizer_it_is_the_plain_loss_to_the_bit(
     options["targets"] = {"top_k": top_k}
     plain = same.objective(**options)
     aligned = same.objective(**options, cross_tokenizer=method)
-    layouts = Layouts(DOMAINS, True, CPU)
+    layouts = Layouts(DOMAINS, True, CPU, CAUSAL_LM)
     loss, sums, *found = learnt(aligned, same.batch(answer))
     expected, their_sums, *others = learnt(plain, layouts.batch(same.student_rows, answer.targets))
     assert loss == expected != 0

@@ -108,7 +108,7 @@ def test_the_loss_of_a_step_is_that_of_a_plain_step(tmp_path: Path, checkpointin
     loaded.saved.train()
     objective = Objective(loaded, config, teacher_width=None)
     rows = make_rows([[9], [40], [23]], vocab=tiny.VOCAB)
-    batch = Layouts(("text", "prose"), True, CPU).batch(rows)
+    batch = Layouts(("text", "prose"), True, CPU, CAUSAL_LM).batch(rows)
     count = len(batch["label_N"])
     loss, *_ = objective(batch, multiplier=1 / count)
     loss.backward()
@@ -134,7 +134,7 @@ def test_the_load_of_experts_is_counted_by_layer_however_a_step_is_cut(tmp_path:
     layout = objective.loss_head.layout
     assert layout.routers == (2, 4)
     rows = make_rows([[9], [40], [23]], vocab=tiny.VOCAB)
-    layouts = Layouts(("text", "prose"), True, CPU)
+    layouts = Layouts(("text", "prose"), True, CPU, CAUSAL_LM)
 
     def load(part) -> torch.Tensor:
         _, sums, _ = objective(layouts.batch(part))

@@ -72,7 +72,7 @@ def objective_of(folder: Path, pair: tiny.Pair, losses: list[dict]) -> Objective
 
 def gradients(objective: Objective) -> dict[str, torch.Tensor | None]:
     rows = make_rows([[9], [30], [23]], vocab=tiny.VOCAB)
-    loss, *_ = objective(Layouts(("text", "prose"), True, CPU).batch(rows))
+    loss, *_ = objective(Layouts(("text", "prose"), True, CPU, CAUSAL_LM).batch(rows))
     loss.backward()
     return {name: weight.grad for name, weight in objective.named_parameters()}
 

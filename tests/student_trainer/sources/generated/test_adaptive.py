@@ -43,11 +43,11 @@ def test_the_share_grows_with_every_loss_that_is_worse_by_the_tolerance():
 
 
 @pytest.mark.parametrize(
-    ("options", "share"),
-    [({"start": 0.3}, 0.4), ({"growth": 0.25}, 0.25), ({"tolerance": 0.5}, 0.0)],
+    ("adaptive", "share"),
+    [(scheduler(start=0.3), 0.4), (scheduler(growth=0.25), 0.25), (scheduler(tolerance=0.5), 0.0)],
+    ids=["start", "growth", "tolerance"],
 )
-def test_every_option_decides(options, share):
-    adaptive = scheduler(**options)
+def test_every_option_decides(adaptive, share):
     for loss in (3.0, 3.2):
         adaptive.follow(loss)
     assert adaptive.phi == pytest.approx(share)

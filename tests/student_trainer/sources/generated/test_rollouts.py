@@ -24,7 +24,6 @@ from tests.telling import asked, telling
 ENDS = tuple(
     range(3, tiny.VOCAB // 6)
 )  # so that some of what a random student writes ends by itself
-HALF = {"student": 0.5, "dataset": 0.5}
 LOSSES = [{"kind": "jsd"}, {"kind": "cross_entropy", "weight": 0.5}]
 LORA = {"train": {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.3}}
 # Killed after the checkpoint at step 2 of 4, and gone on from there.
@@ -65,7 +64,8 @@ LONG = ("reference", "strict", "zero-3", "least")  # the others take one step
 
 
 def written_plan(folder: Path, pair: tiny.Pair, domains, **options) -> RunPlan:
-    source = {**HALF, "max_new_tokens": 10, "prompt_tokens": 6} | options.pop("source", {})
+    source = {"student": 0.5, "dataset": 0.5, "max_new_tokens": 10, "prompt_tokens": 6}
+    source |= options.pop("source", {})
     options = {"log_every": 1, "losses": LOSSES, **options}
     plan = replace(plan_of(folder, pair, domains, source=source, **options), ends=ENDS)
     mark_exported(plan)

@@ -24,11 +24,10 @@ from tests.student_trainer.sources.generated.test_rollouts import ENDS, files, t
 from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.telling import asked, telling
 
-THIRDS = {"teacher": 0.5, "student": 0.25, "dataset": 0.25}
 ALONE = {"teacher": 1.0, "student": 0.0, "dataset": 0.0}
 # Killed after the checkpoint at step 2 of 4, and gone on from there.
 RESUMED = {
-    "three-shares": {"source": THIRDS},
+    "three-shares": {"source": {"teacher": 0.5, "student": 0.25, "dataset": 0.25}},
     "hard-labels-alone": {"source": ALONE, "losses": [{"kind": "cross_entropy"}]},
     "divergence": {"source": {**ALONE, "temperature": 0.5}, "losses": [{"kind": "forward_kl"}]},
 }
@@ -102,7 +101,7 @@ def test_hard_labels_are_learnt_from_the_teacher_and_never_from_the_student(resu
 def test_what_is_gone_on_from_are_prompts_of_the_training_text(resumed: Path, material):
     """Validation text never enters a prompt."""
     run = resumed / "three-shares"
-    plan = written_plan(resumed / "prompts", *material, source=THIRDS)
+    plan = written_plan(resumed / "prompts", *material, **RESUMED["three-shares"])
     stores = {d.name: RowStore.open(d.train_path) for d in plan.domains}
     seen = 0
     for path in (path for step in (2, 3) for path in files(run, step)):
