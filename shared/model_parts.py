@@ -15,6 +15,7 @@ MULTIPLIED = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 DIVIDED = ("logits_scaling", "logits_mup_width_multiplier")
 CAPPED = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
+ROUTED = "output_router_logits"  # a config's: whether the loss of its routers is asked for
 LANGUAGE = ("language_model", "text_model")
 
 # Names of weights in files that no model computes with: tables of positions and masks that earlier

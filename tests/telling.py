@@ -1,6 +1,7 @@
 """Cases of a law: the most telling ones are shown in `make test`, the others are drills."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -34,3 +35,9 @@ def asked(
     found = (case.params[parameter] for case in cases if case and parameter in case.params)
     values = list(dict.fromkeys([*always, *found]))
     return values if among is None else [case for case in among if case in values]
+
+
+def in_turn(cases: Iterable[Any], others: Sequence[Any]) -> list[Any]:
+    """Every case with one of the others, which take turns; with all of them as drills."""
+    cases = list(cases)
+    return telling(product(cases, others), *zip(cases, cycle(others), strict=False))

@@ -16,8 +16,8 @@ from shared.data.passes import TOGETHER
 from shared.data.trust import Trust
 from shared.errors import ConfigError
 from shared.images.processor import ImageProcessor, blank_image
-from shared.model_parts import read_by, speaking_part_of, takes, token_types_of
-from student_trainer.models.routers import ROUTED, heard
+from shared.model_parts import ROUTED, read_by, speaking_part_of, takes, token_types_of
+from student_trainer.models.routers import heard
 from student_trainer.models.student import Student, load_student, student_trust
 from student_trainer.tasks.task import PIXELS, ModelKind
 

@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 
 from shared.errors import ConfigError
 from shared.loading import first_line
-from shared.model_parts import decoder_of, logit_formulas, seeing_part_of, tolerance
+from shared.model_parts import ROUTED, decoder_of, logit_formulas, seeing_part_of, tolerance
 from student_trainer.losses.kernel.primitive import Head
-from student_trainer.models.routers import ROUTED
 
 
 def probe_ids(model: PreTrainedModel, *, length: int) -> Tensor:

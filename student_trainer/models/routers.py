@@ -11,11 +11,10 @@ from typing import Any
 from shared.config.losses import RouterBalance
 from shared.config.run import Config
 from shared.errors import ConfigError
-from shared.model_parts import seeing_part_of, speaking_part_of
+from shared.model_parts import ROUTED, seeing_part_of, speaking_part_of
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k")
-ROUTED = "output_router_logits"
 TOLERANCE = 1e-3  # relative; of bfloat16 logits, whose ties may fall either way
 
 
@@ -27,7 +26,7 @@ def router_balance_of(config: Any) -> dict[str, Any] | None:
     """Options of the loss that a config of transformers asks for with `output_router_logits`, and
     how much it counts; None where it asks for none, or for nothing."""
     text = config.get_text_config()
-    if not getattr(text, "output_router_logits", False):
+    if not getattr(text, ROUTED, False):
         return None
     places = (text, getattr(text, "ffn_config", None))  # DBRX has them there
     weight, active = (

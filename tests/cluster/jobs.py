@@ -33,11 +33,11 @@ def with_all_that_is_exported(pair: Pair) -> dict[str, object]:
     }
 
 
-def write_job(folder: Path, pair: Pair, **parts: object) -> Path:
+def write_job(folder: Path, pair: Pair, *, documents: int = 60, **parts: object) -> Path:
     """Text of two domains and a config beside it; `parts` replace top-level options."""
     for name, words in WORDS.items():
         draw = random.Random(name)
-        rows = (" ".join(draw.choices(words, k=60)) for _ in range(60))
+        rows = (" ".join(draw.choices(words, k=60)) for _ in range(documents))
         text = "".join(f'{{"text": "{row}"}}\n' for row in rows)
         (folder / f"{name}.jsonl").write_text(text)
     job = {

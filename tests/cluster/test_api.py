@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import chdir
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -17,6 +19,7 @@ from shared.config.file import load_config, resolve
 from shared.errors import ConfigError, UserError
 from tests.cluster.jobs import WORDS, write_job
 from tests.documents import ROOT, blocks
+from tests.forking import python
 
 # Verbs on a run's folder are methods; of several runs, a function.
 FUNCTIONS = {
@@ -66,15 +69,55 @@ def test_overrides_are_spelt_as_on_the_command_line(tmp_path, tiny_pair):
 
 
 @pytest.fixture(scope="module")
-def done(ray_cluster, tmp_path_factory, tiny_pair) -> api.Run:
-    """What the document about it runs, on a config of this test."""
+def executed(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, nbformat.NotebookNode]:
+    """The folder of a job, and the notebook that has run it, on this process's cluster."""
+    import ray
+
     folder = tmp_path_factory.mktemp("job")
-    write_job(folder, tiny_pair, name="mine", steps=4).rename(folder / "my.yaml")
+    job = write_job(folder, tiny_pair, name="mine", steps=4).rename(folder / "my.yaml")
+    written = folder / "first.ipynb"
+    assert cli.main(["init", str(written)]) == 0
+    notebook = nbformat.read(written, as_version=4)
+    (given,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    given.source += f"\nCONFIG, OVERRIDES = {str(job)!r}, {{'optimiser.lr': 3e-4}}"
+    client = NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}
+    )
+    forks = {"py_executable": " ".join(python("ray"))}  # as workers of `ray_cluster` are
+    joins = {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": forks}),
+    }
+    client.execute(env=os.environ | joins)
+    return folder, notebook
+
+
+@pytest.fixture(scope="module")
+def done(executed) -> api.Run:
+    """What it ran."""
+    return api.Run(executed[0] / "runs" / "mine")
+
+
+def test_the_notebook_runs_and_plots(executed):
+    _, notebook = executed
+    shown = [kind for cell in notebook.cells for kind in _kinds(cell)]
+    assert shown.count("image/png") == 1
+    assert "text/html" in shown  # the table of the outcome
+    said = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+    assert "KL to the teacher" in said
+
+
+def _kinds(cell: nbformat.NotebookNode) -> list[str]:
+    """The kinds of what a cell shows."""
+    return [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+
+
+def test_the_example_of_the_document_finds_the_run_that_is_there(executed, done):
     (shown,) = blocks(ROOT / "cluster" / "README.md", "python")
     named: dict[str, Any] = {}
-    with chdir(folder):
+    with chdir(executed[0]):
         exec(shown.replace("math", next(iter(WORDS))), named)
-    return named["run"]
+    assert named["run"].path == done.path
 
 
 def test_a_run_is_an_object_with_what_was_measured(done):
@@ -98,6 +141,7 @@ def test_an_evaluation_gives_the_numbers_of_the_summary(done):
     measured = done.evaluate(generate=0)
     for name, domain in done.summary()["domains"].items():
         assert measured[name].student_nll == pytest.approx(domain["student_nll_after"], abs=1e-6)
+        assert measured[name].kl == pytest.approx(domain["kl_after"], abs=1e-6)
 
 
 def test_an_export_goes_where_it_is_asked_to(done, tmp_path):
@@ -112,26 +156,3 @@ def test_what_a_caller_can_mend_is_raised_with_its_sentence(done, tmp_path):
         _ = api.Run(tmp_path).config
     with pytest.raises(ConfigError, match="has no summary yet"):
         api.Run(tmp_path).summary()
-
-
-def test_the_notebook_runs_and_plots(tmp_path, tiny_pair):
-    job = write_job(tmp_path, tiny_pair, steps=4)
-    written = tmp_path / "first.ipynb"
-    assert cli.main(["init", str(written)]) == 0
-    notebook = nbformat.read(written, as_version=4)
-    (given,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    given.source += f"\nCONFIG, OVERRIDES = {str(job)!r}, {{'name': 'told'}}"
-    NotebookClient(
-        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    ).execute()
-    shown = [kind for cell in notebook.cells for kind in _kinds(cell)]
-    assert shown.count("image/png") == 1
-    assert "text/html" in shown  # the table of the outcome
-    said = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
-    assert "KL to the teacher" in said
-    assert (tmp_path / "runs" / "told" / "summary.json").exists()
-
-
-def _kinds(cell: nbformat.NotebookNode) -> list[str]:
-    """The kinds of what a cell shows."""
-    return [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from shared.config.losses import RouterBalance
+from shared.model_parts import ROUTED
 from student_trainer.models.probing import probe_ids
-from student_trainer.models.routers import ROUTED, OtherRouterLoss, router_balance_of, routers_of
+from student_trainer.models.routers import OtherRouterLoss, router_balance_of, routers_of
 from tests.families.known import APART, REFUSED
 from tests.families.making import FAMILIES, make_model
 

@@ -17,6 +17,7 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.student_trainer.runs import plan_of, prepared_domains
+from tests.telling import in_turn
 
 
 def _config(**fields: object) -> Callable[[Path], None]:
@@ -115,15 +116,13 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("odd", TAKEN)
+@pytest.mark.parametrize(("odd", "role"), in_turn(TAKEN, ROLES))
 def test_what_changes_nothing_is_taken(tmp_path: Path, model: Path, odd: str, role: str) -> None:
     TAKEN[odd](model)
     load(role, model, tmp_path)
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("odd", REFUSED)
+@pytest.mark.parametrize(("odd", "role"), in_turn(REFUSED, ROLES))
 def test_what_cannot_work_is_named(tmp_path: Path, model: Path, odd: str, role: str) -> None:
     make, said = REFUSED[odd]
     make(model)

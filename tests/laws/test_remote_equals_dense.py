@@ -28,6 +28,7 @@ from teacher_service.engine.hf import HFEngine
 from teacher_service.service import service
 from teacher_service.service.pool import open_pool
 from tests.answers import decoded, question_of
+from tests.telling import telling
 
 SERVICE = "remote-equals-dense"
 LENGTHS = ((60, 41), (90,), (17, 30, 25))  # documents of each row
@@ -39,7 +40,7 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module", params=["tiny", "real"])
+@pytest.fixture(scope="module", params=telling(["tiny", "real"], "tiny"))
 def models(request, ray_cluster, cache) -> Iterator[tuple[Path, Path, int]]:
     """Teacher, student and vocabulary; the teacher serves under SERVICE meanwhile."""
     if request.param == "tiny":

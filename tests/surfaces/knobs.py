@@ -273,8 +273,7 @@ KNOBS = {
     "rollouts.cpus": f"{COPIES}::test_copies_write_are_listed_and_leave_nothing_behind",
     "rollouts.engine": IN_VLLM,
     "rollouts.python": IN_VLLM,
-    "targets.selector": "cluster/launch/test_asked.py"
-    "::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it",
+    "targets.selector": "cluster/launch/test_asked.py::test_a_run_on_drawn_ids_fills_a_store",
     "targets.top_k": LOOP,
     "targets.student_ids": (
         "cluster/launch/test_asked.py::test_a_student_that_names_ids_is_answered_about_them"
@@ -303,9 +302,7 @@ KNOBS = {
         "cluster/launch/test_driver.py"
         "::test_a_store_filled_by_one_run_feeds_another_without_a_teacher"
     ),
-    "targets.store_ids": (
-        "cluster/launch/test_asked.py::test_a_run_on_drawn_ids_fills_a_store_that_repeats_it"
-    ),
+    "targets.store_ids": ("cluster/launch/test_asked.py::test_a_run_on_drawn_ids_fills_a_store"),
     "targets.teacher_free": (
         "cluster/launch/test_driver.py"
         "::test_a_store_filled_by_one_run_feeds_another_without_a_teacher"

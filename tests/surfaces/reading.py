@@ -4,9 +4,10 @@ import ast
 import types
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -146,20 +147,66 @@ def is_drill(test: str) -> bool:
 @cache
 def nodes_of(test: str) -> tuple[tuple[ast.AST, Places], ...]:
     """Every node of a test and of what it names, in its own module and in others of `tests`, and
-    where it stands in a config."""
+    where it stands in a config; cases that are drills are left out."""
     file, _, name = test.partition("::")
-    waiting, seen = [(ROOT / "tests" / file, name)], set()
-    found: list[tuple[ast.AST, Places]] = []
+    waiting, seen = [(ROOT / "tests" / file, name)], dict[tuple[Path, str], list[Definition]]()
     while waiting:
         path, name = waiting.pop()
         if (path, name) in seen:
             continue
-        seen.add((path, name))
-        for definition in _definitions(path).get(name, []):
-            found.extend(_within(definition, path, ((),)))
-            for named in _names_in(definition):
-                waiting.append(_imports(path).get(named, (path, named)))
-    return tuple(found)
+        seen[path, name] = _definitions(path).get(name, [])
+        for named in {one for node in seen[path, name] for one in _names_in(node)}:
+            waiting.append(_imports(path).get(named, (path, named)))
+    shown = _Shown()
+    for definition in (node for found in seen.values() for node in found):
+        shown.look(definition)
+    return tuple(
+        found
+        for (path, _), definitions in seen.items()
+        for definition in definitions
+        for found in _within(shown.visit(deepcopy(definition)), path, ((),))
+    )
+
+
+class _Shown(ast.NodeTransformer):
+    """Leaves out the cases that are drills: of `telling`, also where a constant holds the cases by
+    name, and those that are marked."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, set[Any]] = {}  # the constants that hold cases, and what is shown
+
+    def look(self, definition: ast.AST) -> None:
+        """See which cases of constants a definition shows."""
+        for node in ast.walk(definition):
+            if _is_telling(node) and isinstance(node.args[0], ast.Name):
+                named = map(_text, node.args[1:])
+                self._of.setdefault(node.args[0].id, set()).update(named)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST | None:
+        marks = [keyword.value for keyword in node.keywords if keyword.arg == "marks"]
+        if any("mark.drill" in ast.unparse(mark) for mark in marks):
+            return None
+        if _is_telling(node):
+            node = ast.Tuple(node.args[1:])  # type: ignore[assignment]
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        return self._cases(node, node.targets[0])
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        return self._cases(node, node.target)
+
+    def _cases(self, node: ast.Assign | ast.AnnAssign, name: ast.expr) -> ast.AST:
+        value = node.value
+        if isinstance(name, ast.Name) and isinstance(value, ast.Dict) and name.id in self._of:
+            pairs = list(zip(value.keys, value.values, strict=True))
+            pairs = [pair for pair in pairs if _text(pair[0]) in self._of[name.id]]
+            node.value = ast.Dict([key for key, _ in pairs], [one for _, one in pairs])
+        return self.generic_visit(node)
+
+
+def _is_telling(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "telling"
 
 
 def _within(node: ast.AST, path: Path, places: Places) -> Iterator[tuple[ast.AST, Places]]:

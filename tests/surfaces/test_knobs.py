@@ -11,6 +11,7 @@ from shared.config.messages import option_paths
 from shared.config.run import Config
 from tests.surfaces.knobs import KNOBS
 from tests.surfaces.reading import TAGS, exists, is_drill, is_set_by
+from tests.telling import telling
 
 
 def defaults() -> dict[str, list[Any]]:
@@ -83,3 +84,21 @@ def test_a_test_that_leaves_an_option_alone_is_told_from_one_that_sets_it():
 def test_an_option_is_told_from_others_of_its_name(option, other):
     assert is_set_by(KNOBS[other], other, defaults=DEFAULTS[other])
     assert not is_set_by(KNOBS[other], option, defaults=DEFAULTS[option])
+
+
+CASES = {"shown": {"optimiser": {"lr": 0.3}}, "left out": {"optimiser": {"eps": 0.3}}}
+
+
+@pytest.mark.parametrize("name", telling(CASES, "shown"))
+@pytest.mark.parametrize(
+    "decay", telling([{"weight_decay": 0.3}, {"weight_decay": 0.0}], {"weight_decay": 0.0})
+)
+@pytest.mark.parametrize(
+    "clip", [{"clip_norm": 0.3}, pytest.param({"warmup_steps": 7}, marks=pytest.mark.drill)]
+)
+def test_cases_that_are_drills_set_nothing(name, decay, clip):
+    """Of the options that this test's own cases have."""
+    test = "surfaces/test_knobs.py::test_cases_that_are_drills_set_nothing"
+    options = ("lr", "eps", "weight_decay", "clip_norm", "warmup_steps")
+    found = {leaf: is_set_by(test, f"optimiser.{leaf}", defaults=[0.0]) for leaf in options}
+    assert [leaf for leaf, is_set in found.items() if is_set] == ["lr", "clip_norm"]

@@ -18,6 +18,7 @@ from tests.cluster.active.scripted import (
     line,
     new_rows,
 )
+from tests.telling import telling
 
 
 @pytest.fixture
@@ -82,7 +83,10 @@ def test_the_best_round_may_be_that_of_the_lowest_loss(job):
     assert rounds.teach().best == 3
 
 
-def test_a_killed_command_goes_on_to_the_same_files_without_asking_twice(job):
+@pytest.mark.parametrize(
+    "every", telling([1, 4], 4), ids=["at every moment", "at one moment of four"]
+)
+def test_a_killed_command_goes_on_to_the_same_files_without_asking_twice(job, every):
     def say(ask: Ask) -> str:  # some answers need repair, some rows are left out
         if ask.purpose == "rows" and ask.seed % 2:
             return "no JSON"
@@ -91,7 +95,7 @@ def test_a_killed_command_goes_on_to_the_same_files_without_asking_twice(job):
     whole = Rounds(config_of(job, "paths.runs=whole"), say)
     expected = whole.teach()
     assert {ask.purpose for ask in whole.writer.asked} == {"rows", "repair"}
-    for kill_at in range(whole.ticks):
+    for kill_at in range(0, whole.ticks, every):
         config = config_of(job, f"paths.runs=killed-{kill_at}")
         killed = Rounds(config, say, kill_at=kill_at)
         with pytest.raises(Killed):

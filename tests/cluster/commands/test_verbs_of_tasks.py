@@ -168,12 +168,12 @@ def planned(capsys: pytest.CaptureFixture, job: Path, *overrides: str) -> dict:
 
 def test_a_plan_of_classes_counts_rows_and_what_a_teacher_says_of_each(jobs, capsys):
     job, _ = jobs[CLASSES]
-    found = planned(capsys, job)
+    found = planned(capsys, job, "student.model=tiny")
     assert found["wire"]["bytes_per_token"]["classes"] == 4 * len(classified.LABELS)
     assert found["wire"]["tokens_per_step"] == found["config"]["batch"]["rows_per_step"]
     assert found["student"]["activations"]["traced"]
     assert found["payloads"] == []
-    tiny = planned(capsys, job, "student.model=tiny")["student"]["sizes"]
+    tiny = found["student"]["sizes"]
     assert tiny["num_weights"] == 17_472 + 65 * len(classified.LABELS)
 
 

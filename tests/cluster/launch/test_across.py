@@ -16,20 +16,24 @@ from tests.cluster.jobs import WORDS, write_job
 from tests.cluster.planning.test_across import FEW, pair  # noqa: F401
 
 
-def test_what_is_captured_across_tokenizers_is_learnt_without_a_teacher(
-    ray_cluster,
-    tmp_path: Path,
-    pair: tiny.Pair,  # noqa: F811
-    capsys: pytest.CaptureFixture,
-) -> None:
+@pytest.fixture(scope="module")
+def job(ray_cluster, tmp_path_factory, pair: tiny.Pair) -> Path:  # noqa: F811
+    """A config whose run has learnt what a capture wrote."""
+    tmp_path = tmp_path_factory.mktemp("across")
     store = str(tmp_path / "store")
     targets = {"store": store, "top_k": 32}
     losses = [{"kind": "forward_kl"}, {"kind": "cross_entropy"}]
     job = write_job(tmp_path, pair, cross_tokenizer="grouped", targets=targets, losses=losses)
     assert main(["capture", str(job)]) == 0
-    assert all(answers.question.ask.shared_vocab == FEW for answers in stored_answers(Path(store)))
     assert main(["run", str(job), "targets.teacher_free=true"]) == 0
-    run = RunDir(tmp_path / "runs" / "job")
+    return job
+
+
+def test_what_is_captured_across_tokenizers_is_learnt_without_a_teacher(job: Path) -> None:
+    answers = stored_answers(job.parent / "store")
+    assert answers
+    assert all(each.question.ask.shared_vocab == FEW for each in answers)
+    run = RunDir(job.parent / "runs" / "job")
     lines = read_metrics(run.metrics)
     assert len(lines) == 3
     assert all(line.cache_hits == line.units > 0 for line in lines)
@@ -51,10 +55,16 @@ def test_what_is_captured_across_tokenizers_is_learnt_without_a_teacher(
     found = TokenPair.read(run.token_pair)
     assert found.overlap > 256
     assert found.group_V is not None
+
+
+@pytest.mark.drill
+def test_an_evaluation_counts_the_students_tokens(job: Path, capsys: pytest.CaptureFixture) -> None:
+    run = RunDir(job.parent / "runs" / "job")
+    evaluated = json.loads((run.path / "evaluations.json").read_text())
     capsys.readouterr()
     assert main(["eval", str(run.path), "--json", "--generate", "0"]) == 0
     found = json.loads(capsys.readouterr().out)["domains"]
-    files = list((tmp_path / "cache" / "rows").glob("*/validation.arrow"))
+    files = list((job.parent / "cache" / "rows").glob("*/validation.arrow"))
     tokens = {int(RowStore.open(path).num_loss_tokens) for path in files}
     for name in WORDS:
         assert found[name]["tokens"] in tokens

@@ -1,5 +1,7 @@
 """The main job on every kind of question: what it costs, and what a store of its answers gives."""
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -62,8 +64,11 @@ def test_hidden_states_are_projected_by_the_teacher(ray_cluster, tmp_path, tiny_
     assert saved == pytest.approx(2 * (48 - 8), abs=1)
 
 
-def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path, tiny_pair, capsys):
-    """Weights follow the KL of the domains, which is estimated from the same draws."""
+@pytest.fixture(scope="module")
+def drawn(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, str]:
+    """A config whose run on drawn ids has filled a store, and what it said. Weights follow the KL
+    of the domains, which is estimated from the same draws."""
+    tmp_path = tmp_path_factory.mktemp("drawn")
     store = {"store": str(tmp_path / "store"), "store_ids": "plain"}
     targets = {"selector": "threshold", "top_k": 16, **store}
     job = write_job(
@@ -73,24 +78,33 @@ def test_a_run_on_drawn_ids_fills_a_store_that_repeats_it(ray_cluster, tmp_path,
         mixture={"policy": "odm", "interval": 2, "lag_steps": 1},
         losses=[{"kind": "forward_kl", "temperature": 0.5}],  # sharp enough to have a head
     )
-    assert main(["run", str(job)]) == 0
-    said = capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["run", str(job)]) == 0
+    return job, said.getvalue()
+
+
+def test_a_run_on_drawn_ids_fills_a_store(drawn, capsys):
+    job, said = drawn
     assert "threshold: 16 ids, the most likely exactly and the rest drawn by probability" in said
-    asks = [answers.question.ask for answers in stored_answers(tmp_path / "store")]
+    asks = [answers.question.ask for answers in stored_answers(job.parent / "store")]
     found = {(ask.selector, ask.num_ids) for ask in asks}
     assert found == {("threshold", 16), ("top_k", VOCAB)}
-    assert kept_as(tmp_path / "store") == {"threshold": pa.uint16()}
-    first = RunDir(tmp_path / "runs" / "job")
+    assert kept_as(job.parent / "store") == {"threshold": pa.uint16()}
+    first = RunDir(job.parent / "runs" / "job")
     assert 0 < json.loads(first.summary.read_text())["captured_mass"] < 1
-    assert main(["run", str(job), "name=warm", "targets.teacher_free=true"]) == 0
-    warm = RunDir(tmp_path / "runs" / "warm")
-    weights = [(run.export / "model.safetensors").read_bytes() for run in (first, warm)]
-    assert weights[0] == weights[1]
-    assert first.weight_log.read_text() == warm.weight_log.read_text()
-    capsys.readouterr()
     other = ["name=other", "targets.seed=3", "targets.teacher_free=true"]
     assert main(["run", str(job), *other]) == 2
     assert "asked is threshold 16 of 512 ids at temperature 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.drill
+def test_a_store_of_drawn_ids_repeats_the_run_that_filled_it(drawn):
+    job, _ = drawn
+    assert main(["run", str(job), "name=warm", "targets.teacher_free=true"]) == 0
+    first, warm = (RunDir(job.parent / "runs" / name) for name in ("job", "warm"))
+    weights = [(run.export / "model.safetensors").read_bytes() for run in (first, warm)]
+    assert weights[0] == weights[1]
+    assert first.weight_log.read_text() == warm.weight_log.read_text()
 
 
 def kept_as(store: Path) -> dict[str, pa.DataType]:

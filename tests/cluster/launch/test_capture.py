@@ -1,5 +1,7 @@
 """`tutelage capture`: what it asks, that it goes on, and that a run needs no teacher after it."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -46,16 +48,20 @@ from tests.student_trainer.processes import LocalTeacher
 from tests.student_trainer.runs import plan_of, plan_of_two, prepared_domains
 from tests.tiny import VOCAB, Pair
 
+SMALL_GB = 0.0005  # less than validation answers over the whole vocabulary take
+
 
 @pytest.fixture(scope="module")
-def captured(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
-    """A config with prompts, phases and projected hidden states, its answers captured."""
+def captured(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, str]:
+    """A config with prompts, phases and projected hidden states, with little room for answers of
+    validation, whose answers are captured; and what that said."""
     folder = tmp_path_factory.mktemp("captured")
     write_prompts(folder)
     job = write_job(
         folder,
         tiny_pair,
         steps=6,
+        evaluation={"store_gb": SMALL_GB},
         prompts="prompts.json",
         losses=[{"kind": "forward_kl"}, {"kind": "hidden_states", "layers": {2: 1}}],
         mixture={"policy": "fixed"},
@@ -67,8 +73,9 @@ def captured(ray_cluster, tmp_path_factory, tiny_pair) -> Path:
             "hidden": {"width": 8, "calibration_rows": 4},
         },
     )
-    assert main(["capture", str(job)]) == 0
-    return job
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["capture", str(job)]) == 0
+    return job, said.getvalue()
 
 
 def test_capture_without_a_store_is_refused_before_anything_starts(tmp_path, tiny_pair, capsys):
@@ -86,24 +93,24 @@ def test_capture_refuses_what_is_not_there_before_it_is_learnt(tmp_path, tiny_pa
 
 def test_a_captured_run_needs_no_teacher(captured, tiny_pair, tmp_path, capsys):
     """Its tokenizer and config alone, and it refuses the answers of a teacher of another name."""
-    prompts = {answers.question.prefix for answers in stored_answers(captured.parent / "store")}
-    assert prompts == {PROMPTS.id}
-    assert set(kept_as(captured.parent / "store").values()) == {pa.uint16()}
+    job, store = captured[0], captured[0].parent / "store"
+    assert {answers.question.prefix for answers in stored_answers(store)} == {PROMPTS.id}
+    assert set(kept_as(store).values()) == {pa.uint16()}
     bare = tmp_path / tiny_pair.teacher.name
     shutil.copytree(tiny_pair.teacher, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    free = [str(captured), "targets.teacher_free=true", f"teachers.tiny.model={bare}"]
+    free = [str(job), "targets.teacher_free=true", f"teachers.tiny.model={bare}"]
     assert main(["run", *free, "name=warm"]) == 0
     other = bare.rename(tmp_path / "other")
     assert main(["run", *free[:2], f"teachers.tiny.model={other}", "name=other"]) == 2
     said = "has answers of teacher float32, but teachers names other float32; name that teacher"
     assert said in capsys.readouterr().err
-    run = RunDir(captured.parent / "runs" / "warm")
+    run = RunDir(job.parent / "runs" / "warm")
     summary = json.loads(run.summary.read_text())
     assert summary["cache_hit_rate"] == 1.0
     lines = read_metrics(run.metrics)
     assert all(line.cache_hits == line.units > 0 for line in lines)
     assert {line.phase for line in lines} == {0, 1}
-    assert all(d["kl_kind"] == "full" for d in summary["domains"].values())
+    assert kinds(run.path) == {"bucketed-16"}
 
 
 class Counting(LocalTeacher):
@@ -351,35 +358,35 @@ def test_each_of_two_teachers_is_asked_about_its_domains_alone(tmp_path, tiny_pa
     assert drawn(plan, ranks, open_routing(0, plan=plan, readers=readers))
 
 
-def test_validation_answers_beyond_the_budget_are_kept_over_the_likeliest_ids(
-    ray_cluster, tmp_path, tiny_pair, capsys
-):
-    """A run reads them with no teacher alive; with one it asks anew and keeps none, and those that
-    are stored whole are read whatever the budget."""
-    store = tmp_path / "store"
-    job = write_job(
-        tmp_path, tiny_pair, steps=2, targets={"store": str(store), "top_k": 16}, evaluation={}
-    )
-    small, free = "evaluation.store_gb=0.0005", "targets.teacher_free=true"
+def widths(store: Path) -> set[int]:
+    return {answers.question.ask.num_ids for answers in stored_answers(store)}
 
-    def widths() -> set[int]:
-        return {answers.question.ask.num_ids for answers in stored_answers(store)}
 
-    assert main(["capture", str(job), small, "evaluation.kl=full"]) == 2
+def test_validation_answers_beyond_the_budget_are_kept_over_the_likeliest_ids(captured, capsys):
+    """A run reads them with no teacher alive, as above."""
+    job, told = captured
+    assert "those over targets.top_k and the tail are kept" in told
+    assert widths(job.parent / "store") == {16}
+    asked = (f"evaluation.store_gb={SMALL_GB / 2}", "evaluation.kl=full")
+    assert main(["capture", str(job), *asked]) == 2
     said = capsys.readouterr().err
     assert "evaluation.kl is full: validation answers over the whole vocabulary would take" in said
-    assert "more than evaluation.store_gb 0.0005" in said
+    assert f"more than evaluation.store_gb {SMALL_GB / 2}" in said
+
+
+@pytest.mark.drill
+def test_a_run_asks_anew_for_what_has_no_room_and_reads_what_is_stored_whole(
+    ray_cluster, tmp_path, tiny_pair, capsys
+):
+    store = tmp_path / "store"
+    targets = {"store": str(store), "top_k": 16}
+    job = write_job(tmp_path, tiny_pair, steps=2, targets=targets, evaluation={})
+    small, free = f"evaluation.store_gb={SMALL_GB}", "targets.teacher_free=true"
     assert main(["run", str(job), small, "name=live"]) == 0
     assert "the teacher is asked each time" in capsys.readouterr().out
-    assert widths() == {16}
-
-    assert main(["capture", str(job), small]) == 0
-    assert "those over targets.top_k and the tail are kept" in capsys.readouterr().out
-    assert main(["run", str(job), small, free, "name=narrow"]) == 0
-    assert kinds(tmp_path / "runs" / "narrow") == {"bucketed-16"}
-
+    assert widths(store) == {16}
     assert main(["capture", str(job)]) == 0
-    assert widths() == {16, VOCAB}
+    assert widths(store) == {16, VOCAB}
     assert main(["run", str(job), small, free, "name=whole"]) == 0
     assert kinds(tmp_path / "runs" / "whole") == kinds(tmp_path / "runs" / "live") == {"full"}
 

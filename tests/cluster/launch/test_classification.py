@@ -85,6 +85,7 @@ def test_a_finished_run_tells_how_well_all_tell_classes_apart(job, capsys):
     assert "macro F1" in (run / "report.html").read_text()
 
 
+@pytest.mark.drill
 def test_eval_tells_rows_from_rows_as_the_summary_does(job, capsys):
     run = job.parent / "runs" / "kinds"
     domains = json.loads((run / "summary.json").read_text())["domains"]

@@ -291,20 +291,9 @@ def test_no_service_and_no_controller_is_left(finished):
     assert not any(name.startswith("controller(") for name in names)
 
 
-def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(finished, run_dir):
-    free = ["name=stored", "baseline=false", "targets.teacher_free=true"]
-    assert main(["run", str(finished), *free]) == 0
-    stored = RunDir(finished.parent / "runs" / "stored")
-    weights = [(r.export / "model.safetensors").read_bytes() for r in (run_dir, stored)]
-    assert weights[0] == weights[1]
-    rates = [json.loads(r.summary.read_text())["cache_hit_rate"] for r in (run_dir, stored)]
-    assert rates == [0.0, 1.0]
-
-
-def test_a_signal_saves_the_step_under_way_and_the_same_command_goes_on_from_it(
-    finished, run_dir, capfd
-):
-    """Without a teacher alive; between two checkpoints, with a line for every step."""
+def test_a_store_filled_by_one_run_feeds_another_without_a_teacher(finished, run_dir, capfd):
+    """Also one that a signal stops between two checkpoints, with a line for every step: the step
+    under way is saved, and the same command goes on from it."""
     options = ["name=stopped", "baseline=false", "targets.teacher_free=true", "log_every=1"]
     command = ["run", str(finished), *options, "checkpoints.every=100"]
     stopped = RunDir(finished.parent / "runs" / "stopped")
@@ -332,6 +321,8 @@ def test_a_signal_saves_the_step_under_way_and_the_same_command_goes_on_from_it(
     assert f"going on from step {step} of 6" in capfd.readouterr().out
     steps = [json.loads(line)["step"] for line in stopped.metrics.read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
+    rates = [json.loads(r.summary.read_text())["cache_hit_rate"] for r in (run_dir, stopped)]
+    assert rates == [0.0, 1.0]
     weights = [(r.export / "model.safetensors").read_bytes() for r in (run_dir, stopped)]
     assert weights[0] == weights[1]
 

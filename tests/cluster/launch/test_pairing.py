@@ -4,6 +4,8 @@ a run that learns them.
 Those who write are real engines in this process, but for the run's.
 """
 
+import contextlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -240,24 +242,42 @@ def test_a_run_whose_pairs_nobody_could_write_is_refused(
         load(job_of(tmp_path, tiny_pair, **asked), [])
 
 
-def test_a_run_learns_what_its_models_wrote_and_goes_on_with_the_same(
-    ray_cluster, tmp_path: Path, tiny_pair: Pair, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def learnt(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, str]:
+    """A config whose run has finished, and what it said."""
+    job = job_of(tmp_path_factory.mktemp("job"), tiny_pair, steps=4, log_every=1)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["run", str(job)]) == 0
+    return job, said.getvalue()
+
+
+def test_a_run_learns_what_its_models_wrote(
+    learnt: tuple[Path, str], tiny_pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job, run = job_of(tmp_path, tiny_pair, steps=4, log_every=1), tmp_path / "runs" / "job"
-    assert main(["run", str(job)]) == 0
-    said = capsys.readouterr().out
+    job, said = learnt
+    run = job.parent / "runs" / "job"
     assert "to write rejected responses" in said
     assert "pairs of said: " in said
-    rows = (run / "pairs" / "rows.0.arrow").read_bytes()
     pairs = documents(str(run / "pairs" / "rows.0.arrow"))
     assert len(pairs) % 2 == 0
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair.student)
     assert all("say" in tokenizer.decode(prompt) for prompt, _ in pairs)
+    terms = [line.terms["preference"] for line in read_metrics(run / "metrics.jsonl")]
+    assert len(terms) >= 4
+    assert None not in terms
+    assert main(["capture", str(job), f"targets.store={job.parent / 'store'}"]) == 2
+    assert "capture cannot know them" in capsys.readouterr().err
+
+
+@pytest.mark.drill
+def test_a_run_with_more_steps_goes_on_with_the_pairs_that_it_had(
+    learnt: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, run = learnt[0], learnt[0].parent / "runs" / "job"
+    rows = (run / "pairs" / "rows.0.arrow").read_bytes()
     assert main(["run", str(job), "steps=6"]) == 0
     assert "to write rejected responses" not in capsys.readouterr().out
     assert (run / "pairs" / "rows.0.arrow").read_bytes() == rows
     terms = [line.terms["preference"] for line in read_metrics(run / "metrics.jsonl")]
     assert len(terms) == 6
     assert None not in terms
-    assert main(["capture", str(job), f"targets.store={tmp_path / 'store'}"]) == 2
-    assert "capture cannot know them" in capsys.readouterr().err

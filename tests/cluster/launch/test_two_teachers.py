@@ -1,6 +1,7 @@
 """Two teachers through the public path: live, from a store, and from services that are up."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,13 @@ def job(tmp_path_factory, tiny_pair) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster, job: Path) -> Path:
-    assert main(["run", str(job)]) == 0
-    return job
+def finished(ray_cluster, job: Path) -> Iterator[Path]:
+    """A config that services which are up have taught."""
+    assert main(["teacher", "up", str(job)]) == 0
+    assert main(["train", str(job)]) == 0
+    yield job
+    for name in TEACHERS.values():
+        assert main(["teacher", "down", "--service", name]) == 0
 
 
 def run_of(job: Path, name: str) -> RunDir:
@@ -90,22 +95,26 @@ def test_a_store_of_both_feeds_a_run_without_any_to_the_bit(finished):
 
 
 def test_services_are_called_as_their_teachers_or_as_the_command_says(finished, capsys):
-    fresh = ["name=served", "targets.store=null"]
     assert main(["teacher", "up", str(finished), "--service", "up"]) == 2
     assert "say --service wide=SERVICE,narrow=SERVICE" in capsys.readouterr().err
-    assert main(["teacher", "up", str(finished)]) == 0
-    assert main(["train", str(finished), *fresh]) == 0
     swapped = ["--service", "wide=narrow,narrow=wide"]
     assert main(["train", str(finished), "name=swapped", *swapped]) == 2
     assert "teacher service narrow serves model" in capsys.readouterr().err
-    served = run_of(finished, "served")
-    assert main(["eval", str(served.path), "--service", "wide=wide,narrow=narrow"]) == 0
-    for name in TEACHERS.values():
-        assert main(["teacher", "down", "--service", name]) == 0
+
+
+@pytest.mark.drill
+def test_a_run_with_services_of_its_own_is_that_of_services_that_are_up(finished):
+    assert main(["run", str(finished), "name=own", "targets.store=null"]) == 0
     weights = [
         (run_of(finished, name).export / "model.safetensors").read_bytes()
-        for name in ("job", "served")
+        for name in ("job", "own")
     ]
     assert weights[0] == weights[1]
-    evaluated = json.loads((served.path / "evaluation.json").read_text())
-    assert evaluated == json.loads((served.path / "evaluations.json").read_text())["after"]
+
+
+@pytest.mark.drill
+def test_an_evaluation_asks_the_services_that_it_is_told(finished):
+    run = run_of(finished, "job")
+    assert main(["eval", str(run.path), "--service", "wide=wide,narrow=narrow"]) == 0
+    evaluated = json.loads((run.path / "evaluation.json").read_text())
+    assert evaluated == json.loads((run.path / "evaluations.json").read_text())["after"]

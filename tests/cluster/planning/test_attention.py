@@ -13,6 +13,7 @@ from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.audit import load_engine
 from tests import tiny
 from tests.cluster.jobs import write_job
+from tests.telling import in_turn
 
 SECTIONS = {"teacher": "teachers.tiny", "student": "student"}
 
@@ -66,8 +67,9 @@ def of_own_choice(folder, pair, side, **fields):
     return attends
 
 
-@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
-@pytest.mark.parametrize("side", SECTIONS)
+@pytest.mark.parametrize(
+    ("side", "field"), in_turn(SECTIONS, ["attn_implementation", "_attn_implementation"])
+)
 def test_what_is_asked_for_wins_over_the_models_own_choice(side, field, tmp_path, tiny_pair):
     attends = of_own_choice(tmp_path, tiny_pair, side, **{field: "flash_attention_2"})
     assert attends("eager") == "eager"

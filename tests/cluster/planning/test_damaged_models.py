@@ -17,6 +17,7 @@ from shared.config.file import load_config
 from shared.errors import ConfigError
 from tests import tiny
 from tests.cluster.jobs import write_job
+from tests.telling import in_turn, telling
 
 
 def other_sizes(folder: Path) -> None:
@@ -121,8 +122,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(("fault", "role"), in_turn(FAULTS, ["teacher", "student"]))
 def test_weights_that_are_not_those_of_the_config_are_named_before_the_start(
     tmp_path: Path, tiny_pair: tiny.Pair, role: str, fault: Callable[[Path], None]
 ) -> None:
@@ -150,7 +150,7 @@ FEW_BITS = {
 
 
 @pytest.mark.parametrize("name", FEW_BITS)
-@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("gpus", telling([0, 1], 0))
 def test_few_bits_that_nothing_here_reads_are_named_before_the_start(
     tmp_path: Path, tiny_pair: tiny.Pair, name: str, gpus: int
 ) -> None:

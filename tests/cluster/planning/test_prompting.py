@@ -119,11 +119,15 @@ def test_a_run_resumes_to_the_same_end(run_dir, prompted):
     assert [line.loss for line in read_metrics(run_dir.metrics)] == losses
 
 
-def test_the_store_serves_without_a_teacher(prompted, run_dir, capsys):
+@pytest.mark.drill
+def test_the_store_serves_without_a_teacher(prompted, run_dir):
     assert main(["run", str(prompted), "name=stored", "targets.teacher_free=true"]) == 0
     stored = RunDir(run_dir.path.parent / "stored")
     weights = [(r.export / "model.safetensors").read_bytes() for r in (run_dir, stored)]
     assert weights[0] == weights[1]
+
+
+def test_the_store_serves_no_teacher_that_is_shown_nothing(prompted, capsys):
     plain = ["run", str(prompted), "name=plain", "targets.teacher_free=true", "prompts=null"]
     assert main(plain) == 2
     assert "asked is threshold" in capsys.readouterr().err

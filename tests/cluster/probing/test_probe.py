@@ -81,7 +81,10 @@ def test_each_of_two_teachers_and_workers_stands_beside_the_formula(
         pytest.param(
             ("student.gpus=1",),
             "set student.gpus=0 (gpus: 0)",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+            marks=[
+                pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+                pytest.mark.drill,
+            ],
         ),
     ],
 )

@@ -25,6 +25,7 @@ from tests.answers import Given, question_of
 from tests.cluster.jobs import two_teachers, write_job
 from tests.cluster.selftest.examined import by_name, subject, verdicts
 from tests.student_trainer.processes import LocalTeacher
+from tests.telling import telling
 from tests.tiny import Pair
 
 JUDGED = (
@@ -109,7 +110,7 @@ def drawn_subject(folder: Path, pair: Pair, selector: str) -> Subject:
     return subject_of(plan, lambda rank: LocalTeacher(engine))
 
 
-@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+@pytest.mark.parametrize("selector", telling(["threshold", "sampled"], "threshold"))
 def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
     drawn = drawn_subject(tmp_path, tiny_pair, selector)
     assert drawn.question.ask.selector == selector
@@ -119,7 +120,7 @@ def test_ids_that_are_drawn_pass(tmp_path, tiny_pair, selector: str):
     assert "from drawn ids" in by_name(found)["student := teacher"].said
 
 
-@pytest.mark.parametrize("selector", ["threshold", "sampled"])
+@pytest.mark.parametrize("selector", telling(["threshold", "sampled"], "sampled"))
 def test_ids_drawn_beside_the_teachers_probability_fail(
     tmp_path, tiny_pair, monkeypatch, selector: str
 ):
@@ -262,7 +263,7 @@ def test_a_config_of_hard_labels_alone_is_examined_with_forward_kl(tmp_path, tin
     assert [loss.kind for loss in plain(load(job, [])).losses] == ["cross_entropy", "forward_kl"]
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "atkd"])
+@pytest.mark.parametrize("kind", telling(["forward_kl", "atkd"], "atkd"))
 def test_states_are_examined_as_ids_are(tmp_path, tiny_pair, kind: str):
     """The payload is the last state of 48 numbers of 4 bytes, and the label."""
     job = write_job(tmp_path, tiny_pair, losses=[{"kind": kind}], targets={"exact": "last_hidden"})

@@ -71,7 +71,9 @@ def test_room_is_what_is_free_beside_what_others_hold_and_ask_for(ray_cluster):
             remove_placement_group(group)
 
 
-def test_what_others_hold_is_waited_for_a_moment_and_then_refused(ray_cluster):
+def test_what_others_hold_is_waited_for_a_moment_and_then_refused(ray_cluster, monkeypatch):
+    monkeypatch.setattr(placement, "PATIENCE_S", 2.0)
+
     @ray.remote(num_cpus=ALL_CPUS - 1)
     class Holder:
         def ready(self) -> None: ...
@@ -81,7 +83,7 @@ def test_what_others_hold_is_waited_for_a_moment_and_then_refused(ray_cluster):
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"has free"):
         refuse_unplaceable([("students", {"CPU": 1.0})] * ALL_CPUS)
-    assert time.monotonic() - started < 20  # 8 s, on an idle machine
+    assert 2 <= time.monotonic() - started < 20
     ray.kill(holder)
 
 

@@ -1,8 +1,10 @@
 """What a real DeepSpeed engine holds after a step's last backward pass, by ZeRO stage and dtype:
-`python -m tests.cluster.sizing.held` in every rank prints bytes by name as JSON on rank 0."""
+`python -m tests.cluster.sizing.held "STAGE DTYPE" ...` in every rank prints bytes by name as JSON
+on rank 0."""
 
 import gc
 import json
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -77,6 +79,7 @@ def _storages(found: Iterable[object]) -> dict[int, int]:
 
 if __name__ == "__main__":
     join(this_device())
-    found = {f"{zero} {dtype}": held(zero, dtype) for zero in STAGES for dtype in DTYPES}
+    asked = {name: name.split() for name in sys.argv[1:]}
+    found = {name: held(int(zero), dtype) for name, (zero, dtype) in asked.items()}
     if dist.get_rank() == 0:
         print(json.dumps(found))

@@ -19,6 +19,7 @@ from student_trainer.tasks.task import ModelKind
 from tests.allocations import peak_bytes
 from tests.cluster.sizing.small import SMALL
 from tests.pictured import save_llava
+from tests.telling import in_turn
 
 CLASSES = ("one", "two", "three")
 WHOLE = ModelKind("AutoModelForSequenceClassification", "SEQ_CLS", labels=CLASSES)
@@ -46,8 +47,7 @@ def weight_bytes(model: nn.Module) -> int:
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-@pytest.mark.parametrize("kind", [WHOLE, WORDS], ids=["texts", "words"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), in_turn(FAMILIES, [WORDS, WHOLE]))
 def test_a_classifier_is_the_real_one_and_its_passes_those_of_padded_texts(family, kind, tmp_path):
     FAMILIES[family].save_pretrained(tmp_path)
     config = with_classes(transformers.AutoConfig.from_pretrained(tmp_path), kind)

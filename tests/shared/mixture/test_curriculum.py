@@ -193,7 +193,7 @@ def test_realised_loss_tokens_keep_to_domain_weights_and_replay(
     curriculum = _curriculum(stores, _log(), replay=replay)
     tokens = [store.loss_tokens() for store in stores]
     part_of_row = [_part_of_row(_parts(store)) for store in stores]
-    for phase, (first, stop) in enumerate(((0, 40), (40, 90), (90, 1500))):
+    for phase, (first, stop) in enumerate(((0, 40), (40, 90), (90, 900))):
         sums_DP = np.zeros((2, PHASES))
         for block in range(first, stop):
             drawn = curriculum.block(block)
@@ -201,7 +201,7 @@ def test_realised_loss_tokens_keep_to_domain_weights_and_replay(
                 rows = drawn.row_index_R[drawn.domain_index_R == d]
                 np.add.at(sums_DP[d], part_of_row[d][rows], tokens[d][rows])
         total = sums_DP.sum()
-        slack = 0.01 if stop == 1500 else 0.03
+        slack = 0.01 if stop == 900 else 0.03
         assert np.abs(sums_DP.sum(1) / total - WEIGHTS[phase]).max() < slack
         replayed = sums_DP[:, :phase].sum() / total
         assert abs(replayed - (replay if phase else 0)) < slack

@@ -246,7 +246,7 @@ import sys
 from shared.store.target_store import TargetStore
 from tests.shared.store.test_target_store import SPEC, TEACHER, answer, make_rows
 store = TargetStore(sys.argv[1], teacher=TEACHER, question=SPEC)
-for index in range(80):
+for index in range(60):
     store.write(answer(make_rows(index % 50), seed=int(sys.argv[2])))
 if sys.argv[2] != "0":
     store.close()

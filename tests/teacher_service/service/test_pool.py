@@ -204,7 +204,7 @@ def test_a_question_that_cannot_be_answered_is_not_retried(name):
 
 
 def test_a_silent_replica_is_passed_over(name, tmp_path):
-    pool = started(name, Scripted(hangs_once=str(tmp_path / "hung")), replicas=2, unit_deadline_s=9)
+    pool = started(name, Scripted(hangs_once=str(tmp_path / "hung")), replicas=2, unit_deadline_s=5)
     asked = units(6)
     for rows in asked:
         pool.submit(rows, SPEC)
@@ -226,6 +226,7 @@ def test_another_teacher_than_the_run_began_with_is_refused(name):
         pool.next()
 
 
+@pytest.mark.drill
 def test_a_service_that_restarts_is_found_again(name):
     pool, asked = started(name, Scripted(), unit_deadline_s=60), units(2)
     pool.submit(asked[0], SPEC)

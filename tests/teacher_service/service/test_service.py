@@ -72,7 +72,7 @@ def test_replicas_come_and_go_while_a_client_works(name):
         name, ANY, detached=True, make_engine=Scripted(delay_s=0.05)
     ).described()
     pool = open_pool(0, service=name, teacher=described.fingerprint)
-    units = [make_rows([[10]], first=index, seed=index) for index in range(200)]
+    units = [make_rows([[10]], first=index, seed=index) for index in range(100)]
     fed, answers = iter(units), []
 
     def work(seconds: float) -> None:

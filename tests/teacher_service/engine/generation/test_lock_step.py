@@ -203,8 +203,8 @@ def mixed(models, asked: Openings, spec: GenerationSpec, share: float) -> Contin
     ],
 )
 def test_tokens_are_drawn_from_the_mixture(models, share, options):
-    """Chi-square of all texts of two tokens out of three, over 4,000 of one prompt."""
-    times, ids = 4000, openings([7], vocab=VOCAB).ids()[0]
+    """Chi-square of all texts of two tokens out of three, over 2,000 of one prompt."""
+    times, ids = 2000, openings([7], vocab=VOCAB).ids()[0]
     spec = GenerationSpec(2, temperature=1.0, vocab=3, logprobs=True)
     spec = replace(spec, **{"temperature": 1.0} | options)
     asked = Openings.build(names=["one"] * times, input_ids=[ids] * times)

@@ -99,7 +99,7 @@ def test_a_service_that_nobody_asks_has_its_fewest():
 
 def test_bursts_that_no_number_ends_are_tried_with_fewer_ever_more_rarely():
     work = clients(3.0, ranks=1, in_flight=6, burst=True)
-    day = Simulation(Autoscaling(max=4), work).run(6 * 3600)
+    day = Simulation(Autoscaling(max=4), work).run(3 * 3600)
     assert day.wanted in (3, 4)
     turned = [at for at, number in day.history if number < 4]
     gaps = [b - a for a, b in pairwise(turned)]
@@ -122,7 +122,7 @@ def test_slow_starts_are_waited_for():
 
 
 def test_a_placement_that_never_comes_is_given_up_and_tried_again_ever_more_rarely():
-    day = Simulation(Autoscaling(max=4), clients(3.0), room=lambda now: 1).run(4 * 3600)
+    day = Simulation(Autoscaling(max=4), clients(3.0), room=lambda now: 1).run(5400)
     given_up = [at for at, line in day.lines if "is given up" in line]
     tries = day.asked_for[1:]
     waits = [round((b - a) / 10) * 10 for a, b in zip(given_up, tries[1:], strict=False)]
