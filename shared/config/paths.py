@@ -89,16 +89,15 @@ def local_paths(
 def refuse_unwritable(option: str, folder: str) -> None:
     """Refuse a folder that cannot be made or written to, leaving none. Raises ConfigError."""
     place = Path(folder).expanduser()
+    nearest, reason = place, ""
     try:
         nearest = next(path for path in (place, *place.parents) if path.exists())
-        reason = "" if nearest.is_dir() else f"{nearest} is no folder"
-    except OSError as error:
-        reason = reason_of(error)
-    if not reason:
-        try:  # modes do not tell it to root, nor of a file system that is read-only or remote
+        if nearest.is_dir():  # modes do not tell it to root, nor of a read-only file system
             TemporaryDirectory(dir=nearest).cleanup()
-        except OSError as error:
-            reason = f"{nearest} cannot be written to: {reason_of(error)}"
+        else:
+            reason = f"{nearest} is no folder"
+    except OSError as error:
+        reason = f"{nearest} cannot be written to: {reason_of(error)}"
     if reason:
         raise ConfigError(f"{option} is {folder}, but {reason}; set {option}=FOLDER")
 

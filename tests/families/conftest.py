@@ -46,13 +46,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def on_trial(
     alone: None, llama: Path, domains: tuple, tmp_path: Path
-) -> Iterator[Callable[[str], Trial]]:
+) -> Iterator[Callable[..., Trial]]:
     """A family's model on trial."""
 
-    def make(family: str) -> Trial:
-        model = save_family(family, tmp_path / family, seed=3)
+    def make(family: str, sizes: dict | None = None, context: int = 64) -> Trial:
+        model = save_family(family, tmp_path / family, seed=3, **sizes or {})
         engine: HFEngine = teacher(str(llama))
-        return Trial(model, plan_for(model, llama, domains, tmp_path / "run"), engine, tmp_path)
+        plan = plan_for(model, llama, domains, tmp_path / "run", context=context)
+        return Trial(model, plan, engine, tmp_path)
 
     yield make
     shutil.rmtree(tmp_path)

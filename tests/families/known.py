@@ -31,6 +31,11 @@ APART = {
     "musicgen_melody": "transformers cannot make it from its own config",
 }
 
+# By family: what a loss on its hidden states is refused with.
+NOT_STATED = dict.fromkeys(  # which have several streams
+    ("deepseek_v4", "gemma3n_text", "hy_v4"), "do not give one state per token"
+)
+
 # By family: stages that are not tried, and why.
 STAGES_APART = {
     "moshi": ({"continues"}, "its own cache gives other logits than it has without one"),

@@ -61,16 +61,17 @@ BY_NAME = {name: value for value, names in SIZES.items() for name in names.split
 }
 
 
-def tiny_config(family: str) -> PretrainedConfig:
-    """A family's config with every size small."""
-    return _small(CONFIG_MAPPING[family](), OWN.get(family, {}))
+def tiny_config(family: str, **sizes: int) -> PretrainedConfig:
+    """A family's config with every size small; `sizes` are those of a case of its own."""
+    return _small(CONFIG_MAPPING[family](), OWN.get(family, {}) | sizes)
 
 
-def make_model(family: str, *, seed: int) -> PreTrainedModel:
+def make_model(family: str, *, seed: int, **sizes: int) -> PreTrainedModel:
     """A random model of a family whose vectors, and rows of zeros as that of a padding token, are
     not what they begin with."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(family)).float().eval()
+    config = tiny_config(family, **sizes)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float().eval()
     assert sum(p.numel() for p in model.parameters()) < LARGEST, f"{family} has a size unseen"
     with torch.no_grad():
         for parameter in model.parameters():
@@ -80,9 +81,9 @@ def make_model(family: str, *, seed: int) -> PreTrainedModel:
     return model
 
 
-def save_family(family: str, folder: Path, *, seed: int) -> Path:
+def save_family(family: str, folder: Path, *, seed: int, **sizes: int) -> Path:
     """Save a random model of a family with the tiny tokenizer beside it."""
-    make_model(family, seed=seed).save_pretrained(folder)
+    make_model(family, seed=seed, **sizes).save_pretrained(folder)
     tiny.save_tokenizer(folder)
     return folder
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from shared.errors import UserError
+from shared.data.passes import TOGETHER
+from shared.errors import ConfigError, UserError
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
-from tests.families.known import APART, REFUSED, STAGES_APART
+from tests.families import stages
+from tests.families.known import APART, NOT_STATED, REFUSED, STAGES_APART
 from tests.families.making import FAMILIES
 from tests.families.trial import Trial
 from tests.telling import telling
@@ -30,6 +32,12 @@ DIVERSE = (
     "opt",
     "recurrent_gemma",
 )
+# These go through `stages.py` too.
+TRIED = sorted({*DIVERSE, *NOT_STATED, "llama", "qwen3_moe"} - {*REFUSED})
+POSITIONS = {
+    **{f: {"max_position_embeddings": 50} for f in ("opt", "biogpt", "bart", "xglm")},
+    "gpt2": {"n_positions": 50},
+}
 OTHERS = tuple(family for family in FAMILIES if family not in {*DIVERSE, *APART})
 
 
@@ -123,3 +131,59 @@ def test_a_frozen_weight_of_the_students_own_is_exported(
         return student
 
     trial.trains("full", load=load)
+
+
+def trusted(trial: Trial, kind: str = "full") -> HFEngine:
+    """Let a trial run as its student is trusted to; its teacher."""
+    trust = CAUSAL_LM.trust(trial.with_train(kind))
+    trial.plan = replace(trial.plan, packed=trust.packed, passes=trust.passes)
+    return HFEngine.load(str(trial.family), context=trial.plan.config.data.context)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("family", TRIED)
+def test_a_family_goes_through_every_other_stage(
+    on_trial: Callable[..., Trial], family: str
+) -> None:
+    apart, _ = STAGES_APART.get(family, (set(), ""))
+    kind, trial = "lora" if "full" in apart else "full", on_trial(family)
+    engine = trusted(trial, kind)
+    stages.twin(trial, engine)
+    stages.exact(trial, engine)
+    if family in NOT_STATED:
+        with pytest.raises(ConfigError, match=NOT_STATED[family]):
+            CAUSAL_LM.trust(stages.with_hidden(trial))
+    else:
+        stages.hidden(trial, engine)
+    trial.gradient(checkpointing=True)
+    exported = trial.trains(kind, zero=3 if trial.plan.passes == TOGETHER else 2)
+    if "continues" not in apart:
+        stages.writes(exported)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("family", POSITIONS)
+def test_positions_that_end_off_the_ladder_are_scored_and_learnt(
+    on_trial: Callable[..., Trial], family: str
+) -> None:
+    """A row of 50 tokens would be padded to more than the model has positions for."""
+    trial = on_trial(family, POSITIONS[family], context=50)
+    engine = trusted(trial)
+    trial.scores(engine)
+    trial.gradient()
+    for kind in ("full", "lora"):
+        trial.trains(kind)
+
+
+@pytest.mark.drill
+def test_a_model_whose_ends_are_narrower_than_its_layers_is_scored_and_taught(
+    on_trial: Callable[..., Trial],
+) -> None:
+    """OPT's embedding and head have 16 numbers, its layers 32."""
+    trial = on_trial("opt", {"word_embed_proj_dim": 16})
+    engine = trusted(trial)
+    trial.scores(engine)
+    trial.gradient()
+    trial.trains("full")
+    with pytest.raises(ConfigError, match=r"different widths \(32 in layer 1, 16 in layer 2\)"):
+        CAUSAL_LM.trust(stages.with_hidden(trial))

@@ -149,11 +149,12 @@ class Trial:
             expected.append(ids[0, len(opening) :].tolist())
         assert [list(ids) for ids in found.ids()] == expected, "greedy text differs"
 
-    def gradient(self) -> None:
-        """Loss and gradient of the student are those of plain autograd."""
-        config = self.plan.config
+    def gradient(self, *, checkpointing: bool = False) -> None:
+        """Loss and gradient of the student are those of plain autograd, also where activations are
+        computed again, as in training alone."""
+        config = self.with_student(activation_checkpointing=checkpointing)
         student = CAUSAL_LM.load(config, device=CPU)
-        objective = Objective(student, config, teacher_width=None).eval()
+        objective = Objective(student, config, teacher_width=None).train(checkpointing)
         answer = self.engine.score(self.rows, _everything())
         layouts = Layouts(tuple(config.domains), self.plan.packed, CPU, CAUSAL_LM, self.plan.passes)
         scale = 1 / int(self.rows.num_loss_tokens().sum())
@@ -172,16 +173,25 @@ class Trial:
 
     def with_train(self, kind: str) -> Config:
         """The config of a student that trains whole, or in adapters."""
+        train = {"kind": "lora", "r": 2} if kind == "lora" else {"kind": kind}
+        return self.with_student(train=train)
+
+    def with_student(self, **options: object) -> Config:
+        """The config of a student with other options."""
         fields = self.plan.config.model_dump()
-        fields["student"]["train"] = {"kind": "lora", "r": 2} if kind == "lora" else {"kind": kind}
+        fields["student"] |= options
         return type(self.plan.config).model_validate(fields)
 
-    def trains(self, kind: str, *, load: LoadStudent | None = None) -> None:
+    def trains(self, kind: str, *, load: LoadStudent | None = None, zero: int | None = None) -> Any:
         """A run's export, loaded by transformers or peft, says of validation text what the run
-        says of its student, which has moved."""
+        says of its student, which has moved; returns it."""
         folder = self.folder / kind
         folder.mkdir()
-        plan = replace(self.plan, config=self.with_train(kind), run_dir=str(folder))
+        config = self.with_train(kind)
+        if zero is not None:
+            student = config.student.model_copy(update={"zero": zero})
+            config = config.model_copy(update={"student": student})
+        plan = replace(self.plan, config=config, run_dir=str(folder))
         run = open_run(plan, reader_of(plan), lambda: StandingWeights(plan), load=load)
         run.reloader = HereReloader()
         try:
@@ -202,6 +212,7 @@ class Trial:
             )
             assert abs(after - nll) < CLOSE, f"the run says NLL {after}, its export {nll}"
             assert before != after, "the student has not moved"
+        return exported
 
     def _plain_loss(self, model: Any) -> Tensor:
         """Forward KL from the Llama plus half the cross-entropy, summed over positions."""
@@ -213,7 +224,9 @@ class Trial:
         return (kl_N - 0.5 * logprobs_NV.gather(1, label_N1)[:, 0]).sum()
 
 
-def plan_for(family: Path, llama: Path, domains: tuple, folder: Path) -> RunPlan:
+def plan_for(
+    family: Path, llama: Path, domains: tuple, folder: Path, *, context: int = 64
+) -> RunPlan:
     """Two steps with every id of the vocabulary shipped."""
     return plan_of(
         folder,
@@ -221,6 +234,7 @@ def plan_for(family: Path, llama: Path, domains: tuple, folder: Path) -> RunPlan
         domains,
         steps=2,
         log_every=1,
+        data={"context": context},
         student={"workers": 1},
         batch={"rows_per_step": 4, "micro_batch": 4},
         targets={"selector": "top_k", "top_k": tiny.VOCAB, "encoding": "fp32"},

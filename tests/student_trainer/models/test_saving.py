@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -44,7 +45,7 @@ def trust(
     ignored: list[str] | None = None,
     left_out: str = "",
     scale: float = 1,
-    **fields,
+    **fields: Any,
 ) -> None:
     """Ask what a student of its own code, which leaves something out or changes it when saved, is
     trusted for; `fields` of its config are not their defaults."""
@@ -87,7 +88,7 @@ def test_a_size_that_is_not_saved_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_field_that_is_not_saved_is_named(
-    tmp_path: Path, field: str, value: object, said: str
+    tmp_path: Path, field: str, value: Any, said: str
 ) -> None:
     """Of no size, so that every weight still fits."""
     with pytest.raises(ConfigError, match=rf"forgetting .* config\.json would say {said}; set"):
