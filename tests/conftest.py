@@ -89,21 +89,21 @@ def pytest_configure(config: pytest.Config) -> None:
         FORKS.enter_context(forking.serving(folder))
 
 
-def pytest_collection() -> None:
-    """Nothing that is collected is garbage."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Nothing that is collected is garbage, nor looked through at a later collection of it."""
     gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first."""
     place = {f"tests/{file}": index for index, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
-
-
-def pytest_collection_finish() -> None:
-    """Items and modules are not looked through at every collection of garbage."""
-    gc.freeze()
-    gc.enable()
 
 
 @pytest.fixture(scope="session")
