@@ -19,7 +19,6 @@ from shared.config.file import load_config, resolve
 from shared.errors import ConfigError, UserError
 from tests.cluster.jobs import WORDS, write_job
 from tests.documents import ROOT, blocks
-from tests.forking import python
 
 # Verbs on a run's folder are methods; of several runs, a function.
 FUNCTIONS = {
@@ -83,12 +82,7 @@ def executed(ray_cluster, tmp_path_factory, tiny_pair) -> tuple[Path, nbformat.N
     client = NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}
     )
-    forks = {"py_executable": " ".join(python("ray"))}  # as workers of `ray_cluster` are
-    joins = {
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": forks}),
-    }
-    client.execute(env=os.environ | joins)
+    client.execute(env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
     return folder, notebook
 
 
