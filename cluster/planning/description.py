@@ -31,11 +31,11 @@ from shared.loading import (
 from shared.model_parts import longest_context
 from shared.run.run_dir import write_atomically
 from shared.text.tokenizers import TokenizerIdentity, identify, rows_digest
-from student_trainer.models.routers import router_balance_of
+from student_trainer.models.routers import OtherRouterLoss, router_balance_of
 from student_trainer.tasks.registry import task_of
 
 READERS = ("transformers", "tokenizers", "torch", "peft")
-FORMAT = 7  # of what is kept
+FORMAT = 8  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +181,15 @@ def refuse_odd_positions(option: str, model: str, text_config: Any) -> None:
 def student_trust(config: Config) -> Trust:
     """What units of the student are trusted for, probed once per model, way to train and context.
 
-    Raises ConfigError for a student that the workers could not train either.
+    Raises ConfigError for a student that the workers could not train either, OtherRouterLoss for
+    one whose routers have another loss than asked.
     """
 
     def probe() -> dict[str, Any]:
-        return asdict(task_of(config).trust(config))
+        try:
+            return asdict(task_of(config).trust(config))
+        except OtherRouterLoss as error:  # kept too: a start goes on without that loss
+            return {"refused": str(error)}
 
     student = config.student.model_dump(mode="json")
     asked = student | {"of": "trust", "context": config.data.context}
@@ -194,6 +198,8 @@ def student_trust(config: Config) -> Trust:
     asked |= {"classes": config.task.classes} if config.task.classifies else {}
     asked |= {"task": config.task.kind} if config.task.sees else {}
     found = kept(probe, config.student.model, asked, cache=Path(config.paths.cache))
+    if "refused" in found:
+        raise OtherRouterLoss(found["refused"])
     return Trust(found["packed"], Passes.from_dict(found["passes"]))
 
 

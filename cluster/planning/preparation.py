@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -167,17 +167,8 @@ def prepare_run(config: Config) -> Prepared:
     if isinstance(config.task, Tagging):
         domains = with_words(domains, config, hands)
     writes_texts = not config.source.is_dataset or writes_pairs(config.losses)
-    for domain in () if across is not None or config.task.classifies else domains:
-        for name in config.teachers_of(domain.name):
-            known = hands.teachers[name]
-            refuse_overlong(
-                showing,
-                domain,
-                teacher_context=known.context,
-                context=config.data.context // (RESPONSES if writes_pairs(config.losses) else 1),
-                source=config.source if writes_texts else None,
-            )
-            refuse_unknown_ids(hands, domain, known=known)
+    if across is None and not config.task.classifies:
+        refuse_unreadable(config, hands, showing, domains)
     config, trust, left_out = trusted(config, hands.router_balance)
     return Prepared(
         config=config,
@@ -190,6 +181,25 @@ def prepare_run(config: Config) -> Prepared:
         across=across,
         left_out=left_out,
     )
+
+
+def refuse_unreadable(
+    config: Config, hands: Handshake, showing: Showing, domains: Sequence[PreparedDomain]
+) -> None:
+    """Raise UserErrors where a teacher cannot read rows as it is shown them, or their ids."""
+    writes_pairs_first = writes_pairs(config.losses)
+    writes_texts = not config.source.is_dataset or writes_pairs_first
+    for domain in domains:
+        for name in config.teachers_of(domain.name):
+            known = hands.teachers[name]
+            refuse_overlong(
+                showing,
+                domain,
+                teacher_context=known.context,
+                context=config.data.context // (RESPONSES if writes_pairs_first else 1),
+                source=config.source if writes_texts else None,
+            )
+            refuse_unknown_ids(hands, domain, known=known)
 
 
 def trusted(config: Config, asked: RouterBalance | None) -> tuple[Config, Trust, str | None]:

@@ -11,6 +11,7 @@ from typing import Any
 from shared.config.losses import RouterBalance
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.loading import first_line
 from shared.model_parts import ROUTED, seeing_part_of, speaking_part_of
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
@@ -54,8 +55,13 @@ def routers_of(model: Any, config: Config) -> tuple[int, int]:
             expected, logits = (_seeing if config.task.sees else _speaking)(model, ids_BT)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # of a family whose layers say nothing of their routers
+    except (IndexError, TypeError):  # its layers say nothing of their routers, or cannot be asked
         expected, logits = None, None
+    except Exception as error:  # of the model's own code
+        raise ConfigError(
+            f"the loss of the routers of {config.student.model} cannot be computed: "
+            f"{first_line(error)}; set {{kind: router_balance, weight: 0}} among losses"
+        ) from error
     if logits and expected is not None:
         real_BT = torch.ones_like(ids_BT, dtype=torch.bool).to(logits[0].device)
         ours, _ = load_balance(logits, real_BT, active=section.experts_per_token)

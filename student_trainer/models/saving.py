@@ -13,25 +13,22 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from shared.config.models.student import Student as StudentConfig
-from shared.errors import ConfigError, StorageError
+from shared.errors import ConfigError, StorageError, reason_of
 from shared.loading import first_line
 from shared.model_parts import tolerance
 from student_trainer.models.probing import evaluating, probe_ids
 from student_trainer.tasks.task import ModelKind
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-OF_THE_FILE = {
-    "transformers_version",
-    "auto_map",
-    "architectures",
-    "dtype",
-}  # not of what it computes
+# Fields of a config.json that say nothing of what the model computes.
+OF_THE_FILE = {"transformers_version", "auto_map", "architectures", "dtype"}
 ALIGNMENT = 8  # bytes, of a header of safetensors
 STORED_AS = {
     torch.float64: "F64",
@@ -61,15 +58,15 @@ def refuse_unsaveable(model: PreTrainedModel, asked: StudentConfig, kind: ModelK
     try:
         with TemporaryDirectory() as folder:
             found, info = _again(model, Path(folder), asked, kind)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise ConfigError(_unloadable(told, error, way_out)) from error
-        raise StorageError(
-            f"an export of {asked.model} is tried in {gettempdir()}, which does not take it: "
-            f"{error.strerror}; free some space, or set TMPDIR to another folder"
-        ) from error
+        off, most = _difference(model, found) if model.is_custom_code() else (0.0, 0.0)
+    except (StorageError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # of a model's own code and of every library it needs
-        raise ConfigError(_unloadable(told, error, way_out)) from error
+        if getattr(error, "errno", None) in NO_ROOM:
+            raise _no_room(asked, error) from error
+        raise ConfigError(
+            f"{told}, since it cannot be loaded: {first_line(error)}; {way_out}"
+        ) from error
     lost = [*info["missing_keys"], *info["unexpected_keys"]]
     kept, expected = _weights(found), _weights(model)
     lost += [name for name in expected if kept.get(name) != expected[name]]
@@ -82,10 +79,17 @@ def refuse_unsaveable(model: PreTrainedModel, asked: StudentConfig, kind: ModelK
         raise ConfigError(
             f"{told}: its config.json would say {name} {theirs}, not {ours}; {way_out}"
         )
-    if not (off := _difference(model, found)) <= tolerance(model.dtype):
+    if not off <= tolerance(model.dtype) * most:
         raise ConfigError(
-            f"{told}: its logits would be off by {off:.1e} of the largest one; {way_out}"
+            f"{told}: its logits would be off by {off:.1e}, the largest being {most:.1e}; {way_out}"
         )
+
+
+def _no_room(asked: StudentConfig, error: Exception) -> StorageError:
+    return StorageError(
+        f"an export of {asked.model} is tried in {gettempdir()}, which does not take it: "
+        f"{reason_of(error)}; free some space, or set TMPDIR to another folder"
+    )
 
 
 def _again(
@@ -95,7 +99,10 @@ def _again(
     without values, and what was said of its weights."""
     place = {}
     if model.is_custom_code():
-        model.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # what its files cannot be written for
+            raise _no_room(asked, error) from error
     else:
         _save_hollow(model, folder)
         place = {"device_map": {"": "meta"}}
@@ -109,12 +116,9 @@ def _again(
     )
 
 
-def _unloadable(told: str, error: Exception, way_out: str) -> str:
-    return f"{told}, since it cannot be loaded: {first_line(error)}; {way_out}"
-
-
 def _other_fields(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Fields of a config, and of those in it, that are others in a second one, with both values."""
+    """Fields of a config, and of those in it, that are others in a second one, as JSON has them,
+    with both values."""
     known, found = (
         {name: value for name, value in vars(config).items() if not name.startswith("_")}
         for config in (ours, theirs)
@@ -123,18 +127,24 @@ def _other_fields(ours: Any, theirs: Any, at: str = "") -> Iterator[tuple[str, A
         pair = known.get(name), found.get(name)
         if all(isinstance(value, PretrainedConfig) for value in pair):
             yield from _other_fields(*pair, at=f"{at}{name}.")
-        elif pair[0] != pair[1]:
+        elif _as_json(pair[0]) != _as_json(pair[1]):
             yield f"{at}{name}", *pair
 
 
-def _difference(model: PreTrainedModel, other: Any) -> float:
-    """How far the logits of two models on a probe are from each other, relative to the largest."""
+def _as_json(value: Any) -> str:
+    """A field as a file gives it back: tuples as lists, keys as strings."""
+    written = json.loads(json.dumps(value, default=lambda other: type(other).__name__))
+    return json.dumps(written, sort_keys=True)
+
+
+def _difference(model: PreTrainedModel, other: Any) -> tuple[float, float]:
+    """How far the logits of two models on a probe are from each other, and the largest of them."""
     ids_1T = probe_ids(model, length=16)
     with torch.no_grad(), evaluating(model), evaluating(other):
         expected, found = (
             each(input_ids=ids_1T.to(each.device)).logits.float().cpu() for each in (model, other)
         )
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((found - expected).abs().max()), float(expected.abs().max())
 
 
 def _weights(model: Any) -> dict[str, tuple]:

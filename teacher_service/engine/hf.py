@@ -17,7 +17,7 @@ from shared.data.passes import TOGETHER, Passes, switches_of
 from shared.data.rows import Rows
 from shared.data.trust import LEAST_TOKENS, Trust, probe, reach_of
 from shared.errors import ConfigError, TutelageError
-from shared.loading import first_line, in_int8, stored_as
+from shared.loading import first_line, in_int8
 from shared.model_parts import longest_context, num_weights
 from shared.targets.asks.classes import ClassLogProbs
 from shared.targets.asks.head_location import ShippedHead
@@ -29,7 +29,12 @@ from teacher_service.engine.classes.texts import texts_of
 from teacher_service.engine.classes.verbaliser import Reading, verbalised
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generation.generating import ModelGenerator
-from teacher_service.engine.identity import loaded_fingerprint, name_of, tokenizer_digest
+from teacher_service.engine.identity import (
+    loaded_fingerprint,
+    name_of,
+    stored_fact,
+    tokenizer_digest,
+)
 from teacher_service.engine.loading import Loaded, load_model, merge_head
 from teacher_service.engine.model_parts import (
     PROBE_TOKENS,
@@ -126,20 +131,14 @@ class HFEngine:
             trust_remote_code=trust_remote_code,
             tensor_parallel=tensor_parallel,
         )
-        named = {
-            "model": name_of(model),
-            "revision": loaded.commit or revision or "",
+        asked = {"name": model, "revision": revision, "trusted": trust_remote_code}
+        named = _named(loaded, **asked, quantisation=quantisation) | {
             "adapter": name_of(adapter) if adapter else "",
             "dtype": dtype,
-            "quantisation": quantisation,
-            "tokenizer": tokenizer_digest(model, revision, trusted=trust_remote_code),
         }
-        if quantisation == "none" and (stored := stored_as(loaded.model.config)) is not None:
-            named["stored"] = stored
         decoder, head = _proven_parts(loaded, model, device, named)
         if tensor_parallel > 1:
             named["tensor_parallel"] = layout()  # sums over shards have other last bits
-        asked = {"name": model, "revision": revision, "trusted": trust_remote_code}
         sight = find_sight(loaded.model, decoder, head, **asked)
         if isinstance(sight, Sight):
             named["images"] = sight.processor.digest
@@ -320,6 +319,19 @@ class HFEngine:
         refuse_rows(rows, vocab=vocab_rows, limit=None if by_document else self.max_context)
         if not by_document:
             self._refuse_unprobed(max(map(len, rows.column("input_ids")), default=0))
+
+
+def _named(
+    loaded: Loaded, *, name: str, revision: str | None, trusted: bool, quantisation: str
+) -> dict[str, str]:
+    """What names a loaded model, its tokenizer, and the bits of its weights."""
+    stored = stored_fact(loaded.model.config) if quantisation == "none" else {}
+    return {
+        "model": name_of(name),
+        "revision": loaded.commit or revision or "",
+        "quantisation": quantisation,
+        "tokenizer": tokenizer_digest(name, revision, trusted=trusted),
+    } | stored
 
 
 def _proven_parts(

@@ -2,10 +2,12 @@
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
+from shared.loading import stored_as
 from shared.text.tokenizers import identify
 from teacher_service.engine.loading import Loaded, weights_digest
 from teacher_service.engine.tensor_parallel import leads
@@ -24,6 +26,13 @@ def tokenizer_digest(model: str, revision: str | None, *, trusted: bool) -> str:
         return identify(transformers.AutoTokenizer.from_pretrained(model, **asked)).digest
     except Exception:  # of every tokenizer's own code; a run has read it before
         return ""
+
+
+def stored_fact(config: Any) -> dict[str, str]:
+    """What a fingerprint says of weights that are not quantised when they are loaded, and lie in
+    few bits in their folder: how. Nothing of others."""
+    found = stored_as(config)
+    return {} if found is None else {"stored": found}
 
 
 def loaded_fingerprint(loaded: Loaded, device: str) -> dict[str, str]:

@@ -26,7 +26,12 @@ from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.classes.texts import class_columns, names_of, places_of, texts_of
 from teacher_service.engine.description import TeacherDescription
-from teacher_service.engine.identity import loaded_fingerprint, name_of, tokenizer_digest
+from teacher_service.engine.identity import (
+    loaded_fingerprint,
+    name_of,
+    stored_fact,
+    tokenizer_digest,
+)
 from teacher_service.engine.loading import load_model
 from teacher_service.engine.refusing import refuse_ids
 
@@ -66,6 +71,7 @@ class ClassifierEngine:
             "dtype": teacher.dtype,
             "quantisation": "none",
             "tokenizer": tokenizer_digest(teacher.model, teacher.revision, trusted=trusted),
+            **stored_fact(loaded.model.config),
         }
         fingerprint = named | loaded_fingerprint(loaded, device)
         pad_id = pad_with(loaded.model, tokenizer)

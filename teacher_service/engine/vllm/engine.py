@@ -29,7 +29,7 @@ from shared.targets.question import Question
 from shared.targets.soft_targets import SoftTargets
 from teacher_service.engine.description import TeacherDescription
 from teacher_service.engine.generation.generating import refuse_openings
-from teacher_service.engine.identity import name_of, tokenizer_digest
+from teacher_service.engine.identity import name_of, stored_fact, tokenizer_digest
 from teacher_service.engine.loading import local_folder, weights_digest
 from teacher_service.engine.refusing import refuse_rows, refuse_vocabulary
 from teacher_service.engine.vllm.worker import (
@@ -101,6 +101,7 @@ class VllmEngine:
             "tokenizer": tokenizer_digest(teacher.model, teacher.revision, trusted=trusted),
             "weights": weights_digest(folder),
             "adapter_weights": "",
+            **stored_fact(config),
             **loaded,
         }
         self._description = TeacherDescription(

@@ -19,6 +19,7 @@ from cluster.planning.revisions import revision_notes
 from shared.config.file import load_config
 from shared.data.trust import Trust
 from shared.errors import ConfigError, DataError, HandshakeError
+from student_trainer.models import student
 from tests import tiny
 from tests.cluster.jobs import write_job
 from tests.families.making import save_family
@@ -165,7 +166,9 @@ def test_a_mixture_whose_config_asks_for_its_routers_loss_learns_it(tmp_path, ti
     assert router_balance_note(config) is None
 
 
-def test_a_loss_of_its_routers_that_transformers_lacks_is_left_out_and_said(tmp_path, tiny_pair):
+def test_a_loss_of_its_routers_that_transformers_lacks_is_left_out_and_said(
+    tmp_path, tiny_pair, monkeypatch
+):
     """But not where losses ask for it, where the start is refused."""
     folder = save_family("llama4_text", tmp_path / "mixture", seed=1)
     tiny.edit_config(folder, output_router_logits=True)
@@ -174,6 +177,9 @@ def test_a_loss_of_its_routers_that_transformers_lacks_is_left_out_and_said(tmp_
     assert [loss.kind for loss in prepared.config.losses] == ["forward_kl"]
     (said,) = (note for note in notes(prepared) if "routers" in note)
     assert said.endswith(f"is left out: transformers has no loss of the routers of {folder}.")
+    with monkeypatch.context() as patch:
+        patch.setattr(student, "load_model", None)
+        assert prepare_run(load_config(job)).left_out in said, "nothing is loaded again"
     asked = "losses=[{kind: forward_kl}, {kind: router_balance, experts_per_token: 2}]"
     with pytest.raises(ConfigError, match="take router_balance out of losses"):
         prepare_run(load_config(job, [asked]))

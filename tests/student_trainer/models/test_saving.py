@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from shared.config.models.student import Student
 from shared.errors import ConfigError, StorageError
@@ -24,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 class OwnConfig(LlamaConfig):
     model_type = "own_llama"
-
+MORE
     def to_dict(self):
         return {name: value for name, value in super().to_dict().items() if name != LEFT_OUT}
 
@@ -35,6 +37,10 @@ class OwnLlama(LlamaForCausalLM):
     def state_dict(self, *args, **options):
         found = super().state_dict(*args, **options)
         return {name: SCALE * w if "down_proj" in name else w for name, w in found.items()}
+
+    def forward(self, *args, **options):
+        FORWARD
+        return super().forward(*args, **options)
 """
 CLASSES = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnLlama"}
 
@@ -45,6 +51,9 @@ def trust(
     ignored: list[str] | None = None,
     left_out: str = "",
     scale: float = 1,
+    more: str = "",
+    forward: str = "pass",
+    zero_head: bool = False,
     **fields: Any,
 ) -> None:
     """Ask what a student of its own code, which leaves something out or changes it when saved, is
@@ -54,6 +63,14 @@ def trust(
     code = OWN_CODE
     for name, value in named.items():
         code = code.replace(name, repr(value))
+    code = code.replace("MORE", more).replace("FORWARD", forward)
+    if zero_head:
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            weights | {"lm_head.weight": 0 * weights["lm_head.weight"]},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
     (folder / "own.py").write_text(code)
     tiny.edit_config(folder, model_type="own_llama", auto_map=CLASSES, **fields)
     rows, pair = prepared_domains(folder.parent), tiny.Pair(folder, folder)
@@ -96,19 +113,53 @@ def test_a_field_that_is_not_saved_is_named(
 
 
 def test_weights_that_are_saved_otherwise_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"scaling .* its logits would be off by .* largest one"):
+    with pytest.raises(
+        ConfigError, match=r"scaling .* its logits would be off by 3\..*, the largest"
+    ):
         trust(tmp_path / "scaling", scale=0.5)
 
 
+@pytest.mark.parametrize("where", ["a folder", "its weights"])
 def test_a_disk_without_room_for_the_trial_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    """Safetensors has an error of its own, which is none of the operating system."""
 
-    monkeypatch.setattr(saving, "TemporaryDirectory", full)
-    with pytest.raises(StorageError, match=r"No space left on device; free .* or set TMPDIR"):
+    def full(*_: object, **__: object) -> None:
+        text = "No space left on device"
+        if where == "a folder":
+            raise OSError(errno.ENOSPC, text)
+        raise SafetensorError(f"Error while serializing: I/O error: {text} (os error 28)")
+
+    if where == "a folder":
+        monkeypatch.setattr(saving, "TemporaryDirectory", full)
+    else:
+        save = PreTrainedModel.save_pretrained
+        of_llama = {"LlamaForCausalLM": save}
+        monkeypatch.setattr(
+            PreTrainedModel,
+            "save_pretrained",
+            lambda model, *a, **k: of_llama.get(type(model).__name__, full)(model, *a, **k),
+        )
+    with pytest.raises(StorageError, match=r"(?i)no space left on device.*; free .* or set TMPDIR"):
         trust(tmp_path / "whole")
+
+
+ODD_DEFAULTS = """
+    def __init__(self, dims=(1, 2), table=None, **options):
+        self.dims, self.table = dims, table or {1: 2}
+        super().__init__(**options)
+"""
+
+
+def test_defaults_that_json_writes_otherwise_and_a_head_of_zeros_are_taken(tmp_path: Path) -> None:
+    trust(tmp_path / "odd", more=ODD_DEFAULTS, zero_head=True)
+
+
+def test_own_code_that_cannot_read_what_it_saved_is_refused(tmp_path: Path) -> None:
+    broken = "1 / 0 if 'tmp' in str(self.config._name_or_path).rsplit('/', 1)[-1] else 1"
+    with pytest.raises(ConfigError, match=r"cannot be loaded: .*division by zero"):
+        trust(tmp_path / "broken", forward=broken)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

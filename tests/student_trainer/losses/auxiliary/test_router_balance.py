@@ -185,6 +185,15 @@ def test_a_loss_that_is_not_the_models_is_refused(tmp_path: Path, tiny_pair, wro
     routers_of(model, config)
 
 
+def test_a_fault_of_the_models_own_code_is_no_missing_loss(tmp_path: Path, tiny_pair) -> None:
+    model = mixture("mixtral")
+    model.get_decoder().register_forward_pre_hook(lambda *_: 1 / 0)
+    config = config_of(tmp_path, tiny_pair.student, losses=balanced())
+    with pytest.raises(ConfigError, match=r"cannot be computed: .*division by zero; set") as error:
+        routers_of(model, config)
+    assert type(error.value) is ConfigError
+
+
 def test_the_routers_of_a_batch_are_asked_for_where_the_loss_is() -> None:
     section = SimpleNamespace(weight=2.0, experts_per_token=1)
     auxiliary = Balance(section, torch.nn.ModuleDict())
