@@ -4,7 +4,6 @@ alone.
 N positions   D width   V vocabulary   G groups
 """
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -74,28 +73,27 @@ def dense_grouped(case: Across, answer: Any, model: Any, kind: str) -> Tensor:
 
     groups = {index: group(token) for token, index in known.items()}
     of_teacher = {index: group(token) for token, index in theirs.items()}
-    members, all_groups = defaultdict(list), set(groups.values())
-    for index, name in groups.items():
-        members[name].append(index)
-    total = torch.zeros((), dtype=torch.double)
+    names = [*sorted({*groups.values(), *of_teacher.values()} - {None}), None]
+    number = {name: at for at, name in enumerate(names)}
+    own_V = torch.tensor([number[groups.get(index)] for index in range(tiny.VOCAB)])
+    none_G, total = torch.zeros(len(names), dtype=torch.double), torch.zeros((), dtype=torch.double)
     for logprob, labels, begins, kept in begun(case, answer, model):
         for students, teachers in begins:
             at, where = students[0], teachers[0]
             if groups[int(labels[at])] != of_teacher[int(kept["labels"][where])]:
                 continue
-            tail_p, masses = kept["tail"][where][-1].exp(), {None: 0.0}
-            for index, value in zip(kept["ids"][where], kept["logprobs"][where], strict=True):
-                name = of_teacher[int(index)]
-                masses[name] = masses.get(name, 0) + value.exp()
-            scale = (1 - tail_p) / sum(masses.values())
-            rest_p = tail_p + scale * masses.pop(None)
-            p, q = [scale * mass for mass in masses.values()], []
-            is_whole = set(masses) == all_groups
-            for name in masses:
-                q.append(logprob[at][members[name]].exp().sum())
-            rest = ([], []) if is_whole else ([rest_p], [1 - sum(q)])
-            p = [mass / sum(p) for mass in p] if is_whole else p
-            total = total + diverges([*p, *rest[0]], [*q, *rest[1]], kind)
+            told_K = torch.tensor([number[of_teacher[int(index)]] for index in kept["ids"][where]])
+            mass_G = none_G.index_add(0, told_K, kept["logprobs"][where].exp())
+            q_G = none_G.index_add(0, own_V, logprob[at].exp().double())
+            tail_p = kept["tail"][where][-1].exp()
+            p_G = mass_G * (1 - tail_p) / mass_G.sum()
+            named = [at for at in told_K.unique().tolist() if names[at] is not None]
+            p, q = p_G[named], q_G[named]
+            if {names[at] for at in named} == set(groups.values()):
+                p = p / p.sum()  # no student's token is left for the rest
+            else:
+                p, q = [*p, tail_p + p_G[-1]], [*q, 1 - q.sum()]
+            total = total + diverges([*p], [*q], kind)
     return total
 
 
