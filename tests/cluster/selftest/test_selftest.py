@@ -139,7 +139,8 @@ def test_a_teacher_that_no_student_can_be_is_not_called_ok(prepared):
     ((name, teacher),) = found.config.teachers.items()
     teachers = {name: teacher.model_copy(update={"quantisation": "int8"})}
     config = found.config.model_copy(update={"teachers": teachers})
-    quantised = replace(found, plan=replace(found.plan, config=config))
+    told = {**(found.plan.teacher or {}), "quantisation": "int8"}
+    quantised = replace(found, plan=replace(found.plan, config=config, teacher=told))
     assert by_name(checks.same_model(quantised))["student := teacher"].ok is None
 
 
