@@ -172,13 +172,13 @@ def test_a_killed_run_ends_with_the_same_bits_under_every_stage_of_zero(run_unde
 def test_the_routers_loss_of_another_number_of_experts_is_refused(tmp_path, pair):
     losses = [{"kind": "forward_kl"}, BALANCE | {"experts_per_token": 1}]
     config = config_of(tmp_path, "run", pair=pair, losses=losses)
-    with pytest.raises(ConfigError, match="another loss of its routers than .* over 1 expert"):
+    with pytest.raises(ConfigError, match=r"another loss of its routers than .* over 1 expert"):
         task_of(config).trust(config)
 
 
 def test_a_dense_student_has_no_routers_to_balance(tmp_path, pair):
     config = pictured.config_of(tmp_path, "run", pair=pair, losses=[BALANCE])
-    with pytest.raises(ConfigError, match="no loss of the routers of .*; take router_balance"):
+    with pytest.raises(ConfigError, match=r"no loss of the routers of .*; take router_balance"):
         task_of(config).trust(config)
 
 
