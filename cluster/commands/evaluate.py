@@ -42,8 +42,8 @@ def evaluate(
 
     # What is said meanwhile is no part of the JSON.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        asked = GenerationLimits(generate if _writes(config) else 0, max_new_tokens)
-        prepared = driver.evaluate(config, asked, service=service, address=address)
+        limits = GenerationLimits(generate if _writes(config) else 0, max_new_tokens)
+        prepared = driver.evaluate(config, limits, service=service, address=address)
         tokenizer = None if config.task.classifies else student_tokenizer(config)
         unit = config.task.unit
         results = results_of(run_dir, prepared.domains, tokenizer, other, per=unit)

@@ -96,7 +96,7 @@ def train(
 
 def evaluate(
     config: Config,
-    asked: "GenerationLimits",
+    limits: "GenerationLimits",
     *,
     service: str | None = None,
     address: str | None = None,
@@ -104,7 +104,7 @@ def evaluate(
     """Compare the run's export, made anew where it is older than the newest checkpoint, with its
     teacher, as `evaluation.json` and the latest documents in the run's folder have it; returns
     what was prepared. A run without either is evaluated as it begins. Teacher, student before and
-    after write what is `asked`, as the run's generations have it."""
+    after write within `limits`, as the run's generations have it."""
     from cluster.launch.generating import Generating
     from cluster.launch.teachers.serving import teaching
     from student_trainer.state.export import newest_export  # slow, as transformers is
@@ -120,7 +120,7 @@ def evaluate(
         with connected(address):
             refuse_unplaceable(launch)
             export = newest_export(run_dir, config, task_of(config).model)
-            generating = Generating(launch, asked, export)
+            generating = Generating(launch, limits, export)
             group = _students(launch, export=export)
             with group as students, teaching(launch) as (plan, open_reader):
                 evaluating = replace(plan, mode="evaluate")

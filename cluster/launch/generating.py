@@ -71,7 +71,7 @@ class Writer:
 class Generating:
     """The openings of an evaluation, and what models write on them one after the other."""
 
-    def __init__(self, launch: Launch, asked: GenerationLimits, export: Path | None) -> None:
+    def __init__(self, launch: Launch, limits: GenerationLimits, export: Path | None) -> None:
         """`export` holds the student after training; None: it has not begun. Openings that would
         not fit a model are left out, which is said."""
         self._launch, self._export = launch, export
@@ -79,11 +79,11 @@ class Generating:
         self._texts: dict[str, list[Written]] = {}
         self._items: list[Item] = []
         self._room: dict[str, int] = {}
-        for domain in launch.prepared.domains if asked.prompts else ():
+        for domain in launch.prepared.domains if limits.prompts else ():
             drawn = items_of(
-                config, domain, self._student.tokenizer, count=asked.prompts, seed=config.seed
+                config, domain, self._student.tokenizer, count=limits.prompts, seed=config.seed
             )
-            self._room[domain.name] = asked.max_new_tokens or _room_for(drawn)
+            self._room[domain.name] = limits.max_new_tokens or _room_for(drawn)
             self._items += self._fitting(drawn, domain.name)
         if any(item.is_scored for item in self._items) and not has_rouge():
             print(WITHOUT_ROUGE, flush=True)

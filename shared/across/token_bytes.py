@@ -33,7 +33,7 @@ class TokenBytes:
         return len(self.texts)
 
     def of(self, token: int) -> bytes | None:
-        """Those that a token stands for; None of one that is no text."""
+        """The bytes that a token stands for; None where it is no text."""
         return self.texts[token] if token < len(self) else None
 
 

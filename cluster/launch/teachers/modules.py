@@ -1,5 +1,4 @@
-"""Modules of a teacher that learn beside a run's student: in its replicas, and a way for the
-student's workers to teach them."""
+"""Modules of a teacher that learn in its replicas beside a run's student; who may not have any."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -98,7 +98,7 @@ class ByBytes(Matched):
         return -torch.expm1(folded.tail_N)
 
     def groups(self) -> Tensor | None:
-        """See `IdsPerPosition`."""
+        """See `Targets`."""
         return self.group_V
 
     def _outcomes(self, vocabulary: int) -> Tensor | int:

@@ -98,7 +98,8 @@ def test_a_job_is_left_found_stopped_and_gone_on_with(home, project):
     time.sleep(20)
     wait_until(reached(run, steps_done(run) + 3))
     submitted.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: f"step {steps_done(run)}/" in submitted.output, doing=submitted)
+    missed = steps_done(run)
+    wait_until(lambda: f"step {missed}/" in submitted.output, doing=submitted)
     submitted.process.send_signal(signal.SIGINT)
     assert submitted.wait() == 1, submitted.output
     said = submitted.output.splitlines()[-1]
