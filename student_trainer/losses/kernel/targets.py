@@ -4,9 +4,9 @@ N positions   n positions of a chunk   K ids kept per position   S temperatures 
 W rows of the teacher's head   V student vocabulary
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,39 +16,39 @@ from student_trainer.losses.kernel.buckets import Buckets, teacher_distribution
 from student_trainer.losses.kernel.top1 import Top1
 
 
-class Targets(Protocol):
-    """A teacher's answer at the positions of a micro-batch, on the student's device. Answers are
-    subclasses, for what most of them have in common."""
+class Targets(ABC):
+    """A teacher's answer at the positions of a micro-batch, on the student's device."""
 
     @property
+    @abstractmethod
     def num_ids(self) -> int:
         """K."""
-        ...
 
     @property
+    @abstractmethod
     def kept_prefix(self) -> int | None:
         """K where the kept ids are the first K of the vocabulary, ascending, at every position;
         else None."""
-        ...
 
     @property
+    @abstractmethod
     def reported_temperature(self) -> float:
         """That of the KL and of the student's unseen mass."""
-        ...
 
+    @abstractmethod
     def ids(self, rows: slice) -> Tensor:
         """The kept ids of a chunk [n,K]."""
-        ...
 
+    @abstractmethod
     def kept(self, rows: slice) -> Tensor:
         """Marks every id of a chunk once, bool [n,K]."""
-        ...
 
+    @abstractmethod
     def logits(self, rows: slice, *, buffer: Tensor | None) -> Tensor | None:
         """The teacher's logits [n,W] of a chunk, in `buffer`, those of another, if that is large
         enough; None where it ships log-probabilities."""
-        ...
 
+    @abstractmethod
     def at(
         self,
         rows: slice,
@@ -59,19 +59,18 @@ class Targets(Protocol):
     ) -> Callable[[float], Buckets]:
         """The teacher's buckets of a chunk as a function of the temperature, one of
         `temperatures`, for a student of so many ids; `logits_nW` are what `logits` gave."""
-        ...
 
+    @abstractmethod
     def label_logprob(self, rows: slice, label_n: Tensor, teacher: Buckets) -> Tensor:
         """The label's log-probability [n]; `teacher` are the buckets at temperature 1."""
-        ...
 
+    @abstractmethod
     def captured_mass(self) -> Tensor:
         """Teacher mass on the kept ids [N]."""
-        ...
 
+    @abstractmethod
     def top1(self, label_N: Tensor) -> Top1 | None:
         """The teacher's likeliest ids beside the labels; None where it does not say."""
-        ...
 
     def beside(self, rows: slice, student: Buckets) -> Buckets:
         """The student's buckets of a chunk as they stand beside the teacher's: as they are."""
