@@ -8,11 +8,7 @@ from typing import Any
 
 from cluster.builtin.models import stages_to_build
 from cluster.planning.loading import made, read
-from cluster.planning.tasks.classes import (
-    refuse_classifier,
-    refuse_entities,
-    refuse_without_run,
-)
+from cluster.planning.tasks.classes import refuse_classifier, refuse_without_run
 from cluster.probing.probe import probe as probing
 from cluster.sizing.estimate import Estimate, estimate, seconds_of, with_probe, with_speed
 from cluster.sizing.fitting import refuse_unfit, rooms
@@ -47,7 +43,6 @@ def plan(
         )
     config = made(config)
     refuse_without_run(config, "`tutelage plan`")
-    refuse_entities(config, "`tutelage plan`", "run with steps=10 to see what a step takes")
     if probe:
         refuse_classifier(config, "--probe", "plan without it, or run with steps=10")
     device = _gpu(gpu, gpu_memory)

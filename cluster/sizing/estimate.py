@@ -8,6 +8,7 @@ from cluster.sizing.bounds import bounds_of
 from cluster.sizing.kinds import image_note, teacher_kind
 from cluster.sizing.measured import Probe
 from cluster.sizing.memory import (
+    MOVED_HEAD_PRODUCTS,
     Activations,
     Bounds,
     Memory,
@@ -16,6 +17,7 @@ from cluster.sizing.memory import (
     Writing,
     student_memory,
     teacher_memory,
+    with_moved_copy,
 )
 from cluster.sizing.rates import (
     HEAD_PRODUCTS,
@@ -29,6 +31,7 @@ from cluster.sizing.rates import (
     pace,
     payloads,
 )
+from cluster.sizing.reading import Reading, reading_of
 from cluster.sizing.tracing import module_sizes, student_sizes, teacher_sizes
 from cluster.sizing.writers import (
     COPIES,
@@ -110,11 +113,14 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
     micro_batch, student = config.batch.micro_batch, config.student
     size = {"lines": micro_batch, "tokens": tokens}
     own, learning = student_sizes(student, **size, seed=config.seed, kind=task_of(config).model)
+    moves = any(loss.moves for loss in config.losses)
+    learning = with_moved_copy(learning) if moves else learning
     names = [] if config.targets.teacher_free else [*config.teachers]
     taught = [_taught(config, name, own, tokens) for name in names]
     sides = [one.side for one in taught]
     dearest = max((one.asked for one in taught), key=price, default=None)
     products = HEAD_PRODUCTS[own.trains_head] + config.weighting.head_products
+    products += MOVED_HEAD_PRODUCTS * moves
     teaching = sum(one.flops for one in taught) / len(config.teachers)
     units = config.accumulation * config.most_workers
     work = Work(
@@ -148,6 +154,7 @@ def estimate(config: Config, *, tokens: int | None = None) -> Estimate:
             *_with_fewest(config, with_fewest, memory),
             *before_training(config),
             *_of_writing(config, own, writing, taught),
+            *(said for one in taught for said in one.reading.in_words(one.side.name)),
             *([image_note(config)] if config.task.sees else []),
             *_untraced([("student", learning), *((s.name, s.activations) for s in sides)]),
         ),
@@ -181,36 +188,40 @@ class _Taught:
 
     side: Side
     asked: Asked
+    reading: Reading
     writing: Writing | None
     flops: float  # of one scoring unit, and of what its modules learn from it
 
 
 def _taught(config: Config, name: str, own: ModelSizes, tokens: int) -> _Taught:
-    teacher, lines = config.teachers[name], config.batch.micro_batch
+    teacher, rows = config.teachers[name], config.batch.micro_batch
     kind = teacher_kind(config, teacher)
+    reading = reading_of(config, kind, tokens=tokens)
+    lines = reading.lines
     sizes, scoring = teacher_sizes(name, teacher, lines=lines, tokens=tokens, kind=kind)
-    flops, count = scoring.flops + _positions(config, tokens) / tokens * scoring.head_flops, 0
+    asked_in_one = _positions(config, tokens) / reading.texts / tokens
+    flops, count = reading.units * (scoring.flops + asked_in_one * scoring.head_flops), 0
     if teacher.online_modules is not None:
         modules = teacher.online_modules
         count, learning = module_sizes(name, teacher, modules, lines=lines, tokens=tokens)
         flops += learning.flops + HEAD_PRODUCTS[False] * learning.head_flops
         scoring = max(scoring, learning, key=lambda one: one.most_bytes)
     asked = asked_of(config.taught_by(name), sizes, own)
-    on_gpu, rows = teacher.gpus > 0, sizes.vocabulary
-    bounds = bounds_of(config, ask_of(asked), own, teacher_rows=rows, on_gpu=on_gpu)
+    on_gpu, head_rows = teacher.gpus > 0, sizes.vocabulary
+    bounds = bounds_of(config, ask_of(asked), own, teacher_rows=head_rows, on_gpu=on_gpu)
     writing = teachers_writing(name, teacher, config)
     memory = teacher_memory(
         sizes,
         scoring,
         bounds,
-        answer_bytes=lines * _positions(config, tokens) * price(asked),
+        answer_bytes=rows * _positions(config, tokens) * price(asked),
         writing=writing,
         kept_batches=kept_batches(config, teacher),
         modules=count,
     )
     chunk = None if asked.is_whole else bounds.scoring_rows
     side = Side(name, teacher.model, teacher.most, teacher.gpus, sizes, scoring, memory, chunk)
-    return _Taught(side, asked, writing, flops)
+    return _Taught(side, asked, reading, writing, flops)
 
 
 def _copies(
@@ -291,7 +302,7 @@ def _payloads(config: Config, asked: Asked | None, teachers: list[Side]) -> list
 
 def _positions(config: Config, tokens: int) -> int:
     """Positions with loss of a row of so many tokens, at most."""
-    return 1 if config.task.classifies else tokens
+    return 1 if config.task.unit == "row" else tokens
 
 
 def _of_workers(config: Config, number: int) -> Config:

@@ -1,6 +1,7 @@
 """What the models of a run are by its task: their parts, and what they read beside text."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from shared.config.models.teachers import Teacher
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.images.processor import SIZES, blank_image, image_processor
-from shared.loading import classes_of, is_classifier, read_config
+from shared.loading import classes_of, head_of, is_classifier, read_config
 from shared.model_parts import decoder_of, seeing_part_of
 from student_trainer.models import bag  # noqa: F401  # transformers then builds it
 from student_trainer.tasks.causal_lm import CAUSAL_LM
@@ -26,8 +27,8 @@ def teacher_kind(config: Config, asked: Teacher) -> ModelKind:
     named = {"revision": asked.revision, "trust_remote_code": asked.trust_remote_code}
     if not is_classifier(asked.model, **named):
         return CAUSAL_LM.model
-    own = classes_of(read_config(asked.model, **named, attention="auto"))
-    return ModelKind("AutoModelForSequenceClassification", "SEQ_CLS", labels=own or ())
+    own, kind = read_config(asked.model, **named, attention="auto"), task_of(config).model
+    return replace(kind, auto_class=f"AutoModel{head_of(own)}", labels=classes_of(own) or ())
 
 
 def with_classes(config: Any, kind: ModelKind) -> Any:

@@ -7,7 +7,7 @@ N positions with loss of a micro-batch   V head rows   D hidden width   W worker
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FLOAT32, BFLOAT16 = 4, 2
 NF4_BLOCK = 64  # weights that share a scale
@@ -42,6 +42,20 @@ class Activations:
     head_flops: float  # of one product with the head
     tokens: int  # padding included
     traced: bool  # else estimated from sizes
+
+
+MOVED_HEAD_PRODUCTS = 2  # with the head, for the gradient that a copy is moved along
+
+
+def with_moved_copy(clean: Activations) -> Activations:
+    """The same where each text is read again with moved embeddings: a pass and its backward pass
+    for the gradient, and another of each for the copy, whose states are kept beside the first's."""
+    return replace(
+        clean,
+        kept_bytes=2 * clean.kept_bytes,
+        most_bytes=clean.kept_bytes + clean.most_bytes,
+        flops=3 * clean.flops,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ class LossSection(Section):
     of_rollouts: ClassVar[bool] = False
     # Whether it learns from pairs of a chosen and a rejected response.
     of_pairs: ClassVar[bool] = False
+    # Whether the student also reads a copy of every text with embeddings moved against it.
+    moves: ClassVar[bool] = False
     # Whether ids drawn from p alone give it without bias: it is linear in p.
     takes_drawn_ids: ClassVar[bool] = False
     # Where it sums over the student's distribution, so that the student's own ids tell it more:

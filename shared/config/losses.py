@@ -315,6 +315,7 @@ class EntityContrast(LossSection):
 
     asks_teacher: ClassVar[bool] = False
     single: ClassVar[str | None] = "it is about all entities of a row"
+    moves: ClassVar[bool] = True
 
     kind: Literal["entity_contrast"] = "entity_contrast"
     weight: Positive = 0.1

@@ -1,11 +1,14 @@
 """Every verb under every task works, in the tests that are named, or is refused in one sentence."""
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import typer.main
+from transformers import AutoModelForTokenClassification
 
 from cluster.cli import app, main
 from shared.config.file import dump
@@ -77,8 +80,6 @@ TASKS = (CLASSES, IMAGES, TAGS, MARKS)
 IN_TASKS = "tests/student_trainer/tasks"
 NO_ENTITIES = {
     "eval --task": "`tutelage eval --task` knows no entities; summary.json",
-    "plan": "`tutelage plan` knows no entities; run with steps=10",
-    "plan --probe": "`tutelage plan` knows no entities; run with steps=10",
     "selftest": "selftest knows no entities; run with steps=10",
     "prompts": "a search for prompts knows no entities; write task.template",
 }
@@ -89,6 +90,8 @@ for entities in (TAGS, MARKS):
     OTHERS["teacher"][entities] = TEXTS["teacher"]  # whose rows are in the same stores
     for refused, sentence in NO_ENTITIES.items():
         OTHERS[refused][entities] = sentence
+OTHERS["plan"] |= dict.fromkeys((TAGS, MARKS), HERE)
+OTHERS["plan --probe"] |= {TAGS: OTHERS["plan --probe"][CLASSES], MARKS: HERE}
 OTHERS["active"][TAGS] = OTHERS["active"][CLASSES]
 OTHERS["active"][MARKS] = "active is set, whose teachers write no marks; leave it out"
 
@@ -188,6 +191,46 @@ def test_a_plan_of_images_counts_what_sees(jobs, capsys):
     assert blind["sizes"]["trained"] < student["sizes"]["trained"]
     assert blind["activations"]["kept_bytes"] < student["activations"]["kept_bytes"]
     assert any("which stands in 4 of its tokens" in note for note in found["notes"])
+
+
+def test_a_plan_of_tags_counts_a_text_for_each_of_its_words(jobs, capsys, tmp_path):
+    """Of a language model; a token classifier reads each text once."""
+    job, _ = jobs[TAGS]
+    found = planned(capsys, job)
+    tags = len(tagged.TAGS)
+    assert found["wire"]["bytes_per_token"]["classes"] == 4 * tags
+    rows, tokens = found["config"]["batch"]["rows_per_step"], found["tokens"]
+    assert found["wire"]["tokens_per_step"] == rows * tokens
+    assert found["student"]["activations"]["traced"]
+    assert found["student"]["sizes"]["vocabulary"] == tags
+    (note,) = (note for note in found["notes"] if "once for each of its words" in note)
+    words = float(note.partition("words, ")[2].split()[0])
+    texts = [row["text"] for row in tagged.rows_of(0, count=12)]
+    real = sum(len(re.findall(r"\w+|[^\w\s]", text)) for text in texts) / len(texts)
+    assert words == pytest.approx(real, abs=0.5)
+    student = AutoModelForTokenClassification.from_pretrained(
+        found["config"]["student"]["model"], num_labels=tags
+    )
+    student.save_pretrained(tmp_path)
+    own = planned(capsys, job, f"teachers.t.model={tmp_path}")
+    assert not any("once for each of its words" in note for note in own["notes"])
+    (asked,), (told,) = found["teachers"], own["teachers"]
+    lines = asked["activations"]["tokens"] / tokens
+    assert lines == math.ceil(found["config"]["batch"]["micro_batch"] * real)
+    assert told["activations"]["tokens"] == found["config"]["batch"]["micro_batch"] * tokens
+
+
+def test_a_plan_of_marks_counts_the_moved_copy_of_a_contrast(jobs, capsys):
+    job, _ = jobs[MARKS]
+    model = planned(capsys, job)["config"]["teachers"]["t"]["model"]
+    causal = f"student.model={model}"
+    plain = planned(capsys, job, causal)
+    contrast = "losses=[{kind: cross_entropy}, {kind: entity_contrast, layer: 1}]"
+    found = planned(capsys, job, causal, contrast)
+    own, moved = (one["student"]["activations"] for one in (plain, found))
+    assert moved["kept_bytes"] == 2 * own["kept_bytes"]
+    assert moved["flops"] == 3 * own["flops"]
+    assert found["work"]["student"] > 2 * plain["work"]["student"]
 
 
 def test_soft_labels_of_a_runs_own_rows_are_of_no_other_verb(jobs, capsys):
