@@ -37,6 +37,7 @@ from cluster.sizing.writers import (
     COPIES,
     before_training,
     copies_memory,
+    in_vllm,
     in_words,
     kept_batches,
     students_writing,
@@ -331,6 +332,7 @@ def _of_writing(
         )
     yield from in_words("the student", writing)
     for one in taught:
+        yield from in_vllm(one.side.name, config.teachers[one.side.name])
         batches = max(1, kept_batches(config, config.teachers[one.side.name]))
         yield from in_words(one.side.name, one.writing, batches=batches)
     if config.rollouts.serves:
@@ -340,6 +342,7 @@ def _of_writing(
             f"student that write, each with {in_bytes(own.weight_bytes)} of weights; every step "
             f"pushes {in_bytes(own.trained_bytes)} to them, the weights that train"
         )
+        yield from in_vllm("a copy", served)
 
 
 def _untraced(pairs: list[tuple[str, Activations]]) -> list[str]:

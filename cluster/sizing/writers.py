@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from cluster.sizing.memory import Memory, ModelSizes, Writing, copy_memory
 from cluster.sizing.tracing import writing_of
 from shared.config.adaptive_losses import writes_pairs
+from shared.config.models.engines import VLLM_SHARE
 from shared.config.models.student import Student
 from shared.config.models.teachers import Teacher
 from shared.config.run import Config
@@ -59,6 +60,18 @@ def in_words(who: str, writing: Writing | None, *, batches: int = 1) -> Iterator
         f"{who} writes {writing.lines} texts of up to {writing.tokens:,} tokens at once{keeps}, "
         f"whose keys and values are {kept}"
     )
+
+
+def in_vllm(who: str, asked: Teacher) -> Iterator[str]:
+    """That the parts of a process are not those of the library that computes in it."""
+    if asked.engine != "vllm":
+        return
+    takes = "keeps keys and values beside the weights"
+    if asked.gpus:
+        takes = (
+            f"takes {100 * VLLM_SHARE * min(1.0, asked.gpus):.0f} % of each GPU, whatever they are"
+        )
+    yield f"{who} computes in vLLM: the parts above are what transformers would take; vLLM {takes}"
 
 
 def before_training(config: Config) -> Iterator[str]:

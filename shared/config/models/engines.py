@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 ANSWERS_WITHIN_S = 3600.0  # an engine's own process, or it is ended; loading is its first answer
 VLLM_DRAWS_AT = (0.01, 2.0)  # least and most temperature; a lower one it would raise to the least
 
+VLLM_SHARE = 0.9  # of the memory of a GPU, or of the part that is asked for
+
 # Ranks of adapters that vLLM makes room for; one between them takes the room of the next.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 

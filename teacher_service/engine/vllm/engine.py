@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from shared.config.models.engines import VLLM_DRAWS_AT, VLLM_RANKS, draws_in_vllm
+from shared.config.models.engines import VLLM_DRAWS_AT, VLLM_RANKS, VLLM_SHARE, draws_in_vllm
 from shared.config.models.teachers import Teacher
 from shared.data.rows import Rows
 from shared.errors import ConfigError, TeacherError
@@ -258,7 +258,7 @@ def _settings(teacher: Teacher, limit: int | None) -> dict[str, Any]:
     }
     if on_gpu:
         found["tensor_parallel_size"] = max(1, int(teacher.gpus))
-        found["gpu_memory_utilization"] = 0.9 * min(1.0, teacher.gpus)
+        found["gpu_memory_utilization"] = VLLM_SHARE * min(1.0, teacher.gpus)
     else:
         found["enforce_eager"] = True
     return found

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,21 @@ def test_copies_that_write_are_planned_for_at_their_most(bare, tmp_path, capsys)
     said = capsys.readouterr().err
     assert "a copy of the student that writes takes" in said
     assert "set source.batch_rows=2048, or lower source.max_new_tokens, 8" in said
+
+
+def test_a_plan_says_what_vllm_takes_in_place_of_the_parts(bare, tmp_path, capsys):
+    path = write_job(tmp_path, bare, targets={"selector": "top_k", "top_k": 8})
+    teacher = ("teachers.tiny.engine=vllm", f"teachers.tiny.python={sys.executable}")
+    plan(path, (*teacher, "teachers.tiny.gpus=0.5"))
+    said = capsys.readouterr().out
+    assert "tiny computes in vLLM: the parts above are what transformers would take" in said
+    assert "vLLM takes 45 % of each GPU" in said
+    copies = f"rollouts={{replicas: 1, engine: vllm, python: {sys.executable}}}"
+    plan(path, ("source={student: 1, max_new_tokens: 8}", copies))
+    said = capsys.readouterr().out
+    assert "tiny computes in vLLM" not in said
+    assert "a copy computes in vLLM" in said
+    assert "keeps keys and values beside the weights" in said
 
 
 @pytest.mark.parametrize(("workers", "batches"), telling([(1, 9), (2, 11)], (2, 11)))
