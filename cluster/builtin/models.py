@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cluster.builtin.corpus import DOMAINS, build_corpus, corpus_folder
+from cluster.builtin.plans import ModelPlan, plans
 from cluster.report.stages import begin
 from cluster.session.session import with_variables
 from shared.config.domains import Domain, HubDataset, Source
@@ -29,8 +30,6 @@ from shared.locking import alone
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerFast
-
-    from cluster.builtin.training import ModelPlan
 
 VOCAB = 2048
 TRAINING = 2  # raised whenever the same plan would give another model
@@ -54,7 +53,8 @@ def resolve_builtin(config: Config) -> Config:
     if "corpus" in stages:
         begin("corpus")
     folder = build_corpus(_cache(config))
-    build_tokenizer(folder)
+    if not _tokenizer_folder(folder).is_dir():
+        build_tokenizer(folder)
     if "models" in stages:
         begin("models")
     paths = {name: str(build_model(name, folder)) for name in _used_models(config)}
@@ -79,33 +79,7 @@ def stages_to_build(config: Config) -> list[str]:
     return [name for name, parts in needed.items() if not all(part.is_dir() for part in parts)]
 
 
-def plans() -> dict[str, "ModelPlan"]:
-    """What the two models are and how they are trained."""
-    from cluster.builtin.training import ModelPlan
-
-    return {
-        "teacher": ModelPlan(
-            width=192,
-            layers=4,
-            heads=6,
-            domains=DOMAINS,
-            steps=600,
-            rows_per_step=16,
-            context=128,
-        ),
-        "student": ModelPlan(
-            width=128,
-            layers=2,
-            heads=4,
-            domains=("python",),
-            steps=80,
-            rows_per_step=4,
-            context=128,
-        ),
-    }
-
-
-def build_model(name: str, folder: Path, *, plan: "ModelPlan | None" = None) -> Path:
+def build_model(name: str, folder: Path, *, plan: ModelPlan | None = None) -> Path:
     """The folder of the built-in teacher or student, with its tokenizer, trained on the corpus in
     `folder` on first use; after an interruption the same call continues."""
     plan = plan or plans()[name]
@@ -155,7 +129,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int, **settings) -> "PreTrai
 
 
 def _train_into(
-    scratch: Path, plan: "ModelPlan", tokenizer: "PreTrainedTokenizerFast", target: Path
+    scratch: Path, plan: ModelPlan, tokenizer: "PreTrainedTokenizerFast", target: Path
 ) -> None:
     """Write the model of a plan; what a training has done so far lies beside `target`."""
     from transformers.utils import logging
@@ -206,7 +180,7 @@ def _used_models(config: Config) -> list[str]:
     return [name for name in MODELS if BUILTIN + name in used]
 
 
-def _model_folder(name: str, folder: Path, plan: "ModelPlan") -> Path:
+def _model_folder(name: str, folder: Path, plan: ModelPlan) -> Path:
     key = hashlib.sha256(repr((TRAINING, plan, VOCAB)).encode()).hexdigest()[:8]
     return folder / f"{name}-{key}"
 

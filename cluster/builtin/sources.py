@@ -15,6 +15,7 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -50,8 +51,10 @@ class Source:
     read: Callable[[Iterable[File]], Iterator[Document]]
 
 
+@cache
 def find_sources() -> dict[str, Source]:
-    """The domains, by name. Reads no file. Raises DataError where a package is not installed."""
+    """The domains, by name, looked for once in a process. Reads no file. Raises DataError where a
+    package is not installed."""
     stdlib = _shuffled(_tree(Path(sysconfig.get_paths()["stdlib"]), "stdlib", "*.py"))
     return {
         "python": Source(stdlib, _code),

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.builtin.muon import Muon
+from cluster.builtin.plans import ModelPlan
 from cluster.builtin.team import Team, paired, partner
 from cluster.session.interrupts import on_first_signal
 from shared.errors import StoppedError, TutelageError
@@ -34,24 +35,6 @@ KEEP_EVERY_S = 10.0
 MAX_THREADS = 8
 TOKENS_FOR_TWO = 200_000  # fewer are learnt before a second process is up
 JOB, ROWS, STATE = "job.json", "rows.npy", "state.pt"  # in the folder of a training
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPlan:
-    """A model of the embedded default and its training; a new plan is a new model."""
-
-    width: int
-    layers: int
-    heads: int
-    domains: tuple[str, ...]  # what it reads
-    steps: int
-    rows_per_step: int
-    context: int  # tokens of a training row
-    muon_lr: float = 0.02
-    adam_lr: float = 0.02
-    warmup_steps: int = 10
-    max_length: int = 512  # positions the model is declared for
-    seed: int = 0
 
 
 def train_model(

@@ -15,7 +15,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from cluster.builtin.models import end_to_end, train_tokenizer
-from cluster.builtin.training import ModelPlan, train_model
+from cluster.builtin.plans import ModelPlan
+from cluster.builtin.training import train_model
 
 ASKED = 2**16  # ids; the trainer stops earlier where no pair is left to merge
 DOMAINS = ("cli", "code", "instruct", "intent", "law", "math", "medicine", "ner", "sql", "stories")

@@ -135,4 +135,5 @@ def test_what_another_package_carries_inside_is_no_source(tmp_path: Path, monkey
     (copy / "LICENSE").write_text("Another licence.")
     (copy / "RECORD").write_text("torch-1.0.dist-info/LICENSE,,\n")
     monkeypatch.syspath_prepend(inside)
+    find_sources.cache_clear()
     assert fingerprint(find_sources()) == before

@@ -17,21 +17,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.builtin import corpus, models, training
 from cluster.builtin.corpus import DOMAINS
-from cluster.builtin.models import (
-    build_model,
-    plans,
-    resolve_builtin,
-    stages_to_build,
-)
+from cluster.builtin.models import build_model, resolve_builtin, stages_to_build
 from cluster.builtin.muon import Muon
+from cluster.builtin.plans import ModelPlan, plans
 from cluster.builtin.team import paired
-from cluster.builtin.training import ModelPlan
 from cluster.report.stages import SENTENCES, begin, expect, stages_of_run
 from cluster.session.interrupts import handling
 from shared.config.run import Config
 from shared.errors import ConfigError, StoppedError, TutelageError
 from tests import signals
 
+ROOT = Path(__file__).parents[3]
 TINY = {"width": 32, "layers": 1, "heads": 2, "steps": 3, "rows_per_step": 2, "context": 32}
 TINY_PLANS = {
     "teacher": ModelPlan(domains=DOMAINS, **TINY),
@@ -86,6 +82,28 @@ def test_the_second_time_nothing_is_trained(cache: Path, monkeypatch):
 
     monkeypatch.setattr(training, "train_model", refuse)
     assert resolve_builtin(config_of(cache)) == first
+
+
+def test_the_second_time_neither_torch_nor_transformers_is_imported(cache: Path):
+    """They take as long to import as all else that a finished run says."""
+    first = resolve_builtin(config_of(cache))
+    script = f"""
+import sys
+
+sys.modules.update(dict.fromkeys(("torch", "transformers")))
+from cluster.builtin import corpus, models
+from cluster.builtin.plans import ModelPlan
+from shared.config.run import Config
+
+corpus.MAX_BYTES = {corpus.MAX_BYTES}
+plans = {TINY_PLANS}
+models.plans = lambda: plans
+print(models.resolve_builtin(Config.model_validate_json(sys.argv[1])).model_dump_json())
+"""
+    command = [sys.executable, "-c", script, config_of(cache).model_dump_json()]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert Config.model_validate_json(again.stdout) == first
 
 
 def test_both_models_share_a_tokenizer_that_gives_text_back(cache: Path):
