@@ -394,7 +394,3 @@ def _kept(error: Exception) -> Path:
             return folder / name
     print(text, file=sys.stderr)
     return Path("what is printed above")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+NAME_WIDTH = 18  # of a domain or a teacher in a line
+
 
 def duration(seconds: float) -> str:
     """A time such as 1h05m, 3m07s or 12s."""
@@ -23,6 +25,11 @@ def in_bytes(size_bytes: float) -> str:
     units = ("bytes", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, int(math.log10(max(1, size_bytes)) // 3))
     return f"{size_bytes / 1000**power:,.{1 if power else 0}f} {units[power]}"
+
+
+def shortened(name: str, width: int = NAME_WIDTH) -> str:
+    """A name for a line or a column of a table."""
+    return name if len(name) <= width else name[: width - 2] + ".."
 
 
 def counted(number: int, noun: str) -> str:

@@ -4,14 +4,14 @@ import os
 import signal
 import threading
 
-from cluster.session.interrupts import EAR
+from cluster.session.interrupts import DEAF_TO, EAR
 
 
 def send(number: int) -> None:
     """Send a signal to this process as a command of its own would get it: its threads are all deaf
-    to SIGTERM but one, while a test's process has others, which the system may choose."""
+    to some but one, while a test's process has others, which the system may choose."""
     ears = [thread for thread in threading.enumerate() if thread.name == EAR]
-    if number == signal.SIGTERM and ears:
+    if number in DEAF_TO and ears:
         signal.pthread_kill(ears[-1].ident, number)  # type: ignore[arg-type]
     else:
         os.kill(os.getpid(), number)

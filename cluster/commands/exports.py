@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster.commands.runs import config_of
 from shared.config.run import Config
-from shared.errors import CheckpointError, ConfigError, StorageError, reason_of
+from shared.errors import CheckpointError, ConfigError, reason_of
 from shared.run.run_dir import RunDir
 
 
@@ -70,12 +70,7 @@ def _refuse_unwritable(to: Path) -> None:
 
 def _copied(folder: Path, to: Path) -> None:
     """Copy an export, whole or not at all. Raises StorageError."""
-    draft = to.with_name(f".{to.name}.draft")
-    try:
+    from student_trainer.state.export import publishing
+
+    with publishing(to) as draft:
         shutil.copytree(folder, draft)
-        draft.rename(to)
-    except (OSError, shutil.Error) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise StorageError(
-            f"{to} cannot be written: {reason_of(error)}; free some space, or name another folder"
-        ) from None

@@ -41,15 +41,16 @@ def submit(
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "package.zip"
         package.write(packed)
-        dashboard.submit(
-            job,
-            shlex.join(words),
-            runtime_env={
-                "working_dir": str(packed),
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
-            },
-            metadata=_described(config),
-        )
+        with interrupted_as(lambda: _may_be_sent(dashboard, job)):
+            dashboard.submit(
+                job,
+                shlex.join(words),
+                runtime_env={
+                    "working_dir": str(packed),
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
+                },
+                metadata=_described(config),
+            )
     print(f"Job        {job}", flush=True)
     if detach:
         print(_how_to_go_on(dashboard, job))
@@ -96,10 +97,11 @@ def stop(job: str, *, address: str | None = None) -> None:
     if found.status.is_terminal():
         print(f"{job} has ended before: {found.status.value.lower()}")
         return
-    dashboard.stop(job)
-    print("the step under way is saved first", flush=True)
-    while not (found := dashboard.job(job)).status.is_terminal():
-        time.sleep(STOP_POLL_S)
+    with interrupted_as(lambda: _ends_alone(dashboard, job)):
+        dashboard.stop(job)
+        print("the step under way is saved first", flush=True)
+        while not (found := dashboard.job(job)).status.is_terminal():
+            time.sleep(STOP_POLL_S)
     print(f"{job} is {found.status.value.lower()}; the same config submitted again goes on")
 
 
@@ -135,12 +137,26 @@ def _how_to_go_on(dashboard: Any, job: str) -> str:
     )
 
 
+def _may_be_sent(dashboard: Any, job: str) -> str:
+    return (
+        f"Interrupted; `{dashboard.command('ls')}` says whether {job} is there by now. If not, the "
+        "same command submits it."
+    )
+
+
+def _ends_alone(dashboard: Any, job: str) -> str:
+    return (
+        f"Interrupted; a job that was told to stop saves its step and ends without this command. "
+        f"`{dashboard.command('ls')}` shows {job}, and the same command waits for it again."
+    )
+
+
 def _follow(dashboard: Any, job: str) -> None:
     """Print a job's log until it ends; an interruption leaves the job alone. Raises JobError for
     one that did not succeed."""
-    from cluster.submission.following import follow
-
     with interrupted_as(lambda: _how_to_go_on(dashboard, job)):
+        from cluster.submission.following import follow  # a moment, and the job is there already
+
         found = follow(dashboard, job)
     if found.status.value == "SUCCEEDED":
         return

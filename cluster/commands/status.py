@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.report.standing import Standing, in_use, read_standing
 from cluster.session import ray_head
+from cluster.session.interrupts import interrupted_as
 from cluster.session.session import attached, find_address
 from shared.config.models.teachers import Autoscaling
 from shared.config.paths import without_job_folder
@@ -14,6 +15,7 @@ from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir
 
 WATCH_S = 1.0
+INTERRUPTED = "Interrupted; the run is not, and the same command watches it again."
 
 
 def status(runs: Path, *, address: str | None = None, reap: bool = False) -> None:
@@ -84,10 +86,12 @@ def status_of_run(run: Path, *, watch: bool = False, as_json: bool = False) -> N
     run_dir.recorded_config()
     if not watch:
         _show(read_standing(run_dir), as_json=as_json)
-    elif as_json or not sys.stdout.isatty():
-        _follow(run_dir, as_json=as_json)
-    else:
-        _watch(run_dir)
+        return
+    with interrupted_as(lambda: INTERRUPTED):
+        if as_json or not sys.stdout.isatty():
+            _follow(run_dir, as_json=as_json)
+        else:
+            _watch(run_dir)
 
 
 def _show(standing: Standing, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.session import ray_head
+from cluster.session.interrupts import interrupted_as
 from cluster.session.services import find_service, named_services, reached, services_of
 from cluster.session.session import attached, connected, find_address, is_connected
 from shared.config.models.teachers import Autoscaling, Teacher
@@ -14,6 +15,8 @@ from shared.errors import ConfigError
 
 if TYPE_CHECKING:
     from teacher_service.service.service import ServiceStatus
+
+INTERRUPTED = "Interrupted; the same command starts what does not serve yet."
 
 
 def up(
@@ -38,7 +41,7 @@ def up(
             described = describe_teacher(key, teacher, cache=Path(config.paths.cache))
             refuse_attention(f"teachers.{key}", teacher, described)
     teachers = {names[key]: teacher for key, teacher in config.teachers.items()}
-    with reached(address, None):
+    with interrupted_as(lambda: INTERRUPTED), reached(address, None):
         _refuse_unplaceable(teachers)
         with connected(address, outlives=True):
             _up(teachers, cache=config.paths.cache, context=config.data.context)

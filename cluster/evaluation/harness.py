@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.evaluation.statistics import Estimate
-from cluster.report.text import shortened
 from shared.config.models.teachers import Teacher
 from shared.errors import ConfigError
+from shared.in_words import shortened
 from shared.loading import first_line
 from shared.run.run_dir import write_atomically
 

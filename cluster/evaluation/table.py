@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from cluster.evaluation.results import DomainResults, Results
 from cluster.evaluation.statistics import Estimate, Measures
-from cluster.report.text import shortened
+from shared.in_words import shortened
 
 NAME_WIDTH, MODEL_WIDTH, CELL_WIDTH = 16, 16, 17
 HEADS = {"nll": "NLL", "bits_per_byte": "bits/byte", "kl": "KL", "ece": "ECE"}

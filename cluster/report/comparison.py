@@ -11,10 +11,10 @@ from cluster.report.measurement import Failures, Summary, kl, measure, nll
 from cluster.report.page import template
 from cluster.report.plots import Series
 from cluster.report.record import RunRecord, finite, read_json, read_record
-from cluster.report.text import shortened
 from shared.config.paths import JOB_FOLDERS
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.in_words import shortened
 from shared.run.changes import leaves
 from shared.run.metrics import DomainEvaluation, StepMetrics
 from shared.run.run_dir import RunDir, write_atomically
@@ -49,14 +49,20 @@ class Compared:
         return tuple(dict.fromkeys(d for record in self.runs.values() for d in record.domains))
 
     def differing(self) -> dict[str, list[str]]:
-        """Options that are not alike in all runs, with each run's value as text."""
-        options = [dict(leaves(told)) for told in _alike([r.config for r in self.runs.values()])]
+        """Options that are not alike in all runs, with each run's value as text; of a domain that
+        some runs lack, its training text."""
+        told = _alike([record.config for record in self.runs.values()])
+        for of_run in told:
+            for domain in of_run["domains"]:
+                if any(domain not in other["domains"] for other in told):
+                    of_run["domains"][domain] = of_run["domains"][domain]["train"]
+        options = [dict(leaves(of_run)) for of_run in told]
         names = dict.fromkeys(name for of_run in options for name in of_run)
-        told = {name: [_value(of_run, name) for of_run in options] for name in names}
+        values = {name: [_value(of_run, name) for of_run in options] for name in names}
         return {
-            name: values
-            for name, values in told.items()
-            if len(set(values)) > 1 and name.split(".")[0] not in HIDDEN
+            name: texts
+            for name, texts in values.items()
+            if len(set(texts)) > 1 and name.split(".")[0] not in HIDDEN
         }
 
     def after(
@@ -157,7 +163,7 @@ def comparison_table(compared: Compared) -> str:
 
 
 def _block(first: str, rows: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
-    left = min(40, max(len(first), *map(len, rows)))
+    left = min(VALUE_CHARS, max(len(first), *map(len, rows)))
     widths = [
         min(40, max(CELL_WIDTH, len(name), *(len(cells[i]) for cells in rows.values())))
         for i, name in enumerate(names)

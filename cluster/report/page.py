@@ -75,11 +75,22 @@ def _page(record: RunRecord) -> str:
         workers=_workers(record),
         retries=[(m.step, m.retried_units) for m in record.lines if m.retried_units],
         text_columns=COLUMNS,
+        text_notes=_text_notes(record),
         swatch=plots.swatch,
         shape=plots.shape_swatch,
         config_text=_text(files.config),
         environment_text=_text(files.environment),
     )
+
+
+def _text_notes(record: RunRecord) -> list[str]:
+    """What was said of each domain's text before the run, and of its validation text."""
+    return [
+        f"{name}{part}: {note}"
+        for name, text in (record.text or {}).items()
+        for part, told in (("", text), (", validation", text.get("validation", {})))
+        for note in told.get("notes", [])
+    ]
 
 
 def _workers(record: RunRecord) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from textwrap import wrap
 from typing import Literal
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -18,7 +19,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 270
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 40
-ROW_HEIGHT, NAME_PX = 24, 130
+ROW_HEIGHT, NAME_PX, NAME_CHARS = 30, 17, 52  # of a row with a line of its name, which is above it
 COLOURS, MAX_POINTS, MAX_READINGS = 8, 240, 100
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
@@ -187,15 +188,16 @@ def row_plot(rows: dict[str, list[Mark]], *, label: str, x_label: str) -> Markup
     if not values:
         return Markup('<p class="none">Nothing measured yet.</p>')
     x_ticks = ticks(0.0, max(values))
-    x = Scale(x_ticks[0], x_ticks[-1], NAME_PX, WIDTH - RIGHT - 8)
-    bottom = TOP + ROW_HEIGHT * len(rows)
+    x = Scale(x_ticks[0], x_ticks[-1], LEFT / 2, WIDTH - RIGHT - 8)
+    tops = [*accumulate(map(_row_height, rows), initial=TOP)]
+    bottom = tops[-1]
     svg = _canvas(label, bottom + BOTTOM)
     for tick in x_ticks:
         _line(svg, "grid", x(tick), TOP, x(tick), bottom)
         _text(svg, "tick middle", x(tick), bottom + 15, compact(tick))
-    _text(svg, "label middle", (NAME_PX + WIDTH) / 2, bottom + 33, x_label)
+    _text(svg, "label middle", WIDTH / 2, bottom + 33, x_label)
     for i, (name, marks) in enumerate(rows.items()):
-        _row(svg, name, marks, colour=i, x=x, y_px=TOP + ROW_HEIGHT * (i + 0.5))
+        _row(svg, name, marks, colour=i, x=x, top_px=tops[i])
     return _markup(svg)
 
 
@@ -276,12 +278,24 @@ def _at(series: Series, x: float) -> float | None:
     return values[-1] if values else None
 
 
-def _row(svg: Element, name: str, marks: list[Mark], *, colour: int, x: Scale, y_px: float) -> None:
-    row = SubElement(svg, "g", {"class": "strip"})
-    area = {"x": "0", "y": f"{y_px - ROW_HEIGHT / 2:g}", "height": str(ROW_HEIGHT)}
+def _row_height(name: str) -> int:
+    return ROW_HEIGHT + NAME_PX * len(_lines(name))
+
+
+def _lines(name: str) -> list[str]:
+    return wrap(name, NAME_CHARS) or [name]
+
+
+def _row(
+    svg: Element, name: str, marks: list[Mark], *, colour: int, x: Scale, top_px: float
+) -> None:
+    """A name, and the marks below it."""
+    row, height = SubElement(svg, "g", {"class": "strip"}), _row_height(name)
+    area = {"x": "0", "y": f"{top_px:g}", "height": str(height)}
     SubElement(row, "rect", area | {"width": str(WIDTH)})
-    short = name if len(name) <= 18 else name[:17] + "\u2026"
-    _text(row, "name end", NAME_PX - 10, y_px + 4, short)
+    for number, line in enumerate(_lines(name), start=1):
+        _text(row, "name", x.start_px, top_px + NAME_PX * number, line)
+    y_px = top_px + height - ROW_HEIGHT / 2
     ends = [mark.value for mark in marks if mark.shape in ("hollow", "filled")]
     if ends:
         _line(row, f"span {_slot(colour)}", x(ends[0]), y_px, x(ends[-1]), y_px)

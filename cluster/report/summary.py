@@ -24,9 +24,9 @@ from cluster.report.measurement import (
     teacher_summary,
 )
 from cluster.report.record import RunRecord, read_record
-from cluster.report.text import NAME_WIDTH, shortened
 from shared.config.paths import in_job
 from shared.config.tasks.task import OfEntities, Tagging
+from shared.in_words import NAME_WIDTH, shortened
 from shared.loading import is_bag
 from shared.run.metrics import DomainEvaluation
 from shared.run.run_dir import RunDir, write_atomically

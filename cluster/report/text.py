@@ -10,7 +10,7 @@ from shared.config.run import Config
 from shared.data.account import Account, listed
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import Facts, SplitFacts, facts_of
-from shared.in_words import those
+from shared.in_words import NAME_WIDTH, shortened, those
 from shared.run.run_dir import RunDir, write_atomically
 from shared.text.files import left_out, source_files
 from shared.text.formats import is_text
@@ -37,7 +37,6 @@ REPEATS = {
     False: "data.too_long=split_with_prompt repeats it",
 }
 SPECIAL = ("special token written in the text is", "special tokens written in the text are")
-NAME_WIDTH = 18  # of a domain or a teacher in a table
 
 
 class SplitText(TypedDict):
@@ -97,11 +96,6 @@ def text_lines(found: Mapping[str, TextSummary]) -> list[str]:
 
 def _cells(name: str, text: SplitText) -> list[str]:
     return [name, *(f"{text[column]:,}" for column in COLUMNS)]
-
-
-def shortened(name: str, width: int) -> str:
-    """A name for a column of a table."""
-    return name if len(name) <= width else name[: width - 2] + ".."
 
 
 def write_text(run_dir: RunDir, found: Mapping[str, TextSummary]) -> None:

@@ -1,10 +1,10 @@
 """SIGINT, SIGTERM and SIGHUP: all end a command in order; where a stage can save what it has done,
 the first one asks it to, and only the next one ends it at once.
 
-A launcher may send SIGTERM to every process of a job, as Slurm does. A run whose cluster heard it
-too could save nothing, and Ray's own handlers take the cluster from under the command, or dump it.
-So every thread of a command is deaf to SIGTERM, which processes that it starts inherit, and one
-thread alone waits for it and passes it on.
+A launcher may send SIGTERM to every process of a job, as Slurm does, and a shell whose terminal is
+gone SIGHUP. A run whose cluster heard it too could save nothing, and Ray's own handlers take the
+cluster from under the command, or dump it. So every thread of a command is deaf to both, which
+processes that it starts inherit, and one thread alone waits for them and passes them on.
 """
 
 import os
@@ -20,8 +20,9 @@ from types import FrameType
 from shared.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PASSED_ON = signal.SIGUSR2  # what the thread that waits for SIGTERM sends to the main one
-EAR = "hears SIGTERM"  # that thread's name
+DEAF_TO = frozenset({signal.SIGTERM, signal.SIGHUP})  # Ray sees to SIGINT where it starts a cluster
+PASSED_ON = signal.SIGUSR2  # what the thread that waits for them sends to the main one
+EAR = "hears signals"  # that thread's name
 CONNECTING = "Ray is starting, and this command ends once it has; again, and it ends at once"
 UNSAVED = "Interrupted; the same command starts again."
 SAME_S = 1.0  # a launcher may send its signal twice: to the command, and to its process group
@@ -34,6 +35,7 @@ class _State:
     """Of this process."""
 
     handling: bool = False
+    passed_on: int = signal.SIGTERM  # what PASSED_ON stands for
     ask: Ask | None = None  # who is asked first
     heard_at: float = -SAME_S  # when a signal came last
     sentences: list[Callable[[], str]] = field(default_factory=list)  # of `interrupted_as`
@@ -43,16 +45,16 @@ _state = _State()
 
 
 @contextmanager
-def handling() -> Iterator[None]:
+def handling(*, to_the_end: bool = False) -> Iterator[None]:
     """Let this process's commands, for the length of a `with` in the main thread, be ended by these
     signals, less those that it was started to ignore, as `nohup` and background jobs of a shell
-    are."""
+    are. With `to_the_end` the process has nothing to do after it, and ignores what comes then."""
     before = {number: signal.getsignal(number) for number in (*SIGNALS, PASSED_ON)}
     was, _state.handling, _state.ask, _state.heard_at = _state.handling, True, None, -SAME_S
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, _on_signal)
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
     ended = threading.Event()
     ear = threading.Thread(target=_pass_on, args=(ended,), name=EAR, daemon=True)
     ear.start()
@@ -62,10 +64,10 @@ def handling() -> Iterator[None]:
         ended.set()
         signal.pthread_kill(ear.ident, signal.SIGTERM)  # type: ignore[arg-type]
         ear.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         _state.handling = was
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if to_the_end else handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def handled() -> bool:
@@ -107,8 +109,8 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def hearing() -> Iterator[None]:
-    """Let processes that are started in a `with` hear SIGTERM."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    """Let processes that are started in a `with` hear what a command's others are deaf to."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF_TO)
     try:
         yield
     finally:
@@ -138,15 +140,16 @@ def end_at_once() -> None:
 
 
 def _pass_on(ended: threading.Event) -> None:
-    """Wait for SIGTERM and interrupt the main thread, whatever it waits for."""
+    """Wait for signals and interrupt the main thread, whatever it waits for."""
     main = threading.main_thread().ident
-    while signal.sigwait({signal.SIGTERM}) and not ended.is_set():
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+    while (number := signal.sigwait(DEAF_TO)) and not ended.is_set():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            _state.passed_on = number
             signal.pthread_kill(main, PASSED_ON)  # type: ignore[arg-type]
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    number = signal.SIGTERM if number == PASSED_ON else number
+    number = _state.passed_on if number == PASSED_ON else number
     now = time.monotonic()
     repeated, _state.heard_at = now - _state.heard_at < SAME_S, now
     if repeated:

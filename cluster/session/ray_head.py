@@ -58,6 +58,14 @@ def remembered() -> RayHead | None:
     return head
 
 
+def is_gone() -> bool:
+    """Whether no head is alive; what is left of a dead one is removed then."""
+    gone = remembered() is None
+    if gone:
+        reap()
+    return gone
+
+
 def address() -> str | None:
     """HOST:PORT of the head that is alive."""
     head = remembered()
@@ -125,9 +133,16 @@ def start(variables: Mapping[str, str]) -> str:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    found = _wait_until_up(process, port, log)
-    head = RayHead(found, process.pid, psutil.Process(process.pid).create_time())
-    write_atomically(state_file(), json.dumps(asdict(head)) + "\n")
+    try:
+        found = _wait_until_up(process, port, log)
+        head = RayHead(found, process.pid, psutil.Process(process.pid).create_time())
+        write_atomically(state_file(), json.dumps(asdict(head)) + "\n")
+    except BaseException:  # also a signal
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        reap()
+        raise
     return found
 
 
@@ -190,8 +205,6 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> st
         if "Ray runtime started" in text:
             return f"{_own_host(text, port)}:{port}"
         time.sleep(0.2)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
     raise PlacementError(f"a local Ray cluster did not start; its output is in {log}")
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -85,27 +85,31 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
     """Be a driver of a cluster for the length of a `with`.
 
     Joins `address`, else RAY_ADDRESS, else a cluster running on this machine; else starts one:
-    private, ending with this process, or with `outlives` one that stays until
-    `tutelage teacher down --all`. `address="local"` always starts a private one. Raises
-    PlacementError where the address does not answer.
+    private, ending with this process, or with `outlives` one that stays, unless something fails
+    inside, until `tutelage teacher down --all`. `address="local"` always starts a private one.
+    Raises PlacementError where the address does not answer.
     """
     prepare_environment()
     if is_connected():
         yield  # the caller's own connection, as in a test or a notebook
         return
     target = find_address(address)
-    if target is None and outlives:
+    staying = target is None and outlives
+    if staying:
         target = ray_head.start(JOB_ENVIRONMENT)
     try:
-        _join(target) if target else _start_private()
-        with _ends_with_head() if handled() and not target else nullcontext():
+        with _joined(target) if target else _private():
             yield
+        staying = False
     except KeyboardInterrupt:
         if any(thread.name == IN_RAY for thread in threading.enumerate()):
             end_at_once()  # Ray would abort under a thread that still waits for it
         raise
     finally:
         _leave() if target else _end_private()
+        if staying:
+            ray_head.stop()
+            ray_head.reap()
 
 
 @contextmanager
@@ -280,6 +284,27 @@ def _init(address: str, environment: dict[str, dict[str, str]]) -> None:
         ) from None
 
 
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Connected to a cluster that is there; to one of ours, for as long as it is."""
+    own = address == ray_head.address()
+    with _ends_with_head(ray_head.is_gone) if own else nullcontext():
+        _join(address)
+        yield
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """Connected to a cluster of this process alone, for as long as it is there."""
+    _start_private()
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    head = [info.process for kind in HEAD for info in node.all_processes.get(kind, ())]
+    with _ends_with_head(lambda: any(process.poll() is not None for process in head)):
+        yield
+
+
 def _start_private() -> None:
     own = {} if "RAY_AUTH_MODE" in os.environ else ray_head.token_environment()
     _authenticate(own)
@@ -303,8 +328,8 @@ def _start_private() -> None:
 @contextmanager
 def without_needless() -> Iterator[None]:
     """Let Ray start no needless process of a head in a `with`: each takes half a second of a core
-    or more, before anything else begins. Ray has switches for some, in `ray start` alone; where
-    it starts them otherwise, they are there."""
+    or more. Ray has switches for some, in `ray start` alone; where it starts them otherwise, they
+    are there."""
     from ray._private.node import Node
 
     before = {name: vars(Node)[name] for name in NEEDLESS if name in vars(Node)}
@@ -318,18 +343,17 @@ def without_needless() -> Iterator[None]:
 
 
 @contextmanager
-def _ends_with_head() -> Iterator[None]:
-    """End this command, for the length of a `with`, once its private head is gone, as after a
-    signal to all processes of a job: Ray would wait for a minute for it, and then abort."""
-    from ray._private import worker
-
-    node: Any = worker._global_node
-    head = [info.process for kind in HEAD for info in node.all_processes.get(kind, ())]
+def _ends_with_head(gone: Callable[[], bool]) -> Iterator[None]:
+    """End this command, for the length of a `with`, once a head of ours is gone, as after a signal
+    to all processes of a job: Ray would wait for a minute for it, and then abort."""
+    if not handled():
+        yield
+        return
     leaving = threading.Event()
 
     def watch() -> None:
         while not leaving.wait(HEAD_POLL_S):
-            if any(process.poll() is not None for process in head):
+            if gone():
                 end_at_once()
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -350,12 +350,13 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise StorageError(
             f"{path} cannot be written: {reason_of(error)}; free some space, or name a folder that "
             "you may write to"
         ) from None
+    finally:  # also after a signal
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _prompts_id(path: str | Path | None) -> str:

@@ -10,7 +10,7 @@ from shared.config.models.student import QLoRATraining
 from shared.config.run import Config
 from shared.config.source import TokenSources
 from shared.errors import not_kept
-from shared.in_words import duration, thousands
+from shared.in_words import duration, shortened, thousands
 from shared.mixture.weight_log import WeightEntry
 from shared.run.metrics import (
     DomainMetrics,
@@ -266,7 +266,9 @@ def progress_line(line: StepMetrics, config: Config, *, steps_in_line: int) -> s
     parts = [f"step {line.step}/{config.steps}", f"loss {line.loss:.3f}"]
     if config.progressive and line.phase is not None:
         parts.insert(1, f"phase {line.phase + 1}/{config.progressive.phases}")
-    kls = [f"{name} {_short(d.kl)}" for name, d in line.domains.items() if d.kl is not None]
+    kls = [
+        f"{shortened(name)} {_short(d.kl)}" for name, d in line.domains.items() if d.kl is not None
+    ]
     if kls:
         parts.append("kl " + " ".join(kls))
     parts.append("mix " + " ".join(_short(d.weight) for d in line.domains.values()))

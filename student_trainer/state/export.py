@@ -18,7 +18,7 @@ from safetensors import safe_open
 from shared.config.models.student import LoRATraining, QLoRATraining, Student
 from shared.config.paths import without_job_folder
 from shared.config.run import Config
-from shared.errors import CheckpointError, StorageError
+from shared.errors import CheckpointError, StorageError, reason_of
 from shared.files import obey_umask
 from shared.loading import EXPORTED, keep_upcycling
 from shared.model_parts import tolerance
@@ -118,7 +118,8 @@ def publishing(folder: Path) -> Iterator[Path]:
         draft.rename(folder)
     except OSError as error:
         raise StorageError(
-            f"{folder} cannot be written: {error.strerror or error}; free some space"
+            f"{folder} cannot be written: {reason_of(error)}; free some space, or name another "
+            "folder"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

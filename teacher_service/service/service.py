@@ -222,12 +222,12 @@ def scaling_since(service: str, told: int) -> ScaleView | None:
 def status(service: str) -> ServiceStatus:
     """What the registry knows, or what is left where it is gone. Raises ConfigError if nothing."""
     request, names = request_of(service), replica_names(service)
-    if request is None:
+    registry = find_actor(service, REGISTRY)
+    if request is None or registry is None:
         if service not in list_services():
             raise ConfigError(f"no teacher service named {service} is running")
         down = tuple(ReplicaView(name, "down") for name in names)
         return ServiceStatus(service, None, False, down, None)
-    registry = find_actor(service, REGISTRY)
     view = answer(registry.view.remote(), "the registry")
     scale = answer(registry.scale_view.remote(), "the registry")
     return ServiceStatus(service, request.teacher, request.detached, view.replicas, scale)

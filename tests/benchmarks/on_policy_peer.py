@@ -79,7 +79,7 @@ def product(steps: int, *, models: Path, folder: Path, way: str) -> Trained:
     }
     path = folder / f"{way}.yaml"
     path.write_text(json.dumps(config))
-    wall_s = _timed([sys.executable, "-m", "cluster.cli", "run", str(path)], threads=1)
+    wall_s = _timed([sys.executable, "-m", "cluster", "run", str(path)], threads=1)
     lines = list(read_metrics(folder / way / "metrics.jsonl"))
     timed = lines[UNTIMED:]
     rollouts = [line.rollouts for line in timed if line.rollouts is not None]

@@ -255,7 +255,7 @@ def command(
     paths["paths.cache"] = str(folder / "cache")
     made = {name: value.replace(MADE, f"{folder}/{MADE}") for name, value in options.items()}
     overrides = [f"{name}={value}" for name, value in (made | paths).items()]
-    line = [sys.executable, "-m", "cluster.cli", verb, str(RECIPES / f"{recipe}.yaml")]
+    line = [sys.executable, "-m", "cluster", verb, str(RECIPES / f"{recipe}.yaml")]
     environment = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"}
     subprocess.run([*line, *overrides], cwd=ROOT, check=True, env=environment)
 

@@ -76,7 +76,7 @@ class Compared:
 def compare(pair: Pair, *, folder: Path, models: Path) -> Compared:
     """Probe, then run; `models` is the folder of models and data."""
     options = [*pair.overrides, f"paths.root={models}", f"paths.runs={folder}"]
-    command = [sys.executable, "-m", "cluster.cli"]
+    command = [sys.executable, "-m", "cluster"]
     config = str(RECIPES / pair.recipe)
     planned = [*command, "plan", config, *options, "--probe", "--json"]
     told = subprocess.run(planned, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)

@@ -197,7 +197,7 @@ def write_job(folder: Path, task: str, *, seed: int) -> Path:
 
 def tutelage(*arguments: str | Path) -> None:
     """The command, as a user gives it."""
-    command = [sys.executable, "-m", "cluster.cli", *map(str, arguments), "--address", "local"]
+    command = [sys.executable, "-m", "cluster", *map(str, arguments), "--address", "local"]
     subprocess.run(command, cwd=PROJECT, check=True)
 
 

@@ -22,7 +22,7 @@ RECIPE = PROJECT / "cluster" / "recipes" / "real_text.yaml"
 
 def run(name: str, runs: Path, *overrides: str) -> Path:
     """One `tutelage run` of the recipe under a name; returns its folder."""
-    command = [sys.executable, "-m", "cluster.cli", "run", str(RECIPE)]
+    command = [sys.executable, "-m", "cluster", "run", str(RECIPE)]
     settings = [f"paths.root={REFERENCE}", f"paths.runs={runs}", f"name={name}", *overrides]
     subprocess.run([*command, *settings], cwd=PROJECT, check=True)
     return runs / name

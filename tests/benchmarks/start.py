@@ -99,7 +99,7 @@ def measure(*, repeats: int, folder: Path, models: Path = MODELS) -> Result:
 
 def tutelage(*arguments: str) -> list[str]:
     """A command line."""
-    return [sys.executable, "-m", "cluster.cli", *arguments]
+    return [sys.executable, "-m", "cluster", *arguments]
 
 
 def own_cluster(folder: Path) -> dict[str, str]:

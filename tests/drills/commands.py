@@ -1,6 +1,7 @@
 """`tutelage` commands in processes of their own, in the home of a user who has nothing else."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from shared.run.metrics import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 600.0
 POLL_S = 0.02
+NOT_OURS = re.compile(  # tracebacks, and what Ray says of its own accord
+    r"Traceback|\*\*\* SIG|core dumped|a fault of|Exception|raylet|^\[20\d\d-|^[EWF]\d{4} ", re.M
+)
 
 
 class Command:
@@ -95,7 +99,7 @@ class Home:
 
     def start(self, *arguments: str, **variables: str) -> Command:
         """A `tutelage` command, not waited for."""
-        return self.execute(sys.executable, "-m", "cluster.cli", *arguments, **variables)
+        return self.execute(sys.executable, "-m", "cluster", *arguments, **variables)
 
     def run(self, *arguments: str, expecting: int = 0, **variables: str) -> str:
         """A `tutelage` command to its end; returns what it said."""
@@ -159,6 +163,13 @@ def wait_until(
         assert doing is None or doing.running, doing.output
         assert time.monotonic() < deadline, doing.output if doing else "not in time"
         time.sleep(POLL_S)
+
+
+def heard(command: Command) -> bool:
+    """Whether a command answers signals: SIGTERM is blocked, so that one thread hears it."""
+    status = Path(f"/proc/{command.process.pid}/status").read_text()
+    blocked = re.search(r"^SigBlk:\s*(\w+)$", status, re.M)
+    return blocked is not None and bool(int(blocked[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def steps_done(run: Path) -> int:

@@ -42,6 +42,8 @@ def listed(home: Home, dashboard: str, what: str, **variables: str) -> list[dict
         **variables,
     )  # fmt: skip
     assert asking.wait() == 0, asking.output
+    if "No resource in the cluster" in asking.output:
+        return []
     return json.loads(asking.output[asking.output.index("[") :])
 
 

@@ -2,7 +2,7 @@
 itself, and lists what their replicas do."""
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,11 +39,14 @@ def using(
     ended, path = threading.Event(), roll or run_dir.replicas
     threads = [
         threading.Thread(
-            target=_use, args=(f"{what} {name}", name, run_dir, gone, ended), daemon=True
+            target=_until,
+            args=(ended, _use, f"{what} {name}", name, run_dir, gone, ended),
+            daemon=True,
         )
         for name in names
     ]
-    threads.append(threading.Thread(target=_list, args=(names, path, ended), daemon=True))
+    listing = (ended, _list, names, path, ended)
+    threads.append(threading.Thread(target=_until, args=listing, daemon=True))
     for thread in threads:
         thread.start()
     try:
@@ -75,11 +78,20 @@ def restarts_of(name: str) -> int:
         return 0  # the service is gone, and what it knew with it
 
 
+def _until(ended: threading.Event, work: Callable[..., None], *arguments: object) -> None:
+    """Work in a thread; after the end, what it asks may be gone already."""
+    try:
+        work(*arguments)
+    except Exception:
+        if not ended.is_set():
+            raise
+
+
 def _use(called: str, name: str, run_dir: RunDir, gone: str, ended: threading.Event) -> None:
     there, told, user = True, _told(name), str(run_dir.path)
     while not ended.is_set():
         before, there = there, services.use(name, user)
-        if before and not there:
+        if before and not there and not ended.is_set():
             print(f"{called} is gone; {gone}", flush=True)
         if there and not before:
             print(f"{called} is back", flush=True)

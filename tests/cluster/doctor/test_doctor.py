@@ -49,7 +49,7 @@ def test_a_place_without_room_stops_a_run_and_is_named(capsys, monkeypatch):
 
 
 def test_a_cluster_that_does_not_answer_is_a_finding():
-    command = [sys.executable, "-m", "cluster.cli", "doctor", "--address", "127.0.0.1:1"]
+    command = [sys.executable, "-m", "cluster", "doctor", "--address", "127.0.0.1:1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no Ray cluster answers at 127.0.0.1:1" in done.stdout

@@ -355,7 +355,7 @@ def test_a_run_killed_whole_continues_to_the_same_end(tmp_path, tiny_pair):
 
     def command(name: str) -> list[str]:
         local = ["--address", "local"]
-        return [sys.executable, "-m", "cluster.cli", "run", str(job), f"name={name}", *local]
+        return [sys.executable, "-m", "cluster", "run", str(job), f"name={name}", *local]
 
     subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, timeout=500)
     with subprocess.Popen(command("killed"), cwd=ROOT, env=environment) as driver:

@@ -80,7 +80,7 @@ def test_the_lowest_of_a_line_is_marked(runs, tmp_path):
     path.write_text(json.dumps(told))
     assert main(["report", *runs, "--to", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert '<td class="lower">0.001</td>' in page
+    assert 'class="lower">0.001</td>' in page
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
@@ -92,6 +92,9 @@ def test_domains_that_one_run_lacks_are_blank_there(tmp_path, capsys):
     one, two = made(tmp_path, "one", domains=("code",)), made(tmp_path, "two", domains=("law",))
     assert main(["report", str(one), str(two)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (only,) = [line for line in lines if line[:1] and line[0].startswith("domains.code")]
+    assert only[0] == "domains.code", "one line of a domain, with its training text"
+    assert only[2:] == ["-"]
     assert [line[2] for line in lines if line[:1] == ["code"]] == ["-", "-"]
     assert [line[1] for line in lines if line[:1] == ["law"]] == ["-", "-"]
 

@@ -13,6 +13,9 @@ from cluster.report.measurement import DomainSummary
 from cluster.report.page import gap_closed, write_report
 from cluster.report.plots import (
     MAX_POINTS,
+    NAME_CHARS,
+    NAME_PX,
+    ROW_HEIGHT,
     Mark,
     Series,
     area_plot,
@@ -155,7 +158,7 @@ def test_several_teachers_have_a_table_and_curves_of_their_own(tmp_path: Path):
     for said in ("<h2>Teachers</h2>", "KL by teacher", "Waiting by teacher", "Bytes by teacher"):
         assert said not in alone
         assert said in both
-    assert "<td>models/small</td><td>reference, mathematics</td>" in both
+    assert re.search(r">models/small</td><td[^>]*>reference, mathematics</td>", both)
 
 
 def test_readings_at_a_step_list_every_domain(tmp_path: Path):
@@ -281,17 +284,34 @@ def test_thirty_domains_never_share_colour_and_dash():
     assert len(set(looks)) == 30
 
 
-def test_row_plots_grow_with_their_rows():
-    few, many = (
-        svg(
-            row_plot(
-                {str(i): [Mark("before", 1.0, "hollow")] for i in range(n)}, label="a", x_label="x"
-            )
-        )
-        for n in (1, 30)
-    )
-    heights = [float(e.get("viewBox", "").split()[3]) for e in (few, many)]
-    assert heights[1] - heights[0] == 29 * 24
+LONG = "a-domain-whose-name-says-where-its-text-comes-from-and-of-which-year-it-is"
+
+
+def test_row_plots_have_room_for_whole_names_of_any_length():
+    def plotted(*names: str) -> ElementTree.Element:
+        rows = {name: [Mark("before", 1.0, "hollow")] for name in names}
+        return svg(row_plot(rows, label="a", x_label="x"))
+
+    def height(drawn: ElementTree.Element) -> float:
+        return float(drawn.get("viewBox", "").split()[3])
+
+    few, many = plotted("0"), plotted(*map(str, range(30)))
+    assert height(many) - height(few) == 29 * (ROW_HEIGHT + NAME_PX)
+    long = plotted(LONG)
+    assert height(long) - height(few) == NAME_PX
+    lines = [e.text or "" for e in long.iter("text") if e.get("class") == "name"]
+    assert "".join(lines) == LONG
+    assert max(map(len, lines)) <= NAME_CHARS
+
+
+def test_every_cell_says_what_it_is_where_a_row_is_a_card(tmp_path):
+    """Of tables with a head, where the page is narrow."""
+    write_run(tmp_path / "run", steps=20)
+    text = write_report(tmp_path / "run").read_text()
+    tables = re.findall(r'<div class="scroll">.*?</table>', text, re.S)
+    cells = [cell for table in tables for cell in re.findall(r"<td[^>]*>", table)]
+    assert len(tables) > 1
+    assert [c for c in cells if "data-label=" not in c and 'class="words"' not in c] == []
 
 
 def test_a_page_says_when_a_service_grew_and_shrank(tmp_path):
@@ -306,7 +326,8 @@ def test_a_page_says_when_a_service_grew_and_shrank(tmp_path):
     assert Page(text).open == []
     assert "<h2>Replicas</h2>" in text
     said = "1 -&gt; 2 replicas, steps waited 40 %"
-    assert f'<th scope="row">20</th><td>big</td><td class="words">{said}</td>' in text
+    assert '<th scope="row">20</th><td data-label="teacher service">big</td>' in text
+    assert f'<td class="words">{said}</td>' in text
 
 
 def test_numbers_of_workers_are_told_where_they_changed(tmp_path):

@@ -1,6 +1,7 @@
 """summary.json: its names are frozen, its numbers follow their definitions."""
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -101,9 +102,10 @@ def test_what_became_of_the_text_is_in_the_summary_and_the_report(tmp_path: Path
     assert summary["domains"]["code"]["text"] == text["code"]
     assert summary["domains"]["legal"]["text"] is None
     page = write_report(run_dir).read_text()
-    assert "<td>1,200</td><td>987</td><td>20</td>" in page
+    cells = re.sub(r"<td[^>]*>", "<td>", page)
+    assert "<td>1,200</td><td>987</td><td>20</td>" in cells
     assert "code: fields that are not read: id 43" in page
-    assert "<td>987</td><td>77</td>" in page
+    assert "<td>987</td><td>77</td>" in cells
     assert "validation</th>" in page
     assert "code, validation: files that are not read: LICENSE" in page
     (run_dir / "text.json").write_text(json.dumps({"code": counts | {"notes": notes}}))

@@ -22,7 +22,24 @@ from cluster.session.interrupts import (
 from shared.errors import StoppedError
 from tests import signals
 
-BLOCKED = "import signal; print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+BLOCKED = "import signal; print(signal.{} in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+PROGRAM = """
+import atexit, os, signal, sys
+from cluster.__main__ import program
+
+def sent(*_):
+    os.kill(os.getpid(), signal.{0})
+
+class Importing:
+    def find_spec(self, name, *_):
+        if name == "cluster.{1}":
+            sent()
+
+atexit.register(sent)
+sys.meta_path.insert(0, Importing())
+sys.argv = ["tutelage", "--version"]
+sys.exit(program())
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -131,13 +148,26 @@ def test_rays_handler_of_a_signal_is_not_called():
             send(signal.SIGTERM, after_s=SAME_S)
 
 
-def starts_deaf() -> bool:
-    """Whether a process that is started here is deaf to SIGTERM."""
-    return subprocess.check_output([sys.executable, "-c", BLOCKED], text=True) == "True\n"
+def starts_deaf(number: signal.Signals) -> bool:
+    """Whether a process that is started here is deaf to a signal."""
+    command = [sys.executable, "-c", BLOCKED.format(number.name)]
+    return subprocess.check_output(command, text=True) == "True\n"
 
 
-def test_what_a_command_starts_is_deaf_to_what_it_answers_unless_it_is_to_hear():
-    assert starts_deaf()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_a_command_starts_is_deaf_to_what_it_answers_unless_it_is_to_hear(number):
+    assert starts_deaf(number)
     with hearing():
-        assert not starts_deaf()
-    assert starts_deaf()
+        assert not starts_deaf(number)
+    assert starts_deaf(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("imported", "code"), [("cli", 1), ("nothing", 0)])
+def test_the_program_answers_signals_before_it_has_a_command_and_none_after(number, imported, code):
+    """In both cases another one comes when Python ends."""
+    script = PROGRAM.format(number.name, imported)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr == (f"{interrupts.UNSAVED}\n" if code else "")
+    assert ended.stdout.startswith("tutelage ") == (code == 0)

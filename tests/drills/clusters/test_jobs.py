@@ -12,7 +12,7 @@ import yaml
 
 from cluster.report.stages import SENTENCES
 from tests.cluster.jobs import write_job
-from tests.drills.commands import Command, Home, reached, steps_done, wait_until
+from tests.drills.commands import NOT_OURS, Command, Home, heard, reached, steps_done, wait_until
 from tests.drills.nodes import TOKEN, actors, listed, start_head
 from tests.tiny import Pair
 
@@ -170,3 +170,63 @@ def test_ray_job_submit_does_as_well(home, project):
     assert submitted.wait() == 0, submitted.output
     assert (home.folder / "runs" / "job" / "export" / "model.safetensors").exists()
     assert f":{home.folder}/runs/job/export ." in submitted.output
+
+
+def ended_by(number: int, command: Command) -> str:
+    """What a command says last after a signal."""
+    command.process.send_signal(number)
+    assert command.wait(60) == 1, command.output
+    assert not NOT_OURS.search(command.output), command.output
+    return command.output.strip().splitlines()[-1]
+
+
+def heard_before_it_is_sent(home: Home, address: str) -> Command:
+    """A submission that has said what it takes along, and no job yet."""
+    submitted = home.start("submit", "job.yaml", FOREVER, address)
+    wait_until(lambda: "Package  " in submitted.output, doing=submitted)
+    return submitted
+
+
+def test_a_signal_leaves_a_job_alone_and_says_so(home, project):
+    dashboard = start_head(home).dashboard
+    address = f"--address={dashboard}"
+    early = ended_by(signal.SIGTERM, heard_before_it_is_sent(home, address))
+    sent = re.findall(r"^job-\S+", home.run("jobs", "ls", address), re.M)
+    kept = "whether job-" in early or "The job goes on" in early
+    assert kept or (early == "Interrupted; the same command starts again." and not sent)
+    for job in sent:
+        home.run("jobs", "stop", job, address)
+
+    submitted = home.start("submit", "job.yaml", FOREVER, address)
+    wait_until(reached(home.folder / "runs" / "job", 2), doing=submitted)
+    job = id_in(submitted.output)
+    goes_on = "The job goes on without this command. Follow it: tutelage jobs logs"
+    assert ended_by(signal.SIGTERM, submitted).startswith(f"{goes_on} {job}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        following = home.start("jobs", "logs", job, address, "--follow")
+        wait_until(lambda: "step 2/" in following.output, doing=following)  # noqa: B023
+        assert ended_by(number, following).startswith(f"{goes_on} {job}")
+    run = home.folder / "runs" / "job"
+    wait_until(reached(run, steps_done(run) + 2))
+
+    stopping = home.start("jobs", "stop", job, address)
+    wait_until(lambda: "is saved first" in stopping.output, doing=stopping)
+    said = ended_by(signal.SIGTERM, stopping)
+    assert f"jobs ls {address.replace('=', ' ')}` shows {job}" in said
+    home.run("jobs", "stop", job, address)
+    assert f"{job}  stopped" in home.run("jobs", "ls", address)
+    assert "which is saved; the same command continues" in home.run("jobs", "logs", job, address)
+    assert left(home, dashboard) == {}
+
+
+def test_an_examination_of_a_cluster_is_interrupted(home):
+    head = start_head(home)
+    for wait_s in (0.0, 1.5, 3.0):
+        examining = home.start("doctor", "--address", head.address)
+        wait_until(lambda: heard(examining), doing=examining)  # noqa: B023
+        time.sleep(wait_s)
+        if examining.running:
+            said = ended_by(signal.SIGTERM, examining)
+            assert said == "Interrupted; the same command starts again."
+    assert left(home, head.dashboard) == {}
+    home.run("doctor", "--address", head.address)

@@ -226,6 +226,18 @@ def test_a_write_that_fails_keeps_the_old_file_and_says_why(tmp_path):
     assert os.listdir(tmp_path) == ["f"]
 
 
+def test_a_write_that_is_interrupted_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    def interrupted(file: int) -> None:
+        raise KeyboardInterrupt
+
+    write_atomically(tmp_path / "f", "old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
 def test_the_environment_file_holds_versions_and_no_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     run_dir = open_run(config(tmp_path))

@@ -198,6 +198,18 @@ def test_a_merged_model_generates(merged: Path) -> None:
     assert model.config.use_cache
 
 
+def test_a_copy_that_is_interrupted_leaves_nothing(
+    merged: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def interrupted(folder: Path, draft: Path) -> None:
+        draft.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.commands.exports.shutil.copytree", interrupted)
+    assert main(["export", str(merged / "lora"), "--merge", "--to", str(tmp_path / "new")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_is_copied_to_a_folder_that_is_named(merged: Path, tmp_path: Path, capsys) -> None:
     assert main(["export", str(merged / "lora"), "--merge", "--to", str(tmp_path / "new")]) == 0
     assert f"step 4, merged into its base, is in {tmp_path / 'new'}" in capsys.readouterr().out
