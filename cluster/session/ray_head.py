@@ -58,11 +58,12 @@ def remembered() -> RayHead | None:
     return head
 
 
-def is_gone() -> bool:
-    """Whether no head is alive; what is left of a dead one is removed then."""
+def is_gone(since: float) -> bool:
+    """Whether no head is alive; what is left of one that was at `since`, in seconds of `time`, is
+    ended then. What is younger may be of one that is coming up."""
     gone = remembered() is None
     if gone:
-        reap()
+        _end([process for process in orphans() if process.create_time() < since])
     return gone
 
 
@@ -174,13 +175,17 @@ def orphans() -> list[psutil.Process]:
 def reap() -> int:
     """End what dead heads left behind, processes and files; returns the number of processes."""
     left = orphans()
+    _end(left)
+    if remembered() is None:
+        shutil.rmtree(_temp_dir(), ignore_errors=True)
+    return len(left)
+
+
+def _end(left: list[psutil.Process]) -> None:
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=STOP_DEADLINE_S)
-    if remembered() is None:
-        shutil.rmtree(_temp_dir(), ignore_errors=True)
-    return len(left)
 
 
 def _is_ours(process: psutil.Process) -> bool:

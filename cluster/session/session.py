@@ -10,9 +10,11 @@ import os
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +290,8 @@ def _init(address: str, environment: dict[str, dict[str, str]]) -> None:
 def _joined(address: str) -> Iterator[None]:
     """Connected to a cluster that is there; to one of ours, for as long as it is."""
     own = address == ray_head.address()
-    with _ends_with_head(ray_head.is_gone) if own else nullcontext():
+    gone = partial(ray_head.is_gone, time.time())
+    with _ends_with_head(gone) if own else nullcontext():
         _join(address)
         yield
 

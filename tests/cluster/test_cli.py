@@ -227,6 +227,34 @@ def test_help_is_quick():
     assert time.monotonic() - started < 15  # 0.4 s on an idle machine, 15 with Ray and torch
 
 
+@pytest.mark.parametrize(("asked", "code"), [("--help", 0), ("nonsense", 2)])
+def test_a_command_ends_with_its_code_and_all_that_was_registered_but_clears_no_module(asked, code):
+    """To clear the modules of Ray away takes a second or more."""
+    script = f"""
+import sys
+
+import cluster.__main__ as command
+
+import atexit
+
+
+class Module:
+    def __del__(self):
+        print("cleared away")
+
+
+sys.kept = Module()
+atexit.register(print, "registered")
+sys.argv = ["tutelage", {asked!r}]
+sys.exit(command.program())
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == code, found.stderr
+    assert found.stdout.splitlines()[-1] == "registered"
+    if code:
+        assert "nonsense" in found.stderr
+
+
 def test_status_works_without_a_cluster(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "local")
