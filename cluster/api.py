@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cluster.commands import active as rounds
 from cluster.commands import exports, jobs, prompts, runs, teachers
@@ -49,7 +49,7 @@ from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.mixture.weight_log import WeightLog, read_log
 from shared.run.metrics import DomainEvaluation, StepMetrics, read_metrics
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 
 __all__ = [
     "Run",
@@ -103,7 +103,7 @@ class Run:
         """Its outcome, by domain and by teacher. Raises ConfigError where it has none yet."""
         if not self.files.summary.exists():
             raise ConfigError(f"{self.path} has no summary yet; a run writes it when it ends")
-        return json.loads(self.files.summary.read_text())
+        return cast(Summary, read_written(self.files.summary))
 
     def metrics(self) -> list[StepMetrics]:
         """What was measured at each logged step, in order; losses in nats per loss token."""
@@ -139,7 +139,7 @@ class Run:
                 generate=generate,
                 max_new_tokens=max_new_tokens,
             )
-        found = json.loads((self.files.path / "evaluation.json").read_text())
+        found = read_written(self.files.path / "evaluation.json")
         return {name: DomainEvaluation.from_dict(domain) for name, domain in found.items()}
 
     def evaluate_tasks(

@@ -18,7 +18,7 @@ from cluster.active.filtering import UNDECODED, LeftOut, Reason, Row, plain, sam
 from cluster.active.material import Material
 from cluster.active.records import Answers, Harvest, Kept
 from shared.config.verbs.active import ELAD
-from shared.text.documents import INVALID
+from shared.text.formats import INVALID
 
 INSTRUCTION = "Check how a question is answered, step by step."
 VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)

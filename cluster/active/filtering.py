@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shared.text.documents import INVALID
+from shared.text.formats import INVALID
 
 Reason = Literal[
     "malformed", "empty", "unknown class", "too long", "in training", "written before",

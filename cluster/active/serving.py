@@ -5,7 +5,6 @@ Students answer in units whose make-up is fixed, and the teacher one prompt at a
 same question has the same answer.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from shared.config.run import Config
 from shared.config.verbs.active import ELAD, Active
 from shared.data.rows import Rows
 from shared.errors import ConfigError
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 from shared.targets.asks.kept_ids import LikeliestIds
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.question import Question
@@ -159,7 +158,7 @@ def answers_of(
 ) -> Answers:
     """What the student of a finished run, whose config this is, answers."""
     run_dir = RunDir(Path(config.paths.runs) / config.name)
-    told = json.loads(run_dir.summary.read_text())["domains"][domain]
+    told = read_written(run_dir.summary)["domains"][domain]
     name = f"{_namespace(run_dir.path)}-student"
     model = exported_student(config, run_dir.export)
     with student_service(config, name, model, purpose="to answer") as description:

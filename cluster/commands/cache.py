@@ -70,6 +70,12 @@ def gc(
 ) -> None:
     """`tutelage cache gc`."""
     store = store_of(where)
+    for option, value in (("--teacher", teacher), ("--question", question)):
+        if value is not None and not value.strip():
+            raise ConfigError(
+                f"{option} is {value!r}, which would choose every one; write some of its name, or "
+                "leave the option out"
+            )
     choice = Choice(
         older_than_s=None if older_than is None else seconds_of(older_than),
         teacher=teacher,

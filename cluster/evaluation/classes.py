@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cluster.evaluation.statistics import Estimate, Measures, ratio
-from cluster.report.record import read_json
+from shared.run.run_dir import read_written
 
 # How far above 1 rounding may put a probability; the likeliest of fewer than a million classes has
 # more, so that a wrong one's gap lies below.
@@ -49,8 +49,8 @@ def with_difference(measured: Measures, gaps: tuple[np.ndarray, np.ndarray]) -> 
 def scores_of(run_dir: Path) -> dict[str, dict[str, Mapping[str, float] | None]]:
     """Of the models that evaluations of a run have left in its folder, by domain; None of one that
     has none."""
-    written = read_json(run_dir / "evaluations.json")
-    latest = read_json(run_dir / "evaluation.json") or written.get("after", {})
+    written = read_written(run_dir / "evaluations.json")
+    latest = read_written(run_dir / "evaluation.json") or written.get("after", {})
     return {
         "teacher": _scores(latest, "teacher"),
         "before": _scores(written.get("before", {}), "student"),

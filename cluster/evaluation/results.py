@@ -20,7 +20,7 @@ from shared.data.row_store import RowStore
 from shared.data.text_bytes import Decoder, text_bytes
 from shared.errors import ConfigError
 from shared.run.document_sums import DocumentSums
-from shared.run.run_dir import RunDir, write_atomically
+from shared.run.run_dir import RunDir, read_written, write_atomically
 
 EVAL = "eval.json"
 ROWS_AT_A_TIME = 256
@@ -126,7 +126,7 @@ def results_of(
         texts[label] = _Texts(other.generations, "after")
         scores[label] = scores_of(other.run)["after"]
     known = {name: documents for name, documents in students.items() if documents is not None}
-    kinds = json.loads((run_dir.path / "evaluation.json").read_text())
+    kinds = read_written(run_dir.path / "evaluation.json")
     return Results(
         run_dir.path.name,
         {

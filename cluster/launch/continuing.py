@@ -1,13 +1,11 @@
 """Runs that go on: whether there is anything left to do, and what changes."""
 
-import json
-
 from shared.config.models.student import Elastic
 from shared.config.run import Config
 from shared.errors import CheckpointError
 from shared.mixture.weight_log import read_log
 from shared.run.changes import changed_options, differing_options
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 from student_trainer.schedule import respread
 from student_trainer.state.checkpoint import last_step
 
@@ -52,4 +50,4 @@ def has_ended(run_dir: RunDir, config: Config) -> bool:
         end = read_log(run_dir.weight_log, config.domains).end(config.steps)
     except CheckpointError:  # of other domains, which are refused
         return False
-    return json.loads(run_dir.summary.read_text())["steps"] >= end
+    return read_written(run_dir.summary).get("steps", 0) >= end

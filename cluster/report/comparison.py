@@ -10,14 +10,14 @@ from cluster.report.curves import Curve
 from cluster.report.measurement import Failures, Summary, kl, measure, nll
 from cluster.report.page import template
 from cluster.report.plots import Series
-from cluster.report.record import RunRecord, finite, read_json, read_record
+from cluster.report.record import RunRecord, finite, read_record
 from shared.config.paths import JOB_FOLDERS
 from shared.config.run import Config
 from shared.errors import ConfigError
 from shared.in_words import shortened
 from shared.run.changes import leaves
 from shared.run.metrics import DomainEvaluation, StepMetrics
-from shared.run.run_dir import RunDir, write_atomically
+from shared.run.run_dir import RunDir, read_written, write_atomically
 
 CELL_WIDTH, VALUE_CHARS = 12, 60
 NO_FAILURES = Failures(teacher_restarts=0, student_restarts=0, retried_units=0)
@@ -177,7 +177,7 @@ def _block(first: str, rows: Mapping[str, Sequence[str]], names: Sequence[str]) 
 
 
 def _summary(record: RunRecord) -> Summary:
-    told = read_json(RunDir(record.directory).summary)
+    told = read_written(RunDir(record.directory).summary)
     status = told.get("status", "unfinished")
     return measure(record, status=status, failures=told.get("failures", NO_FAILURES))
 

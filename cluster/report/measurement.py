@@ -6,10 +6,10 @@ NLL and KL are nats per loss token of validation text; times are seconds, sizes 
 from typing import NotRequired, TypedDict
 
 from cluster.report.classes import ClassSummary, class_summary
-from cluster.report.record import Evaluations, RunRecord, finite, read_json
+from cluster.report.record import Evaluations, RunRecord, finite
 from cluster.report.text import TextSummary
 from shared.run.metrics import DomainEvaluation, StepMetrics
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 
 
 class Failures(TypedDict):
@@ -103,13 +103,13 @@ def measure(record: RunRecord, *, status: str, failures: Failures) -> Summary:
         domains={name: domain_summary(record, name) for name in record.domains},
         teachers={name: teacher_summary(record, name) for name in record.config.teachers},
         failures=failures,
-        start=read_json(RunDir(record.directory).start),
+        start=read_written(RunDir(record.directory).start),
     )
 
 
 def measure_baseline(record: RunRecord, baseline: RunRecord) -> BaselineSummary:
     """The hard-labels run beside the distilled one."""
-    told = read_json(baseline.directory / "summary.json")
+    told = read_written(baseline.directory / "summary.json")
     none = Failures(teacher_restarts=0, student_restarts=0, retried_units=0)
     summary = measure(
         baseline,

@@ -6,7 +6,7 @@ from cluster.report.measurement import Failures
 from cluster.report.page import write_report
 from cluster.report.summary import summarise
 from shared.run.metrics import read_metrics
-from shared.run.run_dir import RunDir, write_atomically
+from shared.run.run_dir import RunDir, read_written, write_atomically
 from student_trainer.state.checkpoint import whence
 
 
@@ -43,5 +43,4 @@ def interrupted(run_dir: RunDir) -> str:
 
 
 def _counts(run_dir: RunDir) -> dict[str, int]:
-    path = run_dir.logs / "failures.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_written(run_dir.logs / "failures.json")

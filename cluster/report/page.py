@@ -16,13 +16,13 @@ from cluster.report.classes import class_table
 from cluster.report.curves import curves
 from cluster.report.measurement import DomainSummary, Failures, kl, measure, nll
 from cluster.report.plots import Mark, Shape
-from cluster.report.record import RunRecord, finite, read_json, read_record
+from cluster.report.record import RunRecord, finite, read_record
 from cluster.report.samples import samples_of
 from cluster.report.services import read_scaling
 from cluster.report.summary import verdict
 from cluster.report.text import COLUMNS
 from shared.prompts.prompts import Prompt
-from shared.run.run_dir import RunDir, write_atomically
+from shared.run.run_dir import RunDir, read_written, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Read when imported: a submitted job's folder may be gone by the time a run ends.
@@ -50,7 +50,7 @@ def write_report(run_dir: Path) -> Path:
 
 def _page(record: RunRecord) -> str:
     files = RunDir(record.directory)
-    told = read_json(files.summary)
+    told = read_written(files.summary)
     retried = sum(m.retried_units for m in record.lines)
     counted = Failures(teacher_restarts=0, student_restarts=0, retried_units=retried)
     summary = measure(
@@ -116,7 +116,7 @@ def gap_closed(domain: DomainSummary) -> float | None:
 
 def _prompts(path: Path) -> dict[str, dict[str, Any]]:
     """What prompts.json says of each domain: its prompt as text, and what the search tried."""
-    told = read_json(path).get("domains", {})
+    told = read_written(path).get("domains", {})
     return {
         name: found | {"text": Prompt.from_dict(found["prompt"]).text()}
         for name, found in told.items()

@@ -4,16 +4,16 @@ Knows nothing of models or processes; a run that has only just begun reads as we
 one, with empty parts.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.report.text import TextSummary
 from shared.config.run import Config
+from shared.errors import DamagedError
 from shared.mixture.weight_log import WeightLog, read_log
 from shared.run.metrics import DomainEvaluation, StepMetrics, read_metrics
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 
 Evaluations = dict[str, DomainEvaluation]
 
@@ -51,32 +51,35 @@ class RunRecord:
 def read_record(directory: Path) -> RunRecord:
     """Read a run directory, or the baseline's inside it, which has its run's config.
 
-    Raises ConfigError if there is no readable config.yaml.
+    Raises ConfigError if there is no readable config.yaml, DamagedError for a file that is not what
+    was written.
     """
     files = RunDir(directory)
     inside = directory.name == files.baseline.path.name and not files.config.exists()
     config = RunDir(directory.parent if inside else directory).recorded_config()
-    evaluations = read_json(directory / "evaluations.json")
+    evaluations = directory / "evaluations.json"
     baseline = files.baseline.path
     return RunRecord(
         directory=directory,
         config=config,
         lines=tuple(read_metrics(files.metrics)),
         log=read_log(files.weight_log, config.domains),
-        before=_evaluations(evaluations.get("before")),
-        after=_evaluations(evaluations.get("after")),
+        before=_evaluations(evaluations, "before"),
+        after=_evaluations(evaluations, "after"),
         baseline=read_record(baseline) if config.baseline and baseline.is_dir() else None,
-        text=read_json(RunDir(directory.parent if inside else directory).text),
+        text=read_written(RunDir(directory.parent if inside else directory).text),
     )
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; empty if the file is absent."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _evaluations(fields: dict | None) -> Evaluations:
-    return {name: DomainEvaluation.from_dict(values) for name, values in (fields or {}).items()}
+def _evaluations(path: Path, when: str) -> Evaluations:
+    fields = read_written(path).get(when)
+    try:
+        return {name: DomainEvaluation.from_dict(found) for name, found in (fields or {}).items()}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise DamagedError(
+            f"{path} is damaged: {when} is no evaluation ({type(error).__name__}: {error}); put a "
+            "copy of it back, or remove it"
+        ) from None
 
 
 def finite(value: float | None) -> float | None:

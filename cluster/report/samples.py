@@ -32,18 +32,20 @@ def samples_of(path: Path, domains: tuple[str, ...]) -> dict[str, list[Sample]]:
     """The first samples of each domain, in the order of `domains`; empty without a file, and
     without lines that cannot be read."""
     found: dict[str, list[Sample]] = {name: [] for name in domains}
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        told = _line(line)
-        if told and len(found.get(told["domain"], [None] * PER_DOMAIN)) < PER_DOMAIN:
-            found[told["domain"]].append(_sample(told))
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        domain, sample = _read(line)
+        if sample and len(found.get(domain, [None] * PER_DOMAIN)) < PER_DOMAIN:
+            found[domain].append(sample)
     return {name: samples for name, samples in found.items() if samples}
 
 
-def _line(line: str) -> dict[str, Any] | None:
+def _read(line: bytes) -> tuple[str, Sample | None]:
+    """The domain of a line and its sample; none of one that is empty or damaged."""
     try:
-        return json.loads(line)
-    except ValueError:  # empty, or damaged
-        return None
+        told = json.loads(line)
+        return told["domain"], _sample(told)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "", None
 
 
 def _sample(told: Mapping[str, Any]) -> Sample:

@@ -11,10 +11,11 @@ from typing import TypedDict
 import psutil
 from filelock import FileLock, Timeout
 
-from cluster.report.record import RunRecord, read_json, read_record
+from cluster.report.record import RunRecord, read_record
 from cluster.report.services import ReplicaStanding, ServiceStanding, read_roll
+from shared.errors import DamagedError
 from shared.run.metrics import StepMetrics
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 from student_trainer.state.checkpoint import latest_checkpoint, step_of
 
 
@@ -87,11 +88,11 @@ def read_standing(run_dir: RunDir) -> Standing:
         seconds_per_step=pace_s,
         eta_s=pace_s * (record.config.steps - record.steps) if working and pace_s else None,
         line_age_s=max(0.0, time.time() - run_dir.metrics.stat().st_mtime) if line else None,
-        start=read_json(run_dir.start),
+        start=read_written(run_dir.start),
         said=_last_line(run_dir.progress),
         domains={name: _domain(record.lines, name) for name in record.domains if line},
         failures={"student_restarts": 0, "teacher_restarts": 0}
-        | read_json(run_dir.logs / "failures.json")
+        | read_written(run_dir.logs / "failures.json")
         | {"retried_units": sum(line.retried_units for line in record.lines)},
         services=roll["services"] if working else [],
         replicas=roll["replicas"] if working else [],
@@ -124,8 +125,8 @@ def _dead(owner: Path) -> bool:
 def _state(run_dir: RunDir) -> str:
     """Of a run that no command has, as its summary says it."""
     try:
-        return json.loads(run_dir.summary.read_text())["status"]
-    except (OSError, ValueError, KeyError):
+        return read_written(run_dir.summary)["status"]
+    except (OSError, DamagedError, KeyError):
         return "unfinished"
 
 

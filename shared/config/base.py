@@ -1,13 +1,29 @@
 """What every section of the config is made of."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+
+def _named(value: str) -> str:
+    if not value.strip() or min(value) < " ":
+        raise PydanticCustomError("name", "Value should be a name that can be read")
+    return value
+
+
+def _here(value: str) -> str:
+    if "://" in value:
+        raise PydanticCustomError("here", "Value should be a path of this machine, no address")
+    return value
+
 
 Dtype = Literal["float32", "bfloat16"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what every generator takes
+Name = Annotated[str, AfterValidator(_named)]  # of a model, a file or what it has
+LocalPath = Annotated[Name, AfterValidator(_here)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -15,6 +31,13 @@ class Section(BaseModel):
     """A frozen part of the config that refuses unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _of_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise PydanticCustomError("size", "Value should be less than 2**63, by its size")
+        return value
 
 
 class LossSection(Section):

@@ -4,19 +4,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.base import Positive, Section
+from shared.config.base import LocalPath, Name, Positive, Section
 
 
 class HubDataset(Section):
     """A Hugging Face dataset by hub name or local path."""
 
-    dataset: str
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
+    dataset: Name
+    config: Name | None = None
+    split: Name = "train"
+    revision: Name | None = None
 
 
-Source = str | HubDataset
+Source = LocalPath | HubDataset
 
 
 class Domain(Section):

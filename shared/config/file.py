@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from shared.config.messages import Where, explain
+from shared.config.messages import Where, explain, shown
 from shared.config.paths import resolve
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -183,15 +183,19 @@ def _scalar(loader: StrictLoader, node: yaml.Node, place: str) -> Value:
         raise ConfigError(
             f"the tag {node.tag} is not allowed; write a plain value ({place})"
         ) from None
+    except ValueError:  # of the interpreter, which bounds the digits that it converts
+        raise ConfigError(
+            f"{shown(node.value)} has too many digits for a number; write fewer ({place})"
+        ) from None
     return value
 
 
 def _overridden(file: ConfigFile, override: str) -> ConfigFile:
     """The file with one `a.b=c` applied; parts between are created, list items go by index."""
     name, equals, text = override.partition("=")
-    if not equals or not name:
+    if not equals or not all(name.split(".")):
         raise ConfigError(f"{override!r} is not an override; write one as option=value")
-    path, where = _path(name), f"override {override!r}"
+    path, where = _path(name), f"override {shown(override)}"
     if path[0] == "stages" and len(path) > 3:  # a stage's options have dotted names
         path = (*path[:2], ".".join(map(str, path[2:])))
     origins: dict[Path_, str] = {}

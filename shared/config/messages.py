@@ -42,9 +42,9 @@ def explain(error: ValidationError, values: dict[str, Any], place: Where) -> str
         return _tag_message(problem, name) + f" {here}"
     there = [p for p in problems if _located(p, values)[0] == path]
     if ours := next((p for p in there if p["type"] == "value_error"), None):
-        return ours["msg"].removeprefix("Value error, ") + f" {here}"
+        return " ".join(ours["msg"].removeprefix("Value error, ").splitlines()) + f" {here}"
     wanted = [p["msg"] for p in there]
-    return f"{name} is {_shown(value)}, but {_joined(wanted)} {here}"
+    return f"{name} is {shown(value)}, but {_joined(wanted)} {here}"
 
 
 @cache
@@ -157,7 +157,7 @@ def _tag_message(problem: ErrorDetails, name: str) -> str:
     if problem["type"] == "union_tag_not_found":
         return f"{name} needs {name}.{tag_name}, which says what it is"
     return (
-        f"{name}.{tag_name} is {context.get('tag')!r}, which is none of "
+        f"{name}.{tag_name} is {shown(context.get('tag'))}, which is none of "
         f"{context.get('expected_tags')}"
     )
 
@@ -172,6 +172,7 @@ def _joined(messages: list[str]) -> str:
     return " or ".join(wanted).replace(" or it should be", " or")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a sentence quotes it, shortened."""
     text = "empty" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.config.adaptive_losses import check_preference, teachers_write_texts
-from shared.config.base import Fraction, Momentum, Positive, Section, Seed
+from shared.config.base import Fraction, LocalPath, Momentum, Positive, Section, Seed
 from shared.config.domains import Data, Domain
 from shared.config.losses import TAID, ForwardKL, Loss, check_single
 from shared.config.mixture import AdaptiveMixture, DDKMixture, FixedMixture, Mixture, check_mixture
@@ -39,9 +39,9 @@ from shared.mixture.phases import check_progressive
 class Paths(Section):
     """Where things are read from and written to."""
 
-    root: str = "."
-    runs: str = "runs"
-    cache: str = "~/.cache/tutelage"
+    root: LocalPath = "."
+    runs: LocalPath = "runs"
+    cache: LocalPath = "~/.cache/tutelage"
 
 
 class Batch(Section):
@@ -110,7 +110,7 @@ class Config(Section):
     )
     domains: dict[str, Domain] = Field(min_length=1)
     data: Data = Data()
-    prompts: str | None = Field(
+    prompts: LocalPath | None = Field(
         default=None, description="file of prompts the teacher is shown and the student is not"
     )
     batch: Batch = Batch()

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.base import Positive, Section, Seed
+from shared.config.base import Name, Positive, Section, Seed
 
 
 class HiddenPayload(Section):
@@ -53,7 +53,7 @@ class Targets(Section):
         description="last_hidden: the last hidden state in place of ids, and the head once",
     )
     hidden: HiddenPayload = HiddenPayload()
-    store: str | None = Field(
+    store: Name | None = Field(
         default=None,
         description="folder, or address as s3://BUCKET/FOLDER, that answers are written to and "
         "read from",

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from shared.errors import CheckpointError
 
@@ -133,7 +133,7 @@ def read_log(path: Path, domains: Iterable[str]) -> WeightLog:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            entry = _entry(json.loads(line), log.domains)
+            entry = _entry(json.loads(line), log.domains, index=number - 1)
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}, line {number}, is no weight entry for {', '.join(log.domains)} "
@@ -143,7 +143,9 @@ def read_log(path: Path, domains: Iterable[str]) -> WeightLog:
     return log
 
 
-def _entry(fields: dict, domains: tuple[str, ...]) -> WeightEntry:
+def _entry(fields: Any, domains: tuple[str, ...], *, index: int) -> WeightEntry:
+    if not isinstance(fields, dict) or fields["index"] != index:
+        raise ValueError(f"entry {index} is due")
     for field in ("weights", "factors"):
         if fields.get(field) is not None:
             by_name = fields[field]

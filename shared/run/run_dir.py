@@ -12,9 +12,24 @@ from filelock import FileLock, Timeout
 
 from shared.config.file import dump, load_config
 from shared.config.run import Config
-from shared.errors import ConfigError, RunInUseError, StorageError, reason_of
+from shared.errors import ConfigError, DamagedError, RunInUseError, StorageError, reason_of
 from shared.prompts.prompts import read_prompts
 from shared.run.changes import differing_options, in_words
+
+
+def read_written(path: Path) -> dict:
+    """The object in a JSON file of a run; empty if the file is absent. Raises DamagedError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DamagedError(
+            f"{path} is damaged: it is no whole JSON object; put a copy of it back, or remove it"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +219,8 @@ class RunDir:
     def finished(self) -> bool:
         """Whether the run's summary says so."""
         try:
-            return json.loads(self.summary.read_text())["status"] == "finished"
-        except (OSError, ValueError, KeyError):
+            return read_written(self.summary).get("status") == "finished"
+        except (OSError, DamagedError):
             return False
 
     @property

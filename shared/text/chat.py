@@ -1,6 +1,5 @@
 """Conversations as a chat template writes them, and where in that text the learnt words are."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -14,7 +13,9 @@ PLACE = "\ufdd1"  # no character: stands for a message's content, or ends a name
 # What templates that write the date are told it is, so that rows are the same on every day;
 # the date of Llama's own templates where they know no clock.
 DATE = datetime(2024, 7, 26)
-NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+DIRECTIVES = [
+    f"%{mark}{letter}" for mark in ("-", "") for letter in "aAbBcdefFDGHIjklmMpRSTuUVwWxXyYzZ"
+]
 
 
 class ChatTokenizer(Protocol):
@@ -45,7 +46,7 @@ class Conversation:
         self.where, self.turns, self.tokenizer = document.where, turns, tokenizer
         self.tools = list(document.tools) if tools is None else tools
         source = _source(tokenizer, with_tools=bool(document.tools), where=document.where)
-        self.source = NOW.sub(lambda call: repr(DATE.strftime(call[2])), source)
+        self.source = _of_one_day(source)
         self.other_openings = 0  # answers that do not begin as the generation prompt says
         self.text = self._rendered(turns)
         self._refuse_unread_calls()
@@ -75,8 +76,9 @@ class Conversation:
         return len(changed)
 
     def num_empty(self, numbers: Sequence[int]) -> int:
-        """How many of the messages at `numbers` have neither content nor a call or a thought."""
-        said = ("content", *CALLS, *THOUGHTS)
+        """How many of the messages at `numbers` have neither content nor a call or a thought that
+        the template writes."""
+        said = ("content", *CALLS, *(key for key in THOUGHTS if key not in self.unread))
         texts = [[self.turns[n].get(key) for key in said] for n in numbers]
         return sum(not any(str(one or "").strip() for one in parts) for parts in texts)
 
@@ -289,6 +291,14 @@ def _source(tokenizer: ChatTokenizer, *, with_tools: bool, where: str) -> str:
         f"{where} is written by a chat template, and the tokenizer of {tokenizer.name_or_path} has "
         f"several, {', '.join(template)}, none of them named default; set data.chat_template to one"
     )
+
+
+def _of_one_day(source: str) -> str:
+    """A template whose clock stands at `DATE`: its own `strftime_now` in place of the library's."""
+    if "strftime_now" not in source:
+        return source
+    written = "".join(f"|replace({d!r}, {DATE.strftime(d)!r})" for d in DIRECTIVES)
+    return f"{{% macro strftime_now(format) -%}}{{{{ format{written} }}}}{{%- endmacro %}}{source}"
 
 
 def _says(value: object) -> bool:

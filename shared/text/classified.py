@@ -7,7 +7,7 @@ teaches is what its last position but one predicts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import numpy as np
 from shared.config.domains import Domain
 from shared.errors import DataError
 from shared.text.documents import Columns, Document, Field
+from shared.text.formats import as_string
 from shared.text.framing import DOCUMENTS_PER_CALL, Encoded, Remarks, Tokenizer, content_key
+from shared.text.masks import row_is_learnt
 from shared.text.sources import Split, read_documents, sources_of
 
 TEXT: tuple[Field, ...] = ("text", "prompt")
@@ -35,7 +37,7 @@ def text_in(row: Mapping[str, object], where: str, columns: Columns) -> str:
     text = field_of(row, where, columns, TEXT)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: its text is {text!r:.40}, no words; leave the row out")
-    return text
+    return as_string(text, where, "its text")
 
 
 def classified_of(row: object, where: str, columns: Columns) -> Document:
@@ -46,26 +48,53 @@ def classified_of(row: object, where: str, columns: Columns) -> Document:
     label = field_of(row, where, columns, LABEL)
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
+    label = label.strip() if isinstance(label, str) else label
     if not isinstance(label, str) or not label:
         raise DataError(
             f"{where}: its label is {label!r:.40}, the name of no class; name one, or leave the "
             "row out"
         )
-    return Document("pair", where, prompt=text, response=label)
+    label = as_string(label, where, "its label")
+    return read_of(Document("pair", where, prompt=text, response=label), row, columns, LABEL)
+
+
+def read_of(
+    document: Document, row: Mapping[str, Any], columns: Columns, answer: Sequence[Field]
+) -> Document:
+    """A row's document with the fields that are not read. Raises DataError for a row that says
+    that it is not learnt, whose class or tags would count all the same."""
+    read = [_name_of(row, columns, names) for names in (TEXT, answer)]
+    others = {name: value for name, value in row.items() if name not in read}
+    silent = next((n for n, value in others.items() if row_is_learnt(n, value) is False), None)
+    if silent is not None:
+        raise DataError(
+            f"{document.where} says by {silent} that it is not learnt; leave the row out"
+        )
+    unread = (n for n, value in others.items() if row_is_learnt(n, value) is None)
+    return replace(document, unread=tuple(map(str, unread)))
 
 
 def field_of(row: Mapping[str, Any], where: str, columns: Columns, names: Sequence[Field]) -> Any:
     """The value of the first of our fields that a row has; that of a named column alone."""
-    ours = names[0]
-    asked = (columns[ours],) if ours in columns else names
-    for name in asked:
-        if row.get(name) is not None:
-            return row[name]
+    if (found := _name_of(row, columns, names)) is not None:
+        return row[found]
+    ours, asked = names[0], _names_asked(columns, names)
+    if nulls := [name for name in asked if name in row]:
+        raise DataError(f"{where}: {' and '.join(nulls)} is null; write it, or leave the row out")
     has = ", ".join(f"{name!s:.40}" for name in row) or "nothing"
     raise DataError(
         f"{where} has no {' and no '.join(asked)}, it has {has}; name its {ours} under the "
         "domain's `columns`, or leave the row out"
     )
+
+
+def _name_of(row: Mapping[str, Any], columns: Columns, names: Sequence[Field]) -> str | None:
+    asked = _names_asked(columns, names)
+    return next((name for name in asked if row.get(name) is not None), None)
+
+
+def _names_asked(columns: Columns, names: Sequence[Field]) -> Sequence[str]:
+    return (columns[names[0]],) if names[0] in columns else names
 
 
 def labels_in(domains: Mapping[str, Domain], *, root: Path) -> dict[str, str]:
@@ -146,5 +175,5 @@ def _encoded(document: Document, ids: list[int], number: int) -> Encoded:
         input_ids=np.array([*ids, number], np.int32),
         loss_mask=mask,
         num_chars=len(document.prompt),
-        remarks=Remarks(kind="pair"),
+        remarks=Remarks(kind="pair", unread=document.unread),
     )

@@ -9,6 +9,7 @@ Every defect is a DataError that names file and line.
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from shared.errors import DataError
 from shared.images.row_image import RowImage
+from shared.text.formats import as_string, kind_in_words
 from shared.text.masks import message_is_learnt, row_is_learnt
 
 Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
@@ -26,7 +28,6 @@ FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", 
 _SHAPED: tuple[Field, ...] = ("text", "prompt", "response", "messages")
 CONVERSATIONS = ("conversations", "conversation")  # what others call `messages`
 SHAPES = "text, prompt with response, or messages"
-INVALID = re.compile("[\ud800-\udfff\ufdd0\ufdd1]")  # halves of pairs, and marks of our own
 
 # Other names of the roles that chat templates know.
 ROLES = {
@@ -38,12 +39,13 @@ ROLES = {
         ),
         "assistant",
     ),
-    **dict.fromkeys(("system",), "system"),
+    **{name: name for name in ("system", "developer", "ipython")},
     **dict.fromkeys(
         ("tool", "observation", "tool_response", "function", "function_response"), "tool"
     ),
 }
-KNOWN_ROLES = frozenset((*ROLES.values(), "developer", "ipython"))
+KNOWN_ROLES = frozenset(ROLES.values())
+AROUND = re.compile(r"^\W+|\W+$")  # of a role: spaces, marks without width, <| |>, a colon
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 PART_TYPES, PART_KEYS = ("text", "input_text", "output_text"), ("text", "content", "value")
 CALLS = (
@@ -111,20 +113,20 @@ class Document:
 def document_of(row: object, where: str, columns: Columns) -> Document:
     """A row as a document; `columns` maps our field names to the row's. Raises DataError."""
     if not isinstance(row, Mapping):
-        raise DataError(f"{where} is {_kind(row)}, not an object with one of {SHAPES}")
+        raise DataError(f"{where} is {kind_in_words(row)}, not an object with one of {SHAPES}")
     names = _names_in(row, columns)
     found: dict[Field, Any] = {field: row[name] for field, name in names.items()}
     if not _is_nothing(found.get("messages")):
         used = ("messages", "system", "tools")
         turns = _messages(found["messages"], where, "messages")
         document = _conversation(found, where, turns)
-    elif _is_pair(found) and isinstance(found["prompt"], list):
+    elif _is_pair(found) and _is_talk(found["prompt"], found["response"]):
         used = ("prompt", "response", "system", "tools")
         document = _conversation(found, where, _asked_and_answered(found, where))
     elif _is_pair(found):
         used, document = ("prompt", "response", "input", "system", "tools"), _pair(found, where)
     elif _is_text(found):
-        text = _string(found["text"], where, names["text"])
+        text = as_string(found["text"], where, names["text"])
         used, document = ("text",), Document("text", where, text=text)
     elif found.get("messages") == []:
         raise DataError(f"{where}: {names['messages']} is an empty list; leave the row out")
@@ -174,6 +176,19 @@ def _is_conversation(value: object) -> bool:
     return isinstance(value, list | Mapping) and bool(value)
 
 
+def _is_talk(prompt: object, response: object) -> bool:
+    return isinstance(prompt, list) or any(map(_is_turns, (prompt, response)))
+
+
+def _is_turns(value: object) -> bool:
+    """Whether a prompt or a response is messages, be it as JSON in a table."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(isinstance(t, Mapping) and {*ROLE_KEYS} & {*t} for t in turns)
+
+
 def _is_pair(found: Mapping[Field, Any]) -> bool:
     prompt, response, text = (found.get(field) for field in ("prompt", "response", "text"))
     return prompt is not None and response is not None and bool(prompt or response or text is None)
@@ -190,7 +205,7 @@ def _is_spare(value: object, name: str, names: Mapping[Field, str]) -> bool:
 
 
 def _pair(found: Mapping[Field, Any], where: str) -> Document:
-    prompt, response = (_string(found[f], where, f) for f in ("prompt", "response"))
+    prompt, response = (as_string(found[f], where, f) for f in ("prompt", "response"))
     more, system = (_optional(found.get(f), where, f) for f in ("input", "system"))
     if more.strip():
         prompt = f"{prompt}\n\n{more}"
@@ -199,15 +214,21 @@ def _pair(found: Mapping[Field, Any], where: str) -> Document:
 
 
 def _asked_and_answered(found: Mapping[Field, Any], where: str) -> tuple[Message, ...]:
-    """A prompt of several messages, none of which is learnt, and its response."""
-    response = found["response"]
-    asked = [
-        replace(m, learnt=False) if m.role == "assistant" and m.learnt is None else m
-        for m in _messages(found["prompt"], where, "prompt")
-    ]
-    if isinstance(response, str):
-        return (*asked, Message("assistant", _string(response, where, "response")))
-    return (*asked, *_messages(response, where, "response"))
+    """Messages of a prompt, none of which is learnt, and of its response, which may repeat them."""
+    asked = _spoken(found["prompt"], "user", where, "prompt")
+    answered = _spoken(found["response"], "assistant", where, "response")
+    if answered[: len(asked)] == asked:
+        answered = answered[len(asked) :]
+    shown = (
+        replace(m, learnt=False) if m.role == "assistant" and m.learnt is None else m for m in asked
+    )
+    return (*shown, *answered)
+
+
+def _spoken(value: object, role: str, where: str, name: str) -> tuple[Message, ...]:
+    if isinstance(value, str) and not _is_turns(value):
+        return (Message(role, as_string(value, where, name)),) if value else ()
+    return _messages(value, where, name)
 
 
 def _conversation(
@@ -231,7 +252,7 @@ def _tools(value: object, where: str) -> tuple[Any, ...]:
     if isinstance(value, list):
         value = [_from_json(tool, where, "a tool", opens="{") for tool in value]
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise DataError(f"{where}: tools is {_kind(value)}, not a list of objects")
+        raise DataError(f"{where}: tools is {kind_in_words(value)}, not a list of objects")
     return tuple(value)
 
 
@@ -239,8 +260,10 @@ def _messages(value: Any, where: str, name: str) -> tuple[Message, ...]:
     value = _from_json(value, where, name)
     if isinstance(value, Mapping):
         value = _turns_in_columns(value)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"{where}: {name} is {_kind(value)}, not a list of role and content")
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        raise DataError(
+            f"{where}: {name} is {kind_in_words(value)}, not a list of role and content"
+        )
     return tuple(_message(turn, f"message {n}", where) for n, turn in enumerate(value, start=1))
 
 
@@ -254,7 +277,9 @@ def _turns_in_columns(value: Mapping[str, Any]) -> Any:
 
 def _message(turn: object, name: str, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where}: {name} is {_kind(turn)}, not an object with role and content")
+        raise DataError(
+            f"{where}: {name} is {kind_in_words(turn)}, not an object with role and content"
+        )
     role_key, content_key = (
         next((key for key in keys if turn.get(key) is not None), None)
         for keys in (ROLE_KEYS, CONTENT_KEYS)
@@ -269,8 +294,8 @@ def _message(turn: object, name: str, where: str) -> Message:
                 raise DataError(f"{where}: {key} of {name} is null; write a string")
         has = ", ".join(map(str, turn)) or "nothing"
         raise DataError(f"{where}: {name} is not an object with role and content, it has {has:.99}")
-    role = _string(turn[role_key], where, f"{role_key} of {name}")
-    role = ROLES.get(role.strip(" :").lower(), role)
+    role = as_string(turn[role_key], where, f"{role_key} of {name}")
+    role = ROLES.get(AROUND.sub("", unicodedata.normalize("NFKC", role)).lower(), role)
     if not role.strip():
         raise DataError(f"{where}: {role_key} of {name} is empty; name who speaks")
     content = "" if content_key is None else _content(turn[content_key], where, name)
@@ -295,7 +320,7 @@ def _calls_nothing(value: object) -> bool:
 def _content(value: object, where: str, name: str) -> str:
     """Text, or the texts of parts, joined."""
     if not isinstance(value, list):
-        return _string(value, where, f"content of {name}")
+        return as_string(value, where, f"content of {name}")
     texts = []
     for part in value:
         told = part if isinstance(part, Mapping) else {"text": part}
@@ -307,7 +332,7 @@ def _content(value: object, where: str, name: str) -> str:
                 f"{where}: content of {name} has a part {what}; only text is read, so leave the "
                 "row or the part out"
             )
-        texts.append(_string(told[key], where, f"a part of the content of {name}"))
+        texts.append(as_string(told[key], where, f"a part of the content of {name}"))
     return "".join(texts)
 
 
@@ -317,7 +342,9 @@ def _parsed_calls(more: dict[str, Any], where: str, name: str) -> dict[str, Any]
         return more
     calls = _from_json(more["tool_calls"], where, f"tool_calls of {name}")
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise DataError(f"{where}: tool_calls of {name} is {_kind(calls)}, not a list of objects")
+        raise DataError(
+            f"{where}: tool_calls of {name} is {kind_in_words(calls)}, not a list of objects"
+        )
     return more | {"tool_calls": [_parsed_call(call) for call in calls]}
 
 
@@ -353,7 +380,9 @@ def _no_fields(
             f"{where}: {' and '.join(nulls)} is null; write a string, or leave the row out (in a "
             "table NaN, null and None are null, in .jsonl words)"
         )
-    has = f"it has {_listed(row)}" if row else "it is empty"
+    listed = [f"{name!s:.40}" for name in row]
+    rest = [f"{len(listed) - 12} more"] if len(listed) > 12 else []
+    has = f"it has {', '.join([*listed[:12], *rest])}" if row else "it is empty"
     absent = [name for name in columns.values() if name not in row]
     if absent:
         is_inside = any(isinstance(row.get(name.partition(".")[0]), Mapping) for name in absent)
@@ -367,29 +396,5 @@ def _no_fields(
     )
 
 
-def _listed(row: Mapping[str, Any], most: int = 12) -> str:
-    names = [f"{name!s:.40}" for name in row]
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*names[:most], *more])
-
-
 def _optional(value: object, where: str, name: str) -> str:
-    return "" if value is None else _string(value, where, name)
-
-
-def _string(value: object, where: str, field: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {field} is {_kind(value)}, not a string; convert it")
-    if not value.isascii() and (found := INVALID.search(value)):
-        is_half = found[0] < "\ue000"
-        what = "half a surrogate pair" if is_half else f"U+{ord(found[0]):X}, which is no character"
-        raise DataError(f"{where}: {field} holds {what}, no valid text; repair it")
-    return value
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, str | bool | int | float):
-        return f"{type(value).__name__} {value!r:.40}"
-    return "an empty list" if value == [] else f"a {type(value).__name__}"
+    return "" if value is None else as_string(value, where, name)

@@ -5,10 +5,13 @@ Names are read without regard to case, but for those that say what a file is in 
 
 import difflib
 import glob
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from shared.errors import DataError
+from shared.errors import DataError, reason_of
 from shared.text.formats import PARQUET, suffixes_of
 
 READ = ".jsonl, .json, .csv, .parquet, each but the last also as .gz or .zst"
@@ -93,14 +96,35 @@ def left_out(source: str, *, root: Path) -> list[Path]:
 
 
 def below(path: Path) -> list[Path]:
-    """Visible files of a folder, or those that a glob matches, sorted."""
+    """Visible files of a folder, or those that a glob matches, sorted; each once, whatever links
+    lead to it. Raises DataError for a link to nothing."""
     if path.is_dir():
         _refuse_saved(path)
-        inside = (p for p in path.rglob("*") if not _hidden(p.relative_to(path)))
-        return sorted(p for p in inside if p.is_file())
-    pattern = path.with_name(_any_case(path.name))
-    found = (Path(p) for p in glob.glob(str(pattern), recursive=True))
-    return sorted(p for p in found if p.is_file() and "__pycache__" not in p.parts)
+        found = [p for p in _walked(path) if not _hidden(p.relative_to(path))]
+    else:
+        folder = path.parent
+        start = glob.escape(str(folder)) if folder.is_dir() else str(folder)
+        pattern = os.path.join(start, _any_case(path.name))
+        found = [Path(p) for p in glob.glob(pattern, recursive=True)]
+        found = [p for p in found if "__pycache__" not in p.parts]
+    once = {os.path.realpath(file): file for file in sorted(found, reverse=True)}
+    for real, link in once.items():
+        if not os.path.exists(real):
+            raise DataError(f"{link} is a link to nothing, {real}; mend or remove it")
+    return sorted(file for real, file in once.items() if os.path.isfile(real))
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through links to folders too, each of which is entered once."""
+    entered: set[Path] = set()
+    for at, folders, files in os.walk(folder, onerror=_refuse_closed, followlinks=True):
+        yield from (Path(at) / name for name in files)
+        entered.add(Path(at).resolve())
+        folders[:] = sorted(n for n in folders if (Path(at) / n).resolve() not in entered)
+
+
+def _refuse_closed(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename} cannot be read ({reason_of(error)}); give it other rights")
 
 
 def _any_case(name: str) -> str:
@@ -152,6 +176,8 @@ def _refuse_saved(folder: Path) -> None:
 def _missing(path: Path) -> str:
     if path.is_dir():
         return f"{path} is a folder without files; name one with .jsonl, .parquet or text files"
+    if path.exists():
+        return f"{path} is neither a file nor a folder; write its rows into a file"
     parent, wanted = path.parent, path.name
     while not parent.is_dir():
         wanted, parent = parent.name, parent.parent

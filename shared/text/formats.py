@@ -5,11 +5,13 @@ Names are read without regard to case. A file is rows (`.jsonl`, `.ndjson`, `.js
 Every defect is a DataError that names file and line.
 """
 
+import codecs
 import csv
 import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ BEGINNINGS = {  # of files that are not what their names say
 }
 NO_TEXT = (b"PK\x03\x04", b"%PDF-", b"{\\rtf")  # even where their bytes are UTF-8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+INVALID = re.compile("[\ud800-\udfff\ufdd0\ufdd1]")  # halves of pairs, and marks of our own
 
 csv.field_size_limit(1 << 30)
 
@@ -128,6 +132,26 @@ def decoded(raw: bytes, where: str) -> str:
     raise DataError(f"{where} is not UTF-8 ({reason}); {way_out}, or name the text files by a glob")
 
 
+def as_string(value: object, where: str, field: str) -> str:
+    """A string that is valid text. Raises DataError for anything else, named `field`."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {field} is {kind_in_words(value)}, not a string; convert it")
+    if not value.isascii() and (found := INVALID.search(value)):
+        is_half = found[0] < "\ue000"
+        what = "half a surrogate pair" if is_half else f"U+{ord(found[0]):X}, which is no character"
+        raise DataError(f"{where}: {field} holds {what}, no valid text; repair it")
+    return value
+
+
+def kind_in_words(value: object) -> str:
+    """What a field holds that it should not, for the middle of a sentence."""
+    if value is None:
+        return "null"
+    if isinstance(value, str | bool | int | float):
+        return f"{type(value).__name__} {value!r:.40}"
+    return "an empty list" if value == [] else f"a {type(value).__name__}"
+
+
 def _what_it_is(raw: bytes) -> str | None:
     """What bytes that are no UTF-8 begin like, or are by their zeros."""
     found = next((what for mark, what in BEGINNINGS.items() if raw.startswith(mark)), None)
@@ -192,8 +216,11 @@ def _json_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[str, Any]]
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}:{number}"
+            text = decoded(line, where).rstrip("\r\n")
             more = "a .jsonl file has one object per line"
-            yield where, _parsed(decoded(line, where), where, more)
+            if text.strip() in ("[", "{", "[{"):
+                more += ", and what goes over several is named .json"
+            yield where, _parsed(text, where, more)
 
 
 def _json_rows(path: Path, wanted: frozenset[str]) -> Iterator[tuple[str, Any]]:
@@ -204,7 +231,7 @@ def _json_rows(path: Path, wanted: frozenset[str]) -> Iterator[tuple[str, Any]]:
     except _Twice as error:
         raise DataError(f"{path} has {error} twice; leave one of them out") from None
     except (ValueError, RecursionError):
-        first = raw.lstrip().partition(b"\n")[0].rstrip()
+        first = raw.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0].rstrip()
         if first.startswith(b"{") and first.endswith(b"}"):
             yield from _json_lines(raw.splitlines(), path)
             return
@@ -245,6 +272,8 @@ def _parsed(text: str, where: str, more: str) -> Any:
         raise DataError(f"{where} has {error} twice; leave one of them out") from None
     except RecursionError:
         raise DataError(f"{where} is nested too deeply; flatten the row") from None
+    except ValueError:  # of the interpreter, which bounds the digits that it converts
+        raise DataError(f"{where} has a number of too many digits; write it as a string") from None
 
 
 class _Twice(Exception):
@@ -312,10 +341,15 @@ def _parquet_rows(path: Path, wanted: frozenset[str]) -> Iterator[tuple[str, Any
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", others | row
-    except pa.ArrowException as error:
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise DataError(_pointer(path)) from None
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        if _is_pointer(path):
+            raise DataError(_pointer(path)) from None
         raise DataError(
             f"{path} is not readable as Parquet ({first_line(error)}); write it again"
         ) from None
+
+
+def _is_pointer(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+    return False

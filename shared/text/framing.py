@@ -210,11 +210,17 @@ class _Framing:
             special_as_control=count if control else 0,
             changed_messages=talk.num_changed(learns_answers=self.loss_on == "responses"),
             other_openings=talk.other_openings,
-            not_learnt=int(not document.learnt),
+            not_learnt=int(not document.learnt or _is_silenced(turns, answers, told)),
             unknown_roles=_unknown_roles(turns, (*answers, *told)) if learnt is not None else (),
             empty_answers=talk.num_empty(answers),
         )
         return _Framed(document, talk.text, learnt, remarks, masked)
+
+
+def _is_silenced(turns: Sequence[Turn], learnt: Sequence[int], told: Mapping[int, bool]) -> bool:
+    """Whether nothing is learnt, since the assistant's messages say so themselves."""
+    masked = (not told.get(n, True) for n, t in enumerate(turns) if t["role"] == "assistant")
+    return not learnt and any(masked)
 
 
 def _unknown_roles(turns: Sequence[Turn], spoken_for: Sequence[int]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import xxhash
 
 from shared.config.domains import Domain
 from shared.errors import DataError
-from shared.text.documents import Columns, Document, document_of
+from shared.text.documents import CONVERSATIONS, Columns, Document, document_of
 from shared.text.framing import Encoded
 from shared.text.sources import MakeDocument, Split, read_documents, sources_of
 
@@ -97,8 +97,10 @@ def _answered(row: object, where: str, columns: Columns, *, answer: Answer) -> D
             f"{where}: chosen and rejected are the same, so neither is preferred; leave the row out"
         )
     others = {name: value for name, value in row.items() if name not in names.values()}
+    spare = [name for name in ("messages", *CONVERSATIONS, "text") if others.pop(name, None)]
     told: dict[str, Any] = {"prompt": found["prompt"], "response": found[answer]}
     kept: Columns = {
         ours: name for ours, name in columns.items() if ours in ("input", "system", "tools")
     }
-    return document_of(others | told, where, kept)
+    document = document_of(others | told, where, kept)
+    return replace(document, unread=(*document.unread, *spare))

@@ -13,7 +13,7 @@ from shared.errors import DataError
 from shared.loading import first_line
 from shared.text.digests import digest_file
 from shared.text.documents import Columns, Document, Kind, columns_read, document_of
-from shared.text.files import source_files
+from shared.text.files import SAVED, source_files
 from shared.text.formats import PARQUET, is_text, kind_of, read_rows, read_text, size_of_text
 from shared.text.masks import ROW_MASKS
 
@@ -130,19 +130,37 @@ def _load_hub(source: HubDataset, root: Path) -> "Dataset":
     from datasets import load_dataset, load_from_disk
 
     folder = root / Path(source.dataset).expanduser()
+    is_saved = any((folder / mark).is_file() for mark in SAVED)
     try:
-        if (folder / "dataset_dict.json").is_file():
-            return load_from_disk(str(folder))[source.split]  # type: ignore[index]
-        if (folder / "state.json").is_file():
-            return load_from_disk(str(folder))  # type: ignore[return-value]
+        if is_saved:
+            return _split_of(load_from_disk(str(folder)), source)
         name = str(folder) if folder.exists() else source.dataset
         return load_dataset(name, source.config, split=source.split, revision=source.revision)
+    except DataError:
+        raise
     except Exception as error:  # the library raises a dozen unrelated types here
         reason = first_line(error).rstrip(".")
         raise DataError(
             f"dataset {source.dataset!r}, split {source.split!r}, cannot be loaded "
             f"({reason}); check the name, the split and the network"
         ) from None
+
+
+def _split_of(saved: Any, source: HubDataset) -> "Dataset":
+    """What `save_to_disk` wrote of a split. Raises DataError for one that it does not have, and
+    for parts, revisions and configs, which it knows none of."""
+    splits = {str(name): one for name, one in saved.items()} if isinstance(saved, dict) else {}
+    known = [*splits] or [str(getattr(saved, "split", None) or "train")]
+    if not splits and source.split == "train":  # as where none is named
+        known = ["train"]
+    other = next((n for n in ("config", "revision") if getattr(source, n) is not None), None)
+    if source.split not in known or other is not None:
+        what = f"the {other} {getattr(source, other)!r}" if other else f"split {source.split!r}"
+        raise DataError(
+            f"dataset {source.dataset!r} was written by `save_to_disk`, which keeps whole splits "
+            f"({', '.join(known)}) and nothing of {what}; name one of them, and no more"
+        )
+    return splits.get(source.split, saved)
 
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:

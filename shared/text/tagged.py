@@ -29,8 +29,9 @@ import numpy as np
 from shared.config.domains import Domain
 from shared.config.tasks.task import OUTSIDE
 from shared.errors import DataError
-from shared.text.classified import field_of, text_in
+from shared.text.classified import field_of, read_of, text_in
 from shared.text.documents import Columns, Document, Field
+from shared.text.formats import as_string
 from shared.text.framing import (
     DOCUMENTS_PER_CALL,
     Encoded,
@@ -80,14 +81,15 @@ def tagged_of(row: object, where: str, columns: Columns) -> Document:
     if isinstance(told, str):
         try:
             told = json.loads(told)
-        except ValueError:
+        except (ValueError, RecursionError):
             told = None
     if not isinstance(told, list):
         raise DataError(f"{where}: its entities are no list, nor JSON of one; correct the row")
     spans: list[Span] = []
     for entity in told:
         spans.append(_span_of(entity, text, where, spans))
-    return Document("pair", where, prompt=text, response=json.dumps(sorted(spans)))
+    document = Document("pair", where, prompt=text, response=json.dumps(sorted(spans)))
+    return read_of(document, row, columns, ENTITIES)
 
 
 def spans_of(document: Document) -> list[Span]:
@@ -103,6 +105,11 @@ def _span_of(entity: Any, text: str, where: str, taken: Sequence[Span]) -> Span:
         raise DataError(
             f"{where}: the entity {entity!r:.60} names no type; write start, end and type, or text "
             "and type"
+        )
+    if as_string(name, where, "a type") == OUTSIDE or name[:2] in ("B-", "I-"):
+        raise DataError(
+            f"{where}: the entity {entity!r:.60} has a tag for its type; write an entity whole, "
+            "with the name after B- or I- as its type, and none of what is outside"
         )
     if start is None and end is None:
         return _found(fields.get("text"), name, text, where, taken)
@@ -121,6 +128,12 @@ def _span_of(entity: Any, text: str, where: str, taken: Sequence[Span]) -> Span:
         raise DataError(
             f"{where}: the entity {text[start:end]!r:.40} begins or ends within a word or at a "
             "space; move its offsets to whole words"
+        )
+    said = fields.get("text")
+    if isinstance(said, str) and said.strip() != text[start:end].strip():
+        raise DataError(
+            f"{where}: the entity {said!r:.40} is {text[start:end]!r:.40} from {start} to {end}; "
+            "count characters from 0, not bytes or tokens, or leave its text out"
         )
     if any(_overlap(span, other) for other in taken):
         raise DataError(
@@ -250,7 +263,7 @@ class TagFraming:
                 input_ids=np.concatenate([text.ids_T, tags]),
                 loss_mask=mask,
                 num_chars=len(document.prompt),
-                remarks=Remarks(kind="pair"),
+                remarks=Remarks(kind="pair", unread=document.unread),
             )
 
     def texts(

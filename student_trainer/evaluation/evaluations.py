@@ -10,7 +10,7 @@ from shared.config.run import Config
 from shared.errors import HandshakeError
 from shared.run.metrics import DomainEvaluation
 from shared.run.plan import RunPlan
-from shared.run.run_dir import write_atomically
+from shared.run.run_dir import read_written, write_atomically
 from student_trainer.metrics.progress import say
 from student_trainer.run import Run
 from student_trainer.tasks.task import Evaluation
@@ -118,5 +118,4 @@ def _write_documents(run: Run, found: Evaluation, when: str) -> None:
 
 def read_evaluations(run_dir: Path) -> dict[str, dict]:
     """What is written of a run so far: by `before` and `after`, then by domain."""
-    path = run_dir / EVALUATIONS
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_written(run_dir / EVALUATIONS)

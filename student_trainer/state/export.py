@@ -22,7 +22,7 @@ from shared.errors import CheckpointError, StorageError, reason_of
 from shared.files import obey_umask
 from shared.loading import EXPORTED, keep_upcycling
 from shared.model_parts import tolerance
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 from student_trainer.state.checkpoint import damage_of, latest_checkpoint, read_state, step_of
 from student_trainer.state.model_card import model_card
 from student_trainer.state.usage import save_usage
@@ -130,7 +130,7 @@ def exported_step(folder: Path) -> int | None:
     facts = folder / EXPORTED
     if not facts.exists():
         return None
-    found = json.loads(facts.read_text())
+    found = read_written(facts)
     return found["step"] if _sizes(folder).items() >= found["files"].items() else None
 
 

@@ -16,7 +16,7 @@ from shared.config.weighting import Weighting
 from shared.loading import called, is_bag, merged_of, stored_as, upcycled_of
 from shared.mixture.weight_log import read_log
 from shared.run.metrics import read_metrics
-from shared.run.run_dir import RunDir
+from shared.run.run_dir import RunDir, read_written
 from student_trainer.state.usage import Usage
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -74,8 +74,7 @@ def _facts(config: Config, *, merged: bool) -> dict:
 
 
 def _measured(config: Config, *, run_dir: RunDir, step: int) -> dict:
-    path = run_dir.path / "evaluations.json"
-    evaluations = json.loads(path.read_text()) if path.exists() else {}
+    evaluations = read_written(run_dir.path / "evaluations.json")
     before, after = evaluations.get("before", {}), evaluations.get("after", {})
     entries = read_log(run_dir.weight_log, config.domains).entries
     lines = [line for line in read_metrics(run_dir.metrics) if line.step <= step]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.base import Section
+from shared.config.base import LocalPath, Section
 from shared.config.models.engines import (
     ANSWERS_WITHIN_S,
     VLLM_DRAWS_AT,
@@ -36,7 +36,7 @@ class RolloutService(Section):
         default="transformers",
         description="what writes in a copy: transformers, or vllm in an environment of its own",
     )
-    python: str | None = Field(
+    python: LocalPath | None = Field(
         default=None, description="Python of that environment, a path on its nodes, from / or ~"
     )
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.base import Dtype, Fraction, Positive, Section
+from shared.config.base import Dtype, Momentum, Name, Positive, Section
 from shared.config.models.attention import Attention
 
 
@@ -20,8 +20,8 @@ class LoRATraining(Section):
     kind: Literal["lora"] = "lora"
     r: int = Field(default=16, ge=1)
     alpha: Positive = 32.0
-    dropout: Fraction = 0.0
-    target_modules: str | list[str] = "all-linear"
+    dropout: Momentum = 0.0
+    target_modules: Name | Annotated[list[Name], Field(min_length=1)] = "all-linear"
 
 
 class QLoRATraining(LoRATraining):
@@ -86,8 +86,8 @@ class Elastic(Section):
 class Student(Section):
     """The model that learns, and the workers it trains on."""
 
-    model: str
-    revision: str | None = None
+    model: Name
+    revision: Name | None = None
     trust_remote_code: bool = False
     train: Annotated[FullTraining | LoRATraining | QLoRATraining, Field(discriminator="kind")] = (
         FullTraining()
@@ -99,7 +99,7 @@ class Student(Section):
     attention: Attention = Field(
         default="auto", description="auto (the library's choice), sdpa, eager or flash_attention_2"
     )
-    zero: Literal[0, 1, 2, 3] = 2
+    zero: Annotated[int, Field(ge=0, le=3)] = 2
     activation_checkpointing: bool = False
     workers: Annotated[int, Field(ge=1)] | Elastic = Field(
         default=1, description="training processes; with min and max as many as find room"

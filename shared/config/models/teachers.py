@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shared.config.base import Dtype, Section
+from shared.config.base import Dtype, LocalPath, Name, Section
 from shared.config.models.attention import Attention
 from shared.config.models.engines import check_environment
 from shared.config.models.following import FollowedStudent, why_unfollowing
@@ -40,10 +40,10 @@ class Autoscaling(Section):
 class Teacher(Section):
     """A causal language model, the PEFT adapter on it, and how many copies serve it."""
 
-    model: str
-    revision: str | None = None
-    adapter: str | None = None
-    adapter_revision: str | None = None
+    model: Name
+    revision: Name | None = None
+    adapter: Name | None = None
+    adapter_revision: Name | None = None
     dtype: Dtype = "float32"
     attention: Attention = Field(
         default="auto", description="auto (the library's choice), sdpa, eager or flash_attention_2"
@@ -55,7 +55,7 @@ class Teacher(Section):
         description="what computes: transformers, vllm in an environment of its own, or no model: "
         "similarity, of a task's classes (ReffAKD), with model's token embeddings",
     )
-    python: str | None = Field(
+    python: LocalPath | None = Field(
         default=None,
         description="Python of that environment, a path on its replicas' nodes, from / or ~",
     )

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.config.base import Section
+from shared.config.base import LocalPath, Section
 
 
 class PromptSearch(Section):
@@ -30,4 +30,4 @@ class PromptSearch(Section):
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of an answer; by default as the longest right one"
     )
-    to: str = Field(default="prompts.json", description="file the prompts are written to")
+    to: LocalPath = Field(default="prompts.json", description="file the prompts are written to")

@@ -124,6 +124,13 @@ def test_gc_removes_the_questions_that_are_chosen(store, capsys):
     assert teachers(store) == set()
 
 
+@pytest.mark.parametrize("option", ["--question", "--teacher"])
+def test_gc_does_not_take_an_empty_choice_for_every_question(store, capsys, option):
+    for empty in ("", " "):
+        assert main(["cache", "gc", str(store), option, empty]) == 2
+        assert f"{option} is {empty!r}, which would choose every one" in capsys.readouterr().err
+
+
 def test_gc_makes_room_by_what_was_used_longest_ago(store, capsys):
     folder = next(a for a in stored_answers(store) if a.teacher == TEACHER).place.local
     for path in folder.iterdir():

@@ -67,7 +67,8 @@ def test_notes_tell_scores_and_what_is_cut(tmp_path: Path) -> None:
 def test_long_texts_are_shortened_and_torn_lines_left_out(tmp_path: Path) -> None:
     path = tmp_path / "generations.jsonl"
     write_generations(path, [generation("code", 0, scored=True, prompt="x" * 2 * MOST_CHARS)])
-    path.write_text(path.read_text() + '{"domain": "co')
+    damaged = b'5\n{"domain": "code"}\n{"domain": "code", "models": 3}\n\xff\n{"domain": "co'
+    path.write_bytes(path.read_bytes() + damaged)
     found = samples_of(path, ("legal", "code"))
-    assert list(found) == ["code"]
+    assert {name: len(samples) for name, samples in found.items()} == {"code": 1}
     assert found["code"][0].prompt == "… " + "x" * MOST_CHARS

@@ -32,6 +32,37 @@ def run_dir(tmp_path) -> RunDir:
     return RunDir(tmp_path / "run")
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"before": {"co', b"null", b"[]", b"5", b"\xff\xfe{}"])
+@pytest.mark.parametrize(
+    ("name", "verbs"),
+    [("evaluations.json", ("report", "status")), ("logs/failures.json", ("status",))],
+)
+def test_a_damaged_file_of_a_run_is_named_by_the_verbs_that_read_it(
+    run_dir, capsys, name, verbs, damage
+):
+    path = run_dir.path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(damage)
+    for verb in verbs:
+        assert main([verb, str(run_dir.path)]) == 2
+        assert (
+            f"{path} is damaged: it is no whole JSON object; put a copy" in capsys.readouterr().err
+        )
+
+
+def test_a_file_of_a_run_that_holds_something_else_is_named(run_dir, capsys):
+    (run_dir.path / "evaluations.json").write_text('{"before": {"code": {"nll": "x", "y": 1}}}')
+    assert main(["report", str(run_dir.path)]) == 2
+    assert "evaluations.json is damaged: before is no evaluation" in capsys.readouterr().err
+
+
+def test_a_damaged_summary_ends_no_run(run_dir):
+    for damage in ("null", "[]", '{"status": '):
+        run_dir.summary.write_text(damage)
+        assert not run_dir.finished
+        assert read_standing(run_dir)["state"] == "unfinished"
+
+
 def test_numbers_are_those_of_the_metrics(run_dir):
     lines, standing = read_metrics(run_dir.metrics), read_standing(run_dir)
     assert (standing["run"], standing["step"], standing["steps"]) == ("made-up", 200, 300)

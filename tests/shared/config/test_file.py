@@ -148,6 +148,31 @@ def test_a_misspelt_required_key_is_named_rather_than_the_missing_one(config):
         ("student.workers=0", "student.workers is 0, but it should be greater than"),
         ("student.workers=[1, 2]", "student.workers is [1, 2], but it should be"),
         ("student.workers={min: 3, max: 9}", "times any student.workers from 3 to 9"),
+        ("student.zero=true", "student.zero is True, but it should be a valid integer"),
+        ("steps=9223372036854775808", "steps is 9223372036854775808, but it should be less than"),
+        (f"steps={'9' * 5000}", "has too many digits for a number; write fewer (override"),
+        ("student.train={kind: lora, dropout: 1.0}", "student.train.dropout is 1.0, but it should"),
+        ("student.train={kind: lora, target_modules: []}", "target_modules is [], but it should"),
+        *(
+            (f"{option}={value}", f"{option} is {said}, but it should be {wanted}")
+            for option in (
+                *("paths.root", "paths.runs", "paths.cache", "domains.math.train", "prompts"),
+                "prompt_search.to",
+            )
+            for value, said, wanted in (
+                ("''", "''", "a name that can be read"),
+                ("' '", "' '", "a name that can be read"),
+                ('"a\\0b"', "'a\\x00b'", "a name that can be read"),
+                ("s3://b/x", "'s3://b/x'", "a path of this machine, no address"),
+            )
+        ),
+        *(
+            (f"{option}=''", f"{option} is '', but it should be a name that can be read")
+            for option in (
+                *("teachers.t.model", "teachers.t.adapter", "student.model", "targets.store"),
+                *("student.revision", "teachers.t.python"),
+            )
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_path_and_value(config, override, part):
@@ -173,7 +198,12 @@ def test_overrides_reach_lists_by_index_and_create_what_is_between(config):
     assert "is no index" in refusal(config, *overrides, "losses.2.weight=1")
 
 
-@pytest.mark.parametrize("override", ["steps", "=3", "steps.x=1"])
+def test_what_is_wrong_with_a_long_value_is_said_shortly(config):
+    for override in (f"steps={'x' * 5000}", f"student.train.kind={'x' * 5000}"):
+        assert len(refusal(config, override)) < 400
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "steps.x=1", "domains..train=x", ".steps=1"])
 def test_what_is_no_override_is_refused(config, override):
     assert refusal(config, override)
 

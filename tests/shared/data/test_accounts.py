@@ -18,6 +18,8 @@ from shared.text.tokenizers import identify, rows_digest, same_templates, with_t
 from tests.shared.text.test_framing import CHATML, chatting
 from tests.shared.text.test_sources import write
 
+THOUGHT = "(m.reasoning_content or '') + m.content"
+
 
 @pytest.fixture
 def tokenizer(tokenizer):
@@ -225,6 +227,27 @@ def test_a_row_that_says_it_is_not_learnt_is_not(
     ]
     with pytest.raises(DataError, match=r"3 documents, none with .* .3 say so themselves"):
         accounted(tmp_path, tokenizer, rows[-3:], loss_on=loss_on)
+
+
+def test_a_conversation_whose_answers_say_that_they_are_not_learnt_is_counted_so(
+    tmp_path: Path, tokenizer
+) -> None:
+    silent = chat(1, "user", "assistant")
+    silent["messages"][1]["weight"] = 0
+    found, _, _ = accounted(tmp_path, tokenizer, [silent, chat(2, "user", "assistant")])
+    assert (found["chat"]["dropped"], len(found["chat"]["notes"])) == (1, 1)
+    assert found["chat"]["notes"][0].startswith("1 document is not learnt, as it says itself")
+
+
+def test_an_answer_whose_thought_alone_says_something_is_empty_where_it_is_not_written(
+    tmp_path: Path, tokenizer
+) -> None:
+    row = chat(1, "user", "assistant")
+    row["messages"][1] |= {"content": "", "reasoning_content": "hm"}
+    for template, empty in ((CHATML, 1), (CHATML.replace("m.content", THOUGHT), 0)):
+        tokenizer.chat_template = template
+        found, _, _ = accounted(tmp_path, tokenizer, [row])
+        assert sum("is empty: it teaches" in note for note in found["chat"]["notes"]) == empty
 
 
 def test_what_a_row_says_unclearly_of_its_loss_is_counted(tmp_path: Path, tokenizer) -> None:

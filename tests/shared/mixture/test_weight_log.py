@@ -73,8 +73,13 @@ def test_an_append_reads_no_more_than_the_tail_of_a_long_log(tmp_path: Path) -> 
 def test_a_broken_line_before_the_last_is_refused_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "weight_log.jsonl"
     write_entry(path, NAMES, FIRST)
-    path.write_bytes(b"{}\n" + path.read_bytes())
-    with pytest.raises(CheckpointError, match=r"weight_log.jsonl, line 1, is no weight entry"):
+    whole = path.read_bytes()
+    for damage in (b"{}\n", b"null\n", b"[]\n", b"5\n"):
+        path.write_bytes(damage + whole)
+        with pytest.raises(CheckpointError, match=r"weight_log.jsonl, line 1, is no weight entry"):
+            read_log(path, NAMES)
+    path.write_bytes(whole + whole)
+    with pytest.raises(CheckpointError, match=r"line 2, is no weight entry .* entry 1 is due"):
         read_log(path, NAMES)
 
 

@@ -333,8 +333,17 @@ def test_one_of_several_templates_is_the_default_or_the_one_for_tools(tokenizer)
         learnt(tokenizer, user(), answer("a"))
 
 
-def test_a_template_that_writes_the_date_writes_the_same_every_day(tokenizer) -> None:
-    chatting(tokenizer, "{{ strftime_now('%d %b %Y %H:%M') }}" + CHATML)
+@pytest.mark.parametrize(
+    "today",
+    [
+        "{{ strftime_now('%d %b %Y %H:%M') }}",
+        "{% set form = '%d %b %Y %H:%M' %}{{ strftime_now(form) }}",
+        "{% macro now(form) %}{{ strftime_now(form) }}{% endmacro %}{{ now('%d %b %Y %H:%M') }}",
+        "{{ strftime_now('%d %b') + strftime_now (' %Y %H:%M') if strftime_now is defined }}",
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_every_day(tokenizer, today: str) -> None:
+    chatting(tokenizer, today + CHATML)
     (one,) = encoded(tokenizer, chat(user(), answer("a")))
     assert tokenizer.decode(one.input_ids).startswith("26 Jul 2024 00:00<|im_start|>")
 

@@ -74,6 +74,24 @@ def test_the_revision_goes_to_the_hub(folder, split, listed, monkeypatch):
     assert asked == [("some/set", None, {"split": "train", "revision": "v1"})]
 
 
+def test_a_saved_dataset_has_whole_splits_alone(tmp_path):
+    rows = datasets.Dataset.from_list([{"text": f"row {n}"} for n in range(9)])
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "two"))
+    for name, split in (("one", "train"), ("two", "train"), ("two", "test")):
+        source = HubDataset(dataset=name, split=split)
+        assert len(list(read_documents([source], root=tmp_path, columns={}))) == 9
+    for name, told, said in (
+        ("one", {"split": "train[:5]"}, r"\(train\) and nothing of split 'train\[:5\]'"),
+        ("one", {"split": "test"}, "nothing of split 'test'; name one of them"),
+        ("one", {"revision": "main"}, "nothing of the revision 'main'"),
+        ("two", {"split": "test[5:]"}, r"\(train, test\) and nothing of split 'test\[5:\]'"),
+    ):
+        source = HubDataset(dataset=name, **told)
+        with pytest.raises(DataError, match=said):
+            list(read_documents([source], root=tmp_path, columns={}))
+
+
 def test_columns_that_are_not_read_are_counted_and_not_decoded(tmp_path):
     """An image would need a decoder, and these bytes are none."""
     rows = {"text": ["a"], "image": [{"bytes": b"no image", "path": None}]}

@@ -79,6 +79,11 @@ def test_what_is_not_read_is_named_and_what_holds_nothing_is_not() -> None:
         *((role, "tool") for role in ("tool", "observation", "function_response", "function")),
         ("tool_call", "assistant"),
         *(("developer", "developer"), ("critic", "critic"), ("SYSTEM", "system")),
+        *(
+            (role, "assistant")
+            for role in ("assistant\n", "<|assistant|>", "[\uff21\uff29]:", "gpt\u200b")
+        ),
+        *(("\ufeffuser", "user"), ("Developer ", "developer"), ("<critic>", "<critic>")),
     ],
 )
 def test_usual_names_of_roles_are_known(role: str, known: str) -> None:
@@ -123,8 +128,32 @@ def test_a_prompt_of_messages_is_followed_by_its_response_alone_learnt(completio
     assert (found.kind, found.unread) == ("messages", ("input",))
 
 
+@pytest.mark.parametrize("written", [list, json.dumps])
+def test_a_response_that_begins_with_its_prompt_does_not_repeat_it(written) -> None:
+    for prompt, response in (
+        (written([USER]), written([USER, ANSWER])),
+        ("hi", written([USER, ANSWER])),
+        ("hi", written([ANSWER])),
+        (written([USER]), "ho"),
+        ("", written([USER, ANSWER])),
+    ):
+        found = document({"prompt": prompt, "response": response})
+        assert [(m.role, m.content) for m in found.messages] == [
+            ("user", "hi"),
+            ("assistant", "ho"),
+        ]
+
+
+def test_a_prompt_that_only_looks_like_messages_is_text() -> None:
+    for prompt in ('[{"x": 1}]', "[]", "[1, 2", '["role"]'):
+        found = document({"prompt": prompt, "response": "r"})
+        assert (found.kind, found.prompt) == ("pair", prompt)
+
+
 def test_conversations_of_a_table_are_read_from_json() -> None:
     assert len(document({"conversations": json.dumps([USER, ANSWER])}).messages) == 2
+    with pytest.raises(DataError, match="messages is a bytes, not a list of role and content"):
+        document({"messages": json.dumps([USER, ANSWER]).encode()})
 
 
 def test_calls_and_tools_are_read_from_json_too() -> None:

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -192,6 +193,35 @@ def test_what_lies_beside_data_on_a_hub_or_from_spark_is_left_out(
     assert names(tmp_path, ".") == names(tmp_path, "*") == ["a.jsonl"]
     assert [path.name for path in left_out(".", root=tmp_path)] == [name]
     assert names(tmp_path, name) == [name]
+
+
+def test_links_lead_to_data_once_and_never_to_nothing(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    for name in ("real/far.jsonl", "data/near.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        write(tmp_path / name)
+    data = tmp_path / "data"
+    (data / "other").symlink_to(real)
+    (data / "round").symlink_to(data)
+    (data / "second.jsonl").symlink_to(data / "near.jsonl")
+    for source in ("data", "data/**/*.jsonl"):
+        assert sorted(names(tmp_path, source)) == ["far.jsonl", "near.jsonl"]
+    (data / "gone.jsonl").symlink_to(tmp_path / "blob")
+    for source in ("data", "data/*.jsonl", "data/gone.jsonl"):
+        with pytest.raises(DataError, match=r"gone.jsonl is a link to nothing, .*blob; mend"):
+            names(tmp_path, source)
+
+
+def test_brackets_of_a_folder_that_there_is_are_its_name(tmp_path: Path) -> None:
+    (tmp_path / "part[1]").mkdir()
+    write(tmp_path / "part[1]" / "a.jsonl")
+    assert names(tmp_path, "part[1]/*.jsonl") == names(tmp_path, "part[1]") == ["a.jsonl"]
+
+
+def test_what_is_neither_file_nor_folder_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is neither a file nor a folder"):
+        names(tmp_path, "pipe")
 
 
 def test_data_and_code_by_such_names_are_read(tmp_path: Path) -> None:

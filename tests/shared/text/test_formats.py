@@ -1,6 +1,8 @@
 """Files that are not what their names say, and rows that their format would hide."""
 
+import codecs
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -71,6 +73,10 @@ def read(root: Path, name: str, content: bytes) -> list[Document]:
             "several .* train",
         ),
         ("a.json", b"", r"a\.json is no JSON"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a.jsonl:1 has a number of too"),
+        ("a.json", b'[{"text": "a", "n": ' + b"9" * 5000 + b"}]", "a.json has a number of too"),
+        ("a.jsonl", b'[\n{"text": "a"}\n]\n', "a.jsonl:1 is no JSON .* several is named .json"),
+        ("a.parquet", b"PAR1" + bytes(9) + b"PAR1", "a.parquet is not readable as Parquet"),
     ],
 )
 def test_what_a_file_is_instead_is_said(
@@ -91,6 +97,26 @@ def test_a_json_object_is_a_row_or_holds_rows_beside_what_is_said_of_them(tmp_pa
     assert [m.content for m in row.messages] == ["hi", "ho"]
     told = {"version": "1.0", "data": [{"text": "a"}, {"text": "b"}]}
     assert [d.text for d in read(tmp_path, "b.json", json.dumps(told).encode())] == ["a", "b"]
+
+
+def test_rows_by_line_may_begin_with_a_byte_order_mark_under_either_name(tmp_path: Path) -> None:
+    raw = codecs.BOM_UTF8 + b'{"text": "a"}\n{"text": "b"}\n'
+    for name in ("a.json", "a.jsonl"):
+        assert [d.text for d in read(tmp_path, name, raw)] == ["a", "b"]
+
+
+def test_a_table_of_parquet_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"{n * n:x}" for n in range(3000)]}), whole)
+    raw = bytearray(whole.getvalue())
+    raw[2000:2100] = bytes(100)
+    no_text = pa.Array.from_buffers(  # bytes that the file says are text
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")]
+    )
+    pq.write_table(pa.table({"text": no_text}), tmp_path / "b.parquet")
+    for name, content in (("a", bytes(raw)), ("b", (tmp_path / "b.parquet").read_bytes())):
+        with pytest.raises(DataError, match=rf"{name}.parquet is not readable as Parquet"):
+            read(tmp_path, f"{name}.parquet", content)
 
 
 def test_frames_of_zstandard_follow_each_other(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import facts_of
 from shared.data.row_store import RowStore
 from shared.data.tokenise import prepare_domain
+from shared.text.preferences import read_pairs
 from tests import tiny
 
 PROMPTS = [f"what is {n} and {n}" for n in range(30)]
@@ -70,6 +71,18 @@ def test_one_chosen_response_beside_two_rejected_ones_is_two_pairs(tmp_path, tok
     found = prepared(tmp_path, tokenizer, rows)
     fit = facts_of(found.train_path).training.account.fit
     assert (fit.documents, fit.duplicates) == (90, 30), "the third of each is the first again"
+
+
+def test_a_table_that_has_the_chosen_conversation_too_is_of_both_responses(tmp_path):
+    """As of UltraFeedback, whose responses are conversations that begin with the prompt."""
+    asked = {"role": "user", "content": "q"}
+    chosen, rejected = ([asked, {"role": "assistant", "content": one}] for one in "cr")
+    row = {"prompt": "q", "chosen": chosen, "rejected": rejected, "messages": chosen}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    both = list(read_pairs(Domain(train="a.jsonl"), "train", root=tmp_path))
+    told = [[(m.role, m.content) for m in found.messages] for found in both]
+    assert told == [[("user", "q"), ("assistant", one)] for one in "cr"]
+    assert [found.unread for found in both] == [("messages",)] * 2
 
 
 def test_pairs_of_one_prompt_are_held_out_together(tmp_path, tokenizer):

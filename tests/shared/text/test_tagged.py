@@ -76,6 +76,10 @@ def test_an_entity_is_found_as_whole_words_alone():
         ),
         ({"start": 0, "type": "who"}, "from 0 to None; write start and end as whole"),
         ("Ann", "names no type"),
+        ({"start": 0, "end": 3, "type": "B-who"}, "has a tag for its type"),
+        ({"start": 0, "end": 3, "type": "O"}, "has a tag for its type"),
+        ({"start": 0, "end": 3, "type": "wh\ud800"}, "a type holds half a surrogate pair"),
+        ({"start": 0, "end": 3, "text": "met", "type": "who"}, "'met' is 'Ann' from 0 to 3"),
     ],
 )
 def test_entities_that_are_not_there_are_refused_with_their_row(entity, said):
@@ -85,9 +89,18 @@ def test_entities_that_are_not_there_are_refused_with_their_row(entity, said):
 
 
 def test_entities_that_are_no_list_are_refused():
-    for told in ("Ann", {"Ann": "who"}, "{}"):
+    for told in ("Ann", {"Ann": "who"}, "{}", "[" * 100_000):
         with pytest.raises(DataError, match=r"rows:3: its entities are no list"):
             read(told)
+
+
+def test_a_row_says_what_is_not_read_of_it_and_may_not_say_that_it_is_not_learnt():
+    row = {"text": TEXT, "entities": [], "input": "more", "id": None}
+    assert tagged_of(row, "rows:3", {}).unread == ("input", "id")
+    with pytest.raises(DataError, match="rows:3 says by train that it is not learnt; leave"):
+        tagged_of(row | {"train": False}, "rows:3", {})
+    with pytest.raises(DataError, match="rows:3: entities is null; write it"):
+        tagged_of(row | {"entities": None}, "rows:3", {})
 
 
 def test_each_word_is_tagged_at_its_first_token_and_others_have_no_loss(tokenizer):
