@@ -27,6 +27,7 @@ from shared.run.run_dir import write_atomically
 
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 10.0
+SHOWN_CHARS = 200  # of what a head said last
 # Enough for any number of processes: on a machine of our own the roles share every core.
 ROLE_RESOURCES: dict[str, float] = {"teacher": 1000, "student": 1000}
 
@@ -63,7 +64,11 @@ def is_gone(since: float) -> bool:
     ended then. What is younger may be of one that is coming up."""
     gone = remembered() is None
     if gone:
-        _end([process for process in orphans() if process.create_time() < since])
+        left = orphans()
+        old = [process for process in left if process.create_time() < since]
+        _end(old)
+        if old == left:
+            shutil.rmtree(_temp_dir(), ignore_errors=True)
     return gone
 
 
@@ -210,7 +215,11 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> st
         if "Ray runtime started" in text:
             return f"{_own_host(text, port)}:{port}"
         time.sleep(0.2)
-    raise PlacementError(f"a local Ray cluster did not start; its output is in {log}")
+    reason = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    raise PlacementError(
+        f"a local Ray cluster did not start: {reason[:SHOWN_CHARS].rstrip('.')}; all it said is in "
+        f"{log}; the machine may be busy: run the same command again"
+    )
 
 
 def _own_host(text: str, port: int) -> str:

@@ -17,7 +17,7 @@ from tests.tiny import Pair
 pytestmark = pytest.mark.drill
 
 QUICK = """
-from cluster.launch import training, workforce
+from cluster.launch.students import training, workforce
 from cluster.launch.students.elastic import Pace
 training.PACE = workforce.PACE = Pace(look_s=0.5, steady_s=2.0, settle_s=4.0)
 from cluster.cli import main
