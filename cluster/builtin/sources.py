@@ -13,7 +13,7 @@ import os
 import re
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -27,6 +27,7 @@ SKIPPED_FOLDERS = {
     *("__pycache__", "lib2to3", "turtledemo", "ensurepip", "benchmarks"),
     "ops",  # torch/include/ATen/ops: thousands of generated headers, all alike
 }
+SITES = ("site-packages", "dist-packages")  # folders that packages are installed in
 MIN_FILE_BYTES = 400
 MIN_DOCSTRING_CHARS = 80
 LICENCE_CHARS = 3_000
@@ -114,9 +115,14 @@ def _installed(name: str) -> metadata.Distribution:
     """A package as it was installed, and no copy that another one carries inside, which is found
     only where that one has been imported. Raises PackageNotFoundError."""
     for found in metadata.distributions(name=name):
-        if "_vendor" not in Path(str(found.locate_file(""))).parts:
+        if not _is_inside_another(Path(str(found.locate_file(""))).parts):
             return found
     raise metadata.PackageNotFoundError(name)
+
+
+def _is_inside_another(place: Sequence[str]) -> bool:
+    """Whether the folder that a package is in, by the parts of its path, is another's."""
+    return "_vendor" in place or (place[-1] not in SITES and any(part in SITES for part in place))
 
 
 def _closure(roots: Iterable[str]) -> set[str]:

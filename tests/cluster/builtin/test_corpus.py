@@ -125,10 +125,13 @@ def test_paragraphs_that_licences_share_are_kept_once(tmp_path: Path):
     assert found.count("Copyright") == 2
 
 
-def test_what_another_package_carries_inside_is_no_source(tmp_path: Path, monkeypatch):
-    """A part of it may put such copies on the path, as setuptools does, once it is imported."""
+@pytest.mark.parametrize("carrier", ["carrier/_vendor", "site-packages/carrier/files"])
+def test_what_another_package_carries_inside_is_no_source(tmp_path: Path, monkeypatch, carrier):
+    """A part of it may put such copies on the path, as setuptools and Ray do, once it is
+    imported."""
+    find_sources.cache_clear()
     before = fingerprint(find_sources())
-    inside = tmp_path / "carrier" / "_vendor"
+    inside = tmp_path / carrier
     copy = inside / "torch-1.0.dist-info"
     copy.mkdir(parents=True)
     (copy / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
