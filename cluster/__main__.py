@@ -33,14 +33,14 @@ from cluster.session import interrupts  # noqa: E402  # what it imports register
 def program() -> int:
     """Run the command line that this process was called with; returns its exit code, and the
     process ends with it."""
-    with interrupts.handling(to_the_end=True):
-        try:
+    try:
+        with interrupts.handling(to_the_end=True):
             from cluster.cli import main
 
             _end.code = main()
-        except KeyboardInterrupt:
-            print(interrupts.UNSAVED, file=sys.stderr)
-            _end.code = 1
+    except KeyboardInterrupt:  # also while that begins
+        print(interrupts.UNSAVED, file=sys.stderr)
+        _end.code = 1
     return _end.code
 
 

@@ -7,19 +7,22 @@ from ray._private import worker
 
 _VERSION = re.compile(r"^ +(Ray|Python): (\S+)$", re.M)
 _LOST_NODE = re.compile(r"^The node with node id: \w+ and address: (\S+) and node name")
+# Of a head that was ended on purpose, as with all processes of a job.
+_ENDED = re.compile(r"^The autoscaler failed with the following error:\s+Terminated with signal")
 
 
 def in_one_line() -> None:
-    """Let Ray say in one line that it lost a node, in place of a paragraph."""
+    """Let Ray say in one line that it lost a node, in place of a paragraph, and nothing of the
+    helper of a head that was ended."""
     theirs = worker.print_to_stdstream
     if getattr(theirs, "in_one_line", False):
         return
 
     def said(message: dict[str, Any], ignore_prefix: bool) -> None:
-        found = _LOST_NODE.match("\n".join(message["lines"]))
-        if found:
+        text = "\n".join(message["lines"])
+        if found := _LOST_NODE.match(text):
             print(f"the cluster lost the node {found[1]}", flush=True)
-        else:
+        elif not _ENDED.match(text):
             theirs(message, ignore_prefix)
 
     said.in_one_line = True  # type: ignore[attr-defined]

@@ -168,6 +168,15 @@ def stop() -> bool:
     return True
 
 
+def discard() -> None:
+    """End the head at once, whatever is in it, and remove what it leaves."""
+    if (head := remembered()) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+    state_file().unlink(missing_ok=True)
+    reap()
+
+
 def orphans() -> list[psutil.Process]:
     """Processes of heads of ours whose keeper is dead."""
     head = remembered()

@@ -108,10 +108,11 @@ def connected(address: str | None = None, *, outlives: bool = False) -> Iterator
             end_at_once()  # Ray would abort under a thread that still waits for it
         raise
     finally:
-        _leave() if target else _end_private()
-        if staying:
-            ray_head.stop()
-            ray_head.reap()
+        try:
+            _leave() if target else _end_private()
+        finally:  # also where a second signal ends the first of it
+            if staying:
+                ray_head.discard()
 
 
 @contextmanager
