@@ -53,7 +53,7 @@ from student_trainer.models.probing import (
 )
 from student_trainer.models.routers import routers_of
 from student_trainer.models.saving import refuse_unsaveable
-from student_trainer.models.upcycling import refuse_idle_experts
+from student_trainer.models.upcycling import refuse_idle_experts, refuse_without_experts
 from student_trainer.tasks.task import ModelKind
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -141,6 +141,8 @@ def load_student(
     parts = take_apart(model, name=asked.model, sees=kind.sees)
     routers = routers_of(model, config)
     width = _state_width(model, parts, config)
+    if asked.upcycle is not None:
+        refuse_without_experts(model, name=asked.model)
     freeze(model, asked)
     freeze_bystanders(model, decoder=parts.decoder, head=parts.head)
     if export is not None:

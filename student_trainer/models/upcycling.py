@@ -85,6 +85,15 @@ def freeze_all_but_experts(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
+def refuse_without_experts(model: nn.Module, *, name: str) -> None:
+    """Raise ConfigError for a dense student whose config has `upcycle`: nobody made its mixture."""
+    if not any(EXPERTS.fullmatch(weight) for weight, _ in model.named_parameters()):
+        raise ConfigError(
+            f"student.upcycle asks for experts, and {name} has none; the mixture is made by "
+            "cluster.planning.loading.made, which every command begins with"
+        )
+
+
 def refuse_idle_experts(adapted: nn.Module, *, name: str) -> None:
     """Raise ConfigError for adapters on an upcycled student none of which is on its experts, which
     would stay copies of each other. peft knows the experts of some mixtures alone."""

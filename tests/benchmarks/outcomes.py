@@ -215,7 +215,7 @@ def make_tagger(to: Path, *, folder: Path, root: Path) -> None:
         "losses": "[{kind: cross_entropy}]",
         "data.validation_rows": "4",  # which the teacher, who teaches nothing, reads word by word
         "batch": "{rows_per_step: 32, micro_batch: 32}",
-        "steps": "800",
+        "steps": "400",
         "baseline": "false",
         "seed": str(MADE_SEED),
     }

@@ -189,6 +189,21 @@ def test_cells_are_recorded_once_and_share_what_the_teacher_said(tiny_root, tmp_
 
 
 @pytest.mark.benchmark
+def test_cells_of_experts_train_a_mixture(tiny_root, tmp_path):
+    asked = ["--to", tmp_path, "--root", tiny_root, "--seeds", 0, "--set", *SMALL]
+    printed = methods("run", *asked, "--cells", "kd", "sparse-1", "sparse-alone")
+    assert "upcycled to 4 experts in one layer in 2, 1 a token" in printed
+    assert "upcycled to 4 experts in one layer in 2, 2 a token" in printed
+    records = {r["cell"]: r for r in publishing.read_records(tmp_path)}
+    dense, *mixtures = (records[name] for name in ("kd", "sparse-1", "sparse-alone"))
+    for name, domain in dense["domains"].items():
+        for mixture in mixtures:
+            found = mixture["domains"][name]
+            assert found["nll_before"] == pytest.approx(domain["nll_before"], abs=1e-5)
+            assert found["nll_after"] != domain["nll_after"]
+
+
+@pytest.mark.benchmark
 def test_a_cell_of_the_students_own_text_is_measured_by_what_it_writes(tiny_root, tmp_path):
     for name in ("sql", "math"):
         for part in ("train", "valid"):

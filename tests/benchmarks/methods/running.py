@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 from cluster.control.controller import Controller, ControllerPlan
 from cluster.launch.writing import open_generator
 from cluster.planning.difficulty import ScoringModel
+from cluster.planning.loading import made
 from cluster.planning.ordering import ordered_domains
 from cluster.planning.preparation import Prepared, prepare_run, run_plan
 from cluster.planning.projecting import projection_of
@@ -175,7 +176,7 @@ def opened(cell: Cell, seed: int, place: Workplace) -> Iterator[Opened]:
     """A run of a cell in a folder that lasts as long as the `with`."""
     logging.getLogger().setLevel(logging.WARNING)
     _make_missing(cell, place)
-    prepared = prepare_run(place_config(cell, seed, place))
+    prepared = prepare_run(made(place_config(cell, seed, place)))
     folder = place.folder / "runs" / f"{cell.name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

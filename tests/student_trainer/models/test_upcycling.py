@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cluster.planning.bases import student_upcycled
+from cluster.planning.bases import student_upcycled, with_student
 from shared.config.models.student import Student
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -142,6 +142,14 @@ def test_experts_and_routers_train_alone_or_with_all_others(tmp_path: Path, trai
     for name, weight in model.named_parameters():
         sparse = EXPERTS.fullmatch(name) or ROUTER.fullmatch(name)
         assert weight.requires_grad == (train == "all" or sparse is not None), name
+
+
+@pytest.mark.parametrize("train", ["experts", "all"])
+def test_a_mixture_that_nobody_made_is_no_dense_student(tmp_path: Path, train: str) -> None:
+    dense = save_dense(tmp_path / "dense")
+    config = with_student(config_of(tmp_path, dense, upcycle={"train": train}), str(dense))
+    with pytest.raises(ConfigError, match=r"for experts, and .*dense has none; .*loading\.made"):
+        CAUSAL_LM.load(config, device=CPU)
 
 
 def test_the_expert_for_all_tokens_stays_out(tmp_path: Path) -> None:
