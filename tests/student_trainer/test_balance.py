@@ -19,10 +19,10 @@ from student_trainer.sources.batches import Layouts, Step
 from student_trainer.tasks.registry import task_of
 from tests import pictured
 from tests.pictured import config_of, plan_of
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.tasks.test_image_text import half_bare, rewritten
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.telling import asked, telling
 from tests.tiny import Pair
 

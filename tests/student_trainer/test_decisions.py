@@ -8,10 +8,10 @@ import pytest
 from shared.mixture.weight_log import WeightLog, read_log
 from shared.run.metrics import read_metrics
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines
 from tests.telling import asked, telling
 
 POLICIES = ("doremi", "odm")

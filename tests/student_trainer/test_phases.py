@@ -11,6 +11,7 @@ from shared.mixture.weight_log import WeightLog, read_log
 from shared.run.metrics import StepMetrics, read_metrics
 from student_trainer.torchrun import read_plan
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
@@ -20,7 +21,6 @@ from tests.student_trainer.runs import (
     prepared_domains,
     with_orders,
 )
-from tests.student_trainer.test_matrix import comparable_lines
 
 STEPS, INTERVAL, LAG = 14, 3, 2
 HIDDEN = {"kind": "hidden_states", "layers": {3: 2}, "weight": 0.2, "final_weight": 0.0}

@@ -3,8 +3,8 @@
 `FILE::TEST` below `tests`. What decides nothing but where or how fast a run goes is here too.
 """
 
-LOOP = "student_trainer/test_plain_loop.py::test_steps_are_those_of_a_plain_loop"
-MATRIX = "student_trainer/test_matrix.py::test_a_cell_trains_and_resumes_bit_for_bit"
+LOOP = "student_trainer/training/test_plain_loop.py::test_steps_are_those_of_a_plain_loop"
+MATRIX = "student_trainer/training/test_matrix.py::test_a_cell_trains_and_resumes_bit_for_bit"
 POLICY = "cluster/control/test_policies.py::test_a_policy_follows_its_equations"
 LIMITS = "cluster/control/test_policies.py::test_floors_and_caps_hold_after_every_decision"
 PHASES = "student_trainer/test_phases.py::test_a_run_goes_through_its_phases_and_says_so"
@@ -146,7 +146,7 @@ KNOBS = {
     "student.train.r": LOOP,
     "student.train.alpha": LOOP,
     "student.train.dropout": (
-        "student_trainer/test_training_laws.py"
+        "student_trainer/training/test_training_laws.py"
         "::test_dropout_is_on_while_training_and_repeats_with_its_seed"
     ),
     "student.train.target_modules": (
@@ -477,7 +477,7 @@ KNOBS = {
     ),
     "checkpoints.every": MATRIX,
     "checkpoints.keep": (
-        "student_trainer/test_training_laws.py"
+        "student_trainer/training/test_training_laws.py"
         "::test_a_loss_that_is_not_finite_stops_all_ranks_and_names_the_row"
     ),
     "prompt_search.metric": (

@@ -20,11 +20,11 @@ from teacher_service.engine import weights
 from teacher_service.engine.following import FollowingEngine
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, final_weights, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job, followers
 from tests.student_trainer.runs import mark_exported, plan_of
 from tests.student_trainer.sources.generated.test_rollouts import ENDS
-from tests.student_trainer.test_matrix import comparable_lines, final_weights, same_weights
 from tests.teacher_service.scripted import make_rows
 from tests.telling import asked, telling
 

@@ -25,10 +25,10 @@ from shared.targets.weights import WeightsRef
 from student_trainer.sources.batches import Step
 from student_trainer.sources.online_teacher import OnlineTeacher
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, final_weights, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, with_states
-from tests.student_trainer.test_matrix import comparable_lines, final_weights, same_weights
 from tests.teacher_service.scripted import make_rows
 from tests.telling import asked, telling
 

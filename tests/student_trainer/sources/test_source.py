@@ -9,10 +9,10 @@ from shared.data.row_store import RowStore
 from shared.run.metrics import read_metrics
 from student_trainer.state.checkpoint import latest_checkpoint, read_state
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 
 RANKS, STEPS, ROWS = 2, 4, 8
 SOURCES = ("DataSet", "Uncounted", "Alternating")

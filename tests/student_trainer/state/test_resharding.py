@@ -18,10 +18,10 @@ from student_trainer.state.checkpoint import (
 )
 from student_trainer.state.resume import BASE
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines, weights_after
 from tests.telling import asked, telling
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}

@@ -22,12 +22,12 @@ from shared.run.run_dir import RunDir
 from student_trainer.state.checkpoint import latest_checkpoint
 from student_trainer.state.merge import merge_checkpoint
 from student_trainer.tasks.classification import Classification
+from tests.student_trainer.comparing import comparable_lines, same_weights, weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import adamw, rates_of
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.tasks import classified
 from tests.student_trainer.tasks.classified import LABELS, TEMPLATE, config_of, plan_of
-from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
 from tests.telling import asked, telling
 
 STEPS = 4

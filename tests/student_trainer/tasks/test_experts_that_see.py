@@ -24,6 +24,7 @@ from shared.run.metrics import read_metrics
 from student_trainer.models.upcycling import EXPERTS, ROUTER
 from student_trainer.tasks.registry import task_of
 from tests import pictured
+from tests.student_trainer.comparing import comparable_lines, same_weights, weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import rates_of
 from tests.student_trainer.processes import as_job
@@ -36,7 +37,6 @@ from tests.student_trainer.tasks.test_image_text import (
     logits_of,
     trained,
 )
-from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
 from tests.telling import telling
 from tests.tiny import Pair
 

@@ -18,10 +18,10 @@ from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from tests import pictured
 from tests.pictured import config_of, plan_of, rows_in
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import rates_of
 from tests.student_trainer.processes import as_job
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.telling import asked, telling
 from tests.tiny import Pair
 

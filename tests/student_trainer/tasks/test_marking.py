@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shared.across.token_bytes import token_bytes
 from shared.config.run import Config
 from shared.run.metrics import read_metrics
+from tests.student_trainer.comparing import comparable_lines, same_weights, weights_after
 from tests.student_trainer.evaluation.test_copying import copies_of
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import adamw, rates_of
@@ -28,7 +29,6 @@ from tests.student_trainer.tasks.classified import plan_of
 from tests.student_trainer.tasks.tagged import config_of
 from tests.student_trainer.tasks.test_classification import OPTIMISER, trained
 from tests.student_trainer.tasks.test_tagging import rows_in
-from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
 
 TYPES = ("kind", "place")
 TASK = {"kind": "marking", "template": "{type}: {text}", "types": list(TYPES)}

@@ -17,6 +17,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from shared.config.run import Config
 from shared.run.metrics import read_metrics
+from tests.student_trainer.comparing import comparable_lines, same_weights, weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import adamw, rates_of
 from tests.student_trainer.processes import as_job
@@ -24,7 +25,6 @@ from tests.student_trainer.tasks import classified
 from tests.student_trainer.tasks.classified import plan_of
 from tests.student_trainer.tasks.tagged import TAGS, config_of
 from tests.student_trainer.tasks.test_classification import OPTIMISER, trained
-from tests.student_trainer.test_matrix import comparable_lines, same_weights, weights_after
 from tests.telling import asked, telling
 
 LOSSES = [

@@ -30,10 +30,10 @@ from student_trainer.weighing.weighed import weighers_of
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
 from tests.answers import question_of
+from tests.student_trainer.comparing import same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import same_weights
 from tests.student_trainer.test_objective import CPU
 from tests.student_trainer.weighing.test_weigher import LAYOUTS, Dense, check, learnt
 from tests.teacher_service.scripted import make_rows

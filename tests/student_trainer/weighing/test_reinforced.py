@@ -21,10 +21,10 @@ from shared.run.metrics import read_metrics
 from student_trainer.weighing.reinforced import FEATURES, Selection, features
 from student_trainer.weighing.weighting import PositionWeights, Seen, StepMeans
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.student_trainer.weighing.test_weighting import state_of
 from tests.telling import asked, telling
 

@@ -18,10 +18,10 @@ from student_trainer.weighing.weigher import Look
 from student_trainer.weighing.weighting import PositionWeights, Seen, StepMeans, Weighting
 from teacher_service.engine.hf import HFEngine
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.student_trainer.weighing.test_weigher import (
     LAYOUTS,
     Dense,

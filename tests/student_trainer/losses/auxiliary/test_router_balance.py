@@ -21,10 +21,10 @@ from student_trainer.sources.batches import Layouts
 from student_trainer.tasks.causal_lm import CAUSAL_LM
 from tests import tiny
 from tests.families.making import make_model
+from tests.student_trainer.comparing import weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import plan_of, prepared_domains
-from tests.student_trainer.test_matrix import weights_after
 from tests.teacher_service.scripted import make_rows
 
 CPU = torch.device("cpu")

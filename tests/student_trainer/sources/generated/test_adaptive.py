@@ -13,11 +13,11 @@ from shared.run.metrics import read_metrics
 from student_trainer.sources.generated.adaptive import Adaptive, oldest_step
 from student_trainer.sources.generated.rollouts import Rollouts
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import prepared_domains
 from tests.student_trainer.sources.generated.test_rollouts import files, texts, written_plan
-from tests.student_trainer.test_matrix import comparable_lines, weights_after
 
 ROWS = 40
 # From the first look on, whatever the loss does: a share that grows fast, and a small buffer.

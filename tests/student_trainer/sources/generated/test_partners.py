@@ -12,6 +12,7 @@ from shared.prompts.prefix import Opening
 from shared.run.plan import RunPlan
 from shared.targets.generation import Continuations, GenerationSpec, Openings, Partner
 from student_trainer.sources.generated.partners import Partners
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import LocalWriter, as_job, teacher
 from tests.student_trainer.sources.generated.test_rollouts import (
@@ -21,7 +22,6 @@ from tests.student_trainer.sources.generated.test_rollouts import (
     texts,
     written_plan,
 )
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.telling import asked, telling
 
 SHARE = 0.4

@@ -18,6 +18,7 @@ from shared.targets.weights import WeightFiles, WeightsRef
 from student_trainer.sources.generated.pushing import Versioned
 from teacher_service.engine import weights
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.sources.generated.test_rollouts import (
@@ -27,7 +28,6 @@ from tests.student_trainer.sources.generated.test_rollouts import (
     texts,
     written_plan,
 )
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.telling import asked, telling
 
 ONE = {"rollouts": {"replicas": 1}}

@@ -15,10 +15,10 @@ from shared.run.metrics import StepMetrics, read_metrics
 from shared.run.plan import RunPlan
 from student_trainer.sources.generated.rollout_files import RolloutFiles
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.telling import asked, telling
 
 ENDS = tuple(

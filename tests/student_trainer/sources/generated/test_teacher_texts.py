@@ -17,11 +17,11 @@ from shared.run.metrics import read_metrics
 from shared.targets.generation import Continuations, GenerationSpec, Openings
 from student_trainer.sources.generated.teacher_texts import TeacherPrompt, TeacherTexts, TextFiles
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import LocalWriter, as_job, teacher
 from tests.student_trainer.runs import plan_of
 from tests.student_trainer.sources.generated.test_rollouts import ENDS, files, texts, written_plan
-from tests.student_trainer.test_matrix import comparable_lines, same_weights
 from tests.telling import asked, telling
 
 ALONE = {"teacher": 1.0, "student": 0.0, "dataset": 0.0}

@@ -19,11 +19,11 @@ from shared.data.row_store import RaggedRows, write_rows
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from tests import tiny
+from tests.student_trainer.comparing import weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.plain_loop import Outcome, plain_loop
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import mark_exported, plan_of, ragged_rows, with_states
-from tests.student_trainer.test_matrix import weights_after
 
 STEPS, ROWS = 6, 12
 OPTIMISER = {

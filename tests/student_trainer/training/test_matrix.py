@@ -5,15 +5,15 @@ has in another way, are drills.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from cluster.planning.bases import student_upcycled
-from shared.run.metrics import MACHINE_FIELDS, read_metrics
+from shared.run.metrics import read_metrics
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, final_weights, same_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
@@ -227,27 +227,3 @@ def test_an_adapter_checkpoint_holds_no_base_weight(
         names = final_weights(matrix / cell.name)
         assert names
         assert all("lora_" in name for name in names)
-
-
-def same_weights(run: Path, other: Path) -> bool:
-    """Whether the weights of two last checkpoints are the same, which have the same names."""
-    weights, others = final_weights(run), final_weights(other)
-    assert weights.keys() == others.keys()
-    return all(bool((weights[name] == others[name]).all()) for name in weights)
-
-
-def final_weights(run: Path) -> dict:
-    """Weights of the last checkpoint."""
-    return weights_after(run, 4)
-
-
-def weights_after(run: Path, step: int) -> dict:
-    """Weights of the checkpoint of a step."""
-    (path,) = (run / "checkpoints" / f"step-{step:06d}" / "weights").glob("*.safetensors")
-    return load_file(path)
-
-
-def comparable_lines(run: Path) -> list[dict]:
-    """Metrics lines without what depends on the machine."""
-    lines = [asdict(line) for line in read_metrics(run / "metrics.jsonl")]
-    return [{k: v for k, v in line.items() if k not in MACHINE_FIELDS} for line in lines]

@@ -10,10 +10,10 @@ from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from student_trainer.state.export import exported_step
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, weights_after
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import DOMAINS, mark_exported, plan_of, prepared_domains
-from tests.student_trainer.test_matrix import comparable_lines, weights_after
 from tests.telling import asked, telling
 
 SHORT, LONG = 4, 8

@@ -13,6 +13,7 @@ from shared.run.plan import RunPlan
 from student_trainer.metrics.sums import SumLayout
 from student_trainer.state.checkpoint import damage_of, latest_checkpoint
 from tests import tiny
+from tests.student_trainer.comparing import comparable_lines, final_weights
 from tests.student_trainer.group import run_jobs
 from tests.student_trainer.processes import as_job
 from tests.student_trainer.runs import (
@@ -23,7 +24,6 @@ from tests.student_trainer.runs import (
     ragged_rows,
     with_states,
 )
-from tests.student_trainer.test_matrix import comparable_lines, final_weights
 from tests.telling import asked, telling
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8, "dropout": 0.5}
