@@ -109,6 +109,16 @@ def test_what_is_replayed_is_of_the_rows_own_domain():
             assert written % 2 == place % 2
 
 
+def test_every_place_of_a_full_buffer_is_learnt_again_as_often():
+    adaptive, counts = scheduler(start=1.0, replay_rows=5), np.zeros(5)
+    for step in range(100):
+        kept = {domain: list(buffer) for domain, buffer in adaptive.buffers.items()}
+        for place, written in deal(adaptive, step).replayed.items():
+            counts[kept[place % 2].index(written)] += 1
+    share = counts.sum() / 5
+    assert (abs(counts - share) < 5 * np.sqrt(share)).all()
+
+
 def test_the_state_goes_on_where_it_was():
     one, other = scheduler(start=0.5, replay_rows=7), scheduler(replay_rows=7)
     for step in range(30):
