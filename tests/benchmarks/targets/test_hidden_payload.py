@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.hidden_payload import measure
+from tests.benchmarks.targets.hidden_payload import measure
 
 
 @pytest.mark.benchmark

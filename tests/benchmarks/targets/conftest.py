@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.wide_pair import wide_pair
+from tests.benchmarks.targets.wide_pair import wide_pair
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """What a token costs on its way from teacher to student: bytes, time and error of every encoding.
 
-`python -m tests.benchmarks.wire` prints tables for the three scenes of `scenes`: the reference
-teacher, V = 4,096; a teacher with the largest vocabulary that the text bears, V = 65,536, trained
-first if `--folder` does not hold it; synthetic logits, V = 151,936. Times are processor time of one
-thread; encoding is `encode` and `SoftTargets.build`, decoding `SoftTargets.arrays`.
+`python -m tests.benchmarks.targets.wire` prints tables for the three scenes of `scenes`: the
+reference teacher, V = 4,096; a teacher with the largest vocabulary that the text bears, V = 65,536,
+trained first if `--folder` does not hold it; synthetic logits, V = 151,936. Times are processor
+time of one thread; encoding is `encode` and `SoftTargets.build`, decoding `SoftTargets.arrays`.
 
 N positions with loss   V head rows   K ids kept per position   D hidden width
 """
@@ -29,7 +29,7 @@ from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
 from teacher_service.scoring.scoring import ScoringHead, Selection, select
 from tests.answers import Given, question_of
-from tests.benchmarks.scenes import (
+from tests.benchmarks.targets.scenes import (
     REFERENCE,
     Pair,
     print_profile,
@@ -38,7 +38,7 @@ from tests.benchmarks.scenes import (
     synthetic_scene,
     timed,
 )
-from tests.benchmarks.wide_pair import wide_pair
+from tests.benchmarks.targets.wide_pair import wide_pair
 
 SIZES = (64, 32)
 ENCODINGS: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks.approximated import BUDGET, DEFAULT, PolynomialTail
-from tests.benchmarks.scenes import (
+from tests.benchmarks.targets.approximated import BUDGET, DEFAULT, PolynomialTail
+from tests.benchmarks.targets.scenes import (
     Scene,
     entropy,
     read_pair,
     reference_models,
     synthetic_scene,
 )
-from tests.benchmarks.selectors import (
+from tests.benchmarks.targets.selectors import (
     POLYNOMIALS,
     Choice,
     Result,

@@ -1,10 +1,10 @@
 """How near each selector's gradient comes to that of the whole vocabulary, at what bytes.
 
-`python -m tests.benchmarks.selectors` prints a table for each scene: the reference pair, V = 4,096;
-a pair with the largest vocabulary that the text bears, V = 65,536, trained first if `--folder` does
-not hold it; synthetic logits, V = 151,936. Forward KL at temperature 1. The angle is between the
-gradients of the student's head; a bias stays as tokens grow, a variance averages out. Beside the
-selectors stand the two presets of `approximated`.
+`python -m tests.benchmarks.targets.selectors` prints a table for each scene: the reference pair, V
+= 4,096; a pair with the largest vocabulary that the text bears, V = 65,536, trained first if
+`--folder` does not hold it; synthetic logits, V = 151,936. Forward KL at temperature 1. The angle
+is between the gradients of the student's head; a bias stays as tokens grow, a variance averages
+out. Beside the selectors stand the two presets of `approximated`.
 
 N positions with loss   V ids   D student width   K ids kept per position   n positions of a part
 """
@@ -32,15 +32,15 @@ from teacher_service.scoring.answering import encode
 from teacher_service.scoring.drawing import draw
 from teacher_service.scoring.scoring import ScoringHead, Selection, select
 from tests.answers import changed, decoded, question_of
-from tests.benchmarks.approximated import BUDGET, DEFAULT, bucketed, renormalised
-from tests.benchmarks.scenes import (
+from tests.benchmarks.targets.approximated import BUDGET, DEFAULT, bucketed, renormalised
+from tests.benchmarks.targets.scenes import (
     REFERENCE,
     Scene,
     read_pair,
     reference_models,
     synthetic_scene,
 )
-from tests.benchmarks.wide_pair import wide_pair
+from tests.benchmarks.targets.wide_pair import wide_pair
 from tests.drawn import row_of
 
 Name = Literal[

@@ -24,7 +24,7 @@ from shared.data.rows import Rows
 from teacher_service.engine.hf import HFEngine
 from teacher_service.scoring.scoring import ScoringHead
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 REFERENCE = PROJECT.parent / "shared"
 RECIPE = PROJECT / "cluster" / "recipes" / "real_text.yaml"
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.benchmarks.gpu.sections import Record, Section, measure
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BARRED = ("ray", "pydantic")  # transformers itself looks for some of the others
 RUN = f"""
 import runpy, sys

@@ -101,7 +101,7 @@ def make_writer(to: Path, *, folder: Path, root: Path, command: Run) -> None:
 def _material(folder: Path, root: Path) -> Material:
     from transformers import AutoTokenizer
 
-    recipe = Path(__file__).resolve().parents[2] / "cluster" / "recipes" / "pgkd.yaml"
+    recipe = Path(__file__).resolve().parents[3] / "cluster" / "recipes" / "pgkd.yaml"
     options = {n: v.replace("made/", f"{folder}/made/") for n, v in OPTIONS.items()}
     options |= {"paths.root": str(root), "teachers": "{writer: {model: models/teacher-6m}}"}
     overrides = [f"{n}={v}" for n, v in options.items()]

@@ -9,7 +9,7 @@ be the median of all; what a call does outside of it is the median over the roun
 Plain is the model's own forward pass to full logits; scoring is what a replica does with a unit,
 the Table included, with ids by rank (`top_k`) and drawn ones (`threshold`).
 
-    python -m tests.benchmarks.scoring [--rounds 9]
+    python -m tests.benchmarks.targets.scoring [--rounds 9]
 
 N positions   D width   V vocabulary
 """

@@ -1,8 +1,8 @@
 """What is left of a teacher's hidden states after projection and rounding, and what they cost.
 
-`python -m tests.benchmarks.hidden_payload` prints, for the reference teacher on real text, how far
-states rebuilt from what travelled are from the true ones. Projections are fitted as a run fits
-them, on training rows; the error is measured on validation rows.
+`python -m tests.benchmarks.targets.hidden_payload` prints, for the reference teacher on real text,
+how far states rebuilt from what travelled are from the true ones. Projections are fitted as a run
+fits them, on training rows; the error is measured on validation rows.
 
 N positions with loss   D hidden width   E shipped width
 """
@@ -27,7 +27,7 @@ from teacher_service.scoring.projection import load_projections
 from tests.answers import question_of
 from tests.student_trainer.processes import LocalTeacher
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 REFERENCE = PROJECT.parent / "shared"
 RECIPE = PROJECT / "cluster" / "recipes" / "real_text.yaml"
 

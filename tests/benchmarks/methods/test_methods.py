@@ -36,7 +36,7 @@ from tests.benchmarks.methods.statistics import (
 )
 from tests.benchmarks.methods.writing import distinct_2
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["steps=5", "data.context=64", "data.validation_rows=2", "targets.top_k=16"]
 SMALL += ["batch={rows_per_step: 4, micro_batch: 4}"]
 SMALL += ["progressive={phases: 2, max_steps: 2, plateau: null, interval: 2}"]

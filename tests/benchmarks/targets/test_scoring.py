@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.benchmarks.scoring import SELECTORS, measure
+from tests.benchmarks.targets.scoring import SELECTORS, measure
 
 
 @pytest.fixture(autouse=True)

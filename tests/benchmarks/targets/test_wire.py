@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks.scenes import (
+from tests.benchmarks.targets.scenes import (
     LARGE_VOCAB,
     Pair,
     entropy,
@@ -14,7 +14,7 @@ from tests.benchmarks.scenes import (
     reference_models,
     synthetic_scene,
 )
-from tests.benchmarks.wire import Cost, errors, pair_costs, synthetic_costs
+from tests.benchmarks.targets.wire import Cost, errors, pair_costs, synthetic_costs
 
 BYTES = {
     ("top_k", 64): {"fp16": 245, "int8": 180},
