@@ -4,6 +4,7 @@ that writes with other weights than it was given."""
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from shared.errors import ConfigError, DamagedError, EngineError, TeacherError
 from shared.run.run_dir import RunDir
 from shared.targets.generation import GenerationSpec, Openings
 from shared.targets.weights import WeightFiles, WeightsRef
-from student_trainer.sources.generated.pushing import Versioned
+from student_trainer.sources.generated.pushing import Pusher, Versioned
 from teacher_service.engine import weights
 from tests import tiny
 from tests.student_trainer.comparing import comparable_lines, same_weights
@@ -123,6 +124,31 @@ def copy(runs: Path, material) -> tuple[StudentEngine, WeightsRef]:
 
 SPEC = GenerationSpec(max_new_tokens=6, temperature=1.0, seed=5, logprobs=True)
 OPENINGS = Openings.build(names=["a", "b"], input_ids=[[5, 9, 11], [7, 30, 31, 32]])
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_versions_that_steps_under_way_name_may_write_yet(lag: int):
+    """Those older by at most the lag, each pushed once."""
+    pushed: list[int] = []
+
+    class Names:
+        level = 1e-3
+
+        def put(self, version: int, *, is_needed: Callable[[int], bool]):
+            pushed.append(version)
+            assert [v for v in range(6) if is_needed(v)] == [*range(max(0, version - lag), 6)]
+            return WeightsRef(version, "a"), np.zeros(1)
+
+    versions: Any = Names()
+    pusher = Pusher(cast(Any, None), versions, lag)  # nobody is asked
+    for version in (0, 1, 2, 2, 3):
+        pusher.prepare(version)
+    assert pushed == [0, 1, 2, 3]
+    for version in range(3 - lag, 4):
+        with pusher.at(version) as generator:
+            assert cast(Versioned, generator).weights.version == version
+    with pytest.raises(KeyError), pusher.at(2 - lag):
+        pass
 
 
 def test_a_rollout_for_another_version_is_refused(copy, monkeypatch):

@@ -187,6 +187,15 @@ def test_a_resume_without_what_was_written_says_so(resumed: Path, tmp_path: Path
         kept.read(3, names, place_R=place_R, version=2)
 
 
+def test_what_is_forgotten_ends_where_it_says(tmp_path: Path):
+    kept = RolloutFiles(tmp_path)
+    names = [f"step-{step:06d}.rank-{rank}.arrow" for step in range(6) for rank in (0, 1)]
+    for name in names:
+        (tmp_path / name).touch()
+    kept.forget(before=2, since=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[4:8]
+
+
 def test_ranks_whose_rows_are_of_different_epochs_are_read_together(tmp_path: Path):
     """Of a selector that draws, rows of one epoch ask for another draw than those of the next."""
     kept, ids, mask = RolloutFiles(tmp_path), np.arange(4), np.array([1, 1, 1, 0])
