@@ -32,6 +32,10 @@ NOT_LEARNT = (
 )
 GO_ON = ("document goes on without its prompt", "documents go on without their prompts")
 EMPTY = ("answer is empty: it teaches", "answers are empty: they teach")
+UNFINISHED = (
+    "answer goes on, as it says itself, and its end is not learnt",
+    "answers go on, as they say themselves, and their ends are not learnt",
+)
 REPEATS = {
     True: "it leaves less than a quarter of data.context",
     False: "data.too_long=split_with_prompt repeats it",
@@ -260,6 +264,10 @@ def _on_tokens(account: Account) -> tuple[tuple[object, str], ...]:
         (
             tally.empty_answers,
             those(tally.empty_answers, *EMPTY) + " to end where an answer begins",
+        ),
+        (
+            tally.unfinished,
+            those(tally.unfinished, *UNFINISHED) + " (prefix: true or the like)",
         ),
         (tally.unread, f"fields that are not read: {listed(tally.unread)}"),
     )

@@ -9,7 +9,7 @@ from shared.text.special_tokens import MARK
 
 COUNTS = (
     *("special_as_text", "special_as_control"),
-    *("changed_messages", "other_openings", "not_learnt", "empty_answers"),
+    *("changed_messages", "other_openings", "not_learnt", "empty_answers", "unfinished"),
 )
 
 
@@ -28,6 +28,7 @@ class Tally:
     other_openings: int = 0
     not_learnt: int = 0  # documents that say so themselves
     empty_answers: int = 0
+    unfinished: int = 0  # answers that say that they go on
     unfit: dict[str, int] = field(default_factory=dict)  # rows left out before, by the reason
 
     def over(self, documents: Iterator[Encoded]) -> Iterator[Encoded]:

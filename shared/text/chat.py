@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from shared.errors import DataError
 from shared.text.documents import CALLS, THOUGHTS, Document
+from shared.text.masks import is_unfinished, says_unfinished
 
 Span = tuple[int, int]  # characters [start, stop)
 Turn = dict[str, Any]
@@ -47,15 +48,20 @@ class Conversation:
         self.tools = list(document.tools) if tools is None else tools
         source = _source(tokenizer, with_tools=bool(document.tools), where=document.where)
         self.source = _of_one_day(source)
-        self.other_openings = 0  # answers that do not begin as the generation prompt says
+        self._openings: set[int] = set()  # of answers that begin in another way than asked
         self.text = self._rendered(turns)
         self._refuse_unread_calls()
+
+    @property
+    def other_openings(self) -> int:
+        """Answers, of those looked for, that do not begin as the generation prompt says."""
+        return len(self._openings)
 
     @property
     def unread(self) -> tuple[str, ...]:
         """Keys of messages without which the template writes the same, in any message; those of
         calls are refused before."""
-        keys = dict.fromkeys(key for turn in self.turns for key in turn)
+        keys = dict.fromkeys(key for turn in self.turns for key in turn if not _of_end(turn, key))
         known = ("role", "content", *CALLS)
         return tuple(key for key in keys if key not in known and self._unread(key))
 
@@ -86,6 +92,27 @@ class Conversation:
         """Characters of the messages at `numbers`: their content and whatever ends their turn."""
         return tuple(self._span(number) for number in numbers)
 
+    def endings(self, numbers: Sequence[int]) -> tuple[Span, ...]:
+        """What the template writes after the content of the messages at `numbers`."""
+        return tuple(self._ending(number) for number in numbers)
+
+    def _ending(self, number: int) -> Span:
+        """From the end of the content to that of the turn; of the last one to that of the text."""
+        is_last = number == len(self.turns) - 1
+        stop = len(self.text) if is_last else self._span(number)[1]
+        content = self.turns[number]["content"]
+        for told in (content, content.rstrip()):
+            turn = {**self.turns[number], "content": told + PLACE}
+            whole = self._rendered([*self.turns[:number], turn, *self.turns[number + 1 :]])
+            before, found, _ = whole.partition(PLACE)
+            if found and self.text.startswith(before):
+                return len(before), stop
+        raise DataError(
+            f"{self.where}: message {number + 1} is not finished, as it says itself, and where the "
+            f"chat template of {self.tokenizer.name_or_path} ends it cannot be found; leave the "
+            "row out, or say by train: false that the message is not learnt"
+        )
+
     def _span(self, number: int) -> Span:
         """A turn opens where the conversation before it ends, generation prompt included, and
         closes where the conversation up to it ends."""
@@ -98,7 +125,7 @@ class Conversation:
             )
         before = self._rendered(self.turns[:number], ask=True)
         if not upto.startswith(before):
-            self.other_openings += 1
+            self._openings.add(number)
             return self._span_of_content(number, upto)
         if not self.text.startswith(upto):
             unasked = self._rendered(self.turns[:number])
@@ -299,6 +326,16 @@ def _of_one_day(source: str) -> str:
         return source
     written = "".join(f"|replace({d!r}, {DATE.strftime(d)!r})" for d in DIRECTIVES)
     return f"{{% macro strftime_now(format) -%}}{{{{ format{written} }}}}{{%- endmacro %}}{source}"
+
+
+def _of_end(turn: Turn, key: str) -> bool:
+    """Whether a field of an answer says that it goes on, or that it does not."""
+    return turn["role"] == "assistant" and says_unfinished(key, turn[key]) is not None
+
+
+def unfinished(turns: Sequence[Turn]) -> list[int]:
+    """Numbers of the answers that say that they go on."""
+    return [number for number, turn in enumerate(turns) if is_unfinished(turn)]
 
 
 def _says(value: object) -> bool:

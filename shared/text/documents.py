@@ -18,7 +18,7 @@ from typing import Any, Literal
 from shared.errors import DataError
 from shared.images.row_image import RowImage
 from shared.text.formats import as_string, kind_in_words
-from shared.text.masks import message_is_learnt, row_is_learnt
+from shared.text.masks import is_unfinished, message_is_learnt, row_is_learnt
 
 Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
 Field = Literal[Named, "teacher_prompt", "label", "entities", "chosen", "rejected", "images"]
@@ -70,6 +70,7 @@ class Message:
         """The content, by which two messages are the same."""
         written = {key: self.more[key] for key in (*CALLS, *THOUGHTS) if key in self.more}
         told = [json.dumps(written, sort_keys=True, default=str)] if written else []
+        told += ["unfinished"] if is_unfinished({**self.more, "role": self.role}) else []
         return (
             self.role,
             self.content,

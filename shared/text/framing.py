@@ -18,7 +18,7 @@ import xxhash
 
 from shared.errors import DataError
 from shared.images.row_image import RowImage
-from shared.text.chat import Conversation, Span, Turn, turns_of
+from shared.text.chat import Conversation, Span, Turn, turns_of, unfinished
 from shared.text.documents import KNOWN_ROLES, Document
 from shared.text.special_tokens import MARK, Specials, SpecialTokens
 
@@ -67,6 +67,7 @@ class Remarks:
     not_learnt: int = 0  # 1 where the row says that nothing of it is learnt
     unknown_roles: tuple[str, ...] = ()  # of messages that are not learnt for their role's sake
     empty_answers: int = 0  # learnt answers without a word, call or thought
+    unfinished: int = 0  # learnt answers that say that they go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,8 @@ class _Framing:
             masked = talk.spans([n for n, is_learnt in told.items() if not is_learnt])
         else:
             learnt = talk.spans(answers)
+        open_ends = [n for n in unfinished(turns) if n in answers]
+        masked = (*masked, *talk.endings(open_ends))
         remarks = Remarks(
             kind=document.kind,
             roles=tuple(dict.fromkeys(turn["role"] for turn in turns)),
@@ -212,7 +215,8 @@ class _Framing:
             other_openings=talk.other_openings,
             not_learnt=int(not document.learnt or _is_silenced(turns, answers, told)),
             unknown_roles=_unknown_roles(turns, (*answers, *told)) if learnt is not None else (),
-            empty_answers=talk.num_empty(answers),
+            empty_answers=talk.num_empty([n for n in answers if n not in open_ends]),
+            unfinished=len(open_ends),
         )
         return _Framed(document, talk.text, learnt, remarks, masked)
 

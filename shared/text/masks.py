@@ -1,6 +1,7 @@
 """What rows and messages say of their own loss, under the names that are in use."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import DataError
@@ -16,6 +17,13 @@ MASKED_KEYS = (
 )
 UNCLEAR_KEYS = ("mask", "train_detail", "training_detail")  # of parts, or of either meaning
 UNSET_KEYS = ("skip", "exclude")  # clear where they are not set
+# Of an answer that goes on elsewhere, each with the value that says so.
+UNFINISHED = {
+    **dict.fromkeys(("prefix", "is_prefix", "partial", "is_partial"), True),
+    **dict.fromkeys(("unfinished", "incomplete"), True),
+    "end_turn": False,
+}
+CLEAR = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 ALL_MASKS = frozenset((*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS, *UNSET_KEYS))
 # Of a whole row: what says clearly that nothing of it is learnt. `loss` may be a measured one.
 ROW_LEARNT = frozenset(LEARNT_KEYS) - {"loss", "loss_mask", "train_on_turn"}
@@ -62,9 +70,20 @@ def row_is_learnt(name: object, value: object) -> bool | None:
     """What a field of a row says of the loss of the whole; None where it says nothing clearly."""
     if name not in ROW_MASKS:
         return None
-    known = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-    said = known.get(str(value).lower())  # a table holds text
+    said = CLEAR.get(str(value).lower())  # a table holds text
     return said if said is None else said != (name in ROW_MASKED)
+
+
+def is_unfinished(turn: Mapping[str, Any]) -> bool:
+    """Whether an assistant's message says that its answer goes on, so that its end is no end."""
+    said = [says_unfinished(key, value) for key, value in turn.items()]
+    return turn.get("role") == "assistant" and True in said
+
+
+def says_unfinished(key: str, value: object) -> bool | None:
+    """What a message's field says of whether its answer goes on; None where it says nothing."""
+    said, name = CLEAR.get(str(value).lower()), _snake(key)
+    return said == UNFINISHED[name] if said is not None and name in UNFINISHED else None
 
 
 def _is_mask(key: str, value: object) -> bool:

@@ -239,6 +239,15 @@ def test_a_conversation_whose_answers_say_that_they_are_not_learnt_is_counted_so
     assert found["chat"]["notes"][0].startswith("1 document is not learnt, as it says itself")
 
 
+def test_answers_that_say_that_they_go_on_are_counted(tmp_path: Path, tokenizer) -> None:
+    rows = [chat(n, "user", "assistant") for n in range(9)]
+    for row in rows[:2]:
+        row["messages"][1]["prefix"] = True
+    found, _, _ = accounted(tmp_path, tokenizer, rows)
+    said = "2 answers go on, as they say themselves, and their ends are not learnt"
+    assert found["chat"]["notes"] == [f"{said} (prefix: true or the like)"]
+
+
 def test_an_answer_whose_thought_alone_says_something_is_empty_where_it_is_not_written(
     tmp_path: Path, tokenizer
 ) -> None:
