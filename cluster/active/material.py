@@ -148,7 +148,7 @@ def _pairs(name: str, domain: Domain, part: Split, root: Path) -> dict[str, Docu
     found = {
         f"{content_key(document):016x}": document
         for document in read
-        if document.kind == "pair" and document.learnt and document.response.strip()
+        if document.kind == "pair" and document.response.strip()
     }
     if not found:
         raise ConfigError(

@@ -153,12 +153,12 @@ def usable_items(
 
 def _is_answered(document: Document) -> bool:
     if document.kind == "pair":
-        return document.learnt
+        return True
     if document.kind == "text" or not document.messages:
         return False
     last = document.messages[-1]
     answers = last.role == "assistant" if last.learnt is None else last.learnt
-    return document.learnt and answers and not any(last.more.get(key) for key in CALLS)
+    return answers and not any(last.more.get(key) for key in CALLS)
 
 
 def _encoded(document: Document, tokenizer: Any, config: Config) -> Encoded:

@@ -37,10 +37,6 @@ class Tally:
             self._add(document.remarks, has_loss=bool(document.loss_mask.any()))
             yield document
 
-    def leave_out(self, reason: str) -> None:
-        """Count a row that is left out."""
-        _count(self.unfit, (reason,))
-
     def _add(self, remarks: Remarks, *, has_loss: bool) -> None:
         _count(self.kinds, (remarks.kind,))
         _count(self.roles, remarks.roles)
@@ -59,6 +55,20 @@ class Account:
 
     fit: Fit = field(default_factory=Fit)
     tally: Tally = field(default_factory=Tally)
+
+    def silence(self) -> None:
+        """Count a row that is left out as it says itself."""
+        self.tally.not_learnt += 1
+        self._drop()
+
+    def leave_out(self, reason: str) -> None:
+        """Count a row that is left out."""
+        _count(self.tally.unfit, (reason,))
+        self._drop()
+
+    def _drop(self) -> None:
+        self.fit.documents += 1
+        self.fit.without_loss += 1
 
 
 def listed(counts: dict[str, int], *, most: int = 8) -> str:

@@ -179,7 +179,7 @@ class _Text:
                 account.fit.too_long += 1
 
             return self.classes.encode(
-                self.classes.read(self.domain, split, root=self.root),
+                self.classes.read(self.domain, split, root=self.root, silent=account.silence),
                 tokenizer=tokenizer,
                 context=data.context,
                 cut=count_cut if data.too_long in ("split", "cut") else None,
@@ -189,8 +189,8 @@ class _Text:
             encoded, tokenizer=tokenizer, loss_on=data.loss_on, special_tokens=data.special_tokens
         )
         if self.pairs:
-            pairs = read_pairs(self.domain, split, root=self.root, making=self._making)
-            return joined(framed(pairs))
+            told = {"making": self._making, "silent": account.silence}
+            return joined(framed(read_pairs(self.domain, split, root=self.root, **told)))
         return framed(self._kept(split, sources, account))
 
     def _making(self, make: MakeDocument) -> MakeDocument:
@@ -202,14 +202,13 @@ class _Text:
         """The documents of a split that are not left out."""
         out = self.left_out.get(split, {})
         told = {"columns": self.domain.columns, "make": self._making(document_of)}
-        documents = read_documents(sources, root=self.root, **told)
+        read = {"root": self.root, "silent": account.silence}
+        documents = read_documents(sources, **read, **told)
         for number, document in enumerate(documents):
             if number not in out:
                 yield document
                 continue
-            account.tally.leave_out(out[number])
-            account.fit.documents += 1
-            account.fit.without_loss += 1
+            account.leave_out(out[number])
 
 
 def _build(text: _Text) -> Built:

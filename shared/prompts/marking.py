@@ -13,7 +13,7 @@ from shared.config.tasks.task import TEXT, TYPE
 from shared.errors import DataError
 from shared.text.documents import Document
 from shared.text.framing import Encoded, LossOn, Tokenizer, encode
-from shared.text.sources import Split
+from shared.text.sources import Silent, Split, nothing
 from shared.text.special_tokens import SpecialTokens
 from shared.text.tagged import Span, read_episode, spans_of
 
@@ -48,11 +48,13 @@ class MarkFraming:
         """The prompt about one type."""
         return self.template.replace(TYPE, name).replace(TEXT, text)
 
-    def read(self, domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
+    def read(
+        self, domain: Domain, split: Split, *, root: Path, silent: Silent = nothing
+    ) -> Iterator[Document]:
         """A document for each type of each row of a split; of training rows those of the episode.
         Raises DataError for a type that is not known, and a text with a mark in it."""
-        rows = read_episode(domain, split, root=root, shots=self.shots, seed=self.episode)
-        for row in rows:
+        told = {"root": root, "shots": self.shots, "seed": self.episode, "silent": silent}
+        for row in read_episode(domain, split, **told):
             _refuse_marks(row)
             spans = spans_of(row)
             _refuse_unknown(row, spans, self.types)

@@ -20,16 +20,19 @@ from shared.text.documents import Columns, Document, Field
 from shared.text.formats import as_string
 from shared.text.framing import DOCUMENTS_PER_CALL, Encoded, Remarks, Tokenizer, content_key
 from shared.text.masks import row_is_learnt
-from shared.text.sources import Split, read_documents, sources_of
+from shared.text.sources import Silent, Split, nothing, read_documents, sources_of
 
 TEXT: tuple[Field, ...] = ("text", "prompt")
 LABEL: tuple[Field, ...] = ("label", "response")
 
 
-def read_classified(domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
-    """The rows of a split of a domain. Raises DataError for one without a text or a label."""
-    sources = sources_of(domain, split)
-    return read_documents(sources, root=root, columns=domain.columns, make=classified_of)
+def read_classified(
+    domain: Domain, split: Split, *, root: Path, silent: Silent = nothing
+) -> Iterator[Document]:
+    """The rows of a split of a domain; see `read_documents`. Raises DataError for one without a
+    text or a label."""
+    told = {"columns": domain.columns, "make": classified_of, "silent": silent}
+    return read_documents(sources_of(domain, split), root=root, **told)
 
 
 def text_in(row: Mapping[str, object], where: str, columns: Columns) -> str:
@@ -61,17 +64,11 @@ def classified_of(row: object, where: str, columns: Columns) -> Document:
 def read_of(
     document: Document, row: Mapping[str, Any], columns: Columns, answer: Sequence[Field]
 ) -> Document:
-    """A row's document with the fields that are not read. Raises DataError for a row that says
-    that it is not learnt, whose class or tags would count all the same."""
+    """A row's document with the fields that are not read."""
     read = [_name_of(row, columns, names) for names in (TEXT, answer)]
-    others = {name: value for name, value in row.items() if name not in read}
-    silent = next((n for n, value in others.items() if row_is_learnt(n, value) is False), None)
-    if silent is not None:
-        raise DataError(
-            f"{document.where} says by {silent} that it is not learnt; leave the row out"
-        )
-    unread = (n for n, value in others.items() if row_is_learnt(n, value) is None)
-    return replace(document, unread=tuple(map(str, unread)))
+    others = (name for name in row if name not in read)
+    unread = (str(name) for name in others if row_is_learnt(name, row[name]) is None)
+    return replace(document, unread=tuple(unread))
 
 
 def field_of(row: Mapping[str, Any], where: str, columns: Columns, names: Sequence[Field]) -> Any:
@@ -117,9 +114,11 @@ class ClassFraming:
         """What decides rows beside their text."""
         return self.labels
 
-    def read(self, domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
+    def read(
+        self, domain: Domain, split: Split, *, root: Path, silent: Silent = nothing
+    ) -> Iterator[Document]:
         """See `read_classified`."""
-        return read_classified(domain, split, root=root)
+        return read_classified(domain, split, root=root, silent=silent)
 
     def encode(
         self,

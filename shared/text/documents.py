@@ -96,7 +96,6 @@ class Document:
     system: str = ""  # of a pair
     tools: tuple[Any, ...] = ()  # of a conversation: what its template offers the assistant
     unread: tuple[str, ...] = field(default=(), compare=False)  # fields of the row left aside
-    learnt: bool = True  # False: the row says that nothing of it is
     teacher_prompt: str = field(default="", compare=False)  # what the teacher alone is shown
     images: tuple[RowImage, ...] = ()  # in the order of their places in the text
 
@@ -106,7 +105,6 @@ class Document:
         turns = (part for m in self.messages for part in m.strings)
         more = [self.system] if self.system else []
         more += [json.dumps(self.tools, sort_keys=True, default=str)] if self.tools else []
-        more += [] if self.learnt else [str(self.learnt)]
         more += [image.digest for image in self.images]
         return (self.kind, self.text, self.prompt, self.response, *turns, *more)
 
@@ -138,10 +136,9 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
     if shown is not None:
         read.add(shown)
         document = replace(document, teacher_prompt=_optional(row.get(shown), where, shown))
-    told = {n: row_is_learnt(n, row[n]) for n in row if n not in read}
-    unread = (n for n, said in told.items() if said is None and not _is_spare(row[n], n, names))
-    learnt = all(said is not False for said in told.values())
-    return replace(document, unread=tuple(map(str, unread)), learnt=learnt)
+    others = (n for n in row if n not in read and row_is_learnt(n, row[n]) is None)
+    unread = (str(name) for name in others if not _is_spare(row[name], name, names))
+    return replace(document, unread=tuple(unread))
 
 
 def columns_read(columns: Columns) -> frozenset[str]:

@@ -64,7 +64,7 @@ class Remarks:
     special_as_control: int = 0
     changed_messages: int = 0  # by the chat template
     other_openings: int = 0  # answers that do not begin as the generation prompt says
-    not_learnt: int = 0  # 1 where the row says that nothing of it is learnt
+    not_learnt: int = 0  # 1 where its messages say that nothing of it is learnt
     unknown_roles: tuple[str, ...] = ()  # of messages that are not learnt for their role's sake
     empty_answers: int = 0  # learnt answers without a word, call or thought
     unfinished: int = 0  # learnt answers that say that they go on
@@ -167,7 +167,6 @@ class _Framing:
             unread=document.unread,
             special_as_text=0 if control else count,
             special_as_control=count if control else 0,
-            not_learnt=int(not document.learnt),
             empty_answers=int(response is not None and not text[response:].strip()),
         )
         adds_bos = not (control and specials.opens(text))
@@ -213,7 +212,7 @@ class _Framing:
             special_as_control=count if control else 0,
             changed_messages=talk.num_changed(learns_answers=self.loss_on == "responses"),
             other_openings=talk.other_openings,
-            not_learnt=int(not document.learnt or _is_silenced(turns, answers, told)),
+            not_learnt=int(_is_silenced(turns, answers, told)),
             unknown_roles=_unknown_roles(turns, (*answers, *told)) if learnt is not None else (),
             empty_answers=talk.num_empty([n for n in answers if n not in open_ends]),
             unfinished=len(open_ends),
@@ -300,7 +299,7 @@ def _encoded(framed: _Framed, ids: np.ndarray, learnt: np.ndarray, tokenizer: To
         ids = np.concatenate([bos, ids, eos])
         learnt = np.concatenate([np.zeros(len(bos), np.uint8), learnt, np.ones(len(eos), np.uint8)])
     mask = np.zeros(len(ids), np.uint8)
-    mask[:-1] = learnt[1:] if framed.document.learnt else 0
+    mask[:-1] = learnt[1:]
     document, has_prompt = framed.document, framed.learnt is not None
     has_bos = ids[:1].tolist() == [tokenizer.bos_token_id]
     opening = int(np.argmax(learnt)) if has_prompt and learnt.any() else int(has_bos)

@@ -1,7 +1,7 @@
 """What rows and messages say of their own loss, under the names that are in use."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shared.errors import DataError
@@ -25,10 +25,11 @@ UNFINISHED = {
 }
 CLEAR = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 ALL_MASKS = frozenset((*LEARNT_KEYS, *MASKED_KEYS, *UNCLEAR_KEYS, *UNSET_KEYS))
-# Of a whole row: what says clearly that nothing of it is learnt. `loss` may be a measured one.
-ROW_LEARNT = frozenset(LEARNT_KEYS) - {"loss", "loss_mask", "train_on_turn"}
-ROW_MASKED = frozenset(MASKED_KEYS) - {"masked", "is_masked", "ignore", "unsupervised"}
+# Of a whole row: what says clearly that nothing of it is learnt.
+ROW_LEARNT = frozenset(LEARNT_KEYS) - {"train_on_turn"}
+ROW_MASKED = (frozenset(MASKED_KEYS) - {"masked", "is_masked", "unsupervised"}) | {*UNSET_KEYS}
 ROW_MASKS = ROW_LEARNT | ROW_MASKED
+IN_WORDS = frozenset(("loss", "loss_mask", "ignore", *UNSET_KEYS))  # a number counts or measures
 # Words of which other names of a message's fields are made, as `computeLoss` and `no_backprop`.
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 LEARNING = re.compile("(un)?(loss|train|learn|supervis|backprop|gradient)(e|ed|t|ing|able|ion|s)?")
@@ -70,8 +71,15 @@ def row_is_learnt(name: object, value: object) -> bool | None:
     """What a field of a row says of the loss of the whole; None where it says nothing clearly."""
     if name not in ROW_MASKS:
         return None
-    said = CLEAR.get(str(value).lower())  # a table holds text
+    told = str(value).lower()  # a table holds text
+    said = None if name in IN_WORDS and told not in ("true", "false") else CLEAR.get(told)
     return said if said is None else said != (name in ROW_MASKED)
+
+
+def row_is_left_out(row: object, columns: Iterable[str]) -> bool:
+    """Whether a row says that nothing of it is learnt, in a field that is none of `columns`."""
+    others = row.items() if isinstance(row, Mapping) else ()
+    return any(row_is_learnt(n, value) is False for n, value in others if n not in columns)
 
 
 def is_unfinished(turn: Mapping[str, Any]) -> bool:

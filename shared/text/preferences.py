@@ -18,7 +18,7 @@ from shared.config.domains import Domain
 from shared.errors import DataError
 from shared.text.documents import CONVERSATIONS, Columns, Document, document_of
 from shared.text.framing import Encoded
-from shared.text.sources import MakeDocument, Split, read_documents, sources_of
+from shared.text.sources import MakeDocument, Silent, Split, nothing, read_documents, sources_of
 
 Answer = Literal["chosen", "rejected"]
 
@@ -29,19 +29,22 @@ def read_pairs(
     *,
     root: Path,
     making: Callable[[MakeDocument], MakeDocument] = lambda make: make,
+    silent: Silent = nothing,
 ) -> Iterator[Document]:
     """The rows of a split, each as its chosen and then its rejected document, as `making` has what
-    makes them. Raises DataError for a row without one of the fields, or whose responses are the
-    same."""
+    makes them; see `read_documents`. Raises DataError for a row without one of the fields, or whose
+    responses are the same."""
     sources = sources_of(domain, split)
+    answers: tuple[tuple[Answer, Silent], ...] = (("chosen", silent), ("rejected", nothing))
     both = (
         read_documents(
             sources,
             root=root,
             columns=domain.columns,
             make=making(partial(_answered, answer=answer)),
+            silent=told,
         )
-        for answer in ("chosen", "rejected")
+        for answer, told in answers
     )
     return chain.from_iterable(zip(*both, strict=True))
 

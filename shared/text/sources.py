@@ -15,7 +15,7 @@ from shared.text.digests import digest_file
 from shared.text.documents import Columns, Document, Kind, columns_read, document_of
 from shared.text.files import SAVED, source_files
 from shared.text.formats import PARQUET, is_text, kind_of, read_rows, read_text, size_of_text
-from shared.text.masks import ROW_MASKS
+from shared.text.masks import ROW_MASKS, row_is_left_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +27,11 @@ LeftOut = Mapping[Split, Mapping[int, str]]
 
 # A row as a document: the row, its place, and the domain's columns.
 MakeDocument = Callable[[object, str, Columns], Document]
+Silent = Callable[[], None]  # is told of each row that says that nothing of it is learnt
+
+
+def nothing() -> None:
+    """Of rows that are not counted."""
 
 
 def sources_of(domain: Domain, split: Split) -> list[Source]:
@@ -43,18 +48,22 @@ def read_documents(
     root: Path,
     columns: Columns,
     make: MakeDocument = document_of,
+    silent: Silent = nothing,
 ) -> Iterator[Document]:
-    """Documents of all sources, in a fixed order, each as `make` reads its row.
+    """Documents of all sources, in a fixed order, each as `make` reads its row, without the rows
+    that say that they are not learnt, of each of which `silent` is told.
 
     `columns` maps our field names to those of the source. Raises DataError for a missing source,
     a row that is no JSON, has none of the fields or a field of the wrong type, or is not UTF-8.
     """
-    for source in sources:
-        if isinstance(source, HubDataset):
-            yield from _read_hub(source, root, columns, make)
-            continue
-        for path in source_files(source, root=root):
-            yield from _read_file(path, columns, make)
+    named = frozenset(columns.values())
+    for where, row in _rows(sources, root, columns):
+        if isinstance(row, Document):
+            yield row if make is document_of else make({"text": row.text}, where, columns)
+        elif row_is_left_out(row, named):
+            silent()
+        else:
+            yield make(row, where, columns)
 
 
 def kinds_of(domain: Domain, *, root: Path) -> Iterator[Kind]:
@@ -89,19 +98,26 @@ def num_bytes(sources: Sequence[Source], *, root: Path) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _read_file(path: Path, columns: Columns, make: MakeDocument) -> Iterator[Document]:
+def _rows(sources: Sequence[Source], root: Path, columns: Columns) -> Iterator[tuple[str, object]]:
+    """Places and rows of all sources; a file that is one text is a document already."""
+    for source in sources:
+        if isinstance(source, HubDataset):
+            yield from _read_hub(source, root, columns)
+            continue
+        for path in source_files(source, root=root):
+            yield from _read_file(path, columns)
+
+
+def _read_file(path: Path, columns: Columns) -> Iterator[tuple[str, object]]:
     if is_text(path):
-        whole = Document("text", f"{path}:1", text=read_text(path))
-        yield whole if make is document_of else make({"text": whole.text}, whole.where, columns)
+        yield f"{path}:1", Document("text", f"{path}:1", text=read_text(path))
         return
     nulls, wanted = kind_of(path).startswith(PARQUET), columns_read(columns)
     for where, row in read_rows(path, wanted=wanted | ROW_MASKS if nulls else wanted):
-        yield make(_without_nulls(row) if nulls else row, where, columns)
+        yield where, _without_nulls(row) if nulls else row
 
 
-def _read_hub(
-    source: HubDataset, root: Path, columns: Columns, make: MakeDocument
-) -> Iterator[Document]:
+def _read_hub(source: HubDataset, root: Path, columns: Columns) -> Iterator[tuple[str, object]]:
     """The fields that are read alone: images and sounds beside them would be decoded."""
     dataset, wanted = _load_hub(source, root), columns_read(columns) | ROW_MASKS
     others = {name: None for name in dataset.column_names if name not in wanted}
@@ -110,7 +126,7 @@ def _read_hub(
     rows = itertools.repeat({}, len(dataset)) if chosen is None else chosen
     for number, row in enumerate(rows, start=1):
         where = f"{source.dataset}[{source.split}]:{number}"
-        yield make(_without_nulls(others | row), where, columns)  # type: ignore[operator]
+        yield where, _without_nulls(others | row)  # type: ignore[operator]
 
 
 def _undecoded(dataset: "Dataset") -> "Dataset":

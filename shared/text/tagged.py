@@ -40,7 +40,7 @@ from shared.text.framing import (
     content_key,
     with_offsets,
 )
-from shared.text.sources import Split, read_documents, sources_of
+from shared.text.sources import Silent, Split, nothing, read_documents, sources_of
 
 ENTITIES: tuple[Field, ...] = ("entities", "response")
 # Letters of scripts that write no spaces: Thai to Khmer, kana, ideographs.
@@ -167,18 +167,27 @@ def _is_whole(text: str, start: int, end: int) -> bool:
     return any(start == first for first, _ in words) and any(end == last for _, last in words)
 
 
-def read_tagged(domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
-    """The rows of a split of a domain. Raises DataError for one that cannot be tagged."""
-    sources = sources_of(domain, split)
-    return read_documents(sources, root=root, columns=domain.columns, make=tagged_of)
+def read_tagged(
+    domain: Domain, split: Split, *, root: Path, silent: Silent = nothing
+) -> Iterator[Document]:
+    """The rows of a split of a domain; see `read_documents`. Raises DataError for one that cannot
+    be tagged."""
+    told = {"columns": domain.columns, "make": tagged_of, "silent": silent}
+    return read_documents(sources_of(domain, split), root=root, **told)
 
 
 def read_episode(
-    domain: Domain, split: Split, *, root: Path, shots: int | None, seed: int
+    domain: Domain,
+    split: Split,
+    *,
+    root: Path,
+    shots: int | None,
+    seed: int,
+    silent: Silent = nothing,
 ) -> Iterator[Document]:
     """The same; where `shots` is said, of training rows those that are `drawn` of rows whose text
     no validation row has."""
-    documents = read_tagged(domain, split, root=root)
+    documents = read_tagged(domain, split, root=root, silent=silent)
     if shots is None or split != "train":
         return documents
     held_out = {document.prompt for document in read_tagged(domain, "validation", root=root)}
@@ -230,9 +239,12 @@ class TagFraming:
         """What decides rows beside their text."""
         return ["tagging", self.labels, self.shots, self.episode]
 
-    def read(self, domain: Domain, split: Split, *, root: Path) -> Iterator[Document]:
+    def read(
+        self, domain: Domain, split: Split, *, root: Path, silent: Silent = nothing
+    ) -> Iterator[Document]:
         """The rows of a split; of training rows those of the episode."""
-        return read_episode(domain, split, root=root, shots=self.shots, seed=self.episode)
+        told = {"root": root, "shots": self.shots, "seed": self.episode, "silent": silent}
+        return read_episode(domain, split, **told)
 
     def encode(
         self,

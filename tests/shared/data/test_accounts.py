@@ -209,7 +209,12 @@ def test_an_empty_domain_of_prompts_beyond_the_context_names_the_cut(
 
 
 @pytest.mark.parametrize(
-    "said", [{"weight": 0}, {"train": False}, {"loss_weight": "0"}, {"no_loss": True}]
+    "said",
+    [
+        *({"weight": 0}, {"train": False}, {"loss_weight": "0"}, {"no_loss": True}),
+        *({"loss": False}, {"loss": "False"}, {"skip": True}, {"exclude": "true"}),
+        *({"ignore": True}, {"is_trainable": 0, "weight": 1}),
+    ],
 )
 @pytest.mark.parametrize("loss_on", ["responses", "everything"])
 def test_a_row_that_says_it_is_not_learnt_is_not(
@@ -260,10 +265,12 @@ def test_an_answer_whose_thought_alone_says_something_is_empty_where_it_is_not_w
 
 
 def test_what_a_row_says_unclearly_of_its_loss_is_counted(tmp_path: Path, tokenizer) -> None:
-    rows = [{"text": f"t {n}", "weight": 0.5, "loss_mask": [0, 1], "skip": True} for n in range(5)]
+    rows = [{"text": f"t {n}", "weight": 0.5, "loss": 0, "loss_mask": [0, 1]} for n in range(5)]
+    rows = [row | {"skip": 1, "exclude": 0} for row in rows]
     found, _, _ = accounted(tmp_path, tokenizer, rows)
     assert found["chat"]["dropped"] == 0
-    assert found["chat"]["notes"] == ["fields that are not read: weight 5, loss_mask 5, skip 5"]
+    told = "weight 5, loss 5, loss_mask 5, skip 5, exclude 5"
+    assert found["chat"]["notes"] == [f"fields that are not read: {told}"]
 
 
 def test_roles_that_are_not_known_are_named_beside_assistants(tmp_path: Path, tokenizer) -> None:

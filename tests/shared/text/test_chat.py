@@ -5,12 +5,7 @@ import pytest
 
 from shared.errors import DataError
 from shared.text.documents import Document, Message
-from tests.shared.text.test_framing import (
-    CHATML,
-    chatting,
-    encoded,
-    learnt_texts,
-)
+from tests.shared.text.test_framing import CHATML, chatting, encoded, learnt_texts
 
 TOOLS = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"

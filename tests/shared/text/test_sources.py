@@ -81,8 +81,11 @@ def test_parquet_rows_are_read_as_json_rows_are(tmp_path: Path) -> None:
 def test_a_table_of_parquet_says_which_rows_are_not_learnt(tmp_path: Path) -> None:
     table = pa.table({"text": ["a", "b"], "weight": [0.0, 1.0]})
     pq.write_table(table, tmp_path / "a.parquet")
-    found = read_documents(["a.parquet"], root=tmp_path, columns={})
-    assert [(d.text, d.learnt, d.unread) for d in found] == [("a", False, ()), ("b", True, ())]
+    silent: list[str] = []
+    told = {"columns": {}, "silent": lambda: silent.append("a")}
+    found = read_documents(["a.parquet"], root=tmp_path, **told)
+    assert [(d.text, d.unread) for d in found] == [("b", ())]
+    assert silent == ["a"]
 
 
 def test_a_dataset_is_read_from_a_saved_folder_and_from_a_folder_of_files(tmp_path: Path) -> None:

@@ -94,11 +94,9 @@ def test_entities_that_are_no_list_are_refused():
             read(told)
 
 
-def test_a_row_says_what_is_not_read_of_it_and_may_not_say_that_it_is_not_learnt():
+def test_a_row_says_what_is_not_read_of_it():
     row = {"text": TEXT, "entities": [], "input": "more", "id": None}
     assert tagged_of(row, "rows:3", {}).unread == ("input", "id")
-    with pytest.raises(DataError, match="rows:3 says by train that it is not learnt; leave"):
-        tagged_of(row | {"train": False}, "rows:3", {})
     with pytest.raises(DataError, match="rows:3: entities is null; write it"):
         tagged_of(row | {"entities": None}, "rows:3", {})
 
