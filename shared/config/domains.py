@@ -34,6 +34,7 @@ class Domain(Section):
             "input",
             "system",
             "tools",
+            "history",
             "teacher_prompt",
             "label",
             "entities",

@@ -1,9 +1,9 @@
 """Rows as documents: which of a row's fields are read, under which names, and what they may be.
 
 A row is `{"text"}`, `{"prompt", "response"}` or `{"messages": [{"role", "content"}, ...]}`; beside
-a prompt stand `input` and `system`, beside messages `system` and `tools`. A prompt may be messages
-too, which a response follows. A message may carry more for the chat template (`tool_calls`,
-`reasoning_content`, ...) and say whether it is learnt.
+a prompt stand `input`, `system` and `history`, beside messages `system` and `tools`. A prompt may
+be messages too, which a response follows. A message may carry more for the chat template
+(`tool_calls`, `reasoning_content`, ...) and say whether it is learnt.
 Every defect is a DataError that names file and line.
 """
 
@@ -19,13 +19,14 @@ from shared.errors import DataError
 from shared.images.row_image import RowImage
 from shared.text.formats import as_string, kind_in_words
 from shared.text.masks import is_unfinished, message_is_learnt, row_is_learnt
+from shared.text.nested import calls_nothing, from_json, is_list, pairs_in, parsed_calls
 
-Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools"]
+Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools", "history"]
 Field = Literal[Named, "teacher_prompt", "label", "entities", "chosen", "rejected", "images"]
 Columns = Mapping[Field, str]
 Kind = Literal["text", "pair", "messages"]
-FIELDS: tuple[Field, ...] = ("text", "prompt", "response", "messages", "input", "system", "tools")
 _SHAPED: tuple[Field, ...] = ("text", "prompt", "response", "messages")
+FIELDS: tuple[Field, ...] = (*_SHAPED, "input", "system", "tools", "history")
 CONVERSATIONS = ("conversations", "conversation")  # what others call `messages`
 SHAPES = "text, prompt with response, or messages"
 
@@ -52,7 +53,6 @@ CALLS = (
     *("tool_calls", "function_call", "tool_call", "function_calls", "toolCalls", "functionCall"),
     *("tool_use", "tool_uses"),
 )
-NO_CALL = frozenset(("", "null", "[]", "{}", "none", "nan", "false", "no", "0", "0.0", "n/a"))
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -109,8 +109,11 @@ class Document:
         return (self.kind, self.text, self.prompt, self.response, *turns, *more)
 
 
-def document_of(row: object, where: str, columns: Columns) -> Document:
-    """A row as a document; `columns` maps our field names to the row's. Raises DataError."""
+def document_of(
+    row: object, where: str, columns: Columns, *, learns_history: bool = True
+) -> Document:
+    """A row as a document; `columns` maps our field names to the row's, `learns_history` says
+    whether earlier answers of a prompt's history are learnt. Raises DataError."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {kind_in_words(row)}, not an object with one of {SHAPES}")
     names = _names_in(row, columns)
@@ -123,7 +126,11 @@ def document_of(row: object, where: str, columns: Columns) -> Document:
         used = ("prompt", "response", "system", "tools")
         document = _conversation(found, where, _asked_and_answered(found, where))
     elif _is_pair(found):
-        used, document = ("prompt", "response", "input", "system", "tools"), _pair(found, where)
+        used = ("prompt", "response", "input", "system", "tools")
+        document = _pair(found, where)
+        if is_list(found.get("history")):
+            used = (*used, "history")
+            document = _going_on(document, found["history"], None if learns_history else False)
     elif _is_text(found):
         text = as_string(found["text"], where, names["text"])
         used, document = ("text",), Document("text", where, text=text)
@@ -211,6 +218,21 @@ def _pair(found: Mapping[Field, Any], where: str) -> Document:
     return Document("pair", where, prompt=prompt, response=response, system=system, tools=tools)
 
 
+def _going_on(pair: Document, history: object, learnt: bool | None) -> Document:
+    """A prompt and its response as the last turns of a conversation."""
+    earlier = tuple(
+        Message(role, text, learnt=learnt if role == "assistant" else None)
+        for turns in pairs_in(from_json(history, pair.where, "history"), pair.where)
+        for role, text in zip(("user", "assistant"), turns, strict=True)
+    )
+    if not earlier:
+        return pair
+    system = (Message("system", pair.system),) if pair.system else ()
+    last = (Message("user", pair.prompt), Message("assistant", pair.response))
+    turns = (*system, *earlier, *last)
+    return Document("messages", pair.where, messages=turns, tools=pair.tools)
+
+
 def _asked_and_answered(found: Mapping[Field, Any], where: str) -> tuple[Message, ...]:
     """Messages of a prompt, none of which is learnt, and of its response, which may repeat them."""
     asked = _spoken(found["prompt"], "user", where, "prompt")
@@ -244,18 +266,18 @@ def _conversation(
 
 
 def _tools(value: object, where: str) -> tuple[Any, ...]:
-    value = _from_json(value, where, "tools")
+    value = from_json(value, where, "tools")
     if value is None:
         return ()
     if isinstance(value, list):
-        value = [_from_json(tool, where, "a tool", opens="{") for tool in value]
+        value = [from_json(tool, where, "a tool", opens="{") for tool in value]
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise DataError(f"{where}: tools is {kind_in_words(value)}, not a list of objects")
     return tuple(value)
 
 
 def _messages(value: Any, where: str, name: str) -> tuple[Message, ...]:
-    value = _from_json(value, where, name)
+    value = from_json(value, where, name)
     if isinstance(value, Mapping):
         value = _turns_in_columns(value)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
@@ -298,21 +320,11 @@ def _message(turn: object, name: str, where: str) -> Message:
         raise DataError(f"{where}: {role_key} of {name} is empty; name who speaks")
     content = "" if content_key is None else _content(turn[content_key], where, name)
     learnt = message_is_learnt(more, role, where, name)
-    return Message(role, content, _parsed_calls(more, where, name), learnt)
+    return Message(role, content, parsed_calls(more, where, name), learnt)
 
 
 def _is_unsaid(key: object, value: object) -> bool:
-    return value is None or (key in CALLS and _calls_nothing(value))
-
-
-def _calls_nothing(value: object) -> bool:
-    """Whether a value holds no call, as that of a row without one in a table that has the column:
-    nulls in every field, or the word for none or no."""
-    if isinstance(value, str):
-        return value.strip().lower() in NO_CALL
-    if isinstance(value, Mapping):
-        return all(map(_calls_nothing, value.values()))
-    return all(map(_calls_nothing, value)) if isinstance(value, list) else not value
+    return value is None or (key in CALLS and calls_nothing(value))
 
 
 def _content(value: object, where: str, name: str) -> str:
@@ -332,41 +344,6 @@ def _content(value: object, where: str, name: str) -> str:
             )
         texts.append(as_string(told[key], where, f"a part of the content of {name}"))
     return "".join(texts)
-
-
-def _parsed_calls(more: dict[str, Any], where: str, name: str) -> dict[str, Any]:
-    """Calls as chat templates expect them, where others write them or their arguments as JSON."""
-    if "tool_calls" not in more:
-        return more
-    calls = _from_json(more["tool_calls"], where, f"tool_calls of {name}")
-    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise DataError(
-            f"{where}: tool_calls of {name} is {kind_in_words(calls)}, not a list of objects"
-        )
-    return more | {"tool_calls": [_parsed_call(call) for call in calls]}
-
-
-def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    if "function" not in call and "name" in call:  # the inner object alone
-        call = {"type": "function", "function": call}
-    function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return dict(call)
-    with suppress(ValueError, RecursionError):
-        parsed = json.loads(function["arguments"])
-        if isinstance(parsed, dict):
-            return {**call, "function": {**function, "arguments": parsed}}
-    return dict(call)
-
-
-def _from_json(value: object, where: str, name: str, *, opens: str = "[") -> Any:
-    """A list, or what `opens` says, that a table holds as JSON."""
-    if not isinstance(value, str) or not value.lstrip().startswith(opens):
-        return None if value in ("", "null") else value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {name} is no JSON ({error}); repair it") from None
 
 
 def _no_fields(

@@ -235,10 +235,11 @@ def _unknown_roles(turns: Sequence[Turn], spoken_for: Sequence[int]) -> tuple[st
 def _refuse_what_needs_a_template(document: Document, tokenizer: Tokenizer) -> None:
     if document.kind == "pair" and not document.tools:
         return
-    what = "has tools" if document.kind == "pair" else "is a conversation"
+    what = "is a conversation (messages, or a prompt with history)"
+    what = "has tools" if document.kind == "pair" else what
     raise DataError(
         f"{document.where} {what}, but the tokenizer of {tokenizer.name_or_path} "
-        "has no chat template; give prompt and response, or add a template to the tokenizer"
+        "has no chat template; give prompt and response alone, or add a template to the tokenizer"
     )
 
 

@@ -102,8 +102,7 @@ def _answered(row: object, where: str, columns: Columns, *, answer: Answer) -> D
     others = {name: value for name, value in row.items() if name not in names.values()}
     spare = [name for name in ("messages", *CONVERSATIONS, "text") if others.pop(name, None)]
     told: dict[str, Any] = {"prompt": found["prompt"], "response": found[answer]}
-    kept: Columns = {
-        ours: name for ours, name in columns.items() if ours in ("input", "system", "tools")
-    }
-    document = document_of(others | told, where, kept)
+    beside = ("input", "system", "tools", "history")
+    kept: Columns = {ours: name for ours, name in columns.items() if ours in beside}
+    document = document_of(others | told, where, kept, learns_history=False)
     return replace(document, unread=(*document.unread, *spare))

@@ -140,7 +140,9 @@ def test_a_tokenizer_that_adds_its_own_bos_does_not_get_two(reference: Path) -> 
 
 
 def test_a_conversation_without_a_template_is_refused_with_the_way_out(tokenizer) -> None:
-    with pytest.raises(DataError, match="has no chat template; give prompt and response, or add"):
+    with pytest.raises(
+        DataError, match="has no chat template; give prompt and response alone, or add"
+    ):
         encoded(tokenizer, CONVERSATION)
 
 
