@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.report.text import TextSummary
+from cluster.report.text import TextSummary, read_text
 from shared.config.run import Config
 from shared.errors import DamagedError
 from shared.mixture.weight_log import WeightLog, read_log
@@ -67,7 +67,7 @@ def read_record(directory: Path) -> RunRecord:
         before=_evaluations(evaluations, "before"),
         after=_evaluations(evaluations, "after"),
         baseline=read_record(baseline) if config.baseline and baseline.is_dir() else None,
-        text=read_written(RunDir(directory.parent if inside else directory).text),
+        text=read_text(RunDir(directory.parent if inside else directory)),
     )
 
 

@@ -10,8 +10,9 @@ from shared.config.run import Config
 from shared.data.account import Account, listed
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import Facts, SplitFacts, facts_of
+from shared.errors import DamagedError
 from shared.in_words import NAME_WIDTH, shortened, those
-from shared.run.run_dir import RunDir, write_atomically
+from shared.run.run_dir import RunDir, read_written, write_atomically
 from shared.text.files import left_out, source_files
 from shared.text.formats import is_text
 from shared.text.sources import sources_of
@@ -105,6 +106,27 @@ def _cells(name: str, text: SplitText) -> list[str]:
 def write_text(run_dir: RunDir, found: Mapping[str, TextSummary]) -> None:
     """Keep the account in the run folder, for the summary and the report."""
     write_atomically(run_dir.text, json.dumps(found, indent=1) + "\n")
+
+
+def read_text(run_dir: RunDir) -> dict[str, TextSummary]:
+    """What `write_text` kept; empty where it kept nothing. Raises DamagedError."""
+    found = read_written(run_dir.text)
+    for name, told in found.items():
+        parts = (told, told.get("validation", told)) if isinstance(told, dict) else (None,)
+        if not all(map(_is_split, parts)):
+            raise DamagedError(
+                f"{run_dir.text} is damaged: {name} has no counts and notes of a text; put a copy "
+                "of it back, or remove it"
+            )
+    return found
+
+
+def _is_split(told: object) -> bool:
+    """Whether a value is what is written of a domain's training or validation text."""
+    if not isinstance(told, dict) or not isinstance(notes := told.get("notes", []), list):
+        return False
+    are_counts = all(type(told.get(column)) is int for column in COLUMNS)
+    return are_counts and all(isinstance(note, str) for note in notes)
 
 
 def _summary(name: str, facts: Facts, config: Config) -> TextSummary:

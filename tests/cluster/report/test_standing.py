@@ -17,6 +17,7 @@ from cluster.report.services import (
     write_roll,
 )
 from cluster.report.standing import Standing, read_standing
+from cluster.report.text import COLUMNS
 from shared.run.metrics import read_metrics
 from shared.run.run_dir import RunDir, locked
 from student_trainer.state.checkpoint import draft_of, publish
@@ -54,6 +55,26 @@ def test_a_file_of_a_run_that_holds_something_else_is_named(run_dir, capsys):
     (run_dir.path / "evaluations.json").write_text('{"before": {"code": {"nll": "x", "y": 1}}}')
     assert main(["report", str(run_dir.path)]) == 2
     assert "evaluations.json is damaged: before is no evaluation" in capsys.readouterr().err
+
+
+COUNTS = dict.fromkeys(COLUMNS, 1)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        *(5, None, [], {}),
+        *(COUNTS | more for more in ({"rows": "many"}, {"notes": 5}, {"notes": [5]})),
+        *(COUNTS | {"validation": told} for told in (None, {}, COUNTS | {"notes": {}})),
+    ],
+)
+def test_an_edited_account_of_a_runs_text_is_named(run_dir, capsys, edited):
+    whole = COUNTS | {"notes": ["a"], "held_out": False, "validation": COUNTS}
+    run_dir.text.write_text(json.dumps({"code": whole}))
+    assert main(["report", str(run_dir.path)]) == 0
+    run_dir.text.write_text(json.dumps({"code": whole, "law": edited}))
+    assert main(["report", str(run_dir.path)]) == 2
+    assert "text.json is damaged: law has no counts and notes of a" in capsys.readouterr().err
 
 
 def test_a_damaged_summary_ends_no_run(run_dir):
