@@ -3,11 +3,13 @@
 NLL and KL are nats per loss token of validation text; times are seconds, sizes bytes.
 """
 
-from typing import NotRequired, TypedDict
+from pathlib import Path
+from typing import NotRequired, TypedDict, cast
 
 from cluster.report.classes import ClassSummary, class_summary
 from cluster.report.record import Evaluations, RunRecord, finite
 from cluster.report.text import TextSummary
+from shared.errors import DamagedError
 from shared.run.metrics import DomainEvaluation, StepMetrics
 from shared.run.run_dir import RunDir, read_written
 
@@ -109,15 +111,28 @@ def measure(record: RunRecord, *, status: str, failures: Failures) -> Summary:
 
 def measure_baseline(record: RunRecord, baseline: RunRecord) -> BaselineSummary:
     """The hard-labels run beside the distilled one."""
-    told = read_written(baseline.directory / "summary.json")
+    path = baseline.directory / "summary.json"
+    told = read_written(path)
     none = Failures(teacher_restarts=0, student_restarts=0, retried_units=0)
     summary = measure(
         baseline,
         status=told.get("status", "finished" if baseline.after else "unfinished"),
-        failures=told.get("failures", none),
+        failures=failures_in(path, told, none),
     )
     students = {name: _compare(record, baseline, name) for name in record.domains}
     return BaselineSummary(**summary, students=students)
+
+
+def failures_in(path: Path, told: dict, otherwise: Failures) -> Failures:
+    """The failures that a summary read from `path` counts; `otherwise` where it counts none.
+    Raises DamagedError."""
+    found = told.get("failures", otherwise)
+    wanted = Failures.__required_keys__
+    if isinstance(found, dict) and all(type(found.get(name)) is int for name in wanted):
+        return cast(Failures, found)
+    raise DamagedError(
+        f"{path} is damaged: its failures are no counts; put a copy of it back, or remove it"
+    )
 
 
 def domain_summary(record: RunRecord, name: str) -> DomainSummary:

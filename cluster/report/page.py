@@ -14,13 +14,14 @@ from markupsafe import Markup
 from cluster.report import plots
 from cluster.report.classes import class_table
 from cluster.report.curves import curves
-from cluster.report.measurement import DomainSummary, Failures, kl, measure, nll
+from cluster.report.measurement import DomainSummary, Failures, failures_in, kl, measure, nll
 from cluster.report.plots import Mark, Shape
 from cluster.report.record import RunRecord, finite, read_record
 from cluster.report.samples import samples_of
 from cluster.report.services import read_scaling
 from cluster.report.summary import verdict
 from cluster.report.text import COLUMNS
+from shared.errors import DamagedError
 from shared.prompts.prompts import Prompt
 from shared.run.run_dir import RunDir, read_written, write_atomically
 
@@ -56,7 +57,7 @@ def _page(record: RunRecord) -> str:
     summary = measure(
         record,
         status=told.get("status", "unfinished"),
-        failures=told.get("failures", counted),
+        failures=failures_in(files.summary, told, counted),
     )
     hard = record.baseline.after if record.baseline else {}
     return template("report.html.j2").render(
@@ -117,10 +118,16 @@ def gap_closed(domain: DomainSummary) -> float | None:
 def _prompts(path: Path) -> dict[str, dict[str, Any]]:
     """What prompts.json says of each domain: its prompt as text, and what the search tried."""
     told = read_written(path).get("domains", {})
-    return {
-        name: found | {"text": Prompt.from_dict(found["prompt"]).text()}
-        for name, found in told.items()
-    }
+    try:
+        return {
+            name: found | {"text": Prompt.from_dict(found["prompt"]).text()}
+            for name, found in told.items()
+        }
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise DamagedError(
+            f"{path} is damaged: its domains have no prompts ({type(error).__name__}: {error}); "
+            "put a copy of it back, or remove it"
+        ) from None
 
 
 def _comparisons(record: RunRecord) -> list[tuple[str, Markup]]:

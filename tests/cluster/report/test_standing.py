@@ -77,6 +77,19 @@ def test_an_edited_account_of_a_runs_text_is_named(run_dir, capsys, edited):
     assert "text.json is damaged: law has no counts and notes of a" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "edited"),
+    [
+        *(("summary.json", {"failures": told}) for told in (5, {}, {"teacher_restarts": "x"})),
+        *(("prompts.json", {"domains": told}) for told in (5, {"code": {}}, {"code": 5})),
+    ],
+)
+def test_an_edited_file_of_a_run_is_named_by_its_report(run_dir, capsys, name, edited):
+    (run_dir.path / name).write_text(json.dumps(edited))
+    assert main(["report", str(run_dir.path)]) == 2
+    assert f"{name} is damaged: its " in capsys.readouterr().err
+
+
 def test_a_damaged_summary_ends_no_run(run_dir):
     for damage in ("null", "[]", '{"status": '):
         run_dir.summary.write_text(damage)
