@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs as file_systems
 
 from shared.errors import ConfigError, StorageError
+from shared.loading import first_line
 
 SECRETS = ("secret", "token", "password", "key", "sas", "credential")
 UNFINISHED = ".part"
@@ -129,15 +130,23 @@ def _file_system(uri: str) -> tuple[Any, str]:
     except pa.ArrowInvalid:
         pass  # not one of pyarrow's own
     except OSError as error:
-        raise StorageError(
-            f"targets.store {uri} cannot be reached: {str(error).splitlines()[0]}"
-        ) from None
+        raise _unreached(uri, error) from None
     try:
         fsspec: Any = importlib.import_module("fsspec")  # it need not be installed
         found, path = fsspec.core.url_to_fs(uri)
+    except OSError as error:
+        raise _unreached(uri, error) from None
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"targets.store is {uri}, which names no file system here ({error}); name a folder, "
             "or an address such as s3://BUCKET/FOLDER"
         ) from None
     return file_systems.PyFileSystem(file_systems.FSSpecHandler(found)), path
+
+
+def _unreached(uri: str, error: OSError) -> StorageError:
+    reason = error.strerror or first_line(error)
+    return StorageError(
+        f"targets.store {uri} cannot be reached: {reason}; correct the address, see to the "
+        "network, or name a folder"
+    )

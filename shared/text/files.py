@@ -63,7 +63,7 @@ BESIDE = (
     *(".md5", ".sha", ".sha1", ".sha256", ".sha512", ".crc", ".sig", ".asc", ".dvc"),
     ":zone.identifier",
 )
-SAVED = ("state.json", "dataset_dict.json")  # marks of a folder of `save_to_disk`
+SAVED = SAVED_SPLIT, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of `save_to_disk`
 
 
 def source_files(source: str, *, root: Path) -> list[Path]:

@@ -4,16 +4,17 @@ This module does not know tokenizers. Every defect is a DataError that names fil
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from shared.config.domains import Domain, HubDataset, Source
 from shared.errors import DataError
 from shared.loading import first_line
 from shared.text.digests import digest_file
 from shared.text.documents import Columns, Document, Kind, columns_read, document_of
-from shared.text.files import SAVED, source_files
+from shared.text.files import SAVED, SAVED_SPLIT, SAVED_SPLITS, source_files
 from shared.text.formats import PARQUET, is_text, kind_of, read_rows, read_text, size_of_text
 from shared.text.masks import ROW_MASKS, row_is_left_out
 
@@ -143,13 +144,13 @@ def _undecoded(dataset: "Dataset") -> "Dataset":
 
 
 def _load_hub(source: HubDataset, root: Path) -> "Dataset":
-    from datasets import load_dataset, load_from_disk
+    from datasets import load_dataset
 
     folder = root / Path(source.dataset).expanduser()
     is_saved = any((folder / mark).is_file() for mark in SAVED)
     try:
         if is_saved:
-            return _split_of(load_from_disk(str(folder)), source)
+            return _saved(folder, source)
         name = str(folder) if folder.exists() else source.dataset
         return load_dataset(name, source.config, split=source.split, revision=source.revision)
     except DataError:
@@ -162,11 +163,15 @@ def _load_hub(source: HubDataset, root: Path) -> "Dataset":
         ) from None
 
 
-def _split_of(saved: Any, source: HubDataset) -> "Dataset":
-    """What `save_to_disk` wrote of a split. Raises DataError for one that it does not have, and
-    for parts, revisions and configs, which it knows none of."""
-    splits = {str(name): one for name, one in saved.items()} if isinstance(saved, dict) else {}
-    known = [*splits] or [str(getattr(saved, "split", None) or "train")]
+def _saved(folder: Path, source: HubDataset) -> "Dataset":
+    """What `save_to_disk` wrote of a split. Raises DataError for one that it does not have, for
+    parts, revisions and configs, which it knows none of, and for one without a row."""
+    from datasets import load_from_disk
+
+    several = folder / SAVED_SPLITS
+    splits = json.loads(several.read_text())["splits"] if several.is_file() else []
+    told = {} if splits else json.loads((folder / SAVED_SPLIT).read_text())
+    known = splits or [str(told.get("_split") or "train")]
     if not splits and source.split == "train":  # as where none is named
         known = ["train"]
     other = next((n for n in ("config", "revision") if getattr(source, n) is not None), None)
@@ -176,7 +181,13 @@ def _split_of(saved: Any, source: HubDataset) -> "Dataset":
             f"dataset {source.dataset!r} was written by `save_to_disk`, which keeps whole splits "
             f"({', '.join(known)}) and nothing of {what}; name one of them, and no more"
         )
-    return splits.get(source.split, saved)
+    part = folder / source.split if splits else folder
+    if json.loads((part / SAVED_SPLIT).read_text()).get("_data_files") == []:
+        raise DataError(
+            f"dataset {source.dataset!r} was written by `save_to_disk` without a row in split "
+            f"{source.split!r}; write it again with rows, or leave it out"
+        )
+    return cast("Dataset", load_from_disk(str(part)))
 
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def test_a_place_without_a_store_is_refused_with_a_sentence(tmp_path, tiny_pair,
         (tmp_path / "nowhere", "does not exist"),
         (write_job(tmp_path, tiny_pair), "targets.store is not set"),
         ("nosuch://x", "names no file system"),
+        ("ftp://127.0.0.1:1/x", "ftp://127.0.0.1:1/x cannot be reached: Connection refused; cor"),
         ("s3://me:hush@bucket/x", "with credentials in it"),
     ):
         assert main(["cache", "ls", str(where)]) == 2

@@ -114,3 +114,16 @@ def test_turns_that_a_dataset_keeps_as_an_object_of_lists_are_read(tmp_path):
     domain = Domain.model_validate({"train": {"dataset": "set"}})
     (found,) = read_documents(sources_of(domain, "train"), root=tmp_path, columns={})
     assert [(m.role, m.content) for m in found.messages] == [("user", "hi"), ("assistant", "ho")]
+
+
+def test_a_saved_dataset_without_a_row_is_named_and_bars_no_other_split(tmp_path):
+    empty = datasets.Dataset.from_dict({"text": []})
+    empty.save_to_disk(str(tmp_path / "one"))
+    rows = datasets.Dataset.from_list([{"text": "a"}])
+    datasets.DatasetDict({"train": rows, "test": empty}).save_to_disk(str(tmp_path / "two"))
+    for name, split in (("one", "train"), ("two", "test")):
+        source = HubDataset(dataset=name, split=split)
+        said = f"dataset '{name}' was written by `save_to_disk` without a row in split '{split}'; w"
+        with pytest.raises(DataError, match=said):
+            list(read_documents([source], root=tmp_path, columns={}))
+    assert texts(tmp_path, Domain(train=HubDataset(dataset="two")), "train") == ["a"]
