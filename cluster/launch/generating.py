@@ -32,7 +32,7 @@ from shared.prompts.prefix import Opening, shown
 from shared.run.plan import RunPlan
 from shared.targets.generation import GenerationSpec, Openings
 from shared.text.chat import chosen_template
-from shared.text.ends import ends_of
+from shared.text.framing import ends_of
 from student_trainer.state.export import exported_step
 from teacher_service.service.pool import GenerationPool
 

@@ -38,7 +38,7 @@ from shared.run.plan import RunPlan, Work
 from shared.run.run_dir import RunDir
 from shared.run.start import StartClock
 from shared.targets.asks.head_location import ShippedHead
-from shared.text.ends import ends_of
+from shared.text.framing import ends_of
 from shared.text.special_tokens import special_ids
 from student_trainer.models.routers import OtherRouterLoss
 from teacher_service.engine.description import LoadEngine, TeacherDescription

@@ -13,7 +13,7 @@ from shared.config.tasks.task import TEXT, Classification, Tagging
 from shared.errors import ConfigError
 from shared.prompts.class_reading import Read
 from shared.targets.asks.classes import ClassLogProbs, Tokens
-from shared.text.ends import ends_of
+from shared.text.framing import ends_of
 
 
 @dataclass(frozen=True, slots=True)

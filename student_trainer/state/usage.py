@@ -15,7 +15,7 @@ from shared.config.run import Config
 from shared.config.tasks.task import Tagging
 from shared.loading import SPECIAL_IDS, without_negative
 from shared.text.chat import chosen_template
-from shared.text.ends import ends_of
+from shared.text.framing import ends_of
 
 GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer_config.json"

@@ -33,7 +33,7 @@ from shared.mixture.weight_log import ControllerClient, read_log
 from shared.run.metrics import read_metrics
 from shared.run.plan import RunPlan
 from shared.run.run_dir import RunDir, write_atomically
-from shared.text.ends import ends_of
+from shared.text.framing import ends_of
 from student_trainer.evaluation.evaluations import EVALUATIONS, evaluate
 from student_trainer.evaluation.reports import report
 from student_trainer.evaluation.validation import Validation, ValidationSums

@@ -11,7 +11,7 @@ import torch
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from shared.text.ends import ends_of
+from shared.text.framing import ends_of
 from student_trainer.state.usage import save_usage
 from tests import tiny
 from tests.laws.test_models_of_the_hub import OWN_CODE, give_own_tokenizer
