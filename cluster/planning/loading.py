@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.config.file import load_config, resolve
+from shared.config.idle import refuse_idle
 from shared.config.paths import in_job, refuse_unwritable
 from shared.config.run import Config
 from shared.errors import ConfigError
@@ -36,12 +37,13 @@ def made(config: Config) -> Config:
 
 def read(path: Path, overrides: Sequence[str]) -> Config:
     """A config file with overrides, every path absolute, teachers that are adapters on their
-    bases; built-in names stay."""
+    bases; built-in names stay. Raises ConfigError for an option without effect."""
     from cluster.planning.bases import teachers_on_bases
     from cluster.session.session import prepare_environment
 
     prepare_environment()
     config = resolve(load_config(path, overrides))
+    refuse_idle(config)
     _leave_job_folder()
     refuse_unwritable("paths.cache", config.paths.cache)
     return teachers_on_bases(config)

@@ -375,8 +375,6 @@ class Config(Section):
                 f"targets.exact is {self.targets.exact}, with which every KL is over the full "
                 "vocabulary, but evaluation.kl is bucketed; remove one of the two"
             )
-        if self.targets.teacher_free and self.targets.store is None:
-            raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
         for name in self.trackers:
             if self.trackers.count(name) > 1:
                 raise ValueError(f"trackers has {name} twice; name each once")

@@ -86,7 +86,9 @@ class Targets(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_stored_depends_on_no_student(self) -> "Targets":
+    def _what_is_stored_is_there_for_any_student(self) -> "Targets":
+        if self.teacher_free and self.store is None:
+            raise ValueError("targets.teacher_free needs targets.store, the folder to train from")
         if self.student_ids and self.store is not None:
             raise ValueError(
                 f"targets.student_ids is {self.student_ids}, whose answers depend on the student "

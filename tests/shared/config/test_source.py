@@ -27,7 +27,7 @@ def config(source, **options) -> Config:
         ({"student": 1}, (0, 1, 0)),
         ({"student": 0.25, "dataset": 0.75}, (0.75, 0.25, 0)),
         ({"teacher": 0.5, "student": 0.25, "dataset": 0.25}, (0.25, 0.25, 0.5)),
-        ({"max_new_tokens": 5}, (1, 0, 0)),
+        ({"student": 1, "max_new_tokens": 5}, (0, 1, 0)),
     ],
 )
 def test_a_source_is_a_name_or_shares(given, shares):
