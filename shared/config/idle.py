@@ -11,7 +11,6 @@ from shared.config.run import Config
 from shared.errors import ConfigError
 
 WRITING = ("prompt_tokens", "max_new_tokens", "min_new_tokens", "temperature", "top_p")
-HIDDEN = ("width", "projection", "raw", "encoding", "calibration_rows")
 Idle = tuple[str, tuple[str, ...], str]  # a section, options of it, and why they have no effect
 
 
@@ -44,8 +43,6 @@ def _idle(config: Config) -> Iterator[Idle]:
     if targets.selector in ("top_k", "renormalised"):
         why = f"targets.selector is {targets.selector}, which draws no ids; take another"
         yield "targets", ("draws", "seed"), why
-    if not config.hidden_layers:
-        yield "targets.hidden", HIDDEN, "no loss asks for hidden states of the teacher; add one"
     if targets.hidden.projection == "random":
         why = "targets.hidden.projection is random, which is fit on no rows; take pca"
         yield "targets.hidden", ("calibration_rows",), why
