@@ -21,8 +21,9 @@ class Specials:
 
     def __init__(self, tokenizer: Any) -> None:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        texts = sorted({t.content for t in added if t.special and len(t.content) > 1}, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
+        found = {t.content: t for t in added if t.special and len(t.content) > 1}
+        parts = [_pattern_of(found[text]) for text in sorted(found, reverse=True)]
+        self.pattern = re.compile("|".join(parts)) if parts else None
         self.bos: str | None = getattr(tokenizer, "bos_token", None)
         self.eos: str | None = getattr(tokenizer, "eos_token", None)
 
@@ -55,6 +56,12 @@ class Specials:
         if isinstance(value, dict):
             return {key: self.marked(one) for key, one in value.items()}
         return value
+
+
+def _pattern_of(token: Any) -> str:
+    """Where a tokenizer finds a token: within a word not, where it asks for words of its own."""
+    text = re.escape(token.content)
+    return rf"(?<!\w){text}(?!\w)" if getattr(token, "single_word", False) else text
 
 
 def _marked(found: re.Match[str]) -> str:

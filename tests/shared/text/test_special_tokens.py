@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from shared.text.documents import Document, Message
 from shared.text.framing import encode
+from shared.text.special_tokens import Specials
 from tests.shared.text.test_framing import CHATML, chatting, learnt_texts
 
 BOS, EOS = 1, 2
@@ -133,3 +134,17 @@ def test_byte_fallback_keeps_every_other_token(reference: Path) -> None:
     ids = ids_of(tokenizer, "One <unk> day </s> we met")
     assert ids.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(ids[1:-1]).split() == ["One", "<unk>", "day", "</s>", "we", "met"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("a <x> b", 1), ("a<x>b", 0), ("a<x> b", 0), ("<x>", 1), ("(<x>)", 1)]
+)
+def test_a_token_that_is_a_word_of_its_own_is_found_where_the_tokenizer_finds_it(
+    tokenizer, text: str, count: int
+):
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<x>", special=True, single_word=True)]}
+    )
+    number = tokenizer.convert_tokens_to_ids("<x>")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert Specials(tokenizer).count(text) == ids.count(number) == count
