@@ -43,9 +43,6 @@ def _idle(config: Config) -> Iterator[Idle]:
     if targets.selector in ("top_k", "renormalised"):
         why = f"targets.selector is {targets.selector}, which draws no ids; take another"
         yield "targets", ("draws", "seed"), why
-    if targets.hidden.projection == "random":
-        why = "targets.hidden.projection is random, which is fit on no rows; take pca"
-        yield "targets.hidden", ("calibration_rows",), why
     if config.optimiser.schedule == "constant":
         why = "optimiser.schedule is constant, which never falls; take another"
         yield "optimiser", ("final_lr_fraction",), why
