@@ -4,7 +4,6 @@ They are refused as a command reads a config; what a run has recorded may have s
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from shared.config.adaptive_losses import teachers_write_texts
 from shared.config.run import Config
@@ -20,14 +19,11 @@ def refuse_idle(config: Config) -> None:
     if config.stages:
         return
     for section, options, why in _idle(config):
-        found: Any = config
-        for name in section.split("."):
-            found = getattr(found, name)
+        found = getattr(config, section)
         for option in options:
             value = getattr(found, option)
             if value != type(found).model_fields[option].default:
-                told = str(value).lower() if isinstance(value, bool) else value
-                raise ConfigError(f"{section}.{option} is {told}, but {why}, or leave it out")
+                raise ConfigError(f"{section}.{option} is {value}, but {why}, or leave it out")
 
 
 def _idle(config: Config) -> Iterator[Idle]:
