@@ -28,7 +28,10 @@ from tests.tiny import Pair, edit_config
 pytestmark = pytest.mark.drill
 
 PATIENCE_S = 120.0
-SAVED = rf"Stopped after step \d+ of {STEPS}, which is saved; the same command continues from there\."
+SAVED = (
+    rf"Stopped after step \d+ of {STEPS}, which is saved; "
+    r"the same command continues from there\."
+)
 CONTINUES = r"Interrupted; the same command continues .*\."
 TERM, HUP, INT = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 
