@@ -9,6 +9,7 @@ from shared.config.idle import refuse_idle
 from shared.config.paths import in_job, refuse_unwritable
 from shared.config.run import Config
 from shared.errors import ConfigError
+from shared.run.run_dir import RunDir
 
 
 def load(path: Path, overrides: Sequence[str]) -> Config:
@@ -43,7 +44,8 @@ def read(path: Path, overrides: Sequence[str]) -> Config:
 
     prepare_environment()
     config = resolve(load_config(path, overrides))
-    refuse_idle(config)
+    if not RunDir(Path(config.paths.runs) / config.name).config.exists():
+        refuse_idle(config)  # a run that goes on keeps what it began with
     _leave_job_folder()
     refuse_unwritable("paths.cache", config.paths.cache)
     return teachers_on_bases(config)

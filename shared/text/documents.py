@@ -19,7 +19,14 @@ from shared.errors import DataError
 from shared.images.row_image import RowImage
 from shared.text.formats import as_string, kind_in_words
 from shared.text.masks import is_unfinished, message_is_learnt, row_is_learnt
-from shared.text.nested import calls_nothing, from_json, is_list, pairs_in, parsed_calls
+from shared.text.nested import (
+    CALLS,
+    calls_nothing,
+    from_json,
+    has_turns,
+    pairs_in,
+    parsed_calls,
+)
 
 Named = Literal["text", "prompt", "response", "messages", "input", "system", "tools", "history"]
 Field = Literal[Named, "teacher_prompt", "label", "entities", "chosen", "rejected", "images"]
@@ -49,10 +56,6 @@ KNOWN_ROLES = frozenset(ROLES.values())
 AROUND = re.compile(r"^\W+|\W+$")  # of a role: spaces, marks without width, <| |>, a colon
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 PART_TYPES, PART_KEYS = ("text", "input_text", "output_text"), ("text", "content", "value")
-CALLS = (
-    *("tool_calls", "function_call", "tool_call", "function_calls", "toolCalls", "functionCall"),
-    *("tool_use", "tool_uses"),
-)
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -128,7 +131,7 @@ def document_of(
     elif _is_pair(found):
         used = ("prompt", "response", "input", "system", "tools")
         document = _pair(found, where)
-        if is_list(found.get("history")):
+        if has_turns(found.get("history")):
             used = (*used, "history")
             document = _going_on(document, found["history"], None if learns_history else False)
     elif _is_text(found):

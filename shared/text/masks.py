@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shared.errors import DataError
+from shared.text.nested import CALLS, calls_nothing
 
 LEARNT_KEYS = (
     *("weight", "train", "training", "trainable", "is_trainable", "train_on_turn"),
@@ -83,9 +84,11 @@ def row_is_left_out(row: object, columns: Iterable[str]) -> bool:
 
 
 def is_unfinished(turn: Mapping[str, Any]) -> bool:
-    """Whether an assistant's message says that its answer goes on, so that its end is no end."""
+    """Whether an assistant's message says that its answer goes on, so that its end is no end; one
+    with a call ends with it, whoever's turn it still is."""
     said = [says_unfinished(key, value) for key, value in turn.items()]
-    return turn.get("role") == "assistant" and True in said
+    calls = any(key in turn and not calls_nothing(turn[key]) for key in CALLS)
+    return turn.get("role") == "assistant" and True in said and not calls
 
 
 def says_unfinished(key: str, value: object) -> bool | None:

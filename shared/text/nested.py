@@ -8,6 +8,10 @@ from typing import Any
 from shared.errors import DataError
 from shared.text.formats import as_string, kind_in_words
 
+CALLS = (  # fields of a message
+    *("tool_calls", "function_call", "tool_call", "function_calls", "toolCalls", "functionCall"),
+    *("tool_use", "tool_uses"),
+)
 NO_CALL = frozenset(("", "null", "[]", "{}", "none", "nan", "false", "no", "0", "0.0", "n/a"))
 
 
@@ -56,9 +60,13 @@ def calls_nothing(value: object) -> bool:
     return all(map(calls_nothing, value)) if isinstance(value, list) else not value
 
 
-def is_list(value: object) -> bool:
-    """Whether a row's history is a list, be it as JSON in a table; another field has that name."""
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
+def has_turns(value: object) -> bool:
+    """Whether a row's history is a list that begins with a list, or is empty, be it as JSON in a
+    table; another field may have that name."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    return isinstance(value, list) and (not value or isinstance(value[0], list | tuple))
 
 
 def pairs_in(history: Any, where: str) -> list[tuple[str, str]]:

@@ -53,7 +53,8 @@ def test_a_history_without_a_turn_leaves_a_pair(nothing: object) -> None:
 
 
 def test_a_history_that_is_no_list_or_stands_beside_text_is_counted() -> None:
-    assert document(ROW | {"history": "of Rome"}).unread == ("history",)
+    for other in ("of Rome", "[2010] diabetes", ["q", "a"], [{"role": "user", "content": "q"}]):
+        assert document(ROW | {"history": other}).unread == ("history",)
     assert document({"text": "a", "history": EARLIER}).unread == ("history",)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from shared.errors import DataError
 from shared.text.documents import Message
+from shared.text.masks import is_unfinished
 from tests.shared.text.test_chat import answer, chat, learnt, user
 from tests.shared.text.test_framing import (
     CHATML,
@@ -62,3 +63,11 @@ def test_what_a_user_says_of_an_end_is_not_read(tokenizer) -> None:
     turns = [Message("user", "Q", {"partial": True}), answer("a", partial="perhaps")]
     (one,) = encoded(chatting(tokenizer, CHATML), chat(*turns))
     assert (one.remarks.unread, learnt_texts(tokenizer, one)) == (("partial",), ["a<|im_end|>"])
+
+
+def test_an_answer_with_a_call_ends_with_it_whoevers_turn_it_still_is() -> None:
+    call = {"tool_calls": [{"type": "function", "function": {"name": "get", "arguments": {}}}]}
+    turn = {"role": "assistant", "content": "Let me look.", "end_turn": False}
+    assert is_unfinished(turn)
+    assert is_unfinished(turn | {"tool_calls": []})
+    assert not is_unfinished(turn | call)
