@@ -23,7 +23,7 @@ from shared.text.nested import (
     CALLS,
     calls_nothing,
     from_json,
-    has_turns,
+    history_in,
     pairs_in,
     parsed_calls,
 )
@@ -131,9 +131,9 @@ def document_of(
     elif _is_pair(found):
         used = ("prompt", "response", "input", "system", "tools")
         document = _pair(found, where)
-        if has_turns(found.get("history")):
+        if (history := history_in(found.get("history"))) is not None:
             used = (*used, "history")
-            document = _going_on(document, found["history"], None if learns_history else False)
+            document = _going_on(document, history, None if learns_history else False)
     elif _is_text(found):
         text = as_string(found["text"], where, names["text"])
         used, document = ("text",), Document("text", where, text=text)
@@ -221,11 +221,11 @@ def _pair(found: Mapping[Field, Any], where: str) -> Document:
     return Document("pair", where, prompt=prompt, response=response, system=system, tools=tools)
 
 
-def _going_on(pair: Document, history: object, learnt: bool | None) -> Document:
+def _going_on(pair: Document, history: list, learnt: bool | None) -> Document:
     """A prompt and its response as the last turns of a conversation."""
     earlier = tuple(
         Message(role, text, learnt=learnt if role == "assistant" else None)
-        for turns in pairs_in(from_json(history, pair.where, "history"), pair.where)
+        for turns in pairs_in(history, pair.where)
         for role, text in zip(("user", "assistant"), turns, strict=True)
     )
     if not earlier:

@@ -60,16 +60,18 @@ def calls_nothing(value: object) -> bool:
     return all(map(calls_nothing, value)) if isinstance(value, list) else not value
 
 
-def has_turns(value: object) -> bool:
-    """Whether a row's history is a list that begins with a list, or is empty, be it as JSON in a
-    table; another field may have that name."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+def history_in(history: object) -> list | None:
+    """A row's history where it is a list that begins with a list, or is empty, be it as JSON in a
+    table; None for another field of that name."""
+    if isinstance(history, str) and history.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    return isinstance(value, list) and (not value or isinstance(value[0], list | tuple))
+            history = json.loads(history)
+    if not isinstance(history, list):
+        return None
+    return history if not history or isinstance(history[0], list | tuple) else None
 
 
-def pairs_in(history: Any, where: str) -> list[tuple[str, str]]:
+def pairs_in(history: list, where: str) -> list[tuple[str, str]]:
     """What was asked and what was answered in each earlier turn. Raises DataError."""
     return [_pair(turn, number, where) for number, turn in enumerate(history, start=1)]
 
