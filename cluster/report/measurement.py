@@ -9,9 +9,8 @@ from typing import NotRequired, TypedDict, cast
 from cluster.report.classes import ClassSummary, class_summary
 from cluster.report.record import Evaluations, RunRecord, finite
 from cluster.report.text import TextSummary
-from shared.errors import DamagedError
 from shared.run.metrics import DomainEvaluation, StepMetrics
-from shared.run.run_dir import RunDir, read_written
+from shared.run.run_dir import RunDir, damaged, read_written
 
 
 class Failures(TypedDict):
@@ -130,9 +129,7 @@ def failures_in(path: Path, told: dict, otherwise: Failures) -> Failures:
     wanted = Failures.__required_keys__
     if isinstance(found, dict) and all(type(found.get(name)) is int for name in wanted):
         return cast(Failures, found)
-    raise DamagedError(
-        f"{path} is damaged: its failures are no counts; put a copy of it back, or remove it"
-    )
+    raise damaged(path, "its failures are no counts")
 
 
 def domain_summary(record: RunRecord, name: str) -> DomainSummary:

@@ -21,9 +21,8 @@ from cluster.report.samples import samples_of
 from cluster.report.services import read_scaling
 from cluster.report.summary import verdict
 from cluster.report.text import COLUMNS
-from shared.errors import DamagedError
 from shared.prompts.prompts import Prompt
-from shared.run.run_dir import RunDir, read_written, write_atomically
+from shared.run.run_dir import RunDir, damaged, read_written, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Read when imported: a submitted job's folder may be gone by the time a run ends.
@@ -124,10 +123,8 @@ def _prompts(path: Path) -> dict[str, dict[str, Any]]:
             for name, found in told.items()
         }
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise DamagedError(
-            f"{path} is damaged: its domains have no prompts ({type(error).__name__}: {error}); "
-            "put a copy of it back, or remove it"
-        ) from None
+        why = f"its domains have no prompts ({type(error).__name__}: {error})"
+        raise damaged(path, why) from None
 
 
 def _comparisons(record: RunRecord) -> list[tuple[str, Markup]]:

@@ -10,9 +10,8 @@ from shared.config.run import Config
 from shared.data.account import Account, listed
 from shared.data.prepared import PreparedDomain
 from shared.data.row_cache import Facts, SplitFacts, facts_of
-from shared.errors import DamagedError
 from shared.in_words import NAME_WIDTH, shortened, those
-from shared.run.run_dir import RunDir, read_written, write_atomically
+from shared.run.run_dir import RunDir, damaged, read_written, write_atomically
 from shared.text.files import left_out, source_files
 from shared.text.formats import is_text
 from shared.text.sources import sources_of
@@ -114,10 +113,7 @@ def read_text(run_dir: RunDir) -> dict[str, TextSummary]:
     for name, told in found.items():
         parts = (told, told.get("validation", told)) if isinstance(told, dict) else (None,)
         if not all(map(_is_split, parts)):
-            raise DamagedError(
-                f"{run_dir.text} is damaged: {name} has no counts and notes of a text; put a copy "
-                "of it back, or remove it"
-            )
+            raise damaged(run_dir.text, f"{name} has no counts and notes of a text")
     return found
 
 

@@ -26,10 +26,13 @@ def read_written(path: Path) -> dict:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise DamagedError(
-            f"{path} is damaged: it is no whole JSON object; put a copy of it back, or remove it"
-        )
+        raise damaged(path, "it is no whole JSON object")
     return found
+
+
+def damaged(path: Path, why: str) -> DamagedError:
+    """The error for a file of a run that does not hold what was written."""
+    return DamagedError(f"{path} is damaged: {why}; put a copy of it back, or remove it")
 
 
 @dataclass(frozen=True, slots=True)
